@@ -1,0 +1,77 @@
+"""Registries: a config's `dict(type=NAME, **arguments)` becomes an object.
+
+`autoload(REGISTRY)` imports every module under the registry's package, so adding a component is adding one file.
+"""
+
+import functools
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable
+from typing import Any
+
+from mmengine.registry import Registry
+
+MODELS = Registry("model", scope="opensora", locations=["opensora.models"])
+VAES = Registry("vae", scope="opensora", locations=["opensora.models.vae"])
+TEXT_ENCODERS = Registry("text_encoder", scope="opensora", locations=["opensora.models.text"])
+SCHEDULERS = Registry("scheduler", scope="opensora", locations=["opensora.schedulers"])
+DATASETS = Registry("dataset", scope="opensora", locations=["opensora.datasets"])
+OPTIMIZERS = Registry("optimizer", scope="opensora", locations=["opensora.training"])
+LR_SCHEDULERS = Registry("lr_scheduler", scope="opensora", locations=["opensora.training"])
+PLUGINS = Registry("plugin", scope="opensora", locations=["opensora.parallel.plugins"])
+PLATFORMS = Registry("platform", scope="opensora", locations=["opensora.platforms"])
+
+
+@functools.cache
+def autoload(registry: Registry) -> None:
+    """Import every module below the packages of `registry`, which registers what they define."""
+    for location in registry._locations:
+        package = importlib.import_module(location)
+        for module in pkgutil.walk_packages(package.__path__, prefix=f"{location}."):
+            importlib.import_module(module.name)
+
+
+def names(registry: Registry) -> list[str]:
+    """Every registered name, sorted."""
+    autoload(registry)
+    return sorted(registry.module_dict)
+
+
+def constructor(registry: Registry, name: str) -> Callable[..., Any]:
+    """The class or preset registered as `name`; KeyError names the registry when there is none."""
+    autoload(registry)
+    found = registry.module_dict.get(name)
+    if found is None:
+        raise KeyError(f"{registry.name}: no {name!r}; registered: {', '.join(names(registry))}")
+    return found
+
+
+def build(registry: Registry, config: dict[str, Any], **given: Any) -> Any:
+    """Build `config`'s component; `given` are arguments that the run knows and the config need not repeat."""
+    arguments = {**config, **given}
+    return constructor(registry, arguments.pop("type"))(**arguments)
+
+
+def register_preset(registry: Registry, name: str, cls: type, **preset: Any) -> None:
+    """Register `cls` under `name` with some arguments fixed to a released size; the config may still override them.
+
+    The preset keeps the signature of `cls`, so config checks see through it.
+    """
+
+    def create(**arguments: Any) -> Any:
+        return cls(**{**preset, **arguments})
+
+    signature = inspect.signature(cls)
+    create.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[
+            parameter.replace(
+                kind=inspect.Parameter.KEYWORD_ONLY, default=preset.get(parameter.name, parameter.default)
+            )
+            for parameter in signature.parameters.values()
+        ]
+    )
+    create.__annotations__ = dict(getattr(cls.__init__, "__annotations__", {}))
+    create.__doc__ = f"{cls.__name__} with {preset}."
+    create.__wrapped_class__ = cls  # type: ignore[attr-defined]
+    registry.register_module(name=name, module=create)

@@ -1,0 +1,51 @@
+"""The values that travel between the parts. B batch, C channels, T frames, H W rows and columns, L text tokens."""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One training sample."""
+
+    video_CTHW: Tensor  # float32 in [-1, 1]; an image is a clip of one frame
+    caption: str
+    fps: float  # frames per second of video_CTHW
+    row: int  # line of the manifest it came from, counted from 0; for a drawn data set, the sample number
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch. `places` are the samples' indices in the global batch: all randomness is keyed by them."""
+
+    video_BCTHW: Tensor  # float32 in [-1, 1]
+    captions: list[str]
+    fps_B: Tensor  # float32, frames per second
+    step: int  # optimizer step this batch belongs to, counted from 0
+    places: list[int]  # in [0, micro_batches * batch_size)
+    rows: list[int]  # manifest lines
+    bad_rows: list[str] = field(default_factory=list)  # messages for rows skipped while making this batch
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Encoded captions."""
+
+    text_B1LC: Tensor  # text encoder states, padding included
+    mask_BL: Tensor | None  # int64, 1 = token counts; None = all count
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """One video to generate."""
+
+    prompt: str
+    negative_prompt: str
+    index: int  # place in the request list; randomness is keyed by (seed, index of a repeat), not by rank
+    repeat: int  # the how-manieth video for this prompt, from 0
+    num_frames: int
+    height: int  # pixels
+    width: int  # pixels
+    fps: float
+    seed: int
