@@ -1,0 +1,1 @@
+"""Data sets: a manifest row becomes a clip, clips become batches."""

@@ -1,0 +1,118 @@
+"""Adherence: does a generated MovingShapes clip show the colour, shape and direction its prompt asks for?
+
+Read from pixels by geometry alone, no model: the brightest blob of each frame gives colour (nearest of the palette),
+shape (best overlap with the drawn outlines at the blob's own centre and area) and direction (where its centre goes).
+What cannot be told is "unclear" and counts as wrong.
+
+Layout: B clips, C colours (red, green, blue) in [-1, 1], T frames, H W rows and columns. Lengths are in pixels.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from opensora.datasets.shapes_video import COLOURS, DIRECTIONS, SHAPES, UNCLEAR, Attributes, coverage
+
+NOTHING = Attributes(UNCLEAR, UNCLEAR, UNCLEAR)
+_MIN_CONTRAST = 0.2  # of the full range: below, a frame is empty
+_MIN_AREA, _MAX_AREA = 0.02, 0.4  # of the picture: a blob outside is no object
+_MIN_OVERLAP = 0.65  # intersection over union with the best outline, for a shape to count
+_MAX_COLOUR_DISTANCE = 0.5  # from the nearest palette colour, red, green and blue in [0, 1]
+_MIN_WAY = 0.1  # of the shorter side, between first and last frame
+_MIN_STRAIGHTNESS = 2.0  # way along the main axis over way along the other
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Share of clips that show what was asked, each in [0, 1]; `all` counts clips with the three right at once."""
+
+    colour: float
+    shape: float
+    direction: float
+    all: float
+    clips: int
+
+
+def read_back(video_CTHW: Tensor) -> Attributes:
+    """What the clip shows; all unclear when there is not one object in every frame."""
+    pixels = (video_CTHW.detach().float().cpu().numpy().clip(-1, 1) + 1) / 2
+    background_C = np.median(pixels, axis=(1, 2, 3))
+    contrast_THW = np.abs(pixels - background_C[:, None, None, None]).max(axis=0)
+    peak_T = np.percentile(contrast_THW, 97, axis=(1, 2))
+    if peak_T.min() < _MIN_CONTRAST:
+        return NOTHING
+    inside_THW = np.clip(contrast_THW / peak_T[:, None, None], 0, 1)
+    inside_THW = np.where(inside_THW < 0.25, 0.0, inside_THW)  # noise and ringing of the background
+    area_T = inside_THW.sum(axis=(1, 2))
+    height, width = inside_THW.shape[1:]
+    if area_T.min() < _MIN_AREA * height * width or area_T.max() > _MAX_AREA * height * width:
+        return NOTHING
+    x_T = (inside_THW.sum(axis=1) * (np.arange(width) + 0.5)).sum(axis=1) / area_T
+    y_T = (inside_THW.sum(axis=2) * (np.arange(height) + 0.5)).sum(axis=1) / area_T
+    return Attributes(
+        colour=_read_colour(pixels, inside_THW),
+        shape=_read_shape(inside_THW, x_T, y_T, area_T),
+        direction=_read_direction(x_T, y_T, min(height, width)),
+    )
+
+
+def _read_colour(pixels_CTHW: np.ndarray, inside_THW: np.ndarray) -> str:
+    mean_C = pixels_CTHW[:, inside_THW > 0.8].mean(axis=1)
+    distances = {name: float(np.linalg.norm(mean_C - np.array(colour))) for name, colour in COLOURS.items()}
+    name = min(distances, key=distances.__getitem__)
+    return name if distances[name] < _MAX_COLOUR_DISTANCE else UNCLEAR
+
+
+def _read_shape(inside_THW: np.ndarray, x_T: np.ndarray, y_T: np.ndarray, area_T: np.ndarray) -> str:
+    overlaps = {}
+    for name in SHAPES:
+        outline_THW = coverage(name, inside_THW.shape[1:], x_T, y_T, np.sqrt(area_T / np.pi))
+        common_T = np.minimum(inside_THW, outline_THW).sum(axis=(1, 2))
+        overlaps[name] = float((common_T / np.maximum(inside_THW, outline_THW).sum(axis=(1, 2))).mean())
+    name = max(overlaps, key=overlaps.__getitem__)
+    return name if overlaps[name] >= _MIN_OVERLAP else UNCLEAR
+
+
+def _read_direction(x_T: np.ndarray, y_T: np.ndarray, side: int) -> str:
+    if len(x_T) < 2:
+        return UNCLEAR
+    time_T = np.arange(len(x_T))
+    way_x, way_y = (np.polyfit(time_T, centre_T, 1)[0] * (len(x_T) - 1) for centre_T in (x_T, y_T))
+    main, other = max(abs(way_x), abs(way_y)), min(abs(way_x), abs(way_y))
+    if main < _MIN_WAY * side or main < _MIN_STRAIGHTNESS * other:
+        return UNCLEAR
+    sign = (int(np.sign(way_x)), 0) if abs(way_x) > abs(way_y) else (0, int(np.sign(way_y)))
+    return next(name for name, step in DIRECTIONS.items() if step == sign)
+
+
+def asked(prompt: str) -> Attributes:
+    """The attributes a prompt names; ValueError unless it names exactly one colour, shape and direction."""
+    words = set(re.findall(r"[a-z]+", prompt.lower()))
+    found = [[name for name in names if name in words] for names in (COLOURS, SHAPES, DIRECTIONS)]
+    if any(len(names) != 1 for names in found):
+        raise ValueError(
+            f"prompt {prompt!r}: adherence needs exactly one colour of {', '.join(COLOURS)}, one shape of "
+            f"{', '.join(SHAPES)} and one direction of {', '.join(DIRECTIONS)}"
+        )
+    return Attributes(*(names[0] for names in found))
+
+
+def accuracy(videos: Sequence[Tensor], prompts: Sequence[str]) -> Accuracy:
+    """Compare clips [C, T, H, W] in [-1, 1] with their prompts, one prompt per clip."""
+    if len(videos) != len(prompts) or not len(videos):
+        raise ValueError(
+            f"adherence: {len(videos)} clips and {len(prompts)} prompts; give one prompt per clip, at least one"
+        )
+    hits = np.array(
+        [
+            (seen.colour == wanted.colour, seen.shape == wanted.shape, seen.direction == wanted.direction)
+            for seen, wanted in (
+                (read_back(video), asked(prompt)) for video, prompt in zip(videos, prompts, strict=True)
+            )
+        ]
+    )
+    colour, shape, direction = hits.mean(axis=0).tolist()
+    return Accuracy(colour, shape, direction, all=float(hits.all(axis=1).mean()), clips=len(hits))

@@ -1,0 +1,81 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from opensora.datasets.shapes_video import UNCLEAR, Attributes, MovingShapes
+from opensora.evaluation.adherence import NOTHING, accuracy, asked, read_back
+from opensora.random import Draw, generator
+
+
+def drawn(split: str, clips: int = 96) -> tuple[list[Tensor], list[str]]:
+    data = MovingShapes(clips, num_frames=5, split=split)  # type: ignore[arg-type]
+    samples = [data.clip(row, Draw(0, 0, row)) for row in range(clips)]
+    return [sample.video_CTHW for sample in samples], [sample.caption for sample in samples]
+
+
+def blurred(video_CTHW: Tensor) -> Tensor:
+    tap = torch.tensor([1.0, 2.0, 1.0]) / 4
+    kernel = (tap[:, None] * tap).expand(3, 1, 3, 3)
+    frames = F.pad(video_CTHW.transpose(0, 1), (1, 1, 1, 1), mode="replicate")
+    return F.conv2d(frames, kernel, groups=3).transpose(0, 1)
+
+
+@pytest.mark.parametrize("split", ["train", "holdout"])
+def test_drawn_clips_are_read_right(split: str) -> None:
+    result = accuracy(*drawn(split))
+    assert (result.colour, result.shape, result.direction, result.all, result.clips) == (1, 1, 1, 1, 96)
+
+
+def test_soft_and_noisy_clips_are_still_read() -> None:
+    videos, prompts = drawn("train")
+    noise = generator(0, "pixel noise")
+    videos = [blurred(video) + 0.05 * torch.randn(video.shape, generator=noise) for video in videos]
+    result = accuracy(videos, prompts)
+    assert min(result.colour, result.direction) == 1
+    assert result.shape > 0.97
+
+
+def test_wrong_prompts_score_at_chance() -> None:
+    videos, prompts = drawn("train")
+    order = torch.randperm(len(prompts), generator=generator(0, "order")).tolist()
+    result = accuracy(videos, [prompts[place] for place in order])
+    assert result.colour < 0.35
+    assert result.shape < 0.45
+    assert result.direction < 0.45
+    assert result.all < 0.15
+
+
+@pytest.mark.parametrize("split", ["train", "holdout"])
+def test_each_attribute_is_judged_by_itself(split: str) -> None:
+    videos, prompts = drawn(split, 16)
+    swap = {"left": "right", "right": "left", "up": "down", "down": "up"}
+    wrong = [prompt.replace(asked(prompt).direction, swap[asked(prompt).direction]) for prompt in prompts]
+    result = accuracy(videos, wrong)
+    assert (result.colour, result.shape, result.direction, result.all) == (1, 1, 0, 0)
+
+
+def test_nothing_is_read_from_noise_an_empty_or_a_still_clip() -> None:
+    assert read_back(torch.randn(3, 5, 32, 32, generator=generator(0, "noise")) * 0.5) == NOTHING
+    assert read_back(torch.full((3, 5, 32, 32), -1.0)) == NOTHING
+    videos, prompts = drawn("train", 1)
+    still = videos[0][:, :1].expand(-1, 5, -1, -1)
+    assert read_back(still) == Attributes(asked(prompts[0]).colour, asked(prompts[0]).shape, UNCLEAR)
+    gone = videos[0].clone()
+    gone[:, -1] = -1
+    assert read_back(gone) == NOTHING
+
+
+def test_two_objects_are_no_shape() -> None:
+    videos, _ = drawn("train", 1)
+    both = torch.maximum(videos[0], videos[0].flip(-1).flip(-2))
+    assert read_back(torch.cat([videos[0], both], dim=-1)).shape == UNCLEAR
+
+
+def test_prompt_must_name_one_of_each() -> None:
+    assert asked("A red circle moving left.") == Attributes("red", "circle", "left")
+    for prompt in ("a red circle", "a red blue circle moves left", ""):
+        with pytest.raises(ValueError, match="adherence needs exactly one"):
+            asked(prompt)
+    with pytest.raises(ValueError, match="one prompt per clip"):
+        accuracy([], [])
