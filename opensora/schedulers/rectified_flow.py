@@ -1,0 +1,194 @@
+"""Rectified flow: x_t = (1 - tau) x_0 + tau noise with tau = t / num_timesteps; the model learns v = x_0 - noise.
+
+t runs from 0 (data) to num_timesteps (noise). Where the model has twice the latent channels, the first half is v.
+Source: Liu et al. 2022, arXiv:2209.03003, eq. 1; the conventions (sign of v, scale of t, shift) are Open-Sora 1.2's.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+from torch import Generator, Tensor
+
+from opensora.errors import ConfigError
+from opensora.registry import SCHEDULERS
+from opensora.schedulers.guidance import TextOrder, guided
+from opensora.schedulers.masking import choose_frames, mean_over_frames
+from opensora.schedulers.timesteps import (
+    Denoise,
+    Progress,
+    RandomSource,
+    StepNoise,
+    TrainingLoss,
+    draw_for_training,
+    noise_from,
+    resolution_ratio,
+    shift_timesteps,
+)
+
+
+@SCHEDULERS.register_module(name="rflow")
+class RectifiedFlow:
+    """Rectified flow as in Open-Sora 1.2.
+
+    num_sampling_steps: Euler steps of `sample`.
+    cfg_scale: guidance scale that a sampling run uses when it names none.
+    use_discrete_timesteps: whole timesteps only, drawn evenly; sampling rounds its grid.
+    sample_method: how training draws t: "uniform", or "logit-normal", which prefers the middle (Esser et al. 2024,
+        arXiv:2403.03206, eq. 19: tau = sigmoid(N(loc, scale)); loc > 0 prefers noise). The loss carries no weight.
+    use_timestep_transform: shift t towards noise for larger clips (`size` must be given), in training and sampling.
+    transform_scale: factor on the shift of training; Open-Sora 1.2 samples without it, and so does this.
+    """
+
+    text_order: TextOrder = "cond,null"
+
+    def __init__(
+        self,
+        num_timesteps: int = 1000,
+        num_sampling_steps: int = 30,
+        cfg_scale: float = 4.0,
+        use_discrete_timesteps: bool = False,
+        sample_method: Literal["uniform", "logit-normal"] = "uniform",
+        loc: float = 0.0,
+        scale: float = 1.0,
+        use_timestep_transform: bool = False,
+        transform_scale: float = 1.0,
+    ):
+        if num_timesteps < 1 or num_sampling_steps < 1:
+            raise ConfigError(
+                f"scheduler: num_timesteps={num_timesteps}, num_sampling_steps={num_sampling_steps}; both count steps"
+                " and are at least 1; correct the config"
+            )
+        if sample_method not in ("uniform", "logit-normal"):
+            raise ConfigError(
+                f"scheduler.sample_method: {sample_method!r}; 'uniform' or 'logit-normal' are allowed; choose one"
+            )
+        if use_discrete_timesteps and sample_method != "uniform":
+            raise ConfigError(
+                f"scheduler: use_discrete_timesteps with sample_method={sample_method!r}; whole timesteps are drawn"
+                " evenly only; take one of the two away"
+            )
+        if transform_scale <= 0 or scale <= 0:
+            raise ConfigError(
+                f"scheduler: transform_scale={transform_scale}, scale={scale}; both are above 0; correct the config"
+            )
+        self.num_timesteps = num_timesteps
+        self.num_sampling_steps = num_sampling_steps
+        self.cfg_scale = cfg_scale
+        self.use_discrete_timesteps = use_discrete_timesteps
+        self.sample_method = sample_method
+        self.loc = loc
+        self.scale = scale
+        self.use_timestep_transform = use_timestep_transform
+        self.transform_scale = transform_scale
+
+    def draw_timesteps(self, count: int, rng: Generator, size: tuple[int, int, int] | None = None) -> Tensor:
+        """Training timesteps [count], float32, shifted for `size` (frames, pixels high, pixels wide)."""
+        if self.use_discrete_timesteps:
+            t = torch.randint(0, self.num_timesteps, (count,), generator=rng).float()
+        elif self.sample_method == "uniform":
+            t = torch.rand(count, generator=rng) * self.num_timesteps
+        else:
+            t = torch.sigmoid(self.loc + self.scale * torch.randn(count, generator=rng)) * self.num_timesteps
+        return self._shift(t, size, self.transform_scale)
+
+    def add_noise(self, x0_BCTHW: Tensor, noise_BCTHW: Tensor, t_B: Tensor) -> Tensor:
+        """x_t; t = 0 returns x_0 itself."""
+        tau = (t_B / self.num_timesteps).view(-1, 1, 1, 1, 1)
+        return (1 - tau) * x0_BCTHW + tau * noise_BCTHW
+
+    def training_loss(
+        self,
+        denoise: Denoise,
+        x0_BCTHW: Tensor,
+        draws: Sequence[RandomSource] | None = None,
+        *,
+        t_B: Tensor | None = None,
+        noise: Tensor | None = None,
+        x_mask_BT: Tensor | None = None,
+        size: tuple[int, int, int] | None = None,
+    ) -> TrainingLoss:
+        """Squared error of the velocity per sample; frames where the mask is False stay clean and do not count.
+
+        draws: one per sample, for what `t_B` (taken as it is, without shift) and `noise` leave open.
+        size: (frames, pixels high, pixels wide) of the clips, for the shift.
+        """
+        drawn = draw_for_training(x0_BCTHW, draws, lambda rng: self.draw_timesteps(1, rng, size), t_B, noise)
+        t_B, noise, x0_BCTHW = drawn.t_B.float(), drawn.noise_BCTHW, x0_BCTHW.float()
+        x_t = choose_frames(x_mask_BT, self.add_noise(x0_BCTHW, noise, t_B), x0_BCTHW)
+        velocity = denoise(x_t, t_B, x_mask=x_mask_BT).float()[:, : x0_BCTHW.shape[1]]
+        loss_B = mean_over_frames((velocity - (x0_BCTHW - noise)).square(), x_mask_BT)
+        return TrainingLoss(loss_B, t_B, {})
+
+    def sampling_timesteps(self, size: tuple[int, int, int] | None = None) -> Tensor:
+        """The t of every Euler step, falling from num_timesteps, float32 [num_sampling_steps]."""
+        grid = [(1 - step / self.num_sampling_steps) * self.num_timesteps for step in range(self.num_sampling_steps)]
+        if self.use_discrete_timesteps:
+            grid = [float(round(t)) for t in grid]
+        return self._shift(torch.tensor(grid), size, 1.0)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        denoise: Denoise,
+        noise_BCTHW: Tensor,
+        rngs: Sequence[Generator],
+        *,
+        guidance_scale: float | None = None,
+        mask_BT: Tensor | None = None,
+        size: tuple[int, int, int] | None = None,
+        progress: Progress | None = None,
+        step_noise: StepNoise | None = None,
+    ) -> Tensor:
+        """Latents [B, C, T, H, W] from noise, by Euler steps.
+
+        guidance_scale: None or 1 = the model's own answer; otherwise `denoise` gets the doubled batch, text stacked as
+            `text_order` says.
+        mask_BT: 0 = `noise_BCTHW` holds the wanted frame, 1 = generate, between = noise the given frame that far first.
+        rngs: one per sample, for the noise a mask needs; `step_noise` takes their place.
+        """
+        step_noise = step_noise or noise_from(rngs)
+        latents_BCTHW = noise_BCTHW
+        steps = self.trajectory(denoise, noise_BCTHW, step_noise, guidance_scale, mask_BT, size)
+        for done, latents_BCTHW in enumerate(steps, start=1):  # noqa: B007 - the last one is the result
+            if progress is not None:
+                progress(done, self.num_sampling_steps)
+        return latents_BCTHW
+
+    def trajectory(
+        self,
+        denoise: Denoise,
+        noise_BCTHW: Tensor,
+        step_noise: StepNoise,
+        guidance_scale: float | None,
+        mask_BT: Tensor | None,
+        size: tuple[int, int, int] | None,
+    ) -> Iterator[Tensor]:
+        """The latents after every Euler step."""
+        x = noise_BCTHW.float()
+        predict = guided(denoise, guidance_scale, guided_channels=None)
+        times = torch.cat([self.sampling_timesteps(size), torch.zeros(1)])
+        # A frame whose start lies below the current t waits; it is noised once, at the step that reaches it.
+        start_BT = None if mask_BT is None else mask_BT.to(x.device) * self.num_timesteps
+        noised_BT = None if mask_BT is None else mask_BT.to(x.device) == 1
+        for now, then in zip(times[:-1].tolist(), times[1:].tolist()):
+            t_B = x.new_full((len(x),), now)
+            active_BT, waiting = None, x
+            if start_BT is not None and noised_BT is not None:
+                active_BT = start_BT >= now
+                fresh = self.add_noise(x, step_noise(x), t_B)
+                x = choose_frames(active_BT & ~noised_BT, fresh, x)
+                noised_BT = active_BT
+            velocity = predict(x, t_B, active_BT)[:, : x.shape[1]]
+            x = choose_frames(active_BT, x + velocity * ((now - then) / self.num_timesteps), waiting)
+            yield x
+
+    def _shift(self, t: Tensor, size: tuple[int, int, int] | None, scale: float) -> Tensor:
+        if not self.use_timestep_transform:
+            return t
+        if size is None:
+            raise ValueError(
+                "rflow: use_timestep_transform without a clip size; it is needed for the shift; pass size=(num_frames,"
+                " height, width) in frames and pixels"
+            )
+        return shift_timesteps(t, resolution_ratio(*size, scale=scale), self.num_timesteps)

@@ -1,0 +1,106 @@
+"""Timesteps and noise, drawn per sample, and what a training loss returns.
+
+Shapes: B batch, C latent channels, T H W latent frames, rows, columns.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Generator, Tensor
+
+# Called with a tensor of the wanted shape, returns standard normal noise like it.
+StepNoise = Callable[[Tensor], Tensor]
+# Called with (steps done, steps in all).
+Progress = Callable[[int, int], None]
+
+
+class Denoise(Protocol):
+    """A model with everything but the noisy latents bound to it.
+
+    `t_B` is float32 on the scheduler's scale (0 data, 1000 noise); `x_mask` is bool [B, T], True = frame is noised.
+    """
+
+    def __call__(self, x_BCTHW: Tensor, t_B: Tensor, x_mask: Tensor | None = None) -> Tensor: ...
+
+
+class RandomSource(Protocol):
+    """One training sample's randomness: a fresh generator per purpose (opensora.random.Draw is one)."""
+
+    def rng(self, purpose: str) -> Generator: ...
+
+
+class TrainingLoss(NamedTuple):
+    """What `training_loss` returns; the training step reduces it."""
+
+    loss_B: Tensor  # float32, with gradient
+    t_B: Tensor  # float32 in [0, num_timesteps], 0 = data; for the loss per timestep bin
+    terms: dict[str, Tensor]  # parts of the loss, each [B], for the metrics
+
+
+class TrainingDraw(NamedTuple):
+    """Timesteps [B] and noise [B, C, T, H, W] of one micro-batch."""
+
+    t_B: Tensor
+    noise_BCTHW: Tensor
+
+
+def draw_for_training(
+    x0_BCTHW: Tensor,
+    draws: Sequence[RandomSource] | None,
+    draw_timestep: Callable[[Generator], Tensor],
+    t_B: Tensor | None,
+    noise_BCTHW: Tensor | None,
+) -> TrainingDraw:
+    """Fill in what was not given: each sample draws for itself, so how samples are grouped changes nothing.
+
+    ValueError when something must be drawn and `draws` does not hold one source per sample.
+    """
+    if draws is None or len(draws) != len(x0_BCTHW):
+        if t_B is None or noise_BCTHW is None:
+            count = "none" if draws is None else str(len(draws))
+            raise ValueError(
+                f"training_loss: {count} draws for {len(x0_BCTHW)} samples; one per sample is needed to draw the"
+                " timestep and the noise; pass draws, or both t_B and noise"
+            )
+        draws = []
+    if t_B is None:
+        t_B = torch.cat([draw_timestep(draw.rng("timestep")) for draw in draws])
+    if noise_BCTHW is None:
+        noise_BCTHW = draw_noise(x0_BCTHW, [draw.rng("noise") for draw in draws])
+    return TrainingDraw(t_B.to(x0_BCTHW.device), noise_BCTHW.to(x0_BCTHW.device, torch.float32))
+
+
+def draw_noise(like_BCTHW: Tensor, rngs: Sequence[Generator]) -> Tensor:
+    """Standard normal noise, sample i from rngs[i]: float32, drawn on the CPU so that every device sees the same."""
+    if len(rngs) != len(like_BCTHW):
+        raise ValueError(f"noise: {len(rngs)} generators for {len(like_BCTHW)} samples; one per sample is needed")
+    drawn = [torch.randn(sample.shape, generator=rng) for sample, rng in zip(like_BCTHW, rngs, strict=True)]
+    return torch.stack(drawn).to(like_BCTHW.device)
+
+
+def noise_from(rngs: Sequence[Generator]) -> StepNoise:
+    """The noise of a sampler's steps: each sample continues its own generator."""
+    return lambda like_BCTHW: draw_noise(like_BCTHW, rngs)
+
+
+def resolution_ratio(num_frames: int, height: int, width: int, scale: float = 1.0) -> float:
+    """How much more noise a clip of this size (frames, pixels) needs than an image of 512 x 512 pixels.
+
+    r = scale * sqrt(H * W / 512^2) * sqrt(latent frames), where 17 frames make 5 latent frames (Open-Sora 1.2).
+    Open-Sora 1.2 counts 0 latent frames for a clip of 2 to 16 frames, so r = 0: every t < 1000 becomes 0 and t = 1000
+    becomes NaN. Such a clip has at least one latent frame, so it counts as one here, like an image.
+    """
+    latent_frames = max(num_frames // 17 * 5, 1)
+    return scale * math.sqrt(height * width / 512**2) * math.sqrt(latent_frames)
+
+
+def shift_timesteps(t: Tensor, ratio: float, num_timesteps: int) -> Tensor:
+    """Move t in [0, num_timesteps] towards noise for ratio > 1: tau' = r tau / (1 + (r - 1) tau).
+
+    Source: Esser et al. 2024, arXiv:2403.03206, eq. 23.
+    """
+    tau = t / num_timesteps
+    shifted = ratio * tau / (1 + (ratio - 1) * tau) * num_timesteps
+    return shifted.clamp(max=num_timesteps)  # rounding must not lift t = num_timesteps above every mask

@@ -1,0 +1,137 @@
+import pytest
+import torch
+
+from opensora.errors import ConfigError
+from opensora.random import Draw, generator
+from opensora.schedulers.rectified_flow import RectifiedFlow
+
+SHAPE = (2, 4, 3, 4, 4)
+
+
+def clip(name: str = "clip") -> torch.Tensor:
+    return torch.randn(SHAPE, generator=generator(0, name))
+
+
+def no_noise(like: torch.Tensor) -> torch.Tensor:
+    raise AssertionError("no noise is needed here")
+
+
+def test_add_noise_ends() -> None:
+    scheduler, x0, noise = RectifiedFlow(), clip("x0"), clip("noise")
+    assert torch.equal(scheduler.add_noise(x0, noise, torch.zeros(2)), x0)
+    assert torch.equal(scheduler.add_noise(x0, noise, torch.full((2,), 1000.0)), noise)
+
+
+def test_uniform_timesteps_cover_the_scale() -> None:
+    t = RectifiedFlow().draw_timesteps(4096, generator(0, "t"))
+    assert t.dtype == torch.float32
+    assert 0 <= t.min() < 2
+    assert 998 < t.max() < 1000
+    assert abs(t.mean() - 500) < 15
+
+
+def test_discrete_timesteps_are_whole() -> None:
+    scheduler = RectifiedFlow(num_timesteps=10, use_discrete_timesteps=True, num_sampling_steps=4)
+    assert set(scheduler.draw_timesteps(512, generator(0, "t")).tolist()) == set(range(10))
+    assert scheduler.sampling_timesteps().tolist() == [10, 8, 5, 2]
+
+
+def test_logit_normal_location_moves_and_scale_spreads() -> None:
+    def draw(**kwargs: float) -> torch.Tensor:
+        return RectifiedFlow(sample_method="logit-normal", **kwargs).draw_timesteps(2048, generator(0, "t"))
+
+    assert abs(draw().median() - 500) < 25
+    torch.testing.assert_close(draw(loc=1.0).median().item(), 1000 / (1 + 2.718281828**-1), rtol=0.04, atol=0)
+    assert draw(scale=0.2).std() < draw(scale=1.0).std() < draw(scale=3.0).std()
+
+
+def test_training_shift_uses_transform_scale_and_sampling_does_not() -> None:
+    size = (1, 512, 512)  # the ratio of this size is 1
+    shifted = RectifiedFlow(use_timestep_transform=True, transform_scale=3.0, num_sampling_steps=4)
+    plain = RectifiedFlow(num_sampling_steps=4)
+    before = plain.draw_timesteps(8, generator(0, "t"), size) / 1000
+    after = shifted.draw_timesteps(8, generator(0, "t"), size) / 1000
+    torch.testing.assert_close(after, 3 * before / (1 + 2 * before))
+    torch.testing.assert_close(shifted.sampling_timesteps(size), plain.sampling_timesteps())
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 8, 16, 17, 51])
+def test_shift_is_finite_and_rising_for_every_length(num_frames: int) -> None:
+    scheduler = RectifiedFlow(use_timestep_transform=True, num_sampling_steps=20)
+    grid = scheduler.sampling_timesteps((num_frames, 32, 32))
+    assert grid.isfinite().all()
+    assert grid[0] == 1000
+    assert (grid.diff() < 0).all()
+
+
+def test_shift_without_a_size_is_refused() -> None:
+    with pytest.raises(ValueError, match="pass size="):
+        RectifiedFlow(use_timestep_transform=True).sampling_timesteps()
+
+
+def test_loss_ignores_the_variance_half() -> None:
+    scheduler, x0, noise, t = RectifiedFlow(), clip("x0"), clip("noise"), torch.tensor([100.0, 900.0])
+    loss = scheduler.training_loss(
+        lambda x, t_B, x_mask=None: torch.cat([x0 - noise, x + 7], dim=1), x0, t_B=t, noise=noise
+    )
+    assert torch.equal(loss.loss_B, torch.zeros(2))
+    assert torch.equal(loss.t_B, t)
+
+
+def test_masked_frames_stay_clean_and_do_not_count() -> None:
+    scheduler, x0 = RectifiedFlow(), clip("x0")
+    mask = torch.tensor([[False, True, True], [False, False, False]])
+    seen = []
+
+    def denoise(x: torch.Tensor, t_B: torch.Tensor, x_mask: torch.Tensor | None = None) -> torch.Tensor:
+        seen.append((x, x_mask))
+        wrong = torch.where(mask[:, None, :, None, None], 1.0, 1e6)
+        return x0 - noise + wrong
+
+    noise = torch.stack([torch.randn(SHAPE[1:], generator=Draw(0, 0, i).rng("noise")) for i in range(2)])
+    loss = scheduler.training_loss(denoise, x0, [Draw(0, 0, 0), Draw(0, 0, 1)], x_mask_BT=mask)
+    torch.testing.assert_close(loss.loss_B, torch.tensor([1.0, 0.0]))
+    x_t, x_mask = seen[0]
+    assert x_mask is mask
+    assert torch.equal(x_t[0, :, 0], x0[0, :, 0])
+    assert torch.equal(x_t[1], x0[1])
+    assert not torch.isclose(x_t[0, :, 1:], x0[0, :, 1:]).any()
+
+
+def test_sampling_without_mask_needs_no_noise_and_reports_progress() -> None:
+    told = []
+    z = RectifiedFlow(num_sampling_steps=3).sample(
+        lambda x, t_B, x_mask=None: -x, clip(), [], step_noise=no_noise, progress=lambda *now: told.append(now)
+    )
+    torch.testing.assert_close(z, clip() * (2 / 3) ** 3)
+    assert told == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_all_ones_mask_changes_nothing() -> None:
+    scheduler = RectifiedFlow(num_sampling_steps=5)
+
+    def denoise(x: torch.Tensor, t_B: torch.Tensor, x_mask: torch.Tensor | None = None) -> torch.Tensor:
+        return torch.tanh(x) - t_B.view(-1, 1, 1, 1, 1) / 1000
+
+    rngs = [generator(0, "a"), generator(0, "b")]
+    masked = scheduler.sample(denoise, clip(), rngs, mask_BT=torch.ones(2, 3))
+    assert torch.equal(masked, scheduler.sample(denoise, clip(), []))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        dict(num_sampling_steps=0),
+        dict(sample_method="cosine"),
+        dict(use_discrete_timesteps=True, sample_method="logit-normal"),
+        dict(transform_scale=0.0),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(wrong: dict) -> None:
+    with pytest.raises(ConfigError, match="scheduler"):
+        RectifiedFlow(**wrong)
+
+
+def test_missing_draws_are_refused() -> None:
+    with pytest.raises(ValueError, match="1 draws for 2 samples"):
+        RectifiedFlow().training_loss(lambda x, t_B, x_mask=None: x, clip(), [Draw(0, 0, 0)])
