@@ -1,0 +1,1 @@
+"""Neural networks: no devices, no process groups, no config."""

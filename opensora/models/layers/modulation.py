@@ -1,0 +1,48 @@
+"""adaLN modulation with one table per layer (PixArt's adaLN-single; Chen et al. 2023, arXiv:2310.00426, sec. 2.3).
+
+Shapes: B batch, T frames, S patches of one frame, D width. Modulation vectors are [B, 1, 1, D], or [B, T, 1, D] when
+frames differ (`x_mask`: conditioning frames are modulated as at timestep 0).
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return x * (1 + scale) + shift
+
+
+def per_frame(x_mask_BT: Tensor, active: Tensor, still: Tensor) -> Tensor:
+    """[B, T, 1, D]: `active` where the frame is denoised (True), `still` where it is a condition."""
+    return torch.where(x_mask_BT[:, :, None, None], active, still)
+
+
+class ScaleShiftTable(nn.Module):
+    """Keeps the pieces that a table plus a time embedding gives. Subclasses own `scale_shift_table` [rows, D]."""
+
+    def __init__(self, rows: int, dim: int):
+        super().__init__()
+        self.scale_shift_table = nn.Parameter(torch.randn(rows, dim) / dim**0.5)
+
+    def vectors(self, time_BRD: Tensor) -> tuple[Tensor, ...]:
+        """Rows of table + time, each [B, 1, 1, D]."""
+        return (self.scale_shift_table + time_BRD)[:, :, None, None].unbind(1)
+
+
+class FinalLayer(ScaleShiftTable):
+    """Norm, modulation and the projection to patches. `t_BD` is the plain timestep embedding."""
+
+    def __init__(self, dim: int, out_features: int):
+        super().__init__(2, dim)
+        self.norm = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
+        self.linear = nn.Linear(dim, out_features)
+
+    def forward(
+        self, x_BTSD: Tensor, t_BD: Tensor, x_mask_BT: Tensor | None = None, still_BD: Tensor | None = None
+    ) -> Tensor:
+        shift, scale = self.vectors(t_BD[:, None])
+        x = modulate(self.norm(x_BTSD), shift, scale)
+        if x_mask_BT is not None and still_BD is not None:
+            # Conditioning frames are normalised and modulated a second time: wrong, but weights were trained so.
+            x = per_frame(x_mask_BT, x, modulate(self.norm(x), *self.vectors(still_BD[:, None])))
+        return self.linear(x)

@@ -1,0 +1,23 @@
+"""The error for a tensor whose shape a model does not take, and the checks that raise it."""
+
+from collections.abc import Sequence
+
+from opensora.errors import OpenSoraError
+
+
+class ShapeError(OpenSoraError, ValueError):
+    """A size does not fit the model."""
+
+
+def triple(where: str, sizes: Sequence[int]) -> tuple[int, int, int]:
+    """(T, H, W) as a tuple of ints; ShapeError for anything but three positive integers."""
+    if len(sizes) != 3 or any(int(n) != n or n < 1 for n in sizes):
+        raise ShapeError(f"{where}: {list(sizes)}; three positive whole numbers (frames, rows, columns) are needed")
+    return int(sizes[0]), int(sizes[1]), int(sizes[2])
+
+
+def divides(where: str, whole: int, part: int) -> int:
+    """whole / part, or ShapeError when that is not whole."""
+    if part < 1 or whole % part:
+        raise ShapeError(f"{where}: {whole} is not a multiple of {part}; change one of the two")
+    return whole // part

@@ -1,0 +1,1 @@
+"""STDiT: Open-Sora 1.0 spatial-temporal diffusion transformer."""

@@ -1,0 +1,102 @@
+"""STDiT against the original's numbers."""
+
+import re
+from fractions import Fraction
+from typing import Any
+
+import pytest
+import torch
+
+from opensora.models.layers.embed import CaptionEmbedder, spatial_table, temporal_table, timestep_features
+from opensora.models.shapes import ShapeError
+from opensora.models.stdit.stdit import STDiT
+from tests.parity.golden import Case, Golden, assert_parity, cases, directories
+
+# Switches of the original that choose a faster kernel or a dtype; they do not change float32 numbers.
+KERNEL_SWITCHES = {"dtype", "enable_flashattn", "enable_flash_attn", "enable_layernorm_kernel", "freeze"}
+
+
+def is_stdit(golden: Golden) -> bool:
+    return golden.config.get("cls") == "STDiT" and golden.has("state")
+
+
+def build(golden: Golden) -> STDiT:
+    kwargs: dict[str, Any] = {k: v for k, v in golden.config["kwargs"].items() if k not in KERNEL_SWITCHES}
+    model = STDiT(**kwargs)
+    model.load_state_dict(golden.state(), strict=True)
+    return model.eval()
+
+
+@pytest.mark.parametrize("golden", directories(is_stdit, "STDiT"))
+def test_keys_and_shapes(golden: Golden) -> None:
+    model = build(golden)
+    assert {k: list(v.shape) for k, v in model.state_dict().items()} == golden.config["state_shapes"]
+
+
+@pytest.mark.parametrize("golden", directories(is_stdit, "STDiT"))
+def test_position_tables_are_the_stored_ones(golden: Golden) -> None:
+    fresh = STDiT(**{k: v for k, v in golden.config["kwargs"].items() if k not in KERNEL_SWITCHES}).state_dict()
+    stored = golden.state()
+    assert torch.equal(fresh["pos_embed"], stored["pos_embed"])
+    assert torch.equal(fresh["pos_embed_temporal"], stored["pos_embed_temporal"])
+
+
+@pytest.mark.parametrize("recorded", cases(is_stdit, "STDiT"))
+def test_forward(recorded: tuple[Golden, str]) -> None:
+    golden, name = recorded
+    case: Case = golden.case(name)
+    model = build(golden)
+    seen: dict[str, torch.Tensor] = {}
+    for path in case.inner:
+        model.get_submodule(path).register_forward_hook(lambda _m, _i, out, path=path: seen.update({path: out}))
+    with torch.no_grad():
+        out = model(**case.inputs)
+    assert out.dtype == torch.float32
+    for path, expected in case.inner.items():
+        assert_parity(seen[path].reshape(expected.shape), expected, what=path)
+    assert_parity(out, case.out)
+
+
+@pytest.mark.parametrize("golden", directories(is_stdit, "STDiT"))
+def test_other_sizes_are_refused(golden: Golden) -> None:
+    model = build(golden)
+    x = golden.case(golden.case_names()[0]).inputs["x"]
+    with pytest.raises(ShapeError, match="this model was built for"):
+        model(torch.cat([x, x], dim=-1), torch.zeros(len(x)), model.null_text(len(x)))
+
+
+def is_tables(golden: Golden) -> bool:
+    return golden.has("tables") and any(name.startswith("spatial_D") for name in golden.tensors("tables"))
+
+
+@pytest.mark.parametrize("golden", directories(is_tables, "position tables"))
+def test_tables(golden: Golden) -> None:
+    """Position tables to the bit; sine features of timesteps, which use another exp, within tolerance."""
+    tables = golden.tensors("tables")
+    for name, expected in tables.items():
+        if spatial := re.fullmatch(r"spatial_D(\d+)_H(\d+)_W(\d+)_scale([\d.]+)_base(None|\d+)", name):
+            width, rows, columns = (int(spatial[i]) for i in (1, 2, 3))
+            base_size = None if spatial[5] == "None" else int(spatial[5])
+            actual = spatial_table(width, rows, columns, float(spatial[4]), base_size)
+            assert torch.equal(torch.as_tensor(actual), expected), name
+        elif temporal := re.fullmatch(r"temporal_D(\d+)_T(\d+)_scale([\d.]+)", name):
+            scale = float(Fraction(temporal[3]).limit_denominator(1000))  # the name has six decimals of a fraction
+            actual = temporal_table(int(temporal[1]), int(temporal[2]), scale)
+            assert torch.equal(torch.as_tensor(actual), expected), name
+        elif features := re.fullmatch(r"timestep_emb_(\d+)", name):
+            assert_parity(timestep_features(tables["timestep_in"], int(features[1])), expected, what=name)
+
+
+def is_caption_embedder(golden: Golden) -> bool:
+    return golden.config.get("cls") == "CaptionEmbedder"
+
+
+@pytest.mark.parametrize("golden", directories(is_caption_embedder, "CaptionEmbedder"))
+def test_caption_embedder(golden: Golden) -> None:
+    kwargs = golden.config["kwargs"]
+    embedder = CaptionEmbedder(kwargs["in_channels"], kwargs["hidden_size"], kwargs["token_num"])
+    embedder.load_state_dict(golden.state(), strict=True)
+    recorded = golden.tensors("io")
+    caption = recorded["in.caption"]
+    assert_parity(embedder(caption), recorded["out.plain"])
+    assert_parity(embedder(caption, recorded["in.force_drop_ids"] == 1), recorded["out.dropped"])
