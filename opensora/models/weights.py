@@ -1,0 +1,177 @@
+"""Weights in files: read any of the usual kinds, load strictly with a readable report, write safetensors."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from opensora.errors import WeightsError
+
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+# What a folder may hold, the first that is there is taken.
+_IN_FOLDER = (
+    WEIGHTS_FILE,
+    "diffusion_pytorch_model.safetensors",
+    "model.safetensors.index.json",
+    "diffusion_pytorch_model.safetensors.index.json",
+    "diffusion_pytorch_model.bin",
+    "pytorch_model.bin",
+)
+_PICKLES = (".pt", ".pth", ".ckpt", ".bin")
+_WRAPPERS = ("ema", "state_dict", "model")  # keys under which training programs keep the weights
+_PREFIX = "module."  # left by DistributedDataParallel
+
+
+def find_weights(path: str | Path) -> Path:
+    """The weights file that `path` means: a file, or the one in a folder."""
+    path = Path(path)
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise WeightsError(f"weights: {path}: no such file or folder; give a weights file or a folder that holds one")
+    for name in _IN_FOLDER:
+        if (path / name).is_file():
+            return path / name
+    checkpoints = sorted(path.glob("*.ckpt"))  # Lightning's, as Open-Sora-Plan's first autoencoders ship
+    if checkpoints:
+        return checkpoints[-1]
+    raise WeightsError(f"weights: {path}: holds no weights; looked for {', '.join(_IN_FOLDER)}, *.ckpt")
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Tensors by name, on the CPU, from a safetensors file, a sharded index, a .pt/.pth/.ckpt/.bin or a folder.
+
+    Unwraps {"ema": ...}, {"state_dict": ...}, {"model": ...} and a "module." before every name. Pickles are read as
+    tensors only, never as code. Raises WeightsError when the file is missing, damaged or of another kind.
+    """
+    file = find_weights(path)
+    try:
+        if file.name.endswith(".index.json"):
+            shards = sorted(set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values()))
+            loaded: Any = {}
+            for shard in shards:
+                loaded.update(load_file(file.parent / shard))
+        elif file.suffix == ".safetensors":
+            loaded = load_file(file)
+        elif file.suffix in _PICKLES:
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
+        else:
+            raise WeightsError(
+                f"weights: {file}: unknown kind {file.suffix!r}; allowed: .safetensors, .index.json, {', '.join(_PICKLES)}"
+            )
+    except (OSError, SafetensorError, UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise WeightsError(f"weights: {file}: cannot be read ({error}); the file is damaged, copy it again") from error
+    return _unwrap(loaded, file)
+
+
+def _unwrap(loaded: Any, file: Path) -> dict[str, Tensor]:
+    while isinstance(loaded, Mapping):
+        inner = next((loaded[key] for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), None)
+        if inner is None:
+            break
+        loaded = inner
+    if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(v, Tensor) for v in loaded.values()):
+        raise WeightsError(f"weights: {file}: holds no dictionary of tensors; give the file of a model's state_dict")
+    return _bare(loaded)
+
+
+def _bare(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the prefix "module.", if every name has it."""
+    wrapped = all(name.startswith(_PREFIX) for name in state)
+    return {name.removeprefix(_PREFIX) if wrapped else name: tensor for name, tensor in state.items()}
+
+
+def load_weights(module: nn.Module, path: str | Path, ignore: Sequence[str] = ()) -> None:
+    """Put the weights of `path` into `module`, all of them and nothing else.
+
+    ignore: names in the file that start with one of these are dropped (a loss saved with the model).
+    A module on meta takes the file's tensors as they are; otherwise values are copied, keeping dtype and device.
+    """
+    load_state(module, read_weights(path), str(find_weights(path)), ignore)
+
+
+def load_state(module: nn.Module, state: Mapping[str, Tensor], where: str, ignore: Sequence[str] = ()) -> None:
+    """Like `load_weights`, from tensors; `where` names their source in the WeightsError."""
+    found = {name: tensor for name, tensor in _bare(state).items() if not name.startswith(tuple(ignore))}
+    wanted = module.state_dict()
+    names = dict(zip(_bare(wanted), wanted, strict=True))  # bare name -> the module's own
+    missing = [names[bare] for bare in names if bare not in found]
+    unexpected = [bare for bare in found if bare not in names]
+    shapes = [
+        f"{name} {list(found[bare].shape)} instead of {list(wanted[name].shape)}"
+        for bare, name in names.items()
+        if bare in found and found[bare].shape != wanted[name].shape
+    ]
+    faults = [
+        f"{len(items)} {what}: {_first(items)}"
+        for what, items in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+        if items
+    ]
+    if faults:
+        raise WeightsError(
+            f"weights: {where} does not fit {type(module).__name__}: {'; '.join(faults)}; "
+            "check that type and sizes in the config are those the weights were trained with"
+        )
+    on_meta = any(tensor.is_meta for tensor in wanted.values())
+    module.load_state_dict({name: found[bare] for bare, name in names.items()}, strict=True, assign=on_meta)
+
+
+def _first(items: Iterable[str], shown: int = 4) -> str:
+    listed = list(items)
+    return ", ".join(listed[:shown]) + (f" and {len(listed) - shown} more" if len(listed) > shown else "")
+
+
+def save_weights(folder: str | Path, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> Path:
+    """Write model.safetensors and config.json into `folder`; each appears whole or not at all. Returns the folder.
+
+    Raises WeightsError when the folder cannot be written; what was there before stays.
+    """
+    folder = Path(folder)
+    tensors: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in state.items():
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        tensors[name] = tensor.clone() if storage in storages else tensor  # the format has no shared tensors
+        storages.add(storage)
+    text = json.dumps(dict(config), indent=2) + "\n"
+    beside = [folder / f".{name}.part" for name in (CONFIG_FILE, WEIGHTS_FILE)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        beside[0].write_text(text, encoding="utf-8")
+        save_file(tensors, beside[1], metadata={"format": "pt"})
+        for part, name in zip(beside, (CONFIG_FILE, WEIGHTS_FILE), strict=True):
+            with part.open("rb") as written:
+                os.fsync(written.fileno())
+            part.replace(folder / name)
+    except (OSError, SafetensorError) as error:
+        for part in beside:
+            part.unlink(missing_ok=True)
+        raise WeightsError(
+            f"weights: {folder} cannot be written ({error}); free some space or choose another folder"
+        ) from error
+    return folder
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """config.json of a weights folder; WeightsError when there is none or it is damaged."""
+    file = Path(folder) / CONFIG_FILE
+    if not file.is_file():
+        raise WeightsError(
+            f"weights: {folder}: no {CONFIG_FILE} there; give a folder that holds one beside the weights"
+        )
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise WeightsError(f"weights: {file}: not JSON ({error}); copy the file again") from error
+    if not isinstance(config, dict):
+        raise WeightsError(f"weights: {file}: holds a {type(config).__name__}; a JSON object is needed")
+    return config
