@@ -1,0 +1,1 @@
+"""Everything between ranks: the only importer of torch.distributed and colossalai."""

@@ -1,0 +1,91 @@
+"""The exchanges between ranks that the rest of the system uses. Sums only: gloo's average is not reliable."""
+
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def world_size() -> int:
+    """Ranks in the group; 1 when there is none."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This rank; 0 when there is no group."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """The sum of every rank's `tensor` (same shape and device everywhere); the argument is left as it is."""
+    total = tensor.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(total)
+    return total
+
+
+def barrier() -> None:
+    """Wait for every rank; under gloo the error after a timeout names the ranks that did not come."""
+    if world_size() == 1:
+        return
+    if dist.get_backend() == dist.Backend.GLOO:
+        dist.monitored_barrier(wait_all_ranks=True)
+    else:
+        dist.barrier()
+
+
+def broadcast_object(value: T) -> T:
+    """Rank 0's `value`, on every rank; it must pickle."""
+    box: list[Any] = [value]
+    if world_size() > 1:
+        dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def gather_objects(value: T) -> list[T]:
+    """Every rank's `value` in rank order, on every rank; they must pickle."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether `flag` is true on at least one rank."""
+    count = torch.tensor(int(flag))  # on the CPU: every backend here carries CPU tensors through gloo
+    return bool(sum_over_ranks(count).item())
+
+
+def broadcast_tensors(tensors: list[Tensor]) -> None:
+    """Overwrite every rank's tensors with rank 0's, so that all start from the same numbers."""
+    if world_size() > 1:
+        for tensor in tensors:
+            whole = tensor.detach().contiguous()
+            dist.broadcast(whole, src=0)
+            tensor.detach().copy_(whole)
+
+
+def shard_length(numel: int, size: int | None = None) -> int:
+    """Elements per rank of a flat tensor cut as torch.chunk cuts; the last ranks may hold fewer."""
+    return -(-numel // (size or world_size()))
+
+
+def shard(flat: Tensor) -> Tensor:
+    """This rank's piece of a flat tensor: a view, possibly empty."""
+    length = shard_length(flat.numel())
+    return flat[rank() * length : (rank() + 1) * length]
+
+
+def gather_shards(piece: Tensor, numel: int) -> Tensor:
+    """Put the pieces made by `shard` together again: [numel], on every rank."""
+    if world_size() == 1:
+        return piece
+    length = shard_length(numel)
+    padded = torch.nn.functional.pad(piece, (0, length - piece.numel()))
+    whole = padded.new_empty(length * world_size())
+    dist.all_gather_into_tensor(whole, padded)
+    return whole[:numel]

@@ -1,0 +1,240 @@
+"""Engine: a model and its optimizer under one plugin; the only thing the training loop talks to.
+
+Every plugin keeps float32 masters, and every checkpoint stores them, with the optimizer's moments, as flat tensors
+cut evenly over the ranks: the layout knows neither plugin nor world size, so a run may resume under others.
+Keys: `master/NAME`, `optimizer/MOMENT/NAME`, `optimizer/step/NAME`, `fixed/NAME` (buffers and frozen parameters).
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_map
+
+from opensora.parallel import collectives
+from opensora.parallel.world import World
+
+Precision = Literal["bf16", "fp32"]
+OptimizerFactory = Callable[[Sequence[nn.Parameter]], Optimizer]
+
+
+class Plugin(Protocol):
+    """What PLUGINS holds: built from `plugin_config`, then applied once."""
+
+    def apply(
+        self, model: nn.Module, optimizer_factory: OptimizerFactory, dtype: Precision, grad_clip: float, world: World
+    ) -> "Engine":
+        """Move `model` to the rank's device, share it, and return the engine. `grad_clip` 0 means no clipping."""
+        ...
+
+
+class Forward:
+    """Calls the model: matrix products in bfloat16 when the run says so, otherwise float32 as it is.
+
+    cast_inputs: also cast floating inputs of two and more dimensions. One number per sample (a timestep, frames per
+    second) stays float32: bfloat16 cannot tell timestep 999 from 1000.
+    """
+
+    def __init__(self, module: nn.Module, dtype: Precision, device: torch.device, cast_inputs: bool):
+        self._module = module
+        self._bf16 = dtype == "bf16"
+        self._device = device
+        self._cast_inputs = cast_inputs and self._bf16
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._cast_inputs:
+            args, kwargs = tree_map(_to_bf16, (args, kwargs))
+        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16):
+            return self._module(*args, **kwargs)
+
+
+def _to_bf16(value: Any) -> Any:
+    cast = isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 1
+    return value.to(torch.bfloat16) if cast else value
+
+
+class Engine(ABC):
+    """See the module's docstring. `model` is called for a forward; `module` is the bare nn.Module."""
+
+    model: Callable[..., Any]
+
+    def __init__(self, module: nn.Module, world: World, grad_clip: float):
+        self.module = module
+        self.world = world
+        self.grad_clip = grad_clip
+        self.optimizer: Optimizer
+        self.trainable = {name: each for name, each in module.named_parameters() if each.requires_grad}
+        # what the optimizer never touches; float32 copies, because a plugin may run the model in bfloat16
+        self._fixed = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self._live_fixed()}
+        self._mesh: DeviceMesh | None = None
+
+    @abstractmethod
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Add the gradients of one micro-batch; `last` ends the optimizer step's accumulation.
+
+        `loss` is already divided by the number of this rank's micro-batches; the engine averages over data ranks,
+        so every rank must bring the same number of micro-batches.
+        """
+
+    @abstractmethod
+    def step(self) -> float:
+        """Clip, update, clear the gradients. Returns the norm over all ranks before clipping.
+
+        When that norm is infinite or NaN nothing is updated, on any rank.
+        """
+
+    @abstractmethod
+    def _master(self, name: str) -> Tensor:
+        """The tensor the optimizer updates for parameter `name`, in float32."""
+
+    @abstractmethod
+    def _own(self, name: str, tensor: Tensor) -> Tensor:
+        """This rank's flat piece, as a view, of a master or of a moment that is laid out like it."""
+
+    @abstractmethod
+    def _refresh(self) -> None:
+        """Masters and moments were overwritten piece by piece: make what follows from them true again."""
+
+    def set_lr(self, lr: float) -> None:
+        """The learning rate of the coming steps."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
+    def masters(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, this rank's flat float32 piece) of every trained parameter: live views, some may be empty."""
+        for name in self.trainable:
+            yield name, self._own(name, self._master(name))
+
+    def sharded(self, pieces: Mapping[str, Tensor], prefix: str) -> dict[str, DTensor]:
+        """Flat pieces cut like `masters()`, as `prefix/NAME` entries of a checkpoint; they share memory."""
+        return {
+            f"{prefix}/{name}": DTensor.from_local(
+                piece,
+                self._device_mesh(),
+                [Shard(0)],
+                run_check=False,
+                shape=torch.Size([self.trainable[name].numel()]),
+                stride=(1,),
+            )
+            for name, piece in pieces.items()
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Everything to save, in live tensors: loading a checkpoint into them, then `load_state`, resumes a run."""
+        self._fill_optimizer()
+        state: dict[str, Any] = {**self.sharded(dict(self.masters()), "master")}
+        for name in self.trainable:
+            for key, value in self.optimizer.state[self._master(name)].items():
+                if _is_moment(value):
+                    state |= self.sharded({name: self._own(name, value)}, f"optimizer/{key}")
+                else:
+                    state[f"optimizer/{key}/{name}"] = torch.as_tensor(value)
+        return state | {f"fixed/{name}": tensor for name, tensor in self._current_fixed().items()}
+
+    @torch.no_grad()
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take over a state of the same keys, usually the one from `state()` with a checkpoint read into it."""
+        for key, live in self.state().items():
+            _local(live).copy_(_local(state[key]))
+        for name in self.trainable:
+            values = self.optimizer.state[self._master(name)]
+            for key, value in values.items():
+                if not isinstance(value, Tensor):
+                    values[key] = type(value)(state[f"optimizer/{key}/{name}"].item())
+        for name, tensor in self._live_fixed():
+            self._fixed[name] = state[f"fixed/{name}"].detach().to("cpu", copy=True)
+            tensor.copy_(self._fixed[name])
+        self._refresh()
+
+    @torch.no_grad()
+    def full_weights(self, pieces: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """A state_dict of whole float32 tensors on the CPU, on the main rank; {} elsewhere. All ranks must call.
+
+        pieces: flat pieces cut like `masters()`, for example an average of them; default the masters themselves.
+        """
+        chosen = dict(self.masters()) if pieces is None else pieces
+        whole: dict[str, Tensor] = {}
+        for name, parameter in self.trainable.items():
+            flat = collectives.gather_shards(chosen[name], parameter.numel())
+            if self.world.is_main:
+                whole[name] = flat.view(parameter.shape).to("cpu", torch.float32, copy=True)
+        if not self.world.is_main:
+            return {}
+        whole |= self._current_fixed()
+        names = {id(tensor): name for name, tensor in [*self.trainable.items(), *self._live_fixed()]}
+        weights = {}
+        for name, tensor in self.module.state_dict(keep_vars=True).items():
+            value = whole[names[id(tensor)]]
+            weights[name] = value if name == names[id(tensor)] else value.clone()  # tied: two names, two copies
+        return weights
+
+    def _live_fixed(self) -> Iterator[tuple[str, Tensor]]:
+        saved = self.module.state_dict(keep_vars=True)
+        yield from ((name, each) for name, each in self.module.named_parameters() if not each.requires_grad)
+        yield from ((name, each) for name, each in self.module.named_buffers() if name in saved)
+
+    def _current_fixed(self) -> dict[str, Tensor]:
+        """The float32 copies, except where the model itself has changed a buffer since."""
+        current = {}
+        for name, live in self._live_fixed():
+            kept = self._fixed[name]
+            unchanged = torch.equal(live.detach().cpu(), kept.to(live.dtype))
+            current[name] = (kept if unchanged else live.detach().cpu().to(kept.dtype)).clone()
+        return current
+
+    def _fill_optimizer(self) -> None:
+        """Give every parameter the moments the optimizer would otherwise make at its first gradient."""
+        fresh = [self._master(name) for name in self.trainable if not self.optimizer.state[self._master(name)]]
+        if not fresh:
+            return
+        held = {id(each): each.grad for group in self.optimizer.param_groups for each in group["params"]}
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        for group in self.optimizer.param_groups:
+            group["lr"] = 0.0
+            for each in group["params"]:
+                each.grad = None
+        for each in fresh:
+            each.grad = torch.zeros_like(each)
+        self.optimizer.step()  # at rate 0 nothing moves, and moments of a zero gradient are zero
+        for each in fresh:
+            for key, value in self.optimizer.state[each].items():
+                self.optimizer.state[each][key] = torch.zeros_like(value) if isinstance(value, Tensor) else 0
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+            for each in group["params"]:
+                each.grad = held[id(each)]
+
+    def _device_mesh(self) -> DeviceMesh:
+        if self._mesh is None:
+            self._mesh = init_device_mesh(self.world.device.type, (self.world.size,))
+        return self._mesh
+
+
+def clip_factor(norm: float, grad_clip: float) -> float:
+    """What gradients of this norm are multiplied by so that it is at most `grad_clip`; 0 switches clipping off."""
+    return 1.0 if grad_clip <= 0 else min(1.0, grad_clip / (norm + 1e-6))
+
+
+def squared_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """The sum of squares of all elements: float32, zero-dimensional, on the CPU."""
+    if not gradients:
+        return torch.zeros(())
+    return torch.stack(torch._foreach_norm(list(gradients))).double().square().sum().float().cpu()
+
+
+def is_finite(norm: float) -> bool:
+    return math.isfinite(norm)
+
+
+def _is_moment(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0
+
+
+def _local(value: Any) -> Tensor:
+    return value.to_local() if isinstance(value, DTensor) else value

@@ -1,0 +1,109 @@
+"""The process group: torchrun's environment, or one process alone.
+
+`start` is called once per process; `current` is where it is afterwards.
+"""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from opensora.errors import ConfigError
+from opensora.platforms import Platform
+from opensora.platforms.cpu import cores
+
+_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+_REMEDY = "start with `torchrun --nproc_per_node N ...`, or unset all of them to run one process"
+
+
+@dataclass(frozen=True)
+class World:
+    """Where this process stands. Data ranks see different samples; all of them share one optimizer step."""
+
+    global_rank: int
+    size: int
+    data_rank: int
+    data_size: int
+    local_rank: int  # among the ranks of this machine
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes logs and weights."""
+        return self.global_rank == 0
+
+
+_current: World | None = None
+
+
+def start(platform: Platform, timeout_seconds: float) -> World:
+    """Join the ranks torchrun started, or make a group of one. A collective older than `timeout_seconds` fails.
+
+    A second call returns the world of the first.
+    Raises ConfigError when the environment contradicts itself.
+    """
+    global _current
+    if _current is not None:
+        return _current
+    rank, size = rank_from_environment()
+    local_rank = _integer("LOCAL_RANK", rank) if size > 1 else _integer("LOCAL_RANK", 0)
+    local_size = _integer("LOCAL_WORLD_SIZE", size)
+    if platform.name != "cpu" and local_rank >= platform.device_count():
+        raise ConfigError(
+            f"world: local rank {local_rank} has no {platform.name} device; this machine has "
+            f"{platform.device_count()}; lower --nproc_per_node"
+        )
+    if local_size > 1 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, cores() // local_size))  # else every rank takes every core
+    device = platform.device(local_rank)
+    timeout = timedelta(seconds=timeout_seconds)
+    if "RANK" in os.environ:
+        dist.init_process_group(platform.backend, init_method="env://", rank=rank, world_size=size, timeout=timeout)
+    else:  # a store in memory: no port that another run could hold
+        dist.init_process_group(platform.backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    _current = World(rank, size, data_rank=rank, data_size=size, local_rank=local_rank, device=device)
+    return _current
+
+
+def current() -> World:
+    """The world that `start` joined; RuntimeError before that."""
+    if _current is None:
+        raise RuntimeError("world.current() was called before world.start()")
+    return _current
+
+
+def stop() -> None:
+    """Leave the group; a later `start` may join another."""
+    global _current
+    _current = None
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank_from_environment() -> tuple[int, int]:
+    """(rank, number of ranks) as torchrun says; (0, 1) without it. Works before `start`.
+
+    Raises ConfigError when the variables are incomplete, not numbers or out of range.
+    """
+    present = [name for name in _VARIABLES if name in os.environ]
+    if "RANK" not in present and "WORLD_SIZE" not in present:
+        return 0, 1
+    missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in present]
+    if missing:
+        raise ConfigError(
+            f"environment: {', '.join(present)} set but not {', '.join(missing)}; "
+            f"allowed: all of {', '.join(_VARIABLES)} or none; {_REMEDY}"
+        )
+    rank, size = _integer("RANK", 0), _integer("WORLD_SIZE", 1)
+    if not 0 <= rank < size:
+        raise ConfigError(f"environment: RANK={rank} with WORLD_SIZE={size}; allowed: 0 to WORLD_SIZE - 1; {_REMEDY}")
+    return rank, size
+
+
+def _integer(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    if not text.isascii() or not text.isdigit():
+        raise ConfigError(f"environment: {name}={text!r}; allowed: a whole number from 0; {_REMEDY}")
+    return int(text)

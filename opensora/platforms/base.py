@@ -1,0 +1,45 @@
+"""What a device must offer; cpu, cuda and npu differ here and nowhere else."""
+
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
+
+import torch
+
+
+class Platform(ABC):
+    name: str  # registry name, and torch's device type
+    backend: str  # for torch.distributed; the CPU part carries objects and checkpoint plans
+    priority: int  # the highest usable one is chosen when the user names none
+
+    @classmethod
+    @abstractmethod
+    def is_available(cls) -> bool:
+        """Whether driver and at least one device are there."""
+
+    @abstractmethod
+    def device(self, local_rank: int = 0) -> torch.device:
+        """The device of this process among those of its machine; it becomes the current one."""
+
+    @abstractmethod
+    def device_count(self) -> int:
+        """How many ranks this machine can hold with a device each."""
+
+    @abstractmethod
+    def device_name(self) -> str:
+        """What the device calls itself."""
+
+    @abstractmethod
+    def memory_bytes(self) -> int:
+        """Memory of one device."""
+
+    @abstractmethod
+    def peak_memory_bytes(self) -> int:
+        """The most this process has held so far."""
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Wait until all work handed to the device is done."""
+
+    def autocast(self, dtype: torch.dtype) -> AbstractContextManager[None]:
+        """Matrix products in `dtype`; float32 leaves everything as it is."""
+        return torch.autocast(self.name, dtype=dtype, enabled=dtype is not torch.float32)
