@@ -1,0 +1,184 @@
+"""What text encoders from transformers share: the folder or hub id, reading it, and captions to token states.
+
+Shapes: B captions, L = model_max_length tokens (padded), C = output_dim.
+"""
+
+import abc
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from opensora.errors import ConfigError, WeightsError
+from opensora.types import Condition
+
+# What the configs of transformers call the width of the token states.
+WIDTH_KEYS = ("hidden_size", "d_model", "dim", "n_embd")
+
+
+class PretrainedEncoder(abc.ABC):
+    """A frozen text encoder. Making one reads config.json only; `load` reads the tokenizer and the weights.
+
+    from_pretrained: a folder as `save_pretrained` writes it, or a hub id.
+    model_max_length: tokens per caption; longer captions are cut, shorter ones padded.
+    ConfigError when config.json is not at hand or the encoder cannot take that many tokens.
+    """
+
+    def __init__(self, from_pretrained: str, model_max_length: int = 120):
+        if model_max_length < 1:
+            raise ConfigError(
+                f"text_encoder.model_max_length: {model_max_length}; a caption has at least 1 token; raise it"
+            )
+        self.from_pretrained = from_pretrained
+        self.model_max_length = model_max_length
+        self.output_dim = self.read_width()
+        self.device = torch.device("cpu")
+        self.dtype: torch.dtype | None = None  # None = as the weights file has it
+        self.model: nn.Module | None = None
+        self.tokenizer: Any = None
+
+    def read_width(self) -> int:
+        """The width of the token states, from config.json."""
+        config = read_config(self.from_pretrained)
+        if config is None:
+            raise ConfigError(
+                f"text_encoder.from_pretrained: {self.from_pretrained!r} is not a folder with a config.json, and not a"
+                " model in the local hub cache; a folder or a hub id is allowed; correct the path, or fetch the model"
+                f" once with `hf download {self.from_pretrained}`"
+            )
+        longest = config.get("max_position_embeddings")
+        if isinstance(longest, int) and self.model_max_length > longest:
+            raise ConfigError(
+                f"text_encoder.model_max_length: {self.model_max_length}; {self.from_pretrained} takes at most"
+                f" {longest} tokens; lower it"
+            )
+        for key in WIDTH_KEYS:
+            if isinstance(config.get(key), int):
+                return int(config[key])
+        raise ConfigError(
+            f"text_encoder.from_pretrained: config.json of {self.from_pretrained} has none of {', '.join(WIDTH_KEYS)};"
+            " one of them tells the width of the token states; give the folder of a text encoder"
+        )
+
+    @abc.abstractmethod
+    def read_model(self, **options: Any) -> tuple[nn.Module, dict[str, Any]]:
+        """The transformers model whose forward gives `last_hidden_state`, and its loading report."""
+
+    def load(self) -> Self:
+        """Read tokenizer and weights, from the hub when they are neither in a folder nor cached.
+
+        WeightsError when files are missing, damaged, or do not fill the whole encoder.
+        """
+        from safetensors import SafetensorError
+
+        try:
+            with quiet_transformers():
+                try:
+                    tokenizer, model, report = self._read(local_files_only=True)
+                except OSError:
+                    if Path(self.from_pretrained).is_dir():
+                        raise
+                    tokenizer, model, report = self._read(local_files_only=False)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise WeightsError(
+                f"text_encoder.from_pretrained: {self.from_pretrained} could not be read ({_first_line(error)}); a"
+                " folder with config.json, weights and tokenizer files is needed; fetch it again or correct the path"
+            ) from error
+        # A pooler summarises the caption in one vector, which nothing here uses.
+        missing = [name for name in report["missing_keys"] if "pooler" not in name]
+        if missing:
+            raise WeightsError(
+                f"text_encoder.from_pretrained: {self.from_pretrained} lacks {len(missing)} of the encoder's tensors"
+                f" ({', '.join(missing[:3])}, ...); all are needed; fetch the model again"
+            )
+        self.tokenizer = tokenizer
+        self.model = model.eval().requires_grad_(False)
+        return self.to(self.device, self.dtype)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Self:
+        """Where and in what type to compute; before `load` it is remembered. dtype None keeps the type."""
+        self.device = torch.device(device)
+        self.dtype = dtype or self.dtype
+        if self.model is not None:
+            self.model.to(device=self.device, dtype=self.dtype)
+        return self
+
+    def prepare(self, caption: str) -> str:
+        """The caption as the tokenizer gets it."""
+        return caption
+
+    @torch.no_grad()
+    def encode(self, captions: Sequence[str]) -> Condition:
+        """Token states [B, 1, L, C] and mask [B, L]; padding is hidden from the other tokens."""
+        if self.model is None:
+            raise RuntimeError(f"{type(self).__name__}.encode: the weights are not read yet; call load() first")
+        tokens = self.tokenizer(
+            [self.prepare(caption) for caption in captions],
+            max_length=self.model_max_length,
+            padding="max_length",
+            truncation=True,
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
+        mask_BL: Tensor = tokens["attention_mask"].to(self.device)
+        states = self.model(input_ids=tokens["input_ids"].to(self.device), attention_mask=mask_BL)
+        return Condition(states.last_hidden_state.unsqueeze(1), mask_BL)
+
+    def _read(self, local_files_only: bool) -> tuple[Any, nn.Module, dict[str, Any]]:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(self.from_pretrained, local_files_only=local_files_only)
+        model, report = self.read_model(
+            local_files_only=local_files_only, dtype=self.dtype or "auto", output_loading_info=True
+        )
+        return tokenizer, model, report
+
+
+def read_config(source: str) -> dict[str, Any] | None:
+    """config.json of a folder or of a model in the local hub cache, without asking the network; None if not there."""
+    file: Path | None = Path(source) / "config.json"
+    if not Path(source).is_dir():
+        file = _cached(source)
+    if file is None or not file.is_file():
+        return None
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(
+            f"text_encoder.from_pretrained: {file} is not JSON ({error}); a transformers config is needed; fetch it again"
+        ) from error
+
+
+def _cached(hub_id: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(hub_id, "config.json")
+    except HFValidationError:  # a path with several slashes cannot be a hub id
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Only errors and no progress bars from transformers while reading; its own settings come back afterwards."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
