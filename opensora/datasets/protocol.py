@@ -1,0 +1,28 @@
+"""What the loader and the training loop ask of a data set."""
+
+from typing import Protocol
+
+from opensora.datasets.report import Report
+from opensora.random import Draw
+from opensora.types import Clip
+
+
+class Dataset(Protocol):
+    """Clips by row. A clip is a function of (row, draw) alone, so any process may make any clip."""
+
+    where: str  # the manifest, or the data set's name, for messages
+    num_frames: int
+    image_size: tuple[int, int]  # height, width in pixels
+
+    @property
+    def fps(self) -> float:
+        """Frames per second of the clips; of a typical one where the files differ."""
+
+    def __len__(self) -> int:
+        """Rows of one epoch, known without opening a video."""
+
+    def clip(self, row: int, draw: Draw) -> Clip:
+        """The clip of `row` in [0, len); BadClip when it cannot be used, with the manifest line."""
+
+    def report(self) -> Report:
+        """Rows in, kept, dropped and why, as far as known without opening a video."""

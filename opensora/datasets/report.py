@@ -1,0 +1,70 @@
+"""What became of the rows of a data set: how many came in, how many were kept, which were dropped and why."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from opensora.errors import DataError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+SHOWN = 3  # messages per reason in the table; all of them are in `dropped`
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """One row that is not used."""
+
+    reason: str  # a few words that rows share, such as "empty caption"
+    message: str  # one sentence that names the file and the line
+
+
+@dataclass(frozen=True)
+class Report:
+    """Counts of one data set."""
+
+    where: str  # the manifest, or the name of a drawn data set
+    rows: int
+    kept: int
+    dropped: dict[str, list[str]] = field(default_factory=dict)  # reason -> one message per row
+    buckets: dict[str, int] = field(default_factory=dict)  # "frames x height x width" -> clips
+
+    @classmethod
+    def of(cls, where: str, kept: int, dropped: list[Dropped], buckets: dict[str, int] | None = None) -> "Report":
+        reasons: dict[str, list[str]] = {}
+        for row in dropped:
+            reasons.setdefault(row.reason, []).append(row.message)
+        return cls(where, kept + len(dropped), kept, reasons, buckets or {})
+
+    def lines(self) -> list[str]:
+        """The report as plain lines, for a log."""
+        found = [f"{self.where}: {self.rows} rows in, {self.kept} kept, {self.rows - self.kept} dropped"]
+        found += [f"  {size}: {clips} clips" for size, clips in self.buckets.items()]
+        for reason, messages in self.dropped.items():
+            found.append(f"  dropped, {reason}: {len(messages)}")
+            found += [f"    {message}" for message in messages[:SHOWN]]
+            if len(messages) > SHOWN:
+                found.append(f"    ... and {len(messages) - SHOWN} more")
+        return found
+
+    def table(self) -> "Table":
+        """The report as a table for a terminal."""
+        from rich.table import Table
+
+        table = Table("rows", "count", "which", title=self.where)
+        table.add_row("in", str(self.rows), "")
+        for reason, messages in self.dropped.items():
+            more = [f"... and {len(messages) - SHOWN} more"] if len(messages) > SHOWN else []
+            table.add_row(f"dropped: {reason}", str(len(messages)), "\n".join(messages[:SHOWN] + more))
+        table.add_row("kept", str(self.kept), "\n".join(f"{size}: {n} clips" for size, n in self.buckets.items()))
+        return table
+
+    def require_rows(self) -> None:
+        """Raise DataError when nothing is left to train on."""
+        if self.kept:
+            return
+        why = "; ".join(f"{reason}: {len(messages)}, first {messages[0]}" for reason, messages in self.dropped.items())
+        raise DataError(
+            f"{self.where}: no usable row out of {self.rows}{f' ({why})' if why else ''}; "
+            "training needs at least one; mend the rows or lower num_frames"
+        )
