@@ -1,0 +1,1 @@
+"""From prompts to video files: requests, conditions, generate, write, run."""

@@ -1,0 +1,125 @@
+"""Requests -> videos: noise, guided denoising, decoding.
+
+B requests, C T H W latent channels, frames, rows, columns. A video depends on its prompt, seed and repeat, never on a
+rank: its noise comes from `generator(seed, purpose, repeat)`. So two prompts with one seed start from the same noise
+and can be compared. A batch of one gives the same bits wherever it runs; a larger batch is equal to it up to the
+rounding of the matrix products, which is why the batch size is a part of what is written beside the video.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from opensora.errors import ConfigError, OpenSoraError
+from opensora.random import generator
+from opensora.sampling.conditions import encode_pairs, encode_prompts
+from opensora.types import SampleRequest
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """What sampling is made of, weights loaded and on their device."""
+
+    model: Any  # an nn.Module of MODELS
+    scheduler: Any  # one of SCHEDULERS
+    codec: Any  # models/codec.py: text encoder and autoencoder
+
+
+def generate(
+    requests: Sequence[SampleRequest],
+    sampler: Sampler,
+    *,
+    guidance_scale: float | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Tensor]:
+    """One video per request, float32 [3, T, H, W] on the CPU, about [-1, 1]; the requests share one size.
+
+    guidance_scale: None takes the scheduler's `cfg_scale`; 1 switches guidance off and halves the work.
+    progress: called with (steps done, steps) after every denoising step.
+    Raises ConfigError when the sizes do not fit, OpenSoraError when the result is not finite.
+    """
+    model, scheduler, codec = sampler.model, sampler.scheduler, sampler.codec
+    size = _shared_size(requests)
+    check_size(size, sampler)
+    scale = guidance(scheduler, guidance_scale)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            prompts = [request.prompt for request in requests]
+            if scale == 1:
+                text = encode_prompts(prompts, codec)
+            else:
+                negatives = [request.negative_prompt for request in requests]
+                text = encode_pairs(prompts, negatives, model, codec, scheduler.text_order)
+
+            def denoise(x: Tensor, t_B: Tensor, x_mask: Tensor | None = None) -> Tensor:
+                return model(x, t_B, text.text_B1LC, mask=text.mask_BL, x_mask=x_mask)
+
+            noise_BCTHW = torch.stack([draw_noise(request, latent_shape(size, sampler)) for request in requests])
+            z_BCTHW = scheduler.sample(
+                denoise,
+                noise_BCTHW.to(codec.device),
+                [sampling_rng(request, "sample steps") for request in requests],
+                guidance_scale=scale,
+                size=size,
+                progress=progress,
+            )
+            video_BCTHW = codec.decode_video(z_BCTHW, size[0]).float().cpu()
+    finally:
+        model.train(was_training)
+    for request, video_CTHW in zip(requests, video_BCTHW, strict=True):
+        if not bool(video_CTHW.isfinite().all()):
+            raise OpenSoraError(
+                f"prompt {request.prompt!r}: the model produced NaN or infinite pixels; try dtype='fp32', "
+                "a lower guidance scale, or an earlier checkpoint"
+            )
+    return list(video_BCTHW)
+
+
+def guidance(scheduler: Any, guidance_scale: float | None) -> float:
+    """The scale that will be used: the one given, else the scheduler's own."""
+    return float(scheduler.cfg_scale if guidance_scale is None else guidance_scale)
+
+
+def sampling_rng(request: SampleRequest, purpose: str) -> Generator:
+    """The randomness of one video, keyed by what the user can repeat: the seed and the how-manieth video it is."""
+    return generator(request.seed, purpose, request.repeat)
+
+
+def draw_noise(request: SampleRequest, shape: Sequence[int]) -> Tensor:
+    """The noise a video starts from, drawn on the CPU in float32 so that every device starts from the same."""
+    return torch.randn(tuple(shape), generator=sampling_rng(request, "sample noise"))
+
+
+def latent_shape(size: tuple[int, int, int], sampler: Sampler) -> tuple[int, int, int, int]:
+    """(C, T, H, W) of the latents of a video of (frames, height, width)."""
+    time, height, width = sampler.codec.vae.latent_size(size)
+    return sampler.codec.vae.latent_channels, time, height, width
+
+
+def check_size(size: tuple[int, int, int], sampler: Sampler) -> None:
+    """ConfigError unless the autoencoder's latents are what the model takes."""
+    channels, *latent = latent_shape(size, sampler)
+    if channels != sampler.model.in_channels:
+        raise ConfigError(
+            f"model.in_channels: {sampler.model.in_channels}, but the autoencoder's latents have {channels} channels; "
+            "they are equal; use the autoencoder the model was trained with"
+        )
+    own = list(sampler.model.input_size)
+    if any(mine is not None and mine != found for mine, found in zip(own, latent, strict=True)):
+        raise ConfigError(
+            f"num_frames, image_size: a video of {size[0]} frames of {size[1]}x{size[2]} has latents of {tuple(latent)}; "
+            f"the model takes {tuple(own)} (frames, rows, columns); ask for the size it was trained on"
+        )
+
+
+def _shared_size(requests: Iterable[SampleRequest]) -> tuple[int, int, int]:
+    """(frames, height, width) of all requests; ValueError when they differ, for a batch is one tensor."""
+    sizes = {(request.num_frames, request.height, request.width) for request in requests}
+    if len(sizes) != 1:
+        raise ValueError(f"requests of one batch share one size, got {sorted(sizes)}")
+    return sizes.pop()

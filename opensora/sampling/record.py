@@ -1,0 +1,96 @@
+"""What is written beside a video, and how a later run knows that it is done."""
+
+import hashlib
+import json
+import re
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from opensora.types import SampleRequest
+
+SLUG_LENGTH = 48  # characters; with index and hash a name stays far below the 255 bytes of common file systems
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything besides the request that changes the pixels; the same settings and request are never run twice."""
+
+    guidance_scale: float
+    steps: int
+    batch_size: int
+    dtype: str
+    config_hash: str  # of the parts' configs, see hash_config
+    weights: str  # which weights, see weights_id
+
+
+def hash_config(config: Mapping[str, Any]) -> str:
+    """16 hex digits that differ when the config does, whatever the order of its keys.
+
+    Pass only what changes the pixels (model, vae, text_encoder, scheduler): with the prompt list inside, adding a
+    prompt would redo every video.
+    """
+    return _digest(json.dumps(config, sort_keys=True, default=str))
+
+
+def weights_id(*paths: str | Path) -> str:
+    """16 hex digits over the contents of weight files or of all files below weight folders, wherever they lie."""
+    digest = hashlib.blake2b(digest_size=8)
+    for path in map(Path, paths):
+        files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+        for file in files:
+            digest.update(f"{file.relative_to(path)}\x1f{file.stat().st_size}\x1f".encode())
+            with file.open("rb") as opened:
+                while chunk := opened.read(1 << 20):
+                    digest.update(chunk)
+    return digest.hexdigest()
+
+
+def request_hash(request: SampleRequest, settings: Settings) -> str:
+    """16 hex digits over all that decides the pixels; the place in the list does not."""
+    wanted = asdict(request)
+    del wanted["index"]
+    return _digest(json.dumps([wanted, asdict(settings)], sort_keys=True))
+
+
+def slug(text: str, length: int = SLUG_LENGTH) -> str:
+    """Lower-case a-z, 0-9 and single inner dashes, at most `length` characters; "video" when nothing is left."""
+    ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    words = re.sub(r"[^a-z0-9]+", "-", ascii_text.lower()).strip("-")
+    return words[:length].rstrip("-") or "video"
+
+
+def file_stem(request: SampleRequest) -> str:
+    """`0003-a-red-circle-1a2b3c4d`: place, words and a hash of the request, so that no two requests share a file.
+
+    Another seed or size is another file; other weights or steps redo the same file.
+    """
+    wanted = asdict(request)
+    del wanted["index"]
+    again = f"-r{request.repeat}" if request.repeat else ""
+    return f"{request.index:04d}-{slug(request.prompt)}{again}-{_digest(json.dumps(wanted, sort_keys=True))[:8]}"
+
+
+def output_path(save_dir: str | Path, request: SampleRequest) -> Path:
+    """Where the video goes: `.png` for one frame, else `.mp4`; its record lies beside it as `.json`."""
+    return Path(save_dir) / f"{file_stem(request)}.{'png' if request.num_frames == 1 else 'mp4'}"
+
+
+def record(request: SampleRequest, settings: Settings, **found: Any) -> dict[str, Any]:
+    """The json beside a video; `found` is what was learnt while writing it."""
+    return {**asdict(request), **asdict(settings), **found, "request_hash": request_hash(request, settings)}
+
+
+def is_done(path: Path, request: SampleRequest, settings: Settings) -> bool:
+    """Whether `path` is whole and was made by this request with these settings."""
+    try:
+        known = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        return known["request_hash"] == request_hash(request, settings) and known["bytes"] == path.stat().st_size
+    except (OSError, ValueError, KeyError, TypeError):  # no record, a damaged one, or no video: not done
+        return False
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

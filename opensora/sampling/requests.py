@@ -1,0 +1,189 @@
+"""What to generate: prompts from flags, a text file or a table become a list of SampleRequest.
+
+A text file holds one prompt per line; blank lines are skipped. A `.csv` or `.parquet` table needs the column `text`
+and may hold `negative_prompt`, `seed`, `num_frames`, `height`, `width`, `fps`; an empty cell takes the run's value.
+Whatever is wrong is a ConfigError that names the file and the line, raised before any weight is read.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from opensora.errors import ConfigError
+from opensora.types import SampleRequest
+
+COLUMNS = ("text", "negative_prompt", "seed", "num_frames", "height", "width", "fps")
+TABLES = (".csv", ".parquet")
+SLOWEST, FASTEST = 0.1, 240  # frames per second a video file can say
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt and what its own row says about the video; None takes the run's value."""
+
+    text: str
+    where: str  # flag, or file and line, for messages
+    negative_prompt: str | None = None
+    seed: int | None = None
+    num_frames: int | None = None
+    height: int | None = None  # pixels
+    width: int | None = None  # pixels
+    fps: float | None = None
+
+
+def collect_requests(
+    prompts: Sequence[str] | None,
+    prompt_path: str | None,
+    *,
+    num_frames: int,
+    image_size: Sequence[int],
+    fps: float,
+    seed: int,
+    negative_prompt: str = "",
+    num_sample: int = 1,
+) -> list[SampleRequest]:
+    """All requests of a run: prompts given directly, then those of the file, `num_sample` videos each.
+
+    image_size: (height, width) in pixels. `index` is the prompt's place in the list, `repeat` the video of that prompt.
+    Raises ConfigError when there is no prompt or a value cannot be used.
+    """
+    found = [direct_prompt(text, f"prompt {place}") for place, text in enumerate(prompts or [], start=1)]
+    if prompt_path is not None:
+        found += read_prompts(prompt_path)
+    if not found:
+        raise ConfigError(
+            "sampling: no prompt was given; at least one is needed; pass --prompt 'what to show' or prompt_path=FILE"
+        )
+    if num_sample < 1:
+        raise ConfigError(f"num_sample: {num_sample} videos per prompt; it is 1 or more")
+    if len(image_size) != 2:
+        raise ConfigError(f"image_size: {tuple(image_size)} has {len(image_size)} numbers; it is (height, width)")
+    given = dict(num_frames=num_frames, height=image_size[0], width=image_size[1], fps=fps, seed=seed)
+    return [
+        _request(prompt, index, repeat, negative_prompt, given)
+        for index, prompt in enumerate(found)
+        for repeat in range(num_sample)
+    ]
+
+
+def direct_prompt(text: str, where: str) -> Prompt:
+    """Check one prompt; ConfigError when it is blank or holds bytes that were not UTF-8."""
+    if not text.strip():
+        raise ConfigError(f"{where}: the prompt is empty; write what the video should show, or remove it")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # the shell passed other bytes; Python carries them as lone surrogates
+        raise ConfigError(
+            f"{where}: {text!r} is not UTF-8; prompts are UTF-8 text; check the terminal's locale"
+        ) from None
+    return Prompt(text.strip(), where)
+
+
+def read_prompts(path: str | Path) -> list[Prompt]:
+    """The prompts of a text file, CSV or Parquet table, in file order; ConfigError names the file and the line."""
+    path = Path(path)
+    if path.suffix.lower() in TABLES:
+        rows = _parquet_rows(path) if path.suffix.lower() == ".parquet" else _csv_rows(path)
+        prompts = [_row_prompt(row, where) for row, where in rows]
+    else:
+        lines = enumerate(_read_text(path).split("\n"), start=1)  # as editors count lines; strip() takes the \r
+        prompts = [direct_prompt(line, f"{path}, line {number}") for number, line in lines if line.strip()]
+    if not prompts:
+        raise ConfigError(f"{path}: no prompt in it; write one per line, or a table with the column 'text'")
+    return prompts
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"prompt_path: {path} cannot be read ({error.strerror}); give a text, CSV or Parquet file"
+        ) from None
+
+
+def _read_text(path: Path) -> str:
+    data = _read_bytes(path)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise ConfigError(
+            f"{path}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8; prompts are UTF-8 text; "
+            f"convert the file, for example: iconv -f latin1 -t utf-8"
+        ) from None
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
+    reader = csv.DictReader(io.StringIO(_read_text(path), newline=""))
+    try:
+        _check_columns(path, reader.fieldnames or [])
+        for row in reader:
+            if None in row:
+                raise ConfigError(
+                    f"{path}, line {reader.line_num}: more cells than the header has columns; "
+                    'put a prompt that holds a comma in double quotes: "a, b"'
+                )
+            yield row, f"{path}, line {reader.line_num}"
+    except csv.Error as error:
+        raise ConfigError(f"{path}, line {reader.line_num}: not CSV ({error}); check quotes and commas") from None
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(pyarrow.BufferReader(_read_bytes(path)))
+    except pyarrow.ArrowException as error:
+        raise ConfigError(f"{path}: not a Parquet file ({str(error).splitlines()[0]}); write it again") from None
+    _check_columns(path, table.column_names)
+    for number, row in enumerate(table.to_pylist(), start=1):
+        yield row, f"{path}, row {number}"
+
+
+def _check_columns(path: Path, columns: Sequence[str]) -> None:
+    if "text" not in columns:
+        found = ", ".join(columns) or "none"
+        raise ConfigError(f"{path}: columns are {found}; the column 'text' is needed; rename the one with the prompts")
+
+
+def _row_prompt(row: Mapping[str, Any], where: str) -> Prompt:
+    # A cell that was never filled is None, "" or, in tables written by pandas, NaN (the only value unequal to itself).
+    cells = {name: row[name] for name in COLUMNS if row.get(name) not in (None, "") and row[name] == row[name]}
+    prompt = direct_prompt(str(cells.pop("text", "")), where)
+    negative = cells.pop("negative_prompt", None)
+    own: dict[str, Any] = {name: _number(name, value, where) for name, value in cells.items()}
+    return Prompt(prompt.text, where, None if negative is None else str(negative), **own)
+
+
+def _number(name: str, value: Any, where: str) -> float | int:
+    try:
+        if name == "fps":
+            return float(value)
+        if str(value).lstrip("+-").isdigit():
+            return int(value)  # not through float(), which large seeds would not survive
+        if float(value).is_integer():  # 16.0: how pandas writes whole numbers beside empty cells
+            return int(float(value))
+    except (TypeError, ValueError, OverflowError):
+        pass  # the sentence below says what was found
+    kind = "a number" if name == "fps" else "a whole number"
+    raise ConfigError(f"{where}: {name} is {value!r}; it is {kind}, or empty for the run's own")
+
+
+def _request(
+    prompt: Prompt, index: int, repeat: int, negative_prompt: str, given: Mapping[str, float | int]
+) -> SampleRequest:
+    own = {name: getattr(prompt, name) for name in given}
+    size: dict[str, Any] = {name: given[name] if value is None else value for name, value in own.items()}
+    for name in ("num_frames", "height", "width", "fps"):
+        if not (math.isfinite(size[name]) and size[name] > 0):
+            raise ConfigError(f"{prompt.where}: {name} is {size[name]}; it is more than 0")
+    if not SLOWEST <= size["fps"] <= FASTEST:
+        raise ConfigError(f"{prompt.where}: fps is {size['fps']}; it is {SLOWEST} to {FASTEST} frames per second")
+    negative = negative_prompt if prompt.negative_prompt is None else prompt.negative_prompt
+    return SampleRequest(prompt.text, negative.strip(), index, repeat, **size)

@@ -1,0 +1,102 @@
+"""Generate a list of requests on all ranks: what is done is skipped, what fails does not take the rest with it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from opensora.errors import ConfigError, OpenSoraError
+from opensora.log import logger
+from opensora.parallel.collectives import broadcast_object, gather_objects
+from opensora.parallel.world import World
+from opensora.sampling.generate import Sampler, check_size, generate, guidance
+from opensora.sampling.progress import SamplingProgress
+from opensora.sampling.record import Settings, is_done, output_path
+from opensora.sampling.write import WriteError, prepare_folder, write_sample
+from opensora.types import SampleRequest
+
+Work = list[SampleRequest]  # requests of one size that go through the model together
+
+
+def settings_of(
+    sampler: Sampler,
+    *,
+    dtype: str,
+    config_hash: str,
+    weights: str,
+    guidance_scale: float | None = None,
+    batch_size: int = 1,
+) -> Settings:
+    """What decides the pixels besides the request; `guidance_scale` None takes the scheduler's."""
+    if batch_size < 1:
+        raise ConfigError(f"batch_size: {batch_size}; it is 1 or more")
+    scale = guidance(sampler.scheduler, guidance_scale)
+    return Settings(scale, int(sampler.scheduler.num_sampling_steps), batch_size, dtype, config_hash, weights)
+
+
+def sample(
+    requests: Sequence[SampleRequest], sampler: Sampler, world: World, save_dir: str | Path, settings: Settings
+) -> list[Path]:
+    """Write every request's video below `save_dir`, a folder all ranks see; the main rank prints the paths.
+
+    Returns the paths in the order of `requests`, on every rank. A failing batch is logged and the others go on; a disk
+    that refuses ends this rank's share. Raises ConfigError before any work when a size does not fit the model or the
+    folder cannot be used, OpenSoraError at the end when a video is missing.
+    """
+    for size in {(request.num_frames, request.height, request.width) for request in requests}:
+        check_size(size, sampler)
+    folder = prepare_folder(save_dir)
+    paths = [output_path(folder, request) for request in requests]
+    # The main rank looks once and tells: ranks that look for themselves would see each other's work appear.
+    todo = broadcast_object(unfinished(make_batches(requests, settings.batch_size), folder, settings))
+    missing = sum(map(len, todo))
+    if missing < len(requests):
+        logger().info("sampling: %d of %d videos are there already", len(requests) - missing, len(requests))
+    mine = todo[world.data_rank :: world.data_size]
+    failed = [message for rank in gather_objects(_work(mine, sampler, folder, settings, world)) for message in rank]
+    if world.is_main:
+        for path, request in zip(paths, requests, strict=True):
+            if is_done(path, request, settings):
+                print(path)
+    if failed:
+        raise OpenSoraError(
+            f"sampling: {len(failed)} of {len(requests)} videos are missing; "
+            f"{'; '.join(dict.fromkeys(failed[:3]))}; mend the cause and run again, finished videos are skipped"
+        )
+    return paths
+
+
+def make_batches(requests: Sequence[SampleRequest], batch_size: int) -> list[Work]:
+    """Requests of equal size in batches of `batch_size`, in list order; the ranks play no part in it."""
+    by_size: dict[tuple[int, int, int], Work] = {}
+    for request in requests:
+        by_size.setdefault((request.num_frames, request.height, request.width), []).append(request)
+    return [same[start : start + batch_size] for same in by_size.values() for start in range(0, len(same), batch_size)]
+
+
+def unfinished(batches: Sequence[Work], folder: Path, settings: Settings) -> list[Work]:
+    """The batches that lack a video. Each stays whole, so that a run that was stopped repeats the very same batches."""
+    return [
+        batch
+        for batch in batches
+        if not all(is_done(output_path(folder, request), request, settings) for request in batch)
+    ]
+
+
+def _work(batches: Sequence[Work], sampler: Sampler, folder: Path, settings: Settings, world: World) -> list[str]:
+    """Do this rank's batches; returns one message per video that is missing."""
+    failed: list[str] = []
+    with SamplingProgress(len(batches), visible=world.is_main) as progress:
+        for number, batch in enumerate(batches):
+            progress.begin(number)
+            try:
+                videos = generate(batch, sampler, guidance_scale=settings.guidance_scale, progress=progress.step)
+                for video_CTHW, request in zip(videos, batch, strict=True):
+                    if not is_done(output_path(folder, request), request, settings):
+                        logger().info("sampling: wrote %s", write_sample(video_CTHW, request, settings, folder))
+            except (WriteError, ConfigError) as error:  # the next batch would meet the same
+                logger().error("%s", error)
+                return failed + [str(error)] * sum(map(len, batches[number:]))
+            except Exception as error:
+                known = isinstance(error, OpenSoraError)
+                logger().error("prompt %r: %s", batch[0].prompt, error, exc_info=not known)
+                failed += [f"prompt {request.prompt!r}: {error}" for request in batch]
+    return failed

@@ -1,0 +1,133 @@
+"""A video becomes a file: H.264 in mp4, or png for one frame, with its record as json beside it.
+
+Both are written beside and renamed, the json last: a json means that the video it describes is whole.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from opensora.errors import OpenSoraError
+from opensora.sampling.record import Settings, output_path, record
+from opensora.types import SampleRequest
+
+CRF = 18  # x264's constant quality, 0 (lossless) to 51; 18 is commonly taken as visually lossless
+
+
+class WriteError(OpenSoraError):
+    """The folder cannot be written to or the disk is full; every later video would fail as well."""
+
+
+def write_sample(video_CTHW: Tensor, request: SampleRequest, settings: Settings, save_dir: str | Path) -> Path:
+    """Write one finished video and its record; returns the video's path. WriteError when the disk refuses."""
+    path = output_path(save_dir, request)
+    note = path.with_suffix(".json")
+    _guard(path, lambda: note.unlink(missing_ok=True))  # the old record must not outlive the video it describes
+    found = write_video(video_CTHW, path, request.fps)
+    text = json.dumps(record(request, settings, **found), indent=2, ensure_ascii=False) + "\n"
+    write_beside(note, lambda part: _write_bytes(part, text.encode("utf-8")))
+    return path
+
+
+def write_video(video_CTHW: Tensor, path: str | Path, fps: float) -> dict[str, Any]:
+    """Write [-1, 1] RGB frames to `path`, H.264 mp4 or, when its ending says so, the first frame as png.
+
+    H.264 with halved colour planes needs even sides: an odd one gets its last row or column twice.
+    Returns {"file", "bytes", "stored_height", "stored_width"}. Raises WriteError; then no part of a file is left.
+    """
+    path = Path(path)
+    frames_THWC = to_uint8(video_CTHW)
+    if path.suffix != ".png":
+        _, height, width, _ = frames_THWC.shape
+        frames_THWC = np.pad(frames_THWC, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+        write_beside(path, lambda part: _encode(frames_THWC, part, fps))
+    else:
+        write_beside(path, lambda part: _save_png(frames_THWC[0], part))
+    stored = dict(stored_height=frames_THWC.shape[1], stored_width=frames_THWC.shape[2])
+    return {"file": path.name, "bytes": path.stat().st_size, **stored}
+
+
+def to_uint8(video_CTHW: Tensor) -> np.ndarray:
+    """[-1, 1] to RGB bytes [T, H, W, 3]; what lies outside is clipped."""
+    scaled = (video_CTHW.detach().float().cpu().clamp(-1, 1) + 1) * 127.5
+    return scaled.round().to(torch.uint8).permute(1, 2, 3, 0).contiguous().numpy()
+
+
+def write_beside(path: Path, fill: Callable[[Path], None]) -> None:
+    """Let `fill` write a hidden file beside `path`, then rename it: `path` is whole or as it was before."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        _guard(path, lambda: fill(part))
+        _guard(path, lambda: _rename(part, path))
+    except BaseException:  # an interrupt too must not leave half a file
+        part.unlink(missing_ok=True)
+        raise
+
+
+def prepare_folder(save_dir: str | Path) -> Path:
+    """Make the folder and try it, before hours of work go into what cannot be saved; WriteError when it refuses."""
+    folder = Path(save_dir)
+    probe = folder / f".writable-{os.getpid()}.part"
+
+    def fill() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_bytes(probe, b"x")
+        probe.unlink()
+
+    _guard(folder, fill)
+    return folder
+
+
+def _guard(path: Path, action: Callable[[], None]) -> None:
+    try:
+        action()
+    except OSError as error:  # PyAV's errors for input and output are OSErrors as well
+        reason = error.strerror or str(error)
+        raise WriteError(
+            f"{path}: cannot be written ({reason}); it needs a folder you may write to and free disk space; "
+            "free some or set another save_dir, then run again: finished videos are kept and skipped"
+        ) from error
+
+
+def _rename(part: Path, path: Path) -> None:
+    with part.open("rb") as written:
+        os.fsync(
+            written.fileno()
+        )  # a rename that reaches the disk before the bytes would be an empty file after a crash
+    part.replace(path)
+
+
+def _write_bytes(part: Path, data: bytes) -> None:
+    part.write_bytes(data)
+
+
+def _save_png(frame_HWC: np.ndarray, part: Path) -> None:
+    from PIL import Image
+
+    Image.fromarray(frame_HWC).save(part, format="PNG")
+
+
+def _encode(frames_THWC: np.ndarray, part: Path, fps: float) -> None:
+    import av
+    from av.video.reformatter import Colorspace
+
+    _, height, width, _ = frames_THWC.shape
+    # One thread: x264's rate control, and with it the bytes, depends on how many there are.
+    options = {"crf": str(CRF), "threads": "1"}
+    with av.open(str(part), "w", format="mp4", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        # BT.601 and said so: players read the tag, and readers that ignore it (OpenCV) assume just that.
+        context = stream.codec_context
+        context.color_range, context.colorspace = 1, 6
+        for frame_HWC in frames_THWC:
+            frame = av.VideoFrame.from_ndarray(frame_HWC, format="rgb24")
+            container.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU601)))
+        container.mux(stream.encode())

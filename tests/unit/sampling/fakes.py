@@ -1,0 +1,67 @@
+"""A denoiser, a codec and requests small enough to see through."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from opensora.random import generator
+from opensora.sampling.generate import Sampler
+from opensora.sampling.record import Settings
+from opensora.schedulers.rectified_flow import RectifiedFlow
+from opensora.types import Condition, SampleRequest
+
+TOKENS, WIDTH = 6, 5
+SETTINGS = Settings(guidance_scale=3.0, steps=3, batch_size=1, dtype="fp32", config_hash="c0", weights="w0")
+
+
+def request(prompt: str = "a red circle", **changes: Any) -> SampleRequest:
+    values = dict(negative_prompt="", index=0, repeat=0, num_frames=4, height=16, width=16, fps=8.0, seed=1)
+    return SampleRequest(prompt, **{**values, **changes})
+
+
+class FakeDenoiser(nn.Module):
+    """A velocity that leans on the mean of the counted text tokens; remembers what it was asked."""
+
+    in_channels = 4
+
+    def __init__(self, input_size: tuple[int | None, ...] = (4, 4, 4)):
+        super().__init__()
+        self.input_size = input_size
+        self.asked: list[tuple[Tensor, Tensor | None]] = []
+
+    def null_text(self, n: int) -> Tensor:
+        return torch.full((n, 1, TOKENS, WIDTH), 0.5)
+
+    def forward(
+        self, x: Tensor, timestep: Tensor, y: Tensor, mask: Tensor | None = None, x_mask: Tensor | None = None
+    ) -> Tensor:
+        assert not self.training
+        assert torch.is_inference_mode_enabled()
+        self.asked.append((y, mask))
+        counted = y[:, 0] * mask[..., None]
+        lean = (counted.sum((1, 2)) / mask.sum(1)).view(-1, 1, 1, 1, 1)
+        return lean - 0.1 * x + timestep.view(-1, 1, 1, 1, 1) / 1000
+
+
+class FakeCodec:
+    """Text states drawn from the caption's letters; a "decoder" that repeats latents 4 x 4 and squashes them."""
+
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.vae = SimpleNamespace(latent_channels=4, latent_size=lambda size: (size[0], size[1] // 4, size[2] // 4))
+
+    def encode_text(self, captions: list[str]) -> Condition:
+        text = torch.stack([torch.randn(1, TOKENS, WIDTH, generator=generator(0, caption)) for caption in captions])
+        counts = torch.tensor([min(TOKENS, len(caption.split())) for caption in captions])
+        return Condition(text, (torch.arange(TOKENS) < counts[:, None]).long())
+
+    def decode_video(self, z: Tensor, num_frames: int) -> Tensor:
+        assert z.shape[2] == num_frames
+        return z[:, :3].repeat_interleave(4, dim=3).repeat_interleave(4, dim=4).tanh()
+
+
+def fake_sampler(steps: int = 3, **model: Any) -> Sampler:
+    return Sampler(FakeDenoiser(**model), RectifiedFlow(num_sampling_steps=steps, cfg_scale=3.0), FakeCodec())

@@ -1,0 +1,78 @@
+import pytest
+import torch
+
+from opensora.errors import ConfigError, OpenSoraError
+from opensora.sampling.generate import draw_noise, generate
+from tests.unit.sampling.fakes import fake_sampler, request
+
+
+def test_a_video_does_not_depend_on_its_batch_or_its_place() -> None:
+    cat, dog = request("a cat", index=0), request("a small dog", index=1)
+    alone = generate([dog], fake_sampler())[0]
+    together = generate([cat, dog], fake_sampler())[1]
+    moved = generate([request("a small dog", index=7)], fake_sampler())[0]
+    assert alone.shape == (3, 4, 16, 16)
+    torch.testing.assert_close(together, alone)
+    assert torch.equal(moved, alone)
+
+
+def test_seed_repeat_and_prompt_each_change_the_video() -> None:
+    videos = [
+        generate([one], fake_sampler())[0]
+        for one in (request(), request(seed=2), request(repeat=1), request("a dog"), request(negative_prompt="dark"))
+    ]
+    for place, one in enumerate(videos):
+        assert all(not torch.equal(one, other) for other in videos[place + 1 :])
+
+
+def test_noise_is_the_seeds_alone() -> None:
+    first = draw_noise(request(), (4, 2, 3, 3))
+    assert torch.equal(first, draw_noise(request("a dog", index=5), (4, 2, 3, 3)))
+    assert not torch.equal(first, draw_noise(request(repeat=1), (4, 2, 3, 3)))
+    assert first.dtype == torch.float32
+
+
+def test_guidance_doubles_the_batch_and_one_switches_it_off() -> None:
+    guided, plain = fake_sampler(steps=2), fake_sampler(steps=2)
+    generate([request()], guided)
+    generate([request()], plain, guidance_scale=1)
+    assert [len(text) for text, _ in guided.model.asked] == [2, 2]
+    assert [len(text) for text, _ in plain.model.asked] == [1, 1]
+
+
+def test_guidance_is_null_plus_scale_times_the_difference() -> None:
+    """With one step the video is noise + velocity, so the scale can be read back from the result."""
+    z = {}
+    for scale in (0.0, 1.0, 5.0):
+        sampler = fake_sampler(steps=1)
+        sampler.codec.decode_video = lambda latents, frames: latents
+        z[scale] = generate([request()], sampler, guidance_scale=scale)[0]
+    torch.testing.assert_close(z[5.0], z[0.0] + 5 * (z[1.0] - z[0.0]))
+    assert (z[1.0] - z[0.0]).abs().min() > 1e-3
+
+
+def test_progress_counts_steps_and_the_model_goes_back_to_training() -> None:
+    sampler, seen = fake_sampler(steps=3), []
+    sampler.model.train()
+    generate([request()], sampler, progress=lambda done, steps: seen.append((done, steps)))
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert sampler.model.training
+
+
+def test_sizes_that_do_not_fit_are_sentences() -> None:
+    with pytest.raises(ConfigError, match=r"8 frames of 16x16 has latents of \(8, 4, 4\); the model takes \(4, 4, 4\)"):
+        generate([request(num_frames=8)], fake_sampler())
+    assert len(generate([request(num_frames=8)], fake_sampler(input_size=(None, 4, 4)))) == 1
+    sampler = fake_sampler()
+    sampler.codec.vae.latent_channels = 8
+    with pytest.raises(ConfigError, match=r"model.in_channels: 4, but the autoencoder's latents have 8"):
+        generate([request()], sampler)
+    with pytest.raises(ValueError, match="share one size"):
+        generate([request(), request(height=32)], fake_sampler())
+
+
+def test_nan_is_not_written_as_a_video() -> None:
+    sampler = fake_sampler()
+    sampler.codec.decode_video = lambda latents, frames: latents * float("nan")
+    with pytest.raises(OpenSoraError, match="'a red circle': the model produced NaN"):
+        generate([request()], sampler)

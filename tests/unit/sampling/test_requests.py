@@ -1,0 +1,86 @@
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from opensora.errors import ConfigError
+from opensora.sampling.requests import collect_requests, read_prompts
+
+RUN = dict(num_frames=16, image_size=(32, 48), fps=8.0, seed=42)
+
+
+def write(path: Path, content: str | bytes) -> str:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return str(path)
+
+
+def test_flags_come_before_the_file_and_each_prompt_is_repeated(tmp_path: Path) -> None:
+    file = write(tmp_path / "prompts.txt", "\ufeffa cat\r\n\r\n   \n  a dog, running \n")
+    found = collect_requests(["a fish"], file, num_sample=2, negative_prompt="blurry", **RUN)
+    assert [(r.prompt, r.index, r.repeat) for r in found] == [
+        ("a fish", 0, 0), ("a fish", 0, 1), ("a cat", 1, 0), ("a cat", 1, 1), ("a dog, running", 2, 0), ("a dog, running", 2, 1)
+    ]  # fmt: skip
+    assert {(r.num_frames, r.height, r.width, r.fps, r.seed, r.negative_prompt) for r in found} == {
+        (16, 32, 48, 8.0, 42, "blurry")
+    }
+
+
+def test_rows_of_a_csv_override_the_run(tmp_path: Path) -> None:
+    file = write(
+        tmp_path / "p.csv",
+        "path,text,seed,num_frames,height,width,fps,negative_prompt\n"
+        'x.mp4,"a cat, a ""big"" one",9007199254740993,1,64,80,23.976,dark\n'
+        "y.mp4,a dog,,,,,,\n",
+    )
+    cat, dog = collect_requests(None, file, **RUN)
+    assert (cat.prompt, cat.seed, cat.num_frames, cat.height, cat.width, cat.fps, cat.negative_prompt) == (
+        'a cat, a "big" one', 9007199254740993, 1, 64, 80, 23.976, "dark"
+    )  # fmt: skip
+    assert (dog.seed, dog.num_frames, dog.height, dog.width, dog.fps, dog.negative_prompt) == (42, 16, 32, 48, 8.0, "")
+
+
+def test_parquet_reads_as_csv_does(tmp_path: Path) -> None:
+    table = pa.table({"text": ["a cat", "a dog"], "seed": [7.0, None], "num_frames": [float("nan"), 8.0]})
+    pa.parquet.write_table(table, tmp_path / "p.parquet")
+    cat, dog = collect_requests([], str(tmp_path / "p.parquet"), **RUN)
+    assert (cat.prompt, cat.seed, cat.num_frames) == ("a cat", 7, 16)
+    assert (dog.prompt, dog.seed, dog.num_frames) == ("a dog", 42, 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("p.txt", b"fine\nca\xf1on\n", r"p.txt, line 2: byte 0xf1 is not UTF-8"),
+        ("p.txt", "\n \n", "no prompt in it"),
+        ("p.csv", "text,seed\na,1\n,2\n", r"p.csv, line 3: the prompt is empty"),
+        ("p.csv", "caption\na\n", "columns are caption; the column 'text' is needed"),
+        ("p.csv", "", "columns are none"),
+        ("p.csv", "text\na red, round thing\n", "line 2: more cells than the header"),
+        ("p.csv", "text,seed\na,soon\n", "line 2: seed is 'soon'; it is a whole number"),
+        ("p.csv", "text,num_frames\na,2.5\n", "line 2: num_frames is '2.5'; it is a whole number"),
+        ("p.csv", "text,fps\na,fast\n", "line 2: fps is 'fast'; it is a number"),
+        ("p.csv", "text,height\na,0\n", "line 2: height is 0; it is more than 0"),
+        ("p.csv", "text,fps\na,nan\n", "line 2: fps is nan"),
+        ("p.csv", "text,fps\na,9999\n", "line 2: fps is 9999.0; it is 0.1 to 240"),
+        ("p.parquet", "text\n", "not a Parquet file"),
+    ],
+)
+def test_bad_files_are_sentences_with_a_line(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        collect_requests(None, write(tmp_path / name, content), **RUN)
+
+
+def test_bad_flags_are_sentences(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no prompt was given"):
+        collect_requests([], None, **RUN)
+    with pytest.raises(ConfigError, match="prompt 2: the prompt is empty"):
+        collect_requests(["a", "  "], None, **RUN)
+    with pytest.raises(ConfigError, match=r"prompt 1: .* is not UTF-8"):
+        collect_requests([b"ca\xf1on".decode("utf-8", "surrogateescape")], None, **RUN)
+    with pytest.raises(ConfigError, match="num_sample: 0"):
+        collect_requests(["a"], None, num_sample=0, **RUN)
+    with pytest.raises(ConfigError, match=r"none\.txt cannot be read \(No such file"):
+        read_prompts(tmp_path / "none.txt")
+    with pytest.raises(ConfigError, match=r"cannot be read \(Is a directory"):
+        read_prompts(tmp_path)

@@ -1,0 +1,126 @@
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from opensora.errors import ConfigError, OpenSoraError
+from opensora.parallel.world import World
+from opensora.sampling import run
+from opensora.sampling.generate import Sampler
+from opensora.sampling.progress import SamplingProgress
+from opensora.sampling.record import is_done
+from opensora.sampling.run import make_batches, sample, settings_of, unfinished
+from opensora.sampling.write import WriteError
+from tests.unit.sampling.fakes import SETTINGS, fake_sampler, request
+
+ALONE = World(0, 1, data_rank=0, data_size=1, local_rank=0, device=torch.device("cpu"))
+PROMPTS = ["a cat", "a small dog", "one red bird"]
+
+
+def requests() -> list:
+    return [request(prompt, index=index) for index, prompt in enumerate(PROMPTS)]
+
+
+def asked(sampler: Sampler) -> int:
+    """How many batches went through the model."""
+    return len(sampler.model.asked) // sampler.scheduler.num_sampling_steps
+
+
+def test_every_request_becomes_a_file_and_its_path_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = sample(requests(), fake_sampler(), ALONE, tmp_path, SETTINGS)
+    assert capsys.readouterr().out.split() == [str(path) for path in paths]
+    assert sorted(paths) == sorted(tmp_path.glob("*.mp4"))
+    assert all(is_done(path, one, SETTINGS) for path, one in zip(paths, requests(), strict=True))
+
+
+def test_done_ones_are_skipped_and_changed_settings_are_redone(tmp_path: Path) -> None:
+    paths = sample(requests(), fake_sampler(), ALONE, tmp_path, SETTINGS)
+    first = [path.read_bytes() for path in paths]
+    again = fake_sampler()
+    assert sample(requests(), again, ALONE, tmp_path, SETTINGS) == paths
+    assert asked(again) == 0
+    paths[1].unlink()
+    sample(requests(), again, ALONE, tmp_path, SETTINGS)
+    assert asked(again) == 1
+    assert [path.read_bytes() for path in paths] == first
+    other = fake_sampler()
+    assert sample(requests(), other, ALONE, tmp_path, replace(SETTINGS, guidance_scale=5.0)) == paths
+    assert asked(other) == 3
+    assert [path.read_bytes() for path in paths] != first
+
+
+def test_one_failure_does_not_lose_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampler = fake_sampler()
+    encode = sampler.codec.encode_text
+
+    def refuse(captions: list[str]) -> object:
+        if "a small dog" in captions:
+            raise RuntimeError("out of memory")
+        return encode(captions)
+
+    monkeypatch.setattr(sampler.codec, "encode_text", refuse)
+    with pytest.raises(OpenSoraError, match="1 of 3 videos are missing; prompt 'a small dog': out of memory"):
+        sample(requests(), sampler, ALONE, tmp_path, SETTINGS)
+    assert len(list(tmp_path.glob("*.mp4"))) == len(list(tmp_path.glob("*.json"))) == 2
+    assert len(capsys.readouterr().out.split()) == 2
+
+
+def test_a_disk_that_refuses_ends_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = fake_sampler()
+
+    def refuse(*_: object) -> Path:
+        raise WriteError("out/v.mp4: cannot be written (No space left on device)")
+
+    monkeypatch.setattr(run, "write_sample", refuse)
+    with pytest.raises(OpenSoraError, match=r"3 of 3 videos are missing; out/v\.mp4: cannot be written"):
+        sample(requests(), sampler, ALONE, tmp_path, SETTINGS)
+    assert asked(sampler) == 1
+
+
+def test_wrong_sizes_and_folders_end_it_before_any_work(tmp_path: Path) -> None:
+    sampler = fake_sampler()
+    with pytest.raises(ConfigError, match="5 frames of 16x16"):
+        sample([*requests(), request(num_frames=5)], sampler, ALONE, tmp_path, SETTINGS)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(WriteError, match="cannot be written"):
+        sample(requests(), sampler, ALONE, tmp_path / "file", SETTINGS)
+    assert asked(sampler) == 0
+
+
+def test_batches_hold_one_size_in_list_order_and_stay_whole(tmp_path: Path) -> None:
+    small, tall = [request(str(n), index=n) for n in range(3)], [request("t", index=3, height=32)]
+    batches = make_batches([small[0], tall[0], small[1], small[2]], 2)
+    assert batches == [small[:2], small[2:], tall]
+    settings = replace(SETTINGS, batch_size=2)
+    paths = sample(small, fake_sampler(), ALONE, tmp_path, settings)
+    paths[1].unlink()
+    assert unfinished(make_batches(small, 2), tmp_path, settings) == [small[:2]]
+
+
+def test_settings_come_from_the_scheduler_unless_given() -> None:
+    sampler = fake_sampler(steps=7)
+    given = dict(dtype="bf16", config_hash="c", weights="w")
+    assert (settings_of(sampler, **given).guidance_scale, settings_of(sampler, **given).steps) == (3.0, 7)
+    assert settings_of(sampler, guidance_scale=1, **given).guidance_scale == 1.0
+    with pytest.raises(ConfigError, match="batch_size: 0"):
+        settings_of(sampler, batch_size=0, **given)
+
+
+def test_progress_is_a_few_plain_lines(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger("opensora"), "propagate", True)
+    caplog.set_level(logging.INFO, "opensora")
+    with SamplingProgress(2, visible=True) as progress:
+        progress.begin(1)
+        for done in range(1, 31):
+            progress.step(done, 30)
+    with SamplingProgress(2, visible=False) as silent:
+        silent.step(30, 30)
+    assert [record.message for record in caplog.records] == [
+        f"sampling: batch 2 of 2, step {done} of 30" for done in (8, 15, 23, 30)
+    ]

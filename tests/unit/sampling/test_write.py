@@ -1,0 +1,148 @@
+import json
+import resource
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from opensora.evaluation.psnr import psnr
+from opensora.random import generator
+from opensora.sampling import write
+from opensora.sampling.record import is_done, output_path
+from opensora.sampling.write import WriteError, prepare_folder, to_uint8, write_beside, write_sample, write_video
+from tests.unit.sampling.fakes import SETTINGS, request
+
+
+def smooth_video(frames: int, height: int, width: int) -> Tensor:
+    coarse = torch.rand(1, 3, 3, 4, 4, generator=generator(0, "video")) * 2 - 1
+    return F.interpolate(coarse, size=(frames, height, width), mode="trilinear")[0]
+
+
+def read(path: Path) -> tuple[Tensor, Fraction, str, str]:
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(stream)])
+        context = stream.codec_context
+        rate, codec, pixels = stream.average_rate, context.name, context.pix_fmt
+    return torch.from_numpy(frames).permute(3, 0, 1, 2).float() / 127.5 - 1, rate, codec, pixels
+
+
+@pytest.mark.parametrize(
+    ("fps", "rate"), [(8.0, Fraction(8)), (7.5, Fraction(15, 2)), (24000 / 1001, Fraction(24000, 1001))]
+)
+def test_mp4_round_trip(tmp_path: Path, fps: float, rate: Fraction) -> None:
+    video = smooth_video(9, 32, 48)
+    found = write_video(video, tmp_path / "v.mp4", fps)
+    back, real_rate, codec, pixels = read(tmp_path / "v.mp4")
+    assert (real_rate, codec, pixels) == (rate, "h264", "yuv420p")
+    assert back.shape == video.shape
+    assert psnr(back[None], video[None]).item() > 33
+    assert found == {
+        "file": "v.mp4",
+        "bytes": (tmp_path / "v.mp4").stat().st_size,
+        "stored_height": 32,
+        "stored_width": 48,
+    }
+
+
+def test_odd_sides_get_their_last_row_and_column_twice(tmp_path: Path) -> None:
+    video = smooth_video(5, 31, 47)
+    found = write_video(video, tmp_path / "v.mp4", 8)
+    assert (found["stored_height"], found["stored_width"]) == (32, 48)
+    back = read(tmp_path / "v.mp4")[0]
+    assert back.shape == (3, 5, 32, 48)
+    assert psnr(back[None, :, :, :31, :47], video[None]).item() > 33
+    assert psnr(back[None, :, :, 31:, :47], video[None, :, :, 30:]).item() > 28
+
+
+@pytest.mark.parametrize("colour", [(1.0, -1.0, -1.0), (-1.0, 1.0, -1.0), (-1.0, -1.0, 1.0), (1.0, 1.0, 1.0)])
+def test_colours_survive(tmp_path: Path, colour: tuple[float, ...]) -> None:
+    write_video(torch.tensor(colour).view(3, 1, 1, 1).expand(3, 3, 16, 16), tmp_path / "v.mp4", 8)
+    assert (read(tmp_path / "v.mp4")[0].mean((1, 2, 3)) - torch.tensor(colour)).abs().max() < 0.03
+
+
+def test_the_same_video_is_the_same_file(tmp_path: Path) -> None:
+    for name in ("a.mp4", "b.mp4"):
+        write_video(smooth_video(9, 32, 48), tmp_path / name, 8)
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+
+
+def test_one_frame_is_a_png_of_the_exact_bytes(tmp_path: Path) -> None:
+    video = smooth_video(1, 15, 17)
+    path = write_sample(video, request(num_frames=1, height=15, width=17), SETTINGS, tmp_path)
+    assert path.suffix == ".png"
+    assert np.array_equal(np.asarray(Image.open(path)), to_uint8(video)[0])
+
+
+def test_bytes_are_rounded_and_clipped() -> None:
+    values = torch.tensor([-3.0, -1.0, 0.0, 0.5, 1.0, 7.0]).view(1, 1, 1, 6).expand(3, 1, 1, 6)
+    assert to_uint8(values)[0, 0, :, 0].tolist() == [0, 0, 128, 191, 255, 255]
+
+
+def test_the_record_tells_the_whole_story(tmp_path: Path) -> None:
+    path = write_sample(smooth_video(4, 16, 16), request('say "ü"', negative_prompt="dark", seed=5), SETTINGS, tmp_path)
+    known = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    wanted = dict(prompt='say "ü"', negative_prompt="dark", seed=5, num_frames=4, height=16, width=16, fps=8.0)
+    wanted |= dict(guidance_scale=3.0, steps=3, config_hash="c0", weights="w0", file=path.name, stored_width=16)
+    assert wanted.items() <= known.items()
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([path.name, path.with_suffix(".json").name])
+
+
+def test_a_full_disk_leaves_the_old_video_and_no_half_one(tmp_path: Path) -> None:
+    """A file size limit is how a process meets a write that the system refuses half way."""
+    video = torch.rand(3, 8, 64, 64, generator=generator(0, "noise")) * 2 - 1
+    one = request(num_frames=8, height=64, width=64)
+    kept = write_sample(smooth_video(8, 64, 64), request("kept", num_frames=8, height=64, width=64), SETTINGS, tmp_path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(WriteError, match=r"a-red-circle.*cannot be written \(File too large\).*save_dir"):
+            write_sample(video, one, SETTINGS, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+    assert is_done(kept, request("kept", num_frames=8, height=64, width=64), SETTINGS)
+    write_sample(video, one, SETTINGS, tmp_path)
+    assert is_done(output_path(tmp_path, one), one, SETTINGS)
+
+
+def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
+    def fill(part: Path) -> None:
+        part.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    (tmp_path / "v.mp4").write_bytes(b"old")
+    with pytest.raises(KeyboardInterrupt):
+        write_beside(tmp_path / "v.mp4", fill)
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("v.mp4", b"old")]
+
+
+def test_a_stop_between_video_and_record_is_not_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redoing with other weights: at no moment may the old record stand beside the new video."""
+    one, video = request(), smooth_video(4, 16, 16)
+    path = write_sample(video, one, SETTINGS, tmp_path)
+    seen = []
+
+    def stop(part: Path, data: bytes) -> None:
+        seen.append((path.exists(), path.with_suffix(".json").exists()))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(write, "_write_bytes", stop)
+    with pytest.raises(KeyboardInterrupt):
+        write_sample(video, one, SETTINGS, tmp_path)
+    assert seen == [(True, False)]
+    assert not is_done(path, one, SETTINGS)
+
+
+def test_a_folder_that_cannot_be_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(WriteError, match=r"file/out: cannot be written \(Not a directory\)"):
+        prepare_folder(tmp_path / "file" / "out")
+    assert list(prepare_folder(tmp_path / "new" / "deep").iterdir()) == []
