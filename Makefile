@@ -1,0 +1,49 @@
+# The only place where set-up lives. `make demo` and `make test` work on a fresh machine with Python 3.11.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c requirements/constraints.txt
+LISTS := $(wildcard requirements/*.txt) setup.py
+
+.PHONY: help install install-demo install-test demo test lint bench clean
+
+help:
+	@echo "make demo   install, train on real footage and sample videos (outputs/demo)"
+	@echo "make test   install what tests need and run them all"
+	@echo "make lint   ruff lint and format check, mypy"
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: $(LISTS) | $(BIN)/python
+	@echo "installing the runtime packages into $(VENV) (a few minutes on a fresh machine)"
+	$(PIP) torch torchvision
+	$(PIP) -e '.[tools]'
+	$(PIP) --no-deps -r requirements/colossalai.txt
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.runtime
+	$(PIP) --no-deps -r requirements/demo.txt
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.demo
+	$(PIP) -r requirements/test.txt
+	@touch $@
+
+install: $(VENV)/.runtime
+install-demo: $(VENV)/.demo
+install-test: $(VENV)/.test
+
+demo: install-demo
+	$(BIN)/python -m tools.demo.run
+
+test: install-test
+	$(BIN)/python -m pytest tests
+
+lint: install-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) outputs build *.egg-info

@@ -1,0 +1,1 @@
+"""Thin mains: they read arguments, call one function and turn errors into sentences and exit codes."""

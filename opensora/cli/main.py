@@ -1,0 +1,32 @@
+"""The `opensora` command: check, doctor, sample, train."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "check": "dry run of a training config: keys, parameters, tokens, rows, memory",
+    "doctor": "what this machine has and what a missing feature needs",
+    "sample": "generate mp4s from prompts",
+    "train": "train in this process; for several ranks: torchrun --nproc_per_node N -m opensora.cli.train",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: opensora COMMAND ...\n")
+        for name, purpose in COMMANDS.items():
+            print(f"  {name:8} {purpose}")
+        return 0
+    name = arguments[0]
+    if name not in COMMANDS:
+        print(
+            f"error: command line: found {name!r}; allowed: {', '.join(COMMANDS)}; see opensora --help", file=sys.stderr
+        )
+        return 2
+    return importlib.import_module(f"opensora.cli.{name}").main(arguments[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

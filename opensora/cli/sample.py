@@ -1,0 +1,85 @@
+"""Generate videos: `opensora sample CONFIG --prompt "..."`, or on N ranks
+`torchrun --nproc_per_node N -m opensora.cli.sample CONFIG --prompt "..."`.
+
+Videos that are there already are skipped; the same prompt and seed give the same video on any number of ranks.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from opensora.cli.report import run_main
+from opensora.config import load
+from opensora.schema import SampleRun
+
+# flag -> config key; the flags are the config's keys for people who type
+FLAGS: dict[str, tuple[str, str]] = {
+    "--load": ("load", "run folder, checkpoint or weights folder of the denoiser"),
+    "--prompt-path": ("prompt_path", "text file with a prompt per line, or a CSV / Parquet with a column `text`"),
+    "--negative-prompt": ("negative_prompt", "what to steer away from"),
+    "--num-frames": ("num_frames", "frames per video; 1 writes a png"),
+    "--fps": ("fps", "frames per second of the mp4"),
+    "--seed": ("seed", "another seed, another video"),
+    "--num-sample": ("num_sample", "videos per prompt"),
+    "--steps": ("scheduler.num_sampling_steps", "denoising steps"),
+    "--guidance-scale": ("scheduler.cfg_scale", "how strongly the prompt steers; 1 = no guidance"),
+    "--save-dir": ("save_dir", "where the videos go"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="opensora sample", description=__doc__)
+    parser.add_argument("config", help="a sampling config")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--prompt", action="append", default=[], help="what to show; may be given several times")
+    parser.add_argument("--size", metavar="HEIGHTxWIDTH", help="pixels, for example 64x96")
+    for flag, (_, purpose) in FLAGS.items():
+        parser.add_argument(flag, help=purpose)
+    arguments = parser.parse_intermixed_args(argv)
+    return run_main(lambda: sample_command(arguments.config, overrides_of(arguments), arguments.prompt))
+
+
+def overrides_of(arguments: argparse.Namespace) -> list[str]:
+    """The flags as key=value overrides; key=value arguments come last and win."""
+    found = []
+    for flag, (key, _) in FLAGS.items():
+        value = getattr(arguments, flag.removeprefix("--").replace("-", "_"))
+        if value is not None:
+            quoted = repr(value) if key in ("load", "prompt_path", "negative_prompt", "save_dir") else value
+            found.append(f"{key}={quoted}")
+    if arguments.size is not None:
+        found.append(f"image_size={tuple(arguments.size.lower().split('x'))}".replace("'", ""))
+    return found + arguments.overrides
+
+
+def sample_command(config: str, overrides: Sequence[str], prompts: Sequence[str]) -> int:
+    """Check, build, sample; returns the exit code."""
+    if prompts:
+        overrides = [*overrides, f"prompt={list(prompts)!r}"]
+    loaded = load(config, overrides, SampleRun)
+
+    # heavy, and not needed to answer a typo
+    from opensora import log
+    from opensora.parallel import world as worlds
+    from opensora.platforms import select
+    from opensora.sampling.build import build_sampler, plan_sampling
+    from opensora.sampling.run import sample
+
+    rank, _ = worlds.rank_from_environment()
+    log.setup(rank)
+    plan = plan_sampling(loaded.run, config)
+    world = worlds.start(select(), timeout_seconds=3600)
+    sampler, settings = build_sampler(plan, world.device)
+    sample(plan.requests, sampler, world, loaded.run.save_dir, settings)
+    worlds.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    code = main()
+    if code:
+        # Another rank may wait for this one in a collective; leaving at once ends the job instead of hanging in exit.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

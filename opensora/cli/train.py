@@ -1,0 +1,56 @@
+"""Train from a config: `torchrun --nproc_per_node N -m opensora.cli.train CONFIG key=value ...`.
+
+The same command again goes on from the newest good checkpoint in `run_dir`.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from opensora.cli.report import run_main
+from opensora.config import load
+from opensora.schema import TrainRun
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="opensora.cli.train", description=__doc__)
+    parser.add_argument("config", help="a .py config file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example steps=100 optimizer.lr=1e-4")
+    arguments = parser.parse_args(argv)
+    return run_main(lambda: train_command(arguments.config, arguments.overrides))
+
+
+def train_command(config: str, overrides: Sequence[str]) -> int:
+    """Check, build, train; returns the exit code."""
+    loaded = load(config, overrides, TrainRun)
+    run = loaded.run
+
+    # heavy, and not needed to answer a typo
+    from opensora import log
+    from opensora.parallel import world as worlds
+    from opensora.platforms import select
+    from opensora.training.build import build_training, check_world
+    from opensora.training.loop import train
+
+    rank, size = worlds.rank_from_environment()
+    check_world(run, size, config)
+    log.setup(rank)
+    world = worlds.start(select(), run.timeout_seconds)
+    log.logger().info("%d rank(s), plugin %s, %s, device %s", size, run.plugin, run.dtype, world.device)
+    training = build_training(run, world, config)
+    finished = train(training)
+    training.metrics.close()
+    log.logger().info("done: %s" if finished else "stopped on request, saved: %s", Path(run.run_dir).resolve())
+    worlds.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    code = main()
+    if code:
+        # Another rank may wait for this one in a collective; leaving at once ends the job instead of hanging in exit.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

@@ -1,0 +1,270 @@
+"""Read a config file and `key=value` overrides, check every key at any depth, dump and explain the result.
+
+Nothing is built here and no weight is read: a typo ends the command before anything is allocated.
+"""
+
+import ast
+import dataclasses
+import difflib
+import hashlib
+import inspect
+import json
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from mmengine.registry import Registry
+from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
+
+from opensora.errors import ConfigError
+from opensora.registry import constructor, names
+from opensora.schema import NOT_YET, RENAMED, Run
+
+T = TypeVar("T", bound=Run)
+COMMAND_LINE = "command line"
+_WORDS = {"true": True, "false": False, "none": None, "null": None}
+
+
+@dataclass(frozen=True)
+class Loaded(Generic[T]):
+    """A checked run and where each of its keys came from."""
+
+    run: T
+    path: str
+    origins: dict[str, str]  # key -> "file:line", "command line" or "default"
+
+
+def load(path: str, overrides: Sequence[str], schema: type[T]) -> Loaded[T]:
+    """Read `path`, put `overrides` on top, check everything; raises ConfigError with one sentence."""
+    values, origins = _read(path)
+    values = {key: value for key, value in values.items() if not key.startswith("_")}
+    for override in overrides:
+        dotted, value = parse_override(override)
+        _set(values, dotted, value, schema, path)
+        origins[dotted] = COMMAND_LINE
+
+    def where(key: str) -> str:
+        """The file, or the command line, that has the last word on `key`."""
+        parts = key.split(".")
+        for stop in range(len(parts), 0, -1):
+            found = origins.get(".".join(parts[:stop]))
+            if found is not None:
+                return f"{COMMAND_LINE} ({path})" if found == COMMAND_LINE else found
+        return path
+
+    fields = {field.name: field for field in dataclasses.fields(schema)}
+    hints = typing.get_type_hints(schema)
+    for key, value in values.items():
+        if key not in fields:
+            raise ConfigError(_unknown_key(where(key), key, list(fields)))
+        _check_value(where(key), key, value, hints[key])
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in values:
+            raise ConfigError(f"{path}: key '{name}': missing; allowed: {_type_name(hints[name])}; add {name} = ...")
+    run = schema(**values)
+    for name, field in fields.items():
+        value = getattr(run, name)
+        if value is None:
+            continue
+        if "registry" in field.metadata:
+            check_component(field.metadata["registry"], value, name, where, given=field.metadata["given"])
+        elif "arguments_registry" in field.metadata:
+            named_by = field.metadata["named_by"]
+            typed = {"type": getattr(run, named_by), **value}
+            check_component(field.metadata["arguments_registry"], typed, name, where, type_key=named_by)
+    run.check(path)
+    return Loaded(run, path, {name: origins.get(name, "default") for name in fields} | _nested(origins))
+
+
+def _nested(origins: Mapping[str, str]) -> dict[str, str]:
+    return {key: origin for key, origin in origins.items() if "." in key}
+
+
+def _read(path: str) -> tuple[dict[str, Any], dict[str, str]]:
+    from mmengine.config import Config
+
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(f"{path}: no such file; allowed: a config file ending in .py or .json; check the path")
+    if file.suffix not in (".py", ".json"):
+        raise ConfigError(f"{path}: found a {file.suffix or 'nameless'} file; allowed: .py or .json")
+    try:
+        values = Config.fromfile(str(file), lazy_import=False)._cfg_dict.to_dict()
+        origins = _origins(file)
+    except ConfigError:
+        raise
+    except Exception as error:  # the file is the user's program: whatever it raises is about the file
+        line = f" line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path}:{line} cannot be read: {type(error).__name__}: {reason}; fix the file") from error
+    return values, origins
+
+
+def _origins(file: Path) -> dict[str, str]:
+    """Which file and line assigns each top-level key; a file's own lines win over those of its bases."""
+    if file.suffix == ".json":
+        return dict.fromkeys(json.loads(file.read_text(encoding="utf-8")), str(file))
+    found: dict[str, str] = {}
+    own: dict[str, str] = {}
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
+        for target in targets:
+            for name in [t for t in ast.walk(target) if isinstance(t, ast.Name)]:
+                own[name.id] = f"{file}:{node.lineno}"
+                if name.id == "_base_":
+                    bases = ast.literal_eval(node.value) if node.value is not None else []
+                    for base in [bases] if isinstance(bases, str) else bases:
+                        found |= _origins(file.parent / base)
+    return found | own
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """`a.b=3` -> ("a.b", 3): Python literals, true/false/none, anything else is a string."""
+    dotted, equals, raw = text.partition("=")
+    if not equals or not dotted or not all(part.isidentifier() for part in dotted.split(".")):
+        raise ConfigError(f"{COMMAND_LINE}: found {text!r}; allowed: key=value or key.part=value, without spaces")
+    if raw.lower() in _WORDS:
+        return dotted, _WORDS[raw.lower()]
+    try:
+        return dotted, ast.literal_eval(raw)
+    except (ValueError, SyntaxError):
+        return dotted, raw
+
+
+def _set(values: dict[str, Any], dotted: str, value: Any, schema: type[Run], path: str) -> None:
+    *parents, last = dotted.split(".")
+    here = values
+    for depth, part in enumerate(parents):
+        if part not in here and depth == 0:
+            default = next(
+                (f.default_factory for f in dataclasses.fields(schema) if f.name == part), dataclasses.MISSING
+            )
+            here[part] = default() if default is not dataclasses.MISSING else {}
+        here = here.setdefault(part, {})
+        if not isinstance(here, dict):
+            parent = ".".join(parents[: depth + 1])
+            raise ConfigError(
+                f"{COMMAND_LINE} ({path}): key '{dotted}': '{parent}' is {here!r}, not a dict; set '{parent}' itself"
+            )
+    if isinstance(here.get(last), dict) and isinstance(value, dict):
+        here[last].update(value)
+    else:
+        here[last] = value
+
+
+def _unknown_key(where: str, key: str, allowed: Sequence[str], owner: str = "") -> str:
+    last = key.rsplit(".", 1)[-1]
+    if not owner and key in RENAMED:
+        return f"{where}: key '{key}': called '{RENAMED[key]}' here; allowed: {', '.join(sorted(allowed))}; rename it"
+    if not owner and key in NOT_YET:
+        return f"{where}: key '{key}': {NOT_YET[key]}"
+    nearest = difflib.get_close_matches(last, allowed, n=1, cutoff=0.0)
+    near = f"; nearest: '{nearest[0]}'" if nearest else ""
+    of = f" for {owner}" if owner else ""
+    listed = ", ".join(sorted(allowed)) or "no keys"
+    return f"{where}: key '{key}': unknown{of}{near}; allowed: {listed}; rename or remove it"
+
+
+def _type_name(hint: Any) -> str:
+    if hint is type(None):
+        return "None"
+    if isinstance(hint, type) and not typing.get_args(hint):
+        return hint.__name__
+    if typing.get_origin(hint) is typing.Literal:
+        return " or ".join(repr(value) for value in typing.get_args(hint))
+    arguments = typing.get_args(hint)
+    text = str(hint)
+    if "|" in text or "Union" in text:
+        return " or ".join(_type_name(argument) for argument in arguments)
+    return text.replace("typing.", "").replace("collections.abc.", "")
+
+
+def _check_value(where: str, key: str, value: Any, hint: Any) -> None:
+    try:
+        # bool is an int to Python, but `steps=True` is a mistake
+        if (
+            isinstance(value, bool)
+            and bool not in (hint, *typing.get_args(hint))
+            and hint not in (Any, inspect.Parameter.empty)
+        ):
+            raise TypeCheckError("a bool is not a number here")
+        check_type(value, hint, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
+    except TypeCheckError as error:
+        raise ConfigError(
+            f"{where}: key '{key}': found {value!r} ({type(value).__name__}); allowed: {_type_name(hint)}; change the value"
+        ) from error
+
+
+def check_component(
+    registry: Registry,
+    config: Mapping[str, Any],
+    key: str,
+    where: typing.Callable[[str], str],
+    given: Sequence[str] = (),
+    type_key: str | None = None,
+) -> None:
+    """Check `dict(type=NAME, **arguments)` against the constructor of NAME; raises ConfigError.
+
+    given: arguments the run supplies. type_key: the run-level key that holds NAME, where it stands apart.
+    """
+    name = config.get("type")
+    type_path = type_key or f"{key}.type"
+    allowed_names = names(registry)
+    if not isinstance(name, str) or name not in allowed_names:
+        found = "missing" if name is None else f"found {name!r}"
+        nearest = difflib.get_close_matches(str(name), allowed_names, n=1, cutoff=0.0)
+        near = f"; nearest: '{nearest[0]}'" if nearest and name is not None else ""
+        raise ConfigError(
+            f"{where(type_path)}: key '{type_path}': {found}{near}; allowed: {', '.join(allowed_names)}; name one of them"
+        )
+    build = constructor(registry, name)
+    parameters = inspect.signature(build).parameters
+    hints = _hints(build)
+    allowed = [
+        p.name for p in parameters.values() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and p.name != "self"
+    ]
+    weights = "from_pretrained"  # weights of any module may be named in the config, also where the class takes none
+    for argument, value in config.items():
+        if argument == "type":
+            continue
+        path = f"{key}.{argument}"
+        if argument == weights and weights not in allowed and registry.name == "model":
+            _check_value(where(path), path, value, str | None)
+        elif argument not in allowed:
+            raise ConfigError(_unknown_key(where(path), path, [a for a in allowed if a != "params"], owner=name))
+        else:
+            _check_value(where(path), path, value, hints.get(argument, Any))
+    for argument in allowed:
+        missing = parameters[argument].default is inspect.Parameter.empty and argument not in config
+        if missing and argument not in given:
+            kind = _type_name(hints.get(argument, Any))
+            raise ConfigError(
+                f"{where(key)}: key '{key}.{argument}': missing; {name} needs it; allowed: {kind}; add {argument}=..."
+            )
+
+
+def _hints(build: Any) -> dict[str, Any]:
+    target = getattr(build, "__wrapped_class__", build)
+    return typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+
+
+def as_dict(run: Run) -> dict[str, Any]:
+    """The resolved run as plain JSON-able values."""
+    return json.loads(json.dumps(dataclasses.asdict(run), default=list))
+
+
+def digest(values: Mapping[str, Any]) -> str:
+    """Twelve hex digits that change when any value does."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=list).encode()).hexdigest()[:12]
+
+
+def explain(loaded: Loaded[Any]) -> list[tuple[str, str, str]]:
+    """(key, value, origin) of every run-level key, and of every part that the command line changed."""
+    rows = [(key, repr(value), loaded.origins[key]) for key, value in dataclasses.asdict(loaded.run).items()]
+    changed = [(key, "", origin) for key, origin in loaded.origins.items() if "." in key]
+    return rows + changed

@@ -1,0 +1,85 @@
+"""From the config's parts to built modules that fit each other: denoiser, autoencoder, text encoder."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import nn
+
+from opensora.errors import ConfigError
+from opensora.models.weights import load_weights
+from opensora.random import key_seed
+from opensora.registry import MODELS, TEXT_ENCODERS, VAES, build
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Modules that fit each other, on the CPU (or on meta) in float32."""
+
+    model: Any  # a registered denoiser
+    vae: Any
+    text_encoder: Any
+    model_config: dict[str, Any]  # complete: what rebuilds `model` without the other parts
+
+
+def assemble(
+    model: Mapping[str, Any],
+    vae: Mapping[str, Any],
+    text_encoder: Mapping[str, Any],
+    *,
+    num_frames: int,
+    image_size: Sequence[int],
+    seed: int = 0,
+    weights: bool = True,
+) -> Parts:
+    """Build all three; what one needs to know of another is passed on.
+
+    num_frames, image_size: of the clips in pixels (height, width). weights=False: nothing is read, build under
+    `torch.device("meta")` to allocate nothing either.
+    Raises ConfigError when the config contradicts the parts, WeightsError when weights do not fit.
+    """
+    encoder = build(VAES, dict(vae))
+    text = build(TEXT_ENCODERS, dict(text_encoder))
+    latent_size = tuple(encoder.latent_size((num_frames, *image_size)))
+    given = {
+        "input_size": list(latent_size),
+        "in_channels": encoder.latent_channels,
+        "caption_channels": text.output_dim,
+        "model_max_length": text.model_max_length,
+    }
+    config = complete(model, given)
+    denoiser = build_denoiser(config, seed=seed, pretrained=model.get("from_pretrained") if weights else None)
+    if weights:
+        encoder, text = encoder.load(), text.load()
+    return Parts(denoiser, encoder, text, config)
+
+
+def complete(model: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's config with what the run knows filled in; a contradiction is a ConfigError."""
+    config = {key: value for key, value in model.items() if key != "from_pretrained"}
+    for key, value in given.items():
+        stated = config.get(key, value)
+        if (list(stated) if isinstance(stated, list | tuple) else stated) != value:
+            raise ConfigError(
+                f"config: key 'model.{key}': found {stated}; allowed: {value}, which the dataset, vae and text_encoder "
+                f"give; remove the key"
+            )
+        config[key] = value
+    return config
+
+
+def build_denoiser(config: Mapping[str, Any], *, seed: int = 0, pretrained: str | None = None) -> nn.Module:
+    """Build a denoiser from its complete config; initial weights depend on `seed` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(key_seed(seed, "initial weights"))
+        model = build(MODELS, dict(config))
+    if pretrained is not None:
+        load_weights(model, pretrained)
+    return model
+
+
+def tokens(model: Any) -> int:
+    """Latent tokens of one sample: patches of the padded latent grid."""
+    return prod(-(-size // patch) for size, patch in zip(model.input_size, model.patch_size))

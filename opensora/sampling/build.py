@@ -1,0 +1,111 @@
+"""From a sampling config to loaded parts. What the checkpoint recorded is the default for what the config leaves out."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from opensora.errors import ConfigError
+from opensora.models.assemble import build_denoiser, complete
+from opensora.models.codec import Codec
+from opensora.models.weights import CONFIG_FILE, load_weights, read_config
+from opensora.registry import SCHEDULERS, TEXT_ENCODERS, VAES, build
+from opensora.sampling.generate import Sampler
+from opensora.sampling.record import Settings, hash_config, weights_id
+from opensora.sampling.requests import collect_requests
+from opensora.sampling.run import settings_of
+from opensora.schema import SampleRun
+from opensora.training.keep import RECORD_FILE, resolve_weights
+from opensora.types import SampleRequest
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+PARTS = ("model", "vae", "text_encoder", "scheduler")
+
+
+@dataclass(frozen=True)
+class SamplePlan:
+    """A sampling run with every gap filled; nothing is loaded yet."""
+
+    run: SampleRun
+    parts: dict[str, dict[str, Any]]  # model, vae, text_encoder, scheduler
+    weights: Path | None  # of the denoiser
+    requests: list[SampleRequest]
+
+
+def plan_sampling(run: SampleRun, where: str) -> SamplePlan:
+    """Fill the gaps from the checkpoint's record and read the prompts; ConfigError when something is still missing."""
+    weights = resolve_weights(run.load, ema=run.ema) if run.load is not None else None
+    recorded: dict[str, Any] = {}
+    if weights is not None and weights.is_dir():
+        if (weights / RECORD_FILE).is_file():
+            recorded = json.loads((weights / RECORD_FILE).read_text(encoding="utf-8"))
+        if (weights / CONFIG_FILE).is_file():
+            recorded["model"] = read_config(weights)
+    parts = {}
+    for name in PARTS:
+        given = getattr(run, name)
+        found = recorded.get(name) if given is None else given
+        if given is not None and "type" in given and recorded.get(name, {}).get("type") == given["type"]:
+            found = {**recorded[name], **given}  # a config may change one argument, such as num_sampling_steps
+        if found is None:
+            raise ConfigError(
+                f"{where}: key '{name}': missing, and {_source(run)} does not record it; add {name} = dict(type=...)"
+            )
+        parts[name] = dict(found)
+    sizes = {
+        name: _given_or(getattr(run, name), recorded.get(name), name, where, run)
+        for name in ("num_frames", "image_size", "fps")
+    }
+    requests = collect_requests(
+        run.prompt,
+        run.prompt_path,
+        num_frames=sizes["num_frames"],
+        image_size=sizes["image_size"],
+        fps=sizes["fps"],
+        seed=run.seed,
+        negative_prompt=run.negative_prompt,
+        num_sample=run.num_sample,
+    )
+    return SamplePlan(run, parts, weights, requests)
+
+
+def build_sampler(plan: SamplePlan, device: torch.device) -> tuple[Sampler, Settings]:
+    """Build and load all parts on `device`; WeightsError when weights do not fit."""
+    run, parts = plan.run, plan.parts
+    dtype = DTYPES[run.dtype]
+    scheduler = build(SCHEDULERS, parts["scheduler"])
+    vae, text = build(VAES, parts["vae"]), build(TEXT_ENCODERS, parts["text_encoder"])
+    first = plan.requests[0]
+    given = {
+        "input_size": list(vae.latent_size((first.num_frames, first.height, first.width))),
+        "in_channels": vae.latent_channels,
+        "caption_channels": text.output_dim,
+        "model_max_length": text.model_max_length,
+    }
+    config = complete(parts["model"], {key: value for key, value in given.items() if key not in parts["model"]})
+    model = build_denoiser(config, pretrained=parts["model"].get("from_pretrained"))
+    if plan.weights is not None:
+        load_weights(model, plan.weights)
+    codec = Codec(vae.load(), text.load(), device, dtype)
+    settings = settings_of(
+        Sampler(model, scheduler, codec),
+        dtype=run.dtype,
+        config_hash=hash_config({**parts, "model": config}),
+        weights=weights_id(
+            *[path for path in (plan.weights, parts["model"].get("from_pretrained")) if path is not None]
+        ),
+    )
+    return Sampler(model.to(device, dtype), scheduler, codec), settings
+
+
+def _given_or(given: Any, recorded: Any, name: str, where: str, run: SampleRun) -> Any:
+    value = recorded if given is None else given
+    if value is None:
+        raise ConfigError(f"{where}: key '{name}': missing, and {_source(run)} does not record it; add {name} = ...")
+    return value
+
+
+def _source(run: SampleRun) -> str:
+    return f"load={run.load!r}" if run.load is not None else "no checkpoint (key 'load')"

@@ -1,0 +1,186 @@
+"""Every run-level key of a config: its type, its default and its unit. One file, no hidden defaults elsewhere.
+
+A `component(...)` key holds `dict(type=NAME, **arguments)`; its arguments are checked against the constructor that
+NAME is registered with, minus those the run supplies itself (`given`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, Literal
+
+from mmengine.registry import Registry
+
+from opensora import registry
+from opensora.errors import ConfigError
+
+Component = dict[str, Any]
+
+
+def component(of: Registry, default: Any = MISSING, given: Sequence[str] = ()) -> Any:
+    """A field holding one registered component; a missing default makes the key required."""
+    metadata = {"registry": of, "given": tuple(given)}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def arguments_of(of: Registry, named_by: str) -> Any:
+    """A field holding the arguments of the component that another key names, as `plugin_config` does for `plugin`."""
+    return field(default_factory=dict, metadata={"arguments_registry": of, "named_by": named_by})
+
+
+# Keys of the projects people come from, and what they are called here.
+RENAMED = {
+    "ckpt_every": "save_every",
+    "save_interval": "save_every",
+    "checkpointing_steps": "save_every",
+    "outputs": "run_dir",
+    "output_dir": "run_dir",
+    "log_interval": "log_every",
+    "epochs": "steps",
+    "max_train_steps": "steps",
+    "lr": "optimizer.lr",
+    "learning_rate": "optimizer.lr",
+    "adam_eps": "optimizer.eps",
+    "weight_decay": "optimizer.weight_decay",
+    "gradient_accumulation_steps": "micro_batches",
+    "accumulation_steps": "micro_batches",
+    "gradient_checkpointing": "grad_checkpoint",
+    "max_grad_norm": "grad_clip",
+    "mixed_precision": "dtype",
+    "train_batch_size": "batch_size",
+    "resume_from_checkpoint": "run_dir (the same command resumes what it finds there)",
+    "resume": "run_dir (the same command resumes what it finds there)",
+    "data_path": "dataset.data_path",
+    "num_frames": "dataset.num_frames",
+    "image_size": "dataset.image_size",
+    "frame_interval": "dataset.frame_interval",
+    "wandb_project": "wandb",
+    "total_limit": "keep_last",
+    "checkpoints_total_limit": "keep_last",
+}
+
+# Words of the field that this version answers honestly instead of ignoring.
+NOT_YET = {
+    "sp_size": "sequence parallelism is not part of this version; remove the key and use plugin 'ddp', 'zero1' or 'zero2'",
+    "bucket_config": "buckets of several sizes are not part of this version; set dataset.num_frames and dataset.image_size",
+    "mask_ratios": "frame masks in training are not part of this version; remove the key",
+    "load_text_features": "precomputed text features are not part of this version; remove the key",
+    "load_video_features": "precomputed latents are not part of this version; remove the key",
+}
+
+# What the run tells a component; a config need not repeat it, and must agree where it does.
+MODEL_GIVEN = ("input_size", "in_channels", "caption_channels", "model_max_length")
+
+
+def _positive(where: str, **values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and value <= 0:
+            raise ConfigError(f"{where}: key '{name}': found {value}; allowed: a number above 0")
+
+
+def _not_negative(where: str, **values: float) -> None:
+    for name, value in values.items():
+        if value < 0:
+            raise ConfigError(f"{where}: key '{name}': found {value}; allowed: 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRun:
+    """What `opensora.cli.train` reads. The order is: what is trained, on what, how, and what is kept."""
+
+    # what is trained
+    task: Literal["diffusion", "autoencoder"] = "diffusion"
+    vae: Component = component(registry.VAES)  # trained by task "autoencoder", frozen in task "diffusion"
+    model: Component | None = component(registry.MODELS, None, given=MODEL_GIVEN)
+    text_encoder: Component | None = component(registry.TEXT_ENCODERS, None)
+    scheduler: Component | None = component(registry.SCHEDULERS, None)
+    load: str | None = None  # start from these weights: a run folder, a checkpoint, a weights folder or file
+
+    # on what
+    dataset: Component = component(registry.DATASETS)
+    batch_size: int = 1  # clips in one micro-batch
+    micro_batches: int = 1  # micro-batches in one optimizer step, shared by the data ranks; the rest is accumulated
+    num_workers: int = 0  # loader processes per rank; 0 loads in the training process
+    max_bad_rows: int = 100  # distinct manifest rows that may fail before the run stops
+
+    # how
+    steps: int  # optimizer steps of the whole run
+    seed: int = 42
+    optimizer: Component = component(registry.OPTIMIZERS, {"type": "AdamW", "lr": 1e-4}, given=("params",))
+    lr_scheduler: Component = component(registry.LR_SCHEDULERS, {"type": "constant"}, given=("steps", "warmup_steps"))
+    warmup_steps: int = 0  # optimizer steps of linear warm-up from 0
+    grad_clip: float = 1.0  # largest global gradient norm; 0 = no clipping
+    ema_decay: float | None = 0.9999  # per optimizer step, kept in fp32; None = no average
+    grad_checkpoint: bool = False  # recompute block activations in backward: less memory, about a third more time
+    dtype: Literal["bf16", "fp32"] = "bf16"
+    plugin: str = "zero2"
+    plugin_config: Component = arguments_of(registry.PLUGINS, named_by="plugin")
+    timeout_seconds: int = 600  # a collective that waits longer ends the job
+
+    # autoencoder only
+    reconstruction_loss: Literal["l1", "l2"] = "l1"
+    kl_weight: float = 1e-6  # of the KL divergence summed over a clip's latents, next to a sum over its pixels
+
+    # what is kept and shown
+    run_dir: str
+    save_every: int = 1000  # optimizer steps; 0 = only at the end
+    keep_last: int = 3  # checkpoints
+    log_every: int = 10  # optimizer steps
+    validation_dataset: Component | None = component(registry.DATASETS, None)
+    validate_every: int = 0  # optimizer steps; 0 = only at the end
+    validation_batches: int = 8  # batches of batch_size clips
+    wandb: bool = False
+
+    def check(self, where: str) -> None:
+        """Raise ConfigError where values do not make sense together."""
+        _positive(where, steps=self.steps, batch_size=self.batch_size, micro_batches=self.micro_batches)
+        _positive(where, log_every=self.log_every, keep_last=self.keep_last, timeout_seconds=self.timeout_seconds)
+        _positive(where, validation_batches=self.validation_batches)
+        _not_negative(where, save_every=self.save_every, warmup_steps=self.warmup_steps, grad_clip=self.grad_clip)
+        _not_negative(where, num_workers=self.num_workers, max_bad_rows=self.max_bad_rows, kl_weight=self.kl_weight)
+        _not_negative(where, validate_every=self.validate_every)
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"{where}: key 'ema_decay': found {self.ema_decay}; allowed: from 0 to below 1, or None")
+        if self.task == "diffusion":
+            for name in ("model", "text_encoder", "scheduler"):
+                if getattr(self, name) is None:
+                    raise ConfigError(
+                        f"{where}: key '{name}': missing; task 'diffusion' needs it; add {name} = dict(type=...)"
+                    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleRun:
+    """What `opensora sample` reads. What a checkpoint recorded (model, vae, text_encoder, scheduler, sizes) is the default."""
+
+    load: str | None = None  # run folder, checkpoint or weights folder of the denoiser
+    ema: bool = True  # take the averaged weights where the checkpoint has them
+    model: Component | None = component(registry.MODELS, None, given=MODEL_GIVEN)
+    vae: Component | None = component(registry.VAES, None)
+    text_encoder: Component | None = component(registry.TEXT_ENCODERS, None)
+    scheduler: Component | None = component(registry.SCHEDULERS, None)
+
+    prompt: list[str] = field(default_factory=list)
+    prompt_path: str | None = None  # text file with a prompt per line, or a CSV / Parquet with a column `text`
+    negative_prompt: str = ""  # empty: the null caption the model was trained with
+    num_sample: int = 1  # videos per prompt
+    num_frames: int | None = None
+    image_size: Sequence[int] | None = None  # height, width in pixels
+    fps: float | None = None  # frames per second of the mp4
+    seed: int = 42
+    dtype: Literal["bf16", "fp32"] = "bf16"
+    save_dir: str = "outputs/samples"
+
+    def check(self, where: str) -> None:
+        """Raise ConfigError where values do not make sense together."""
+        _positive(where, num_sample=self.num_sample, num_frames=self.num_frames, fps=self.fps)
+        if self.image_size is not None and (len(self.image_size) != 2 or min(self.image_size) <= 0):
+            raise ConfigError(f"{where}: key 'image_size': found {self.image_size}; allowed: (height, width) in pixels")
+
+
+Run = TrainRun | SampleRun
+
+
+def keys_of(schema: type[Run]) -> list[str]:
+    return [f.name for f in fields(schema)]

@@ -1,0 +1,1 @@
+"""The training system: one loop, one step per task."""

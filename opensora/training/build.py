@@ -1,0 +1,204 @@
+"""From a checked config to a `Training`: parts, engine, data, and the checkpoint to go on from."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from opensora import __version__
+from opensora.config import as_dict, digest
+from opensora.datasets.loader import build_loader
+from opensora.errors import ConfigError
+from opensora.log import logger
+from opensora.models.assemble import Parts, assemble
+from opensora.models.codec import Codec
+from opensora.models.weights import load_weights
+from opensora.parallel.activation import checkpoint_activations
+from opensora.parallel.world import World
+from opensora.random import Draw, key_seed
+from opensora.registry import DATASETS, LR_SCHEDULERS, OPTIMIZERS, PLUGINS, SCHEDULERS, VAES, build, constructor
+from opensora.schema import TrainRun
+from opensora.training.ema import Ema
+from opensora.training.keep import RunFolder
+from opensora.training.loop import Training
+from opensora.training.metrics import Metrics
+from opensora.training.stop import StopRequest
+from opensora.training.task import Task
+from opensora.training.task_autoencoder import STATISTICS_CLIPS, AutoencoderTask
+from opensora.training.task_diffusion import DiffusionTask
+from opensora.types import Batch
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def check_world(run: TrainRun, data_size: int, where: str) -> None:
+    """Raise ConfigError when the ranks cannot share the micro-batches evenly."""
+    if run.micro_batches % data_size:
+        raise ConfigError(
+            f"{where}: key 'micro_batches': found {run.micro_batches} for {data_size} data ranks; allowed: a multiple of "
+            f"{data_size}; set micro_batches={-(-run.micro_batches // data_size) * data_size} or start another number of ranks"
+        )
+
+
+def build_training(run: TrainRun, world: World, where: str) -> Training:
+    """Build everything and restore the newest good checkpoint of `run_dir`; all ranks call it."""
+    check_world(run, world.data_size, where)
+    folder = RunFolder(Path(run.run_dir), world, run)  # first: a folder that cannot be written costs nothing yet
+    stop = StopRequest()
+    dataset = build(DATASETS, run.dataset)
+    report = dataset.report()
+    report.require_rows()
+    for line in report.lines():
+        logger().info(line)
+    task = _build_task(run, world, dataset)
+    if run.load is not None:
+        load_weights(task.trained, folder.weights_to_start_from(run.load))
+    if run.grad_checkpoint:
+        checkpoint_activations(task.trained.checkpoint_blocks())
+    engine = build(PLUGINS, {"type": run.plugin, **run.plugin_config}).apply(
+        task.trained.train(),
+        lambda params: build(OPTIMIZERS, run.optimizer, params=params),
+        dtype=run.dtype,
+        grad_clip=run.grad_clip,
+        world=world,
+    )
+    ema = None if run.ema_decay is None else Ema(engine, run.ema_decay)
+    folder.attach(engine, ema, task)
+    start_step, bad_rows = folder.resume()
+    metrics = Metrics(folder.path, start_step, run.steps, world.global_rank == 0, run.wandb, as_dict(run))
+    base_lr = run.optimizer.get("lr", _default_lr(run))
+    return Training(
+        run=run,
+        world=world,
+        task=task,
+        engine=engine,
+        ema=ema,
+        schedule=build(LR_SCHEDULERS, run.lr_scheduler, steps=run.steps, warmup_steps=run.warmup_steps),
+        base_lr=base_lr,
+        batches=_batches(run, dataset, world, start_step),
+        validation=_validation(run, world),
+        metrics=metrics,
+        keeper=folder,
+        stop=stop,
+        start_step=start_step,
+        bad_rows=bad_rows,
+    )
+
+
+def build_scheduler(run: TrainRun) -> Any:
+    """The noise scheduler; its own checks of values run here, before any weight is read."""
+    return build(SCHEDULERS, run.scheduler or {})
+
+
+def _default_lr(run: TrainRun) -> float:
+    import inspect
+
+    default = inspect.signature(constructor(OPTIMIZERS, run.optimizer["type"])).parameters["lr"].default
+    return float(default)
+
+
+def _batches(run: TrainRun, dataset: Any, world: World, start_step: int) -> Iterator[Batch]:
+    return iter(
+        build_loader(
+            dataset,
+            seed=run.seed,
+            batch_size=run.batch_size,
+            micro_batches=run.micro_batches,
+            data_rank=world.data_rank,
+            data_size=world.data_size,
+            start_step=start_step,
+            steps=run.steps,
+            num_workers=run.num_workers,
+        )
+    )
+
+
+def _validation(run: TrainRun, world: World) -> Callable[[], Iterator[Batch]] | None:
+    """Batches that do not depend on the number of ranks; each rank takes an equal share of them."""
+    if run.validation_dataset is None:
+        return None
+    dataset = build(DATASETS, run.validation_dataset)
+    count = -(-run.validation_batches // world.data_size) * world.data_size
+
+    def batches() -> Iterator[Batch]:
+        return iter(
+            build_loader(
+                dataset,
+                seed=key_seed(run.seed, "validation"),
+                batch_size=run.batch_size,
+                micro_batches=count,
+                data_rank=world.data_rank,
+                data_size=world.data_size,
+                start_step=0,
+                steps=1,
+                num_workers=0,
+            )
+        )
+
+    return batches
+
+
+def _build_task(run: TrainRun, world: World, dataset: Any) -> Task:
+    device = torch.device(world.device)
+    if run.task == "autoencoder":
+        return _autoencoder_task(run, device, dataset)
+    return _diffusion_task(run, device, dataset)
+
+
+def _autoencoder_task(run: TrainRun, device: torch.device, dataset: Any) -> AutoencoderTask:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(key_seed(run.seed, "initial weights"))
+        vae: Any = build(VAES, run.vae)
+    if run.vae.get("from_pretrained") is not None:
+        vae.load()
+    # spread over the data set, drawn apart from training: the same clips at every save
+    rows = torch.linspace(0, len(dataset) - 1, min(STATISTICS_CLIPS, max(8, len(dataset)))).long().tolist()
+    clips = [dataset.clip(row, Draw(run.seed, -1, place)).video_CTHW for place, row in enumerate(rows)]
+    return AutoencoderTask(
+        trained=vae.to(device),
+        seed=run.seed,
+        reconstruction=run.reconstruction_loss,
+        kl_weight=run.kl_weight,
+        device=device,
+        vae_config=run.vae,
+        statistics_clips=clips,
+    )
+
+
+def _diffusion_task(run: TrainRun, device: torch.device, dataset: Any) -> DiffusionTask:
+    scheduler = build_scheduler(run)
+    parts: Parts = assemble(
+        run.model or {},
+        run.vae,
+        run.text_encoder or {},
+        num_frames=dataset.num_frames,
+        image_size=dataset.image_size,
+        seed=run.seed,
+    )
+    record = {
+        "vae": run.vae,
+        "text_encoder": run.text_encoder,
+        "scheduler": run.scheduler,
+        "num_frames": dataset.num_frames,
+        "image_size": list(dataset.image_size),
+        "fps": dataset.fps,
+        "dtype": run.dtype,
+        "seed": run.seed,
+        "config_digest": digest(as_dict(run)),
+        "opensora": __version__,
+    }
+    _say_size(parts.model)
+    return DiffusionTask(
+        trained=parts.model.to(device),
+        codec=Codec(parts.vae, parts.text_encoder, device, DTYPES[run.dtype]),
+        scheduler=scheduler,
+        seed=run.seed,
+        model_config=parts.model_config,
+        run_record=record,
+    )
+
+
+def _say_size(model: nn.Module) -> None:
+    logger().info("%s: %.1f M parameters", type(model).__name__, sum(p.numel() for p in model.parameters()) / 1e6)

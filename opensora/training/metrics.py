@@ -1,0 +1,149 @@
+"""What a run tells about itself: metrics.jsonl, TensorBoard, a progress bar, wandb on request."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from opensora.log import logger
+
+BINS = 10  # equal parts of the noise scale, 0 = nearly clean
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One logged optimizer step, the same on every rank count."""
+
+    step: int  # optimizer steps done
+    loss: float  # mean over the global batch
+    grad_norm: float  # before clipping
+    lr: float
+    tokens: int  # latent tokens in the global batch
+    seconds: float  # wall time of this step
+    loss_per_bin: dict[str, float]  # mean loss of the samples whose noise level fell in each tenth
+
+    def json(self) -> dict[str, Any]:
+        return {**self.__dict__, "loss_per_bin": dict(self.loss_per_bin)}
+
+
+class Metrics:
+    """Writes on the main rank; a no-op elsewhere. On resume, records past the checkpoint are taken back."""
+
+    def __init__(self, run_dir: Path, start_step: int, steps: int, main: bool, wandb: bool, config: Mapping[str, Any]):
+        self.main = main
+        self.steps = steps
+        if not main:
+            return
+        self.path = run_dir / "metrics.jsonl"
+        _forget_after(self.path, start_step)
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start_step + 1)
+        self.progress = _Progress(start_step, steps)
+        self.wandb = _start_wandb(run_dir, config) if wandb else None
+
+    def log(self, record: StepRecord) -> None:
+        if not self.main:
+            return
+        self._append(record.json())
+        scalars = {"loss": record.loss, "grad_norm": record.grad_norm, "lr": record.lr, "seconds": record.seconds}
+        self._scalars(record.step, {**scalars, **{f"loss_bin/{k}": v for k, v in record.loss_per_bin.items()}})
+        self.progress.show(record)
+
+    def log_validation(self, step: int, values: Mapping[str, float]) -> None:
+        if not self.main:
+            return
+        self._append({"step": step, "validation": dict(values)})
+        self._scalars(step, {f"validation/{name}": value for name, value in values.items()})
+        logger().info("step %d validation: %s", step, ", ".join(f"{k} {v:.4f}" for k, v in values.items()))
+
+    def close(self) -> None:
+        if self.main:
+            self.progress.close()
+            self.board.close()
+            if self.wandb is not None:
+                self.wandb.finish()
+
+    def _append(self, values: Mapping[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def _scalars(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
+        if self.wandb is not None:
+            self.wandb.log(dict(values), step=step)
+
+
+def bin_name(index: int) -> str:
+    """The tenth of the noise scale with this index, as in "0.3-0.4"."""
+    return f"{index / BINS:.1f}-{(index + 1) / BINS:.1f}"
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl; a last line cut off by a kill is left out."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
+
+
+def _forget_after(path: Path, step: int) -> None:
+    """Take back what a killed run logged beyond the checkpoint it resumes from."""
+    if path.exists():
+        kept = [json.dumps(record) for record in read(path) if record["step"] <= step]
+        beside = path.with_suffix(".new")
+        beside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        beside.replace(path)
+
+
+def _start_wandb(run_dir: Path, config: Mapping[str, Any]) -> Any:
+    try:
+        import wandb
+    except ImportError:
+        from opensora.errors import ConfigError
+
+        message = (
+            "key 'wandb': found True, but the package is missing; allowed: False, or after `pip install wandb` True"
+        )
+        raise ConfigError(message) from None
+    return wandb.init(project="opensora", name=run_dir.name, dir=str(run_dir), config=dict(config), resume="allow")
+
+
+class _Progress:
+    """A rich bar on a terminal, one plain line per logged step elsewhere."""
+
+    def __init__(self, start_step: int, steps: int):
+        self.steps = steps
+        self.start_step = start_step
+        self.started = time.monotonic()
+        self.bar = None
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+            self.bar = Progress(*columns, console=Console(stderr=True))
+            self.bar.start()
+            self.task = self.bar.add_task("starting", total=steps, completed=start_step)
+
+    def show(self, record: StepRecord) -> None:
+        rate = record.tokens / record.seconds if record.seconds > 0 else math.nan
+        text = f"loss {record.loss:.4f}  norm {record.grad_norm:.2f}  {record.seconds:.2f} s/step  {rate:,.0f} tokens/s"
+        if self.bar is not None:
+            self.bar.update(self.task, completed=record.step, description=text)
+            return
+        done = record.step - self.start_step
+        left = (time.monotonic() - self.started) / max(1, done) * (self.steps - record.step)
+        logger().info("step %d/%d  %s  %d:%02d left", record.step, self.steps, text, left // 60, left % 60)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()

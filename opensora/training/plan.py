@@ -1,0 +1,136 @@
+"""What a run would need, worked out without weights, data decoding or an accelerator.
+
+Parameters and activations are counted on the meta device: the same modules, no memory.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from opensora.models.assemble import assemble, tokens
+from opensora.parallel.activation import checkpoint_activations
+from opensora.registry import DATASETS, VAES, build
+from opensora.schema import TrainRun
+
+BYTES = {"bf16": 2, "fp32": 4}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Counts of one run; bytes are per rank."""
+
+    model: str
+    parameters: int  # of the trained module
+    frozen_parameters: int
+    latent_size: tuple[int, ...]  # frames, rows, columns
+    tokens_per_sample: int
+    samples_per_step: int
+    report: Any  # datasets.report.Report
+    memory: dict[str, int]
+
+    @property
+    def memory_total(self) -> int:
+        return sum(self.memory.values())
+
+
+def plan(run: TrainRun, world: int) -> Plan:
+    """Count parameters, tokens, rows and bytes for `world` data ranks; raises ConfigError or DataError as training would."""
+    dataset = build(DATASETS, run.dataset)
+    report = dataset.report()
+    report.require_rows()
+    height, width = dataset.image_size
+    size = (dataset.num_frames, height, width)
+    with torch.device("meta"):
+        if run.task == "autoencoder":
+            trained: Any = build(VAES, run.vae)
+            video = torch.empty(run.batch_size, 3, *size, dtype=_dtype(run))
+            latent_size = tuple(trained.latent_size(size))
+            forward: Callable[[nn.Module], Any] = lambda model: model(video, None)  # noqa: E731
+            count, frozen = latent_size[0] * latent_size[1] * latent_size[2], 0
+        else:
+            parts = assemble(
+                run.model or {},
+                run.vae,
+                run.text_encoder or {},
+                num_frames=dataset.num_frames,
+                image_size=dataset.image_size,
+                weights=False,
+            )
+            trained = parts.model
+            latent_size = tuple(trained.input_size)
+            latents = torch.empty(run.batch_size, trained.in_channels, *latent_size, dtype=_dtype(run))
+            text = torch.empty(run.batch_size, 1, trained.model_max_length, trained.caption_channels, dtype=_dtype(run))
+            times = torch.empty(run.batch_size)
+            forward = lambda model: model(latents, times, text)  # noqa: E731
+            count, frozen = tokens(trained), _parameters(parts.vae)
+        trained = trained.to(_dtype(run) if run.plugin.startswith("zero") else torch.float32)
+        activations = _activation_bytes(trained, forward, run.grad_checkpoint)
+    parameters = _parameters(trained)
+    memory = _state_bytes(run, parameters, world) | {
+        "frozen autoencoder": frozen * BYTES[run.dtype],
+        f"activations of {run.batch_size} sample(s)": activations,
+    }
+    return Plan(
+        model=type(trained).__name__,
+        parameters=parameters,
+        frozen_parameters=frozen,
+        latent_size=latent_size,
+        tokens_per_sample=count,
+        samples_per_step=run.batch_size * run.micro_batches,
+        report=report,
+        memory={name: value for name, value in memory.items() if value},
+    )
+
+
+def _dtype(run: TrainRun) -> torch.dtype:
+    return torch.bfloat16 if run.dtype == "bf16" else torch.float32
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _state_bytes(run: TrainRun, parameters: int, world: int) -> dict[str, int]:
+    """Weights, gradients, fp32 masters and moments, as each plugin keeps them."""
+    shards = world if run.plugin.startswith("zero") else 1
+    working = BYTES[run.dtype] if run.plugin.startswith("zero") else 4
+    masters = 4 * parameters // shards if run.plugin.startswith("zero") else 0  # ddp trains the fp32 weights themselves
+    gradients = working * parameters // (world if run.plugin == "zero2" else 1)
+    return {
+        "weights": working * parameters,
+        "fp32 master weights": masters,
+        "gradients": gradients,
+        "optimizer moments": 8 * parameters // shards,
+        "averaged weights (EMA)": 4 * parameters // shards if run.ema_decay is not None else 0,
+    }
+
+
+def _activation_bytes(model: Any, forward: Callable[[nn.Module], Any], checkpointed: bool) -> int:
+    """Bytes autograd keeps for backward, counted once per storage; parameters are not activations.
+
+    With checkpointing: the block inputs, and one block's activations while it is recomputed.
+    """
+    everything = _saved_bytes(model, forward)
+    if not checkpointed:
+        return everything
+    blocks = model.checkpoint_blocks()
+    checkpoint_activations(blocks)
+    return _saved_bytes(model, forward) + everything // max(1, len(blocks))
+
+
+def _saved_bytes(model: nn.Module, forward: Callable[[nn.Module], Any]) -> int:
+    parameters = {p.untyped_storage()._cdata for p in model.parameters()}
+    seen: dict[int, tuple[int, Tensor]] = {}  # the tensor is held so that its storage id stays its own
+
+    def pack(saved: Tensor) -> Tensor:
+        storage = saved.untyped_storage()
+        if storage._cdata not in parameters:
+            seen[storage._cdata] = (storage.nbytes(), saved)
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
+        forward(model)
+    return sum(size for size, _ in seen.values())

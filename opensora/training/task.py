@@ -1,0 +1,34 @@
+"""What a training task is: one micro-batch in, losses out. The loop knows nothing else of it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from opensora.types import Batch
+
+
+@dataclass(frozen=True)
+class StepLoss:
+    """The losses of one micro-batch."""
+
+    loss_B: Tensor  # per sample; their mean is what is minimised
+    level_B: Tensor | None  # noise level per sample in [0, 1], 0 = clean; None where the task has none
+    tokens: int  # latent tokens of the micro-batch
+
+
+class Task(Protocol):
+    trained: nn.Module  # the module whose weights change; the engine wraps it
+
+    def step(self, model: nn.Module, batch: Batch) -> StepLoss:
+        """`model` is `trained` as the engine runs it."""
+
+    def validate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
+        """Figures over `batches`, with randomness of their own; the training's is not touched."""
+
+    def config(self) -> dict[str, Any]:
+        """What rebuilds `trained`: written as config.json beside its weights."""
+
+    def record(self) -> dict[str, Any]:
+        """What must travel with the weights to use them: written as run.json beside them."""

