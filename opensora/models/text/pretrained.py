@@ -75,6 +75,8 @@ class PretrainedEncoder(abc.ABC):
         """
         from safetensors import SafetensorError
 
+        # What transformers raises for a file that is missing, of another model, cut short; TypeError: no vocabulary.
+        unreadable = (OSError, ValueError, RuntimeError, TypeError, SafetensorError)
         try:
             with quiet_transformers():
                 try:
@@ -83,7 +85,7 @@ class PretrainedEncoder(abc.ABC):
                     if Path(self.from_pretrained).is_dir():
                         raise
                     tokenizer, model, report = self._read(local_files_only=False)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        except unreadable as error:
             raise WeightsError(
                 f"text_encoder.from_pretrained: {self.from_pretrained} could not be read ({_first_line(error)}); a"
                 " folder with config.json, weights and tokenizer files is needed; fetch it again or correct the path"

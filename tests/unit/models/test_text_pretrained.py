@@ -83,7 +83,7 @@ def test_bert_gives_the_states_of_its_tokens(bert: Path) -> None:
 def test_encoder_decoder_gives_its_encoder_states(t5: Path, tmp_path: Path) -> None:
     from transformers import T5Config, T5Model
 
-    whole = T5Model(T5Config.from_pretrained(t5))
+    whole = T5Model(T5Config.from_pretrained(t5, is_encoder_decoder=True))
     whole.save_pretrained(tmp_path)
     shutil.copy(t5 / "spiece.model", tmp_path)
     as_any, as_t5 = HuggingFaceEncoder(str(tmp_path), 16).load(), T5Encoder(str(tmp_path), 16).load()

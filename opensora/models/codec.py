@@ -1,0 +1,115 @@
+"""Codec: videos to latents and captions to token states, and latents back to videos. Both networks are frozen.
+
+Shapes: B batch, C channels, T H W frames, rows, columns; L tokens. Videos lie in [-1, 1].
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Generator, Tensor, nn
+
+from opensora.types import Condition
+
+CACHE_BYTES = 256 * 2**20
+
+
+class TextEncoder(Protocol):
+    """What is registered in TEXT_ENCODERS."""
+
+    output_dim: int
+    model_max_length: int
+
+    def load(self) -> Self: ...
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Self: ...
+
+    def encode(self, captions: Sequence[str]) -> Condition: ...
+
+
+class Codec:
+    """The autoencoder and the text encoder that stand around a denoiser, on one device and in one type.
+
+    cache_bytes: how much of the host's memory encoded captions may take; the least recently used ones go first.
+        0 keeps none.
+    """
+
+    def __init__(
+        self,
+        vae: nn.Module,
+        text_encoder: TextEncoder,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        cache_bytes: int = CACHE_BYTES,
+    ):
+        self.vae: Any = vae.to(device=device, dtype=dtype).eval().requires_grad_(False)  # one of VAES
+        self.text_encoder = text_encoder.to(device, dtype)
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self.captions = CaptionCache(cache_bytes)
+
+    @torch.no_grad()
+    def encode_video(self, video_BCTHW: Tensor, rngs: Sequence[Generator] | None = None) -> Tensor:
+        """Normalised latents [B, C, t, h, w], float32. rngs: one per sample to draw from the posterior; None = mode."""
+        return self.vae.encode(video_BCTHW.to(self.device, self.dtype), rngs).float()
+
+    @torch.no_grad()
+    def decode_video(self, z_BCTHW: Tensor, num_frames: int | None = None) -> Tensor:
+        """Videos [B, 3, T, H, W], float32, about in [-1, 1]; num_frames: how many there were before encoding."""
+        return self.vae.decode(z_BCTHW.to(self.device, self.dtype), num_frames).float()
+
+    def encode_text(self, captions: Sequence[str]) -> Condition:
+        """Token states [B, 1, L, C] and mask [B, L] on the device.
+
+        Each caption is encoded alone: its numbers never depend on its neighbours, so a resumed run, whose cache starts
+        empty, sees the same bits.
+        """
+        encoded: dict[str, Condition] = {}
+        for caption in captions:
+            if caption not in encoded:
+                encoded[caption] = self.captions.get(caption) or self._encode_caption(caption)
+        rows = [encoded[caption] for caption in captions]
+        masks = [row.mask_BL for row in rows if row.mask_BL is not None]
+        return Condition(
+            torch.cat([row.text_B1LC for row in rows]).to(self.device),
+            torch.cat(masks).to(self.device) if masks else None,
+        )
+
+    def _encode_caption(self, caption: str) -> Condition:
+        condition = self.text_encoder.encode([caption])
+        mask_1L = condition.mask_BL
+        on_host = Condition(condition.text_B1LC.to("cpu", self.dtype), None if mask_1L is None else mask_1L.cpu())
+        self.captions.put(caption, on_host)
+        return on_host
+
+
+class CaptionCache:
+    """Encoded captions by caption, at most `limit` bytes of them, the least recently used dropped first."""
+
+    def __init__(self, limit: int):
+        self.limit = limit
+        self.size = 0  # bytes held now
+        self._held: OrderedDict[str, Condition] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def get(self, caption: str) -> Condition | None:
+        if caption in self._held:
+            self._held.move_to_end(caption)
+        return self._held.get(caption)
+
+    def put(self, caption: str, condition: Condition) -> None:
+        if condition_bytes(condition) > self.limit:
+            return
+        replaced = self._held.pop(caption, None)
+        self.size += condition_bytes(condition) - (condition_bytes(replaced) if replaced else 0)
+        self._held[caption] = condition
+        while self.size > self.limit:
+            self.size -= condition_bytes(self._held.popitem(last=False)[1])
+
+
+def condition_bytes(condition: Condition) -> int:
+    """Memory that the tensors of a condition take."""
+    return condition.text_B1LC.nbytes + (0 if condition.mask_BL is None else condition.mask_BL.nbytes)

@@ -1,0 +1,121 @@
+from collections.abc import Sequence
+
+import torch
+from torch import Generator, Tensor, nn
+
+from opensora.models.codec import CaptionCache, Codec
+from opensora.random import generator
+from opensora.types import Condition
+
+LENGTH, WIDTH = 5, 3
+CAPTION_BYTES = LENGTH * WIDTH * 4 + LENGTH * 8  # float32 states and an int64 mask
+
+
+class Halves(nn.Module):
+    """An autoencoder that halves on the way in and doubles on the way out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(0.5))
+
+    def encode(self, x: Tensor, rngs: Sequence[Generator] | None = None) -> Tensor:
+        self.seen = x.dtype
+        noise = 0 if rngs is None else torch.stack([torch.randn(x.shape[1:], generator=rng) for rng in rngs])
+        return x * self.factor + noise
+
+    def decode(self, z: Tensor, num_frames: int | None = None) -> Tensor:
+        return (z / self.factor)[:, :, :num_frames]
+
+
+class Counting:
+    """A text encoder whose states are the caption's length; it remembers what it was asked."""
+
+    output_dim, model_max_length = WIDTH, LENGTH
+
+    def __init__(self, mask: bool = True) -> None:
+        self.mask = mask
+        self.asked: list[list[str]] = []
+        self.dtype = torch.float32
+
+    def load(self) -> "Counting":
+        return self
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Counting":
+        self.dtype = dtype or self.dtype
+        return self
+
+    def encode(self, captions: Sequence[str]) -> Condition:
+        self.asked.append(list(captions))
+        states = torch.tensor([float(len(caption)) for caption in captions]).view(-1, 1, 1, 1)
+        mask = torch.tensor([[int(i < len(caption)) for i in range(LENGTH)] for caption in captions])
+        return Condition(states.expand(-1, 1, LENGTH, WIDTH).to(self.dtype), mask if self.mask else None)
+
+
+def codec(text: Counting, dtype: torch.dtype = torch.float32, cache_bytes: int = 10 * CAPTION_BYTES) -> Codec:
+    return Codec(Halves(), text, "cpu", dtype, cache_bytes)
+
+
+def test_video_there_and_back_in_the_compute_type() -> None:
+    made = codec(Counting(), torch.bfloat16)
+    video = torch.full((2, 3, 4, 2, 2), 0.5)
+    z = made.encode_video(video)
+    assert made.vae.seen == torch.bfloat16
+    assert (z.dtype, z.requires_grad) == (torch.float32, False)
+    assert torch.equal(made.decode_video(z, 3), video[:, :, :3])
+    assert not any(parameter.requires_grad for parameter in made.vae.parameters())
+
+
+def test_video_posterior_is_drawn_per_sample() -> None:
+    video = torch.zeros(2, 3, 4, 2, 2)
+    both = codec(Counting()).encode_video(video, [generator(0, "a"), generator(0, "b")])
+    alone = codec(Counting()).encode_video(video[1:], [generator(0, "b")])
+    assert torch.equal(both[1:], alone)
+    assert not torch.equal(both[0], both[1])
+
+
+def test_captions_come_in_order_and_are_encoded_once() -> None:
+    text = Counting()
+    made = codec(text)
+    condition = made.encode_text(["abc", "a", "abc"])
+    assert condition.text_B1LC.shape == (3, 1, LENGTH, WIDTH)
+    assert condition.text_B1LC[:, 0, 0, 0].tolist() == [3, 1, 3]
+    assert condition.mask_BL.sum(1).tolist() == [3, 1, 3]
+    assert torch.equal(made.encode_text(["a"]).text_B1LC, condition.text_B1LC[1:2])
+    assert text.asked == [["abc"], ["a"]]
+
+
+def test_encoder_without_a_mask_stays_without() -> None:
+    assert codec(Counting(mask=False)).encode_text(["a", "b"]).mask_BL is None
+
+
+def test_least_recently_used_caption_goes_first() -> None:
+    text = Counting()
+    made = codec(text, cache_bytes=2 * CAPTION_BYTES)
+    for caption in ["a", "b", "a", "c", "a", "b"]:
+        made.encode_text([caption])
+    assert text.asked == [["a"], ["b"], ["c"], ["b"]]
+    assert made.captions.size == 2 * CAPTION_BYTES
+    assert len(made.captions) == 2
+
+
+def test_batch_larger_than_the_cache_is_still_whole() -> None:
+    made = codec(Counting(), cache_bytes=CAPTION_BYTES)
+    assert made.encode_text(["a", "ab", "abc"]).text_B1LC[:, 0, 0, 0].tolist() == [1, 2, 3]
+    assert made.captions.size == CAPTION_BYTES
+
+
+def test_no_cache() -> None:
+    text = Counting()
+    made = codec(text, cache_bytes=0)
+    made.encode_text(["a"])
+    made.encode_text(["a"])
+    assert text.asked == [["a"], ["a"]]
+    assert len(made.captions) == 0
+
+
+def test_replacing_a_caption_keeps_count() -> None:
+    cache = CaptionCache(1000)
+    cache.put("a", Condition(torch.zeros(1, 1, 2, 2), None))
+    cache.put("a", Condition(torch.zeros(1, 1, 4, 2), None))
+    assert cache.size == 32
+    assert len(cache) == 1
