@@ -1,0 +1,12 @@
+"""Open-Sora 1.0: STDiT-XL/2 on 64 frames of 512x512.
+
+Run:    torchrun --nproc_per_node 8 -m opensora.cli.train configs/stdit/train/64x512x512.py dataset.data_path=clips.csv
+Expect: not run here (needs accelerators and T5-XXL).
+"""
+
+_base_ = ["../../_base_/open_sora_1_0.py"]
+dataset = dict(type="VideoTextDataset", data_path="clips.csv", num_frames=64, frame_interval=3, image_size=(512, 512))
+model = dict(type="STDiT-XL/2", space_scale=1.0, time_scale=2 / 3)
+batch_size, micro_batches = 4, 8  # clips in a micro-batch, micro-batches in a step: 32 clips
+steps = 100_000
+run_dir = "outputs/stdit-64x512x512"
