@@ -89,3 +89,11 @@ def gather_shards(piece: Tensor, numel: int) -> Tensor:
     whole = padded.new_empty(length * world_size())
     dist.all_gather_into_tensor(whole, padded)
     return whole[:numel]
+
+
+def gather_into(whole: Tensor, piece: Tensor) -> None:
+    """Fill the flat `whole` with every rank's `piece`, all of one length."""
+    if world_size() == 1:
+        whole.copy_(piece)
+    else:
+        dist.all_gather_into_tensor(whole, piece)

@@ -216,6 +216,14 @@ class Engine(ABC):
         return self._mesh
 
 
+def place(model: nn.Module, device: torch.device) -> None:
+    """Move `model` to the device in float32, laid out flat, with rank 0's numbers on every rank."""
+    model.to(device, torch.float32)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.contiguous()  # pieces are views of the flat parameter
+    collectives.broadcast_tensors([*model.parameters(), *model.buffers()])
+
+
 def clip_factor(norm: float, grad_clip: float) -> float:
     """What gradients of this norm are multiplied by so that it is at most `grad_clip`; 0 switches clipping off."""
     return 1.0 if grad_clip <= 0 else min(1.0, grad_clip / (norm + 1e-6))

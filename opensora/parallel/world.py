@@ -4,6 +4,7 @@
 """
 
 import os
+import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -44,7 +45,6 @@ def start(platform: Platform, timeout_seconds: float) -> World:
     A second call returns the world of the first.
     Raises ConfigError when the environment contradicts itself.
     """
-    global _current
     if _current is not None:
         return _current
     rank, size = rank_from_environment()
@@ -57,12 +57,21 @@ def start(platform: Platform, timeout_seconds: float) -> World:
         )
     if local_size > 1 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, cores() // local_size))  # else every rank takes every core
+    if size > 1 or "RANK" in os.environ:
+        store, rank, size = next(dist.rendezvous("env://", rank, size, timeout=timedelta(seconds=timeout_seconds)))
+    else:
+        store = dist.HashStore()  # in memory: no port that another run could hold
+    return join(store, rank, size, local_rank, platform, timeout_seconds)
+
+
+def join(store: dist.Store, rank: int, size: int, local_rank: int, platform: Platform, timeout_seconds: float) -> World:
+    """Join the ranks that meet at `store`; `start` is for everyday use."""
+    global _current
+    # torch 2.14 renames two collectives; the new names do not exist in older versions, nor in colossalai
+    warnings.filterwarnings("ignore", message=r".*(all_gather_into|reduce_scatter)_tensor", category=FutureWarning)
     device = platform.device(local_rank)
     timeout = timedelta(seconds=timeout_seconds)
-    if "RANK" in os.environ:
-        dist.init_process_group(platform.backend, init_method="env://", rank=rank, world_size=size, timeout=timeout)
-    else:  # a store in memory: no port that another run could hold
-        dist.init_process_group(platform.backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    dist.init_process_group(platform.backend, store=store, rank=rank, world_size=size, timeout=timeout)
     _current = World(rank, size, data_rank=rank, data_size=size, local_rank=local_rank, device=device)
     return _current
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from opensora.errors import ConfigError
 from opensora.parallel import collectives
-from opensora.parallel.engine import Engine, Forward, OptimizerFactory, clip_factor, is_finite, squared_norm
+from opensora.parallel.engine import Engine, Forward, OptimizerFactory, clip_factor, is_finite, place, squared_norm
 from opensora.parallel.reducer import Reducer
 from opensora.parallel.world import World
 from opensora.registry import PLUGINS
@@ -35,10 +35,7 @@ class DataParallel:
         grad_clip: float,
         world: World,
     ) -> "DataParallelEngine":
-        model.to(world.device, torch.float32)
-        for parameter in model.parameters():
-            parameter.data = parameter.data.contiguous()  # pieces are views of the flat parameter
-        collectives.broadcast_tensors([*model.parameters(), *model.buffers()])
+        place(model, world.device)
         return DataParallelEngine(model, optimizer_factory, dtype, grad_clip, world, self.bucket_bytes)
 
 

@@ -1,0 +1,179 @@
+"""ColossalAI's low-level ZeRO as this project needs it, and the one place that knows its private attributes.
+
+The classes are made inside functions because importing colossalai takes seconds and the package is optional.
+Written against colossalai 0.5.0.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+from weakref import proxy
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from opensora.parallel import collectives
+from opensora.parallel.engine import clip_factor, is_finite, squared_norm
+from opensora.parallel.reducer import FixedOrder
+
+
+def boost(
+    model: nn.Module, optimizer: Optimizer, *, stage: int, precision: str, **options: Any
+) -> tuple[Any, Any, Any]:
+    """(booster, model, optimizer) with ZeRO of `stage`; `model` must be on its device already, in float32."""
+    from colossalai.booster import Booster
+
+    plugin = _plugin_class()(stage=stage, precision=precision, cast_inputs=False, **options)
+    booster = Booster(plugin=plugin)
+    boosted_model, boosted_optimizer, *_ = booster.boost(model, optimizer)
+    return booster, boosted_model, boosted_optimizer
+
+
+@functools.cache
+def _plugin_class() -> type:
+    from colossalai.booster.plugin import LowLevelZeroPlugin
+    from colossalai.booster.plugin.low_level_zero_plugin import LowLevelZeroModel
+
+    class ZeroPlugin(LowLevelZeroPlugin):
+        """Shim S2: builds our optimizer, which is not tied to device names."""
+
+        def supported_devices(self) -> list[str]:
+            return ["cpu", "cuda", "npu"]
+
+        def configure(
+            self,
+            model: nn.Module,
+            optimizer: Optimizer | None = None,
+            criterion: Any = None,
+            dataloader: Any = None,
+            lr_scheduler: Any = None,
+        ) -> tuple[Any, Any, Any, Any, Any]:
+            wrapped = LowLevelZeroModel(
+                model,
+                self.precision,
+                overlap_allgather=self.zero_optim_kwargs["overlap_allgather"],
+                cast_inputs=self.cast_inputs,
+                use_fp8=self.use_fp8,
+            )
+            zero = _optimizer_class()(
+                optimizer, **self.zero_optim_kwargs, verbose=self.verbose, backward_context=wrapped._hook_context
+            )
+            return wrapped, zero, criterion, dataloader, lr_scheduler
+
+    return ZeroPlugin
+
+
+@functools.cache
+def _optimizer_class() -> type:
+    from colossalai.zero import LowLevelZeroOptimizer
+
+    class ZeroOptimizer(LowLevelZeroOptimizer):
+        """ZeRO that survives parameters without a gradient, skips a step that is not finite, and reports the norm."""
+
+        def _sanity_checks(self) -> None:
+            for group in self.optim.param_groups:
+                for parameter in group["params"]:
+                    if parameter.dtype != self._dtype:
+                        raise TypeError(f"zero: parameters of {parameter.dtype} and {self._dtype} in one model")
+
+        def _attach_reduction_hook(self) -> None:
+            this = proxy(self)  # a hook that held the optimizer would keep it alive for ever
+
+            def on_gradient(parameter: nn.Parameter) -> None:
+                if this.require_grad_sync:
+                    this._fixed_order.mark(parameter)
+
+            for group in self._working_param_groups.values():
+                for parameter in group:
+                    self.grad_handles.append(parameter.register_post_accumulate_grad_hook(on_gradient))
+
+        @functools.cached_property
+        def _fixed_order(self) -> FixedOrder:
+            this = proxy(self)
+            groups = {
+                id(parameter): number for number, group in self._working_param_groups.items() for parameter in group
+            }
+            parameters = [parameter for group in self._working_param_groups.values() for parameter in group]
+
+            def emit(parameter: nn.Parameter) -> None:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                else:
+                    this._used.add(id(parameter))
+                this._add_to_bucket(parameter, groups[id(parameter)])
+
+            return FixedOrder(parameters[::-1], emit)
+
+        @functools.cached_property
+        def _used(self) -> set[int]:
+            return set()
+
+        def _reduce_grad(self, partition_grad: bool) -> None:
+            self._fixed_order.flush()
+            self._run_reduction()
+
+        def _add_grad(self, grad: Tensor, partition_num: int, group_id: int, param_id: int, rank: int = 0) -> None:
+            if self._partition_grads:  # micro-batches are added up here, and bfloat16 would lose the small ones
+                grad = grad.float()
+            super()._add_grad(grad, partition_num, group_id, param_id, rank)
+
+        def _forget_unused(self) -> None:
+            """Drop the zeros that stand for parameters no rank touched: the optimizer must leave these alone."""
+            parameters = [parameter for group in self._working_param_groups.values() for parameter in group]
+            used = torch.tensor([int(id(parameter) in self._used) for parameter in parameters])
+            for parameter, count in zip(parameters, collectives.sum_over_ranks(used), strict=True):
+                if not count:
+                    for gradients in self.pid_to_grad_store[id(parameter)]._grads_of_params.values():
+                        gradients.pop(id(parameter), None)
+            self._used.clear()
+
+        def _compute_grad_norm(self, dp_pg: Any, gradients: list[Tensor], norm_type: int = 2) -> float:
+            return 0.0  # clipped_step has measured already
+
+        def _unscale_and_clip_grads(self, grad_groups_flat: list[Tensor], total_norm: float) -> None:
+            if self._factor < 1 and grad_groups_flat:
+                torch._foreach_mul_(grad_groups_flat, self._factor)
+
+        def clipped_step(self, grad_clip: float) -> float:
+            """Clip by the norm over all ranks, update when it is finite, clear. Returns the norm before clipping."""
+            self._forget_unused()
+            own = [
+                gradient
+                for store in self.pg_to_grad_store.values()
+                for group in range(self.num_param_groups)
+                for gradient in store.get_working_grads_by_group_id(group)
+            ]
+            norm = collectives.sum_over_ranks(squared_norm(own)).sqrt().item()
+            if is_finite(norm):
+                self._factor = clip_factor(norm, grad_clip)
+                self.step()
+            self.zero_grad()
+            return norm
+
+    return ZeroOptimizer
+
+
+class ZeroShards:
+    """Reads and writes a boosted optimizer's shards by parameter: the adapter to its private attributes."""
+
+    def __init__(self, optimizer: Any):
+        self._optimizer = optimizer
+
+    def master(self, parameter: nn.Parameter) -> Tensor:
+        """This rank's flat float32 piece of `parameter`, padded at the end to the length every rank has."""
+        return self._optimizer.get_working_to_master_map()[id(parameter)]
+
+    @staticmethod
+    def own(parameter: nn.Parameter, padded: Tensor) -> Tensor:
+        """The part of a padded piece that is not padding: a view, possibly empty."""
+        before = collectives.rank() * padded.numel()
+        return padded.detach().view(-1)[: max(0, min(padded.numel(), parameter.numel() - before))]
+
+    @torch.no_grad()
+    def refresh(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Gather the masters into the working weights."""
+        for parameter in parameters:
+            piece = self.master(parameter).to(parameter.device, parameter.dtype)
+            padded = self._optimizer._working_param_to_padded_working_param[parameter]
+            collectives.gather_into(padded, piece)

@@ -1,0 +1,91 @@
+"""Sharded state on disk through torch.distributed.checkpoint: written by any number of ranks, read by any other."""
+
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import IO, Any
+
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystem
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from opensora.errors import CheckpointError
+
+
+def open_file(path: Path, mode: str) -> IO[bytes]:
+    """Open one file of a sharded state: every byte read or written passes here."""
+    return path.open(mode)
+
+
+class _Files(FileSystem):
+    @contextmanager
+    def create_stream(self, path: str | PathLike, mode: str) -> Generator[Any, None, None]:
+        with open_file(Path(path), mode) as stream:
+            yield stream
+
+
+def save_sharded(state: Mapping[str, Any], folder: Path) -> None:
+    """Write `state` (tensors and DTensors) to `folder`, one file per rank, and flush it to the disk. All ranks call.
+
+    Raises OSError on every rank when one cannot write, CheckpointError when it fails in another way.
+    """
+    writer = dcp.FileSystemWriter(folder, overwrite=True)
+    writer.fs = _Files()
+    try:
+        dcp.save(dict(state), storage_writer=writer)
+    except CheckpointException as failure:
+        raise _first_cause(failure, f"{folder}: the state could not be written") from failure
+
+
+def load_sharded(state: Mapping[str, Any], folder: Path) -> None:
+    """Read `folder` into the tensors of `state`, whatever number of ranks wrote it. All ranks call.
+
+    A part of the checkpoint of which `state` wants nothing at all (for example the whole of `ema/`) is left out.
+    Raises CheckpointError when names or sizes differ, OSError when a file cannot be read.
+    """
+    reader = dcp.FileSystemReader(folder)
+    reader.fs = _Files()
+    try:
+        entries = reader.read_metadata().state_dict_metadata
+        saved = {key: tuple(entry.size) for key, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
+        _check_fit(saved, {key: tuple(tensor.shape) for key, tensor in state.items()}, folder)
+        dcp.load(dict(state), storage_reader=reader)
+    except CheckpointException as failure:
+        raise _first_cause(failure, f"{folder}: the state could not be read") from failure
+
+
+def _check_fit(saved: Mapping[str, tuple], wanted: Mapping[str, tuple], folder: Path) -> None:
+    parts = {key.split("/")[0] for key in wanted}
+    faults = {
+        "missing": [key for key in wanted if key not in saved],
+        "unexpected": [key for key in saved if key not in wanted and key.split("/")[0] in parts],
+        "of another size": [
+            f"{key} ({saved[key]} saved, {wanted[key]} wanted)"
+            for key in wanted
+            if key in saved and saved[key] != wanted[key]
+        ],
+    }
+    found = "; ".join(f"{what}: {_first_few(keys)}" for what, keys in faults.items() if keys)
+    if found:
+        raise CheckpointError(
+            f"{folder}: the checkpoint does not fit this model: {found}; allowed: exactly the tensors of the run that "
+            "wrote it; resume with that run's config, or choose a new run_dir"
+        )
+
+
+def _first_few(keys: Iterable[str], shown: int = 3) -> str:
+    listed = sorted(keys)
+    rest = f" and {len(listed) - shown} more" if len(listed) > shown else ""
+    return ", ".join(listed[:shown]) + rest
+
+
+def _first_cause(failure: CheckpointException, what: str) -> Exception:
+    """An OSError of any rank if there is one: the caller knows what to say about full disks."""
+    causes = {rank: cause for rank, (cause, _) in sorted(failure.failures.items())}
+    for cause in causes.values():
+        if isinstance(cause, OSError):
+            return OSError(cause.errno, cause.strerror, cause.filename)
+    rank, cause = next(iter(causes.items()))
+    return CheckpointError(f"{what}: rank {rank}: {type(cause).__name__}: {cause}; the run cannot go on from it")

@@ -1,0 +1,316 @@
+"""Checkpoints that survive kill -9, full disks and flipped bits.
+
+    RUN_DIR/checkpoints/step-00000100/state/           sharded masters, moments, average (any number of ranks)
+                                      weights/NAME/    model.safetensors and config.json, for `from_pretrained`
+                                      manifest.json    step, meta, size and SHA-256 of every file
+
+A checkpoint is written to a hidden folder beside, flushed, and renamed: a folder called step-* is complete. Every
+function here is called by all ranks, and what one rank finds or suffers, all ranks act on.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from opensora import log
+from opensora.errors import CheckpointError
+from opensora.parallel import collectives, storage
+
+T = TypeVar("T")
+_STEP, _PARTIAL, _REPLACED, _PRUNED = "step-", ".partial-", ".replaced-", ".pruned-"
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+_CHUNK_BYTES = 2**22
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose files were all found whole."""
+
+    step: int  # optimizer steps done
+    folder: Path
+    meta: dict[str, Any]  # what the run wrote beside it
+
+
+def save(
+    run_dir: Path | str,
+    step: int,
+    state: Mapping[str, Any],
+    weights: Mapping[str, Mapping[str, Tensor]],
+    configs: Mapping[str, Mapping[str, Any]],
+    meta: Mapping[str, Any],
+    keep_last: int,
+) -> Path:
+    """Write the checkpoint of `step`, then delete all but the newest `keep_last` (0 keeps all).
+
+    state: tensors and DTensors for torch.distributed.checkpoint, from every rank.
+    weights: {name: whole tensors}; only the main rank's count, written with config.json = configs[name].
+    meta: anything JSON can hold.
+    Raises CheckpointError, on every rank, when the disk is full or the folder cannot be written; checkpoints that
+    were there before are still there then, and nothing of this one.
+    """
+    root = Path(run_dir) / "checkpoints"
+    final, beside = root / f"{_STEP}{step:08d}", root / f"{_PARTIAL}{_STEP}{step:08d}"
+    try:
+        _on_main(lambda: _make_room(root, beside))
+        _on_all(lambda: storage.save_sharded(state, beside / "state"))
+        _on_main(lambda: _write_weights(beside / "weights", weights, configs))
+        shares = _on_all(lambda: _describe(beside, _share(_files(beside))))
+        files = {name: entry for share in shares for name, entry in share.items()}
+        _on_main(lambda: _publish(beside, final, {"step": step, "meta": dict(meta), "files": files}))
+    except _Failed as failed:
+        _on_main(lambda: shutil.rmtree(beside, ignore_errors=True))
+        raise CheckpointError(_explain(failed, root, f"step {step} was being saved")) from None
+    try:
+        _on_main(lambda: _prune(root, step, keep_last))
+    except _Failed as failed:  # the new one is safe, so the run goes on
+        log.logger().warning("%s: old checkpoints could not be deleted: %s", root, failed.text)
+    return final
+
+
+def prepare(run_dir: Path | str) -> None:
+    """Before training: remove what killed saves left, and make sure that checkpoints can be written.
+
+    Raises CheckpointError now rather than at the first save when `run_dir` cannot take them.
+    """
+    root = Path(run_dir) / "checkpoints"
+    probe = root / f".probe-{collectives.rank()}"
+    try:
+        _on_main(partial(_clean, root))
+        _on_all(lambda: probe.write_bytes(b"x"))
+        _on_all(probe.unlink)
+    except _Failed as failed:
+        raise CheckpointError(_explain(failed, root, "it was being tried")) from None
+
+
+def find(run_dir: Path | str) -> Checkpoint | None:
+    """The newest whole checkpoint of the run, None when it has none yet. Changes nothing on the disk.
+
+    Each damaged checkpoint passed over is reported. Raises CheckpointError when all there are are damaged.
+    """
+    root = Path(run_dir) / "checkpoints"
+    try:
+        steps = _on_main(partial(_steps, root))
+        for step in steps:
+            folder = root / f"{_STEP}{step:08d}"
+            faults = [fault for share in _on_all(partial(_verify, folder)) for fault in share]
+            if not faults:
+                return Checkpoint(step, folder, _on_main(partial(_manifest, folder))["meta"])
+            if collectives.rank() == 0:
+                log.logger().warning("%s: damaged, taking the one before: %s", folder, "; ".join(sorted(set(faults))))
+    except _Failed as failed:
+        raise CheckpointError(f"{root}: {failed.text}; the checkpoints could not be read; see to the disk") from None
+    if steps:
+        raise CheckpointError(
+            f"{root}: all {len(steps)} checkpoints are damaged; one whole checkpoint is needed to resume; restore one "
+            "from a copy, or choose a new run_dir"
+        )
+    return None
+
+
+def load(checkpoint: Checkpoint, state: Mapping[str, Any]) -> None:
+    """Read the checkpoint's state into the tensors of `state`, on any number of ranks.
+
+    Raises CheckpointError when the checkpoint belongs to another model.
+    """
+    try:
+        storage.load_sharded(state, checkpoint.folder / "state")
+    except OSError as error:
+        raise CheckpointError(f"{checkpoint.folder}: cannot be read ({error}); see to the disk") from error
+
+
+class _Failed(Exception):
+    """Something went wrong on at least one rank, and all ranks know."""
+
+    def __init__(self, text: str, number: int | None):
+        super().__init__(text)
+        self.text, self.number = text, number
+
+
+def _on_all(action: Callable[[], T]) -> list[T]:
+    """Every rank's result of `action`; if one raises, all raise, so that none waits for another that has left."""
+    result: T | None = None
+    failure: tuple[str, int | None] | None = None
+    try:
+        result = action()
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else None
+        text = str(error) if isinstance(error, (OSError, CheckpointError)) else f"{type(error).__name__}: {error}"
+        failure = (text, number)
+    answers = collectives.gather_objects((result, failure))
+    for rank, (_, fault) in enumerate(answers):
+        if fault is not None:
+            text, number = fault
+            raise _Failed(text if len(answers) == 1 else f"rank {rank}: {text}", number)
+    return [answer for answer, _ in answers]  # type: ignore[misc]
+
+
+def _on_main(action: Callable[[], T]) -> T:
+    """The main rank's result of `action`, which runs there alone."""
+    return _on_all(lambda: action() if collectives.rank() == 0 else None)[0]  # type: ignore[return-value]
+
+
+def _explain(failed: _Failed, root: Path, doing: str) -> str:
+    if failed.number in _FULL_DISK:
+        existing = next(folder for folder in (root, *root.parents) if folder.exists())
+        free = shutil.disk_usage(existing).free / 2**20
+        return (
+            f"{root}: the disk is full, found while {doing} ({failed.text}); {free:.0f} MiB are free; "
+            "earlier checkpoints are untouched; make room and run the same command again"
+        )
+    if failed.number is not None:
+        return (
+            f"{root}: cannot be written, found while {doing} ({failed.text}); a folder this user may write is needed; "
+            "change its permissions or choose another run_dir"
+        )
+    return f"{root}: failed while {doing}: {failed.text}; earlier checkpoints are untouched"
+
+
+def _make_room(root: Path, beside: Path) -> None:
+    _clean(root)
+    beside.mkdir()
+
+
+def _clean(root: Path) -> None:
+    """Make the folder, or remove what killed saves left in it."""
+    root.mkdir(parents=True, exist_ok=True)
+    for folder in root.iterdir():
+        original = root / folder.name.removeprefix(_REPLACED)
+        if folder.name.startswith(_REPLACED) and not original.exists():
+            folder.rename(original)  # killed between the two renames of a replacement
+        elif folder.name.startswith((_PARTIAL, _REPLACED, _PRUNED)):
+            shutil.rmtree(folder)
+
+
+def _steps(root: Path) -> list[int]:
+    """The steps of the checkpoints there, newest first."""
+    digits = (folder.name.removeprefix(_STEP) for folder in root.glob(f"{_STEP}*"))
+    return sorted((int(number) for number in digits if number.isdigit()), reverse=True)
+
+
+def _write_weights(
+    folder: Path, weights: Mapping[str, Mapping[str, Tensor]], configs: Mapping[str, Mapping[str, Any]]
+) -> None:
+    for name, tensors in weights.items():
+        (folder / name).mkdir(parents=True)
+        _write_json(folder / name / "config.json", configs[name])
+        _write_tensors(folder / name / "model.safetensors", tensors)
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
+    except SafetensorError as error:  # it tells the system's error in words only
+        numbers = [number for number in _FULL_DISK if f"os error {number}" in str(error)]
+        if not numbers:
+            raise
+        raise OSError(numbers[0], os.strerror(numbers[0]), str(path)) from error
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def _share(names: list[str]) -> list[str]:
+    return names[collectives.rank() :: collectives.world_size()]
+
+
+def _describe(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
+    """Size and hash of each file, once it is safely on the disk."""
+    for name in names:
+        _flush(folder / name)
+    return {name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)} for name in names}
+
+
+def _publish(beside: Path, final: Path, manifest: dict[str, Any]) -> None:
+    manifest = json.loads(json.dumps(manifest))  # what a reader will see, so that both hash the same
+    _write_json(beside / "manifest.json", {**manifest, "sha256": _digest(manifest)})
+    _flush(beside / "manifest.json")
+    for folder in [*(path for path in beside.rglob("*") if path.is_dir()), beside]:
+        _flush(folder)
+    if final.exists():  # a step that was damaged, or trained again
+        replaced = final.with_name(f"{_REPLACED}{final.name}")
+        final.rename(replaced)
+        beside.rename(final)
+        _flush(final.parent)
+        shutil.rmtree(replaced)
+    else:
+        beside.rename(final)
+        _flush(final.parent)
+
+
+def _prune(root: Path, step: int, keep_last: int) -> None:
+    """Later steps than the one just saved are damaged ones that were passed over: they do not count as kept."""
+    if keep_last < 1:
+        return
+    for old in [each for each in _steps(root) if each <= step][keep_last:]:
+        folder = root / f"{_STEP}{old:08d}"
+        doomed = folder.rename(root / f"{_PRUNED}{folder.name}")  # never half a folder under its real name
+        shutil.rmtree(doomed)
+
+
+def _verify(folder: Path) -> list[str]:
+    """What is wrong with this rank's share of the files, in words."""
+    try:
+        manifest = _manifest(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return [f"manifest.json cannot be used ({error})"]
+    faults = []
+    for name in _share(sorted(manifest["files"])):
+        try:
+            fault = _compare(folder / name, manifest["files"][name])
+        except OSError as error:
+            fault = f"cannot be read ({error})"
+        if fault:
+            faults.append(f"{name} {fault}")
+    return faults
+
+
+def _compare(path: Path, expected: dict[str, Any]) -> str | None:
+    if not path.is_file():
+        return "is missing"
+    if path.stat().st_size != expected["bytes"]:
+        return f"has {path.stat().st_size} bytes instead of {expected['bytes']}"
+    return None if _sha256(path) == expected["sha256"] else "has changed since it was written (SHA-256 differs)"
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    if manifest.pop("sha256") != _digest(manifest):
+        raise ValueError("it has changed since it was written")
+    return manifest
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

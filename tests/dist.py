@@ -1,0 +1,139 @@
+"""A session-long pool of gloo ranks: processes that import torch and colossalai once and then run many tests.
+
+`run_ranks(function, world_size, *arguments)` runs a top-level function of a test module in `world_size` processes
+that share a fresh process group, and returns what it returned on each.
+"""
+
+import atexit
+import contextlib
+import multiprocessing
+import pickle
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+GRACE_SECONDS = 20  # after one rank failed: time for the others to notice before they are killed
+
+
+class RankError(AssertionError):
+    """A rank raised, died or did not come back; the message holds its traceback."""
+
+
+class Pool:
+    """Rank processes, started when first needed and started again after a failure that may have left them stuck."""
+
+    def __init__(self) -> None:
+        self._ranks: list[tuple[BaseProcess, Connection]] = []
+        self._context: ForkServerContext | None = None
+
+    def run(self, function: Callable[..., Any], world_size: int, arguments: tuple, timeout: float) -> list[Any]:
+        self._start(world_size)
+        with tempfile.TemporaryDirectory(prefix="ranks-") as meeting_place:
+            store = str(Path(meeting_place, "store"))
+            for rank in range(world_size):
+                job = pickle.dumps((function, arguments, rank, world_size, store, timeout))
+                self._ranks[rank][1].send_bytes(job)
+            results, failures = self._collect(world_size, timeout)
+        if failures:
+            raise RankError("\n".join(f"--- rank {rank} ---\n{text}" for rank, text in sorted(failures.items())))
+        return [results[rank] for rank in range(world_size)]
+
+    def close(self) -> None:
+        for process, connection in self._ranks:
+            connection.close()
+            process.kill()
+            process.join()
+        self._ranks = []
+
+    def _start(self, world_size: int) -> None:
+        if self._context is None:
+            self._context = multiprocessing.get_context("forkserver")
+            # one import for all ranks; they share the memory
+            self._context.set_forkserver_preload(["tests.dist_imports"])
+        while len(self._ranks) < world_size:
+            ours, theirs = self._context.Pipe()
+            process = self._context.Process(target=_serve, args=(theirs,), daemon=True)
+            process.start()
+            theirs.close()
+            self._ranks.append((process, ours))
+
+    def _collect(self, world_size: int, timeout: float) -> tuple[dict[int, Any], dict[int, str]]:
+        waiting = {self._ranks[rank][1]: rank for rank in range(world_size)}
+        results: dict[int, Any] = {}
+        failures: dict[int, str] = {}
+        deadline = time.monotonic() + timeout
+        while waiting:
+            ready = wait(list(waiting), max(0.0, deadline - time.monotonic()))
+            if not ready:
+                failures |= dict.fromkeys(waiting.values(), f"no answer within {timeout} s")
+                break
+            for connection in ready:
+                rank = waiting.pop(connection)  # type: ignore[call-overload]
+                try:
+                    succeeded, value = pickle.loads(connection.recv_bytes())  # type: ignore[union-attr]
+                except EOFError:
+                    succeeded, value = False, "the process died"
+                if succeeded:
+                    results[rank] = value
+                else:
+                    failures[rank] = value
+                    deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
+        if failures:
+            self.close()
+        return results, failures
+
+
+_pool = Pool()
+atexit.register(_pool.close)
+
+
+def run_ranks(function: Callable[..., Any], world_size: int, *arguments: Any, timeout: float = 120.0) -> list[Any]:
+    """Run `function(*arguments)` on gloo ranks; arguments and results travel pickled. The values, in rank order.
+
+    Raises RankError with the traceback of every rank that failed.
+    """
+    return _pool.run(function, world_size, arguments, timeout)
+
+
+def _serve(connection: Connection) -> None:
+    """A rank's life: take a job, join its group, answer, leave the group."""
+    import torch
+
+    torch.set_num_threads(1)
+    while True:
+        try:
+            job = connection.recv_bytes()
+        except EOFError:
+            return
+        connection.send_bytes(_answer(job))
+
+
+def _answer(job: bytes) -> bytes:
+    from opensora.parallel import world
+
+    try:
+        function, arguments, rank, size, store, timeout = pickle.loads(job)
+        _join(rank, size, store, timeout)
+        return pickle.dumps((True, function(*arguments)))
+    except BaseException:
+        return pickle.dumps((False, traceback.format_exc()))
+    finally:
+        with contextlib.suppress(RuntimeError):  # a peer that failed may have left already
+            world.stop()
+
+
+def _join(rank: int, size: int, store: str, timeout: float) -> None:
+    import torch
+    import torch.distributed as dist
+
+    from opensora.parallel import world
+    from opensora.platforms import select
+
+    torch.manual_seed(0)
+    world.join(dist.FileStore(store, size), rank, size, rank, select("cpu"), timeout)

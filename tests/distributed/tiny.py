@@ -1,0 +1,95 @@
+"""A model of a few hundred numbers with every awkward parameter, and the training loop around an engine.
+
+Awkward: sizes that no world divides, one number alone, a parameter no sample uses, one that only some micro-batches
+use, a frozen one, tied ones, buffers (float and integer).
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from opensora.parallel import collectives, world
+from opensora.parallel.engine import Engine
+from opensora.random import generator
+from opensora.registry import PLUGINS, build
+
+MICRO_BATCHES, BATCH_SIZE = 4, 2
+
+
+class Tiny(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(3, 7)
+        self.register_buffer("position", torch.linspace(0, 1, 35).reshape(1, 5, 7) / 3)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("scratch", torch.zeros(2), persistent=False)
+        self.norm = nn.LayerNorm(7)
+        self.qkv = nn.Linear(7, 21)
+        self.time = nn.Linear(1, 7)
+        self.scale = nn.Parameter(torch.tensor([0.7]))
+        self.never = nn.Parameter(torch.ones(5))
+        self.sometimes = nn.Parameter(torch.full((7,), 0.1))
+        self.frozen = nn.Parameter(torch.full((7,), 1.0 + 2**-12), requires_grad=False)  # not a bfloat16 number
+        self.head = nn.Linear(7, 3)
+        self.again = self.head
+
+    def forward(self, x_BLC: Tensor, t_B: Tensor, touch: bool) -> Tensor:
+        x = self.embed(x_BLC) * self.frozen + self.position + self.time(t_B[:, None, None] / 1000)
+        if touch:
+            x = x + self.sometimes
+        q, k, v = self.qkv(self.norm(x.to(self.qkv.weight.dtype))).chunk(3, dim=-1)
+        x = x + self.scale * nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.head(x).float()
+
+
+def make(seed: int = 0) -> Tiny:
+    torch.manual_seed(seed)
+    return Tiny()
+
+
+def make_engine(
+    plugin: str, dtype: str = "fp32", grad_clip: float = 0.5, seed: int = 0, **plugin_config: Any
+) -> Engine:
+    return build(PLUGINS, {"type": plugin, **plugin_config}).apply(
+        make(seed),
+        lambda parameters: torch.optim.AdamW(parameters, lr=0.02, weight_decay=0.1, fused=True),
+        dtype,
+        grad_clip,
+        world.current(),
+    )
+
+
+def run_steps(
+    engine: Engine, first: int, last: int, after: Callable[[], None] = lambda: None
+) -> tuple[list[float], list[float]]:
+    """(losses, gradient norms) of steps first to last - 1; the ranks share MICRO_BATCHES micro-batches."""
+    here = world.current()
+    mine = [m for m in range(MICRO_BATCHES) if m % here.data_size == here.data_rank]
+    losses, norms = [], []
+    for step in range(first, last):
+        total = torch.zeros(())
+        for number, m in enumerate(mine):
+            x = torch.randn(BATCH_SIZE, 5, 3, generator=generator(1, "x", step, m))
+            t = torch.rand(BATCH_SIZE, generator=generator(1, "t", step, m)) * 1000
+            # from step 2 on, so that its moments begin late, and on odd ranks only
+            loss = (engine.model(x, t, touch=step >= 2 and m == 1) - x.flip(1)).square().mean() / len(mine)
+            engine.backward(loss, last=number == len(mine) - 1)
+            total += loss.detach().float()
+        losses.append((collectives.sum_over_ranks(total) / here.data_size).item())
+        norms.append(engine.step())
+        after()
+    return losses, norms
+
+
+def train(plugin: str, dtype: str, steps: int, plugin_config: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A run from scratch, as one value to compare."""
+    engine = make_engine(plugin, dtype, **(plugin_config or {}))
+    losses, norms = run_steps(engine, 0, steps)
+    return {"losses": losses, "norms": norms, "weights": engine.full_weights()}
+
+
+def run_folder(tmp_path: Path) -> str:
+    return str(tmp_path / "run")
