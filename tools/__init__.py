@@ -1,0 +1,1 @@
+"""Data preparation: `python -m tools.<stage>.<name> in.csv out.csv`, each a function of one row."""

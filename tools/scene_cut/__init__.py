@@ -1,0 +1,1 @@
+"""Where videos become shots."""
