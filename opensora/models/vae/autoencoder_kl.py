@@ -1,0 +1,151 @@
+"""VideoAutoencoderKL: diffusers' image autoencoder applied to each frame, as Open-Sora 1.0 and 1.1 use it.
+
+Shapes: B batch, C latent channels, T H W frames/rows/columns, lower case the latent ones.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Generator, Tensor, nn
+
+from opensora.errors import ConfigError, WeightsError
+from opensora.models.shapes import ShapeError
+from opensora.models.vae.gaussian import Gaussian, LatentScale
+from opensora.models.vae.pretrained import fill_from_folder
+from opensora.models.weights import CONFIG_FILE, load_weights, read_config
+from opensora.registry import VAES
+
+
+@VAES.register_module()
+class VideoAutoencoderKL(nn.Module):
+    """Keys are diffusers' under `module.`.
+
+    from_pretrained: a folder of diffusers' layout or one written by `save_weights`, or a hub id; `subfolder` lies in
+    it. config: arguments of diffusers' AutoencoderKL, to build without a folder.
+    micro_batch_size: frames coded at a time, None = all. scaling_factor, or latent_shift and latent_scale (one number
+    per latent channel): diffusion sees (z - shift) * scale. The factor written in diffusers' config is not used:
+    Open-Sora keeps 0.18215 for every autoencoder.
+    """
+
+    def __init__(
+        self,
+        from_pretrained: str | None = None,
+        config: dict[str, Any] | None = None,
+        subfolder: str | None = None,
+        micro_batch_size: int | None = None,
+        scaling_factor: float = 0.18215,
+        latent_shift: Sequence[float] | None = None,
+        latent_scale: Sequence[float] | None = None,
+    ):
+        from diffusers import AutoencoderKL
+
+        given: dict[str, Any] = {
+            "config": config,
+            "micro_batch_size": micro_batch_size,
+            "scaling_factor": scaling_factor,
+            "latent_shift": latent_shift,
+            "latent_scale": latent_scale,
+        }
+        super().__init__()
+        self.from_pretrained, self.subfolder = from_pretrained, subfolder
+        if from_pretrained is None and config is None:
+            raise ConfigError("VideoAutoencoderKL: neither from_pretrained nor config is given; give one of them")
+        self.own_export = self._is_own_export()
+        if self.own_export:
+            folder = self._folder()
+            given = fill_from_folder(type(self), given, read_config(folder), str(folder))
+        elif from_pretrained is not None:
+            stored = {"config": self._released_config(AutoencoderKL)}
+            given = fill_from_folder(type(self), given, stored, from_pretrained)
+        assert isinstance(given["config"], dict)
+        self.module = AutoencoderKL.from_config(given["config"])
+        self.config: dict[str, Any] = {"type": "VideoAutoencoderKL", **given}  # rebuilds this without a folder
+        self.micro_batch_size = given["micro_batch_size"]
+        self.latents = LatentScale(given["scaling_factor"], given["latent_shift"], given["latent_scale"])
+        self.in_channels: int = self.module.config.in_channels
+        self.latent_channels: int = self.module.config.latent_channels
+        factor = 2 ** (len(self.module.config.block_out_channels) - 1)
+        self.compression = (1, factor, factor)
+
+    def _folder(self) -> Path:
+        return Path(str(self.from_pretrained)) / (self.subfolder or "")
+
+    def _is_own_export(self) -> bool:
+        if self.from_pretrained is None or not (self._folder() / CONFIG_FILE).is_file():
+            return False
+        return isinstance(read_config(self._folder()).get("config"), dict)
+
+    def _released_config(self, kind: Any) -> dict[str, Any]:
+        try:
+            stored = kind.load_config(self.from_pretrained, subfolder=self.subfolder)
+        except OSError as error:
+            raise WeightsError(
+                f"VideoAutoencoderKL: {self.from_pretrained}: no diffusers config.json found ({error}); "
+                "give a folder that holds one, or a hub id while the hub can be reached"
+            ) from error
+        return {key: value for key, value in stored.items() if not key.startswith("_")}
+
+    def load(self) -> Self:
+        """Read the weights of `from_pretrained`; without one the fresh initial weights stay."""
+        if self.own_export:
+            load_weights(self, self._folder())
+        elif self.from_pretrained is not None:
+            from diffusers import AutoencoderKL
+
+            try:  # by diffusers, which renames the attention keys of old files
+                read = AutoencoderKL.from_pretrained(self.from_pretrained, subfolder=self.subfolder)
+            except (OSError, ValueError, RuntimeError) as error:
+                raise WeightsError(
+                    f"VideoAutoencoderKL: {self.from_pretrained} cannot be read ({error}); copy the folder again"
+                ) from error
+            on_meta = any(p.is_meta for p in self.parameters())
+            self.module.load_state_dict(read.state_dict(), assign=on_meta)
+        return self
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """The weight that an adversarial loss is balanced at."""
+        return self.module.decoder.conv_out.weight
+
+    def checkpoint_blocks(self) -> list[nn.Module]:
+        """The modules whose activations may be recomputed instead of kept."""
+        encoder, decoder = self.module.encoder, self.module.decoder
+        return [*encoder.down_blocks, encoder.mid_block, decoder.mid_block, *decoder.up_blocks]
+
+    def latent_size(self, size: Sequence[int]) -> tuple[int, int, int]:
+        """(frames, rows, columns) in pixels -> the same of the latents."""
+        t, h, w = size
+        return t, h // self.compression[1], w // self.compression[2]
+
+    def _by_frames(self, coder: Any, x_BCTHW: Tensor) -> Tensor:
+        """Apply `coder` to every frame, `micro_batch_size` frames at a time."""
+        frames = x_BCTHW.to(self.last_layer.dtype).transpose(1, 2).flatten(0, 1)
+        coded = torch.cat([coder(part) for part in frames.split(self.micro_batch_size or len(frames))])
+        return coded.unflatten(0, (len(x_BCTHW), -1)).transpose(1, 2)
+
+    def posterior(self, x_BCTHW: Tensor) -> Gaussian:
+        """The latents' distribution for clips in [-1, 1]."""
+        if x_BCTHW.shape[1] != self.in_channels:
+            raise ShapeError(f"VideoAutoencoderKL: {x_BCTHW.shape[1]} channels; {self.in_channels} are needed")
+        moments = self._by_frames(lambda part: self.module.encode(part).latent_dist.parameters, x_BCTHW)
+        return Gaussian.from_moments(moments)
+
+    def _decode(self, z: Tensor) -> Tensor:
+        return self._by_frames(lambda part: self.module.decode(part).sample, z).float()
+
+    def encode(self, x_BCTHW: Tensor, rngs: Sequence[Generator] | None = None) -> Tensor:
+        """Latents ready for diffusion, float32; `rngs` has one CPU generator per clip, None takes the mode."""
+        return self.latents.normalise(self.posterior(x_BCTHW).draw(rngs))
+
+    def decode(self, z: Tensor, num_frames: int | None = None) -> Tensor:
+        """Clips of about [-1, 1], float32, from latents as `encode` gives them; the first `num_frames` frames."""
+        if num_frames is not None and num_frames > z.shape[2]:
+            raise ShapeError(f"VideoAutoencoderKL: {num_frames} frames asked of {z.shape[2]} latent frames")
+        return self._decode(self.latents.restore(z[:, :, :num_frames]))
+
+    def forward(self, x: Tensor, rngs: Sequence[Generator] | None = None) -> tuple[Tensor, Gaussian]:
+        """Reconstruction (float32) and posterior."""
+        posterior = self.posterior(x)
+        return self._decode(posterior.draw(rngs)), posterior

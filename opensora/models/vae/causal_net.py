@@ -1,0 +1,192 @@
+"""Encoder and decoder of the causal video autoencoder, assembled from blocks by name.
+
+Shapes: B batch, C channels, T H W frames/rows/columns. Level 0 is the finest. Key names follow Open-Sora-Plan.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from opensora.errors import ConfigError
+from opensora.models.vae import causal_blocks as blocks
+from opensora.models.vae import causal_time as time
+
+CONVOLUTIONS = {"Conv2d": blocks.Conv2d, "CausalConv3d": blocks.CausalConv3d}
+RESNETS = {"ResnetBlock2D": blocks.ResnetBlock2D, "ResnetBlock3D": blocks.ResnetBlock3D}
+ATTENTIONS = {"AttnBlock3DFix": blocks.AttnBlock3DFix, "AttnBlock3D": blocks.AttnBlock3D}
+SPATIAL_DOWN = {"Downsample": blocks.Downsample, "SpatialDownsample2x": blocks.SpatialDownsample2x}
+SPATIAL_UP = {"SpatialUpsample2x": blocks.SpatialUpsample2x}
+TIME_DOWN = {
+    "TimeDownsample2x": time.TimeDownsample2x,
+    "TimeDownsampleRes2x": time.TimeDownsampleRes2x,
+    "TimeDownsampleResAdv2x": time.TimeDownsampleResAdv2x,
+}
+TIME_UP = {
+    "TimeUpsample2x": time.TimeUpsample2x,
+    "TimeUpsampleRes2x": time.TimeUpsampleRes2x,
+    "TimeUpsampleResAdv2x": time.TimeUpsampleResAdv2x,
+}
+
+
+def named(known: Mapping[str, Any], key: str, name: str) -> Any:
+    """The block that `name` means in the list `key` of a config."""
+    if name not in known:
+        raise ConfigError(f"CausalVAEModel: {key}: found {name!r}; allowed: {', '.join(map(repr, sorted(known)))}")
+    return known[name]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One half of the autoencoder. Lists have one entry per level, the finest first; "" means no block there."""
+
+    half: str  # "encoder" or "decoder", for messages
+    widths: Sequence[int]
+    z_channels: int  # channels on the latent side
+    resnets_per_level: int
+    conv_in: str
+    conv_out: str
+    attention: str
+    resnet_blocks: Sequence[str]
+    spatial: Sequence[str]
+    temporal: Sequence[str]
+    mid_resnet: str
+    attn_resolutions: Sequence[int]  # levels of this many pixels per side get attention ...
+    resolution: int  # ... when the clip has this many
+    dropout: float
+    groups: int  # of every GroupNorm
+
+    def __post_init__(self) -> None:
+        for key in ("resnet_blocks", "spatial", "temporal"):
+            if len(getattr(self, key)) != len(self.widths):
+                raise ConfigError(
+                    f"CausalVAEModel: {self.half} {key}: {len(getattr(self, key))} entries; hidden_size_mult has "
+                    f"{len(self.widths)}, so give as many"
+                )
+        for width in self.widths:
+            if width % self.groups:
+                raise ConfigError(
+                    f"CausalVAEModel: {width} channels (hidden_size times hidden_size_mult) do not fall into "
+                    f"norm_groups={self.groups} equal groups; choose norm_groups that divides every width"
+                )
+
+    def conv(self, key: str, in_channels: int, out_channels: int) -> nn.Module:
+        return named(CONVOLUTIONS, f"{self.half}_{key}", getattr(self, key))(in_channels, out_channels, 3, padding=1)
+
+    def resnet(self, name: str, in_channels: int, out_channels: int) -> nn.Module:
+        kind = named(RESNETS, f"{self.half} resnet", name)
+        return kind(in_channels, out_channels, self.groups, self.dropout)
+
+    def attn(self, channels: int) -> nn.Module:
+        return named(ATTENTIONS, f"{self.half}_attention", self.attention)(channels, self.groups)
+
+    def middle(self, channels: int) -> "Middle":
+        return Middle(
+            self.resnet(self.mid_resnet, channels, channels),
+            self.attn(channels),
+            self.resnet(self.mid_resnet, channels, channels),
+        )
+
+
+class Middle(nn.Module):
+    def __init__(self, block_1: nn.Module, attn_1: nn.Module, block_2: nn.Module):
+        super().__init__()
+        self.block_1, self.attn_1, self.block_2 = block_1, attn_1, block_2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(x)))
+
+
+class Level(nn.Module):
+    """Residual blocks of one size, each with attention or none, then resampling in space and in time."""
+
+    def __init__(
+        self, resnets: Sequence[nn.Module], attentions: Sequence[nn.Module], resample: Mapping[str, nn.Module]
+    ):
+        super().__init__()
+        self.block = nn.ModuleList(resnets)
+        self.attn = nn.ModuleList(attentions)
+        self.after = list(resample)
+        for name, module in resample.items():
+            self.add_module(name, module)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, block in enumerate(self.block):
+            x = block(x)
+            if len(self.attn):
+                x = self.attn[i](x)
+        for name in self.after:
+            x = self.get_submodule(name)(x)
+        return x
+
+
+def make_level(layout: Layout, level: int, in_channels: int, resample: Mapping[str, nn.Module], size: int) -> Level:
+    out = layout.widths[level]
+    kind = layout.resnet_blocks[level]
+    widths = [in_channels] + [out] * layout.resnets_per_level
+    resnets = [layout.resnet(kind, a, b) for a, b in pairwise(widths)]
+    attentions = [layout.attn(out) for _ in resnets] if size in layout.attn_resolutions else []
+    return Level(resnets, attentions, resample)
+
+
+class Encoder(nn.Module):
+    """[B, 3, T, H, W] -> [B, z_channels, t, h, w]."""
+
+    def __init__(self, layout: Layout, in_channels: int = 3):
+        super().__init__()
+        widths, size = layout.widths, layout.resolution
+        if layout.spatial[-1] or layout.temporal[-1]:
+            raise ConfigError('CausalVAEModel: encoder: the last level cannot downsample; put "" last in both lists')
+        self.conv_in = layout.conv("conv_in", in_channels, widths[0])
+        self.down = nn.ModuleList()
+        for i, (spatial, temporal) in enumerate(zip(layout.spatial, layout.temporal, strict=True)):
+            resample: dict[str, nn.Module] = {}
+            if spatial:
+                resample["downsample"] = named(SPATIAL_DOWN, "encoder_spatial_downsample", spatial)(widths[i])
+            if temporal:
+                kind = named(TIME_DOWN, "encoder_temporal_downsample", temporal)
+                resample["time_downsample"] = kind(widths[i], layout.groups)
+            self.down.append(make_level(layout, i, widths[max(i - 1, 0)], resample, size))
+            size //= 2 if spatial else 1
+        self.mid = layout.middle(widths[-1])
+        self.norm_out = blocks.group_norm(widths[-1], layout.groups)
+        self.conv_out = layout.conv("conv_out", widths[-1], layout.z_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        for level in self.down:
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+
+
+class Decoder(nn.Module):
+    """[B, z_channels, t, h, w] -> [B, 3, T, H, W]; levels are kept finest first and run from the coarsest."""
+
+    def __init__(self, layout: Layout, out_channels: int = 3):
+        super().__init__()
+        widths = layout.widths
+        size = layout.resolution // 2 ** (len(widths) - 1)
+        self.conv_in = layout.conv("conv_in", layout.z_channels, widths[-1])
+        self.mid = layout.middle(widths[-1])
+        levels: list[nn.Module] = []
+        for i in reversed(range(len(widths))):
+            resample: dict[str, nn.Module] = {}
+            if layout.spatial[i]:
+                resample["upsample"] = named(SPATIAL_UP, "decoder_spatial_upsample", layout.spatial[i])(widths[i])
+            if layout.temporal[i]:
+                kind = named(TIME_UP, "decoder_temporal_upsample", layout.temporal[i])
+                resample["time_upsample"] = kind(widths[i], layout.groups)
+            levels.insert(0, make_level(layout, i, widths[min(i + 1, len(widths) - 1)], resample, size))
+            size *= 2 if layout.spatial[i] else 1
+        self.up = nn.ModuleList(levels)
+        self.norm_out = blocks.group_norm(widths[0], layout.groups)
+        self.conv_out = layout.conv("conv_out", widths[0], out_channels)
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.mid(self.conv_in(z))
+        for level in reversed(self.up):
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(x)))

@@ -1,0 +1,127 @@
+"""Halving and doubling the frames in the causal video autoencoder: T -> (T - 1) // 2 + 1 and T -> 2 (T - 1) + 1.
+
+Shapes: B batch, C channels, T H W frames/rows/columns; every block takes and returns [B, C, T, H, W].
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from opensora.models.layers.attention import attend
+from opensora.models.vae.causal_blocks import CausalConv3d, ResnetBlock3D, group_norm, repeat_first_frame
+
+
+def halve_frames(padded: Tensor) -> Tensor:
+    """Means of three frames at every second place."""
+    return F.avg_pool3d(padded, (3, 1, 1), stride=(2, 1, 1))
+
+
+def double_frames(x: Tensor) -> Tensor:
+    """The first frame stays; those after it are doubled by linear interpolation at half-frame centres."""
+    first, rest = x[:, :, :1], x[:, :, 1:]
+    if rest.shape[2] == 0:
+        return x
+    before = torch.cat([rest[:, :, :1], rest[:, :, :-1]], dim=2)
+    after = torch.cat([rest[:, :, 1:], rest[:, :, -1:]], dim=2)
+    doubled = torch.stack([torch.lerp(rest, before, 0.25), torch.lerp(rest, after, 0.25)], dim=3).flatten(2, 3)
+    return torch.cat([first, doubled], dim=2)
+
+
+class TimeDownsample2x(nn.Module):
+    """Mean of neighbouring frames; no weights."""
+
+    def __init__(self, channels: int, groups: int):
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return halve_frames(repeat_first_frame(x, 2))
+
+
+class TimeUpsample2x(nn.Module):
+    """Interpolation; no weights."""
+
+    def __init__(self, channels: int, groups: int):
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return double_frames(x)
+
+
+class _Mixed(nn.Module):
+    """sigmoid(mix_factor) * fixed branch + the rest of a learned branch."""
+
+    def __init__(self, mix_factor: float):
+        super().__init__()
+        self.mix_factor = nn.Parameter(torch.tensor([mix_factor]))
+
+    def mix(self, fixed: Tensor, learned: Tensor) -> Tensor:
+        return torch.lerp(learned, fixed, self.mix_factor.sigmoid())
+
+
+class TimeDownsampleRes2x(_Mixed):
+    """The mean mixed with a strided convolution."""
+
+    def __init__(self, channels: int, groups: int, mix_factor: float = 2.0):
+        super().__init__(mix_factor)
+        self.conv = nn.Conv3d(channels, channels, 3, stride=(2, 1, 1), padding=(0, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        padded = repeat_first_frame(x, 2)
+        return self.mix(halve_frames(padded), self.conv(padded))
+
+
+class TimeUpsampleRes2x(_Mixed):
+    """Interpolation mixed with a convolution of it."""
+
+    def __init__(self, channels: int, groups: int, mix_factor: float = 2.0):
+        super().__init__(mix_factor)
+        self.conv = CausalConv3d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        doubled = double_frames(x)
+        return self.mix(doubled, self.conv(doubled))
+
+
+class TemporalAttnBlock(nn.Module):
+    """Single-head self-attention along time at each pixel, past and future."""
+
+    def __init__(self, channels: int, groups: int):
+        super().__init__()
+        self.norm = group_norm(channels, groups)
+        self.q, self.k, self.v, self.proj_out = (nn.Conv3d(channels, channels, 1) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, t, h, w = x.shape
+        normed = self.norm(x)
+        pixels = [f(normed).permute(0, 3, 4, 2, 1).reshape(b * h * w, 1, t, c) for f in (self.q, self.k, self.v)]
+        out = attend(*pixels).view(b, h, w, t, c).permute(0, 4, 3, 1, 2)
+        return x + self.proj_out(out)
+
+
+class TimeDownsampleResAdv2x(_Mixed):
+    """The mean mixed with a residual block, attention along time and a strided convolution."""
+
+    def __init__(self, channels: int, groups: int, mix_factor: float = 1.5):
+        super().__init__(mix_factor)
+        self.res = ResnetBlock3D(channels, channels, groups)
+        self.attn = TemporalAttnBlock(channels, groups)
+        self.conv = nn.Conv3d(channels, channels, 3, stride=(2, 1, 1), padding=(0, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        padded = repeat_first_frame(x, 2)
+        return self.mix(halve_frames(padded), self.conv(self.attn(self.res(padded))))
+
+
+class TimeUpsampleResAdv2x(_Mixed):
+    """Interpolation mixed with a residual block, attention along time and a convolution of it."""
+
+    def __init__(self, channels: int, groups: int, mix_factor: float = 1.5):
+        super().__init__(mix_factor)
+        self.res = ResnetBlock3D(channels, channels, groups)
+        self.attn = TemporalAttnBlock(channels, groups)
+        self.norm = group_norm(channels, groups)  # never used, but part of such weights
+        self.conv = CausalConv3d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        doubled = double_frames(x)
+        return self.mix(doubled, self.conv(self.attn(self.res(doubled))))

@@ -1,0 +1,178 @@
+"""CausalVAEModel: the causal video autoencoder of Open-Sora-Plan, 4x in time and 8x8 in space as released.
+
+Shapes: B batch, C latent channels, T H W frames/rows/columns, lower case the latent ones.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Generator, Tensor, nn
+
+from opensora.errors import ConfigError
+from opensora.models.shapes import ShapeError
+from opensora.models.vae.causal_net import CONVOLUTIONS, Decoder, Encoder, Layout, named
+from opensora.models.vae.gaussian import Gaussian, LatentScale
+from opensora.models.vae.pretrained import fill_from_folder
+from opensora.models.weights import load_weights, read_config
+from opensora.registry import VAES
+
+
+@VAES.register_module()
+class CausalVAEModel(nn.Module):
+    """The defaults are the released 1.1.0 layout; small ones come from hidden_size, hidden_size_mult and the lists.
+
+    from_pretrained: a folder with config.json and weights. Building reads the config only, `load()` the weights.
+    Block lists have one entry per level, the finest first, "" for none. norm_groups: groups of every GroupNorm.
+    scaling_factor, or latent_shift and latent_scale (one number per latent channel): diffusion sees
+    (z - shift) * scale.
+    attn_resolutions: levels of that many pixels per side get attention, for clips of `resolution` pixels.
+    """
+
+    in_channels = 3
+
+    def __init__(
+        self,
+        from_pretrained: str | None = None,
+        hidden_size: int = 128,
+        hidden_size_mult: Sequence[int] = (1, 2, 4, 4),
+        num_res_blocks: int = 2,
+        z_channels: int = 4,
+        embed_dim: int = 4,
+        double_z: bool = True,
+        attn_resolutions: Sequence[int] = (),
+        resolution: int = 256,
+        dropout: float = 0.0,
+        norm_groups: int = 32,
+        q_conv: str = "CausalConv3d",
+        encoder_conv_in: str = "Conv2d",
+        encoder_conv_out: str = "CausalConv3d",
+        encoder_attention: str = "AttnBlock3DFix",
+        encoder_resnet_blocks: Sequence[str] = ("ResnetBlock2D", "ResnetBlock2D", "ResnetBlock3D", "ResnetBlock3D"),
+        encoder_spatial_downsample: Sequence[str] = ("Downsample", "Downsample", "Downsample", ""),
+        encoder_temporal_downsample: Sequence[str] = ("", "TimeDownsampleRes2x", "TimeDownsampleRes2x", ""),
+        encoder_mid_resnet: str = "ResnetBlock3D",
+        decoder_conv_in: str = "CausalConv3d",
+        decoder_conv_out: str = "CausalConv3d",
+        decoder_attention: str = "AttnBlock3DFix",
+        decoder_resnet_blocks: Sequence[str] = ("ResnetBlock3D", "ResnetBlock3D", "ResnetBlock3D", "ResnetBlock3D"),
+        decoder_spatial_upsample: Sequence[str] = ("", "SpatialUpsample2x", "SpatialUpsample2x", "SpatialUpsample2x"),
+        decoder_temporal_upsample: Sequence[str] = ("", "", "TimeUpsampleRes2x", "TimeUpsampleRes2x"),
+        decoder_mid_resnet: str = "ResnetBlock3D",
+        scaling_factor: float = 0.18215,
+        latent_shift: Sequence[float] | None = None,
+        latent_scale: Sequence[float] | None = None,
+    ):
+        given = {key: value for key, value in locals().items() if key not in ("self", "__class__", "from_pretrained")}
+        super().__init__()
+        if from_pretrained is not None:
+            given = fill_from_folder(type(self), given, read_config(from_pretrained), from_pretrained)
+        self.from_pretrained = from_pretrained
+        self.config: dict[str, Any] = {"type": "CausalVAEModel", **given}  # rebuilds this module without a folder
+        self._build(**given)
+
+    def _build(self, **config: Any) -> None:
+        widths = [config["hidden_size"] * factor for factor in config["hidden_size_mult"]]
+        z, embed = config["z_channels"], config["embed_dim"]
+        moments = 2 if config["double_z"] else 1
+
+        def layout(half: str, resnets: int, spatial: str, temporal: str, channels: int) -> Layout:
+            return Layout(
+                half=half,
+                widths=widths,
+                z_channels=channels,
+                resnets_per_level=resnets,
+                spatial=config[f"{half}_spatial_{spatial}"],
+                temporal=config[f"{half}_temporal_{temporal}"],
+                groups=config["norm_groups"],
+                **{key: config[key] for key in ("attn_resolutions", "resolution", "dropout")},
+                **{
+                    key: config[f"{half}_{key}"]
+                    for key in ("conv_in", "conv_out", "attention", "resnet_blocks", "mid_resnet")
+                },
+            )
+
+        resnets = config["num_res_blocks"]
+        self.encoder = Encoder(layout("encoder", resnets, "downsample", "downsample", moments * z))
+        self.decoder = Decoder(layout("decoder", resnets + 1, "upsample", "upsample", z))
+        q_conv = named(CONVOLUTIONS, "q_conv", config["q_conv"])
+        self.quant_conv = q_conv(moments * z, 2 * embed, 1)
+        self.post_quant_conv = q_conv(embed, z, 1)
+
+        down = config["encoder_spatial_downsample"], config["encoder_temporal_downsample"]
+        up = config["decoder_spatial_upsample"], config["decoder_temporal_upsample"]
+        self._halvings = tuple(sum(map(bool, names)) for names in down)  # in space, in time
+        if self._halvings != tuple(sum(map(bool, names)) for names in up):
+            raise ConfigError(
+                f"CausalVAEModel: the encoder halves rows and columns {self._halvings[0]} times and frames "
+                f"{self._halvings[1]} times; give the decoder as many upsampling blocks"
+            )
+        self.latent_channels: int = embed
+        self.compression = (2 ** self._halvings[1], 2 ** self._halvings[0], 2 ** self._halvings[0])
+        self.latents = LatentScale(config["scaling_factor"], config["latent_shift"], config["latent_scale"])
+
+    def load(self) -> Self:
+        """Read the weights of `from_pretrained`; without one the fresh initial weights stay."""
+        if self.from_pretrained is not None:
+            load_weights(self, Path(self.from_pretrained), ignore=["loss."])  # Lightning saves its loss networks too
+        return self
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """The weight that an adversarial loss is balanced at."""
+        return next(p for name, p in self.decoder.conv_out.named_parameters() if name.endswith("weight"))
+
+    def checkpoint_blocks(self) -> list[nn.Module]:
+        """The modules whose activations may be recomputed instead of kept."""
+        return [*self.encoder.down, self.encoder.mid, self.decoder.mid, *self.decoder.up]
+
+    def latent_size(self, size: Sequence[int]) -> tuple[int, int, int]:
+        """(frames, rows, columns) in pixels -> the same of the latents."""
+        t, h, w = size
+        for _ in range(self._halvings[1]):
+            t = (t - 1) // 2 + 1
+        factor = self.compression[1]
+        return t, h // factor, w // factor
+
+    def posterior(self, x_BCTHW: Tensor) -> Gaussian:
+        """The latents' distribution for clips in [-1, 1]."""
+        factor = self.compression[1]
+        if x_BCTHW.shape[1] != self.in_channels or min(x_BCTHW.shape[3:]) < factor:
+            raise ShapeError(
+                f"CausalVAEModel: clips of {list(x_BCTHW.shape[1:])} (channels, frames, rows, columns); needed: "
+                f"{self.in_channels} channels and at least {factor} rows and columns"
+            )
+        x = x_BCTHW.to(self._dtype)
+        return Gaussian.from_moments(self.quant_conv(self.encoder(x)))
+
+    def _decode(self, z: Tensor) -> Tensor:
+        return self.decoder(self.post_quant_conv(z.to(self._dtype))).float()
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.last_layer.dtype
+
+    def encode(self, x_BCTHW: Tensor, rngs: Sequence[Generator] | None = None) -> Tensor:
+        """Latents ready for diffusion, float32; `rngs` has one CPU generator per clip, None takes the mode."""
+        return self.latents.normalise(self.posterior(x_BCTHW).draw(rngs))
+
+    def decode(self, z: Tensor, num_frames: int | None = None) -> Tensor:
+        """Clips of about [-1, 1], float32, from latents as `encode` gives them; the first `num_frames` frames."""
+        x = self._decode(self.latents.restore(z))
+        if num_frames is not None and num_frames > x.shape[2]:
+            raise ShapeError(
+                f"CausalVAEModel: {num_frames} frames asked of {z.shape[2]} latent frames, which hold {x.shape[2]}"
+            )
+        return x[:, :, :num_frames]
+
+    def forward(self, x: Tensor, rngs: Sequence[Generator] | None = None) -> tuple[Tensor, Gaussian]:
+        """Reconstruction (float32) and posterior. Frames must be a multiple of the compression plus one."""
+        factor = self.compression[0]
+        if (x.shape[2] - 1) % factor:
+            raise ShapeError(
+                f"CausalVAEModel: clips of {x.shape[2]} frames would lose some; give {factor} k + 1 frames, "
+                f"for example {x.shape[2] // factor * factor + 1}"
+            )
+        posterior = self.posterior(x)
+        return self._decode(posterior.draw(rngs)), posterior
