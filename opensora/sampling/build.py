@@ -1,23 +1,23 @@
 """From a sampling config to loaded parts. What the checkpoint recorded is the default for what the config leaves out."""
 
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from opensora.config import check_component
 from opensora.errors import ConfigError
-from opensora.models.assemble import build_denoiser, complete
+from opensora.models.assemble import build_autoencoder, build_denoiser, complete, load_autoencoder
 from opensora.models.codec import Codec
 from opensora.models.weights import CONFIG_FILE, load_weights, read_config
-from opensora.registry import SCHEDULERS, TEXT_ENCODERS, VAES, build
+from opensora.registry import SCHEDULERS, TEXT_ENCODERS, build
 from opensora.sampling.generate import Sampler
 from opensora.sampling.record import Settings, hash_config, weights_id
 from opensora.sampling.requests import collect_requests
 from opensora.sampling.run import settings_of
 from opensora.schema import SampleRun
-from opensora.training.keep import RECORD_FILE, resolve_weights
+from opensora.training.keep import resolve_part, resolve_weights
 from opensora.types import SampleRequest
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -38,22 +38,10 @@ def plan_sampling(run: SampleRun, where: str) -> SamplePlan:
     """Fill the gaps from the checkpoint's record and read the prompts; ConfigError when something is still missing."""
     weights = resolve_weights(run.load, ema=run.ema) if run.load is not None else None
     recorded: dict[str, Any] = {}
-    if weights is not None and weights.is_dir():
-        if (weights / RECORD_FILE).is_file():
-            recorded = json.loads((weights / RECORD_FILE).read_text(encoding="utf-8"))
-        if (weights / CONFIG_FILE).is_file():
-            recorded["model"] = read_config(weights)
-    parts = {}
-    for name in PARTS:
-        given = getattr(run, name)
-        found = recorded.get(name) if given is None else given
-        if given is not None and "type" in given and recorded.get(name, {}).get("type") == given["type"]:
-            found = {**recorded[name], **given}  # a config may change one argument, such as num_sampling_steps
-        if found is None:
-            raise ConfigError(
-                f"{where}: key '{name}': missing, and {_source(run)} does not record it; add {name} = dict(type=...)"
-            )
-        parts[name] = dict(found)
+    if weights is not None and (weights / CONFIG_FILE).is_file():
+        config = read_config(weights)
+        recorded = {**config.pop("run", {}), "model": config}
+    parts = {name: _part(name, getattr(run, name), recorded.get(name), where, run) for name in PARTS}
     sizes = {
         name: _given_or(getattr(run, name), recorded.get(name), name, where, run)
         for name in ("num_frames", "image_size", "fps")
@@ -76,7 +64,7 @@ def build_sampler(plan: SamplePlan, device: torch.device) -> tuple[Sampler, Sett
     run, parts = plan.run, plan.parts
     dtype = DTYPES[run.dtype]
     scheduler = build(SCHEDULERS, parts["scheduler"])
-    vae, text = build(VAES, parts["vae"]), build(TEXT_ENCODERS, parts["text_encoder"])
+    vae, text = build_autoencoder(parts["vae"]), build(TEXT_ENCODERS, parts["text_encoder"])
     first = plan.requests[0]
     given = {
         "input_size": list(vae.latent_size((first.num_frames, first.height, first.width))),
@@ -88,7 +76,7 @@ def build_sampler(plan: SamplePlan, device: torch.device) -> tuple[Sampler, Sett
     model = build_denoiser(config, pretrained=parts["model"].get("from_pretrained"))
     if plan.weights is not None:
         load_weights(model, plan.weights)
-    codec = Codec(vae.load(), text.load(), device, dtype)
+    codec = Codec(load_autoencoder(vae, parts["vae"]), text.load(), device, dtype)
     settings = settings_of(
         Sampler(model, scheduler, codec),
         dtype=run.dtype,
@@ -98,6 +86,18 @@ def build_sampler(plan: SamplePlan, device: torch.device) -> tuple[Sampler, Sett
         ),
     )
     return Sampler(model.to(device, dtype), scheduler, codec), settings
+
+
+def _part(name: str, given: Any, recorded: Any, where: str, run: SampleRun) -> dict[str, Any]:
+    """The recorded part with what the config changes; a config that names another type replaces it whole."""
+    if given is None and recorded is None:
+        message = f"{where}: key '{name}': missing, and {_source(run)} does not record it; add {name} = dict(type=...)"
+        raise ConfigError(message)
+    same = recorded is not None and (given or {}).get("type", recorded["type"]) == recorded["type"]
+    part = resolve_part({**recorded, **(given or {})} if same else given)
+    metadata = next(field.metadata for field in fields(SampleRun) if field.name == name)
+    check_component(metadata["registry"], part, name, lambda key: where, given=metadata["given"])
+    return part
 
 
 def _given_or(given: Any, recorded: Any, name: str, where: str, run: SampleRun) -> Any:

@@ -48,7 +48,7 @@ def generate(
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
+        with torch.no_grad():  # not inference_mode: the codec's cached captions may be trained on afterwards
             prompts = [request.prompt for request in requests]
             if scale == 1:
                 text = encode_prompts(prompts, codec)

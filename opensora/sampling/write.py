@@ -119,8 +119,9 @@ def _encode(frames_THWC: np.ndarray, part: Path, fps: float) -> None:
     from av.video.reformatter import Colorspace
 
     _, height, width, _ = frames_THWC.shape
-    # One thread: x264's rate control, and with it the bytes, depends on how many there are.
-    options = {"crf": str(CRF), "threads": "1"}
+    # One thread, for x264's decisions depend on how many there are; no macroblock tree, which with B frames gives
+    # other bytes now and then for the same frames. So the same video is the same file, on every rank.
+    options = {"crf": str(CRF), "threads": "1", "x264-params": "mbtree=0"}
     with av.open(str(part), "w", format="mp4", options={"movflags": "faststart"}) as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"

@@ -3,7 +3,7 @@ import torch
 
 from opensora.errors import ConfigError, OpenSoraError
 from opensora.sampling.generate import draw_noise, generate
-from tests.unit.sampling.fakes import fake_sampler, request
+from tests.unit.sampling.fakes import fake_sampler, request, stdit_sampler
 
 
 def test_a_video_does_not_depend_on_its_batch_or_its_place() -> None:
@@ -76,3 +76,13 @@ def test_nan_is_not_written_as_a_video() -> None:
     sampler.codec.decode_video = lambda latents, frames: latents * float("nan")
     with pytest.raises(OpenSoraError, match="'a red circle': the model produced NaN"):
         generate([request()], sampler)
+
+
+def test_a_real_denoiser_follows_prompt_and_negative_prompt() -> None:
+    sampler = stdit_sampler()
+    cat, again, dog = (generate([request(prompt)], sampler)[0] for prompt in ("a cat", "a cat", "a small dog"))
+    assert torch.equal(cat, again)
+    assert (cat - dog).abs().max() > 1e-3
+    assert (cat - generate([request("a cat", negative_prompt="dark")], sampler)[0]).abs().max() > 1e-3
+    pair = generate([request("a small dog"), request("a cat", index=1)], sampler)
+    torch.testing.assert_close(torch.stack(pair), torch.stack([dog, cat]), atol=1e-5, rtol=0)

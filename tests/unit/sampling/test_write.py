@@ -68,9 +68,12 @@ def test_colours_survive(tmp_path: Path, colour: tuple[float, ...]) -> None:
 
 
 def test_the_same_video_is_the_same_file(tmp_path: Path) -> None:
-    for name in ("a.mp4", "b.mp4"):
-        write_video(smooth_video(9, 32, 48), tmp_path / name, 8)
-    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+    """Many times over: with x264's macroblock tree about one file in 50 differs."""
+    video, files = smooth_video(9, 32, 48), set()
+    for _ in range(100):
+        write_video(video, tmp_path / "v.mp4", 8)
+        files.add((tmp_path / "v.mp4").read_bytes())
+    assert len(files) == 1
 
 
 def test_one_frame_is_a_png_of_the_exact_bytes(tmp_path: Path) -> None:
