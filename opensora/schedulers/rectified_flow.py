@@ -97,6 +97,10 @@ class RectifiedFlow:
         tau = (t_B / self.num_timesteps).view(-1, 1, 1, 1, 1)
         return (1 - tau) * x0_BCTHW + tau * noise_BCTHW
 
+    def target(self, x0_BCTHW: Tensor, noise_BCTHW: Tensor) -> Tensor:
+        """What the model learns to answer: the velocity."""
+        return x0_BCTHW - noise_BCTHW
+
     def training_loss(
         self,
         denoise: Denoise,
@@ -114,10 +118,11 @@ class RectifiedFlow:
         size: (frames, pixels high, pixels wide) of the clips, for the shift.
         """
         drawn = draw_for_training(x0_BCTHW, draws, lambda rng: self.draw_timesteps(1, rng, size), t_B, noise)
-        t_B, noise, x0_BCTHW = drawn.t_B.float(), drawn.noise_BCTHW, x0_BCTHW.float()
+        t_B, noise = drawn.t_B.to(x0_BCTHW.device, torch.float32), drawn.noise_BCTHW
+        x0_BCTHW = x0_BCTHW.float()
         x_t = choose_frames(x_mask_BT, self.add_noise(x0_BCTHW, noise, t_B), x0_BCTHW)
         velocity = denoise(x_t, t_B, x_mask=x_mask_BT).float()[:, : x0_BCTHW.shape[1]]
-        loss_B = mean_over_frames((velocity - (x0_BCTHW - noise)).square(), x_mask_BT)
+        loss_B = mean_over_frames((velocity - self.target(x0_BCTHW, noise)).square(), x_mask_BT)
         return TrainingLoss(loss_B, t_B, {})
 
     def sampling_timesteps(self, size: tuple[int, int, int] | None = None) -> Tensor:

@@ -55,7 +55,8 @@ def draw_for_training(
 ) -> TrainingDraw:
     """Fill in what was not given: each sample draws for itself, so how samples are grouped changes nothing.
 
-    ValueError when something must be drawn and `draws` does not hold one source per sample.
+    The noise comes on the device of x0, the timesteps where they were made. ValueError when something must be drawn and
+    `draws` does not hold one source per sample.
     """
     if draws is None or len(draws) != len(x0_BCTHW):
         if t_B is None or noise_BCTHW is None:
@@ -69,7 +70,7 @@ def draw_for_training(
         t_B = torch.cat([draw_timestep(draw.rng("timestep")) for draw in draws])
     if noise_BCTHW is None:
         noise_BCTHW = draw_noise(x0_BCTHW, [draw.rng("noise") for draw in draws])
-    return TrainingDraw(t_B.to(x0_BCTHW.device), noise_BCTHW.to(x0_BCTHW.device, torch.float32))
+    return TrainingDraw(t_B, noise_BCTHW.to(x0_BCTHW.device, torch.float32))
 
 
 def draw_noise(like_BCTHW: Tensor, rngs: Sequence[Generator]) -> Tensor:

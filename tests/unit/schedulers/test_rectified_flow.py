@@ -107,15 +107,26 @@ def test_sampling_without_mask_needs_no_noise_and_reports_progress() -> None:
     assert told == [(1, 3), (2, 3), (3, 3)]
 
 
-def test_all_ones_mask_changes_nothing() -> None:
-    scheduler = RectifiedFlow(num_sampling_steps=5)
+@pytest.mark.parametrize("num_frames", [1, 17, 51])  # rounding once lifted the first t of some sizes above 1000
+def test_all_ones_mask_changes_nothing(num_frames: int) -> None:
+    scheduler = RectifiedFlow(num_sampling_steps=5, use_timestep_transform=True)
+    size = (num_frames, 32, 32)
 
     def denoise(x: torch.Tensor, t_B: torch.Tensor, x_mask: torch.Tensor | None = None) -> torch.Tensor:
         return torch.tanh(x) - t_B.view(-1, 1, 1, 1, 1) / 1000
 
     rngs = [generator(0, "a"), generator(0, "b")]
-    masked = scheduler.sample(denoise, clip(), rngs, mask_BT=torch.ones(2, 3))
-    assert torch.equal(masked, scheduler.sample(denoise, clip(), []))
+    masked = scheduler.sample(denoise, clip(), rngs, mask_BT=torch.ones(2, 3), size=size)
+    assert torch.equal(masked, scheduler.sample(denoise, clip(), [], size=size))
+
+
+def test_given_frames_come_back_bit_for_bit() -> None:
+    given = clip()
+    mask = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.3]])
+    rngs = [generator(0, "a"), generator(0, "b")]
+    made = RectifiedFlow(num_sampling_steps=5).sample(lambda x, t_B, x_mask=None: -x, given, rngs, mask_BT=mask)
+    same = (made == given).all(dim=4).all(dim=3).all(dim=1)
+    assert torch.equal(same, mask == 0)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,192 @@
+"""What every scheduler in SCHEDULERS must do, with denoisers that know the answer."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from opensora.random import Draw, generator
+from opensora.registry import SCHEDULERS, build, names
+
+SHAPE = (3, 4, 2, 4, 4)
+SIZE = (17, 64, 64)  # frames, pixels
+# Settings under which a registered scheduler is tried besides its defaults.
+VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "rflow": [
+        dict(use_discrete_timesteps=True),
+        dict(sample_method="logit-normal", use_timestep_transform=True, transform_scale=2.0),
+    ],
+    "iddpm": [
+        dict(learn_sigma=False),
+        dict(learn_sigma=False, sigma_small=True, predict_xstart=True),
+        dict(sampler="ddim", eta=0.5, table_dtype="float32"),
+        dict(noise_schedule="squaredcos_cap_v2", cfg_channel=None),
+    ],
+}
+
+
+@pytest.fixture(
+    params=[dict(type=name, **variant) for name in names(SCHEDULERS) for variant in [{}, *VARIANTS.get(name, [])]],
+    ids=lambda config: "-".join(str(value) for value in config.values()),
+)
+def scheduler(request: pytest.FixtureRequest) -> Any:
+    return build(SCHEDULERS, request.param, num_sampling_steps=12)
+
+
+def clip(name: str = "clip") -> Tensor:
+    return torch.randn(SHAPE, generator=generator(0, name)).clamp(-3, 3)
+
+
+def draws(places: range = range(3)) -> list[Draw]:
+    return [Draw(seed=1, step=2, place=place) for place in places]
+
+
+class Oracle:
+    """A denoiser that knows x_0: it reads the noise off x_t and answers what the scheduler trains for."""
+
+    def __init__(self, scheduler: Any, x0: Tensor):
+        self.scheduler, self.x0 = scheduler, x0
+        self.batches: list[int] = []
+
+    def __call__(self, x: Tensor, t_B: Tensor, x_mask: Tensor | None = None) -> Tensor:
+        self.batches.append(len(x))
+        assert t_B.dtype == torch.float32
+        assert t_B.shape == (len(x),)
+        x0 = self.x0.repeat(len(x) // len(self.x0), 1, 1, 1, 1)
+        signal = self.scheduler.add_noise(x0, torch.zeros_like(x), t_B)
+        noise = (x - signal) / self.scheduler.add_noise(torch.zeros_like(x), torch.ones_like(x), t_B)
+        answer = self.scheduler.target(x0, noise)
+        return torch.cat([answer, torch.zeros_like(answer)], dim=1) if self.two_halves else answer
+
+    @property
+    def two_halves(self) -> bool:
+        return getattr(self.scheduler, "learn_sigma", False)
+
+
+def tanh_denoiser(x: Tensor, t_B: Tensor, x_mask: Tensor | None = None) -> Tensor:
+    """Depends on every sample's own latents and time."""
+    a = torch.tanh(x) + 0.1 * torch.cos(t_B / 100).view(-1, 1, 1, 1, 1)
+    return torch.cat([a, 0.5 * a], dim=1)
+
+
+@pytest.mark.parametrize("guidance_scale", [None, 1.0, 4.0])
+def test_knowing_denoiser_returns_the_data(scheduler: Any, guidance_scale: float | None) -> None:
+    x0, oracle = clip(), None
+    oracle = Oracle(scheduler, x0)
+    rngs = [generator(0, "sample", i) for i in range(3)]
+    made = scheduler.sample(oracle, clip("noise"), rngs, guidance_scale=guidance_scale, size=SIZE)
+    torch.testing.assert_close(made, x0, rtol=1e-3, atol=1e-3)
+    assert oracle.batches == [6 if guidance_scale == 4.0 else 3] * scheduler.num_sampling_steps
+
+
+def test_knowing_denoiser_has_the_least_loss(scheduler: Any) -> None:
+    x0 = clip()
+    knowing = scheduler.training_loss(Oracle(scheduler, x0), x0, draws(), size=SIZE)
+    guessing = scheduler.training_loss(tanh_denoiser, x0, draws(), size=SIZE)
+    error = knowing.terms.get("mse", knowing.loss_B)
+    torch.testing.assert_close(error, torch.zeros(3), rtol=0, atol=1e-4)
+    assert (knowing.loss_B < guessing.loss_B).all()
+
+
+def test_loss_has_one_finite_number_per_sample_and_a_gradient(scheduler: Any) -> None:
+    x0, gain = clip(), torch.ones((), requires_grad=True)
+    loss = scheduler.training_loss(lambda x, t_B, x_mask=None: gain * tanh_denoiser(x, t_B), x0, draws(), size=SIZE)
+    assert loss.loss_B.shape == loss.t_B.shape == (3,)
+    assert loss.loss_B.dtype == loss.t_B.dtype == torch.float32
+    assert loss.loss_B.isfinite().all()
+    assert ((loss.t_B >= 0) & (loss.t_B <= scheduler.num_timesteps)).all()
+    assert all(term.shape == (3,) and not term.requires_grad for term in loss.terms.values())
+    loss.loss_B.mean().backward()
+    assert gain.grad is not None
+    assert gain.grad.abs() > 0
+
+
+def test_samples_draw_for_themselves(scheduler: Any) -> None:
+    same = clip()[:1].expand(SHAPE)  # three times the same clip
+    seen = []
+
+    def denoise(x: Tensor, t_B: Tensor, x_mask: Tensor | None = None) -> Tensor:
+        seen.append(x)
+        return tanh_denoiser(x, t_B)
+
+    loss = scheduler.training_loss(denoise, same, draws(), size=SIZE)
+    assert len(set(loss.t_B.tolist())) == 3
+    assert len({sample.sum().item() for sample in seen[0]}) == 3
+    seen.clear()
+    fixed = loss.t_B[:1].expand(3)
+    scheduler.training_loss(denoise, same, draws(), t_B=fixed, size=SIZE)
+    assert not torch.isclose(seen[0][0], seen[0][1]).all(), "same time, and still different noise"
+
+
+def test_grouping_changes_no_loss(scheduler: Any) -> None:
+    x0 = clip()
+    together = scheduler.training_loss(tanh_denoiser, x0, draws(), size=SIZE)
+    for place in range(3):
+        alone = scheduler.training_loss(tanh_denoiser, x0[place : place + 1], draws(range(place, place + 1)), size=SIZE)
+        assert torch.equal(alone.t_B[0], together.t_B[place])
+        torch.testing.assert_close(alone.loss_B[0], together.loss_B[place], rtol=1e-6, atol=1e-6)
+    again = scheduler.training_loss(tanh_denoiser, x0, draws(), size=SIZE)
+    assert torch.equal(again.loss_B, together.loss_B)
+
+
+def test_grouping_changes_no_sample(scheduler: Any) -> None:
+    noise = clip("noise")
+
+    def sample(rows: slice) -> Tensor:
+        rngs = [generator(0, "sample", i) for i in range(3)][rows]
+        return scheduler.sample(tanh_denoiser, noise[rows], rngs, size=SIZE)
+
+    together = sample(slice(0, 3))
+    for row in range(3):
+        torch.testing.assert_close(sample(slice(row, row + 1))[0], together[row], rtol=1e-5, atol=1e-5)
+
+
+def test_masked_frames_are_left_alone(scheduler: Any) -> None:
+    mask = torch.tensor([[0.0, 1.0], [1.0, 1.0], [0.5, 0.0]])
+    given, rngs, seen = clip("noise"), [generator(0, "sample", i) for i in range(3)], []
+
+    def denoise(x: Tensor, t_B: Tensor, x_mask: Tensor | None = None) -> Tensor:
+        seen.append(x_mask)
+        return tanh_denoiser(x, t_B)
+
+    made = scheduler.sample(denoise, given, rngs, mask_BT=mask, size=SIZE)
+    kept = mask == 0
+    moved = (made - given).abs().amax(dim=(1, 3, 4))
+    assert torch.equal(moved > 0.1, ~kept)
+    assert all(torch.equal(x_mask, x_mask.bool()) and not x_mask[kept].any() for x_mask in seen)
+    assert all(x_mask[mask == 1].all() for x_mask in seen)
+    joined = [bool(x_mask[2, 0]) for x_mask in seen]
+    assert joined == sorted(joined), "a frame that has joined stays"
+    assert not joined[0]
+    assert joined[-1]
+
+
+def test_training_mask_limits_loss_and_noise(scheduler: Any) -> None:
+    x0, mask = clip(), torch.tensor([[True, False], [True, True], [False, True]])
+    seen = []
+
+    def denoise(x: Tensor, t_B: Tensor, x_mask: Tensor | None = None) -> Tensor:
+        seen.append((x, x_mask))
+        wrong = torch.where(mask, 0.0, 100.0)[:, None, :, None, None]  # only where it must not count
+        return tanh_denoiser(x, t_B) + wrong
+
+    masked = scheduler.training_loss(denoise, x0, draws(), x_mask_BT=mask, size=SIZE)
+    free = scheduler.training_loss(tanh_denoiser, x0, draws(), x_mask_BT=mask, size=SIZE)
+    torch.testing.assert_close(masked.loss_B, free.loss_B)
+    x_t, x_mask = seen[0]
+    assert x_mask is mask
+    nearly_clean = (x_t - x0).abs().amax(dim=(1, 3, 4)) < 0.1
+    assert torch.equal(nearly_clean, ~mask)
+
+
+def test_progress_counts_every_step(scheduler: Any) -> None:
+    told: list[tuple[int, int]] = []
+    rngs = [generator(0, i) for i in range(3)]
+    scheduler.sample(tanh_denoiser, clip(), rngs, size=SIZE, progress=lambda *now: told.append(now))
+    assert told == [(step, 12) for step in range(1, 13)]
+
+
+def test_text_order_and_default_scale_are_told(scheduler: Any) -> None:
+    assert sorted(scheduler.text_order.split(",")) == ["cond", "null"]
+    assert scheduler.cfg_scale > 1
