@@ -69,7 +69,7 @@ def load(path: str, overrides: Sequence[str], schema: type[T]) -> Loaded[T]:
         value = getattr(run, name)
         if value is None:
             continue
-        if "registry" in field.metadata:
+        if "registry" in field.metadata and not ("type" not in value and field.metadata["partial"]):
             check_component(field.metadata["registry"], value, name, where, given=field.metadata["given"])
         elif "arguments_registry" in field.metadata:
             named_by = field.metadata["named_by"]

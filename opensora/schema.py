@@ -16,9 +16,12 @@ from opensora.errors import ConfigError
 Component = dict[str, Any]
 
 
-def component(of: Registry, default: Any = MISSING, given: Sequence[str] = ()) -> Any:
-    """A field holding one registered component; a missing default makes the key required."""
-    metadata = {"registry": of, "given": tuple(given)}
+def component(of: Registry, default: Any = MISSING, given: Sequence[str] = (), partial: bool = False) -> Any:
+    """A field holding one registered component; a missing default makes the key required.
+
+    partial: the config may leave out `type` and change single arguments of what a checkpoint recorded.
+    """
+    metadata = {"registry": of, "given": tuple(given), "partial": partial}
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -156,10 +159,10 @@ class SampleRun:
 
     load: str | None = None  # run folder, checkpoint or weights folder of the denoiser
     ema: bool = True  # take the averaged weights where the checkpoint has them
-    model: Component | None = component(registry.MODELS, None, given=MODEL_GIVEN)
-    vae: Component | None = component(registry.VAES, None)
-    text_encoder: Component | None = component(registry.TEXT_ENCODERS, None)
-    scheduler: Component | None = component(registry.SCHEDULERS, None)
+    model: Component | None = component(registry.MODELS, None, given=MODEL_GIVEN, partial=True)
+    vae: Component | None = component(registry.VAES, None, partial=True)
+    text_encoder: Component | None = component(registry.TEXT_ENCODERS, None, partial=True)
+    scheduler: Component | None = component(registry.SCHEDULERS, None, partial=True)
 
     prompt: list[str] = field(default_factory=list)
     prompt_path: str | None = None  # text file with a prompt per line, or a CSV / Parquet with a column `text`

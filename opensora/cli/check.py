@@ -37,7 +37,9 @@ def check_command(config: str, overrides: Sequence[str]) -> int:
     if loaded.run.task == "diffusion":
         build_scheduler(loaded.run)
     console = Console(soft_wrap=True)
-    keys = Table("key", "value", "from", title=f"{config}, {world} rank(s)")
+    keys = Table(title=f"{config}, {world} rank(s)")
+    for heading in ("key", "value", "from"):
+        keys.add_column(heading, overflow="fold")
     for row in explain(loaded):
         keys.add_row(*row)
     console.print(keys)

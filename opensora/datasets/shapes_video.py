@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Generator
 
+from opensora.datasets.report import Report
 from opensora.random import Draw
 from opensora.registry import DATASETS
 from opensora.types import Clip
@@ -125,15 +126,6 @@ def _uniform(rng: Generator, low: float, high: float) -> float:
     return low + (high - low) * float(torch.rand((), generator=rng, dtype=torch.float64))
 
 
-@dataclass(frozen=True)
-class Report:
-    """What became of the rows: nothing is ever dropped from a drawn data set."""
-
-    rows: int
-    kept: int
-    dropped: dict[str, list[int]]  # reason -> line numbers
-
-
 @DATASETS.register_module()
 class MovingShapes:
     """Clips drawn on the fly: the row says which combination, the draw says size, place, speed and wording.
@@ -162,7 +154,9 @@ class MovingShapes:
         return self.clips
 
     def report(self) -> Report:
-        return Report(rows=self.clips, kept=self.clips, dropped={})
+        """Nothing is ever dropped from a drawn data set."""
+        size = "x".join(map(str, (self.num_frames, *self.image_size)))
+        return Report.of(self.where, self.clips, [], {size: self.clips})
 
     def attributes(self, row: int) -> Attributes:
         """What the clip of this row shows."""

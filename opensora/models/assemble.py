@@ -1,6 +1,7 @@
 """From the config's parts to built modules that fit each other: denoiser, autoencoder, text encoder."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from opensora.errors import ConfigError
+from opensora.log import logger
 from opensora.models.weights import load_weights
 from opensora.random import key_seed
 from opensora.registry import MODELS, TEXT_ENCODERS, VAES, build
@@ -40,7 +42,7 @@ def assemble(
     `torch.device("meta")` to allocate nothing either.
     Raises ConfigError when the config contradicts the parts, WeightsError when weights do not fit.
     """
-    encoder = build(VAES, dict(vae))
+    encoder = build_autoencoder(vae)  # seed 0: an untrained one, as in debug runs, is the same in training and sampling
     text = build(TEXT_ENCODERS, dict(text_encoder))
     latent_size = tuple(encoder.latent_size((num_frames, *image_size)))
     given = {
@@ -52,7 +54,7 @@ def assemble(
     config = complete(model, given)
     denoiser = build_denoiser(config, seed=seed, pretrained=model.get("from_pretrained") if weights else None)
     if weights:
-        encoder, text = encoder.load(), text.load()
+        encoder, text = load_autoencoder(encoder, vae), text.load()
     return Parts(denoiser, encoder, text, config)
 
 
@@ -70,14 +72,35 @@ def complete(model: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, An
     return config
 
 
+def build_autoencoder(config: Mapping[str, Any], *, seed: int = 0) -> Any:
+    """Build an autoencoder without its weights; initial weights depend on `seed` alone."""
+    with _initial_weights(seed):
+        return build(VAES, dict(config))
+
+
 def build_denoiser(config: Mapping[str, Any], *, seed: int = 0, pretrained: str | None = None) -> nn.Module:
     """Build a denoiser from its complete config; initial weights depend on `seed` alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(key_seed(seed, "initial weights"))
+    with _initial_weights(seed):
         model = build(MODELS, dict(config))
     if pretrained is not None:
         load_weights(model, pretrained)
     return model
+
+
+def load_autoencoder(vae: Any, config: Mapping[str, Any]) -> Any:
+    """Read its weights; without `from_pretrained` it stays as it was initialised, which is good for debugging only."""
+    if config.get("from_pretrained") is not None:
+        return vae.load()
+    logger().warning("vae: no from_pretrained, so latents come from untrained weights; fine for a debug run only")
+    return vae
+
+
+@contextmanager
+def _initial_weights(seed: int) -> Iterator[None]:
+    """Initialisation draws from torch's global generator: give it a seed of its own and put it back."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(key_seed(seed, "initial weights"))
+        yield
 
 
 def tokens(model: Any) -> int:

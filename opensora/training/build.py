@@ -1,7 +1,6 @@
 """From a checked config to a `Training`: parts, engine, data, and the checkpoint to go on from."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,16 +11,16 @@ from opensora.config import as_dict, digest
 from opensora.datasets.loader import build_loader
 from opensora.errors import ConfigError
 from opensora.log import logger
-from opensora.models.assemble import Parts, assemble
+from opensora.models.assemble import Parts, assemble, build_autoencoder
 from opensora.models.codec import Codec
 from opensora.models.weights import load_weights
 from opensora.parallel.activation import checkpoint_activations
 from opensora.parallel.world import World
 from opensora.random import Draw, key_seed
-from opensora.registry import DATASETS, LR_SCHEDULERS, OPTIMIZERS, PLUGINS, SCHEDULERS, VAES, build, constructor
+from opensora.registry import DATASETS, LR_SCHEDULERS, OPTIMIZERS, PLUGINS, SCHEDULERS, build
 from opensora.schema import TrainRun
 from opensora.training.ema import Ema
-from opensora.training.keep import RunFolder
+from opensora.training.keep import RunFolder, resolve_part, resolve_weights
 from opensora.training.loop import Training
 from opensora.training.metrics import Metrics
 from opensora.training.stop import StopRequest
@@ -45,8 +44,8 @@ def check_world(run: TrainRun, data_size: int, where: str) -> None:
 def build_training(run: TrainRun, world: World, where: str) -> Training:
     """Build everything and restore the newest good checkpoint of `run_dir`; all ranks call it."""
     check_world(run, world.data_size, where)
-    folder = RunFolder(Path(run.run_dir), world, run)  # first: a folder that cannot be written costs nothing yet
-    stop = StopRequest()
+    folder = RunFolder(run, world)  # first: a folder that cannot be written costs nothing yet
+    stop = StopRequest()  # from here on a signal ends the run after a step, with its state saved
     dataset = build(DATASETS, run.dataset)
     report = dataset.report()
     report.require_rows()
@@ -54,7 +53,7 @@ def build_training(run: TrainRun, world: World, where: str) -> Training:
         logger().info(line)
     task = _build_task(run, world, dataset)
     if run.load is not None:
-        load_weights(task.trained, folder.weights_to_start_from(run.load))
+        load_weights(task.trained, resolve_weights(run.load, ema=True))
     if run.grad_checkpoint:
         checkpoint_activations(task.trained.checkpoint_blocks())
     engine = build(PLUGINS, {"type": run.plugin, **run.plugin_config}).apply(
@@ -68,7 +67,6 @@ def build_training(run: TrainRun, world: World, where: str) -> Training:
     folder.attach(engine, ema, task)
     start_step, bad_rows = folder.resume()
     metrics = Metrics(folder.path, start_step, run.steps, world.global_rank == 0, run.wandb, as_dict(run))
-    base_lr = run.optimizer.get("lr", _default_lr(run))
     return Training(
         run=run,
         world=world,
@@ -76,7 +74,7 @@ def build_training(run: TrainRun, world: World, where: str) -> Training:
         engine=engine,
         ema=ema,
         schedule=build(LR_SCHEDULERS, run.lr_scheduler, steps=run.steps, warmup_steps=run.warmup_steps),
-        base_lr=base_lr,
+        base_lr=engine.optimizer.param_groups[0]["lr"],
         batches=_batches(run, dataset, world, start_step),
         validation=_validation(run, world),
         metrics=metrics,
@@ -90,13 +88,6 @@ def build_training(run: TrainRun, world: World, where: str) -> Training:
 def build_scheduler(run: TrainRun) -> Any:
     """The noise scheduler; its own checks of values run here, before any weight is read."""
     return build(SCHEDULERS, run.scheduler or {})
-
-
-def _default_lr(run: TrainRun) -> float:
-    import inspect
-
-    default = inspect.signature(constructor(OPTIMIZERS, run.optimizer["type"])).parameters["lr"].default
-    return float(default)
 
 
 def _batches(run: TrainRun, dataset: Any, world: World, start_step: int) -> Iterator[Batch]:
@@ -148,10 +139,9 @@ def _build_task(run: TrainRun, world: World, dataset: Any) -> Task:
 
 
 def _autoencoder_task(run: TrainRun, device: torch.device, dataset: Any) -> AutoencoderTask:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(key_seed(run.seed, "initial weights"))
-        vae: Any = build(VAES, run.vae)
-    if run.vae.get("from_pretrained") is not None:
+    config = resolve_part(run.vae)
+    vae = build_autoencoder(config, seed=run.seed)
+    if config.get("from_pretrained") is not None:
         vae.load()
     # spread over the data set, drawn apart from training: the same clips at every save
     rows = torch.linspace(0, len(dataset) - 1, min(STATISTICS_CLIPS, max(8, len(dataset)))).long().tolist()
@@ -162,23 +152,24 @@ def _autoencoder_task(run: TrainRun, device: torch.device, dataset: Any) -> Auto
         reconstruction=run.reconstruction_loss,
         kl_weight=run.kl_weight,
         device=device,
-        vae_config=run.vae,
+        vae_config=config,
         statistics_clips=clips,
     )
 
 
 def _diffusion_task(run: TrainRun, device: torch.device, dataset: Any) -> DiffusionTask:
     scheduler = build_scheduler(run)
+    vae = resolve_part(run.vae)
     parts: Parts = assemble(
-        run.model or {},
-        run.vae,
+        resolve_part(run.model or {}),
+        vae,
         run.text_encoder or {},
         num_frames=dataset.num_frames,
         image_size=dataset.image_size,
         seed=run.seed,
     )
     record = {
-        "vae": run.vae,
+        "vae": vae,
         "text_encoder": run.text_encoder,
         "scheduler": run.scheduler,
         "num_frames": dataset.num_frames,

@@ -89,10 +89,9 @@ def train(t: Training) -> bool:
 def validate(t: Training) -> dict[str, float]:
     """The task's figures on the validation clips, averaged over ranks that each saw as many."""
     assert t.validation is not None
-    was_training = t.engine.model.training
-    t.engine.model.eval()
+    t.task.trained.eval()
     values = t.task.validate(t.engine.model, t.validation())
-    t.engine.model.train(was_training)
+    t.task.trained.train()
     names = sorted(values)
     sums = sum_over_ranks(torch.tensor([values[name] for name in names], dtype=torch.float64))
     return {name: value / t.world.data_size for name, value in zip(names, sums.tolist())}

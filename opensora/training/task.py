@@ -1,6 +1,6 @@
 """What a training task is: one micro-batch in, losses out. The loop knows nothing else of it."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,14 +21,11 @@ class StepLoss:
 class Task(Protocol):
     trained: nn.Module  # the module whose weights change; the engine wraps it
 
-    def step(self, model: nn.Module, batch: Batch) -> StepLoss:
+    def step(self, model: Callable[..., Any], batch: Batch) -> StepLoss:
         """`model` is `trained` as the engine runs it."""
 
-    def validate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
+    def validate(self, model: Callable[..., Any], batches: Iterable[Batch]) -> dict[str, float]:
         """Figures over `batches`, with randomness of their own; the training's is not touched."""
 
     def config(self) -> dict[str, Any]:
-        """What rebuilds `trained`: written as config.json beside its weights."""
-
-    def record(self) -> dict[str, Any]:
-        """What must travel with the weights to use them: written as run.json beside them."""
+        """config.json beside the weights: what rebuilds `trained`, and under "run" what must travel with it."""

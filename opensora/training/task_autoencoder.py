@@ -3,12 +3,12 @@
 Source: Rombach et al. 2022, arXiv:2112.10752, section 3.1 and appendix G (KL-regularised first stage).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from opensora.evaluation.psnr import psnr
 from opensora.random import Draw
@@ -28,7 +28,7 @@ class AutoencoderTask:
     vae_config: dict[str, Any]
     statistics_clips: Sequence[Tensor] = field(default_factory=list)  # [C, T, H, W] each
 
-    def step(self, model: nn.Module, batch: Batch) -> StepLoss:
+    def step(self, model: Callable[..., Any], batch: Batch) -> StepLoss:
         video = batch.video_BCTHW.to(self.device)
         rngs = [Draw(self.seed, batch.step, place).rng("latent") for place in batch.places]
         output, posterior = model(video, rngs)
@@ -40,7 +40,7 @@ class AutoencoderTask:
         return StepLoss(loss_B, None, posterior.mean[:, 0].numel())
 
     @torch.no_grad()
-    def validate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
+    def validate(self, model: Callable[..., Any], batches: Iterable[Batch]) -> dict[str, float]:
         """Mean PSNR in decibels of reconstructions from the posterior's mode."""
         figures = []
         for batch in batches:
@@ -54,9 +54,6 @@ class AutoencoderTask:
         shift, scale = self._latent_statistics()
         config = {key: value for key, value in self.vae_config.items() if key != "from_pretrained"}
         return {**config, "latent_shift": shift, "latent_scale": scale}
-
-    def record(self) -> dict[str, Any]:
-        return {"vae": self.vae_config}
 
     @torch.no_grad()
     def _latent_statistics(self) -> tuple[list[float], list[float]]:

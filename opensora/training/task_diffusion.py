@@ -1,12 +1,12 @@
 """Training a denoiser: clips and captions -> latents and text states -> noise -> loss."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from opensora.models.assemble import tokens
 from opensora.models.codec import Codec
@@ -26,7 +26,7 @@ class DiffusionTask:
     model_config: dict[str, Any]
     run_record: dict[str, Any]
 
-    def step(self, model: nn.Module, batch: Batch) -> StepLoss:
+    def step(self, model: Callable[..., Any], batch: Batch) -> StepLoss:
         draws = [Draw(self.seed, batch.step, place) for place in batch.places]
         return self._loss(model, batch, draws, self._drops(draws))
 
@@ -35,7 +35,7 @@ class DiffusionTask:
         rate = self.trained.class_dropout_prob
         return torch.tensor([torch.rand((), generator=draw.rng("caption drop")).item() < rate for draw in draws])
 
-    def _loss(self, model: nn.Module, batch: Batch, draws: list[Draw], drop_B: Tensor) -> StepLoss:
+    def _loss(self, model: Callable[..., Any], batch: Batch, draws: list[Draw], drop_B: Tensor) -> StepLoss:
         latents = self.codec.encode_video(batch.video_BCTHW, [draw.rng("latent") for draw in draws])
         text = self.codec.encode_text(batch.captions)
         denoise = partial(model, y=text.text_B1LC, mask=text.mask_BL, drop_B=drop_B.to(latents.device))
@@ -45,7 +45,7 @@ class DiffusionTask:
         return StepLoss(out.loss_B, level_B, tokens(self.trained) * len(draws))
 
     @torch.no_grad()
-    def validate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
+    def validate(self, model: Callable[..., Any], batches: Iterable[Batch]) -> dict[str, float]:
         """Mean loss with noise fixed by the seed, so that two checkpoints see the same question."""
         losses = []
         for batch in batches:
@@ -54,7 +54,4 @@ class DiffusionTask:
         return {"loss": torch.cat(losses).mean().item()}
 
     def config(self) -> dict[str, Any]:
-        return self.model_config
-
-    def record(self) -> dict[str, Any]:
-        return self.run_record
+        return {**self.model_config, "run": self.run_record}

@@ -4,13 +4,19 @@ Run:    torchrun --nproc_per_node 2 -m opensora.cli.train configs/stdit/train/de
 Expect: a few steps with a loss near 2 (variance of the noise plus that of the latents).
 """
 
+_levels = ("ResnetBlock3D", "ResnetBlock3D")
 vae = dict(
     type="CausalVAEModel",
     hidden_size=8,
     hidden_size_mult=(1, 2),
     num_res_blocks=1,
-    z_channels=4,
     norm_groups=4,
+    encoder_resnet_blocks=_levels,
+    decoder_resnet_blocks=_levels,
+    encoder_spatial_downsample=("Downsample", ""),
+    encoder_temporal_downsample=("TimeDownsampleRes2x", ""),
+    decoder_spatial_upsample=("", "SpatialUpsample2x"),
+    decoder_temporal_upsample=("", "TimeUpsampleRes2x"),
 )
 text_encoder = dict(type="minilm", model_max_length=12)
 model = dict(type="STDiT", hidden_size=32, depth=2, num_heads=2, patch_size=(1, 2, 2))

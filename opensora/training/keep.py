@@ -1,0 +1,132 @@
+"""The folder of one run: its config, its checkpoints and the weights others start from.
+
+RUN_DIR/config.json  checkpoints/  metrics.jsonl  tensorboard/
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from opensora.config import as_dict
+from opensora.errors import CheckpointError, WeightsError
+from opensora.log import logger
+from opensora.parallel.engine import Engine
+from opensora.parallel.world import World
+from opensora.schema import TrainRun
+from opensora.training import checkpoint
+from opensora.training.ema import Ema
+from opensora.training.task import Task
+
+WEIGHTS, AVERAGE = "model", "ema"  # names below a checkpoint's weights/
+# Changing these between two starts of one run changes nothing that was already learnt from the data.
+HARMLESS = {
+    "steps",
+    "save_every",
+    "log_every",
+    "keep_last",
+    "num_workers",
+    "validate_every",
+    "validation_batches",
+    "wandb",
+}
+HARMLESS |= {"validation_dataset", "timeout_seconds", "max_bad_rows", "run_dir", "grad_checkpoint"}
+
+
+class RunFolder:
+    """Saves and resumes one run; every method is called by all ranks."""
+
+    def __init__(self, run: TrainRun, world: World):
+        self.path = Path(run.run_dir)
+        self.run = run
+        self.world = world
+        checkpoint.prepare(self.path)
+
+    def attach(self, engine: Engine, ema: Ema | None, task: Task) -> None:
+        self.engine = engine
+        self.ema = ema
+        self.task = task
+
+    def resume(self) -> tuple[int, list[str]]:
+        """Take over the newest good checkpoint; returns (optimizer steps done, bad rows met so far)."""
+        found = checkpoint.find(self.path)
+        if found is None:
+            self._write_config()
+            return 0, []
+        self._report_changes(found.meta["config"])
+        state = self._state()
+        checkpoint.load(found, state)
+        self.engine.load_state(state)
+        if self.ema is not None:
+            self.ema.load_state(state)
+        self._write_config()
+        logger().info("resumed from %s at step %d", found.folder, found.step)
+        return found.step, list(found.meta["bad_rows"])
+
+    def save(self, step: int, bad_rows: list[str]) -> None:
+        """Write the checkpoint of `step`; CheckpointError when the disk refuses, earlier ones are untouched."""
+        weights = {WEIGHTS: self.engine.full_weights()}
+        if self.ema is not None:
+            weights[AVERAGE] = self.ema.weights()
+        config = self.task.config() if self.world.is_main else {}
+        folder = checkpoint.save(
+            self.path,
+            step,
+            self._state(),
+            weights,
+            dict.fromkeys(weights, config),
+            {"config": as_dict(self.run), "bad_rows": bad_rows},
+            self.run.keep_last,
+        )
+        logger().info("step %d saved: %s", step, folder)
+
+    def last_good(self) -> str:
+        try:
+            found = checkpoint.find(self.path)
+        except CheckpointError:
+            found = None
+        return "none yet" if found is None else str(found.folder)
+
+    def _state(self) -> dict[str, Any]:
+        return self.engine.state() | ({} if self.ema is None else self.ema.state())
+
+    def _write_config(self) -> None:
+        if self.world.is_main:
+            text = json.dumps(as_dict(self.run), indent=2) + "\n"
+            (self.path / "config.json").write_text(text, encoding="utf-8")
+
+    def _report_changes(self, before: Mapping[str, Any]) -> None:
+        now = as_dict(self.run)
+        changed = [key for key in now if key not in HARMLESS and key in before and now[key] != before[key]]
+        for key in changed:
+            logger().warning("%s: '%s' was %s and is now %s; the run goes on with the new value", self.path, key,
+                             before[key], now[key])  # fmt: skip
+
+
+def resolve_part(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A component's config whose `from_pretrained` may name a run or a checkpoint of ours: then its weights folder."""
+    named = config.get("from_pretrained")
+    if isinstance(named, str) and any((Path(named) / inside).is_dir() for inside in ("checkpoints", "weights")):
+        return {**config, "from_pretrained": str(resolve_weights(named, ema=True))}
+    return dict(config)
+
+
+def resolve_weights(path: str, ema: bool) -> Path:
+    """The weights that `path` means: a run folder, a checkpoint, a weights folder or a file; raises WeightsError.
+
+    ema: prefer the averaged weights where there are some.
+    """
+    given = Path(path)
+    if (given / "checkpoints").is_dir():
+        found = checkpoint.find(given)
+        if found is None:
+            raise WeightsError(f"{path}: the run has no checkpoint yet; let it save one, or name other weights")
+        given = found.folder
+    if (given / "weights").is_dir():
+        names = [AVERAGE, WEIGHTS] if ema else [WEIGHTS]
+        given = next((given / "weights" / name for name in names if (given / "weights" / name).is_dir()), given)
+    if not given.exists():
+        raise WeightsError(
+            f"{path}: no such file or folder; allowed: a run folder, a checkpoint or weights; check the path"
+        )
+    return given
