@@ -161,7 +161,7 @@ class IDDPM:
 
         guidance_scale: None or 1 = the model's own answer; otherwise `denoise` gets the doubled batch, text stacked as
             `text_order` says.
-        mask_BT: 0 = `noise_BCTHW` holds the wanted frame (the last step still moves it by about 0.01), 1 = generate,
+        mask_BT: 0 = `noise_BCTHW` holds the wanted frame, though the last step still touches it; 1 = generate,
             between = noise the given frame that far first.
         rngs: one per sample, for the noise of the steps; `step_noise` takes their place. size: not used.
         """
