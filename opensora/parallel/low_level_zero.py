@@ -69,7 +69,23 @@ def _optimizer_class() -> type:
     from colossalai.zero import LowLevelZeroOptimizer
 
     class ZeroOptimizer(LowLevelZeroOptimizer):
-        """ZeRO that survives parameters without a gradient, skips a step that is not finite, and reports the norm."""
+        """ZeRO that survives parameters without a gradient, skips a step that is not finite, and reports the norm.
+
+        Gradients are exchanged and added up in float32 even when the model runs in bfloat16, so that a run depends
+        as little as possible on the number of ranks.
+        """
+
+        def __init__(self, optimizer: Optimizer, **options: Any):
+            self._earlier: dict[int, Tensor] = {}  # by id: gradients of micro-batches that were not exchanged yet
+            self._used: set[int] = set()  # by id: parameters that this rank's samples touched in this step
+            super().__init__(optimizer, **options)
+            size = options["reduce_bucket_size"]
+            self.pg_to_bucket_store = {
+                group: _bucket_class()(group, size, self._earlier) for group in self.pg_to_param_list
+            }
+            self.pid_to_bucket_store = {
+                id(parameter): self.pg_to_bucket_store[group] for parameter, group in self.param_to_pg.items()
+            }
 
         def _sanity_checks(self) -> None:
             for group in self.optim.param_groups:
@@ -97,26 +113,27 @@ def _optimizer_class() -> type:
             parameters = [parameter for group in self._working_param_groups.values() for parameter in group]
 
             def emit(parameter: nn.Parameter) -> None:
+                if parameter.grad is not None or id(parameter) in this._earlier:
+                    this._used.add(id(parameter))
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
-                else:
-                    this._used.add(id(parameter))
                 this._add_to_bucket(parameter, groups[id(parameter)])
 
             return FixedOrder(parameters[::-1], emit)
-
-        @functools.cached_property
-        def _used(self) -> set[int]:
-            return set()
 
         def _reduce_grad(self, partition_grad: bool) -> None:
             self._fixed_order.flush()
             self._run_reduction()
 
-        def _add_grad(self, grad: Tensor, partition_num: int, group_id: int, param_id: int, rank: int = 0) -> None:
-            if self._partition_grads:  # micro-batches are added up here, and bfloat16 would lose the small ones
-                grad = grad.float()
-            super()._add_grad(grad, partition_num, group_id, param_id, rank)
+        def keep_local(self) -> None:
+            """After a backward that exchanged nothing: add its gradients up in float32, as bfloat16 loses small ones."""
+            for group in self._working_param_groups.values():
+                for parameter in group:
+                    if parameter.dtype is not torch.float32 and parameter.grad is not None:
+                        earlier = self._earlier.get(id(parameter))
+                        total = parameter.grad.float() if earlier is None else earlier.add_(parameter.grad)
+                        self._earlier[id(parameter)] = total
+                        parameter.grad = None
 
         def _forget_unused(self) -> None:
             """Drop the zeros that stand for parameters no rank touched: the optimizer must leave these alone."""
@@ -152,6 +169,34 @@ def _optimizer_class() -> type:
             return norm
 
     return ZeroOptimizer
+
+
+@functools.cache
+def _bucket_class() -> type:
+    from colossalai.zero.low_level.bookkeeping import BucketStore
+
+    class Float32Buckets(BucketStore):
+        """Takes gradients in float32, together with those of earlier micro-batches in `earlier`."""
+
+        def __init__(self, torch_pg: Any, reduce_bucket_size: int, earlier: dict[int, Tensor]):
+            super().__init__(torch_pg, reduce_bucket_size)
+            self._earlier = earlier
+
+        def build_grad_in_bucket(self) -> None:
+            for parameter, padding in zip(self._param_list, self._padding_size, strict=True):
+                flat = parameter.grad.detach().flatten().float()
+                earlier = self._earlier.pop(id(parameter), None)
+                if earlier is not None:
+                    flat = flat + earlier.flatten()
+                flat = nn.functional.pad(flat, (0, padding))
+                for rank, piece in enumerate(flat.split(flat.numel() // self.world_size)):
+                    own = piece.detach()
+                    self.grad_to_param_mapping[id(own)] = id(parameter)
+                    self._grad_in_bucket[rank].append(own)
+                parameter.grad = None
+            self.offset_list.append(0)
+
+    return Float32Buckets
 
 
 class ZeroShards:

@@ -21,7 +21,7 @@ class Zero:
     """bf16 means bfloat16 working weights beside float32 masters.
 
     reduce_bucket_size_in_m: gradients are sent in buckets of this many times 2**20 elements.
-    communication_dtype: precision of gradients on the wire; None sends them as they are.
+    communication_dtype: precision of gradients on the wire; bf16 halves the traffic and rounds them once more.
     cpu_offload: keep masters and moments in host memory; the update runs there too.
     overlap_communication: send gradients on a second stream during the backward; None: wherever there are streams.
     """
@@ -31,7 +31,7 @@ class Zero:
     def __init__(
         self,
         reduce_bucket_size_in_m: int = 12,
-        communication_dtype: Literal["bf16", "fp32"] | None = None,
+        communication_dtype: Literal["bf16", "fp32"] = "fp32",
         cpu_offload: bool = False,
         overlap_communication: bool | None = None,
     ):
@@ -43,7 +43,7 @@ class Zero:
         self.overlap_communication = overlap_communication
         self.options = {
             "reduce_bucket_size_in_m": reduce_bucket_size_in_m,
-            "communication_dtype": None if communication_dtype is None else _DTYPES[communication_dtype],
+            "communication_dtype": _DTYPES[communication_dtype],
             "cpu_offload": cpu_offload,
         }
 
@@ -120,6 +120,8 @@ class ZeroEngine(Engine):
         local_only = self._accumulates_locally and not last
         with self._booster.no_sync(optimizer=self._zero) if local_only else nullcontext():
             self._booster.backward(loss, self._zero)
+        if local_only:
+            self._zero.keep_local()
 
     def step(self) -> float:
         return self._zero.clipped_step(self.grad_clip)
