@@ -110,9 +110,12 @@ def _main(fn: Function, argv: Sequence[str], presets: Mapping[str, Callable[[], 
 
 
 def _is_done(journal: Journal, job: Job) -> bool:
-    """A row whose output file has gone since is done again."""
+    """Whether the journal has its rows, and the files made for them still exist."""
     rows = journal.done.get(job.key)
-    return rows is not None and all(os.path.exists(row["path"]) for row in rows if row.get("path"))
+    if rows is None:
+        return False
+    made = [row["path"] for row in rows if row.get("path") not in (None, job.row["path"])]
+    return all(os.path.exists(path) for path in made)
 
 
 def _columns(results: list[Row], jobs: list[Job]) -> list[str]:

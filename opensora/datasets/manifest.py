@@ -231,8 +231,8 @@ def usable_rows(table: Table) -> tuple[list[tuple[int, Cells]], list[str]]:
 def write_table(path: str, rows: Iterable[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
     """Write CSV or Parquet by the file's ending, beside and renamed, so that a reader never sees half a table.
 
-    columns: their order; by default that of first appearance. Paths (absolute, or relative to the working folder) below
-    the table's folder are written relative to it, so that the folder can be moved. DataError when the place cannot be written.
+    columns: their order; by default that of first appearance. Absolute paths below the table's folder are written
+    relative to it, so that the folder can be moved. DataError when the place cannot be written.
     """
     folder = os.path.dirname(os.path.abspath(path))
     found = [{**row, "path": portable(str(row["path"]), folder)} if row.get("path") else dict(row) for row in rows]
@@ -253,9 +253,8 @@ def write_table(path: str, rows: Iterable[Mapping[str, Any]], columns: Sequence[
 
 
 def portable(path: str, folder: str) -> str:
-    """`path` relative to `folder` when it lies below it, absolute otherwise."""
-    absolute = os.path.abspath(path)
-    return os.path.relpath(absolute, folder) if absolute.startswith(folder.rstrip(os.sep) + os.sep) else absolute
+    """An absolute `path` below `folder`, relative to it; any other path as it is."""
+    return os.path.relpath(path, folder) if path.startswith(folder.rstrip(os.sep) + os.sep) else path
 
 
 def _write_csv(path: str, rows: list[Cells], columns: list[str]) -> None:

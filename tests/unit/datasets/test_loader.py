@@ -1,0 +1,165 @@
+"""Batches: a function of (data set, seed, step), shared out over ranks, with bad rows passed over the same everywhere."""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+
+from opensora.datasets.loader import build_loader
+from opensora.datasets.report import Report
+from opensora.datasets.sampler import EpochOrder, Share
+from opensora.datasets.video import VideoTextDataset
+from opensora.errors import BadClip, ConfigError, DataError
+from opensora.random import Draw
+from opensora.types import Batch, Clip
+from tests.samples import write_manifest
+
+
+@dataclass
+class Numbers:
+    """Row r is a clip of one pixel with value r; its caption tells the draw. Rows in `bad` fail."""
+
+    rows: int
+    bad: set[int] = field(default_factory=set)
+    bad_now: set[tuple[int, int, int]] = field(default_factory=set)  # (row, step, place): bad in places only
+    where: str = "numbers.csv"
+    num_frames: int = 1
+    image_size: tuple[int, int] = (1, 1)
+    fps: float = 8.0
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def clip(self, row: int, draw: Draw) -> Clip:
+        if row in self.bad or (row, draw.step, draw.place) in self.bad_now:
+            raise BadClip(f"numbers.csv:{row + 2}: is bad")
+        video = torch.full((3, 1, 1, 1), float(row))
+        return Clip(video, f"{draw.seed} {draw.step} {draw.place}", self.fps, row)
+
+    def report(self) -> Report:
+        return Report(self.where, self.rows, self.rows)
+
+
+def stream(dataset: Numbers, ranks: int = 1, start_step: int = 0, workers: int = 0, seed: int = 3) -> list[list[Batch]]:
+    """Batches per rank of 5 steps of 4 micro-batches of 3 samples."""
+    return [
+        list(
+            build_loader(
+                dataset,
+                seed=seed,
+                batch_size=3,
+                micro_batches=4,
+                data_rank=rank,
+                data_size=ranks,
+                start_step=start_step,
+                steps=5,
+                num_workers=workers,
+            )
+        )
+        for rank in range(ranks)
+    ]
+
+
+def samples(per_rank: list[list[Batch]]) -> dict[tuple[int, int], tuple[int, str]]:
+    """(step, place) -> (row, caption), over all ranks; no sample may come twice."""
+    found: dict[tuple[int, int], tuple[int, str]] = {}
+    for batch in (batch for batches in per_rank for batch in batches):
+        for place, row, caption, value in zip(
+            batch.places, batch.rows, batch.captions, batch.video_BCTHW[:, 0, 0, 0, 0].tolist(), strict=True
+        ):
+            assert (batch.step, place) not in found
+            assert value == row
+            found[batch.step, place] = (row, caption)
+    return found
+
+
+@pytest.mark.parametrize(("rows", "bad"), [(1, set()), (5, set()), (5, {0, 3}), (12, {0}), (100, set()), (100, {7})])
+def test_ranks_share_the_global_batch_exactly(rows: int, bad: set[int]) -> None:
+    alone = samples(stream(Numbers(rows, bad)))
+    assert sorted(alone) == [(step, place) for step in range(5) for place in range(12)]
+    assert all(caption == f"3 {step} {place}" for (step, place), (_, caption) in alone.items())
+    for ranks in (2, 4):
+        shares = stream(Numbers(rows, bad), ranks)
+        assert all(len(share) == 5 * 4 // ranks for share in shares)
+        assert samples(shares) == alone
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("start", [1, 3, 5])
+def test_resume_gives_the_rest_of_the_stream(ranks: int, start: int) -> None:
+    whole = samples(stream(Numbers(7, {2}), ranks=4))
+    rest = samples(stream(Numbers(7, {2}), ranks, start_step=start))
+    assert rest == {key: value for key, value in whole.items() if key[0] >= start}
+
+
+def test_worker_processes_change_nothing() -> None:
+    plain, with_workers = stream(Numbers(7, {2}))[0], stream(Numbers(7, {2}), workers=2)[0]
+    assert [batch.places for batch in plain] == [batch.places for batch in with_workers]  # order too
+    assert samples([plain]) == samples([with_workers])
+    assert [message for batch in with_workers for message in batch.bad_rows] == ["numbers.csv:4: is bad"]
+
+
+def test_every_epoch_takes_every_row_once_in_a_new_order() -> None:
+    rows = [row for _, (row, _) in sorted(samples(stream(Numbers(10))).items())]
+    epochs = [rows[i : i + 10] for i in range(0, 60, 10)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 6
+    other = [row for _, (row, _) in sorted(samples(stream(Numbers(10), seed=4)).items())]
+    assert other != rows
+
+
+def test_bad_row_is_replaced_by_the_next_of_the_order(caplog: pytest.LogCaptureFixture) -> None:
+    order = EpochOrder(10, seed=3)
+    good, with_bad = samples(stream(Numbers(10)))[0, 4], order.row(4)
+    assert good[0] == with_bad
+    with caplog.at_level(logging.WARNING, logger="opensora"):
+        logging.getLogger("opensora").propagate = True
+        batches = stream(Numbers(10, {with_bad}))
+    assert samples(batches)[0, 4][0] == order.row(5)
+    assert samples(batches)[0, 5][0] == order.row(5)  # the others keep their rows
+    told = [(batch.step, batch.places, batch.bad_rows) for batch in batches[0] if batch.bad_rows]
+    assert told == [(0, [3, 4, 5], [f"numbers.csv:{with_bad + 2}: is bad"])]  # once, where it was met first
+    assert [record.getMessage() for record in caplog.records] == [f"skipped numbers.csv:{with_bad + 2}: is bad"]
+
+
+def test_row_that_is_bad_in_places_only_is_kept_elsewhere() -> None:
+    """A memory of bad rows in one process would make the stream depend on which rank met them."""
+    good = samples(stream(Numbers(4)))
+    row = good[0, 0][0]
+    for ranks in (1, 2):
+        found = samples(stream(Numbers(4, bad_now={(row, 0, 0)}), ranks))
+        assert {key for key in good if good[key] != found[key]} == {(0, 0)}
+
+
+def test_all_rows_bad() -> None:
+    with pytest.raises(DataError, match=r"numbers\.csv: all 3 rows are bad, one is: numbers\.csv:\d: is bad"):
+        stream(Numbers(3, {0, 1, 2}))
+
+
+def test_no_rows() -> None:
+    with pytest.raises(DataError, match=r"numbers\.csv: no usable row"):
+        build_loader(Numbers(0), seed=0, batch_size=1, micro_batches=1, steps=1)
+
+
+def test_uneven_share_is_refused() -> None:
+    with pytest.raises(ConfigError, match="micro_batches=4 on 3 data ranks; it must be a multiple"):
+        stream(Numbers(3), ranks=3)
+    with pytest.raises(ConfigError, match="batch_size=0"):
+        Share(0, 1, 0, 1, 0, 1)
+
+
+def test_real_videos(tmp_path: Path) -> None:
+    """The same bits with workers and without, over an epoch's end."""
+    data = VideoTextDataset(write_manifest(tmp_path, clips=3), num_frames=4, image_size=(16, 16), crop="random")
+    runs = [
+        list(build_loader(data, seed=0, batch_size=2, micro_batches=2, steps=2, num_workers=workers))
+        for workers in (0, 1)
+    ]
+    for plain, other in zip(*runs, strict=True):
+        assert torch.equal(plain.video_BCTHW, other.video_BCTHW)
+        assert plain.video_BCTHW.shape == (2, 3, 4, 16, 16)
+        assert plain.captions == other.captions == [f"clip number {row}" for row in plain.rows]
+        assert plain.fps_B.tolist() == [8.0, 8.0]
+        assert not plain.bad_rows

@@ -1,0 +1,297 @@
+"""Rows in, rows out: flags, bad rows, resume after a stop, workers, exit codes."""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from opensora.datasets.manifest import read_table, write_table
+from tests.samples import write_video
+from tests.unit.tools.tool_functions import double, needs
+from tools.journal import Journal
+from tools.runner import main
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+def table(folder: Path, *names: str, file: str = "in.csv") -> str:
+    write_table(str(folder / file), [{"path": f"{name}.mp4", "name": name} for name in names])
+    return str(folder / file)
+
+
+def out(folder: Path, file: str = "out.csv") -> list[Any]:
+    return [row["name"] for row in read_table(str(folder / file)).rows]
+
+
+def go(folder: Path, *arguments: str, source: str | None = None) -> int:
+    return main(double, [source or str(folder / "in.csv"), str(folder / "out.csv"), *arguments])
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_rows_keep_their_order(work: Path, workers: str) -> None:
+    names = [f"n{i}" for i in range(9)]
+    table(work, *names)
+    assert go(work, "--workers", workers, "--times", "3", "--word", "yo", "--half", "--kind", "b") == 0
+    assert out(work) == [name for name in names for _ in range(3)]
+    first = read_table(str(work / "out.csv")).rows[0]
+    assert first == {"path": "n0.mp4", "name": "n0", "number": "0", "word": "yo", "half": "True", "kind": "b"}
+
+
+def test_parquet_keeps_types(work: Path) -> None:
+    assert main(double, [table(work, "a", file="in.parquet"), str(work / "out.parquet")]) == 0
+    row = read_table(str(work / "out.parquet")).rows[1]
+    assert (row["path"], row["number"], row["half"]) == ("a.mp4", 1, False)
+
+
+def test_paths_reach_the_function_absolute_and_leave_movable(work: Path) -> None:
+    assert main(needs, [table(work, "a"), str(work / "out.csv"), "--folder", str(work)]) == 0
+    assert read_table(str(work / "out.csv")).rows == [{"path": "a.txt", "name": "a"}]
+    seen = []
+    assert main(_record(seen), [str(work / "in.csv"), str(work / "sub" / "out.csv")]) == 0
+    assert seen == [str(work / "a.mp4")]
+    assert read_table(str(work / "sub" / "out.csv")).rows[0]["path"] == str(work / "a.mp4")
+
+
+def _record(seen: list[str]) -> Any:
+    def record(row: dict[str, Any]) -> dict[str, Any]:
+        seen.append(row["path"])
+        return row
+
+    return record
+
+
+def test_bad_rows_are_told_and_left_out(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = table(work, "a", "bad", "b")
+    with open(path, "ab") as file:
+        file.write(b"caf\xe9.mp4,x\n,y\n")
+    assert go(work, "--times", "1") == 0
+    assert out(work) == ["a", "b"]
+    said = capsys.readouterr().err
+    assert f"skipped {path}:3: this one is bad" in said
+    assert f"skipped {path}:5: column 'path' is not UTF-8" in said
+    assert f"skipped {path}:6: the path is empty" in said
+    assert "2 rows from 5, 3 bad rows skipped" in said
+
+
+def test_all_rows_bad_writes_nothing(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table(work, "bad", "bad")
+    assert go(work) == 1
+    assert not (work / "out.csv").exists()
+    assert "not written, all 2 rows are bad; the first: " in capsys.readouterr().err
+
+
+def test_unexpected_error_is_shown_and_makes_the_exit_code_true(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table(work, "a", "odd", "b")
+    assert go(work, "--times", "1") == 1
+    assert out(work) == ["a", "b"]  # the other rows are not lost
+    said = capsys.readouterr().err
+    assert "unexpected KeyError" in said
+    assert "Traceback" in said
+
+
+def test_stop_and_resume(work: Path) -> None:
+    log = str(work / "log")
+    table(work, "a", "b", "stop", "c")
+    assert go(work, "--log", log, "--times", "1") == 130
+    assert not (work / "out.csv").exists()
+    table(work, "a", "b", "c", "d")  # the cause is mended, and a row was added
+    assert go(work, "--log", log, "--times", "1", "--resume") == 0
+    assert out(work) == ["a", "b", "c", "d"]
+    assert Path(log).read_text().split() == ["a", "b", "stop", "c", "d"]
+    assert go(work, "--log", log, "--times", "1", "--resume") == 0
+    assert Path(log).read_text().split() == ["a", "b", "stop", "c", "d"]  # all was done
+    assert go(work, "--log", log, "--times", "2", "--resume") == 0
+    assert out(work) == [name for name in "abcd" for _ in range(2)]  # another flag: nothing old fits
+    assert len(Path(log).read_text().split()) == 9
+    assert go(work, "--log", log, "--times", "2") == 0
+    assert len(Path(log).read_text().split()) == 13  # without --resume, from the start
+
+
+def test_killed_in_the_middle_of_a_line(work: Path) -> None:
+    log = str(work / "log")
+    table(work, "a", "b", "c")
+    assert go(work, "--log", log) == 0
+    journal = work / ".out.csv.journal"
+    journal.write_bytes(journal.read_bytes()[:-5])
+    assert go(work, "--log", log, "--resume") == 0
+    assert go(work, "--log", log, "--resume") == 0
+    assert out(work) == ["a", "a", "b", "b", "c", "c"]
+    assert Path(log).read_text().split() == ["a", "b", "c", "c"]
+
+
+def test_killed_process_loses_nothing_done(work: Path) -> None:
+    """kill -9 from outside, as a cluster does; then the same command with --resume."""
+    log = work / "log"
+    table(work, *[f"n{i}" for i in range(400)])
+    code = "import sys; from tools.runner import main; from tests.unit.tools.tool_functions import double; main(double, sys.argv[1:])"
+    arguments = [str(work / "in.csv"), str(work / "out.csv"), "--resume", "--log", str(log)]
+    process = subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    process.stderr.readline()  # the line that says a tenth is done
+    process.kill()
+    process.wait()
+    process.stderr.close()
+    before = log.read_text().split()
+    assert len(before) >= 40
+    assert go(work, "--resume", "--log", str(log)) == 0
+    assert out(work) == [f"n{i}" for i in range(400) for _ in range(2)]
+    assert len(log.read_text().split()) <= 401  # at most the row in hand is repeated
+
+
+def test_missing_output_file_is_made_again(work: Path) -> None:
+    arguments = [table(work, "a", "b"), str(work / "out.csv"), "--folder", str(work), "--resume"]
+    assert main(needs, arguments) == 0
+    (work / "a.txt").unlink()
+    assert main(needs, arguments) == 0
+    assert (work / "a.txt").exists()
+
+
+def test_limit_and_dry_run(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table(work, "a", "b", "c")
+    assert go(work, "--limit", "2", "--times", "1", "--dry-run") == 0
+    assert "2 rows to" in capsys.readouterr().out
+    assert os.listdir(work) == ["in.csv"]
+    assert go(work, "--limit", "2", "--times", "1") == 0
+    assert out(work) == ["a", "b"]
+    assert go(work, "--times", "1", "--resume", "--dry-run") == 0
+    assert "3 rows to" in (said := capsys.readouterr().out)
+    assert "2 done, 1 to do" in said
+
+
+def test_folder_and_files_as_input(work: Path) -> None:
+    (work / "clips" / "deep").mkdir(parents=True)
+    for name in ("b.mp4", "a.mp4", "deep/c.mp4", "notes.txt", ".hidden.mp4"):
+        (work / "clips" / name).touch()
+    seen: list[str] = []
+    assert main(_record(seen), [str(work / "clips"), str(work / "clips/b.mp4"), str(work / "out.csv")]) == 0
+    assert seen == [str(work / "clips" / name) for name in ("a.mp4", "b.mp4", "deep/c.mp4", "b.mp4")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["none.csv", "out.csv"], "none.csv: no such manifest"),
+        (["empty", "out.csv"], "empty: found no video below this folder"),
+        (["nopath.csv", "out.csv"], "nopath.csv: no column 'path'; found columns 'file'"),
+        (["header.csv", "out.csv"], "header.csv: found no rows"),
+        (["in.csv", "file/out.csv"], "file/out.csv: cannot be written"),
+    ],
+)
+def test_errors_are_sentences(
+    work: Path, arguments: list[str], says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(work)
+    table(work, "a")
+    (work / "empty").mkdir()
+    (work / "file").touch()
+    (work / "nopath.csv").write_text("file\na.mp4\n")
+    (work / "header.csv").write_text("path\n")
+    assert main(double, arguments) == 1
+    assert says in (said := capsys.readouterr().err)
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["in.csv"],
+        ["in.csv", "out.txt"],
+        ["in.csv", "out.csv", "--nope"],
+        ["in.csv", "out.csv", "--times", "x"],
+        ["in.csv", "out.csv", "--workers", "0"],
+        ["in.csv", "out.csv", "--kind", "c"],
+    ],
+)
+def test_wrong_flags_exit_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(double, arguments)
+    assert stopped.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_flag_value_that_the_function_refuses_exits_2(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table(work, "a", "b")
+    assert go(work, "--times", "-1") == 2
+    assert capsys.readouterr().err.strip().endswith("double: --times must not be negative")
+
+
+def test_required_flag_and_help(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(needs, [table(work, "a"), str(work / "out.csv")])
+    assert stopped.value.code == 2
+    assert "--folder" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        main(double, ["--help"])
+    assert stopped.value.code == 0
+    assert "how many rows come out of one (default: 2)" in " ".join(capsys.readouterr().out.split())
+
+
+def test_second_run_on_one_output_is_refused(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table(work, "a")
+    with Journal(str(work / "out.csv"), keep=True):
+        assert go(work) == 1
+    assert "another run is writing it" in capsys.readouterr().err
+    assert go(work) == 0
+
+
+def test_dead_worker_names_the_rows(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = table(work, "a", "die")
+    assert go(work, "--workers", "2") == 1
+    assert (
+        f"a worker process died (out of memory, or killed by a decoder crash) at one of: {path}:"
+        in capsys.readouterr().err
+    )
+
+
+def test_full_disk_keeps_what_was_done(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = str(work / "log")
+    table(work, "a", "b", "c")
+    kept = Journal.add
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def add(self: Journal, key: str, rows: list[dict[str, Any]]) -> None:
+        if len(self.done) < 2:
+            return kept(self, key, rows)
+        self._file = _FullFile(full)  # type: ignore[assignment]
+        return kept(self, key, rows)
+
+    monkeypatch.setattr(Journal, "add", add)
+    assert go(work, "--log", log) == 1
+    assert "No space left on device); what was done before is kept; free some space" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert go(work, "--log", log, "--resume") == 0
+    assert Path(log).read_text().split() == ["a", "b", "c", "c"]
+
+
+class _FullFile:
+    def __init__(self, error: OSError) -> None:
+        self.error = error
+
+    def write(self, _: bytes) -> None:
+        raise self.error
+
+    def close(self) -> None:
+        pass
+
+
+def test_as_a_command(work: Path) -> None:
+    """Exit codes as a shell sees them."""
+    write_video(work / "a.mp4")
+    (work / "b.mp4").write_text("not a video")
+    command = [sys.executable, "-m", "tools.datasets.videos", str(work), str(work / "out.csv"), "--workers", "2"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "b.mp4: is a text file, not a video" in done.stderr
+    [row] = read_table(str(work / "out.csv")).rows
+    assert row == {"path": "a.mp4", "num_frames": "12", "fps": "8.0", "height": "32", "width": "64"}
+    assert subprocess.run([*command[:-2], "--typo"], capture_output=True).returncode == 2
