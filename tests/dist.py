@@ -11,7 +11,7 @@ import pickle
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
@@ -99,6 +99,18 @@ def run_ranks(function: Callable[..., Any], world_size: int, *arguments: Any, ti
     Raises RankError with the traceback of every rank that failed.
     """
     return _pool.run(function, world_size, arguments, timeout)
+
+
+@contextlib.contextmanager
+def one_rank() -> Iterator[Any]:
+    """A world of this process alone."""
+    from opensora.parallel import world
+    from opensora.platforms import select
+
+    try:
+        yield world.start(select("cpu"), timeout_seconds=60)
+    finally:
+        world.stop()
 
 
 def _serve(connection: Connection) -> None:
