@@ -183,6 +183,7 @@ def _request(
     for name in ("num_frames", "height", "width", "fps"):
         if not (math.isfinite(size[name]) and size[name] > 0):
             raise ConfigError(f"{prompt.where}: {name} is {size[name]}; it is more than 0")
+    size["fps"] = float(size["fps"])  # 8 and 8.0 are one request
     if not SLOWEST <= size["fps"] <= FASTEST:
         raise ConfigError(f"{prompt.where}: fps is {size['fps']}; it is {SLOWEST} to {FASTEST} frames per second")
     negative = negative_prompt if prompt.negative_prompt is None else prompt.negative_prompt

@@ -5,6 +5,7 @@ import pyarrow.parquet
 import pytest
 
 from opensora.errors import ConfigError
+from opensora.sampling.record import file_stem
 from opensora.sampling.requests import collect_requests, read_prompts
 
 RUN = dict(num_frames=16, image_size=(32, 48), fps=8.0, seed=42)
@@ -69,6 +70,11 @@ def test_parquet_reads_as_csv_does(tmp_path: Path) -> None:
 def test_bad_files_are_sentences_with_a_line(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         collect_requests(None, write(tmp_path / name, content), **RUN)
+
+
+def test_whole_and_broken_fps_are_one_request() -> None:
+    whole, broken = (collect_requests(["a"], None, **{**RUN, "fps": fps})[0] for fps in (8, 8.0))
+    assert file_stem(whole) == file_stem(broken)
 
 
 def test_bad_flags_are_sentences(tmp_path: Path) -> None:
