@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from opensora.datasets.loader import build_loader
+from opensora.datasets.manifest import write_table
 from opensora.datasets.report import Report
 from opensora.datasets.sampler import EpochOrder, Share
 from opensora.datasets.video import VideoTextDataset
 from opensora.errors import BadClip, ConfigError, DataError
 from opensora.random import Draw
 from opensora.types import Batch, Clip
-from tests.samples import write_manifest
+from tests.samples import write_audio, write_manifest, write_video
 
 
 @dataclass
@@ -84,6 +85,17 @@ def test_ranks_share_the_global_batch_exactly(rows: int, bad: set[int]) -> None:
         shares = stream(Numbers(rows, bad), ranks)
         assert all(len(share) == 5 * 4 // ranks for share in shares)
         assert samples(shares) == alone
+
+
+def test_micro_batches_are_dealt_in_turn() -> None:
+    """Rank 1 of 2 makes micro-batches 1 and 3 of each step; sample numbers count over all steps."""
+    share = Share(batch_size=2, micro_batches=4, data_rank=1, data_size=2, start_step=5, steps=7)
+    assert [share.samples(index) for index in range(len(share))] == [
+        (5, [2, 3], [42, 43]),
+        (5, [6, 7], [46, 47]),
+        (6, [2, 3], [50, 51]),
+        (6, [6, 7], [54, 55]),
+    ]
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -163,3 +175,49 @@ def test_real_videos(tmp_path: Path) -> None:
         assert plain.captions == other.captions == [f"clip number {row}" for row in plain.rows]
         assert plain.fps_B.tolist() == [8.0, 8.0]
         assert not plain.bad_rows
+
+
+def test_every_kind_of_bad_file_is_skipped_and_told_with_its_line(tmp_path: Path) -> None:
+    """Eight rows, three of them good; one rank, two ranks and workers see the same samples."""
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "text.mp4").write_text("a caption, not a video\n")
+    cut_off = tmp_path / "cut_off.mp4"
+    cut_off.write_bytes(Path(write_video(cut_off, 30)).read_bytes()[:600])
+    write_audio(tmp_path / "audio.mp4")
+    write_video(tmp_path / "one.mp4", 1)
+    bad = {
+        "empty": "0 bytes",
+        "text": "text file",
+        "cut_off": "truncated",
+        "audio": "audio only",
+        "one": "has 1 frame, 4",
+    }
+    good = [write_video(tmp_path / f"good{i}.mp4", 8) for i in range(3)]
+    paths = [path for pair in zip(good, (f"{name}.mp4" for name in bad)) for path in pair] + ["audio.mp4", "one.mp4"]
+    write_table(str(tmp_path / "train.csv"), [{"path": path, "text": path} for path in paths])
+    data = VideoTextDataset(str(tmp_path / "train.csv"), num_frames=4, image_size=(8, 16))
+
+    def run(ranks: int, workers: int = 0) -> tuple[dict[tuple[int, int], tuple[int, torch.Tensor]], set[str]]:
+        found, told = {}, []
+        for rank in range(ranks):
+            share = {"data_rank": rank, "data_size": ranks, "num_workers": workers}
+            for batch in build_loader(data, seed=0, batch_size=2, micro_batches=2, steps=4, **share):
+                told += batch.bad_rows
+                for place, row, video in zip(batch.places, batch.rows, batch.video_BCTHW, strict=True):
+                    found[batch.step, place] = row, video
+        assert ranks > 1 or len(told) == len(set(told))
+        return found, set(told)
+
+    alone, told = run(ranks=1)
+    assert {row for row, _ in alone.values()} == {0, 2, 4}
+    assert len(told) == 5
+    for message in told:
+        [name] = [name for name in bad if f"{name}.mp4" in message]
+        line = 2 + paths.index(f"{name}.mp4")
+        assert message.startswith(f"{tmp_path}/train.csv:{line}: ")
+        assert bad[name] in message
+    for ranks, workers in ((2, 0), (1, 2)):
+        found, told_again = run(ranks, workers)
+        assert told_again == told
+        assert all(row == alone[key][0] and torch.equal(video, alone[key][1]) for key, (row, video) in found.items())
+        assert found.keys() == alone.keys()

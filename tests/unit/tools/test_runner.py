@@ -130,7 +130,7 @@ def test_killed_process_loses_nothing_done(work: Path) -> None:
     """kill -9 from outside, as a cluster does; then the same command with --resume."""
     log = work / "log"
     table(work, *[f"n{i}" for i in range(400)])
-    code = "import sys; from tools.runner import main; from tests.unit.tools.tool_functions import double; main(double, sys.argv[1:])"
+    code = "import sys, tools.runner, tests.unit.tools.tool_functions as t; tools.runner.main(t.double, sys.argv[1:])"
     arguments = [str(work / "in.csv"), str(work / "out.csv"), "--resume", "--log", str(log)]
     process = subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE)
     assert process.stderr is not None

@@ -1,0 +1,90 @@
+"""What every registered data set keeps to. A new one is picked up by its registration.
+
+A data set is built from its constructor's defaults; arguments that have none are filled from `GIVEN`.
+"""
+
+import inspect
+from typing import Any
+
+import pytest
+import torch
+
+from opensora import registry
+from opensora.datasets.loader import build_loader
+from opensora.random import Draw
+from tests.samples import write_manifest
+
+GIVEN = {"num_frames": 4, "image_size": (32, 32)}
+NAMES = registry.names(registry.DATASETS)
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_manifest(tmp_path_factory.mktemp("manifest"), clips=5)
+
+
+@pytest.fixture(params=NAMES)
+def dataset(request: pytest.FixtureRequest, manifest: str) -> Any:
+    parameters = inspect.signature(registry.constructor(registry.DATASETS, request.param)).parameters
+    arguments = {name: value for name, value in {**GIVEN, "data_path": manifest}.items() if name in parameters}
+    return registry.build(registry.DATASETS, {"type": request.param, **arguments})
+
+
+def test_some_are_registered() -> None:
+    assert {"VideoTextDataset", "MovingShapes"} <= set(NAMES)
+
+
+def test_clip(dataset: Any) -> None:
+    clip = dataset.clip(0, Draw(0, 0, 0))
+    assert clip.video_CTHW.shape == (3, dataset.num_frames, *dataset.image_size)
+    assert clip.video_CTHW.dtype == torch.float32
+    assert -1 <= clip.video_CTHW.min() < clip.video_CTHW.max() <= 1
+    assert clip.caption
+    assert clip.fps > 0
+    assert dataset.fps > 0
+    assert dataset.where
+
+
+def test_clip_is_a_function_of_row_and_draw(dataset: Any) -> None:
+    first = dataset.clip(1, Draw(0, 3, 5))
+    torch.rand(7)  # the global generator has no say
+    dataset.clip(0, Draw(0, 0, 0))  # nor has what was made before
+    again = dataset.clip(1, Draw(0, 3, 5))
+    assert torch.equal(first.video_CTHW, again.video_CTHW)
+    assert first.caption == again.caption
+    others = [
+        dataset.clip(1, Draw(*draw)).video_CTHW for draw in ((0, 3, 6), (0, 4, 5), (1, 3, 5), (2, 3, 5), (3, 3, 5))
+    ]
+    assert any(not torch.equal(first.video_CTHW, other) for other in others)
+
+
+def test_report_counts_add_up(dataset: Any) -> None:
+    report = dataset.report()
+    assert report.kept == len(dataset) > 0
+    assert report.rows == report.kept + sum(len(found) for found in report.dropped.values())
+
+
+def test_ranks_are_disjoint_and_resume_is_exact(dataset: Any) -> None:
+    """Two ranks that start at step 1 make what one rank made after step 0."""
+    run = {"seed": 1, "batch_size": 2, "micro_batches": 2, "steps": 3}
+    alone = {}
+    for batch in build_loader(dataset, **run):
+        for place, row, video, caption in zip(batch.places, batch.rows, batch.video_BCTHW, batch.captions):
+            alone[batch.step, place] = (row, video, caption)
+    assert len(alone) == 12
+    seen = set()
+    for rank in (0, 1):
+        for batch in build_loader(dataset, **run, data_rank=rank, data_size=2, start_step=1):
+            for place, row, video, caption in zip(batch.places, batch.rows, batch.video_BCTHW, batch.captions):
+                assert (batch.step, place) not in seen
+                seen.add((batch.step, place))
+                expected = alone[batch.step, place]
+                assert (row, caption) == (expected[0], expected[2])
+                assert torch.equal(video, expected[1])
+    assert seen == {key for key in alone if key[0] >= 1}
+
+
+def test_sends_itself_to_worker_processes(dataset: Any) -> None:
+    run = {"seed": 1, "batch_size": 2, "micro_batches": 1, "steps": 2}
+    for plain, other in zip(build_loader(dataset, **run), build_loader(dataset, **run, num_workers=1), strict=True):
+        assert torch.equal(plain.video_BCTHW, other.video_BCTHW)
