@@ -12,7 +12,7 @@ from opensora.models.layers.attention import attend
 
 
 def frames_to_batch(x: Tensor) -> Tensor:
-    """[B, C, T, H, W] -> [B*T, C, H, W]; a view when x is in channels-last order."""
+    """[B, C, T, H, W] -> [B*T, C, H, W]."""
     return x.transpose(1, 2).flatten(0, 1)
 
 
@@ -23,7 +23,10 @@ def frames_from_batch(x: Tensor, batch: int) -> Tensor:
 
 def repeat_first_frame(x: Tensor, times: int) -> Tensor:
     """The first frame `times` more in front."""
-    return x if times == 0 else torch.cat([x[:, :, :1].expand(-1, -1, times, -1, -1), x], dim=2)
+    if times == 0:
+        return x
+    first, rest = x.split([1, x.shape[2] - 1], dim=2)  # a slice's backward would fill a whole tensor with zeros
+    return torch.cat([first] * (times + 1) + [rest], dim=2)
 
 
 def group_norm(channels: int, groups: int) -> nn.GroupNorm:

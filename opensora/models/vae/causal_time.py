@@ -4,7 +4,6 @@ Shapes: B batch, C channels, T H W frames/rows/columns; every block takes and re
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from opensora.models.layers.attention import attend
@@ -12,15 +11,16 @@ from opensora.models.vae.causal_blocks import CausalConv3d, ResnetBlock3D, group
 
 
 def halve_frames(padded: Tensor) -> Tensor:
-    """Means of three frames at every second place."""
-    return F.avg_pool3d(padded, (3, 1, 1), stride=(2, 1, 1))
+    """Means of three frames at every second place; avg_pool3d has no bf16 kernel on CPU."""
+    last = padded.shape[2] - 2
+    return (padded[:, :, 0:last:2] + padded[:, :, 1 : last + 1 : 2] + padded[:, :, 2 : last + 2 : 2]) / 3
 
 
 def double_frames(x: Tensor) -> Tensor:
     """The first frame stays; those after it are doubled by linear interpolation at half-frame centres."""
-    first, rest = x[:, :, :1], x[:, :, 1:]
-    if rest.shape[2] == 0:
+    if x.shape[2] == 1:
         return x
+    first, rest = x.split([1, x.shape[2] - 1], dim=2)
     before = torch.cat([rest[:, :, :1], rest[:, :, :-1]], dim=2)
     after = torch.cat([rest[:, :, 1:], rest[:, :, -1:]], dim=2)
     doubled = torch.stack([torch.lerp(rest, before, 0.25), torch.lerp(rest, after, 0.25)], dim=3).flatten(2, 3)
