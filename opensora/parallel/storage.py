@@ -23,7 +23,20 @@ class _Files(FileSystem):
     @contextmanager
     def create_stream(self, path: str | PathLike, mode: str) -> Generator[Any, None, None]:
         with open_file(Path(path), mode) as stream:
-            yield stream
+            try:
+                yield stream
+            except RuntimeError as error:  # torch.save reports a failed write as a wrong position in the file
+                raise _root_cause(error) from error
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    """The OSError during which `error` came up, if there is one."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return error
 
 
 def save_sharded(state: Mapping[str, Any], folder: Path) -> None:

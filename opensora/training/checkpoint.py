@@ -12,6 +12,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -203,6 +204,8 @@ def _write_weights(
         (folder / name).mkdir(parents=True)
         _write_json(folder / name / "config.json", configs[name])
         _write_tensors(folder / name / "model.safetensors", tensors)
+        # safetensors may leave it readable by its owner alone
+        shutil.copymode(folder / name / "config.json", folder / name / "model.safetensors")
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -212,10 +215,10 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     try:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
     except SafetensorError as error:  # it tells the system's error in words only
-        numbers = [number for number in _FULL_DISK if f"os error {number}" in str(error)]
-        if not numbers:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
             raise
-        raise OSError(numbers[0], os.strerror(numbers[0]), str(path)) from error
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def _write_json(path: Path, content: Any) -> None:

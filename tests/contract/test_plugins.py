@@ -1,0 +1,81 @@
+"""What every registered plugin must do; a new one is covered by being registered."""
+
+import inspect
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from opensora.parallel.engine import Engine
+from opensora.registry import PLUGINS, constructor, names
+from opensora.training import checkpoint
+from tests.dist import run_ranks
+from tests.distributed import tiny
+
+EVERY = names(PLUGINS)
+
+
+@pytest.mark.parametrize("plugin", EVERY)
+def test_options_can_be_checked(plugin: str) -> None:
+    for option in inspect.signature(constructor(PLUGINS, plugin)).parameters.values():
+        assert option.annotation is not inspect.Parameter.empty, option.name
+        assert option.default is not inspect.Parameter.empty, f"{option.name}: plugin_config may be left out"
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("plugin", EVERY)
+def test_it_trains_as_plain_pytorch_does(plugin: str, ranks: int) -> None:
+    losses, norms, _ = tiny.run_plainly(3)
+    for result in run_ranks(tiny.train, ranks, plugin, "fp32", 3, {}):
+        torch.testing.assert_close(result["losses"], losses, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(result["norms"], norms, rtol=1e-5, atol=1e-6)
+
+
+def interface(plugin: str, dtype: str) -> None:
+    engine = tiny.make_engine(plugin, dtype)
+    assert isinstance(engine, Engine)
+    for name, piece in engine.masters():
+        assert piece.dtype is torch.float32, name
+        assert piece.dim() == 1, name
+        assert not piece.requires_grad, name
+    losses, norms = tiny.run_steps(engine, 0, 2)
+    assert all(map(math.isfinite, losses + norms))
+    assert all(value.dtype is not torch.bfloat16 for value in engine.full_weights().values())
+    assert all(value.dtype is not torch.bfloat16 for value in engine.state().values())
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("plugin", EVERY)
+def test_masters_and_what_leaves_are_float32(plugin: str, dtype: str) -> None:
+    run_ranks(interface, 2, plugin, dtype)
+
+
+def save(folder: str, plugin: str) -> list[float]:
+    engine = tiny.make_engine(plugin)
+    tiny.run_steps(engine, 0, 2)
+    checkpoint.save(folder, 2, engine.state(), {}, {}, {}, 0)
+    return tiny.run_steps(engine, 2, 4)[0]
+
+
+def load(folder: str, plugin: str) -> list[float]:
+    engine = tiny.make_engine(plugin, seed=9)
+    found = checkpoint.find(folder)
+    assert found is not None
+    state = engine.state()
+    checkpoint.load(found, state)
+    engine.load_state(state)
+    return tiny.run_steps(engine, 2, 4)[0]
+
+
+@pytest.mark.parametrize("plugin", EVERY)
+def test_saved_on_two_ranks_it_goes_on_on_one_and_on_two(tmp_path: Path, plugin: str) -> None:
+    expected = run_ranks(save, 2, str(tmp_path), plugin)[0]
+    assert run_ranks(load, 2, str(tmp_path), plugin)[0] == expected
+    torch.testing.assert_close(run_ranks(load, 1, str(tmp_path), plugin)[0], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("plugin", EVERY)
+def test_it_loads_what_ddp_wrote(tmp_path: Path, plugin: str) -> None:
+    expected = run_ranks(save, 1, str(tmp_path), "ddp")[0]
+    torch.testing.assert_close(run_ranks(load, 2, str(tmp_path), plugin)[0], expected, rtol=1e-5, atol=1e-6)

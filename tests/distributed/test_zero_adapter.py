@@ -1,0 +1,53 @@
+"""The private attributes of colossalai that low_level_zero.py relies on."""
+
+import torch
+
+from opensora.parallel import collectives
+from opensora.parallel.low_level_zero import ZeroShards
+from tests.dist import run_ranks
+from tests.distributed import tiny
+
+
+def read_and_write_shards(stage: str) -> None:
+    engine = tiny.make_engine(stage, "bf16")
+    shards = ZeroShards(engine._zero)
+    for name, parameter in engine.trainable.items():
+        padded = shards.master(parameter)
+        own = shards.own(parameter, padded)
+        assert padded.dtype is torch.float32
+        assert padded.numel() == collectives.shard_length(parameter.numel())
+        assert own.numel() == collectives.shard(parameter.detach().view(-1)).numel()
+        whole = collectives.gather_shards(own, parameter.numel())
+        torch.testing.assert_close(whole.to(torch.bfloat16).view(parameter.shape), parameter.detach(), msg=name)
+        own.fill_(3.0 + collectives.rank())
+    shards.refresh(list(engine.trainable.values()))
+    for parameter in engine.trainable.values():
+        length = collectives.shard_length(parameter.numel())
+        expected = 3.0 + torch.arange(parameter.numel()) // length
+        torch.testing.assert_close(parameter.detach().float().view(-1), expected)
+
+
+def test_shards_are_chunks_of_the_flat_parameter() -> None:
+    for ranks in (1, 2, 4):
+        run_ranks(read_and_write_shards, ranks, "zero1")
+        run_ranks(read_and_write_shards, ranks, "zero2")
+
+
+def gradients_are_shared_out(stage: str) -> int:
+    """Numbers of gradient this rank holds between the backward and the step."""
+    engine = tiny.make_engine(stage)
+    x, t, _ = tiny.micro_batch(0, 0)
+    engine.backward(engine.model(x, t, touch=False).square().mean(), last=True)
+    stores = engine._zero.pg_to_grad_store.values()
+    return sum(
+        piece.numel()
+        for store in stores
+        for group in store._grads_of_params.values()
+        for pieces in group.values()
+        for piece in pieces
+    )
+
+
+def test_stage_2_keeps_only_its_part_of_the_gradients() -> None:
+    whole, part = run_ranks(gradients_are_shared_out, 2, "zero1"), run_ranks(gradients_are_shared_out, 2, "zero2")
+    assert whole == [2 * part[0], 2 * part[1]]

@@ -1,0 +1,88 @@
+import pytest
+import torch
+
+from opensora.errors import ConfigError
+from opensora.parallel import collectives, world
+from opensora.platforms import select
+from opensora.platforms.cpu import cores
+from tests.dist import one_rank, run_ranks
+
+TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
+@pytest.fixture(autouse=True)
+def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*TORCHRUN, "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_one_process_needs_no_environment() -> None:
+    assert world.rank_from_environment() == (0, 1)
+    with one_rank() as here:
+        assert (here.global_rank, here.size, here.data_rank, here.data_size) == (0, 1, 0, 1)
+        assert here.device == torch.device("cpu")
+        assert here.is_main
+        assert world.current() is here
+        assert world.start(select("cpu"), 60) is here
+    with pytest.raises(RuntimeError, match=r"before world.start"):
+        world.current()
+
+
+def test_torchrun_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    assert world.rank_from_environment() == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"RANK": "2"}, "RANK=2 with WORLD_SIZE=2; allowed: 0 to WORLD_SIZE - 1"),
+        ({"RANK": "one"}, "RANK='one'; allowed: a whole number"),
+        ({"RANK": "-1"}, "RANK='-1'"),
+        ({"WORLD_SIZE": None}, "not WORLD_SIZE"),
+        ({"MASTER_ADDR": None, "MASTER_PORT": None}, "not MASTER_ADDR, MASTER_PORT"),
+    ],
+)
+def test_a_contradicting_environment_is_explained(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, str | None], complaint: str
+) -> None:
+    for name, value in {**TORCHRUN, **changes}.items():
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="torchrun --nproc_per_node") as caught:
+        world.rank_from_environment()
+    assert complaint in str(caught.value)
+
+
+def test_a_second_start_after_stop_makes_a_new_group() -> None:
+    for _ in range(2):
+        with one_rank() as here:
+            assert collectives.world_size() == here.size == 1
+    assert collectives.world_size() == 1
+    assert collectives.rank() == 0
+
+
+def start_like_a_launcher(threads: str | None) -> int:
+    """What torch's thread count becomes when 2 ranks share this machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        world.stop()
+        patch.setenv("RANK", "0")
+        patch.setenv("WORLD_SIZE", "1")
+        patch.setenv("LOCAL_WORLD_SIZE", "2")
+        patch.setenv("MASTER_ADDR", "127.0.0.1")
+        patch.setenv("MASTER_PORT", "0")
+        patch.delenv("OMP_NUM_THREADS", raising=False)
+        if threads is not None:
+            patch.setenv("OMP_NUM_THREADS", threads)
+        torch.set_num_threads(cores() + 3)
+        try:
+            world.start(select("cpu"), 60)
+            return torch.get_num_threads()
+        finally:
+            torch.set_num_threads(1)
+
+
+def test_ranks_share_the_cores_unless_the_user_says_otherwise() -> None:
+    assert run_ranks(start_like_a_launcher, 1, None) == [max(1, cores() // 2)]
+    assert run_ranks(start_like_a_launcher, 1, "5") == [cores() + 3]

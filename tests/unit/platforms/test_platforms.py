@@ -1,0 +1,92 @@
+import sys
+import types
+
+import pytest
+import torch
+
+from opensora.errors import ConfigError
+from opensora.platforms import cpu, select
+from opensora.platforms.cuda import CudaPlatform
+from opensora.platforms.npu import NpuPlatform
+
+
+def test_the_cpu_is_always_there() -> None:
+    platform = select("cpu")
+    assert platform.device(3) == torch.device("cpu")
+    assert platform.backend == "gloo"
+    assert platform.device_count() == cpu.cores() >= 1
+    assert str(platform.device_count()) in platform.device_name()
+    platform.synchronize()
+
+
+def test_memory_is_in_bytes_and_the_peak_only_grows() -> None:
+    platform = select("cpu")
+    before = platform.peak_memory_bytes()
+    assert 2**24 < before <= platform.memory_bytes()  # torch alone is more than 16 MiB
+    block = torch.ones(2**25)
+    assert platform.peak_memory_bytes() >= before
+    assert platform.peak_memory_bytes() > block.nbytes
+
+
+def test_a_container_limit_counts(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(cpu, "_CGROUP_LIMITS", (limit, tmp_path / "missing"))
+    limit.write_text("max\n")
+    unlimited = select("cpu").memory_bytes()
+    limit.write_text("1048576\n")
+    assert select("cpu").memory_bytes() == 2**20 < unlimited
+
+
+def test_autocast_is_off_for_float32() -> None:
+    x = torch.ones(2, 2)
+    with select("cpu").autocast(torch.float32):
+        assert (x @ x).dtype is torch.float32
+    with select("cpu").autocast(torch.bfloat16):
+        assert (x @ x).dtype is torch.bfloat16
+
+
+def test_unknown_and_absent_devices_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"'tpu' is unknown; allowed: cpu, cuda, npu"):
+        select("tpu")
+    monkeypatch.setattr(CudaPlatform, "is_available", classmethod(lambda cls: False))
+    with pytest.raises(ConfigError, match=r"'cuda' finds no device.*usable: cpu"):
+        select("cuda")
+
+
+def test_the_fastest_usable_device_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    for there, expected in (((False, False), "cpu"), ((True, False), "cuda"), ((True, True), "npu")):
+        for platform, available in zip((CudaPlatform, NpuPlatform), there, strict=True):
+            monkeypatch.setattr(platform, "is_available", classmethod(lambda cls, answer=available: answer))
+        assert select().name == expected
+
+
+def test_an_npu_speaks_through_torch_npu(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[int] = []
+    npu = types.SimpleNamespace(
+        is_available=lambda: True,
+        set_device=chosen.append,
+        device_count=lambda: 8,
+        current_device=lambda: 3,
+        get_device_properties=lambda index: types.SimpleNamespace(total_memory=index * 10),
+        max_memory_allocated=lambda: 7,
+    )
+    module = types.ModuleType("torch_npu")
+    module.npu = npu  # type: ignore[attr-defined]
+    module.__spec__ = types.SimpleNamespace(name="torch_npu")  # type: ignore[assignment]
+    monkeypatch.setitem(sys.modules, "torch_npu", module)
+    assert NpuPlatform.is_available()
+    platform = NpuPlatform()
+    monkeypatch.setattr(torch, "device", lambda kind, index: (kind, index))  # torch alone refuses the name npu
+    assert platform.device(3) == ("npu", 3)
+    assert chosen == [3]
+    assert (platform.device_count(), platform.memory_bytes(), platform.peak_memory_bytes()) == (8, 30, 7)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not CudaPlatform.is_available(), reason="needs a CUDA device")
+def test_cuda() -> None:
+    platform = select("cuda")
+    device = platform.device(0)
+    torch.ones(2**20, device=device)
+    platform.synchronize()
+    assert 0 < platform.peak_memory_bytes() <= platform.memory_bytes()
