@@ -120,8 +120,23 @@ def test_guidance_of_some_channels() -> None:
 
     plain = sample(None, 3)
     assert torch.equal(sample(2.0, 3)[:, 3], plain[:, 3])
+    assert torch.equal(sample(2.0, 2)[:, 2:], plain[:, 2:])
     assert not torch.isclose(sample(2.0, 3)[:, :3], plain[:, :3]).any()
     assert not torch.isclose(sample(2.0, None)[:, 3], plain[:, 3]).any()
+
+
+def test_masked_frames_are_noised_as_at_the_first_timestep() -> None:
+    scheduler, x0, noise, seen = IDDPM(), clip("x0"), clip("noise"), []
+    mask = torch.tensor([[False, True, True], [True, False, True]])
+
+    def denoise(x: torch.Tensor, t_B: torch.Tensor, x_mask: torch.Tensor | None = None) -> torch.Tensor:
+        seen.append(x)
+        return two_halves(x, t_B)
+
+    scheduler.training_loss(denoise, x0, t_B=torch.tensor([600, 900]), noise=noise, x_mask_BT=mask)
+    first = scheduler.add_noise(x0, noise, torch.zeros(2))
+    late = scheduler.add_noise(x0, noise, torch.tensor([600, 900]))
+    assert torch.equal(seen[0], torch.where(mask[:, None, :, None, None], late, first))
 
 
 def test_masks_do_not_go_with_the_bound_alone() -> None:
