@@ -110,14 +110,13 @@ def _origins(file: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     own: dict[str, str] = {}
     for node in ast.parse(file.read_text(encoding="utf-8")).body:
-        targets = (
-            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-        )
-        for target in targets:
+        if not isinstance(node, ast.Assign):
+            continue
+        for target in node.targets:
             for name in [t for t in ast.walk(target) if isinstance(t, ast.Name)]:
                 own[name.id] = f"{file}:{node.lineno}"
                 if name.id == "_base_":
-                    bases = ast.literal_eval(node.value) if node.value is not None else []
+                    bases = ast.literal_eval(node.value)
                     for base in [bases] if isinstance(bases, str) else bases:
                         found |= _origins(file.parent / base)
     return found | own
@@ -136,7 +135,7 @@ def parse_override(text: str) -> tuple[str, Any]:
         return dotted, raw
 
 
-def _set(values: dict[str, Any], dotted: str, value: Any, schema: type[Run], path: str) -> None:
+def _set(values: dict[str, Any], dotted: str, value: Any, schema: type[Any], path: str) -> None:
     *parents, last = dotted.split(".")
     here = values
     for depth, part in enumerate(parents):

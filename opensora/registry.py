@@ -71,7 +71,6 @@ def register_preset(registry: Registry, name: str, cls: type, **preset: Any) -> 
             for parameter in signature.parameters.values()
         ]
     )
-    create.__annotations__ = dict(getattr(cls.__init__, "__annotations__", {}))
     create.__doc__ = f"{cls.__name__} with {preset}."
     create.__wrapped_class__ = cls  # type: ignore[attr-defined]
     registry.register_module(name=name, module=create)

@@ -88,6 +88,12 @@ def build_sampler(plan: SamplePlan, device: torch.device) -> tuple[Sampler, Sett
     return Sampler(model.to(device, dtype), scheduler, codec), settings
 
 
+def _weight_files(plan: SamplePlan) -> list[Path]:
+    """Everything on this disk that decides the pixels: retraining the autoencoder in place redoes the videos."""
+    named = [plan.weights, *(plan.parts[name].get("from_pretrained") for name in PARTS)]
+    return [Path(path) for path in named if path is not None and Path(path).exists()]
+
+
 def _part(name: str, given: Any, recorded: Any, where: str, run: SampleRun) -> dict[str, Any]:
     """The recorded part with what the config changes; a config that names another type replaces it whole."""
     if given is None and recorded is None:

@@ -16,7 +16,7 @@ from opensora.models.codec import Codec
 from opensora.models.weights import load_weights
 from opensora.parallel.activation import checkpoint_activations
 from opensora.parallel.world import World
-from opensora.random import Draw, key_seed
+from opensora.random import key_seed
 from opensora.registry import DATASETS, LR_SCHEDULERS, OPTIMIZERS, PLUGINS, SCHEDULERS, build
 from opensora.schema import TrainRun
 from opensora.training.ema import Ema
@@ -143,9 +143,6 @@ def _autoencoder_task(run: TrainRun, device: torch.device, dataset: Any) -> Auto
     vae = build_autoencoder(config, seed=run.seed)
     if config.get("from_pretrained") is not None:
         vae.load()
-    # spread over the data set, drawn apart from training: the same clips at every save
-    rows = torch.linspace(0, len(dataset) - 1, min(STATISTICS_CLIPS, max(8, len(dataset)))).long().tolist()
-    clips = [dataset.clip(row, Draw(run.seed, -1, place)).video_CTHW for place, row in enumerate(rows)]
     return AutoencoderTask(
         trained=vae.to(device),
         seed=run.seed,
@@ -153,8 +150,14 @@ def _autoencoder_task(run: TrainRun, device: torch.device, dataset: Any) -> Auto
         kl_weight=run.kl_weight,
         device=device,
         vae_config=config,
-        statistics_clips=clips,
+        statistics_clips=lambda: _statistics_clips(run, dataset),
     )
+
+
+def _statistics_clips(run: TrainRun, dataset: Any) -> Iterator[Batch]:
+    """The same clips at every save and on any number of ranks; bad rows are skipped as in training."""
+    seed = key_seed(run.seed, "latent statistics")
+    return iter(build_loader(dataset, seed=seed, batch_size=1, micro_batches=STATISTICS_CLIPS, steps=1))
 
 
 def _diffusion_task(run: TrainRun, device: torch.device, dataset: Any) -> DiffusionTask:

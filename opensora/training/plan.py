@@ -39,7 +39,7 @@ class Plan:
 def plan(run: TrainRun, world: int) -> Plan:
     """Count parameters, tokens, rows and bytes for `world` data ranks; raises ConfigError or DataError as training would."""
     dataset = build(DATASETS, run.dataset)
-    report = dataset.report()
+    report = dataset.inspect() if hasattr(dataset, "inspect") else dataset.report()  # inspect opens every video
     report.require_rows()
     height, width = dataset.image_size
     size = (dataset.num_frames, height, width)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from opensora.types import Batch
 
@@ -19,7 +19,7 @@ class StepLoss:
 
 
 class Task(Protocol):
-    trained: nn.Module  # the module whose weights change; the engine wraps it
+    trained: Any  # the nn.Module whose weights change; the engine wraps it
 
     def step(self, model: Callable[..., Any], batch: Batch) -> StepLoss:
         """`model` is `trained` as the engine runs it."""

@@ -3,12 +3,11 @@
 Source: Rombach et al. 2022, arXiv:2112.10752, section 3.1 and appendix G (KL-regularised first stage).
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from opensora.evaluation.psnr import psnr
 from opensora.random import Draw
@@ -26,7 +25,7 @@ class AutoencoderTask:
     kl_weight: float
     device: torch.device
     vae_config: dict[str, Any]
-    statistics_clips: Sequence[Tensor] = field(default_factory=list)  # [C, T, H, W] each
+    statistics_clips: Callable[[], Iterator[Batch]]  # the same batches at every call
 
     def step(self, model: Callable[..., Any], batch: Batch) -> StepLoss:
         video = batch.video_BCTHW.to(self.device)
@@ -59,6 +58,7 @@ class AutoencoderTask:
     def _latent_statistics(self) -> tuple[list[float], list[float]]:
         """Per-channel shift and scale that give training latents mean 0 and deviation 1: (z - shift) * scale."""
         dtype = next(self.trained.parameters()).dtype
-        means = [self.trained.posterior(c[None].to(self.device, dtype)).mode().float() for c in self.statistics_clips]
-        latents = torch.cat([m.transpose(0, 1).flatten(1) for m in means], dim=1)
+        clips = (batch.video_BCTHW.to(self.device, dtype) for batch in self.statistics_clips())
+        means = [self.trained.posterior(clip).mode().float() for clip in clips]
+        latents = torch.cat([mean.transpose(0, 1).flatten(1) for mean in means], dim=1)
         return latents.mean(1).tolist(), (1 / latents.std(1).clamp_min(1e-6)).tolist()

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from opensora.datasets.decode import read_frames
 from opensora.datasets.video import VideoTextDataset
 from opensora.evaluation.curve import plot_loss
 from opensora.evaluation.retrieval import retrieval_accuracy
@@ -78,11 +79,8 @@ def clips(manifest: Path, num_frames: int, image_size: tuple[int, int], fps: flo
 
 def read_video(path: Path, num_frames: int, image_size: tuple[int, int]) -> Tensor:
     """A generated mp4 back as [3, T, H, W] in [-1, 1]."""
-    from opensora.datasets.decode import Video
-
-    with Video(path) as video:
-        frames = torch.stack(list(video.frames(list(range(num_frames)))))
-    return frames[:, :, : image_size[0], : image_size[1]].transpose(0, 1).float() / 127.5 - 1
+    frames_THWC = torch.from_numpy(read_frames(str(path), range(num_frames)))
+    return frames_THWC[:, : image_size[0], : image_size[1]].permute(3, 0, 1, 2).float() / 127.5 - 1
 
 
 def _last(records: list[dict[str, Any]], key: str) -> Any:

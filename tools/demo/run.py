@@ -76,7 +76,13 @@ def footage(data: Path, manifest: Path) -> None:
     python("tools.datasets.videos", "--demo", str(data / "videos.csv"))
     python("tools.scene_cut.detect", str(data / "videos.csv"), str(data / "scenes.csv"))
     python("tools.scene_cut.cut", str(data / "scenes.csv"), str(data / "shots.csv"), "--folder", str(data / "shots"))
-    python("tools.datasets.caption_table", str(data / "shots.csv"), "configs/demo/captions.csv", str(manifest))
+    python(
+        "tools.datasets.caption_table",
+        str(data / "shots.csv"),
+        str(manifest),
+        "--captions",
+        "configs/demo/captions.csv",
+    )
 
 
 def train(config: str, run_dir: Path, manifest: Path, *overrides: str) -> None:
