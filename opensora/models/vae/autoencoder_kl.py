@@ -23,7 +23,7 @@ class VideoAutoencoderKL(nn.Module):
     """Keys are diffusers' under `module.`.
 
     from_pretrained: a folder of diffusers' layout or one written by `save_weights`, or a hub id; `subfolder` lies in
-    it. config: arguments of diffusers' AutoencoderKL, to build without a folder.
+    it. config: arguments of diffusers' AutoencoderKL, to build without a folder, or without asking the hub.
     micro_batch_size: frames coded at a time, None = all. scaling_factor, or latent_shift and latent_scale (one number
     per latent channel): diffusion sees (z - shift) * scale. The factor written in diffusers' config is not used:
     Open-Sora keeps 0.18215 for every autoencoder.
@@ -56,7 +56,7 @@ class VideoAutoencoderKL(nn.Module):
         if self.own_export:
             folder = self._folder()
             given = fill_from_folder(type(self), given, read_config(folder), str(folder))
-        elif from_pretrained is not None:
+        elif from_pretrained is not None and (config is None or self._folder().exists()):
             stored = {"config": self._released_config(AutoencoderKL)}
             given = fill_from_folder(type(self), given, stored, from_pretrained)
         assert isinstance(given["config"], dict)
