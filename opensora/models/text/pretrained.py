@@ -135,7 +135,7 @@ class PretrainedEncoder(abc.ABC):
 
         tokenizer = AutoTokenizer.from_pretrained(self.from_pretrained, local_files_only=local_files_only)
         model, report = self.read_model(
-            local_files_only=local_files_only, dtype=self.dtype or "auto", output_loading_info=True
+            local_files_only=local_files_only, torch_dtype=self.dtype or "auto", output_loading_info=True
         )
         return tokenizer, model, report
 
