@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from opensora.datasets.manifest import read_manifest
 from opensora.errors import OpenSoraError
 from tools.demo.report import Stages, write_report
 
@@ -49,12 +50,12 @@ def demo(out: Path) -> None:
     with stages.time("footage"):
         footage(data, manifest)
     with stages.time("autoencoder"):
-        train("configs/vae/train/demo.py", out / "autoencoder", manifest)
+        train("configs/vae/train/demo.py", out / "autoencoder", manifest, f"validation_dataset.data_path={manifest}")
     with stages.time("diffusion"):
         train("configs/stdit/train/demo.py", out / "diffusion", manifest, f"vae.from_pretrained={out / 'autoencoder'}")
     with stages.time("sample"):
         torchrun("opensora.cli.sample", "configs/stdit/sample/demo.py", f"load={out / 'diffusion'}",
-                 f"save_dir={out / 'videos'}", f"prompt_path={manifest}")  # fmt: skip
+                 f"save_dir={out / 'videos'}", f"prompt_path={prompts(out, manifest)}")  # fmt: skip
     with stages.time("report"):
         report = write_report(out, manifest, stages)
     print(f"\nautoencoder: {report['psnr']:.1f} dB PSNR on frames held back from its training")
@@ -66,6 +67,13 @@ def demo(out: Path) -> None:
     print(f"videos:   {(out / 'videos').resolve()}/*.mp4")
     print(f"pictures: {(out / 'contact.png').resolve()}\n          {(out / 'loss.png').resolve()}")
     print(f"figures:  {(out / 'report.json').resolve()}")
+
+
+def prompts(out: Path, manifest: Path) -> Path:
+    """The captions as a text file, one per line: the manifest's own columns say how large the shots are, not the samples."""
+    path = out / "prompts.txt"
+    path.write_text("".join(f"{row.text}\n" for row in read_manifest(str(manifest)).rows), encoding="utf-8")
+    return path
 
 
 def footage(data: Path, manifest: Path) -> None:
@@ -86,8 +94,7 @@ def footage(data: Path, manifest: Path) -> None:
 
 
 def train(config: str, run_dir: Path, manifest: Path, *overrides: str) -> None:
-    torchrun("opensora.cli.train", config, f"run_dir={run_dir}", f"dataset.data_path={manifest}",
-             f"validation_dataset.data_path={manifest}", *overrides)  # fmt: skip
+    torchrun("opensora.cli.train", config, f"run_dir={run_dir}", f"dataset.data_path={manifest}", *overrides)
 
 
 def python(module: str, *arguments: str) -> None:
