@@ -119,6 +119,18 @@ def cases(match: str | Callable[[Golden], bool], what: str = "") -> list[Any]:
     return found or _absent(what or str(match))
 
 
+def released_keys(name: str) -> dict[str, list[int]]:
+    """Key -> shape of released full-size weights, from keys/<name>.json; skips the test when that is absent."""
+    file = golden_folder() / "keys" / f"{name}.json"
+    if not file.is_file():
+        pytest.skip(f"no {file} (set OPENSORA_GOLDEN)")
+    listed = json.loads(file.read_text(encoding="utf-8"))
+    for section in ("keys", "state_dict"):
+        if section in listed:
+            return listed[section]
+    return listed
+
+
 def assert_parity(actual: Tensor, expected: Tensor, tolerance: float = 1e-5, what: str = "output") -> None:
     """max|actual - expected| <= tolerance * max(1, max|expected|), same shape, NaN only where expected has NaN."""
     assert actual.shape == expected.shape, f"{what}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"

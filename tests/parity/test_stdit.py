@@ -10,7 +10,8 @@ import torch
 from opensora.models.layers.embed import CaptionEmbedder, spatial_table, temporal_table, timestep_features
 from opensora.models.shapes import ShapeError
 from opensora.models.stdit.stdit import STDiT
-from tests.parity.golden import Case, Golden, assert_parity, cases, directories
+from opensora.registry import MODELS, build
+from tests.parity.golden import Case, Golden, assert_parity, cases, directories, released_keys
 
 # Switches of the original that choose a faster kernel or a dtype; they do not change float32 numbers.
 KERNEL_SWITCHES = {"dtype", "enable_flashattn", "enable_flash_attn", "enable_layernorm_kernel", "freeze"}
@@ -20,7 +21,7 @@ def is_stdit(golden: Golden) -> bool:
     return golden.config.get("cls") == "STDiT" and golden.has("state")
 
 
-def build(golden: Golden) -> STDiT:
+def recorded_model(golden: Golden) -> STDiT:
     kwargs: dict[str, Any] = {k: v for k, v in golden.config["kwargs"].items() if k not in KERNEL_SWITCHES}
     model = STDiT(**kwargs)
     model.load_state_dict(golden.state(), strict=True)
@@ -29,7 +30,7 @@ def build(golden: Golden) -> STDiT:
 
 @pytest.mark.parametrize("golden", directories(is_stdit, "STDiT"))
 def test_keys_and_shapes(golden: Golden) -> None:
-    model = build(golden)
+    model = recorded_model(golden)
     assert {k: list(v.shape) for k, v in model.state_dict().items()} == golden.config["state_shapes"]
 
 
@@ -45,7 +46,7 @@ def test_position_tables_are_the_stored_ones(golden: Golden) -> None:
 def test_forward(recorded: tuple[Golden, str]) -> None:
     golden, name = recorded
     case: Case = golden.case(name)
-    model = build(golden)
+    model = recorded_model(golden)
     seen: dict[str, torch.Tensor] = {}
     for path in case.inner:
         model.get_submodule(path).register_forward_hook(lambda _m, _i, out, path=path: seen.update({path: out}))
@@ -59,7 +60,7 @@ def test_forward(recorded: tuple[Golden, str]) -> None:
 
 @pytest.mark.parametrize("golden", directories(is_stdit, "STDiT"))
 def test_other_sizes_are_refused(golden: Golden) -> None:
-    model = build(golden)
+    model = recorded_model(golden)
     x = golden.case(golden.case_names()[0]).inputs["x"]
     with pytest.raises(ShapeError, match="this model was built for"):
         model(torch.cat([x, x], dim=-1), torch.zeros(len(x)), model.null_text(len(x)))
@@ -100,3 +101,18 @@ def test_caption_embedder(golden: Golden) -> None:
     caption = recorded["in.caption"]
     assert_parity(embedder(caption), recorded["out.plain"])
     assert_parity(embedder(caption, recorded["in.force_drop_ids"] == 1), recorded["out.dropped"])
+
+
+RELEASED = {
+    "os1_0_STDiT-XL-2_16x256x256": (16, 32, 32),
+    "os1_0_STDiT-XL-2_16x512x512": (16, 64, 64),
+    "os1_0_STDiT-XL-2_64x512x512": (64, 64, 64),
+}
+
+
+@pytest.mark.parametrize("released", RELEASED)
+def test_released_keys(released: str) -> None:
+    """Every key and shape of the released full-size weights."""
+    with torch.device("meta"):
+        model = build(MODELS, {"type": "STDiT-XL/2", "input_size": RELEASED[released]})
+    assert {k: list(v.shape) for k, v in model.state_dict().items()} == released_keys(released)

@@ -10,7 +10,7 @@ from opensora.models.vae import causal_blocks, causal_time
 from opensora.models.vae.autoencoder_kl import VideoAutoencoderKL
 from opensora.models.vae.causal_vae import CausalVAEModel
 from opensora.models.vae.gaussian import Gaussian
-from tests.parity.golden import Golden, assert_parity, directories
+from tests.parity.golden import Golden, assert_parity, directories, released_keys
 
 # Keys of a released config that say how it was trained, not what it is made of.
 TRAINING_KEYS = {"loss_type", "loss_params", "lr", "in_channels", "out_channels"}
@@ -130,3 +130,25 @@ def test_frame_autoencoder(golden: Golden) -> None:
     z = model.encode(recorded["in.x"])
     assert_parity(z, recorded["out.z"], what="latents")
     assert_parity(model.decode(recorded["out.z"]), recorded["out.rec"], what="reconstruction")
+
+
+def test_released_causal_keys() -> None:
+    """The defaults are the released 1.1.0 layout."""
+    with torch.device("meta"):
+        model = CausalVAEModel()
+    assert {k: list(v.shape) for k, v in model.state_dict().items()} == released_keys("causalvae_v1.1.0")
+
+
+def test_released_frame_keys() -> None:
+    """The Stable Diffusion autoencoder, whose keys lie under `module.`."""
+    widths = [128, 256, 512, 512]
+    config = {
+        "block_out_channels": widths,
+        "layers_per_block": 2,
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+    }
+    with torch.device("meta"):
+        model = VideoAutoencoderKL(config=config)
+    expected = {f"module.{key}": shape for key, shape in released_keys("os1_2_AutoencoderKL_spatial").items()}
+    assert {k: list(v.shape) for k, v in model.state_dict().items()} == expected

@@ -55,7 +55,8 @@ class _Mixed(nn.Module):
         self.mix_factor = nn.Parameter(torch.tensor([mix_factor]))
 
     def mix(self, fixed: Tensor, learned: Tensor) -> Tensor:
-        return torch.lerp(learned, fixed, self.mix_factor.sigmoid())
+        share = self.mix_factor.sigmoid()
+        return share * fixed + (1 - share) * learned  # lerp would refuse branches of two dtypes under autocast
 
 
 class TimeDownsampleRes2x(_Mixed):

@@ -1,0 +1,87 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from opensora.errors import ConfigError, WeightsError
+from opensora.models.shapes import ShapeError
+from opensora.models.vae.autoencoder_kl import VideoAutoencoderKL
+from opensora.models.weights import save_weights
+
+CONFIG: dict[str, Any] = {
+    "block_out_channels": [4, 8],
+    "down_block_types": ["DownEncoderBlock2D"] * 2,
+    "up_block_types": ["UpDecoderBlock2D"] * 2,
+    "norm_num_groups": 2,
+}
+
+
+def make(**changes: Any) -> VideoAutoencoderKL:
+    torch.manual_seed(0)
+    return VideoAutoencoderKL(config=CONFIG, **changes).eval()
+
+
+def video() -> torch.Tensor:
+    torch.manual_seed(1)
+    return torch.rand(2, 3, 3, 8, 12) * 2 - 1
+
+
+@torch.no_grad()
+def test_frames_are_coded_one_by_one_in_any_grouping() -> None:
+    whole, x = make(), video()
+    z = whole.encode(x)
+    assert z.shape == (2, 4, 3, 4, 6)
+    for size in (1, 4):
+        parts = make(micro_batch_size=size)
+        torch.testing.assert_close(parts.encode(x), z)
+        torch.testing.assert_close(parts.decode(z), whole.decode(z))
+    torch.testing.assert_close(whole.encode(x[:, :, 1:2]), z[:, :, 1:2])
+
+
+@torch.no_grad()
+def test_the_factor_of_the_diffusers_config_is_not_used() -> None:
+    """Open-Sora keeps 0.18215 with the SDXL autoencoder, whose own factor is 0.13025."""
+    torch.manual_seed(0)
+    model = VideoAutoencoderKL(config={**CONFIG, "scaling_factor": 0.13025}).eval()
+    assert torch.equal(model.encode(video()), model.posterior(video()).mode() * 0.18215)
+
+
+@torch.no_grad()
+def test_a_diffusers_folder(tmp_path: Path) -> None:
+    model = make()
+    model.module.save_pretrained(tmp_path / "vae")
+    torch.manual_seed(7)
+    built = VideoAutoencoderKL(from_pretrained=str(tmp_path), subfolder="vae")
+    assert not torch.equal(built.last_layer, model.last_layer)
+    assert torch.equal(built.load().eval().encode(video()), model.encode(video()))
+
+
+@torch.no_grad()
+def test_an_exported_folder(tmp_path: Path) -> None:
+    model = make(latent_shift=[0.1] * 4, latent_scale=[2.0] * 4)
+    save_weights(tmp_path, model.state_dict(), model.config)
+    with torch.device("meta"):
+        built = VideoAutoencoderKL(from_pretrained=str(tmp_path))
+    assert torch.equal(built.load().eval().encode(video()), model.encode(video()))
+
+
+def test_nothing_to_build_from(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="neither from_pretrained nor config"):
+        VideoAutoencoderKL()
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(WeightsError, match="not JSON"):
+        VideoAutoencoderKL(from_pretrained=str(tmp_path))
+
+
+def test_a_folder_without_weights(tmp_path: Path) -> None:
+    make().module.save_config(tmp_path)
+    with pytest.raises(WeightsError, match="cannot be read"):
+        VideoAutoencoderKL(from_pretrained=str(tmp_path)).load()
+
+
+def test_wrong_shapes() -> None:
+    with pytest.raises(ShapeError, match="1 channels; 3 are needed"):
+        make().encode(torch.zeros(1, 1, 1, 8, 8))
+    with pytest.raises(ShapeError, match="4 frames asked of 3"):
+        make().decode(torch.zeros(1, 4, 3, 4, 4), num_frames=4)
