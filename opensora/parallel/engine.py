@@ -72,7 +72,7 @@ class Engine(ABC):
         self.trainable = {name: each for name, each in module.named_parameters() if each.requires_grad}
         # what the optimizer never touches; float32 copies, because a plugin may run the model in bfloat16
         self._fixed = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self._live_fixed()}
-        self._mesh: DeviceMesh | None = None
+        self._meshes: dict[str, DeviceMesh] = {}
 
     @abstractmethod
     def backward(self, loss: Tensor, last: bool) -> None:
@@ -116,7 +116,7 @@ class Engine(ABC):
         return {
             f"{prefix}/{name}": DTensor.from_local(
                 piece,
-                self._device_mesh(),
+                self._mesh(piece.device.type),
                 [Shard(0)],
                 run_check=False,
                 shape=torch.Size([self.trainable[name].numel()]),
@@ -210,10 +210,11 @@ class Engine(ABC):
             for each in group["params"]:
                 each.grad = held[id(each)]
 
-    def _device_mesh(self) -> DeviceMesh:
-        if self._mesh is None:
-            self._mesh = init_device_mesh(self.world.device.type, (self.world.size,))
-        return self._mesh
+    def _mesh(self, device_type: str) -> DeviceMesh:
+        """Pieces may lie elsewhere than the model (offloaded to the host), and a DTensor must not move them."""
+        if device_type not in self._meshes:
+            self._meshes[device_type] = init_device_mesh(device_type, (self.world.size,))
+        return self._meshes[device_type]
 
 
 def place(model: nn.Module, device: torch.device) -> None:
