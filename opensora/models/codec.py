@@ -57,7 +57,7 @@ class Codec:
     @torch.no_grad()
     def decode_video(self, z_BCTHW: Tensor, num_frames: int | None = None) -> Tensor:
         """Videos [B, 3, T, H, W], float32, about in [-1, 1]; num_frames: how many there were before encoding."""
-        return self.vae.decode(z_BCTHW.to(self.device, self.dtype), num_frames).float()
+        return self.vae.decode(z_BCTHW.to(self.device), num_frames).float()  # scaled back in float32, then cast
 
     def encode_text(self, captions: Sequence[str]) -> Condition:
         """Token states [B, 1, L, C] and mask [B, L] on the device.

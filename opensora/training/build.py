@@ -149,7 +149,6 @@ def _autoencoder_task(run: TrainRun, device: torch.device, dataset: Any) -> Auto
         reconstruction=run.reconstruction_loss,
         kl_weight=run.kl_weight,
         device=device,
-        vae_config=config,
         statistics_clips=lambda: _statistics_clips(run, dataset),
     )
 

@@ -24,7 +24,6 @@ class AutoencoderTask:
     reconstruction: Literal["l1", "l2"]
     kl_weight: float
     device: torch.device
-    vae_config: dict[str, Any]
     statistics_clips: Callable[[], Iterator[Batch]]  # the same batches at every call
 
     def step(self, model: Callable[..., Any], batch: Batch) -> StepLoss:
@@ -51,8 +50,7 @@ class AutoencoderTask:
     def config(self) -> dict[str, Any]:
         """The autoencoder's config with the latent statistics measured by the weights as they are now."""
         shift, scale = self._latent_statistics()
-        config = {key: value for key, value in self.vae_config.items() if key != "from_pretrained"}
-        return {**config, "latent_shift": shift, "latent_scale": scale}
+        return {**self.trained.config, "latent_shift": shift, "latent_scale": scale}
 
     @torch.no_grad()
     def _latent_statistics(self) -> tuple[list[float], list[float]]:
