@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import inspect
 import json
+import os
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -118,7 +119,7 @@ def _origins(file: Path) -> dict[str, str]:
                 if name.id == "_base_":
                     bases = ast.literal_eval(node.value)
                     for base in [bases] if isinstance(bases, str) else bases:
-                        found |= _origins(file.parent / base)
+                        found |= _origins(Path(os.path.normpath(file.parent / base)))
     return found | own
 
 

@@ -22,7 +22,7 @@ def check_command(config: str, overrides: Sequence[str]) -> int:
     world = 1
     for override in [o for o in overrides if o.startswith("world=")]:
         _, value = parse_override(override)
-        if not isinstance(value, int) or value < 1:
+        if type(value) is not int or value < 1:
             raise ConfigError(f"command line: key 'world': found {value!r}; allowed: a whole number from 1")
         world = value
     loaded = load(config, [o for o in overrides if not o.startswith("world=")], TrainRun)
@@ -60,6 +60,6 @@ def check_command(config: str, overrides: Sequence[str]) -> int:
     memory = Table("memory per rank (estimate)", "MiB")
     for name, value in found.memory.items():
         memory.add_row(name, f"{value / 2**20:,.1f}")
-    memory.add_row("total, without the framework itself", f"{found.memory_total / 2**20:,.1f}")
+    memory.add_row("total, without text encoder and framework", f"{found.memory_total / 2**20:,.1f}")
     console.print(memory)
     return 0

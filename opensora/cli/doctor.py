@@ -84,6 +84,6 @@ def missing(feature: Feature) -> str | None:
         if feature.imported:
             try:
                 importlib.import_module(name)
-            except ImportError as error:  # for example cv2 without libGL on a bare server
+            except Exception as error:  # cv2 without libGL on a bare server, a package built for another torch, ...
                 return f"installed, but: {' '.join(str(error).split())[:80]}"
     return None

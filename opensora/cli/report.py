@@ -1,16 +1,24 @@
 """Errors as sentences, exit codes that are true."""
 
+import signal
+import logging
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from opensora.errors import OpenSoraError
+
+WAIT_SECONDS = 20  # for the launcher to end this rank because the main rank has left
 
 
 def run_main(command: Callable[[], int]) -> int:
     """Run `command`; an error the user can act on is one line on stderr, anything else keeps its traceback."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of optional kernels nobody here uses
     try:
         return command()
+    except _SaidByMain as said:
+        return said.exit_code
     except OpenSoraError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return error.exit_code
@@ -20,3 +28,31 @@ def run_main(command: Callable[[], int]) -> int:
     except Exception:
         traceback.print_exc()
         return 1
+
+
+@contextmanager
+def alike_on_all_ranks() -> Iterator[None]:
+    """For what comes before the ranks have met: every rank makes the same mistake, the main rank alone reports it."""
+    try:
+        yield
+    except OpenSoraError as error:
+        if _is_main():
+            raise
+        # A launcher ends all ranks when the first one leaves: let that be the main rank, once it has said why.
+        signal.sigtimedwait({signal.SIGTERM}, WAIT_SECONDS)
+        raise _SaidByMain(error.exit_code) from error
+
+
+class _SaidByMain(Exception):
+    def __init__(self, exit_code: int):
+        super().__init__()
+        self.exit_code = exit_code
+
+
+def _is_main() -> bool:
+    from opensora.parallel.world import rank_from_environment
+
+    try:
+        return rank_from_environment()[0] == 0
+    except OpenSoraError:
+        return True  # the mistake may be in the environment itself

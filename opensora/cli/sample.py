@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from opensora.cli.report import run_main
+from opensora.cli.report import alike_on_all_ranks, run_main
 from opensora.config import load
 from opensora.schema import SampleRun
 
@@ -57,7 +57,8 @@ def sample_command(config: str, overrides: Sequence[str], prompts: Sequence[str]
     """Check, build, sample; returns the exit code."""
     if prompts:
         overrides = [*overrides, f"prompt={list(prompts)!r}"]
-    loaded = load(config, overrides, SampleRun)
+    with alike_on_all_ranks():
+        loaded = load(config, overrides, SampleRun)
 
     # heavy, and not needed to answer a typo
     from opensora import log
@@ -66,9 +67,10 @@ def sample_command(config: str, overrides: Sequence[str], prompts: Sequence[str]
     from opensora.sampling.build import build_sampler, plan_sampling
     from opensora.sampling.run import sample
 
-    rank, _ = worlds.rank_from_environment()
-    log.setup(rank)
-    plan = plan_sampling(loaded.run, config)
+    with alike_on_all_ranks():
+        rank, _ = worlds.rank_from_environment()
+        log.setup(rank)
+        plan = plan_sampling(loaded.run, config)
     world = worlds.start(select(), timeout_seconds=3600)
     sampler, settings = build_sampler(plan, world.device)
     sample(plan.requests, sampler, world, loaded.run.save_dir, settings)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from opensora.cli.report import run_main
+from opensora.cli.report import alike_on_all_ranks, run_main
 from opensora.config import load
 from opensora.schema import TrainRun
 
@@ -24,8 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train_command(config: str, overrides: Sequence[str]) -> int:
     """Check, build, train; returns the exit code."""
-    loaded = load(config, overrides, TrainRun)
-    run = loaded.run
+    with alike_on_all_ranks():
+        run = load(config, overrides, TrainRun).run
 
     # heavy, and not needed to answer a typo
     from opensora import log
@@ -34,8 +34,9 @@ def train_command(config: str, overrides: Sequence[str]) -> int:
     from opensora.training.build import build_training, check_world
     from opensora.training.loop import train
 
-    rank, size = worlds.rank_from_environment()
-    check_world(run, size, config)
+    with alike_on_all_ranks():
+        rank, size = worlds.rank_from_environment()
+        check_world(run, size, config)
     log.setup(rank)
     world = worlds.start(select(), run.timeout_seconds)
     log.logger().info("%d rank(s), plugin %s, %s, device %s", size, run.plugin, run.dtype, world.device)

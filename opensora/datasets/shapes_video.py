@@ -163,12 +163,12 @@ class MovingShapes:
         return self.combinations[row % len(self.combinations)]
 
     def clip(self, row: int, draw: Draw) -> Clip:
-        """One clip in [-1, 1] that stays inside the picture and covers 0.25 to 0.36 of the shorter side."""
+        """One clip in [-1, 1] that stays inside the picture and covers 0.2 to 0.28 of the shorter side."""
         what = self.attributes(row)
         height, width = self.image_size
         short = min(height, width)
-        radius = short * _uniform(draw.rng("size"), 0.145, 0.18)
-        way = short * _uniform(draw.rng("speed"), 0.25, 0.36)
+        radius = short * _uniform(draw.rng("size"), 0.18, 0.22)
+        way = short * _uniform(draw.rng("speed"), 0.2, 0.28)
         step_x, step_y = DIRECTIONS[what.direction]
         start = draw.rng("start")
         edge = radius * _REACH + 0.5  # the antialiased rim

@@ -148,6 +148,7 @@ def save_weights(folder: str | Path, state: Mapping[str, Tensor], config: Mappin
         folder.mkdir(parents=True, exist_ok=True)
         beside[0].write_text(text, encoding="utf-8")
         save_file(tensors, beside[1], metadata={"format": "pt"})
+        beside[1].chmod(beside[0].stat().st_mode)  # safetensors makes files that only their owner can read
         for part, name in zip(beside, (CONFIG_FILE, WEIGHTS_FILE), strict=True):
             with part.open("rb") as written:
                 os.fsync(written.fileno())

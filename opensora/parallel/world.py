@@ -3,7 +3,10 @@
 `start` is called once per process; `current` is where it is afterwards.
 """
 
+import ctypes
 import os
+import signal
+import sys
 import warnings
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,6 +19,7 @@ from opensora.platforms import Platform
 from opensora.platforms.cpu import cores
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _REMEDY = "start with `torchrun --nproc_per_node N ...`, or unset all of them to run one process"
 
 
@@ -57,11 +61,22 @@ def start(platform: Platform, timeout_seconds: float) -> World:
         )
     if local_size > 1 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, cores() // local_size))  # else every rank takes every core
+    _end_with_torchrun()
     if size > 1 or "RANK" in os.environ:
         store, rank, size = next(dist.rendezvous("env://", rank, size, timeout=timedelta(seconds=timeout_seconds)))
     else:
         store = dist.HashStore()  # in memory: no port that another run could hold
     return join(store, rank, size, local_rank, platform, timeout_seconds)
+
+
+def _end_with_torchrun() -> None:
+    """Have Linux kill this rank when torchrun is killed.
+
+    torchrun gives each rank a session of its own, so `kill -9` of it or of its process group leaves the ranks running,
+    and they would go on writing where the next start resumes.
+    """
+    if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def join(store: dist.Store, rank: int, size: int, local_rank: int, platform: Platform, timeout_seconds: float) -> World:

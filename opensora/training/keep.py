@@ -3,14 +3,19 @@
 RUN_DIR/config.json  checkpoints/  metrics.jsonl  tensorboard/
 """
 
+import errno
+import fcntl
 import json
+import os
+import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from opensora.config import as_dict
 from opensora.errors import CheckpointError, WeightsError
 from opensora.log import logger
+from opensora.parallel.collectives import broadcast_object
 from opensora.parallel.engine import Engine
 from opensora.parallel.world import World
 from opensora.schema import TrainRun
@@ -40,7 +45,20 @@ class RunFolder:
         self.path = Path(run.run_dir)
         self.run = run
         self.world = world
+        self._claim()
         checkpoint.prepare(self.path)
+
+    def _claim(self) -> None:
+        """One run at a time: a second one would delete what the first is saving. Raises CheckpointError on all ranks."""
+        holder = None
+        if self.world.is_main:
+            self._lock, holder = lock(self.path)  # held while this object lives
+        holder = broadcast_object(holder)
+        if holder is not None:
+            raise CheckpointError(
+                f"{self.path}: in use by another training run ({holder}); allowed: one at a time; wait until it ends, "
+                "stop it, or choose another run_dir"
+            )
 
     def attach(self, engine: Engine, ema: Ema | None, task: Task) -> None:
         self.engine = engine
@@ -101,6 +119,26 @@ class RunFolder:
         for key in changed:
             logger().warning("%s: '%s' was %s and is now %s; the run goes on with the new value", self.path, key,
                              before[key], now[key])  # fmt: skip
+
+
+def lock(folder: Path) -> tuple[IO[str] | None, str | None]:
+    """(open file that holds the folder's lock, None), or (None, who holds it). The system frees it with the process."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("a+", encoding="utf-8")
+    except OSError:
+        return None, None  # cannot be written: `checkpoint.prepare` tells it with the remedy
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            return file, None  # a file system without locks
+        file.seek(0)
+        return None, file.read().strip() or "unknown process"
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file, None
 
 
 def resolve_part(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def test_object_is_never_cut_by_the_border() -> None:
         what, video = data.attributes(row), data.clip(row, Draw(0, 0, row)).video_CTHW
         area_T = ((video + 1) / 2).sum(dim=(0, 2, 3)) / sum(COLOURS[what.colour])
         assert area_T.max() / area_T.min() < 1.03
-        assert area_T.min() > torch.pi * (0.14 * 32) ** 2
+        assert area_T.min() > torch.pi * (0.17 * 32) ** 2
 
 
 def test_every_shape_has_the_same_area() -> None:
