@@ -1,0 +1,31 @@
+"""Commands called inside the test process leave nothing behind: no process group, no signal handlers, no log handlers."""
+
+import logging
+import signal
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from opensora.cli.main import main
+from opensora.parallel import world
+
+Opensora = Callable[..., int]
+
+
+@pytest.fixture
+def opensora() -> Iterator[Opensora]:
+    """`opensora("check", "config.py", ...)` as the console script would; returns the exit code."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    log = logging.getLogger("opensora")
+    before = (log.handlers[:], log.propagate, log.level)
+
+    def call(*arguments: str) -> int:
+        try:
+            return main(arguments)
+        finally:
+            world.stop()
+
+    yield call
+    log.handlers[:], log.propagate, log.level = before[0], before[1], before[2]
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

@@ -1,0 +1,77 @@
+"""Every command of the README and the docs is run, in order, as it is printed."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.samples import write_video
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAMS = ("opensora", "torchrun", "python", "printf", "pip", "make")
+# Run by `make demo` or by CI itself, or they would install into the environment that runs this test.
+ELSEWHERE = ("make demo", "make test", "make lint", "pip install", "python -m venv")
+SHORTER = {"steps=300": "steps=1 scheduler.num_sampling_steps=2"}  # the README's run takes minutes
+PLACEHOLDERS = {"FOLDER": "footage", "CONFIG": "configs/stdit/train/debug.py"}
+
+
+def commands(document: Path) -> Iterator[str]:
+    """Indented or fenced lines that start with one of PROGRAMS; a trailing backslash joins lines."""
+    text = document.read_text(encoding="utf-8").replace("\\\n", " ")
+    for line in text.splitlines():
+        if line.startswith("    "):
+            command = line.strip().split("   #")[0].strip()
+            if command.split(" ")[0] in PROGRAMS:
+                yield command
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that looks like the checkout, where commands may write."""
+    folder = tmp_path_factory.mktemp("docs")
+    for name in ("configs", "assets", "tools"):
+        (folder / name).symlink_to(ROOT / name)
+    (folder / "footage").mkdir()
+    for number in range(2):
+        write_video(folder / f"clip{number + 1}.mp4", 24)
+        shutil.copy(folder / f"clip{number + 1}.mp4", folder / "footage")
+    (folder / "captions.csv").write_text("video,shot,text\nclip1.mp4,0,stripes\nclip2.mp4,0,more stripes\n")
+    (folder / "prompts.txt").write_text("a red circle moves left\n")
+    return folder
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/training.md", "docs/sampling.md"])
+def test_commands_run_as_printed(workplace: Path, document: str) -> None:
+    found = [command for command in commands(ROOT / document) if not command.startswith(ELSEWHERE)]
+    assert len(found) >= 2
+    scripts = str(Path(sys.executable).parent)
+    environment = {**os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    for printed in found:
+        command = printed
+        for word, meant in {**PLACEHOLDERS, **SHORTER}.items():
+            command = re.sub(rf"(?<!\S){re.escape(word)}(?!\S)", meant, command)
+        redirect = command.partition(" > ")
+        words = shlex.split(redirect[0])
+        done = subprocess.run(words, cwd=workplace, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{document}: {printed}\n{done.stdout}\n{done.stderr}"
+        if redirect[2]:
+            (workplace / redirect[2].strip()).write_text(done.stdout)
+    if document == "docs/training.md":
+        assert (workplace / "train.csv").read_text().count("stripes") == 2
+    if document == "docs/sampling.md":
+        videos = list((workplace / "outputs/debug/samples").glob("*.mp4"))
+        assert {"a-red-circle", "a-blue-square"} <= {re.sub(r"^\d+-(a-\w+-\w+)-.*", r"\1", v.name) for v in videos}
+
+
+def test_config_commands_name_themselves() -> None:
+    """The `Run:` line at the head of each config starts the very file it stands in."""
+    configs = [path for path in (ROOT / "configs").rglob("*.py") if "_base_" not in path.parts]
+    for path in configs:
+        text = path.read_text(encoding="utf-8").split('"""')[1]
+        assert "make demo" in text or str(path.relative_to(ROOT)) in text, path
