@@ -93,8 +93,8 @@ def _read(path: str) -> tuple[dict[str, Any], dict[str, str]]:
     if file.suffix not in (".py", ".json"):
         raise ConfigError(f"{path}: found a {file.suffix or 'nameless'} file; allowed: .py or .json")
     try:
+        origins = _origins(file)  # first: its syntax errors name the line, mmengine's a copy of the file
         values = Config.fromfile(str(file), lazy_import=False)._cfg_dict.to_dict()
-        origins = _origins(file)
     except ConfigError:
         raise
     except Exception as error:  # the file is the user's program: whatever it raises is about the file

@@ -1,0 +1,211 @@
+"""Bad videos, disks, folders, weights and learning rates, met by the training command."""
+
+import errno
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from opensora.config import load
+from opensora.parallel import world
+from opensora.schema import TrainRun
+from opensora.training import checkpoint
+from opensora.training.build import build_training
+from opensora.training.loop import train
+from opensora.training.metrics import read
+from tests.dist import run_ranks
+from tests.e2e.processes import ROOT, TRAIN
+from tests.samples import write_audio, write_video
+
+CONFIG = str(ROOT / TRAIN)
+QUICK = ("plugin=ddp", "ema_decay=none")
+GOOD, BAD = 6, 6
+
+
+@pytest.fixture(scope="module")
+def footage(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A config on a manifest with good and bad rows in turn: lines 2, 4, ... are good and 3, 5, ... are bad."""
+    folder = tmp_path_factory.mktemp("footage")
+    (folder / "zero.mp4").write_bytes(b"")
+    whole = Path(write_video(folder / "whole.mp4", 20)).read_bytes()
+    (folder / "truncated.mp4").write_bytes(whole[: len(whole) // 3])
+    write_audio(folder / "audio.mp4")
+    (folder / "text.mp4").write_text("this is no video\n" * 50)
+    write_video(folder / "one_frame.mp4", 1)
+    bad = ["zero.mp4", "truncated.mp4", "audio.mp4", "text.mp4", "one_frame.mp4", "missing.mp4"]
+    assert len(bad) == BAD
+    lines = ["path,text"]
+    for number in range(GOOD):
+        write_video(folder / f"good{number}.mp4", 8 + number, tint=(10 * number, 0, 0))
+        lines += [f"good{number}.mp4,clip number {number}", f"{bad[number]},bad clip"]
+    (folder / "train.csv").write_text("\n".join(lines) + "\n")
+    dataset = f"dict(_delete_=True, type='VideoTextDataset', data_path={str(folder / 'train.csv')!r}, "
+    dataset += "num_frames=5, image_size=(16, 16))"
+    (folder / "config.py").write_text(f"_base_ = [{CONFIG!r}]\ndataset = {dataset}\n")
+    return str(folder / "config.py")
+
+
+def losses(run_dir: Path) -> list[float]:
+    return [record["loss"] for record in read(run_dir / "metrics.jsonl")]
+
+
+def saved(run_dir: Path) -> dict[int, dict]:
+    """Manifests of the checkpoints, by step."""
+    files = sorted((run_dir / "checkpoints").glob("step-*/manifest.json"))
+    return {json.loads(file.read_text())["step"]: json.loads(file.read_text()) for file in files}
+
+
+def error_line(text: str) -> str:
+    found = [line for line in text.splitlines() if line.startswith("error: ")]
+    assert len(found) == 1, text
+    assert "Traceback" not in text
+    return found[0]
+
+
+def train_here(config: str, overrides: list[str]) -> None:
+    """On a rank of the pool."""
+    training = build_training(load(config, overrides, TrainRun).run, world.current(), config)
+    assert train(training)
+    training.metrics.close()
+
+
+def test_bad_rows_are_skipped_counted_and_named_alike_on_one_and_two_ranks(
+    footage: str, tmp_path: Path, opensora, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [*QUICK, "steps=4", f"max_bad_rows={BAD}"]
+    assert opensora("train", footage, f"run_dir={tmp_path / 'one'}", *options) == 0
+    said = capsys.readouterr().err
+    assert "12 rows in, 12 kept" in said
+    for line in range(3, 14, 2):
+        assert len(re.findall(rf"WARNING skipped \S*/train\.csv:{line}: ", said)) == 1, said
+    assert not re.search(r"skipped \S*/train\.csv:(2|4|6|8|10|12): ", said)
+    assert f"{BAD} manifest rows could not be used so far (max_bad_rows={BAD})" in said
+
+    run_ranks(train_here, 2, footage, [f"run_dir={str(tmp_path / 'two')!r}", *options])
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    one, two = (saved(tmp_path / name)[4]["meta"]["bad_rows"] for name in ("one", "two"))
+    assert sorted(one) == sorted(two)
+    assert len(one) == BAD
+
+
+def test_above_max_bad_rows_the_run_stops_and_a_resumed_run_remembers_the_count(
+    footage: str, tmp_path: Path, opensora, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [f"run_dir={tmp_path}", *QUICK, "save_every=1"]
+    assert opensora("train", footage, *options, "steps=1") == 0
+    first = saved(tmp_path)[1]["meta"]["bad_rows"]
+    assert 1 <= len(first) < BAD
+    capsys.readouterr()
+    assert opensora("train", footage, *options, "steps=4", f"max_bad_rows={BAD - 1}") == 1
+    said = capsys.readouterr().err
+    line = error_line(said)
+    assert f"{BAD} rows could not be used, the last: " in line
+    assert re.search(r"/train\.csv:\d+: ", line)
+    assert f"allowed: max_bad_rows={BAD - 1}; mend the manifest or raise max_bad_rows; checkpoint: {tmp_path}" in line
+    # what this process met alone would have been allowed
+    assert len(re.findall("WARNING skipped", said)) < BAD
+
+
+def test_every_row_bad(footage: str, tmp_path: Path, opensora, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "train.csv").write_text("path,text\nnone.mp4,nothing\nno.mp4,nothing\n")
+    options = [f"dataset.data_path={tmp_path / 'train.csv'}", f"run_dir={tmp_path / 'run'}"]
+    assert opensora("train", footage, *options, *QUICK) == 1
+    assert f"{tmp_path / 'train.csv'}: all 2 rows are bad, one is: " in error_line(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("video,text\na.mp4,b\n", "no column 'path'; found columns 'video', 'text'; needed: 'path', 'text'"),
+        ("path,text\n", "no usable row out of 0"),
+        ("path,text\na.mp4,\n", "no usable row out of 1 (empty caption: 1, first "),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "check"])
+def test_manifests_of_no_use(
+    footage: str, tmp_path: Path, opensora, capsys: pytest.CaptureFixture[str], command: str, content: str, expected: str
+) -> None:
+    """An empty plan is an error, for the dry run as for the run."""
+    (tmp_path / "train.csv").write_text(content)
+    options = [f"dataset.data_path={tmp_path / 'train.csv'}", f"run_dir={tmp_path / 'run'}"]
+    assert opensora(command, footage, *options) == 1
+    line = error_line(capsys.readouterr().err)
+    assert str(tmp_path / "train.csv") in line
+    assert expected in line
+
+
+def test_run_dir_that_cannot_be_written(tmp_path: Path, opensora, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("mine")
+    for run_dir in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert opensora("train", CONFIG, f"run_dir={run_dir}") == 1
+        said = capsys.readouterr().err
+        assert f"{run_dir}/checkpoints: cannot be written" in error_line(said)
+        assert "choose another run_dir" in said
+        assert "rows in" not in said  # found before anything was built
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_full_disk_while_saving_loses_nothing_and_the_same_command_goes_on(
+    tmp_path: Path, opensora, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = [*QUICK, "steps=4"]
+    assert opensora("train", CONFIG, f"run_dir={tmp_path / 'whole'}", *options) == 0
+    write = checkpoint._write_tensors
+
+    def full_from_step_four(path: Path, tensors: object) -> None:
+        if "step-00000004" in str(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        write(path, tensors)
+
+    monkeypatch.setattr(checkpoint, "_write_tensors", full_from_step_four)
+    capsys.readouterr()
+    assert opensora("train", CONFIG, f"run_dir={tmp_path / 'full'}", *options) == 1
+    line = error_line(capsys.readouterr().err)
+    assert "the disk is full, found while step 4 was being saved" in line
+    assert "earlier checkpoints are untouched; make room and run the same command again" in line
+    assert [path.name for path in (tmp_path / "full" / "checkpoints").iterdir()] == ["step-00000002"]
+
+    monkeypatch.undo()
+    assert opensora("train", CONFIG, f"run_dir={tmp_path / 'full'}", *options) == 0
+    assert "resumed from" in capsys.readouterr().err
+    assert losses(tmp_path / "full") == losses(tmp_path / "whole")
+
+
+def test_divergence_names_the_steps_and_the_last_good_checkpoint(
+    tmp_path: Path, opensora, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [f"run_dir={tmp_path}", *QUICK, "save_every=1", "warmup_steps=0", "steps=9"]
+    assert opensora("train", CONFIG, *options, "optimizer.lr=1e30") == 1
+    line = error_line(capsys.readouterr().err)
+    found = re.search(r"(the loss|the gradient norm) is (nan|inf) between step (\d+) and step (\d+); ", line)
+    assert found, line
+    before, after = int(found[3]), int(found[4])
+    assert after == before + 1 == len(losses(tmp_path)) + 1
+    named = re.search(r"last good checkpoint: (\S+);", line)
+    assert named
+    assert named[1].endswith(f"step-{before:08d}")
+    whole = checkpoint.find(tmp_path)
+    assert whole is not None
+    assert (str(whole.folder), whole.step) == (named[1], before)
+
+
+def test_weights_and_checkpoints_of_another_model(
+    tmp_path: Path, opensora, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [*QUICK, "steps=1"]
+    assert opensora("train", CONFIG, f"run_dir={tmp_path / 'small'}", *options) == 0
+    wide = [*options, "model.hidden_size=48"]
+    capsys.readouterr()
+    assert opensora("train", CONFIG, f"run_dir={tmp_path / 'wide'}", f"load={tmp_path / 'small'}", *wide) == 1
+    line = error_line(capsys.readouterr().err)
+    assert "model.safetensors" in line
+    assert re.search(r"\[32[^]]*\] instead of \[48", line), line
+
+    assert opensora("train", CONFIG, f"run_dir={tmp_path / 'small'}", *wide) == 1
+    line = error_line(capsys.readouterr().err)
+    assert "step-00000001" in line
+
+    assert opensora("train", CONFIG, f"run_dir={tmp_path / 'none'}", f"load={tmp_path / 'nowhere'}", *options) == 1
+    assert f"{tmp_path / 'nowhere'}: no such file or folder" in error_line(capsys.readouterr().err)

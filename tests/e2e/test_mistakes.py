@@ -1,0 +1,144 @@
+"""User mistakes: exit code 2 and one line that names the place, the key and what is allowed, before anything is read."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.processes import ROOT, SAMPLE, TORCHRUN, TRAIN, running
+
+CONFIG = str(ROOT / TRAIN)
+
+
+@pytest.fixture
+def told(opensora, capsys: pytest.CaptureFixture[str]):
+    """`told("train", ...)`: the one line that the command answered with exit code 2."""
+
+    def call(*arguments: str, code: int = 2) -> str:
+        assert opensora(*arguments) == code
+        said = capsys.readouterr()
+        assert said.out == ""
+        lines = said.err.splitlines()
+        assert len(lines) == 1, said.err
+        assert lines[0].startswith("error: ")
+        return lines[0]
+
+    return call
+
+
+@pytest.fixture
+def config(tmp_path: Path):
+    """A config whose autoencoder and denoiser lie nowhere, with lines of the test's own."""
+
+    def write(*lines: str, name: str = "mine.py") -> str:
+        nowhere = str(tmp_path / "nowhere")
+        text = [
+            f"_base_ = [{CONFIG!r}]",
+            f"vae = dict(from_pretrained={nowhere!r})",
+            f"model = dict(from_pretrained={nowhere!r})",
+            f"run_dir = {str(tmp_path / 'run')!r}",
+        ]
+        (tmp_path / name).write_text("\n".join([*text, *lines]) + "\n", encoding="utf-8")
+        return str(tmp_path / name)
+
+    return write
+
+
+@pytest.mark.parametrize("command", ["train", "check"])
+def test_typo_in_the_file_is_told_before_any_weight_is_read(told, config, tmp_path: Path, command: str) -> None:
+    """The file also names weights that do not exist: had they been looked for, the message would be theirs."""
+    path = config("batchsize = 4")
+    line = told(command, path)
+    assert f"{path}:5: key 'batchsize': unknown; nearest: 'batch_size'; allowed: " in line
+    assert "micro_batches" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_missing_weights_are_told_when_the_keys_are_right(opensora, config, capsys) -> None:
+    assert opensora("train", config()) == 1
+    assert "nowhere" in [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")][0]
+
+
+@pytest.mark.parametrize("command", ["train", "check"])
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("stepz=3", r"command line \(.*debug\.py\): key 'stepz': unknown; nearest: 'steps'; allowed: batch_size, "),
+        ("model.dept=3", r"command line .*: key 'model\.dept': unknown for STDiT; nearest: 'depth'; allowed: "),
+        ("steps=many", r"command line .*: key 'steps': found 'many' \(str\); allowed: int; "),
+        ("model.depth=deep", r"command line .*: key 'model\.depth': found 'deep' \(str\); allowed: int; "),
+        ("scheduler.type=rflo", r"key 'scheduler\.type': found 'rflo'; nearest: 'rflow'; allowed: iddpm, rflow; "),
+        ("plugin=zero9", r"key 'plugin': found 'zero9'; nearest: 'zero"),
+        ("ckpt_every=10", r"key 'ckpt_every': called 'save_every' here; "),
+        ("sp_size=2", r"key 'sp_size': sequence parallelism is not part of this version"),
+        ("micro_batches=0", r"key 'micro_batches': found 0; allowed: a number above 0"),
+        ("steps", r"found 'steps'; allowed: key=value"),
+    ],
+)
+def test_mistakes_on_the_command_line(told, command: str, override: str, expected: str) -> None:
+    assert re.search(expected, told(command, CONFIG, override))
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("modle=3", r"command line .*: key 'modle': unknown; nearest: 'model'"),
+        ("num_frames=many", r"key 'num_frames': found 'many' \(str\); allowed: int or None"),
+        ("load=none", r"key 'model': missing, and no checkpoint \(key 'load'\) does not record it; add model = "),
+    ],
+)
+def test_mistakes_in_sampling(told, override: str, expected: str) -> None:
+    assert re.search(expected, told("sample", str(ROOT / SAMPLE), override, "--prompt", "a cat"))
+
+
+@pytest.mark.parametrize(
+    ("flag", "expected"),
+    [
+        ("--size=64", "key 'image_size': found (64,); allowed: (height, width) in pixels"),
+        ("--size=64xwide", "key 'image_size': found '(64, wide)' (str)"),
+        ("--steps=few", "key 'scheduler.num_sampling_steps': found 'few' (str); allowed: int"),
+        ("--fps=0", "key 'fps': found 0; allowed: a number above 0"),
+    ],
+)
+def test_mistaken_flags_of_sampling(told, tmp_path: Path, flag: str, expected: str) -> None:
+    (tmp_path / "sample.py").write_text("scheduler = dict(type='rflow')\n")
+    assert expected in told("sample", str(tmp_path / "sample.py"), "--prompt", "a cat", flag)
+
+
+def test_files_that_are_no_configs(told, tmp_path: Path) -> None:
+    for command in ("train", "check", "sample"):
+        assert "no/such.py: no such file" in told(command, "no/such.py")
+    (tmp_path / "broken.py").write_text("steps = = 3\n")
+    assert "broken.py: line 1 cannot be read: SyntaxError" in told("train", str(tmp_path / "broken.py"))
+    (tmp_path / "config.yaml").write_text("steps: 3\n")
+    assert "allowed: .py or .json" in told("train", str(tmp_path / "config.yaml"))
+
+
+def test_ranks_that_cannot_share_the_micro_batches(told) -> None:
+    line = told("check", CONFIG, "world=4")
+    assert "key 'micro_batches': found 2 for 4 data ranks; allowed: a multiple of 4; set micro_batches=4" in line
+
+
+@pytest.mark.parametrize("world", ["0", "-1", "two", "1.5", "true"])
+def test_worlds_that_cannot_be(told, world: str) -> None:
+    assert "key 'world': found " in told("check", CONFIG, f"world={world}")
+
+
+def test_unknown_command(told) -> None:
+    line = told("trian")
+    assert "found 'trian'; allowed: check, doctor, sample, train" in line
+
+
+@pytest.mark.parametrize(
+    ("mistake", "expected"),
+    [("micro_batches=3", "found 3 for 2 data ranks; allowed: a multiple of 2; set micro_batches=4"),
+     ("stepz=3", "nearest: 'steps'")],
+)  # fmt: skip
+def test_under_torchrun_one_rank_speaks_for_all(tmp_path: Path, mistake: str, expected: str) -> None:
+    """torchrun adds its own report; of ours there is one line, and no rank has begun."""
+    with running(*TORCHRUN, "-m", "opensora.cli.train", TRAIN, f"run_dir={tmp_path / 'run'}", mistake) as command:
+        assert command.finish() == 1  # torchrun's own
+    assert len(command.said("error: ")) == 1, "\n".join(command.lines)
+    assert expected in command.said("error: ")[0]
+    assert any("exitcode  : 2" in line for line in command.lines), "\n".join(command.lines)
+    assert not (tmp_path / "run").exists()
