@@ -6,6 +6,7 @@ goes on where it stopped. The model memorises eight short shots; that proves the
 """
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
@@ -103,15 +104,15 @@ def python(module: str, *arguments: str) -> None:
 
 def torchrun(module: str, *arguments: str) -> None:
     call([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(RANKS), "-m", module,
-          *arguments])  # fmt: skip
+          *arguments], OMP_NUM_THREADS=str(max(1, (os.cpu_count() or 1) // RANKS)))  # fmt: skip
 
 
-def call(command: list[str]) -> None:
-    """Print a command as a user would type it, then run it."""
+def call(command: list[str], **environment: str) -> None:
+    """Print a command as a user would type it, then run it; CalledProcessError when it fails."""
     shown = ["python" if part == sys.executable else part for part in command]
     print(f"\n$ {' '.join(shown)}", flush=True)
     began = time.monotonic()
-    subprocess.run(command, cwd=ROOT, check=True)
+    subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, **environment})
     print(f"  ({time.monotonic() - began:.0f} s)", flush=True)
 
 
