@@ -124,7 +124,13 @@ def test_every_row_bad(footage: str, tmp_path: Path, opensora, capsys: pytest.Ca
 )
 @pytest.mark.parametrize("command", ["train", "check"])
 def test_manifests_of_no_use(
-    footage: str, tmp_path: Path, opensora, capsys: pytest.CaptureFixture[str], command: str, content: str, expected: str
+    footage: str,
+    tmp_path: Path,
+    opensora,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    content: str,
+    expected: str,
 ) -> None:
     """An empty plan is an error, for the dry run as for the run."""
     (tmp_path / "train.csv").write_text(content)
@@ -190,9 +196,7 @@ def test_divergence_names_the_steps_and_the_last_good_checkpoint(
     assert (str(whole.folder), whole.step) == (named[1], before)
 
 
-def test_weights_and_checkpoints_of_another_model(
-    tmp_path: Path, opensora, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_weights_and_checkpoints_of_another_model(tmp_path: Path, opensora, capsys: pytest.CaptureFixture[str]) -> None:
     options = [*QUICK, "steps=1"]
     assert opensora("train", CONFIG, f"run_dir={tmp_path / 'small'}", *options) == 0
     wide = [*options, "model.hidden_size=48"]
