@@ -56,7 +56,7 @@ def test_typo_in_the_file_is_told_before_any_weight_is_read(told, config, tmp_pa
 
 def test_the_missing_weights_are_told_when_the_keys_are_right(opensora, config, capsys) -> None:
     assert opensora("train", config()) == 1
-    assert "nowhere" in [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")][0]
+    assert "nowhere" in next(line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
 
 
 @pytest.mark.parametrize("command", ["train", "check"])

@@ -129,7 +129,7 @@ def test_wandb_gets_the_config_and_the_numbers(tmp_path: Path, monkeypatch: pyte
 
 def test_wandb_that_is_missing_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ConfigError, match="key 'wandb': found True, but the package is missing; .*pip install wandb"):
+    with pytest.raises(ConfigError, match=r"key 'wandb': found True, but the package is missing; .*pip install wandb"):
         open_metrics(tmp_path, wandb=True)
 
 

@@ -1,0 +1,88 @@
+"""Errors as one line and true exit codes."""
+
+import signal
+from typing import Any, NoReturn
+
+import pytest
+
+from opensora.cli import report
+from opensora.cli.report import alike_on_all_ranks, run_main
+from opensora.errors import ConfigError, DataError
+
+
+def fail(error: BaseException) -> Any:
+    def command() -> NoReturn:
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (ConfigError("a.py: key 'x':\n  wrong"), 2, "error: a.py: key 'x': wrong"),
+        (DataError("t.csv: empty"), 1, "error: t.csv: empty"),
+        (KeyboardInterrupt(), 130, "error: interrupted"),
+    ],
+)
+def test_what_a_user_can_act_on_is_one_line(
+    capsys: pytest.CaptureFixture[str], error: BaseException, code: int, line: str
+) -> None:
+    assert run_main(fail(error)) == code
+    assert capsys.readouterr().err == line + "\n"
+
+
+def test_anything_else_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_main(fail(ZeroDivisionError("by hand"))) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("Traceback")
+    assert "ZeroDivisionError: by hand" in said
+
+
+def test_success_is_the_commands_own_code() -> None:
+    assert run_main(lambda: 0) == 0
+
+
+def mistake() -> int:
+    with alike_on_all_ranks():
+        raise ConfigError("a.py: key 'x': wrong")
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What a rank waited for instead of leaving."""
+    found: list[Any] = []
+    monkeypatch.setattr(report.signal, "sigtimedwait", lambda *arguments: found.append(arguments))
+    return found
+
+
+def environment(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+
+MEETING = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+
+
+@pytest.mark.parametrize(
+    "variables", [{}, {"RANK": "0", **MEETING}, {"RANK": "7"}], ids=["alone", "rank 0", "contradiction"]
+)
+def test_the_main_rank_tells_a_mistake_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], waits: list[Any], variables: dict[str, str]
+) -> None:
+    environment(monkeypatch, **variables)
+    assert run_main(mistake) == 2
+    assert capsys.readouterr().err == "error: a.py: key 'x': wrong\n"
+    assert waits == []
+
+
+def test_other_ranks_are_silent_and_leave_after_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], waits: list[Any]
+) -> None:
+    """torchrun ends every rank when one leaves; the main rank must have told the mistake by then."""
+    environment(monkeypatch, RANK="1", **MEETING)
+    assert run_main(mistake) == 2
+    assert capsys.readouterr().err == ""
+    assert waits == [({signal.SIGTERM}, report.WAIT_SECONDS)]

@@ -1,0 +1,259 @@
+"""What one optimizer step is: all its micro-batches, one update, one learning rate, one average, one record."""
+
+import os
+import re
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from opensora.config import load
+from opensora.errors import DataError, TrainingDiverged
+from opensora.parallel import world
+from opensora.registry import PLUGINS, build
+from opensora.schema import TrainRun
+from opensora.training.ema import Ema
+from opensora.training.loop import Tally, Training, train, validate
+from opensora.training.metrics import StepRecord
+from opensora.training.stop import StopRequest
+from opensora.training.task import StepLoss
+from opensora.types import Batch
+from tests.dist import one_rank
+
+ROOT = Path(__file__).resolve().parents[3]
+RUN = load(str(ROOT / "configs/stdit/train/debug.py"), [], TrainRun).run
+RATE, DECAY = 0.25, 0.75
+Change = Callable[[int, Tensor], Tensor]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def alone() -> Iterator[None]:
+    with one_rank():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+class Distance:
+    """The task of bringing one number `w` to the value each sample holds: loss = (w - value)^2 / 2, gradient w - value."""
+
+    def __init__(self, change: Change | None = None):
+        self.trained = nn.Linear(1, 1, bias=False)
+        nn.init.zeros_(self.trained.weight)
+        self.change = change
+        self.noise: list[Tensor] = []  # what dropout would draw
+
+    def step(self, model: Callable[..., Any], batch: Batch) -> StepLoss:
+        self.noise.append(torch.rand(2))
+        values = batch.video_BCTHW.flatten()
+        loss_B = (model(torch.ones(len(values), 1)).flatten() - values).square() / 2
+        if self.change is not None:
+            loss_B = self.change(batch.step, loss_B)
+        return StepLoss(loss_B, (values + 0.5) / 10, tokens=5 * len(values))
+
+    def validate(self, model: Callable[..., Any], batches: Any) -> dict[str, float]:
+        assert not self.trained.training
+        return {"count": float(len(list(batches)))}
+
+
+class Log:
+    """A Metrics and a Keeper that remember."""
+
+    def __init__(self) -> None:
+        self.records: list[StepRecord] = []
+        self.validations: list[tuple[int, dict[str, float]]] = []
+        self.saved: list[tuple[int, list[str]]] = []
+
+    def log(self, record: StepRecord) -> None:
+        self.records.append(record)
+
+    def log_validation(self, step: int, values: dict[str, float]) -> None:
+        self.validations.append((step, values))
+
+    def save(self, step: int, bad_rows: list[str]) -> None:
+        self.saved.append((step, list(bad_rows)))
+
+    def last_good(self) -> str:
+        return f"checkpoint {self.saved[-1][0]}" if self.saved else "none yet"
+
+
+def batches(values: list[list[list[float]]], bad: dict[int, list[str]] | None = None) -> Iterator[Batch]:
+    """values[step][micro-batch] = the samples' values."""
+    for step, micro in enumerate(values):
+        for number, samples in enumerate(micro):
+            yield Batch(
+                video_BCTHW=torch.tensor(samples).view(-1, 1, 1, 1, 1),
+                captions=[""] * len(samples),
+                fps_B=torch.ones(len(samples)),
+                step=step,
+                places=[number * len(samples) + j for j in range(len(samples))],
+                rows=[0] * len(samples),
+                bad_rows=(bad or {}).get(step, []) if number == 0 else [],
+            )
+
+
+def training(values: list[list[list[float]]], change: Change | None = None, bad: Any = None, **keys: Any) -> Any:
+    """(Training of plain gradient descent without clipping, Log)."""
+    defaults: dict[str, Any] = dict(steps=len(values), micro_batches=len(values[0]), log_every=1, save_every=0)
+    task, log = Distance(change), Log()
+    engine = build(PLUGINS, {"type": "ddp"}).apply(
+        task.trained, lambda params: torch.optim.SGD(params, lr=RATE), "fp32", 0.0, world.current()
+    )
+    built = Training(
+        run=replace(RUN, **{**defaults, **keys}),
+        world=world.current(),
+        task=task,
+        engine=engine,
+        ema=Ema(engine, DECAY),
+        schedule=lambda step: 1.0 / (step + 1),
+        base_lr=RATE,
+        batches=batches(values, bad),
+        validation=None,
+        metrics=log,  # type: ignore[arg-type]
+        keeper=log,
+        stop=SimpleNamespace(requested=False),  # type: ignore[arg-type]
+    )
+    return built, log
+
+
+def number(t: Training, average: bool = False) -> float:
+    return (t.ema.weights() if average else t.engine.full_weights())["weight"].item()
+
+
+VALUES = [[[1.0, 3.0], [5.0, 7.0]], [[2.0, 2.0], [2.0, 6.0]]]
+
+
+def test_micro_batches_add_up_to_one_step_with_one_rate_and_one_average() -> None:
+    """By hand: w1 = 0 + 0.25 * mean(1, 3, 5, 7) = 1; w2 = w1 + 0.25 / 2 * (mean(2, 2, 2, 6) - w1) = 1.25."""
+    t, log = training(VALUES)
+    assert train(t)
+    assert number(t) == pytest.approx(1.25)
+    average = (1 - DECAY) * 1.0
+    assert number(t, average=True) == pytest.approx(DECAY * average + (1 - DECAY) * 1.25)
+    assert [record.lr for record in log.records] == [RATE, RATE / 2]
+    assert [record.grad_norm for record in log.records] == pytest.approx([4.0, 2.0])
+    assert log.saved == [(2, [])]
+
+
+def test_the_record_is_of_the_global_batch() -> None:
+    t, log = training(VALUES)
+    train(t)
+    first = log.records[0]
+    assert first.step == 1
+    assert first.loss == pytest.approx((1 + 9 + 25 + 49) / 2 / 4)
+    assert first.tokens == 20
+    assert first.seconds > 0
+    assert first.loss_per_bin == pytest.approx({"0.1-0.2": 0.5, "0.3-0.4": 4.5, "0.5-0.6": 12.5, "0.7-0.8": 24.5})
+    second = log.records[1]
+    assert second.loss_per_bin == pytest.approx({"0.2-0.3": 0.5, "0.6-0.7": 12.5})
+
+
+def test_bins_hold_the_ends_of_the_scale() -> None:
+    tally = Tally()
+    batch = next(batches([[[0.0, 1.0, 0.0]]]))
+    tally.add(batch, StepLoss(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0.0, 1.0, 0.9999]), 1))
+    assert tally.over_ranks(world.current(), stop=False).per_bin == {"0.0-0.1": 1.0, "0.9-1.0": 3.0}
+
+
+def test_the_models_own_randomness_is_keyed_by_step_and_place() -> None:
+    """Dropout after a resume is that of the uninterrupted run, and differs between steps and micro-batches."""
+    whole, _ = training(VALUES)
+    train(whole)
+    draws = [tuple(noise.tolist()) for noise in whole.task.noise]
+    assert len(set(draws)) == 4
+    cut, _ = training(VALUES)
+    cut.start_step, cut.batches = 1, iter(list(batches(VALUES))[2:])
+    torch.manual_seed(5)
+    train(cut)
+    assert [tuple(noise.tolist()) for noise in cut.task.noise] == draws[2:]
+
+
+def test_cadence_of_logs_saves_and_validation() -> None:
+    t, log = training(VALUES[:1] * 7, log_every=3, save_every=2, validate_every=4)
+    t.validation = lambda: batches(VALUES)
+    train(t)
+    assert [record.step for record in log.records] == [3, 6, 7]
+    assert [step for step, _ in log.saved] == [2, 4, 6, 7]
+    assert log.validations == [(4, {"count": 4.0}), (7, {"count": 4.0})]
+    assert t.task.trained.training
+
+
+def test_validation_leaves_the_model_training() -> None:
+    t, _ = training(VALUES)
+    t.validation = lambda: batches(VALUES)
+    t.task.trained.train()
+    assert validate(t) == {"count": 4.0}
+    assert t.task.trained.training
+
+
+def test_a_signal_ends_the_run_after_the_step_with_its_state_saved() -> None:
+    def ask(step: int, loss_B: Tensor) -> Tensor:
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss_B
+
+    t, log = training(VALUES * 3, change=ask, log_every=100, save_every=100)
+    t.stop = StopRequest()
+    assert train(t) is False
+    assert log.saved == [(2, [])]
+    assert [record.step for record in log.records] == [2]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_ends_the_run_with_the_weights_untouched(value: float) -> None:
+    def spoil(step: int, loss_B: Tensor) -> Tensor:
+        return loss_B * value if step == 2 else loss_B
+
+    t, log = training(VALUES * 2, change=spoil, save_every=2)
+    with pytest.raises(TrainingDiverged) as caught:
+        train(t)
+    text = str(caught.value)
+    assert re.match(
+        rf"training: the loss is {value} between step 2 and step 3; the weights were not updated; "
+        r"last good checkpoint: checkpoint 2; lower ",
+        text,
+    )
+    assert number(t) == pytest.approx(1.25)
+    assert number(t, average=True) == pytest.approx(0.5)
+    assert log.saved == [(2, [])]
+    assert [record.step for record in log.records] == [1, 2]
+
+
+def test_a_gradient_that_is_not_finite_is_told_as_such() -> None:
+    def spoil(step: int, loss_B: Tensor) -> Tensor:
+        return loss_B + (loss_B * 0).sqrt()  # the root's slope at 0 is infinite, and 0 * inf is NaN
+
+    t, _ = training(VALUES, change=spoil)
+    with pytest.raises(TrainingDiverged, match=r"the gradient norm is nan between step 0 and step 1; .*: none yet"):
+        train(t)
+    assert number(t) == 0.0
+
+
+def test_bad_rows_are_counted_once_each_and_saved_with_the_state() -> None:
+    bad = {0: ["t.csv:3: a", "t.csv:5: b"], 1: ["t.csv:3: a"]}
+    t, log = training(VALUES, bad=bad, max_bad_rows=2)
+    t.bad_rows = ["t.csv:5: b"]  # from before a resume
+    assert train(t)
+    assert log.saved == [(2, ["t.csv:5: b", "t.csv:3: a"])]
+
+
+def test_too_many_bad_rows_end_the_run() -> None:
+    t, log = training(VALUES * 2, bad={2: ["t.csv:3: a", "t.csv:5: b"]}, max_bad_rows=1, save_every=1)
+    with pytest.raises(
+        DataError, match=r"2 rows could not be used, the last: t\.csv:5: b; allowed: max_bad_rows=1; .*"
+    ) as e:
+        train(t)
+    assert str(e.value).endswith("checkpoint: checkpoint 2")
+    assert [step for step, _ in log.saved] == [1, 2]

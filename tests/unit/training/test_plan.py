@@ -1,0 +1,117 @@
+"""The dry run's numbers, by hand for a small model."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from opensora.config import load
+from opensora.errors import ConfigError, DataError
+from opensora.models.assemble import assemble
+from opensora.schema import TrainRun
+from opensora.training.plan import Plan, plan
+from tests.e2e.processes import ROOT
+from tests.samples import write_manifest, write_video
+
+
+def run(config: str = "stdit", **changes: Any) -> TrainRun:
+    return replace(load(str(ROOT / f"configs/{config}/train/debug.py"), [], TrainRun).run, **changes)
+
+
+def activations(found: Plan) -> int:
+    return next(value for name, value in found.memory.items() if name.startswith("activations"))
+
+
+def test_counts_are_those_of_the_real_model() -> None:
+    """5 frames of 16x16 become 3 x 8 x 8 latents, and patches of 2x2 make 48 tokens of them."""
+    base = run()
+    found = plan(base, world=1)
+    parts = assemble(
+        base.model, base.vae, base.text_encoder, num_frames=5, image_size=(16, 16), seed=0, weights=False
+    )  # fmt: skip
+    assert found.model == "STDiT"
+    assert found.parameters == sum(p.numel() for p in parts.model.parameters())
+    assert found.frozen_parameters == sum(p.numel() for p in parts.vae.parameters())
+    assert found.latent_size == (3, 8, 8)
+    assert found.tokens_per_sample == 3 * 4 * 4
+    assert found.samples_per_step == 4
+    assert found.report.kept == 64
+
+
+# per parameter: weights, masters, gradients, moments, average; a shared part is divided by the ranks
+EXPECTED = {
+    ("ddp", "fp32", 1): (4, 0, 4, 8, 4),
+    ("ddp", "fp32", 2): (4, 0, 4, 8, 4),
+    ("ddp", "bf16", 2): (4, 0, 4, 8, 4),
+    ("zero1", "bf16", 1): (2, 4, 2, 8, 4),
+    ("zero1", "bf16", 2): (2, 4 / 2, 2, 8 / 2, 4 / 2),
+    ("zero2", "bf16", 1): (2, 4, 2, 8, 4),
+    ("zero2", "bf16", 2): (2, 4 / 2, 2 / 2, 8 / 2, 4 / 2),
+    ("zero2", "fp32", 2): (4, 4 / 2, 4 / 2, 8 / 2, 4 / 2),
+}
+NAMES = ("weights", "fp32 master weights", "gradients", "optimizer moments", "averaged weights (EMA)")
+
+
+@pytest.mark.parametrize(("plugin", "dtype", "world"), EXPECTED, ids=str)
+def test_state_bytes_by_hand(plugin: str, dtype: Any, world: int) -> None:
+    found = plan(run(plugin=plugin, dtype=dtype), world)
+    expected = dict(zip(NAMES, EXPECTED[plugin, dtype, world]))
+    per_parameter = {name: found.memory.get(name, 0) / found.parameters for name in NAMES}
+    assert per_parameter == pytest.approx(expected, abs=1e-3)
+    assert found.memory["frozen autoencoder"] == found.frozen_parameters * (2 if dtype == "bf16" else 4)
+    assert found.memory_total == sum(found.memory.values())
+
+
+def test_no_average_takes_no_memory() -> None:
+    assert "averaged weights (EMA)" not in plan(run(ema_decay=None), 1).memory
+
+
+def test_activations_shrink_with_recomputation_and_grow_with_the_batch() -> None:
+    base = run()
+    deep = {**base.model, "depth": 8}
+    everything = activations(plan(replace(base, model=deep), 1))
+    recomputed = activations(plan(replace(base, model=deep, grad_checkpoint=True), 1))
+    assert 0 < recomputed < everything / 2
+    double = activations(plan(replace(base, model=deep, batch_size=4), 1))
+    assert double == pytest.approx(2 * everything, rel=0.05)
+    half = activations(plan(replace(base, model=deep, dtype="bf16"), 1))
+    assert half < 0.8 * everything
+
+
+def test_an_autoencoders_plan() -> None:
+    found = plan(run("vae"), 2)
+    assert (found.model, found.frozen_parameters) == ("CausalVAEModel", 0)
+    assert found.latent_size == (3, 8, 8)
+    assert found.tokens_per_sample == 3 * 8 * 8
+    assert activations(found) > 0
+
+
+def test_an_empty_plan_is_an_error(tmp_path: Path) -> None:
+    """Every row of this manifest looks fine until its video is opened."""
+    write_video(tmp_path / "short.mp4", 2)
+    (tmp_path / "train.csv").write_text("path,text\nshort.mp4,too short\nmissing.mp4,not there\n")
+    dataset = {
+        "type": "VideoTextDataset",
+        "data_path": str(tmp_path / "train.csv"),
+        "num_frames": 5,
+        "image_size": (16, 16),
+    }
+    with pytest.raises(DataError, match=r"train\.csv: no usable row out of 2 \(cannot be used: 2, first "):
+        plan(run(dataset=dataset), 1)
+
+
+def test_the_plan_opens_every_video_and_tells_the_bad_ones(tmp_path: Path) -> None:
+    data_path = write_manifest(tmp_path, clips=3)
+    (tmp_path / "clip1.mp4").write_bytes(b"")
+    dataset = {"type": "VideoTextDataset", "data_path": data_path, "num_frames": 5, "image_size": (16, 16)}
+    report = plan(run(dataset=dataset), 1).report
+    assert (report.rows, report.kept) == (3, 2)
+    assert report.buckets == {"5x16x16": 2}
+    assert f"{data_path}:3: " in report.dropped["cannot be used"][0]
+
+
+def test_a_model_that_contradicts_its_parts_is_refused() -> None:
+    base = run()
+    with pytest.raises(ConfigError, match=r"key 'model\.in_channels': found 7; allowed: 4"):
+        plan(replace(base, model={**base.model, "in_channels": 7}), 1)

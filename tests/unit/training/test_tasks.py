@@ -1,0 +1,213 @@
+"""What reaches the model: noise, timesteps and dropped captions of each sample's own; the autoencoder's loss."""
+
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Generator, Tensor, nn
+
+from opensora.config import load
+from opensora.models.assemble import build_autoencoder
+from opensora.models.vae.gaussian import Gaussian
+from opensora.random import Draw, generator
+from opensora.schedulers.rectified_flow import RectifiedFlow
+from opensora.schema import TrainRun
+from opensora.training.task_autoencoder import AutoencoderTask
+from opensora.training.task_diffusion import DiffusionTask
+from opensora.types import Batch, Condition
+from tests.e2e.processes import ROOT
+
+SIZE = (1, 2, 4, 4)  # channels, frames, rows, columns of what the stand-ins call video and latents
+
+
+def batch(step: int, places: Sequence[int], video: Tensor | None = None) -> Batch:
+    if video is None:
+        video = torch.zeros(len(places), *SIZE)
+    return Batch(video, [f"caption {p}" for p in places], torch.ones(len(places)), step, list(places), list(places))
+
+
+class Codec:
+    """Latents are pure noise of the "latent" draw times `spread`."""
+
+    def __init__(self, spread: float = 0.0):
+        self.spread = spread
+
+    def encode_video(self, video_BCTHW: Tensor, rngs: Sequence[Generator]) -> Tensor:
+        noise = torch.stack([torch.randn(video_BCTHW.shape[1:], generator=rng) for rng in rngs])
+        return video_BCTHW + self.spread * noise
+
+    def encode_text(self, captions: list[str]) -> Condition:
+        return Condition(torch.zeros(len(captions), 1, 3, 2), torch.ones(len(captions), 3, dtype=torch.long))
+
+
+class Seen:
+    """A model that remembers what it was given."""
+
+    def __init__(self) -> None:
+        self.x: list[Tensor] = []
+        self.t: list[float] = []
+        self.dropped: list[bool] = []
+
+    def __call__(self, x: Tensor, t_B: Tensor, *, y: Tensor, mask: Tensor, drop_B: Tensor, x_mask: Any) -> Tensor:
+        self.x += list(x)
+        self.t += t_B.tolist()
+        self.dropped += drop_B.tolist()
+        return torch.zeros_like(x)
+
+
+def diffusion(drop: float = 0.0, spread: float = 0.0, seed: int = 1) -> DiffusionTask:
+    model = SimpleNamespace(class_dropout_prob=drop, input_size=SIZE[1:], patch_size=(1, 2, 2))
+    return DiffusionTask(model, Codec(spread), RectifiedFlow(), seed, {"type": "M"}, {"seed": seed})  # type: ignore[arg-type]
+
+
+def noise_of(seen: Seen) -> list[tuple[float, ...]]:
+    """With latents of zero, x_t = t * noise."""
+    return [tuple((x / (t / 1000)).flatten().tolist()) for x, t in zip(seen.x, seen.t)]
+
+
+def test_samples_never_share_noise_or_timesteps() -> None:
+    task, seen = diffusion(), Seen()
+    for step in range(3):
+        for places in ([0, 1], [2, 3]):
+            task.step(seen, batch(step, places))
+    assert len(seen.t) == 12
+    assert len(set(seen.t)) == 12
+    assert len({tuple(round(value, 3) for value in noise) for noise in noise_of(seen)}) == 12
+    values = torch.tensor(noise_of(seen)).flatten()
+    assert abs(values.mean()) < 0.2
+    assert abs(values.std() - 1) < 0.15
+    # nor is one sample's noise a part of another's: neighbours of a shared stream would correlate
+    together = torch.corrcoef(torch.tensor(noise_of(seen)))
+    assert (together - torch.eye(12)).abs().max() < 0.75
+
+
+def test_what_a_sample_draws_depends_on_its_place_not_on_its_micro_batch() -> None:
+    task, together, apart, other = diffusion(), Seen(), Seen(), Seen()
+    task.step(together, batch(5, [0, 1, 2, 3]))
+    for place in (3, 1, 0, 2):
+        task.step(apart, batch(5, [place]))
+    assert [apart.t[i] for i in (2, 1, 3, 0)] == together.t
+    for mine, theirs in zip((2, 1, 3, 0), together.x):
+        assert torch.equal(apart.x[mine], theirs)
+    diffusion(seed=2).step(other, batch(5, [0, 1, 2, 3]))
+    assert not set(other.t) & set(together.t)
+
+
+def test_latents_are_drawn_for_each_sample() -> None:
+    """Noise of the autoencoder's posterior is keyed apart from the diffusion noise."""
+    still, moving = Seen(), Seen()
+    diffusion().step(still, batch(0, [0, 1]))
+    diffusion(spread=1.0).step(moving, batch(0, [0, 1]))
+    assert still.t == moving.t
+    drawn = [(m - s) / (1 - t / 1000) for m, s, t in zip(moving.x, still.x, still.t)]
+    for place, (latent, noise) in enumerate(zip(drawn, noise_of(still))):
+        expected = torch.randn(SIZE, generator=Draw(1, 0, place).rng("latent"))
+        torch.testing.assert_close(latent, expected, atol=1e-4, rtol=1e-3)
+        assert not torch.allclose(latent.flatten(), torch.tensor(noise), atol=0.1)
+
+
+def test_captions_are_dropped_at_the_models_rate_and_keyed_by_sample() -> None:
+    task, seen = diffusion(drop=0.3), Seen()
+    for step in range(50):
+        task.step(seen, batch(step, list(range(20))))
+    assert sum(seen.dropped) / len(seen.dropped) == pytest.approx(0.3, abs=0.05)
+    assert len({tuple(seen.dropped[i : i + 20]) for i in range(0, 1000, 20)}) == 50
+    alone = Seen()
+    for place in range(20):
+        task.step(alone, batch(7, [place]))
+    assert alone.dropped == seen.dropped[140:160]
+
+
+@pytest.mark.parametrize(("rate", "expected"), [(0.0, False), (1.0, True)])
+def test_never_and_always(rate: float, expected: bool) -> None:
+    seen = Seen()
+    diffusion(drop=rate).step(seen, batch(0, list(range(64))))
+    assert set(seen.dropped) == {expected}
+
+
+def test_step_reports_loss_level_and_tokens_of_each_sample() -> None:
+    seen = Seen()
+    loss = diffusion().step(seen, batch(0, [0, 1, 2]))
+    # the model says 0 and the latents are 0: the error is the noise itself
+    squares = torch.tensor(noise_of(seen)).square().mean(1)
+    torch.testing.assert_close(loss.loss_B, squares, rtol=1e-3, atol=1e-3)
+    assert loss.level_B is not None
+    torch.testing.assert_close(loss.level_B, torch.tensor(seen.t) / 1000)
+    assert loss.tokens == 3 * 2 * 2 * 2
+
+
+def test_validation_asks_the_same_question_every_time_and_drops_no_caption() -> None:
+    task, first, again, training = diffusion(drop=1.0), Seen(), Seen(), Seen()
+    figures = task.validate(first, [batch(0, [0, 1]), batch(0, [2, 3])])
+    assert task.validate(again, [batch(0, [0, 1]), batch(0, [2, 3])]) == figures
+    assert first.t == again.t
+    assert set(first.dropped) == {False}
+    squares = torch.tensor(noise_of(first)).square().mean()
+    assert figures == {"loss": pytest.approx(squares.item(), rel=1e-3)}
+    task.step(training, batch(0, [0, 1, 2, 3]))
+    assert not set(training.t) & set(first.t)
+
+
+class Shift(nn.Module):
+    """A "reconstruction" half a unit too bright, and a posterior of mean 2 and deviation 1 in two latents per clip."""
+
+    def forward(self, video: Tensor, rngs: Sequence[Generator] | None) -> tuple[Tensor, Gaussian]:
+        self.rngs = rngs
+        mean = torch.full((len(video), 1, 1, 1, 2), 2.0)
+        return video + torch.tensor([0.5, -1.0]).view(-1, 1, 1, 1, 1), Gaussian(mean, torch.zeros_like(mean))
+
+
+def autoencoder(
+    trained: Any, reconstruction: Any = "l1", clips: Callable[[], Any] = lambda: iter([])
+) -> AutoencoderTask:
+    return AutoencoderTask(
+        trained=trained,
+        seed=1,
+        reconstruction=reconstruction,
+        kl_weight=0.1,
+        device=torch.device("cpu"),
+        statistics_clips=clips,
+    )
+
+
+@pytest.mark.parametrize(("reconstruction", "errors"), [("l1", (0.5, 1.0)), ("l2", (0.25, 1.0))])
+def test_autoencoder_loss_by_hand(reconstruction: str, errors: tuple[float, float]) -> None:
+    """KL of N(2, 1) from N(0, 1) is 2 per latent: 4 per clip, over the 32 pixel values of the clip."""
+    vae = Shift()
+    loss = autoencoder(vae, reconstruction).step(vae, batch(3, [4, 5]))
+    expected = [error + 0.1 * 4 / 32 for error in errors]
+    torch.testing.assert_close(loss.loss_B, torch.tensor(expected))
+    assert loss.level_B is None
+    assert loss.tokens == 4
+    assert vae.rngs is not None
+    for place, rng in zip((4, 5), vae.rngs):
+        assert torch.equal(torch.rand(3, generator=rng), torch.rand(3, generator=Draw(1, 3, place).rng("latent")))
+
+
+def test_autoencoder_validation_is_psnr_of_the_mode() -> None:
+    """Errors of 0.5 and 1 on a range of 2: 10 log10(4 / 0.25) and 10 log10(4 / 1) decibels."""
+    vae = Shift()
+    figures = autoencoder(vae).validate(vae, [batch(0, [0, 1])])
+    assert figures["psnr"] == pytest.approx((12.0412 + 6.0206) / 2, abs=1e-3)
+    assert vae.rngs is None
+
+
+def test_latent_statistics_give_mean_zero_and_deviation_one() -> None:
+    """An autoencoder built from the saved config normalises the clips that were measured, and keeps its weights' config."""
+    run = load(str(ROOT / "configs/vae/train/debug.py"), [], TrainRun).run
+    clips = [
+        batch(0, [place], 0.3 + 0.5 * torch.randn(1, 3, 5, 16, 16, generator=generator(0, place))) for place in range(6)
+    ]
+    vae = build_autoencoder(run.vae, seed=3)
+    config = autoencoder(vae, clips=lambda: iter(clips)).config()
+    assert {**config, "latent_shift": None, "latent_scale": None} == {**vae.config, "latent_shift": None,
+                                                                     "latent_scale": None}  # fmt: skip
+    rebuilt = build_autoencoder(config, seed=3)
+    with torch.no_grad():
+        latents = torch.cat([rebuilt.encode(clip.video_BCTHW) for clip in clips]).transpose(0, 1).flatten(1)
+        before = torch.cat([vae.encode(clip.video_BCTHW) for clip in clips]).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(latents.mean(1), torch.zeros(len(latents)), atol=1e-4, rtol=0)
+    torch.testing.assert_close(latents.std(1), torch.ones(len(latents)), atol=1e-4, rtol=0)
+    assert (before.std(1) - 1).abs().min() > 0.01
