@@ -1,7 +1,7 @@
 """Errors as sentences, exit codes that are true."""
 
-import signal
 import logging
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator

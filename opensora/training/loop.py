@@ -158,10 +158,10 @@ def _stop_if_not_finite(t: Training, loss: float, grad_norm: float, step: int) -
 def _stop_if_too_many_bad_rows(t: Training, over_ranks: int, mine: list[str]) -> None:
     if not over_ranks:
         return
-    seen = set(t.bad_rows)
+    seen = {_row(message) for message in t.bad_rows}
     for message in [message for rank in gather_objects(mine) for message in rank]:
-        if message not in seen:
-            seen.add(message)
+        if _row(message) not in seen:
+            seen.add(_row(message))
             t.bad_rows.append(message)
     logger().warning("%d manifest rows could not be used so far (max_bad_rows=%d)", len(t.bad_rows), t.run.max_bad_rows)
     if len(t.bad_rows) > t.run.max_bad_rows:
@@ -169,3 +169,8 @@ def _stop_if_too_many_bad_rows(t: Training, over_ranks: int, mine: list[str]) ->
             f"dataset: {len(t.bad_rows)} rows could not be used, the last: {t.bad_rows[-1]}; allowed: max_bad_rows="
             f"{t.run.max_bad_rows}; mend the manifest or raise max_bad_rows; checkpoint: {t.keeper.last_good()}"
         )
+
+
+def _row(message: str) -> str:
+    """The manifest line that a message begins with: ranks that meet different faults of a row count it once."""
+    return message.partition(": ")[0]

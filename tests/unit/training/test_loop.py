@@ -242,7 +242,7 @@ def test_a_gradient_that_is_not_finite_is_told_as_such() -> None:
 
 
 def test_bad_rows_are_counted_once_each_and_saved_with_the_state() -> None:
-    bad = {0: ["t.csv:3: a", "t.csv:5: b"], 1: ["t.csv:3: a"]}
+    bad = {0: ["t.csv:3: a", "t.csv:5: b"], 1: ["t.csv:3: another fault"]}
     t, log = training(VALUES, bad=bad, max_bad_rows=2)
     t.bad_rows = ["t.csv:5: b"]  # from before a resume
     assert train(t)
