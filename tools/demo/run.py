@@ -26,13 +26,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="outputs/demo", help="folder for everything the demo makes")
     parser.add_argument("--fresh", action="store_true", help="remove what an earlier demo left there first")
+    parser.add_argument("--only", choices=["footage"], help="stop after this stage")
     arguments = parser.parse_args(argv)
     out = Path(arguments.out)
     if arguments.fresh:
         shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
     try:
-        demo(out)
+        demo(out, only_footage=arguments.only == "footage")
     except subprocess.CalledProcessError as error:
         print(f"error: demo: a stage ended with exit code {error.returncode}; run the command above alone to see why")
         return 1
@@ -45,11 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def demo(out: Path) -> None:
+def demo(out: Path, only_footage: bool = False) -> None:
     stages = Stages(out / "stages.json")
     data, manifest = out / "data", out / "data" / "manifest.csv"
     with stages.time("footage"):
         footage(data, manifest)
+    if only_footage:
+        return
     with stages.time("autoencoder"):
         train("configs/vae/train/demo.py", out / "autoencoder", manifest, f"validation_dataset.data_path={manifest}")
     with stages.time("diffusion"):
