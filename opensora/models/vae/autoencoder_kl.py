@@ -78,6 +78,10 @@ class VideoAutoencoderKL(nn.Module):
         return isinstance(read_config(self._folder()).get("config"), dict)
 
     def _released_config(self, kind: Any) -> dict[str, Any]:
+        if Path(str(self.from_pretrained)).is_absolute() and not self._folder().exists():
+            raise WeightsError(  # a path is no hub id: asking the hub would only take time
+                f"VideoAutoencoderKL: {self._folder()}: no such folder; allowed: a folder with config.json or a hub id"
+            )
         try:
             stored = kind.load_config(self.from_pretrained, subfolder=self.subfolder)
         except OSError as error:
