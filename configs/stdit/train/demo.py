@@ -6,7 +6,7 @@ Expect: at least 6 of 8 prompts give a clip that is nearest to their own shot; o
 
 vae = dict(type="CausalVAEModel", from_pretrained="outputs/demo/autoencoder")
 text_encoder = dict(type="minilm", model_max_length=40)
-model = dict(type="STDiT", hidden_size=256, depth=6, num_heads=4, patch_size=(1, 1, 1), pred_sigma=False)
+model = dict(type="STDiT", hidden_size=384, depth=6, num_heads=6, patch_size=(1, 2, 2), pred_sigma=False)
 scheduler = dict(type="rflow", num_sampling_steps=30, cfg_scale=2.0, sample_method="logit-normal", loc=0.5)
 # at 30 frames/s even the shortest shot (8 frames at 25) lasts nine
 dataset = dict(
@@ -24,5 +24,5 @@ warmup_steps = 20
 ema_decay = 0.98
 plugin, dtype = "zero2", "bf16"
 batch_size, micro_batches = 8, 2
-steps, save_every, log_every, keep_last = 300, 50, 5, 1
+steps, save_every, log_every, keep_last = 450, 50, 10, 1
 run_dir = "outputs/demo/diffusion"

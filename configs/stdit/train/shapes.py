@@ -17,5 +17,5 @@ warmup_steps = 50
 ema_decay = 0.99
 plugin, dtype = "zero2", "bf16"
 batch_size, micro_batches = 32, 2
-steps, save_every, log_every, keep_last = 1200, 200, 20, 1
+steps, save_every, log_every, keep_last = 1000, 200, 20, 1
 run_dir = "outputs/shapes"
