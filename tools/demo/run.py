@@ -115,7 +115,14 @@ def call(command: list[str], **environment: str) -> None:
     shown = ["python" if part == sys.executable else part for part in command]
     print(f"\n$ {' '.join(shown)}", flush=True)
     began = time.monotonic()
-    subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, **environment})
+    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **environment})
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:
+        process.wait()  # the interrupt reached the command as well: let it save
+        raise
+    if code:
+        raise subprocess.CalledProcessError(code, command)
     print(f"  ({time.monotonic() - began:.0f} s)", flush=True)
 
 

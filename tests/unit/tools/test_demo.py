@@ -1,0 +1,66 @@
+"""The demo's own parts; its stages are commands with tests of their own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from opensora.datasets.manifest import write_table
+from tests.samples import write_video
+from tools.demo import run
+from tools.demo.report import Stages, clips
+
+
+def test_seconds_add_up_over_interruptions(tmp_path: Path) -> None:
+    path = tmp_path / "stages.json"
+    with pytest.raises(KeyboardInterrupt), Stages(path).time("diffusion"):
+        raise KeyboardInterrupt
+    first = json.loads(path.read_text())["diffusion"]
+    path.write_text(json.dumps({"diffusion": first + 100, "footage": 3}))
+    again = Stages(path)
+    with again.time("diffusion"):
+        pass
+    assert json.loads(path.read_text()) == again.seconds
+    assert again.seconds["diffusion"] >= first + 100
+    assert again.seconds["footage"] == 3
+
+
+def test_a_failing_stage_ends_the_demo_with_its_reason(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(run, "footage", lambda *_: run.call([sys.executable, "-c", "raise SystemExit(3)"]))
+    assert run.main(["--out", str(tmp_path)]) == 1
+    assert "a stage ended with exit code 3" in capsys.readouterr().out
+
+
+def test_an_interrupt_waits_for_the_stage_to_save(tmp_path: Path) -> None:
+    """The stage below needs a moment after the interrupt; the demo must not leave before it is done."""
+    stage = (
+        "import signal, sys, pathlib\n"
+        "signal.signal(signal.SIGINT, lambda *_: (sum(range(10**7)), pathlib.Path(sys.argv[1]).touch(), sys.exit(0)))\n"
+        "print('ready', flush=True)\n"
+        "signal.pause()\n"
+    )
+    caller = "import sys; from tools.demo.run import call; call([sys.executable, '-c', sys.argv[1], sys.argv[2]])"
+    command = [sys.executable, "-c", caller, stage, str(tmp_path / "saved")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=run.ROOT,
+                          start_new_session=True) as process:  # fmt: skip
+        assert process.stdout is not None
+        while process.stdout.readline() != "ready\n":
+            pass
+        os.killpg(process.pid, signal.SIGINT)
+        process.communicate()
+    assert (tmp_path / "saved").exists()
+
+
+def test_prompts_are_the_captions_in_order(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_video(tmp_path / f"{name}.mp4", 12)
+    rows = [{"path": str(tmp_path / f"{name}.mp4"), "text": f"clip {name}", "fps": 8} for name in ("a", "b")]
+    write_table(str(tmp_path / "manifest.csv"), rows)
+    assert run.prompts(tmp_path, tmp_path / "manifest.csv").read_text() == "clip a\nclip b\n"
+    found = clips(tmp_path / "manifest.csv", num_frames=5, image_size=(16, 32), fps=8.0)
+    assert [caption for _, caption in found] == ["clip a", "clip b"]
+    assert found[0][0].shape == (3, 5, 16, 32)
