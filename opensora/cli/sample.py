@@ -5,11 +5,9 @@ Videos that are there already are skipped; the same prompt and seed give the sam
 """
 
 import argparse
-import os
-import sys
 from collections.abc import Sequence
 
-from opensora.cli.report import alike_on_all_ranks, run_main
+from opensora.cli.report import alike_on_all_ranks, leave, run_main
 from opensora.config import load
 from opensora.schema import SampleRun
 
@@ -79,9 +77,4 @@ def sample_command(config: str, overrides: Sequence[str], prompts: Sequence[str]
 
 
 if __name__ == "__main__":
-    code = main()
-    if code:
-        # Another rank may wait for this one in a collective; leaving at once ends the job instead of hanging in exit.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    leave(main())

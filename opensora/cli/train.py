@@ -4,12 +4,10 @@ The same command again goes on from the newest good checkpoint in `run_dir`.
 """
 
 import argparse
-import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from opensora.cli.report import alike_on_all_ranks, run_main
+from opensora.cli.report import alike_on_all_ranks, leave, run_main
 from opensora.config import load
 from opensora.schema import TrainRun
 
@@ -49,9 +47,4 @@ def train_command(config: str, overrides: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    code = main()
-    if code:
-        # Another rank may wait for this one in a collective; leaving at once ends the job instead of hanging in exit.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    leave(main())

@@ -15,6 +15,8 @@ from opensora.models.weights import load_weights
 from opensora.random import key_seed
 from opensora.registry import MODELS, TEXT_ENCODERS, VAES, build
 
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}  # the config's words
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -44,18 +46,22 @@ def assemble(
     """
     encoder = build_autoencoder(vae)  # seed 0: an untrained one, as in debug runs, is the same in training and sampling
     text = build(TEXT_ENCODERS, dict(text_encoder))
-    latent_size = tuple(encoder.latent_size((num_frames, *image_size)))
-    given = {
-        "input_size": list(latent_size),
-        "in_channels": encoder.latent_channels,
-        "caption_channels": text.output_dim,
-        "model_max_length": text.model_max_length,
-    }
+    given = given_by(encoder, text, (num_frames, *image_size))
     config = complete(model, given)
     denoiser = build_denoiser(config, seed=seed, pretrained=model.get("from_pretrained") if weights else None)
     if weights:
         encoder, text = load_autoencoder(encoder, vae), text.load()
     return Parts(denoiser, encoder, text, config)
+
+
+def given_by(vae: Any, text_encoder: Any, size: Sequence[int]) -> dict[str, Any]:
+    """What the other parts decide of a denoiser, for clips of (frames, height, width)."""
+    return {
+        "input_size": list(vae.latent_size(tuple(size))),
+        "in_channels": vae.latent_channels,
+        "caption_channels": text_encoder.output_dim,
+        "model_max_length": text_encoder.model_max_length,
+    }
 
 
 def complete(model: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 
 from opensora.config import check_component
 from opensora.errors import ConfigError
-from opensora.models.assemble import build_autoencoder, build_denoiser, complete, load_autoencoder
+from opensora.models.assemble import DTYPES, build_autoencoder, build_denoiser, complete, given_by, load_autoencoder
 from opensora.models.codec import Codec
 from opensora.models.weights import CONFIG_FILE, load_weights, read_config
 from opensora.registry import SCHEDULERS, TEXT_ENCODERS, build
@@ -20,7 +20,6 @@ from opensora.schema import SampleRun
 from opensora.training.keep import resolve_part, resolve_weights
 from opensora.types import SampleRequest
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 PARTS = ("model", "vae", "text_encoder", "scheduler")
 
 
@@ -66,12 +65,7 @@ def build_sampler(plan: SamplePlan, device: torch.device) -> tuple[Sampler, Sett
     scheduler = build(SCHEDULERS, parts["scheduler"])
     vae, text = build_autoencoder(parts["vae"]), build(TEXT_ENCODERS, parts["text_encoder"])
     first = plan.requests[0]
-    given = {
-        "input_size": list(vae.latent_size((first.num_frames, first.height, first.width))),
-        "in_channels": vae.latent_channels,
-        "caption_channels": text.output_dim,
-        "model_max_length": text.model_max_length,
-    }
+    given = given_by(vae, text, (first.num_frames, first.height, first.width))
     config = complete(parts["model"], {key: value for key, value in given.items() if key not in parts["model"]})
     model = build_denoiser(config, pretrained=parts["model"].get("from_pretrained"))
     if plan.weights is not None:

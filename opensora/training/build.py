@@ -11,7 +11,7 @@ from opensora.config import as_dict, digest
 from opensora.datasets.loader import build_loader
 from opensora.errors import ConfigError
 from opensora.log import logger
-from opensora.models.assemble import Parts, assemble, build_autoencoder
+from opensora.models.assemble import DTYPES, Parts, assemble, build_autoencoder
 from opensora.models.codec import Codec
 from opensora.models.weights import load_weights
 from opensora.parallel.activation import checkpoint_activations
@@ -28,8 +28,6 @@ from opensora.training.task import Task
 from opensora.training.task_autoencoder import STATISTICS_CLIPS, AutoencoderTask
 from opensora.training.task_diffusion import DiffusionTask
 from opensora.types import Batch
-
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def check_world(run: TrainRun, data_size: int, where: str) -> None:

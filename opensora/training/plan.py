@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from opensora.models.assemble import assemble, tokens
+from opensora.models.assemble import DTYPES, assemble, tokens
 from opensora.parallel.activation import checkpoint_activations
 from opensora.registry import DATASETS, VAES, build
 from opensora.schema import TrainRun
 
-BYTES = {"bf16": 2, "fp32": 4}
+BYTES = {name: dtype.itemsize for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def plan(run: TrainRun, world: int) -> Plan:
     with torch.device("meta"):
         if run.task == "autoencoder":
             trained: Any = build(VAES, run.vae)
-            video = torch.empty(run.batch_size, 3, *size, dtype=_dtype(run))
+            video = torch.empty(run.batch_size, 3, *size, dtype=DTYPES[run.dtype])
             latent_size = tuple(trained.latent_size(size))
             forward: Callable[[nn.Module], Any] = lambda model: model(video, None)  # noqa: E731
             count, frozen = latent_size[0] * latent_size[1] * latent_size[2], 0
@@ -61,12 +61,14 @@ def plan(run: TrainRun, world: int) -> Plan:
             )
             trained = parts.model
             latent_size = tuple(trained.input_size)
-            latents = torch.empty(run.batch_size, trained.in_channels, *latent_size, dtype=_dtype(run))
-            text = torch.empty(run.batch_size, 1, trained.model_max_length, trained.caption_channels, dtype=_dtype(run))
+            latents = torch.empty(run.batch_size, trained.in_channels, *latent_size, dtype=DTYPES[run.dtype])
+            text = torch.empty(
+                run.batch_size, 1, trained.model_max_length, trained.caption_channels, dtype=DTYPES[run.dtype]
+            )
             times = torch.empty(run.batch_size)
             forward = lambda model: model(latents, times, text)  # noqa: E731
             count, frozen = tokens(trained), _parameters(parts.vae)
-        trained = trained.to(_dtype(run) if run.plugin.startswith("zero") else torch.float32)
+        trained = trained.to(DTYPES[run.dtype] if run.plugin.startswith("zero") else torch.float32)
         activations = _activation_bytes(trained, forward, run.grad_checkpoint)
     parameters = _parameters(trained)
     memory = _state_bytes(run, parameters, world) | {
@@ -83,10 +85,6 @@ def plan(run: TrainRun, world: int) -> Plan:
         report=report,
         memory={name: value for name, value in memory.items() if value},
     )
-
-
-def _dtype(run: TrainRun) -> torch.dtype:
-    return torch.bfloat16 if run.dtype == "bf16" else torch.float32
 
 
 def _parameters(module: nn.Module) -> int:

@@ -4,21 +4,8 @@ Run:    torchrun --nproc_per_node 2 -m opensora.cli.train configs/vae/train/debu
 Expect: a falling L1 loss and a PSNR near 10 dB after a few steps.
 """
 
+_base_ = ["../../_base_/tiny_vae.py"]
 task = "autoencoder"
-_levels = ("ResnetBlock3D", "ResnetBlock3D")
-vae = dict(
-    type="CausalVAEModel",
-    hidden_size=8,
-    hidden_size_mult=(1, 2),
-    num_res_blocks=1,
-    norm_groups=4,
-    encoder_resnet_blocks=_levels,
-    decoder_resnet_blocks=_levels,
-    encoder_spatial_downsample=("Downsample", ""),
-    encoder_temporal_downsample=("TimeDownsampleRes2x", ""),
-    decoder_spatial_upsample=("", "SpatialUpsample2x"),
-    decoder_temporal_upsample=("", "TimeUpsampleRes2x"),
-)
 dataset = dict(type="MovingShapes", clips=64, num_frames=5, image_size=(16, 16))
 validation_dataset = dict(type="MovingShapes", clips=16, num_frames=5, image_size=(16, 16), split="holdout")
 optimizer = dict(type="AdamW", lr=1e-3)
