@@ -1,0 +1,120 @@
+"""Buckets: which size and length a clip of a mixed data set is trained at.
+
+A bucket is a resolution's name, a number of frames and a ratio's name; the clips of one bucket share one size and can
+be batched. The choice for a clip is a function of its frames, height, width and a seed, and gives the very buckets that
+Open-Sora 1.1 and 1.2 give.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from opensora.datasets import aspect
+from opensora.errors import ConfigError
+
+# resolution -> frames -> (how often a clip that fits is kept, batch size), or ((keep, try), batch size)
+BucketConfig = Mapping[str, Mapping[int, Sequence[Any]]]
+
+SMALLEST = 0.8  # of a resolution's pixels: a smaller clip would be blown up too far
+
+
+class Bucket(NamedTuple):
+    """Names as Open-Sora writes them, for example ("480p", 51, "0.56")."""
+
+    resolution: str
+    num_frames: int
+    ratio: str
+
+
+class _Entry(NamedTuple):
+    keep: float  # share of the clips that fit and stay; the others go on to smaller resolutions
+    attempt: float | None  # share of the clips that fit for which this length is tried at all; None = all, undrawn
+    batch_size: int | None
+
+
+class Buckets:
+    """Every bucket of a config, largest resolution and longest clip first.
+
+    config: as in Open-Sora, {"480p": {1: (0.5, 32), 51: ((0.4, 0.3), 4)}}. A chance of 0 needs no batch size.
+    version: whose aspect tables. Raises ConfigError for names, chances or sizes that cannot be used.
+    """
+
+    def __init__(self, config: BucketConfig, version: aspect.Version = "1.3") -> None:
+        self.version = version
+        by_pixels = sorted(config, key=lambda name: aspect.resolution(name, version).num_pixels, reverse=True)
+        self.lengths = {name: sorted(config[name], reverse=True) for name in by_pixels}
+        pairs = [(name, frames) for name, lengths in self.lengths.items() for frames in lengths]
+        self.pairs = {pair: index for index, pair in enumerate(pairs)}  # the index is a part of the seed of each choice
+        self._entries = {(name, frames): _entry(name, frames, config[name][frames]) for name, frames in pairs}
+
+    def __len__(self) -> int:
+        """How many buckets there are: every ratio of every resolution and length."""
+        return sum(len(aspect.resolution(name, self.version).sizes) for name, _ in self.pairs)
+
+    def row_seed(self, seed: int, epoch: int, row: int) -> int:
+        """The seed for one row of the data set in one epoch: rows are so far apart that no two choices share a draw."""
+        return seed + epoch + row * len(self)
+
+    def choose(self, num_frames: int, height: int, width: int, *, frame_interval: int = 1, seed: int) -> Bucket | None:
+        """The bucket of a clip, or None when it is dropped.
+
+        Resolutions are tried from the largest that the clip fills to 0.8. A picture goes to the pictures of the first
+        resolution that keeps it. A video takes the longest length it has frames for, and stays or tries the next
+        resolution. Every (resolution, length) draws from numpy's generator of `seed` + its index.
+        """
+        for name, lengths in self.lengths.items():
+            if height * width < aspect.resolution(name, self.version).num_pixels * SMALLEST:
+                continue
+            if num_frames == 1:
+                found = 1 if 1 in lengths and self._draw(name, 1, seed).random() < self._entries[name, 1].keep else None
+            else:
+                found = self._length(name, num_frames, frame_interval, seed)
+            if found is not None:
+                return Bucket(name, found, aspect.closest_ratio(height, width, name, self.version))
+        return None
+
+    def size(self, bucket: Bucket) -> tuple[int, int, int]:
+        """Frames, height, width of the clips of a bucket."""
+        sizes = aspect.resolution(bucket.resolution, self.version).sizes
+        return bucket.num_frames, *sizes[bucket.ratio]
+
+    def batch_size(self, bucket: Bucket) -> int:
+        """Clips in one micro-batch; ValueError for a bucket that no clip is put in."""
+        found = self._entries[bucket.resolution, bucket.num_frames].batch_size
+        if found is None:
+            raise ValueError(f"{bucket} has no batch size, for its chance is 0")
+        return found
+
+    def _length(self, name: str, num_frames: int, frame_interval: int, seed: int) -> int | None:
+        """The length a video is trained at in one resolution; None sends it on to the next."""
+        for length in self.lengths[name]:
+            # Strictly more, as in Open-Sora: its clips of 51 frames need 52.
+            if length == 1 or num_frames <= length * frame_interval:
+                continue
+            entry, rng = self._entries[name, length], self._draw(name, length, seed)
+            if entry.attempt is not None and rng.random() > entry.attempt:
+                continue
+            return length if entry.keep >= 1 or rng.random() < entry.keep else None
+        return None
+
+    def _draw(self, name: str, length: int, seed: int) -> np.random.Generator:
+        return np.random.default_rng(seed + self.pairs[name, length])
+
+
+def _entry(name: str, frames: int, entry: Sequence[Any]) -> _Entry:
+    where = f"bucket_config[{name!r}][{frames}]"
+    if not isinstance(entry, Sequence) or isinstance(entry, str) or len(entry) != 2:
+        raise ConfigError(
+            f"{where}: {entry!r}; allowed: (chance, batch size) or ((keep, try), batch size); write a pair"
+        )
+    chance, batch_size = entry
+    chances = list(chance) if isinstance(chance, Sequence) else [chance]
+    if len(chances) not in (1, 2) or not all(isinstance(value, int | float) and 0 <= value <= 1 for value in chances):
+        raise ConfigError(f"{where}: chance {chance!r}; allowed: 0 to 1, or a pair (keep, try) of such; correct it")
+    keep, attempt = chances[0], chances[1] if len(chances) == 2 else None
+    if batch_size is None and keep == 0:
+        return _Entry(0.0, attempt, None)
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ConfigError(f"{where}: batch size {batch_size!r}; allowed: 1 or more, or None where the chance is 0")
+    return _Entry(keep, attempt, batch_size)

@@ -1,0 +1,94 @@
+"""Aspect-ratio tables and bucket choices against numbers recorded from the original implementation."""
+
+import json
+import re
+from typing import Any, get_args
+
+import pytest
+
+from opensora.datasets import aspect
+from opensora.datasets.buckets import Buckets
+from opensora.errors import ConfigError
+from tests.parity.golden import Golden, directories
+
+
+def read(golden: Golden, name: str) -> Any:
+    return json.loads((golden.path / name).read_text(encoding="utf-8"))
+
+
+def version(golden: Golden) -> Any:
+    """Open-Sora's version, from the directory's name: os1_2_aspect holds 1.2's."""
+    found = re.match(r"os(\d)_(\d)", golden.name)
+    assert found is not None
+    text = f"{found[1]}.{found[2]}"
+    assert text in get_args(aspect.Version)
+    return text
+
+
+def has_tables(golden: Golden) -> bool:
+    return (golden.path / "tables.json").is_file() and "resolutions" in read(golden, "tables.json")
+
+
+def has_buckets(golden: Golden) -> bool:
+    return any("bucket_config" in read(golden, path.name) for path in golden.path.glob("stage*.json"))
+
+
+@pytest.mark.parametrize("golden", directories(has_tables, what="aspect tables"))
+def test_aspect_tables(golden: Golden) -> None:
+    recorded = read(golden, "tables.json")
+    mine = aspect.tables(version(golden))
+    assert set(mine) == set(recorded["resolutions"])
+    for name, table in recorded["resolutions"].items():
+        assert mine[name].num_pixels == table["num_pixels"], name
+        assert list(mine[name].sizes.items()) == [(ratio, tuple(size)) for ratio, size in table["table"].items()], name
+    names = aspect.ratio_names(version(golden))
+    assert [aspect.exact_ratio(written) for written in names] == recorded["AR"]
+    if "ARV" in recorded:  # the names as numbers; 0.375 is not rounded there
+        assert ["0.38" if value == 0.375 else f"{value:.2f}" for value in recorded["ARV"]] == list(names.values())
+    if "ASPECT_RATIO_MAP" in recorded:
+        assert names == recorded["ASPECT_RATIO_MAP"]
+    if "NUM_FRAMES_MAP" in recorded:
+        assert recorded["NUM_FRAMES_MAP"] == aspect.NUM_FRAMES
+
+
+@pytest.mark.parametrize("golden", directories(has_tables, what="aspect ratio queries"))
+def test_closest_ratio_and_size(golden: Golden) -> None:
+    queries, of = read(golden, "queries.json"), version(golden)
+    assert queries["closest"]
+    for query in queries["closest"]:
+        name = query["resolution"]
+        found = aspect.closest_ratio(query["h"], query["w"], name, of)
+        assert found == query["closest"], query
+        assert list(aspect.resolution(name, of).sizes[found]) == query["hw"]
+    for query in queries.get("image_size", []):
+        if query["out"] is None:
+            with pytest.raises(ConfigError, match="aspect ratio"):
+                aspect.image_size(query["resolution"], query["ar"], of)
+        else:
+            assert list(aspect.image_size(query["resolution"], query["ar"], of)) == query["out"]
+
+
+@pytest.mark.parametrize("golden", directories(has_buckets, what="buckets"))
+def test_bucket_choices(golden: Golden) -> None:
+    for file in sorted(golden.path.glob("stage*.json")):
+        recorded = read(golden, file.name)
+        config = {
+            name: {int(length): entry for length, entry in lengths.items()}
+            for name, lengths in recorded["bucket_config"].items()
+        }
+        buckets = Buckets(config, version(golden))
+        assert len(buckets) == recorded["num_bucket"]
+        assert list(buckets.lengths) == recorded["order"]
+        pairs = {(name, int(t)): i for name, lengths in recorded["bucket_index"].items() for t, i in lengths.items()}
+        assert buckets.pairs == pairs
+        assert recorded["samples"]
+        for sample in recorded["samples"]:
+            epoch_seed = sample["seed"] - sample["index"] * recorded["num_bucket"]
+            assert buckets.row_seed(epoch_seed, 0, sample["index"]) == sample["seed"]
+            found = buckets.choose(
+                sample["T"], sample["H"], sample["W"], frame_interval=sample["frame_interval"], seed=sample["seed"]
+            )
+            assert (None if found is None else list(found)) == sample["bucket_id"], sample
+            if found is not None:
+                assert list(buckets.size(found)) == sample["thw"]
+                assert buckets.batch_size(found) == sample["batch_size"]

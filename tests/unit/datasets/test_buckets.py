@@ -1,0 +1,68 @@
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from opensora.datasets.buckets import Bucket, Buckets
+from opensora.errors import ConfigError
+
+CONFIG = {"144p": {1: (1.0, 32), 16: (1.0, 8), 32: (1.0, 4)}, "480p": {1: (0.25, 4), 32: ((0.5, 0.5), 1)}}
+
+
+def shares(buckets: Buckets, frames: int, height: int = 480, width: int = 854) -> dict[Any, float]:
+    found = Counter(buckets.choose(frames, height, width, seed=seed) for seed in range(0, 4000 * 10, 10))
+    return {bucket and bucket[:2]: count / 4000 for bucket, count in found.items()}
+
+
+def test_large_resolutions_and_long_clips_come_first() -> None:
+    buckets = Buckets(CONFIG)
+    assert list(buckets.pairs) == [("480p", 32), ("480p", 1), ("144p", 32), ("144p", 16), ("144p", 1)]
+    assert len(buckets) == 5 * 17
+    assert buckets.row_seed(7, 3, 2) == 7 + 3 + 2 * 85
+
+
+def test_chances_are_kept() -> None:
+    """A quarter of the pictures stays large; of the videos a half is tried at all, and half of those stays."""
+    buckets = Buckets(CONFIG)
+    assert shares(buckets, 1) == {
+        ("480p", 1): pytest.approx(0.25, abs=0.03),
+        ("144p", 1): pytest.approx(0.75, abs=0.03),
+    }
+    assert shares(buckets, 40) == {
+        ("480p", 32): pytest.approx(0.25, abs=0.03),
+        ("144p", 32): pytest.approx(0.75, abs=0.03),
+    }
+
+
+def test_a_length_needs_one_frame_more_and_small_clips_are_not_blown_up() -> None:
+    buckets = Buckets({"144p": CONFIG["144p"]})
+    assert buckets.choose(16, 144, 256, seed=0) is None
+    assert buckets.choose(17, 144, 256, seed=0) == Bucket("144p", 16, "0.56")
+    assert buckets.choose(33, 144, 256, seed=0) == ("144p", 32, "0.56")
+    assert buckets.choose(33, 144, 256, frame_interval=2, seed=0) == ("144p", 16, "0.56")
+    assert buckets.choose(33, 128, 230, seed=0) is None  # 0.799 of the pixels
+    assert buckets.choose(33, 128, 231, seed=0) is not None
+
+
+def test_size_and_batch_size() -> None:
+    buckets = Buckets({"144p": {1: (0.0, None), 16: (1.0, 8)}})
+    assert buckets.size(Bucket("144p", 16, "1.78")) == (16, 256, 144)
+    assert buckets.batch_size(Bucket("144p", 16, "1.78")) == 8
+    assert buckets.choose(1, 144, 256, seed=0) is None
+    with pytest.raises(ValueError, match="has no batch size"):
+        buckets.batch_size(Bucket("144p", 1, "1.78"))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"145p": {1: (1.0, 1)}}, r"resolution: '145p'; allowed: 144p"),
+        ({"144p": {1: 1.0}}, r"bucket_config\['144p'\]\[1\]: 1.0; allowed: \(chance, batch size\)"),
+        ({"144p": {1: (1.5, 1)}}, r"chance 1.5; allowed: 0 to 1"),
+        ({"144p": {1: ((1.0, 0.5, 0.2), 1)}}, r"allowed: 0 to 1, or a pair"),
+        ({"144p": {1: (1.0, None)}}, r"batch size None; allowed: 1 or more"),
+    ],
+)
+def test_bad_configs_are_sentences(config: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Buckets(config)
