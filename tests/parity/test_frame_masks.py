@@ -1,0 +1,38 @@
+"""Training masks against those recorded from the original implementation, seed by seed."""
+
+import json
+import re
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+
+from opensora.datasets.frame_masks import FrameConditions, FrameMasks
+from tests.parity.golden import Golden, directories
+
+
+def has(file: str) -> Any:
+    return lambda golden: (golden.path / file).is_file()
+
+
+@pytest.mark.parametrize("golden", directories(has("train_masks.json"), what="training masks"))
+def test_training_masks(golden: Golden) -> None:
+    recorded = json.loads((golden.path / "train_masks.json").read_text(encoding="utf-8"))
+    version: Any = re.sub(r".*v(\d\.\d).*", r"\1", recorded["upstream"])
+    assert recorded["examples"]
+    for example in recorded["examples"]:
+        rng, generator = Random(example["seed"]), torch.Generator().manual_seed(example["seed"])
+        masks = FrameMasks(example["mask_ratios"], version)
+        drawn = [masks.draw(example["T"], rng, generator) for _ in range(example["batch"])]
+        assert torch.stack(drawn).long().tolist() == example["masks"], example
+
+
+@pytest.mark.parametrize("golden", directories(has("mask_index.json"), what="given frames of 1.3"))
+def test_given_frames(golden: Golden) -> None:
+    recorded = json.loads((golden.path / "mask_index.json").read_text(encoding="utf-8"))
+    assert recorded
+    for example in recorded:
+        conditions = FrameConditions({example["mask_cond"]: 1.0})
+        found = conditions.draw(example["latent_t"], Random(example["seed"]))
+        assert found == example["mask_index"], example

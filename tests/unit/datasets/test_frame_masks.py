@@ -1,0 +1,94 @@
+from collections import Counter
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+
+from opensora.datasets.frame_masks import CONDITIONS, KINDS, FrameConditions, FrameMasks
+from opensora.errors import ConfigError
+
+
+def draws(ratios: dict[str, float], frames: int, count: int = 400, version: Any = "1.3") -> Counter[str]:
+    """How often each mask came, written as 1 = noised."""
+    masks, rng, generator = FrameMasks(ratios, version), Random(1), torch.Generator().manual_seed(1)
+    return Counter("".join(str(int(v)) for v in masks.draw(frames, rng, generator)) for _ in range(count))
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("quarter_head", {"01111111", "00111111"}),
+        ("quarter_tail", {"11111110", "11111100"}),
+        ("quarter_head_tail", {"01111110", "00111100"}),
+        ("image_head", {"01111111"}),
+        ("image_tail", {"11111110"}),
+        ("image_head_tail", {"01111110"}),
+        ("image_random", {"1" * i + "0" + "1" * (7 - i) for i in range(8)}),
+        ("interpolate", {"01010101", "10101010"}),
+        ("intepolate", {"01010101", "10101010"}),
+        ("mask_image_head", {"01111111"}),
+        ("mask_no", {"11111111"}),
+        ("identity", {"11111111"}),
+        (
+            "quarter_random",
+            {"1" * i + "0" + "1" * (7 - i) for i in range(8)} | {"1" * i + "00" + "1" * (6 - i) for i in range(7)},
+        ),
+    ],
+)
+def test_what_each_kind_gives(kind: str, expected: set[str]) -> None:
+    assert set(draws({kind: 1.0}, 8)) == expected
+
+
+def test_random_keeps_a_tenth_to_nine_tenths_and_always_leaves_a_frame() -> None:
+    found = draws({"random": 1.0}, 4, count=3000)
+    assert "0000" not in found
+    share = sum(mask.count("1") * count for mask, count in found.items()) / (4 * 3000)
+    assert share == pytest.approx(0.5, abs=0.05)  # a little above, for the last frame that is put back
+    assert draws({"random": 1.0}, 1) == {"1": 400}
+
+
+def test_shares_are_kept_and_the_rest_trains_without_a_condition() -> None:
+    found = draws({"image_head": 0.25, "mask_image_tail": 0.125, "image_tail": 0.125}, 4, count=4000)
+    shares = {mask: count / 4000 for mask, count in found.items()}
+    assert shares == {
+        "0111": pytest.approx(0.25, abs=0.03),
+        "1110": pytest.approx(0.25, abs=0.03),
+        "1111": pytest.approx(0.5, abs=0.03),
+    }
+
+
+def test_short_clips() -> None:
+    """A picture is never masked; a quarter of two frames is one; nothing to learn is not a mask, but was before 1.3."""
+    assert all(set(draws({kind: 1.0}, 1)) == {"1"} for kind in KINDS)
+    assert set(draws({"quarter_head": 1.0}, 2)) == {"01"}
+    assert set(draws({"image_head_tail": 1.0}, 2)) == {"01"}
+    assert set(draws({"image_head_tail": 1.0}, 2, version="1.2")) == {"00"}
+
+
+def test_given_frames() -> None:
+    rng = Random(0)
+    given = {name: FrameConditions({name: 1.0}).draw(5, rng) for name in CONDITIONS if name != "other"}
+    assert given == {
+        "i2v_head": [0], "i2v_tail": [4], "i2v_loop": [0, 4], "v2v_head": [0, 1], "v2v_tail": [2, 3, 4], "none": []
+    }  # fmt: skip
+    other = FrameConditions({"other": 1.0})
+    assert {tuple(other.draw(4, rng)) for _ in range(100)} == {(0,), (0, 1), (0, 1, 2)}
+    assert other.draw(1, rng) == []
+    found = Counter(len(FrameConditions({"i2v": 0.25}).draw(5, rng)) for _ in range(2000))
+    assert found[1] / 2000 == pytest.approx(0.25, abs=0.04)
+
+
+@pytest.mark.parametrize(
+    ("ratios", "version", "message"),
+    [
+        ({"quarter_heads": 0.1}, "1.3", r"mask_ratios: kind 'quarter_heads'; allowed: quarter_random, .*identity"),
+        ({"random": 1.5}, "1.3", r"random=1.5; allowed: a share from 0 to 1"),
+        ({"random": 0.7, "image_head": 0.7}, "1.3", r"the shares make 1.4; allowed: at most 1"),
+        ({"random": 0.2, "identity": 0.7}, "1.3", r"the shares make 0.9; allowed: exactly 1"),
+        ({"mask_image_head": 0.2}, "1.1", r"the shares make 0.2; allowed: exactly 1"),
+    ],
+)
+def test_bad_shares_are_sentences(ratios: dict[str, float], version: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        FrameMasks(ratios, version)
