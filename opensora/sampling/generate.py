@@ -14,6 +14,7 @@ import torch
 from torch import Generator, Tensor
 
 from opensora.errors import ConfigError, OpenSoraError
+from opensora.models.conditions import clip_conditions
 from opensora.random import generator
 from opensora.sampling.conditions import encode_pairs, encode_prompts
 from opensora.types import SampleRequest
@@ -56,8 +57,11 @@ def generate(
                 negatives = [request.negative_prompt for request in requests]
                 text = encode_pairs(prompts, negatives, model, codec, scheduler.text_order)
 
+            fps_B = torch.tensor([request.fps for request in requests], device=codec.device)
+            told = clip_conditions(model, size, fps_B.repeat(1 if scale == 1 else 2))
+
             def denoise(x: Tensor, t_B: Tensor, x_mask: Tensor | None = None) -> Tensor:
-                return model(x, t_B, text.text_B1LC, mask=text.mask_BL, x_mask=x_mask)
+                return model(x, t_B, text.text_B1LC, mask=text.mask_BL, x_mask=x_mask, **told)
 
             noise_BCTHW = torch.stack([draw_noise(request, latent_shape(size, sampler)) for request in requests])
             z_BCTHW = scheduler.sample(
@@ -109,8 +113,10 @@ def check_size(size: tuple[int, int, int], sampler: Sampler) -> None:
             f"model.in_channels: {sampler.model.in_channels}, but the autoencoder's latents have {channels} channels; "
             "they are equal; use the autoencoder the model was trained with"
         )
+    if not sampler.model.fixed_size:
+        return
     own = list(sampler.model.input_size)
-    if any(mine is not None and mine != found for mine, found in zip(own, latent, strict=True)):
+    if own != list(latent):
         raise ConfigError(
             f"num_frames, image_size: a video of {size[0]} frames of {size[1]}x{size[2]} has latents of {tuple(latent)}; "
             f"the model takes {tuple(own)} (frames, rows, columns); ask for the size it was trained on"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from opensora.models.assemble import DTYPES, assemble, tokens
+from opensora.models.conditions import clip_conditions
 from opensora.parallel.activation import checkpoint_activations
 from opensora.registry import DATASETS, VAES, build
 from opensora.schema import TrainRun
@@ -66,7 +67,8 @@ def plan(run: TrainRun, world: int) -> Plan:
                 run.batch_size, 1, trained.model_max_length, trained.caption_channels, dtype=DTYPES[run.dtype]
             )
             times = torch.empty(run.batch_size)
-            forward = lambda model: model(latents, times, text)  # noqa: E731
+            told = clip_conditions(trained, size, torch.empty(run.batch_size))
+            forward = lambda model: model(latents, times, text, **told)  # noqa: E731
             count, frozen = tokens(trained), _parameters(parts.vae)
         trained = trained.to(DTYPES[run.dtype] if run.plugin.startswith("zero") else torch.float32)
         activations = _activation_bytes(trained, forward, run.grad_checkpoint)

@@ -1,15 +1,18 @@
 """Training a denoiser: clips and captions -> latents and text states -> noise -> loss."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from random import Random
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from opensora.datasets.frame_masks import FrameMasks
 from opensora.models.assemble import tokens
 from opensora.models.codec import Codec
+from opensora.models.conditions import clip_conditions
 from opensora.random import Draw
 from opensora.training.task import StepLoss
 from opensora.types import Batch
@@ -25,28 +28,38 @@ class DiffusionTask:
     seed: int
     model_config: dict[str, Any]
     run_record: dict[str, Any]
+    masks: FrameMasks | None = None  # which frames of a clip are given in training
 
     def step(self, model: Callable[..., Any], batch: Batch) -> StepLoss:
         draws = [Draw(self.seed, batch.step, place) for place in batch.places]
-        return self._loss(model, batch, draws, self._drops(draws))
+        return self._loss(model, batch, draws, self._drops(draws), self.masks)
 
     def _drops(self, draws: list[Draw]) -> Tensor:
         """Which samples train without their caption, for classifier-free guidance (Ho & Salimans 2022)."""
         rate = self.trained.class_dropout_prob
         return torch.tensor([torch.rand((), generator=draw.rng("caption drop")).item() < rate for draw in draws])
 
-    def _loss(self, model: Callable[..., Any], batch: Batch, draws: list[Draw], drop_B: Tensor) -> StepLoss:
+    def _loss(
+        self,
+        model: Callable[..., Any],
+        batch: Batch,
+        draws: list[Draw],
+        drop_B: Tensor,
+        masks: FrameMasks | None = None,
+    ) -> StepLoss:
         latents = self.codec.encode_video(batch.video_BCTHW, [draw.rng("latent") for draw in draws])
         text = self.codec.encode_text(batch.captions)
-        denoise = partial(model, y=text.text_B1LC, mask=text.mask_BL, drop_B=drop_B.to(latents.device))
         size = (batch.video_BCTHW.shape[2], batch.video_BCTHW.shape[3], batch.video_BCTHW.shape[4])
-        out = self.scheduler.training_loss(denoise, latents, draws, size=size)
+        told = clip_conditions(self.trained, size, batch.fps_B.to(latents.device))
+        denoise = partial(model, y=text.text_B1LC, mask=text.mask_BL, drop_B=drop_B.to(latents.device), **told)
+        x_mask_BT = None if masks is None else draw_masks(masks, latents.shape[2], draws).to(latents.device)
+        out = self.scheduler.training_loss(denoise, latents, draws, x_mask_BT=x_mask_BT, size=size)
         level_B = out.t_B.float() / self.scheduler.num_timesteps
         return StepLoss(out.loss_B, level_B, tokens(self.trained) * len(draws))
 
     @torch.no_grad()
     def validate(self, model: Callable[..., Any], batches: Iterable[Batch]) -> dict[str, float]:
-        """Mean loss with noise fixed by the seed, so that two checkpoints see the same question."""
+        """Mean loss with noise fixed by the seed, so that two checkpoints see the same question. No frame is given."""
         losses = []
         for batch in batches:
             draws = [Draw(self.seed, VALIDATION_STEP, place) for place in batch.places]
@@ -55,3 +68,9 @@ class DiffusionTask:
 
     def config(self) -> dict[str, Any]:
         return {**self.model_config, "run": self.run_record}
+
+
+def draw_masks(masks: FrameMasks, frames: int, draws: Sequence[Draw]) -> Tensor:
+    """Bool [B, T]: each sample's own mask, whatever rank and micro-batch it is in."""
+    rngs = [draw.rng("frame mask") for draw in draws]
+    return torch.stack([masks.draw(frames, Random(rng.initial_seed()), rng) for rng in rngs])

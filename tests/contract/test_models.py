@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Generator, Tensor, nn
 
+from opensora.models.conditions import clip_conditions
 from opensora.models.vae.gaussian import Gaussian
 from opensora.parallel.activation import checkpoint_activations
 from opensora.registry import MODELS, VAES, build, constructor, names
@@ -28,17 +29,29 @@ SMALL = {
 }
 BLOCKS = {"num_res_blocks": 1, "hidden_size": 8, "hidden_size_mult": (1, 1, 2, 2), "norm_groups": 4}
 LEVELS = ["DownEncoderBlock2D", "DownEncoderBlock2D"], ["UpDecoderBlock2D", "UpDecoderBlock2D"]
+SPATIAL = {
+    "block_out_channels": [8, 16],
+    "down_block_types": LEVELS[0],
+    "up_block_types": LEVELS[1],
+    "norm_num_groups": 4,
+}
+TEMPORAL = {"in_out_channels": 3, "filters": 4, "num_res_blocks": 1, "num_groups": 2}  # over pixels
 SMALL_VAES: dict[str, dict[str, Any]] = {
     "CausalVAEModel": BLOCKS,
-    "VideoAutoencoderKL": {
-        "config": {
-            "block_out_channels": [8, 16],
-            "down_block_types": LEVELS[0],
-            "up_block_types": LEVELS[1],
-            "norm_num_groups": 4,
-        },
+    "VideoAutoencoderKL": {"config": SPATIAL, "micro_batch_size": 4},
+    "VideoAutoencoderKLTemporalDecoder": {
+        # its norms always have 32 groups, and with one layer its middle's attention is never used
+        "config": {"block_out_channels": [32, 32], "down_block_types": LEVELS[0], "layers_per_block": 2},
         "micro_batch_size": 4,
     },
+    "VAE_Temporal": TEMPORAL,
+    "VAE_Temporal_SD": TEMPORAL,
+    "OpenSoraVAE_V1_2": {
+        "spatial": {"config": SPATIAL},
+        "temporal": {**TEMPORAL, "in_out_channels": 4},
+        "micro_frame_size": 4,
+    },
+    "OpenSoraVAE_V1_3": {"hidden_size": 8, "num_res_blocks": 1, "norm_groups": 4},
 }
 
 
@@ -71,6 +84,7 @@ def inputs(model: Any, batch: int = 2) -> dict[str, Tensor]:
         "timestep": torch.tensor([3.5, 812.0]),
         "y": y,
         "mask": mask.long(),
+        **clip_conditions(model, (17, 32, 48), torch.tensor([8.0, 24.0])[:batch]),
     }
 
 
@@ -111,6 +125,7 @@ def test_denoiser_builds_on_meta(name: str) -> None:
         torch.zeros(1, model.in_channels, *model.input_size, device="meta"),
         torch.zeros(1, device="meta"),
         model.null_text(1),
+        **clip_conditions(model, (17, 256, 256), torch.zeros(1, device="meta")),
     )
     assert out.shape == (1, model.out_channels, *model.input_size)
 
@@ -197,7 +212,7 @@ def test_vae_builds_on_meta(name: str) -> None:
     with torch.device("meta"):
         model = build(VAES, {"type": name, **SMALL_VAES.get(name, {})})
     assert all(tensor.is_meta for tensor in model.state_dict().values())
-    assert model.config["type"] == name
+    assert constructor(VAES, model.config["type"]) is type(model)  # a preset's config names its class and all sizes
 
 
 @pytest.mark.parametrize("name", names(VAES))

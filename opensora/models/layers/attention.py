@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from opensora.models.shapes import ShapeError, divides
-
-Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # q [B,h,N,d], k v [B,h,M,d], mask [B,1,1,M]
+from opensora.models.layers.kernels import Attention as Kernel
+from opensora.models.layers.kernels import kernels_for
+from opensora.models.layers.norm import RMSNorm
+from opensora.models.shapes import divides
 
 # On CPU in half precision SDPA's backward is 2 to 7 times slower than plain products up to this many keys
 # (measured with 8 to 1024 keys); in float32 the two are level, and SDPA keeps less memory.
@@ -32,8 +33,12 @@ def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) 
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
-def choose_kernel(device_type: str, dtype: torch.dtype, keys: int) -> Kernel:
-    """The faster kernel for this device, precision and number of keys."""
+def choose_kernel(device_type: str, dtype: torch.dtype, keys: int, head_dim: int = 64, masked: bool = False) -> Kernel:
+    """The fastest kernel for this device, precision, number of keys, head width, with or without a mask."""
+    offered = kernels_for(device_type).attention
+    kernel = offered(dtype, head_dim, masked) if offered is not None else None
+    if kernel is not None:
+        return kernel
     if device_type == "cpu" and dtype != torch.float32 and keys <= SHORT_KEYS:
         return softmax_attention
     return sdpa_attention
@@ -41,28 +46,44 @@ def choose_kernel(device_type: str, dtype: torch.dtype, keys: int) -> Kernel:
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """Attention by the kernel that suits the tensors."""
-    return choose_kernel(q.device.type, q.dtype, k.shape[-2])(q, k, v, mask)
+    return choose_kernel(q.device.type, q.dtype, k.shape[-2], q.shape[-1], mask is not None)(q, k, v, mask)
 
 
 class SelfAttention(nn.Module):
     """Multi-head self-attention along the last but one axis of [..., N, D].
 
-    `kernel` may be replaced from outside (platforms/, parallel/).
+    qk_norm: RMS norm of every query and key head. rope_first: rotate before that norm, as weights of Open-Sora 1.1
+    were trained; the two orders differ. spans_split: the axis it attends along is the one that the model's "split"
+    seam cuts, so that parallel/ must exchange tokens for it. `kernel` may be replaced from outside (parallel/).
     """
 
-    def __init__(self, dim: int, num_heads: int):
+    def __init__(
+        self, dim: int, num_heads: int, qk_norm: bool = False, rope_first: bool = False, spans_split: bool = False
+    ):
         super().__init__()
         self.num_heads = num_heads
         self.head_dim = divides("attention: hidden_size over num_heads", dim, num_heads)
+        self.rope_first, self.spans_split = rope_first, spans_split
         self.kernel: Kernel = attend
         self.qkv = nn.Linear(dim, 3 * dim)
+        self.q_norm = RMSNorm(self.head_dim) if qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(self.head_dim) if qk_norm else nn.Identity()
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, rotate: Callable[[Tensor], Tensor] | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """rotate: position embedding of queries and keys [B, h, N, d]; mask: bool [B, 1, 1 or N, N], True = may be seen,
+        where B counts all leading axes."""
         *lead, n, dim = x.shape
         qkv = self.qkv(x).view(-1, n, 3, self.num_heads, self.head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        out = self.kernel(q, k, v, None)
+        if rotate is not None and self.rope_first:
+            q, k = rotate(q), rotate(k)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if rotate is not None and not self.rope_first:
+            q, k = rotate(q), rotate(k)
+        out = self.kernel(q, k, v, mask)
         return self.proj(out.transpose(1, 2).reshape(*lead, n, dim))
 
 
@@ -82,28 +103,15 @@ class CrossAttention(nn.Module):
         self.kv_linear = nn.Linear(dim, 2 * dim)
         self.proj = nn.Linear(dim, dim)
 
+    def keys_values(self, y_BLD: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, h, L, d] of the text: they depend on nothing else, so sampling keeps them per prompt."""
+        kv = self.kv_linear(y_BLD).view(len(y_BLD), -1, 2, self.num_heads, self.head_dim)
+        k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)
+        return k, v
+
     def forward(self, x_BND: Tensor, y_BLD: Tensor, mask_BL: Tensor | None = None) -> Tensor:
         b, n, dim = x_BND.shape
         q = self.q_linear(x_BND).view(b, n, self.num_heads, self.head_dim).transpose(1, 2)
-        k, v = self.kv_linear(y_BLD).view(b, -1, 2, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        k, v = self.keys_values(y_BLD)
         out = self.kernel(q, k, v, None if mask_BL is None else mask_BL[:, None, None, :])
         return self.proj(out.transpose(1, 2).reshape(b, n, dim))
-
-
-def text_mask(mask: Tensor | None, batch: int, length: int) -> Tensor | None:
-    """Bring a caption mask to bool [batch, length], True = token counts; None stays None.
-
-    Takes [b, L] or [b, 1, 1, L]. With b < batch the rows are repeated as a whole, so that under guidance the null
-    caption keeps only as many tokens as the prompt has: released weights are sampled this way.
-    A row without any token would make attention NaN; it sees all tokens instead.
-    """
-    if mask is None:
-        return None
-    mask_bL = mask.reshape(mask.shape[0], -1) != 0
-    if mask_bL.shape[1] != length or batch % mask_bL.shape[0]:
-        raise ShapeError(
-            f"text mask: shape {list(mask.shape)} for {batch} captions of {length} tokens; "
-            "its length must be that of the captions, and its rows must divide the batch"
-        )
-    mask_BL = mask_bL.repeat(batch // mask_bL.shape[0], 1)
-    return mask_BL | ~mask_BL.any(dim=1, keepdim=True)

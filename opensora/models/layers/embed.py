@@ -59,6 +59,52 @@ class TimestepEmbedder(nn.Module):
             small_linear(linear)
 
 
+class SizeEmbedder(TimestepEmbedder):
+    """Numbers that describe a clip (pixels, frames, rate, aspect ratio), each embedded like a timestep."""
+
+    def embed(self, sizes_bk: Tensor, batch: int) -> Tensor:
+        """[b] or [b, k] -> [batch, k * D]; with b < batch the rows are repeated as a whole, as guidance needs.
+
+        ShapeError when b does not divide the batch.
+        """
+        if sizes_bk.ndim == 1:
+            sizes_bk = sizes_bk[:, None]
+        if batch % len(sizes_bk):
+            raise ShapeError(
+                f"clip sizes: {len(sizes_bk)} rows for {batch} samples; their number must divide the batch"
+            )
+        sizes_Bk = sizes_bk.repeat(batch // len(sizes_bk), 1)
+        return self(sizes_Bk.flatten()).view(batch, -1)
+
+
+class LabelEmbedder(nn.Module):
+    """Classes by number; `num_classes` itself is the null class, which exists only where labels are ever dropped."""
+
+    def __init__(self, num_classes: int, hidden_size: int, dropout_prob: float):
+        super().__init__()
+        self.num_classes = num_classes
+        self.has_null = dropout_prob > 0
+        self.embedding_table = nn.Embedding(num_classes + self.has_null, hidden_size)
+
+    def initialise(self) -> None:
+        nn.init.normal_(self.embedding_table.weight, std=0.02)
+
+    def null(self, n: int) -> Tensor:
+        """Labels [n] that say "no class"; ShapeError when the model was built without them."""
+        if not self.has_null:
+            raise ShapeError(
+                "labels: class_dropout_prob=0 leaves no null class; guidance needs one, so raise it above 0"
+            )
+        return torch.full((n,), self.num_classes, device=self.embedding_table.weight.device)
+
+    def forward(self, labels_B: Tensor, drop_B: Tensor | None = None) -> Tensor:
+        """[B] -> [B, D]; samples with `drop_B` True take the null class."""
+        labels_B = labels_B.long()
+        if drop_B is not None and drop_B.any():
+            labels_B = torch.where(drop_B.to(labels_B.device).bool(), self.null(len(labels_B)), labels_B)
+        return self.embedding_table(labels_B)
+
+
 class CaptionEmbedder(nn.Module):
     """Projects caption states to the model's width; knows the null caption.
 
@@ -92,6 +138,33 @@ class CaptionEmbedder(nn.Module):
         return self.y_proj(y_B1LC)
 
 
+def text_mask(mask: Tensor | None, batch: int, length: int) -> Tensor | None:
+    """Bring a caption mask to bool [batch, length], True = token counts; None stays None.
+
+    Takes [b, L] or [b, 1, 1, L]. With b < batch the rows are repeated as a whole, so that under guidance the null
+    caption keeps only as many tokens as the prompt has: released weights are sampled this way.
+    A row without any token would make attention NaN; it sees all tokens instead.
+    """
+    if mask is None:
+        return None
+    mask_bL = mask.reshape(mask.shape[0], -1) != 0
+    if mask_bL.shape[1] != length or batch % mask_bL.shape[0]:
+        raise ShapeError(
+            f"text mask: shape {list(mask.shape)} for {batch} captions of {length} tokens; "
+            "its length must be that of the captions, and its rows must divide the batch"
+        )
+    mask_BL = mask_bL.repeat(batch // mask_bL.shape[0], 1)
+    return mask_BL | ~mask_BL.any(dim=1, keepdim=True)
+
+
+def embed_captions(
+    embedder: CaptionEmbedder, y_B1LC: Tensor, mask: Tensor | None, drop_B: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """What cross-attention sees: embedded captions [B, L, D] and which of their tokens count, bool [B, L]."""
+    y_BLD = embedder(y_B1LC, drop_B).squeeze(1)
+    return y_BLD, text_mask(mask, len(y_BLD), y_BLD.shape[1])
+
+
 def sine_table(width: int, positions: NDArray) -> NDArray:
     """float64 [len(positions), width]: sines, then cosines, of position / 10000^(2i / width)."""
     rates = 1.0 / 10000 ** (np.arange(divides("position table: width", width, 2), dtype=np.float64) / (width / 2.0))
@@ -117,3 +190,27 @@ def spatial_table(width: int, rows: int, columns: int, scale: float = 1.0, base_
         r, c = r * (base_size / rows), c * (base_size / columns)
     column, row = np.meshgrid(c, r)
     return np.concatenate([sine_table(width // 2, column), sine_table(width // 2, row)], axis=1)
+
+
+def dynamic_table(
+    width: int, rows: int, columns: int, scale: float | Tensor, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """[rows * columns, width], row by row, for a grid of any size: the first half encodes the column, the second the row.
+
+    A coordinate is index / scale * base / (rows or columns), with base = sqrt(rows * columns) rounded to the even
+    neighbour, as Python rounds: small and large grids share one range (STDiT2 and STDiT3; Open-Sora 1.1).
+    """
+    divides("position table: hidden_size", width, 4)
+    base = round((rows * columns) ** 0.5)
+    rates = 1.0 / 10000 ** (torch.arange(0, width // 2, 2, dtype=torch.float32, device=device) / (width // 2))
+    rates = rates.to(dtype)  # a cast model casts its rates too
+    row = torch.arange(rows, dtype=torch.float32, device=device) / scale * (base / rows)
+    column = torch.arange(columns, dtype=torch.float32, device=device) / scale * (base / columns)
+
+    def features(coordinates: Tensor) -> Tensor:
+        angles = coordinates.to(dtype)[:, None] * rates
+        return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+    by_column = features(column)[None].expand(rows, -1, -1)
+    by_row = features(row)[:, None].expand(-1, columns, -1)
+    return torch.cat([by_column, by_row], dim=-1).flatten(0, 1).to(dtype)

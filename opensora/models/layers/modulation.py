@@ -7,9 +7,12 @@ frames differ (`x_mask`: conditioning frames are modulated as at timestep 0).
 import torch
 from torch import Tensor, nn
 
+from opensora.models.layers.norm import norm_modulate
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return x * (1 + scale) + shift
+
+def gated(x: Tensor, gate: Tensor, branch: Tensor) -> Tensor:
+    """x + gate * branch in one pass."""
+    return torch.addcmul(x, gate, branch)
 
 
 def per_frame(x_mask_BT: Tensor, active: Tensor, still: Tensor) -> Tensor:
@@ -34,15 +37,27 @@ class FinalLayer(ScaleShiftTable):
 
     def __init__(self, dim: int, out_features: int):
         super().__init__(2, dim)
-        self.norm = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
         self.linear = nn.Linear(dim, out_features)
 
     def forward(
         self, x_BTSD: Tensor, t_BD: Tensor, x_mask_BT: Tensor | None = None, still_BD: Tensor | None = None
     ) -> Tensor:
         shift, scale = self.vectors(t_BD[:, None])
-        x = modulate(self.norm(x_BTSD), shift, scale)
+        x = norm_modulate(x_BTSD, shift, scale)
         if x_mask_BT is not None and still_BD is not None:
             # Conditioning frames are normalised and modulated a second time: wrong, but weights were trained so.
-            x = per_frame(x_mask_BT, x, modulate(self.norm(x), *self.vectors(still_BD[:, None])))
+            x = per_frame(x_mask_BT, x, norm_modulate(x, *self.vectors(still_BD[:, None])))
         return self.linear(x)
+
+
+class AdaFinalLayer(nn.Module):
+    """Norm, modulation by a layer of its own, and the projection to patches (DiT; arXiv:2212.09748, fig. 3)."""
+
+    def __init__(self, dim: int, out_features: int):
+        super().__init__()
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 2 * dim))
+        self.linear = nn.Linear(dim, out_features)
+
+    def forward(self, x_BTSD: Tensor, c_BD: Tensor) -> Tensor:
+        shift, scale = self.adaLN_modulation(c_BD)[:, None, None].chunk(2, dim=-1)
+        return self.linear(norm_modulate(x_BTSD, shift, scale))

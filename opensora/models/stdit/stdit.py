@@ -11,16 +11,18 @@ import torch
 from timm.layers import DropPath, GELUTanh, Mlp
 from torch import Tensor, nn
 
-from opensora.models.layers.attention import CrossAttention, SelfAttention, text_mask
+from opensora.models.layers.attention import CrossAttention, SelfAttention
 from opensora.models.layers.embed import (
     CaptionEmbedder,
     TimestepEmbedder,
+    embed_captions,
     shut_linear,
     small_linear,
     spatial_table,
     temporal_table,
 )
-from opensora.models.layers.modulation import FinalLayer, ScaleShiftTable, modulate, per_frame
+from opensora.models.layers.modulation import FinalLayer, ScaleShiftTable, gated, per_frame
+from opensora.models.layers.norm import norm_modulate
 from opensora.models.layers.patch import PatchEmbed3D, unpatchify
 from opensora.models.layers.seam import Seam
 from opensora.models.shapes import ShapeError, divides, triple
@@ -32,8 +34,7 @@ class STDiTBlock(ScaleShiftTable):
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float, drop_path: float):
         super().__init__(6, dim)
-        self.norm = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)  # no weights: one serves both branches
-        self.attn = SelfAttention(dim, num_heads)
+        self.attn = SelfAttention(dim, num_heads, spans_split=True)
         self.attn_temp = SelfAttention(dim, num_heads)
         self.cross_attn = CrossAttention(dim, num_heads)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=GELUTanh)
@@ -61,13 +62,13 @@ class STDiTBlock(ScaleShiftTable):
             vectors = tuple(per_frame(x_mask_BT, active, still) for active, still in pairs)
         shift1, scale1, gate1, shift2, scale2, gate2 = vectors
 
-        within = self.to_patches(self.attn(self.to_frames(modulate(self.norm(x_BTSD), shift1, scale1))))
-        x = x_BTSD + self.drop_path(gate1 * within)
+        within = self.to_patches(self.attn(self.to_frames(norm_modulate(x_BTSD, shift1, scale1))))
+        x = gated(x_BTSD, gate1, self.drop_path(within))
         # The temporal branch has no norm and no modulation; positions enter the attention, not the residual.
         along = x if position_TD is None else x + position_TD[:, None]
-        x = x + self.drop_path(temporal_gate * self.attn_temp(along.transpose(1, 2)).transpose(1, 2))
+        x = gated(x, temporal_gate, self.drop_path(self.attn_temp(along.transpose(1, 2)).transpose(1, 2)))
         x = x + self.cross_attn(x.reshape(b, t * s, dim), y_BLD, mask_BL).view(b, t, s, dim)
-        return x + self.drop_path(gate2 * self.mlp(modulate(self.norm(x), shift2, scale2)))
+        return gated(x, gate2, self.drop_path(self.mlp(norm_modulate(x, shift2, scale2))))
 
 
 @MODELS.register_module()
@@ -78,6 +79,10 @@ class STDiT(nn.Module):
     another size or frame rate keeps its meaning of distance. no_temporal_pos_emb: accepted as in Open-Sora 1.0 and,
     as there, without effect. drop_path draws from torch's global generator.
     """
+
+    size_conditions = ()  # what forward wants to know of the clips; see models/conditions.py
+    fixed_size = True  # only latents of input_size
+    takes_x_mask = True  # forward can be told which frames are given
 
     def __init__(
         self,
@@ -151,6 +156,10 @@ class STDiT(nn.Module):
         """The null caption [n, 1, L, C], in caption space like the text encoder's output."""
         return self.y_embedder.null(n)
 
+    def embed_text(self, y: Tensor, mask: Tensor | None, drop_B: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """What the blocks attend to, [B, L, D] and bool [B, L]: nothing of it depends on latents or timestep."""
+        return embed_captions(self.y_embedder, y.to(self.x_embedder.proj.weight.dtype), mask, drop_B)
+
     def checkpoint_blocks(self) -> list[nn.Module]:
         """The modules whose activations may be recomputed instead of kept."""
         return list(self.blocks)
@@ -184,8 +193,7 @@ class STDiT(nn.Module):
             still_BD = self.t_embedder(torch.zeros_like(timestep))
             still_B6D = self.t_block(still_BD).unflatten(1, (6, -1))
             x_mask = x_mask.bool()
-        y_BLD = self.y_embedder(y.to(dtype), drop_B).squeeze(1)
-        mask_BL = text_mask(mask, len(x), y_BLD.shape[1])
+        y_BLD, mask_BL = self.embed_text(y, mask, drop_B)
 
         x_BTSD = self.enter(x_BTSD)
         for i, block in enumerate(self.blocks):

@@ -8,8 +8,8 @@ from opensora.models.layers.attention import (
     choose_kernel,
     sdpa_attention,
     softmax_attention,
-    text_mask,
 )
+from opensora.models.layers.embed import text_mask
 from opensora.models.shapes import ShapeError
 
 

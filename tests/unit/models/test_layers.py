@@ -2,9 +2,19 @@ import pytest
 import torch
 from torch import nn
 
-from opensora.models.layers.embed import CaptionEmbedder, TimestepEmbedder, spatial_table, timestep_features
-from opensora.models.layers.modulation import FinalLayer
+from opensora.models.layers.embed import (
+    CaptionEmbedder,
+    LabelEmbedder,
+    SizeEmbedder,
+    TimestepEmbedder,
+    dynamic_table,
+    spatial_table,
+    timestep_features,
+)
+from opensora.models.layers.modulation import FinalLayer, gated
+from opensora.models.layers.norm import RMSNorm, norm_modulate
 from opensora.models.layers.patch import PatchEmbed3D, unpatchify
+from opensora.models.layers.rope import rope_frequencies, rotate_halves, rotate_pairs
 from opensora.models.layers.seam import Seam
 from opensora.models.shapes import ShapeError, triple
 
@@ -73,7 +83,7 @@ def test_final_layer_modulates_conditioning_frames_twice() -> None:
     out = layer(x, t, torch.tensor([[True, False]]), still)
     torch.testing.assert_close(out[:, :1], layer(x, t)[:, :1])
     shift, scale = (layer.scale_shift_table + t).unbind(0)
-    once = layer.norm(x) * (1 + scale) + shift
+    once = torch.nn.functional.layer_norm(x, (8,), eps=1e-6) * (1 + scale) + shift
     torch.testing.assert_close(out[:, 1:], layer(once, still)[:, 1:])
 
 
@@ -95,3 +105,76 @@ def test_triples(sizes: tuple[int, ...]) -> None:
     with pytest.raises(ShapeError, match="three positive whole numbers"):
         triple("here", sizes)
     assert triple("here", [1, 2, 3]) == (1, 2, 3)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 8), (3, 1, 1, 8), (3, 2, 1, 8), (1, 2, 1, 8)])
+def test_norm_modulate_is_norm_then_modulation(shape: tuple[int, ...]) -> None:
+    """Whatever the vectors belong to: the batch, a sample, a frame."""
+    x, shift, scale = torch.randn(3, 2, 5, 8), torch.randn(shape), torch.randn(shape)
+    plain = torch.nn.functional.layer_norm(x, (8,), eps=1e-6) * (1 + scale) + shift
+    torch.testing.assert_close(norm_modulate(x, shift, scale), plain)
+
+
+def test_gated_adds_the_branch_times_the_gate() -> None:
+    x, branch, gate = torch.randn(2, 3, 4, 8), torch.randn(2, 3, 4, 8), torch.randn(2, 1, 1, 8)
+    torch.testing.assert_close(gated(x, gate, branch), x + gate * branch)
+
+
+def test_rms_norm_computes_in_float32() -> None:
+    norm = RMSNorm(4)
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    x = torch.tensor([[3.0, -3.0, 3.0, 3.0]])
+    torch.testing.assert_close(norm(x), torch.tensor([[1.0, -2.0, 3.0, 4.0]]))
+    tiny = torch.full((1, 4), 1e-3, dtype=torch.bfloat16)  # squares below eps: x / sqrt(1e-6 + 1e-6)
+    torch.testing.assert_close(norm.to(torch.bfloat16)(tiny)[0, 0].item(), 0.707, atol=4e-3, rtol=0)
+
+
+def test_rotations_keep_length_and_turn_by_the_difference() -> None:
+    """<R(a) q, R(b) k> depends on a - b only: what makes the embedding relative."""
+    q, k, frequencies = torch.randn(6), torch.randn(6), rope_frequencies(6)
+    assert frequencies.tolist() == pytest.approx([1.0, 10000 ** (-1 / 3), 10000 ** (-2 / 3)])
+    for rotate in (rotate_pairs, rotate_halves):
+        turned = rotate(q[None], 3.0 * frequencies[None])
+        torch.testing.assert_close(turned.norm(), q.norm())
+        near = (turned * rotate(k[None], 1.0 * frequencies[None])).sum()
+        far = (rotate(q[None], 12.0 * frequencies[None]) * rotate(k[None], 10.0 * frequencies[None])).sum()
+        torch.testing.assert_close(near, far)
+    angle = torch.tensor([[torch.pi / 2, 0.0, 0.0]])
+    pair = rotate_pairs(torch.tensor([[1.0, 2, 3, 4, 5, 6]]), angle)
+    torch.testing.assert_close(pair, torch.tensor([[-2.0, 1, 3, 4, 5, 6]]))
+    half = rotate_halves(torch.tensor([[1.0, 2, 3, 4, 5, 6]]), angle)
+    torch.testing.assert_close(half, torch.tensor([[-4.0, 2, 3, 1, 5, 6]]))
+
+
+def test_sizes_are_embedded_one_by_one_and_repeated_as_a_whole() -> None:
+    embedder = SizeEmbedder(8)
+    sizes = torch.tensor([[16.0, 24.0], [32.0, 48.0]])
+    out = embedder.embed(sizes, 4)
+    assert out.shape == (4, 16)
+    torch.testing.assert_close(out[:2], out[2:])
+    torch.testing.assert_close(out[1, 8:], embedder(torch.tensor([48.0]))[0])
+    with pytest.raises(ShapeError, match="2 rows for 3 samples"):
+        embedder.embed(sizes, 3)
+
+
+def test_dropped_labels_take_the_null_class() -> None:
+    embedder = LabelEmbedder(5, 8, dropout_prob=0.1)
+    assert embedder.embedding_table.weight.shape == (6, 8)
+    out = embedder(torch.tensor([1, 2]), torch.tensor([True, False]))
+    torch.testing.assert_close(out, embedder.embedding_table.weight[[5, 2]])
+    assert embedder.null(2).tolist() == [5, 5]
+    with pytest.raises(ShapeError, match="no null class"):
+        LabelEmbedder(5, 8, dropout_prob=0.0).null(1)
+
+
+def test_dynamic_table_of_a_square_is_the_fixed_one() -> None:
+    fixed = torch.as_tensor(spatial_table(16, 4, 4, 2.0)).float()
+    torch.testing.assert_close(dynamic_table(16, 4, 4, 2.0, torch.float32, torch.device("cpu")), fixed)
+
+
+def test_dynamic_table_rounds_its_base_like_python() -> None:
+    """sqrt(2 * 3) rounds to 2, so a row is one step of 2/2 and a column one of 2/3."""
+    table = dynamic_table(8, 2, 3, 1.0, torch.float32, torch.device("cpu"))
+    torch.testing.assert_close(table[1, 0], torch.tensor(2 / 3).sin())
+    torch.testing.assert_close(table[3, 4], torch.tensor(1.0).sin())

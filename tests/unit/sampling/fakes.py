@@ -27,9 +27,12 @@ class FakeDenoiser(nn.Module):
 
     in_channels = 4
 
-    def __init__(self, input_size: tuple[int | None, ...] = (4, 4, 4)):
+    size_conditions = ()
+    takes_x_mask = True
+
+    def __init__(self, input_size: tuple[int, ...] = (4, 4, 4), fixed_size: bool = True):
         super().__init__()
-        self.input_size = input_size
+        self.input_size, self.fixed_size = input_size, fixed_size
         self.asked: list[tuple[Tensor, Tensor | None]] = []
 
     def null_text(self, n: int) -> Tensor:

@@ -62,7 +62,7 @@ def test_progress_counts_steps_and_the_model_goes_back_to_training() -> None:
 def test_sizes_that_do_not_fit_are_sentences() -> None:
     with pytest.raises(ConfigError, match=r"8 frames of 16x16 has latents of \(8, 4, 4\); the model takes \(4, 4, 4\)"):
         generate([request(num_frames=8)], fake_sampler())
-    assert len(generate([request(num_frames=8)], fake_sampler(input_size=(None, 4, 4)))) == 1
+    assert len(generate([request(num_frames=8)], fake_sampler(fixed_size=False))) == 1
     sampler = fake_sampler()
     sampler.codec.vae.latent_channels = 8
     with pytest.raises(ConfigError, match=r"model.in_channels: 4, but the autoencoder's latents have 8"):

@@ -9,6 +9,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from opensora.config import load
+from opensora.datasets.frame_masks import FrameMasks
 from opensora.models.assemble import build_autoencoder
 from opensora.models.vae.gaussian import Gaussian
 from opensora.random import Draw, generator
@@ -49,16 +50,18 @@ class Seen:
         self.x: list[Tensor] = []
         self.t: list[float] = []
         self.dropped: list[bool] = []
+        self.x_mask: list[Tensor | None] = []
 
     def __call__(self, x: Tensor, t_B: Tensor, *, y: Tensor, mask: Tensor, drop_B: Tensor, x_mask: Any) -> Tensor:
         self.x += list(x)
         self.t += t_B.tolist()
         self.dropped += drop_B.tolist()
+        self.x_mask += [None] * len(x) if x_mask is None else list(x_mask)
         return torch.zeros_like(x)
 
 
 def diffusion(drop: float = 0.0, spread: float = 0.0, seed: int = 1) -> DiffusionTask:
-    model = SimpleNamespace(class_dropout_prob=drop, input_size=SIZE[1:], patch_size=(1, 2, 2))
+    model = SimpleNamespace(class_dropout_prob=drop, input_size=SIZE[1:], patch_size=(1, 2, 2), size_conditions=())
     return DiffusionTask(model, Codec(spread), RectifiedFlow(), seed, {"type": "M"}, {"seed": seed})  # type: ignore[arg-type]
 
 
@@ -118,6 +121,24 @@ def test_captions_are_dropped_at_the_models_rate_and_keyed_by_sample() -> None:
     for place in range(20):
         task.step(alone, batch(7, [place]))
     assert alone.dropped == seen.dropped[140:160]
+
+
+def test_given_frames_stay_clean_do_not_count_and_are_keyed_by_sample() -> None:
+    """With latents of zero a clean frame is zero; the model says 0, so the loss is the noise of the other frame."""
+    task, seen, alone = diffusion(), Seen(), Seen()
+    task.masks = FrameMasks({"image_head": 0.5, "image_tail": 0.25})
+    loss = task.step(seen, batch(0, list(range(40))))
+    masks = [tuple(mask.tolist()) for mask in seen.x_mask if mask is not None]
+    assert set(masks) == {(False, True), (True, False), (True, True)}
+    for x, t, mask, loss_1 in zip(seen.x, seen.t, masks, loss.loss_B, strict=True):
+        assert [bool(frame.any()) for frame in x.unbind(1)] == list(mask)
+        noise = x[:, torch.tensor(mask)] / (t / 1000)
+        torch.testing.assert_close(loss_1, noise.square().mean(), rtol=1e-3, atol=1e-3)
+    for place in range(40):
+        task.step(alone, batch(0, [place]))
+    assert [tuple(mask.tolist()) for mask in alone.x_mask if mask is not None] == masks
+    task.validate(alone, [batch(0, [0])])
+    assert alone.x_mask[-1] is None
 
 
 @pytest.mark.parametrize(("rate", "expected"), [(0.0, False), (1.0, True)])

@@ -1,0 +1,49 @@
+"""Norms and the fused forms that models use; `kernels.py` may put a device's own kernel in their place.
+
+Shapes: D width, [B, 1, 1, D] a vector per sample, [B, T, 1, D] a vector per frame, d width of a head.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from opensora.models.layers.kernels import kernels_for
+
+
+def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-6) -> Tensor:
+    """Layer norm along the last axis (Ba et al. 2016, arXiv:1607.06450); weight and bias [D] or None."""
+    fused = kernels_for(x.device.type).layer_norm
+    if fused is not None:
+        return fused(x, weight, bias, eps)
+    return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+
+
+def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6) -> Tensor:
+    """layer_norm(x) * (1 + scale) + shift for x [B, T, S, D] and vectors [B or 1, T or 1, 1, D].
+
+    A vector per sample takes the place of the norm's own weight and bias: one pass over the tokens instead of three,
+    in forward and backward.
+    """
+    if scale.shape[1:-1].numel() > 1 or scale.shape[0] not in (1, x.shape[0]):
+        return layer_norm(x, eps=eps) * (1 + scale) + shift
+    weight, bias = (1 + scale).flatten(0, -2), shift.flatten(0, -2)
+    if len(weight) == 1:
+        return layer_norm(x, weight[0], bias[0], eps)
+    return torch.stack([layer_norm(*sample, eps) for sample in zip(x, weight, bias, strict=True)])
+
+
+class RMSNorm(nn.Module):
+    """Root mean square norm of the last axis (Zhang & Sennrich 2019, arXiv:1910.07467), computed in float32."""
+
+    def __init__(self, dim: int, eps: float = 1e-6):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        fused = kernels_for(x.device.type).rms_norm
+        if fused is not None:
+            return fused(x, self.weight, self.eps)
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return wide.to(x.dtype) * self.weight

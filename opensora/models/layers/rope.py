@@ -1,0 +1,41 @@
+"""Rotary position embedding (Su et al. 2021, arXiv:2104.09864).
+
+Shapes: N positions along the attended axis, d width of a head (or of the part that is rotated).
+"""
+
+import torch
+from torch import Tensor, nn
+
+from opensora.models.shapes import divides
+
+
+def rope_frequencies(width: int, base: float = 10000.0) -> Tensor:
+    """float32 [width / 2]: base^(-2k / width)."""
+    divides("rotary embedding: width", width, 2)
+    return base ** -(torch.arange(0, width, 2, dtype=torch.float32) / width)
+
+
+class RotaryEmbedding(nn.Module):
+    """Keeps the frequencies as a parameter that is not trained: released weights hold them, and they are used."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.freqs = nn.Parameter(rope_frequencies(width), requires_grad=False)
+
+    def angles(self, positions_N: Tensor) -> Tensor:
+        """[N, width / 2], in the dtype of the frequencies."""
+        return positions_N.to(self.freqs)[:, None] * self.freqs
+
+
+def rotate_pairs(x: Tensor, angles_Nk: Tensor) -> Tensor:
+    """Rotate neighbours (2k, 2k + 1) of the last axis of x [..., N, 2k] by the angles [..., N, k]."""
+    cos, sin = angles_Nk.cos().repeat_interleave(2, dim=-1), angles_Nk.sin().repeat_interleave(2, dim=-1)
+    turned = torch.stack([-x[..., 1::2], x[..., 0::2]], dim=-1).flatten(-2)
+    return x * cos + turned * sin
+
+
+def rotate_halves(x: Tensor, angles_Nk: Tensor) -> Tensor:
+    """Rotate entry k against entry k + d/2 of x [..., N, d] by the angles [..., N, d / 2]."""
+    cos, sin = torch.cat([angles_Nk.cos()] * 2, dim=-1), torch.cat([angles_Nk.sin()] * 2, dim=-1)
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
