@@ -2,6 +2,7 @@
 
 import json
 import os
+from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
@@ -24,6 +25,8 @@ _IN_FOLDER = (
     "diffusion_pytorch_model.safetensors.index.json",
     "diffusion_pytorch_model.bin",
     "pytorch_model.bin",
+    "diffusion_pytorch_model.bin.index.json",
+    "pytorch_model.bin.index.json",  # ColossalAI's shards
 )
 _PICKLES = (".pt", ".pth", ".ckpt", ".bin")
 _WRAPPERS = ("ema", "state_dict", "model")  # keys under which training programs keep the weights
@@ -58,18 +61,38 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             shards = sorted(set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values()))
             loaded: Any = {}
             for shard in shards:
-                loaded.update(load_file(file.parent / shard))
-        elif file.suffix == ".safetensors":
-            loaded = load_file(file)
-        elif file.suffix in _PICKLES:
-            loaded = torch.load(file, map_location="cpu", weights_only=True)
+                loaded.update(_read_file(file.parent / shard))
+        elif file.suffix in (".safetensors", *_PICKLES):
+            loaded = _read_file(file)
         else:
             raise WeightsError(
                 f"weights: {file}: unknown kind {file.suffix!r}; allowed: .safetensors, .index.json, {', '.join(_PICKLES)}"
             )
-    except (OSError, SafetensorError, UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except UnpicklingError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise WeightsError(
+            f"weights: {file}: damaged, or holds more than tensors and plain values, which is not read since it could run "
+            f"code ({reason}); copy it again, or save its state_dict alone where it was made"
+        ) from error
+    except (
+        OSError,
+        SafetensorError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ) as error:
         raise WeightsError(f"weights: {file}: cannot be read ({error}); the file is damaged, copy it again") from error
     return _unwrap(loaded, file)
+
+
+def _read_file(file: Path) -> Any:
+    if file.suffix == ".safetensors":
+        return load_file(file)
+    with torch.serialization.safe_globals([Namespace]):  # command lines that programs save beside; plain data
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _unwrap(loaded: Any, file: Path) -> dict[str, Tensor]:
@@ -80,10 +103,10 @@ def _unwrap(loaded: Any, file: Path) -> dict[str, Tensor]:
         loaded = inner
     if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(v, Tensor) for v in loaded.values()):
         raise WeightsError(f"weights: {file}: holds no dictionary of tensors; give the file of a model's state_dict")
-    return _bare(loaded)
+    return without_prefix(loaded)
 
 
-def _bare(state: Mapping[str, Any]) -> dict[str, Any]:
+def without_prefix(state: Mapping[str, Any]) -> dict[str, Any]:
     """Without the prefix "module.", if every name has it."""
     wrapped = all(name.startswith(_PREFIX) for name in state)
     return {name.removeprefix(_PREFIX) if wrapped else name: tensor for name, tensor in state.items()}
@@ -100,9 +123,9 @@ def load_weights(module: nn.Module, path: str | Path, ignore: Sequence[str] = ()
 
 def load_state(module: nn.Module, state: Mapping[str, Tensor], where: str, ignore: Sequence[str] = ()) -> None:
     """Like `load_weights`, from tensors; `where` names their source in the WeightsError."""
-    found = {name: tensor for name, tensor in _bare(state).items() if not name.startswith(tuple(ignore))}
+    found = {name: tensor for name, tensor in without_prefix(state).items() if not name.startswith(tuple(ignore))}
     wanted = module.state_dict()
-    names = dict(zip(_bare(wanted), wanted, strict=True))  # bare name -> the module's own
+    names = dict(zip(without_prefix(wanted), wanted, strict=True))  # bare name -> the module's own
     missing = [names[bare] for bare in names if bare not in found]
     unexpected = [bare for bare in found if bare not in names]
     shapes = [
@@ -111,7 +134,7 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], where: str, ignor
         if bare in found and found[bare].shape != wanted[name].shape
     ]
     faults = [
-        f"{len(items)} {what}: {_first(items)}"
+        f"{len(items)} {what}: {first_few(items)}"
         for what, items in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
         if items
     ]
@@ -124,7 +147,7 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], where: str, ignor
     module.load_state_dict({name: found[bare] for bare, name in names.items()}, strict=True, assign=on_meta)
 
 
-def _first(items: Iterable[str], shown: int = 4) -> str:
+def first_few(items: Iterable[str], shown: int = 4) -> str:
     listed = list(items)
     return ", ".join(listed[:shown]) + (f" and {len(listed) - shown} more" if len(listed) > shown else "")
 

@@ -1,0 +1,92 @@
+"""What a file of weights says of the model it belongs to: sizes in its tensors, arguments in the config beside it.
+
+Shapes: T H W patches along frames, rows and columns, S = H*W, D width.
+"""
+
+from collections.abc import Collection, Mapping
+from fractions import Fraction
+from math import atan2, isqrt
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from opensora.models.weights import CONFIG_FILE, find_weights, read_config
+
+_LARGEST_DENOMINATOR = 100  # scales are short fractions, such as 0.5 or 2/3
+
+
+def config_beside(path: str | Path) -> dict[str, Any]:
+    """The config.json next to the weights that `path` means; {} when there is none."""
+    folder = find_weights(path).parent
+    return read_config(folder) if (folder / CONFIG_FILE).is_file() else {}
+
+
+def arguments_in(config: Mapping[str, Any], accepted: Collection[str]) -> dict[str, Any]:
+    """Those entries of a foreign config.json that a constructor takes; None and lists of None mean "not said"."""
+
+    def is_said(value: Any) -> bool:
+        return any(item is not None for item in value) if isinstance(value, list) and value else value is not None
+
+    return {key: value for key, value in config.items() if key in accepted and is_said(value)}
+
+
+def sizes_in(state: Mapping[str, Tensor], accepted: Collection[str]) -> dict[str, Any]:
+    """Constructor arguments that the tensors decide: input_size, its scales, classes and caption tokens.
+
+    Tables on meta give the size of a square grid and no scale.
+    """
+    found: dict[str, Any] = {}
+    spatial = _first_of(state, "pos_embed", "pos_embed_spatial")
+    temporal = _first_of(state, "pos_embed_temporal", "temp_embed")
+    if spatial is not None and "x_embedder.proj.weight" in state:
+        grid = _grid(spatial)
+        if grid is not None:
+            *_, ph, pw = patch = state["x_embedder.proj.weight"].shape[2:]
+            frames = temporal.shape[1] * (patch[0] if len(patch) == 3 else 1) if temporal is not None else 1
+            found["input_size"] = [frames, grid[0] * ph, grid[1] * pw]
+            columns = grid[1]
+            # neighbours in a row; in a grid of one column, in that
+            found["space_scale"] = _scale(spatial, 1, 0) if columns > 1 else _scale(spatial, columns, 1)
+    if temporal is not None:
+        found["time_scale"] = _scale(temporal, 1, None)
+    if "y_embedder.embedding_table.weight" in state:
+        found["condition"] = f"label_{len(state['y_embedder.embedding_table.weight']) - 1}"  # the last row: no class
+    if "y_embedder.y_embedding" in state:
+        found["model_max_length"] = len(state["y_embedder.y_embedding"])
+    return {key: value for key, value in found.items() if value is not None and key in accepted}
+
+
+def _first_of(state: Mapping[str, Tensor], *names: str) -> Tensor | None:
+    return next((state[name] for name in names if name in state and state[name].ndim == 3), None)
+
+
+def _grid(spatial_1SD: Tensor) -> tuple[int, int] | None:
+    """(rows, columns) of a table: the second half of the channels changes where a new row begins."""
+    _, patches, width = spatial_1SD.shape
+    if not spatial_1SD.is_meta:
+        rows_SD = spatial_1SD[0, :, width // 2 :]
+        changed = torch.nonzero((rows_SD != rows_SD[:1]).any(1))
+        columns = int(changed[0]) if len(changed) else patches
+        repeated = rows_SD.unflatten(0, (-1, columns)) if patches % columns == 0 else None
+        if repeated is not None and bool((repeated == repeated[:, :1]).all()):
+            return patches // columns, columns
+    side = isqrt(patches)
+    return (side, side) if side * side == patches else None
+
+
+def _scale(table_1SD: Tensor, place: int, half: int | None) -> float | None:
+    """What positions were divided by: the first sine and cosine of place 1 are those of 1 / scale.
+
+    half: 0 or 1, the half of the channels for columns or rows; None for a temporal table.
+    """
+    _, places, width = table_1SD.shape
+    if table_1SD.is_meta or places <= place:
+        return None
+    width = width if half is None else width // 2
+    start = (half or 0) * width
+    angle = atan2(float(table_1SD[0, place, start]), float(table_1SD[0, place, start + width // 2]))
+    if not angle > 0:  # 1 / scale lies above pi, or this is no such table
+        return None
+    return float(1 / Fraction(angle).limit_denominator(_LARGEST_DENOMINATOR))

@@ -1,0 +1,175 @@
+"""PixArt weights in the video models: every value, every list, and the image model's numbers on one frame."""
+
+import hashlib
+import inspect
+import math
+import re
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from opensora.errors import WeightsError
+from opensora.models.conversion.families import FAMILIES
+from opensora.models.conversion.fill import Report, fill
+from opensora.models.conversion.origin import sizes_in
+from opensora.registry import MODELS, constructor, names
+from tests.parity.golden import Golden, assert_parity, directories
+
+BLOCKS_LEFT_OUT = re.compile(r"blocks\.")  # at the start of a name that the original did not find a place for
+
+
+def is_initialisation(golden: Golden) -> bool:
+    recorded = "sha256_of_float32_bytes_after" in golden.config
+    return recorded and golden.has("source_checkpoint") and golden.has("model_before")
+
+
+INITIALISATIONS = directories(is_initialisation, "initialisation from PixArt")
+
+
+def family_of(golden: Golden) -> str:
+    return "pixart-sigma" if "Sigma" in golden.config["checkpoint_file_name"] else "pixart-alpha"
+
+
+def class_of(state: Mapping[str, Tensor]) -> str:
+    if any(name.startswith("spatial_blocks.") for name in state):
+        return "STDiT3"
+    return "STDiT2" if "t_block_temp.1.weight" in state else "STDiT"
+
+
+def arguments_for(state: Mapping[str, Tensor], accepted: Any) -> dict[str, Any]:
+    """The constructor arguments that the shapes of a whole model tell; heads only where a norm has their width."""
+    weight = state["x_embedder.proj.weight"]
+    width, channels, *patch = weight.shape
+    blocks = {name.split(".")[1] for name in state if re.match(r"(spatial_)?blocks\.", name)}
+    norm = next((tensor for name, tensor in state.items() if name.endswith("attn.q_norm.weight")), None)
+    perceptron = next(tensor for name, tensor in state.items() if name.endswith("mlp.fc1.weight"))
+    outputs = len(state["final_layer.linear.weight"]) // math.prod(patch)
+    found = {
+        "hidden_size": width,
+        "in_channels": channels,
+        "patch_size": tuple(patch),
+        "depth": len(blocks),
+        "mlp_ratio": len(perceptron) / width,
+        "pred_sigma": outputs == 2 * channels,
+        "caption_channels": state["y_embedder.y_embedding"].shape[1],
+        "qk_norm": norm is not None,
+        "num_heads": width // len(norm) if norm is not None else 1,
+        **sizes_in(state, accepted),
+    }
+    return {key: value for key, value in found.items() if key in accepted}
+
+
+def before(golden: Golden, **changes: Any) -> nn.Module:
+    """The fresh model of the recording; `changes` to its arguments, tables then as computed."""
+    stored = golden.tensors("model_before")
+    build = constructor(MODELS, class_of(stored))
+    model = build(**{**arguments_for(stored, inspect.signature(build).parameters), **changes})
+    computed = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("pos_embed")}
+    model.load_state_dict({**stored, **computed}, strict=True)
+    return model.eval()
+
+
+def converted(golden: Golden, model: nn.Module) -> Report:
+    rule = FAMILIES[family_of(golden)].rules[type(model).__name__]
+    return fill(model, golden.tensors("source_checkpoint"), rule, golden.name)
+
+
+def fingerprint(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.detach().float().contiguous().numpy().tobytes()).hexdigest()
+
+
+@cache
+def is_known(name: str) -> bool:
+    return name in names(MODELS)
+
+
+def needs_target(golden: Golden) -> None:
+    target = class_of(golden.tensors("model_before"))
+    if not is_known(target):
+        pytest.skip(f"no model {target}")
+
+
+def left_out(golden: Golden) -> dict[str, str]:
+    """Blocks that the original found no place for, by the name they have here: it renamed PixArt-Sigma's only."""
+    names = [name for name in golden.config["unexpected"] if BLOCKS_LEFT_OUT.match(name)]
+    return {f"spatial_{name}": name for name in names}
+
+
+@pytest.mark.parametrize("golden", INITIALISATIONS)
+def test_every_value(golden: Golden) -> None:
+    needs_target(golden)
+    model = before(golden)
+    converted(golden, model)
+    state, source, ours = model.state_dict(), golden.tensors("source_checkpoint"), left_out(golden)
+    expected = golden.config["sha256_of_float32_bytes_after"]
+    assert set(state) == set(expected)
+    for name, tensor in state.items():
+        wanted = fingerprint(source[ours[name]]) if name in ours else expected[name]
+        assert fingerprint(tensor) == wanted, name
+
+
+@pytest.mark.parametrize("golden", INITIALISATIONS)
+def test_every_list(golden: Golden) -> None:
+    """Where the original silently filled no block, the blocks are filled here; nothing else differs."""
+    needs_target(golden)
+    report, ours = converted(golden, before(golden)), left_out(golden)
+    assert set(report.loaded) == {*golden.config["loaded"], *ours}
+    assert set(report.missing) == set(golden.config["missing"]) - set(ours)
+    assert set(report.unexpected) == set(golden.config["unexpected"]) - set(ours.values())
+    assert not report.unexpected
+    source, model = golden.tensors("source_checkpoint"), golden.tensors("model_before")
+    bigger = {
+        name
+        for name in report.loaded
+        if (origin := source.get(name.removeprefix("spatial_"))) is not None and origin.shape != model[name].shape
+    }
+    assert set(report.reshaped) == bigger
+    assert "x_embedder.proj.weight" in bigger
+
+
+def has_one_frame(golden: Golden) -> bool:
+    return is_initialisation(golden) and golden.has("one_frame_equivalence")
+
+
+@pytest.mark.parametrize("golden", directories(has_one_frame, "one-frame equivalence"))
+@torch.no_grad()
+def test_one_frame_is_the_image_model(golden: Golden) -> None:
+    """The recording says neither heads nor scale of its one-frame models; with one choice of both all outputs agree."""
+    needs_target(golden)
+    recorded, source = golden.tensors("one_frame_equivalence"), golden.tensors("source_checkpoint")
+    x, y = recorded["in.x"], recorded["in.y"]
+    width, matching = len(source["x_embedder.proj.bias"]), []
+    scales = {1.0, sizes_in(golden.tensors("model_before"), ["space_scale"])["space_scale"]}
+    for heads, scale in [(n, scale) for n in range(1, width + 1) if width % n == 0 for scale in scales]:
+        video = before(golden, input_size=x.shape[2:], num_heads=heads, space_scale=scale)
+        converted(golden, video)
+        out = video(x, recorded["in.t"], y, recorded["in.mask"])
+        if (out - recorded["out.stdit"]).abs().max() <= 1e-5 * max(1.0, recorded["out.stdit"].abs().max()):
+            matching.append((heads, scale, out))
+    assert len(matching) == 1, f"{len(matching)} choices of heads and scale give the recorded output"
+    heads, scale, out = matching[0]
+    assert_parity(out, recorded["out.pixart"], what="video model against the recorded image model")
+    if is_known("PixArt"):
+        keys = inspect.signature(constructor(MODELS, "PixArt")).parameters
+        arguments = arguments_for(golden.tensors("model_before"), keys)
+        chosen = {"input_size": x.shape[2:], "num_heads": heads, "space_scale": scale}
+        image = constructor(MODELS, "PixArt")(**{**arguments, **chosen}).eval()
+        fill(image, source, FAMILIES[family_of(golden)].rules["PixArt"], golden.name)
+        same = image(x, recorded["in.t"], y, recorded["in.mask"])
+        assert_parity(same, recorded["out.pixart"], what="image model")
+        assert_parity(out, same, tolerance=1e-6, what="video model against image model")
+
+
+@pytest.mark.parametrize("golden", INITIALISATIONS)
+def test_a_file_without_blocks_is_refused(golden: Golden) -> None:
+    needs_target(golden)
+    model = before(golden)
+    untouched = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    rest = {k: v for k, v in golden.tensors("source_checkpoint").items() if not k.startswith("blocks.")}
+    with pytest.raises(WeightsError, match="fills no block"):
+        fill(model, rest, FAMILIES[family_of(golden)].rules[type(model).__name__], "half")
+    assert all(torch.equal(tensor, untouched[name]) for name, tensor in model.state_dict().items())
