@@ -67,7 +67,6 @@ RENAMED = {
 NOT_YET = {
     "sp_size": "sequence parallelism is not part of this version; remove the key and use plugin 'ddp', 'zero1' or 'zero2'",
     "bucket_config": "buckets of several sizes are not part of this version; set dataset.num_frames and dataset.image_size",
-    "mask_ratios": "frame masks in training are not part of this version; remove the key",
     "load_text_features": "precomputed text features are not part of this version; remove the key",
     "load_video_features": "precomputed latents are not part of this version; remove the key",
 }
@@ -105,6 +104,7 @@ class TrainRun:
     batch_size: int = 1  # clips in one micro-batch
     micro_batches: int = 1  # micro-batches in one optimizer step, shared by the data ranks; the rest is accumulated
     num_workers: int = 0  # loader processes per rank; 0 loads in the training process
+    mask_ratios: dict[str, float] | None = None  # kind -> share of clips with given frames; see datasets/frame_masks.py
     max_bad_rows: int = 100  # distinct manifest rows that may fail before the run stops
 
     # how
@@ -145,6 +145,8 @@ class TrainRun:
         _not_negative(where, validate_every=self.validate_every)
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ConfigError(f"{where}: key 'ema_decay': found {self.ema_decay}; allowed: from 0 to below 1, or None")
+        if self.task == "autoencoder" and self.mask_ratios is not None:
+            raise ConfigError(f"{where}: key 'mask_ratios': given frames belong to task 'diffusion'; remove the key")
         if self.task == "diffusion":
             for name in ("model", "text_encoder", "scheduler"):
                 if getattr(self, name) is None:

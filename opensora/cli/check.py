@@ -30,12 +30,13 @@ def check_command(config: str, overrides: Sequence[str]) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from opensora.training.build import build_scheduler, check_world
+    from opensora.training.build import build_masks, build_scheduler, check_world
     from opensora.training.plan import plan
 
     check_world(loaded.run, world, config)
     if loaded.run.task == "diffusion":
         build_scheduler(loaded.run)
+        build_masks(loaded.run, config)
     console = Console(soft_wrap=True)
     keys = Table(title=f"{config}, {world} rank(s)")
     for heading in ("key", "value", "from"):

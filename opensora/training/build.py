@@ -1,5 +1,6 @@
 """From a checked config to a `Training`: parts, engine, data, and the checkpoint to go on from."""
 
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -8,6 +9,7 @@ from torch import nn
 
 from opensora import __version__
 from opensora.config import as_dict, digest
+from opensora.datasets.frame_masks import FrameMasks
 from opensora.datasets.loader import build_loader
 from opensora.errors import ConfigError
 from opensora.log import logger
@@ -17,7 +19,7 @@ from opensora.models.weights import load_weights
 from opensora.parallel.activation import checkpoint_activations
 from opensora.parallel.world import World
 from opensora.random import key_seed
-from opensora.registry import DATASETS, LR_SCHEDULERS, OPTIMIZERS, PLUGINS, SCHEDULERS, build
+from opensora.registry import DATASETS, LR_SCHEDULERS, MODELS, OPTIMIZERS, PLUGINS, SCHEDULERS, build, constructor
 from opensora.schema import TrainRun
 from opensora.training.ema import Ema
 from opensora.training.keep import RunFolder, resolve_part, resolve_weights
@@ -42,6 +44,7 @@ def check_world(run: TrainRun, data_size: int, where: str) -> None:
 def build_training(run: TrainRun, world: World, where: str) -> Training:
     """Build everything and restore the newest good checkpoint of `run_dir`; all ranks call it."""
     check_world(run, world.data_size, where)
+    masks = build_masks(run, where)
     folder = RunFolder(run, world)  # first: a folder that cannot be written costs nothing yet
     stop = StopRequest()  # from here on a signal ends the run after a step, with its state saved
     dataset = build(DATASETS, run.dataset)
@@ -49,7 +52,7 @@ def build_training(run: TrainRun, world: World, where: str) -> Training:
     report.require_rows()
     for line in report.lines():
         logger().info(line)
-    task = _build_task(run, world, dataset)
+    task = _build_task(run, world, dataset, masks)
     if run.load is not None:
         load_weights(task.trained, resolve_weights(run.load, ema=True))
     if run.grad_checkpoint:
@@ -86,6 +89,29 @@ def build_training(run: TrainRun, world: World, where: str) -> Training:
 def build_scheduler(run: TrainRun) -> Any:
     """The noise scheduler; its own checks of values run here, before any weight is read."""
     return build(SCHEDULERS, run.scheduler or {})
+
+
+def build_masks(run: TrainRun, where: str) -> FrameMasks | None:
+    """The frame masks of `mask_ratios`; ConfigError when a share is wrong or the model cannot be told what is given."""
+    if run.mask_ratios is None or run.model is None:
+        return None
+    name = run.model["type"]
+    create = constructor(MODELS, name)
+    if not getattr(getattr(create, "__wrapped_class__", create), "takes_x_mask", False):
+        raise ConfigError(
+            f"{where}: key 'mask_ratios': {name} cannot be told which frames are given; allowed: a model with frame masks, "
+            "such as STDiT; remove the key or change the model"
+        )
+    patch = run.model.get("patch_size", inspect.signature(create).parameters["patch_size"].default)
+    if patch[0] != 1:
+        raise ConfigError(
+            f"{where}: key 'mask_ratios': model.patch_size {tuple(patch)} joins {patch[0]} latent frames in a token; "
+            "allowed: 1, so that each can be given or not; change one of the two"
+        )
+    try:
+        return FrameMasks(run.mask_ratios)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def _batches(run: TrainRun, dataset: Any, world: World, start_step: int) -> Iterator[Batch]:
@@ -129,11 +155,11 @@ def _validation(run: TrainRun, world: World) -> Callable[[], Iterator[Batch]] | 
     return batches
 
 
-def _build_task(run: TrainRun, world: World, dataset: Any) -> Task:
+def _build_task(run: TrainRun, world: World, dataset: Any, masks: FrameMasks | None) -> Task:
     device = torch.device(world.device)
     if run.task == "autoencoder":
         return _autoencoder_task(run, device, dataset)
-    return _diffusion_task(run, device, dataset)
+    return _diffusion_task(run, device, dataset, masks)
 
 
 def _autoencoder_task(run: TrainRun, device: torch.device, dataset: Any) -> AutoencoderTask:
@@ -157,7 +183,7 @@ def _statistics_clips(run: TrainRun, dataset: Any) -> Iterator[Batch]:
     return iter(build_loader(dataset, seed=seed, batch_size=1, micro_batches=STATISTICS_CLIPS, steps=1))
 
 
-def _diffusion_task(run: TrainRun, device: torch.device, dataset: Any) -> DiffusionTask:
+def _diffusion_task(run: TrainRun, device: torch.device, dataset: Any, masks: FrameMasks | None) -> DiffusionTask:
     scheduler = build_scheduler(run)
     vae = resolve_part(run.vae)
     parts: Parts = assemble(
@@ -188,6 +214,7 @@ def _diffusion_task(run: TrainRun, device: torch.device, dataset: Any) -> Diffus
         seed=run.seed,
         model_config=parts.model_config,
         run_record=record,
+        masks=masks,
     )
 
 

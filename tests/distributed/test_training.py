@@ -117,3 +117,12 @@ def test_the_autoencoder_task_runs_in_the_same_loop(tmp_path: Path) -> None:
     assert 3 < figures[0] < 40
     run_ranks(train_to, 2, DEBUG, str(tmp_path / "diffusion"), f"vae.from_pretrained={str(tmp_path / '2')!r}")
     assert len(losses(tmp_path / "diffusion")) == STEPS
+
+
+def test_frame_masks_are_the_samples_own(tmp_path: Path, alone: list[float]) -> None:
+    """Which frames are given depends on the sample, not on the rank, and changes what is learnt."""
+    masked = ("plugin=ddp", "micro_batches=4", "grad_clip=0.05", "mask_ratios={'image_head': 0.5, 'random': 0.4}")
+    run_ranks(train_to, 1, DEBUG, str(tmp_path / "one"), *masked)
+    run_ranks(train_to, 2, DEBUG, str(tmp_path / "two"), *masked)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    assert max(abs(mine - plain) for mine, plain in zip(losses(tmp_path / "one"), alone, strict=True)) > 1e-2

@@ -1,0 +1,47 @@
+"""`mask_ratios` is answered before anything is built."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from opensora.config import load
+from opensora.errors import ConfigError
+from opensora.registry import MODELS
+from opensora.schema import TrainRun
+from opensora.training.build import build_masks
+from tests.e2e.processes import ROOT, TRAIN
+
+
+def run(**changes: Any) -> TrainRun:
+    return replace(load(str(ROOT / TRAIN), ["mask_ratios={'mask_image_head': 0.25}"], TrainRun).run, **changes)
+
+
+def test_masks_of_the_config() -> None:
+    masks = build_masks(run(), "c.py")
+    assert masks is not None
+    assert masks.ratios == {"image_head": 0.25, "identity": 0.75}
+    assert build_masks(run(mask_ratios=None), "c.py") is None
+    assert build_masks(run(model={"type": "STDiT-S/2"}), "c.py") is not None
+
+
+def test_what_cannot_be_masked_is_a_sentence() -> None:
+    with pytest.raises(ConfigError, match=r"c\.py: mask_ratios: kind 'head'; allowed: quarter_random"):
+        build_masks(run(mask_ratios={"head": 1.0}), "c.py")
+    with pytest.raises(ConfigError, match=r"model\.patch_size \(2, 2, 2\) joins 2 latent frames in a token"):
+        build_masks(run(model={"type": "STDiT", "patch_size": [2, 2, 2]}), "c.py")
+    with pytest.raises(ConfigError, match="key 'mask_ratios': given frames belong to task 'diffusion'"):
+        load(str(ROOT / "configs/vae/train/debug.py"), ["mask_ratios={'image_head': 1.0}"], TrainRun)
+
+
+def test_a_model_without_masks_is_refused() -> None:
+    class Plain:
+        def __init__(self, patch_size: tuple[int, int, int] = (1, 2, 2)):
+            self.patch_size = patch_size
+
+    MODELS.register_module(name="plain-test", module=Plain)
+    try:
+        with pytest.raises(ConfigError, match="plain-test cannot be told which frames are given"):
+            build_masks(run(model={"type": "plain-test"}), "c.py")
+    finally:
+        MODELS.module_dict.pop("plain-test")
