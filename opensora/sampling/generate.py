@@ -17,6 +17,7 @@ from opensora.errors import ConfigError, OpenSoraError
 from opensora.models.conditions import clip_conditions
 from opensora.random import generator
 from opensora.sampling.conditions import encode_pairs, encode_prompts
+from opensora.sampling.prompt_cache import prompt_cache
 from opensora.types import SampleRequest
 
 
@@ -49,7 +50,7 @@ def generate(
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad():  # not inference_mode: the codec's cached captions may be trained on afterwards
+        with torch.no_grad(), prompt_cache(model):  # not inference_mode: the codec's cached captions may be trained on afterwards
             prompts = [request.prompt for request in requests]
             if scale == 1:
                 text = encode_prompts(prompts, codec)
