@@ -72,11 +72,12 @@ class Golden:
         return {k: v.float() if v.dtype in (torch.float16, torch.bfloat16) else v for k, v in loaded.items()}
 
     def state(self) -> dict[str, Tensor]:
-        """The weights. Sets of VAE directories may share one file, named by `weights` in config.json."""
+        """The weights. Sets of VAE directories may share one, named by `weights` in config.json: FILE or FILE of DIR."""
         if "weights" in self.config:
-            shared = Path(self.config["weights"])
-            folder = next(p for p in (self.path, self.path.parent) if (p / shared).is_file())
-            return Golden(folder).tensors(str(shared.with_suffix("")))
+            file, _, owner = self.config["weights"].partition(" of ")
+            folders = (self.path.parent / owner, self.path, self.path.parent)
+            folder = next(folder for folder in folders if (folder / file).is_file())
+            return Golden(folder).tensors(str(Path(file).with_suffix("")))
         return self.tensors("state" if self.has("state") else "state_dict")
 
     def case_names(self) -> list[str]:

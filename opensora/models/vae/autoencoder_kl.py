@@ -1,4 +1,5 @@
-"""VideoAutoencoderKL: diffusers' image autoencoder applied to each frame, as Open-Sora 1.0 and 1.1 use it.
+"""Diffusers' autoencoders for videos: VideoAutoencoderKL, an image autoencoder applied to each frame, as Open-Sora 1.0
+and 1.1 use it, and VideoAutoencoderKLTemporalDecoder, Stable Video Diffusion's, whose decoder sees other frames too.
 
 Shapes: B batch, C latent channels, T H W frames/rows/columns, lower case the latent ones.
 """
@@ -39,8 +40,6 @@ class VideoAutoencoderKL(nn.Module):
         latent_shift: Sequence[float] | None = None,
         latent_scale: Sequence[float] | None = None,
     ):
-        from diffusers import AutoencoderKL
-
         given: dict[str, Any] = {
             "config": config,
             "micro_batch_size": micro_batch_size,
@@ -51,23 +50,35 @@ class VideoAutoencoderKL(nn.Module):
         super().__init__()
         self.from_pretrained, self.subfolder = from_pretrained, subfolder
         if from_pretrained is None and config is None:
-            raise ConfigError("VideoAutoencoderKL: neither from_pretrained nor config is given; give one of them")
+            raise ConfigError(f"{self._name}: neither from_pretrained nor config is given; give one of them")
         self.own_export = self._is_own_export()
         if self.own_export:
             folder = self._folder()
             given = fill_from_folder(type(self), given, read_config(folder), str(folder))
         elif from_pretrained is not None and (config is None or self._folder().exists()):
-            stored = {"config": self._released_config(AutoencoderKL)}
+            stored = {"config": self._released_config()}
             given = fill_from_folder(type(self), given, stored, from_pretrained)
         assert isinstance(given["config"], dict)
-        self.module = AutoencoderKL.from_config(given["config"])
-        self.config: dict[str, Any] = {"type": "VideoAutoencoderKL", **given}  # rebuilds this without a folder
+        self.module = self._kind().from_config(given["config"])
+        self.module.to(torch.empty(0).device)  # diffusers makes some factors by a call that ignores torch.device(...)
+        self.config: dict[str, Any] = {"type": self._name, **given}  # rebuilds this without a folder
         self.micro_batch_size = given["micro_batch_size"]
         self.latents = LatentScale(given["scaling_factor"], given["latent_shift"], given["latent_scale"])
         self.in_channels: int = self.module.config.in_channels
         self.latent_channels: int = self.module.config.latent_channels
         factor = 2 ** (len(self.module.config.block_out_channels) - 1)
         self.compression = (1, factor, factor)
+
+    @staticmethod
+    def _kind() -> Any:
+        """Diffusers' class that this one wraps."""
+        from diffusers import AutoencoderKL
+
+        return AutoencoderKL
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
 
     def _folder(self) -> Path:
         return Path(str(self.from_pretrained)) / (self.subfolder or "")
@@ -77,16 +88,16 @@ class VideoAutoencoderKL(nn.Module):
             return False
         return isinstance(read_config(self._folder()).get("config"), dict)
 
-    def _released_config(self, kind: Any) -> dict[str, Any]:
+    def _released_config(self) -> dict[str, Any]:
         if Path(str(self.from_pretrained)).is_absolute() and not self._folder().exists():
             raise WeightsError(  # a path is no hub id: asking the hub would only take time
-                f"VideoAutoencoderKL: {self._folder()}: no such folder; allowed: a folder with config.json or a hub id"
+                f"{self._name}: {self._folder()}: no such folder; allowed: a folder with config.json or a hub id"
             )
         try:
-            stored = kind.load_config(self.from_pretrained, subfolder=self.subfolder)
+            stored = self._kind().load_config(self.from_pretrained, subfolder=self.subfolder)
         except OSError as error:
             raise WeightsError(
-                f"VideoAutoencoderKL: {self.from_pretrained}: no diffusers config.json found ({error}); "
+                f"{self._name}: {self.from_pretrained}: no diffusers config.json found ({error}); "
                 "give a folder that holds one, or a hub id while the hub can be reached"
             ) from error
         return {key: value for key, value in stored.items() if not key.startswith("_")}
@@ -96,13 +107,11 @@ class VideoAutoencoderKL(nn.Module):
         if self.own_export:
             load_weights(self, self._folder())
         elif self.from_pretrained is not None:
-            from diffusers import AutoencoderKL
-
             try:  # by diffusers, which renames the attention keys of old files
-                read = AutoencoderKL.from_pretrained(self.from_pretrained, subfolder=self.subfolder)
+                read = self._kind().from_pretrained(self.from_pretrained, subfolder=self.subfolder)
             except (OSError, ValueError, RuntimeError) as error:
                 raise WeightsError(
-                    f"VideoAutoencoderKL: {self.from_pretrained} cannot be read ({error}); copy the folder again"
+                    f"{self._name}: {self.from_pretrained} cannot be read ({error}); copy the folder again"
                 ) from error
             on_meta = any(p.is_meta for p in self.parameters())
             self.module.load_state_dict(read.state_dict(), assign=on_meta)
@@ -132,12 +141,12 @@ class VideoAutoencoderKL(nn.Module):
     def posterior(self, x_BCTHW: Tensor) -> Gaussian:
         """The latents' distribution for clips in [-1, 1]."""
         if x_BCTHW.shape[1] != self.in_channels:
-            raise ShapeError(f"VideoAutoencoderKL: {x_BCTHW.shape[1]} channels; {self.in_channels} are needed")
+            raise ShapeError(f"{self._name}: {x_BCTHW.shape[1]} channels; {self.in_channels} are needed")
         moments = self._by_frames(lambda part: self.module.encode(part).latent_dist.parameters, x_BCTHW)
         return Gaussian.from_moments(moments)
 
-    def _decode(self, z: Tensor) -> Tensor:
-        return self._by_frames(lambda part: self.module.decode(part).sample, z).float()
+    def _decode(self, z: Tensor, num_frames: int | None = None) -> Tensor:
+        return self._by_frames(lambda part: self.module.decode(part).sample, z[:, :, :num_frames]).float()
 
     def encode(self, x_BCTHW: Tensor, rngs: Sequence[Generator] | None = None) -> Tensor:
         """Latents ready for diffusion, float32; `rngs` has one CPU generator per clip, None takes the mode."""
@@ -146,10 +155,38 @@ class VideoAutoencoderKL(nn.Module):
     def decode(self, z: Tensor, num_frames: int | None = None) -> Tensor:
         """Clips of about [-1, 1], float32, from latents as `encode` gives them; the first `num_frames` frames."""
         if num_frames is not None and num_frames > z.shape[2]:
-            raise ShapeError(f"VideoAutoencoderKL: {num_frames} frames asked of {z.shape[2]} latent frames")
-        return self._decode(self.latents.restore(z[:, :, :num_frames]))
+            raise ShapeError(f"{self._name}: {num_frames} frames asked of {z.shape[2]} latent frames")
+        return self._decode(self.latents.restore(z), num_frames)
 
     def forward(self, x: Tensor, rngs: Sequence[Generator] | None = None) -> tuple[Tensor, Gaussian]:
         """Reconstruction (float32) and posterior."""
         posterior = self.posterior(x)
         return self._decode(posterior.draw(rngs)), posterior
+
+
+@VAES.register_module()
+class VideoAutoencoderKLTemporalDecoder(VideoAutoencoderKL):
+    """Each frame is encoded by itself, the frames of a clip are decoded together.
+
+    Arguments as above, with `config` of diffusers' AutoencoderKLTemporalDecoder. micro_batch_size: frames encoded at a
+    time, and frames of a clip that are decoded together: those of one group do not see those of another, so the
+    groups' borders show in the result. None = all.
+    """
+
+    @staticmethod
+    def _kind() -> Any:
+        from diffusers import AutoencoderKLTemporalDecoder
+
+        return AutoencoderKLTemporalDecoder
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """The weight that an adversarial loss is balanced at."""
+        return self.module.decoder.time_conv_out.weight
+
+    def _decode(self, z: Tensor, num_frames: int | None = None) -> Tensor:
+        decoded = []
+        for group in z.to(self.last_layer.dtype).split(self.micro_batch_size or z.shape[2], dim=2):
+            frames = self.module.decode(group.transpose(1, 2).flatten(0, 1), num_frames=group.shape[2]).sample
+            decoded.append(frames.unflatten(0, (len(z), -1)).transpose(1, 2).float())
+        return torch.cat(decoded, dim=2)[:, :, :num_frames]  # cut behind: earlier frames depend on later ones

@@ -1,4 +1,4 @@
-"""Blocks of the causal video autoencoder of Open-Sora-Plan 1.0 and 1.1; a config names them.
+"""Blocks of causal video autoencoders: Open-Sora-Plan 1.0 and 1.1, whose configs name them, and Open-Sora 1.2 and 1.3.
 
 Shapes: B batch, C channels, T H W frames/rows/columns; every block takes and returns [B, C, T, H, W].
 Causal: a convolution sees the current frame and earlier ones, so the first frame is coded as a still image.
@@ -29,6 +29,11 @@ def repeat_first_frame(x: Tensor, times: int) -> Tensor:
     return torch.cat([first] * (times + 1) + [rest], dim=2)
 
 
+def zero_frames_in_front(x: Tensor, times: int) -> Tensor:
+    """`times` frames of zeros more in front."""
+    return F.pad(x, (0, 0, 0, 0, times, 0)) if times else x
+
+
 def group_norm(channels: int, groups: int) -> nn.GroupNorm:
     return nn.GroupNorm(groups, channels, eps=1e-6)
 
@@ -43,16 +48,24 @@ class CausalConv3d(nn.Module):
         kernel: int | tuple[int, int, int] = 3,
         stride: int | tuple[int, int, int] = 1,
         padding: int = 0,
+        bias: bool = True,
     ):
         super().__init__()
         size = (kernel,) * 3 if isinstance(kernel, int) else kernel
         self.front = size[0] - 1
-        self.conv = nn.Conv3d(in_channels, out_channels, size, stride, (0, padding, padding))
-        assert self.conv.bias is not None
-        nn.init.zeros_(self.conv.bias)
+        self.conv = nn.Conv3d(in_channels, out_channels, size, stride, (0, padding, padding), bias=bias)
+        if self.conv.bias is not None:
+            nn.init.zeros_(self.conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(repeat_first_frame(x, self.front))
+
+
+class ZeroCausalConv3d(CausalConv3d):
+    """The same with zeros in front, as Open-Sora 1.2 and 1.3 pad."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(zero_frames_in_front(x, self.front))
 
 
 class Conv2d(nn.Conv2d):

@@ -6,8 +6,12 @@ from typing import Any
 
 from opensora.errors import ConfigError
 
-# How latents are scaled is the user's to change; what the network is made of is not.
-_FREE = ("scaling_factor", "latent_shift", "latent_scale", "micro_batch_size")
+# How latents are scaled and clips are cut is the user's to change; what the network is made of is not.
+_FREE = (
+    *("scaling_factor", "latent_shift", "latent_scale", "freeze_spatial"),
+    *("micro_batch_size", "micro_frame_size", "temporal_overlap"),
+    *("use_tiling", "tile_sample_min_size", "tile_sample_min_size_t", "tile_overlap_factor"),
+)
 
 
 def _plain(value: Any) -> Any:

@@ -1,0 +1,226 @@
+"""OpenSoraVAE_V1_2: an image autoencoder per frame, and a causal one in time over its latents, 4x8x8 as released.
+
+Shapes: B batch, C latent channels, T H W frames/rows/columns, lower case the latent ones. x_z: spatial latents
+[B, C, T, h, w], which still have every frame.
+"""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Generator, Tensor, nn
+
+from opensora.errors import ConfigError
+from opensora.models.shapes import ShapeError
+from opensora.models.vae.autoencoder_kl import VideoAutoencoderKL
+from opensora.models.vae.gaussian import Gaussian, LatentScale
+from opensora.models.vae.pretrained import fill_from_folder
+from opensora.models.vae.temporal_vae import VAE_Temporal
+from opensora.models.weights import load_weights, read_config
+from opensora.registry import VAES
+
+# Arguments of diffusers' AutoencoderKL that give the layout of Stable Diffusion's and SDXL's autoencoders.
+SPATIAL = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "latent_channels": 4,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "norm_num_groups": 32,
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "sample_size": 512,
+}
+
+
+@VAES.register_module()
+class OpenSoraVAE_V1_2(nn.Module):
+    """The defaults are the released layout. Keys: `spatial_vae.module.*`, `temporal_vae.*`, buffers `shift`, `scale`.
+
+    from_pretrained: a folder with config.json and weights. Building reads the config only, `load()` the weights.
+    spatial: arguments of VideoAutoencoderKL; temporal: arguments of VAE_Temporal; both without `type`. A
+    `from_pretrained` in them is read by `load()` when there are no weights of the whole.
+    micro_frame_size: frames that the temporal part codes at a time, each such clip for itself and filled up in front
+    for itself; None = all. micro_batch_size: frames that the spatial part codes at a time, None = all.
+    shift, scale: diffusion sees (z - shift) / scale, a number or one per latent channel; weights bring their own.
+    latent_shift, latent_scale (one number per latent channel), as measured after a training, take the place of both:
+    (z - latent_shift) * latent_scale.
+    freeze_spatial: train the temporal part only.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        from_pretrained: str | None = None,
+        spatial: dict[str, Any] | None = None,
+        temporal: dict[str, Any] | None = None,
+        micro_frame_size: int | None = 17,
+        micro_batch_size: int | None = 4,
+        shift: float | Sequence[float] = (-0.10, 0.34, 0.27, 0.98),
+        scale: float | Sequence[float] = (3.85, 2.32, 2.33, 3.06),
+        latent_shift: Sequence[float] | None = None,
+        latent_scale: Sequence[float] | None = None,
+        freeze_spatial: bool = False,
+    ):
+        given = {key: value for key, value in locals().items() if key not in ("self", "__class__", "from_pretrained")}
+        super().__init__()
+        if from_pretrained is not None:
+            given = fill_from_folder(type(self), given, read_config(from_pretrained), from_pretrained)
+        self.from_pretrained = from_pretrained
+        self._build(**given)
+        # rebuilds this module without a folder; the parts say what their own folders said
+        self.config: dict[str, Any] = {
+            "type": "OpenSoraVAE_V1_2",
+            **given,
+            "spatial": _arguments(self.spatial_vae.config, given="micro_batch_size"),
+            "temporal": _arguments(self.temporal_vae.config),
+        }
+
+    def _build(self, **config: Any) -> None:
+        self.micro_frame_size: int | None = config["micro_frame_size"]
+        if self.micro_frame_size is not None and self.micro_frame_size < 1:
+            raise ConfigError(
+                f"OpenSoraVAE_V1_2: micro_frame_size: {self.micro_frame_size}; allowed: 1 or more, or None"
+            )
+        spatial, temporal = config["spatial"] or {}, config["temporal"] or {}
+        if "config" not in spatial and spatial.get("from_pretrained") is None:
+            spatial = {"config": SPATIAL, **spatial}
+        micro_batch_size = config["micro_batch_size"]
+        self.spatial_vae: VideoAutoencoderKL = _part(
+            VideoAutoencoderKL, "spatial", spatial, micro_batch_size=micro_batch_size
+        )
+        channels = self.spatial_vae.latent_channels
+        self.temporal_vae: VAE_Temporal = _part(VAE_Temporal, "temporal", temporal)
+        if self.temporal_vae.in_channels != channels:
+            raise ConfigError(
+                f"OpenSoraVAE_V1_2: temporal: in_out_channels is {self.temporal_vae.in_channels}; the spatial part has "
+                f"{channels} latent channels, so give {channels}"
+            )
+        self.in_channels = self.spatial_vae.in_channels
+        self.latent_channels = self.temporal_vae.latent_channels
+        self.compression = (self.temporal_vae.compression[0], *self.spatial_vae.compression[1:])
+        for name in ("shift", "scale"):
+            self.register_buffer(name, self._per_channel(name, config[name]))
+        measured = config["latent_shift"], config["latent_scale"]
+        self.measured = None if measured == (None, None) else LatentScale(1.0, *measured)
+        if config["freeze_spatial"]:
+            self.spatial_vae.requires_grad_(False)
+
+    def _per_channel(self, name: str, values: float | Sequence[float]) -> Tensor:
+        if isinstance(values, int | float):
+            return torch.tensor(float(values))
+        if len(values) != self.latent_channels:
+            raise ConfigError(
+                f"OpenSoraVAE_V1_2: {name}: {len(values)} numbers; allowed: one, or {self.latent_channels}, one per "
+                "latent channel"
+            )
+        return torch.tensor([float(value) for value in values]).view(1, -1, 1, 1, 1)
+
+    def load(self) -> Self:
+        """Read the weights of `from_pretrained`, or those of the parts; without any the fresh initial weights stay."""
+        if self.from_pretrained is not None:
+            load_weights(self, Path(self.from_pretrained))
+        else:
+            self.spatial_vae.load()
+            self.temporal_vae.load()
+        return self
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """The weight that an adversarial loss is balanced at."""
+        return self.spatial_vae.last_layer
+
+    def checkpoint_blocks(self) -> list[nn.Module]:
+        """The modules whose activations may be recomputed instead of kept."""
+        return [*self.spatial_vae.checkpoint_blocks(), *self.temporal_vae.checkpoint_blocks()]
+
+    def latent_size(self, size: Sequence[int]) -> tuple[int, int, int]:
+        """(frames, rows, columns) in pixels -> the same of the latents."""
+        t, h, w = self.spatial_vae.latent_size(size)
+        clips = _pieces(t, self.micro_frame_size)
+        return sum(self.temporal_vae.latent_size((frames, h, w))[0] for frames in clips), h, w
+
+    def temporal_posterior(self, x_z: Tensor) -> Gaussian:
+        """The distribution of the latents of spatial latents, clip by clip."""
+        clips = x_z.split(self.micro_frame_size or x_z.shape[2], dim=2)
+        parts = [self.temporal_vae.posterior(clip) for clip in clips]
+        return Gaussian(torch.cat([p.mean for p in parts], dim=2), torch.cat([p.logvar for p in parts], dim=2))
+
+    def posterior(self, x_BCTHW: Tensor, rngs: Sequence[Generator] | None = None) -> Gaussian:
+        """The latents' distribution for clips in [-1, 1], given spatial latents drawn with `rngs` (None: the mode)."""
+        return self.temporal_posterior(self.spatial_vae.encode(x_BCTHW, rngs))
+
+    def normalise(self, z: Tensor) -> Tensor:
+        """Latents of the posterior as diffusion sees them."""
+        if self.measured is not None:
+            return self.measured.normalise(z)
+        return (z - self.shift) / self.scale
+
+    def restore(self, z: Tensor) -> Tensor:
+        """The reverse of `normalise`."""
+        return z * self.scale + self.shift if self.measured is None else self.measured.restore(z)
+
+    def _decode(self, z: Tensor, num_frames: int | None) -> Tensor:
+        most = self.micro_frame_size or self.compression[0] * z.shape[2]  # frames that one clip may have
+        clips = z.split(self.temporal_vae.latent_size((most, 1, 1))[0], dim=2)
+        before = most * (len(clips) - 1)
+        held = before + min(most, self.compression[0] * clips[-1].shape[2])
+        left = before + self.temporal_vae.shortest(clips[-1].shape[2]) if num_frames is None else num_frames
+        if left > held:
+            raise ShapeError(
+                f"OpenSoraVAE_V1_2: {left} frames asked of {z.shape[2]} latent frames, which hold at most {held}"
+            )
+        x_z = []
+        for clip in clips[: -(-left // most)]:
+            x_z.append(self.temporal_vae.decode_latents(clip, min(most, left)))
+            left -= most
+        return self.spatial_vae.decode(torch.cat(x_z, dim=2))
+
+    def encode(self, x_BCTHW: Tensor, rngs: Sequence[Generator] | None = None) -> Tensor:
+        """Latents ready for diffusion, float32; `rngs` has one CPU generator per clip, None takes the mode.
+
+        A generator is drawn from twice: for the spatial latents of all frames, then for the latents.
+        """
+        return self.normalise(self.posterior(x_BCTHW, rngs).draw(rngs))
+
+    def decode(self, z: Tensor, num_frames: int | None = None) -> Tensor:
+        """Clips of `num_frames` frames, about in [-1, 1], float32, from latents as `encode` gives them.
+
+        num_frames: how many frames were encoded. None takes the shortest clip with so many latents; fewer frames than
+        that are the first ones of it.
+        """
+        return self._decode(self.restore(z), num_frames)
+
+    def forward(self, x: Tensor, rngs: Sequence[Generator] | None = None) -> tuple[Tensor, Gaussian]:
+        """Reconstruction (float32) and posterior of the latents, before normalising, for training both parts together.
+
+        The original returns the spatial latents and their reconstruction as well, for a loss on them; here the loss is
+        on pixels, which reaches both parts. The spatial posterior, which the original does not regularise either, is
+        drawn from in between.
+        """
+        posterior = self.posterior(x, rngs)
+        return self._decode(posterior.draw(rngs), x.shape[2]), posterior
+
+
+def _pieces(frames: int, size: int | None) -> list[int]:
+    """Lengths of the clips of at most `size` frames that a clip is cut into."""
+    whole, rest = divmod(frames, size or frames or 1)
+    return [size or frames] * whole + ([rest] if rest else [])
+
+
+def _part(kind: Any, name: str, arguments: Mapping[str, Any], **given: Any) -> Any:
+    known = [key for key in inspect.signature(kind).parameters if key not in given]
+    for key in arguments:
+        if key not in known:
+            raise ConfigError(
+                f"OpenSoraVAE_V1_2: {name}: unknown key {key!r}; allowed: {', '.join(known)} (of {kind.__name__})"
+            )
+    return kind(**arguments, **given)
+
+
+def _arguments(config: Mapping[str, Any], given: str = "") -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in ("type", given)}

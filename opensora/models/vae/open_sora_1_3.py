@@ -1,0 +1,241 @@
+"""OpenSoraVAE_V1_3: the causal video autoencoder of Open-Sora 1.3, 4x8x8 with 16 latent channels as released.
+
+Shapes: B batch, C latent channels, T H W frames/rows/columns, lower case the latent ones.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Generator, Tensor, nn
+
+from opensora.errors import ConfigError
+from opensora.models.shapes import ShapeError
+from opensora.models.vae.gaussian import Gaussian, LatentScale
+from opensora.models.vae.open_sora_1_3_net import Decoder, Encoder
+from opensora.models.vae.pretrained import fill_from_folder
+from opensora.models.weights import load_weights, read_config
+from opensora.registry import VAES
+
+# Mean and deviation per channel of the released autoencoder's latents of videos: diffusion sees (z - mean) / deviation.
+VIDEO_MEAN = (
+    -0.19016949832439423, -0.04480062797665596, 0.020789705216884613, 0.01865335740149021,
+    -0.011585569009184837, 0.0010865575168281794, 0.08378933370113373, 0.08902134001255035,
+    0.00940945465117693, 0.08086848258972168, -0.07251627743244171, 0.05052144080400467,
+    -0.0209724809974432, -0.1223079189658165, -0.003862356534227729, -0.023072388023138046,
+)  # fmt: skip
+VIDEO_STD = (
+    0.9490776062011719, 0.9594117999076843, 0.9444302916526794, 0.9103284478187561,
+    0.959351658821106, 0.8430351614952087, 0.8888124823570251, 0.9291136860847473,
+    0.972594141960144, 0.8917953968048096, 0.8630853891372681, 0.8279891610145569,
+    0.9114300012588501, 0.7922844886779785, 0.8991407155990601, 0.9473513960838318,
+)  # fmt: skip
+VIDEO_SCALE = tuple(1 / deviation for deviation in VIDEO_STD)
+
+
+@VAES.register_module()
+class OpenSoraVAE_V1_3(nn.Module):
+    """The defaults are the released layout.
+
+    from_pretrained: a folder with config.json and weights. Building reads the config only, `load()` the weights.
+    hidden_size_mult: one per level, the finest first. down_sampling_layer: levels after which the encoder halves
+    frames too (it halves rows and columns after all but the last); temporal_up_layers: levels after which the decoder
+    doubles them too. norm_groups: groups of every GroupNorm.
+    micro_batch_size: clips coded at a time, None = all. micro_frame_size: frames coded at a time, each such piece for
+    itself, None = all; 4 k + 1, and only with a micro_batch_size. temporal_overlap: pieces share a frame, which is the
+    mean of both when decoded.
+    latent_shift, latent_scale (one number per latent channel), or where both are None scaling_factor: diffusion sees
+    (z - shift) * scale. The released statistics of videos are the default; images have others, which the released
+    models do not use.
+    """
+
+    in_channels = 3
+
+    def __init__(
+        self,
+        from_pretrained: str | None = None,
+        hidden_size: int = 128,
+        hidden_size_mult: Sequence[int] = (1, 2, 4, 4),
+        num_res_blocks: int = 2,
+        z_channels: int = 16,
+        down_sampling_layer: Sequence[int] = (1, 2),
+        temporal_up_layers: Sequence[int] = (2, 3),
+        norm_groups: int = 32,
+        micro_batch_size: int | None = None,
+        micro_frame_size: int | None = None,
+        temporal_overlap: bool = False,
+        scaling_factor: float = 1.0,
+        latent_shift: Sequence[float] | None = VIDEO_MEAN,
+        latent_scale: Sequence[float] | None = VIDEO_SCALE,
+    ):
+        given = {key: value for key, value in locals().items() if key not in ("self", "__class__", "from_pretrained")}
+        super().__init__()
+        if from_pretrained is not None:
+            given = fill_from_folder(type(self), given, read_config(from_pretrained), from_pretrained)
+        self.from_pretrained = from_pretrained
+        self.config: dict[str, Any] = {"type": "OpenSoraVAE_V1_3", **given}  # rebuilds this module without a folder
+        self._build(**given)
+
+    def _build(self, **config: Any) -> None:
+        widths = [config["hidden_size"] * factor for factor in config["hidden_size_mult"]]
+        resnets, groups, z = config["num_res_blocks"], config["norm_groups"], config["z_channels"]
+        down, up = sorted(config["down_sampling_layer"]), sorted(config["temporal_up_layers"])
+        last = len(widths) - 1
+        if not set(down) <= set(range(last)) or not set(up) <= set(range(1, last + 1)) or len(down) != len(up):
+            raise ConfigError(
+                f"OpenSoraVAE_V1_3: down_sampling_layer={down}, temporal_up_layers={up}; allowed: as many levels in both, "
+                f"of 0 to {last - 1} and of 1 to {last} for {last + 1} levels"
+            )
+        for width in widths:
+            if width % groups:
+                raise ConfigError(
+                    f"OpenSoraVAE_V1_3: {width} channels (hidden_size times hidden_size_mult) do not fall into "
+                    f"norm_groups={groups} equal groups; choose norm_groups that divides every width"
+                )
+        self.encoder = Encoder(2 * z, widths, resnets, down, groups)
+        self.decoder = Decoder(z, widths, resnets + 1, up, groups)
+        self.latent_channels: int = z
+        self.compression = (2 ** len(down), 2**last, 2**last)
+        self._in_time = down
+        self.micro_batch_size: int | None = config["micro_batch_size"]
+        self.micro_frame_size: int | None = config["micro_frame_size"]
+        self.temporal_overlap: bool = config["temporal_overlap"]
+        self.latents = LatentScale(config["scaling_factor"], config["latent_shift"], config["latent_scale"])
+        self._check_pieces()
+
+    def _check_pieces(self) -> None:
+        size, factor = self.micro_frame_size, self.compression[0]
+        if size is None:
+            if self.temporal_overlap:
+                raise ConfigError(
+                    "OpenSoraVAE_V1_3: temporal_overlap without micro_frame_size; give a micro_frame_size"
+                )
+            return
+        if self.micro_batch_size is None:
+            raise ConfigError(
+                "OpenSoraVAE_V1_3: micro_frame_size without micro_batch_size; give micro_batch_size as well (the "
+                "original codes the clip whole without it)"
+            )
+        if size <= factor or (size - 1) % factor:
+            raise ConfigError(
+                f"OpenSoraVAE_V1_3: micro_frame_size: {size}; allowed: {factor} k + 1 with k of at least 1, for example "
+                f"{max(1, size // factor) * factor + 1}"
+            )
+
+    def load(self) -> Self:
+        """Read the weights of `from_pretrained`; without one the fresh initial weights stay."""
+        if self.from_pretrained is not None:
+            load_weights(self, Path(self.from_pretrained))
+        return self
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """The weight that an adversarial loss is balanced at."""
+        weight = self.decoder.conv_out.weight
+        assert isinstance(weight, nn.Parameter)
+        return weight
+
+    def checkpoint_blocks(self) -> list[nn.Module]:
+        """The modules whose activations may be recomputed instead of kept."""
+        return [*self.encoder.down, self.encoder.mid, self.decoder.mid, *self.decoder.up]
+
+    def latent_size(self, size: Sequence[int]) -> tuple[int, int, int]:
+        """(frames, rows, columns) in pixels -> the same of the latents.
+
+        With a micro_frame_size the frames of a last piece that cannot be restored are not counted, and `encode`
+        refuses them.
+        """
+        frames, *sides = size
+        for i in range(len(self.decoder.up) - 1):
+            # a frame by itself is padded right and below only, else every side is
+            sides = [(n + 1) // 2 if i in self._in_time else n // 2 for n in sides]
+        pieces = self._pieces(frames)
+        if self.micro_frame_size is not None:
+            pieces = [piece for piece in pieces if self._restorable(piece)]
+        return sum(map(self._latent_frames, pieces)), sides[0], sides[1]
+
+    def _pieces(self, frames: int) -> list[range]:
+        """Frames that are coded together."""
+        size = self.micro_frame_size
+        if size is None or frames == 1:
+            return [range(frames)]
+        shared = 1 if self.temporal_overlap else 0
+        return [range(start, min(start + size, frames)) for start in range(0, frames - shared, size - shared)]
+
+    def _latent_frames(self, piece: range) -> int:
+        frames = len(piece)
+        for _ in self._in_time:
+            frames = (frames - 1) // 2 + 1
+        return frames
+
+    def _restorable(self, piece: range) -> bool:
+        """Whether decoding gives as many frames as were encoded."""
+        return len(piece) % self.compression[0] == 1 % self.compression[0]
+
+    def posterior(self, x_BCTHW: Tensor) -> Gaussian:
+        """The latents' distribution for clips in [-1, 1]."""
+        factor = self.compression[1]
+        if x_BCTHW.shape[1] != self.in_channels or min(x_BCTHW.shape[3:]) < factor:
+            raise ShapeError(
+                f"OpenSoraVAE_V1_3: clips of {list(x_BCTHW.shape[1:])} (channels, frames, rows, columns); needed: "
+                f"{self.in_channels} channels and at least {factor} rows and columns"
+            )
+        pieces = self._pieces(x_BCTHW.shape[2])
+        if self.micro_frame_size is not None and not self._restorable(pieces[-1]):
+            raise ShapeError(
+                f"OpenSoraVAE_V1_3: clips of {x_BCTHW.shape[2]} frames leave a last piece of {len(pieces[-1])} behind pieces "
+                f"of {self.micro_frame_size}; give a number of frames that leaves {self.compression[0]} k + 1, for example "
+                f"{pieces[-1].start + len(pieces[-1]) // self.compression[0] * self.compression[0] + 1}"
+            )
+        moments = [
+            torch.cat([self.encoder(clips[:, :, piece.start : piece.stop]) for piece in pieces], dim=2)
+            for clips in x_BCTHW.to(self.last_layer.dtype).split(self.micro_batch_size or len(x_BCTHW))
+        ]
+        return Gaussian.from_moments(torch.cat(moments))
+
+    def _decode(self, z: Tensor) -> Tensor:
+        z = z.to(self.last_layer.dtype)
+        size = self.micro_frame_size
+        group = z.shape[2] if size is None else self._latent_frames(range(size))
+        decoded = []
+        for clips in z.split(self.micro_batch_size or len(z)):
+            pieces = [self.decoder(part).float() for part in clips.split(group, dim=2)]
+            decoded.append(_join(pieces, self.temporal_overlap))
+        return torch.cat(decoded)
+
+    def encode(self, x_BCTHW: Tensor, rngs: Sequence[Generator] | None = None) -> Tensor:
+        """Latents ready for diffusion, float32; `rngs` has one CPU generator per clip, None takes the mode."""
+        return self.latents.normalise(self.posterior(x_BCTHW).draw(rngs))
+
+    def decode(self, z: Tensor, num_frames: int | None = None) -> Tensor:
+        """Clips of about [-1, 1], float32, from latents as `encode` gives them; the first `num_frames` frames."""
+        x = self._decode(self.latents.restore(z))
+        if num_frames is not None and num_frames > x.shape[2]:
+            raise ShapeError(
+                f"OpenSoraVAE_V1_3: {num_frames} frames asked of {z.shape[2]} latent frames, which hold {x.shape[2]}"
+            )
+        return x[:, :, :num_frames]
+
+    def forward(self, x: Tensor, rngs: Sequence[Generator] | None = None) -> tuple[Tensor, Gaussian]:
+        """Reconstruction (float32) and posterior. Frames, rows and columns must be such that none is lost."""
+        posterior = self.posterior(x)
+        output = self._decode(posterior.draw(rngs))
+        if output.shape != x.shape:
+            time, side = self.compression[:2]
+            raise ShapeError(
+                f"OpenSoraVAE_V1_3: clips of {list(x.shape[2:])} come back as {list(output.shape[2:])}; give {time} k + 1 "
+                f"frames, rows and columns that are multiples of {side}"
+            )
+        return output, posterior
+
+
+def _join(pieces: Sequence[Tensor], overlap: bool) -> Tensor:
+    """Pieces in time as one clip; with `overlap` each starts on the last frame of the one before."""
+    if overlap:
+        pieces = list(pieces)
+        for i in range(1, len(pieces)):
+            shared = (pieces[i - 1][:, :, -1:] + pieces[i][:, :, :1]) / 2
+            pieces[i - 1] = torch.cat([pieces[i - 1][:, :, :-1], shared], dim=2)
+            pieces[i] = pieces[i][:, :, 1:]
+    return torch.cat(list(pieces), dim=2)
