@@ -20,9 +20,9 @@ def is_causal(golden: Golden) -> bool:
     return "encoder_conv_in" in golden.config.get("config", {}) and golden.has("encode_decode")
 
 
-def causal(golden: Golden) -> CausalVAEModel:
+def causal(golden: Golden, **more: Any) -> CausalVAEModel:
     config: dict[str, Any] = {k: v for k, v in golden.config["config"].items() if k not in TRAINING_KEYS}
-    model = CausalVAEModel(**config)
+    model = CausalVAEModel(**config, **more)
     model.load_state_dict(golden.state(), strict=True)
     return model.eval()
 
@@ -65,6 +65,30 @@ def test_causal_latents_for_diffusion(golden: Golden) -> None:
     assert_parity(z, recorded[f"wrapper.encode_{case}"])
     decoded = model.decode(recorded[f"wrapper.encode_{case}"]).transpose(1, 2)
     assert_parity(decoded, recorded[f"wrapper.decode_{case}"])
+
+
+def is_tiled(golden: Golden) -> bool:
+    return is_causal(golden) and bool(golden.config.get("tiles")) and golden.has("tiled")
+
+
+@pytest.mark.parametrize("golden", directories(is_tiled, "CausalVAEModel in tiles"))
+@torch.no_grad()
+def test_causal_tiling(golden: Golden) -> None:
+    recorded = golden.tensors("tiled")
+    for tile in golden.config["tiles"]:
+        case, settings = tile["name"], tile["settings"]
+        arguments = ("tile_sample_min_size", "tile_sample_min_size_t", "tile_overlap_factor")
+        model = causal(golden, **{key: settings[key] for key in arguments})
+        assert model.tiling.latent_size == settings["tile_latent_min_size"]
+        assert model.tiling.latent_frames == settings["tile_latent_min_size_t"]
+        model.enable_tiling()
+        posterior = model.posterior(recorded[f"{case}.x"])
+        assert_parity(posterior.mean, recorded[f"{case}.mean"], what=f"{case} mean")
+        assert_parity(posterior.logvar, recorded[f"{case}.logvar"], what=f"{case} logvar")
+        z = model.latents.normalise(recorded[f"{case}.z"])
+        assert_parity(model.decode(z), recorded[f"{case}.dec"], what=f"{case} decoded")
+        windows = torch.cat(list(model.decode_windows(z)), dim=2)
+        assert_parity(windows, recorded[f"{case}.dec"], what=f"{case} decoded window by window")
 
 
 def has_intermediates(golden: Golden) -> bool:

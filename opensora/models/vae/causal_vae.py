@@ -3,7 +3,7 @@
 Shapes: B batch, C latent channels, T H W frames/rows/columns, lower case the latent ones.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,6 +15,7 @@ from opensora.models.shapes import ShapeError
 from opensora.models.vae.causal_net import CONVOLUTIONS, Decoder, Encoder, Layout, named
 from opensora.models.vae.gaussian import Gaussian, LatentScale
 from opensora.models.vae.pretrained import fill_from_folder
+from opensora.models.vae.tiling import Tiling, code_windows, first_frames, in_one
 from opensora.models.weights import load_weights, read_config
 from opensora.registry import VAES
 
@@ -28,6 +29,8 @@ class CausalVAEModel(nn.Module):
     scaling_factor, or latent_shift and latent_scale (one number per latent channel): diffusion sees
     (z - shift) * scale.
     attn_resolutions: levels of that many pixels per side get attention, for clips of `resolution` pixels.
+    use_tiling: code clips that exceed tile_sample_min_size pixels or tile_sample_min_size_t frames in pieces of that
+    size, so that memory does not grow with the clip; neighbouring tiles share tile_overlap_factor of their side.
     """
 
     in_channels = 3
@@ -63,6 +66,10 @@ class CausalVAEModel(nn.Module):
         scaling_factor: float = 0.18215,
         latent_shift: Sequence[float] | None = None,
         latent_scale: Sequence[float] | None = None,
+        use_tiling: bool = False,
+        tile_sample_min_size: int = 256,
+        tile_sample_min_size_t: int = 65,
+        tile_overlap_factor: float = 0.25,
     ):
         given = {key: value for key, value in locals().items() if key not in ("self", "__class__", "from_pretrained")}
         super().__init__()
@@ -111,6 +118,13 @@ class CausalVAEModel(nn.Module):
         self.latent_channels: int = embed
         self.compression = (2 ** self._halvings[1], 2 ** self._halvings[0], 2 ** self._halvings[0])
         self.latents = LatentScale(config["scaling_factor"], config["latent_shift"], config["latent_scale"])
+        self.use_tiling: bool = config["use_tiling"]
+        self.tiling = Tiling(
+            config["tile_sample_min_size"],
+            config["tile_sample_min_size_t"],
+            config["tile_overlap_factor"],
+            self.compression,
+        )
 
     def load(self) -> Self:
         """Read the weights of `from_pretrained`; without one the fresh initial weights stay."""
@@ -126,6 +140,14 @@ class CausalVAEModel(nn.Module):
     def checkpoint_blocks(self) -> list[nn.Module]:
         """The modules whose activations may be recomputed instead of kept."""
         return [*self.encoder.down, self.encoder.mid, self.decoder.mid, *self.decoder.up]
+
+    def enable_tiling(self) -> None:
+        """Code clips larger than a piece in pieces, from now on."""
+        self.use_tiling = True
+
+    def disable_tiling(self) -> None:
+        """Code every clip whole, from now on."""
+        self.use_tiling = False
 
     def latent_size(self, size: Sequence[int]) -> tuple[int, int, int]:
         """(frames, rows, columns) in pixels -> the same of the latents."""
@@ -143,11 +165,33 @@ class CausalVAEModel(nn.Module):
                 f"CausalVAEModel: clips of {list(x_BCTHW.shape[1:])} (channels, frames, rows, columns); needed: "
                 f"{self.in_channels} channels and at least {factor} rows and columns"
             )
-        x = x_BCTHW.to(self._dtype)
-        return Gaussian.from_moments(self.quant_conv(self.encoder(x)))
+        grid = self.tiling.encoding()
+        if self.use_tiling and grid.exceeded(x_BCTHW.shape[2:]):
+            moments = torch.cat(list(code_windows(self.encode_tile, x_BCTHW, grid)), dim=2)
+        else:
+            moments = self.encode_tile(x_BCTHW)
+        return Gaussian.from_moments(moments)
+
+    def encode_tile(self, x_BCTHW: Tensor) -> Tensor:
+        """Moments (mean and log-variance on channels) of a clip or a tile of one, in one go."""
+        return self.quant_conv(self.encoder(x_BCTHW.to(self._dtype)))
+
+    def decode_tile(self, z: Tensor) -> Tensor:
+        """Frames, float32, of latents as the posterior gives them, or of a tile of such, in one go."""
+        return self.decoder(self.post_quant_conv(z.to(self._dtype))).float()
+
+    def _decode_windows(self, z: Tensor) -> Iterator[Tensor]:
+        grid = self.tiling.decoding()
+        if self.use_tiling and grid.exceeded(z.shape[2:]):
+            return code_windows(self.decode_tile, z, grid)
+        return (self.decode_tile(whole) for whole in (z,))
 
     def _decode(self, z: Tensor) -> Tensor:
-        return self.decoder(self.post_quant_conv(z.to(self._dtype))).float()
+        return in_one(self._decode_windows(z), self._frames_in(z))
+
+    def _frames_in(self, z: Tensor) -> int:
+        """Frames that so many latent frames hold."""
+        return (z.shape[2] - 1) * self.compression[0] + 1
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -159,12 +203,21 @@ class CausalVAEModel(nn.Module):
 
     def decode(self, z: Tensor, num_frames: int | None = None) -> Tensor:
         """Clips of about [-1, 1], float32, from latents as `encode` gives them; the first `num_frames` frames."""
-        x = self._decode(self.latents.restore(z))
-        if num_frames is not None and num_frames > x.shape[2]:
+        held = self._frames_in(z)
+        return in_one(self.decode_windows(z, num_frames), held if num_frames is None else num_frames)
+
+    def decode_windows(self, z: Tensor, num_frames: int | None = None) -> Iterator[Tensor]:
+        """The frames of `decode` in order, a window at a time; without tiling, all in one.
+
+        Memory does not grow with the clip as long as the caller lets go of a window before it asks for the next:
+        `for window in vae.decode_windows(z): write(window); del window`.
+        """
+        held = self._frames_in(z)
+        if num_frames is not None and num_frames > held:
             raise ShapeError(
-                f"CausalVAEModel: {num_frames} frames asked of {z.shape[2]} latent frames, which hold {x.shape[2]}"
+                f"CausalVAEModel: {num_frames} frames asked of {z.shape[2]} latent frames, which hold {held}"
             )
-        return x[:, :, :num_frames]
+        return first_frames(self._decode_windows(self.latents.restore(z)), held if num_frames is None else num_frames)
 
     def forward(self, x: Tensor, rngs: Sequence[Generator] | None = None) -> tuple[Tensor, Gaussian]:
         """Reconstruction (float32) and posterior. Frames must be a multiple of the compression plus one."""
