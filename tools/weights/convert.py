@@ -62,11 +62,11 @@ def convert(
     arguments, run_changes = _split(overrides, family)
     state = read_weights(source)
     stored = config_beside(source) if family.same else {}
-    name = _target(family_name, family, target or _type_in(stored, family))
+    name = _target(family_name, family, target or _type_in(stored, family) or family.default(state))
     build = constructor(_registry(family), name)
     accepted = inspect.signature(build).parameters
-    found = {**sizes_in(state, family.reads(_class_of(build), accepted)), **arguments_in(stored, accepted)}
-    config = {"type": name, **family.arguments_for(accepted), **found, **arguments}
+    found = {**sizes_in(state, accepted), **arguments_in(stored, accepted)} if family.same else {}
+    config = {"type": name, **found, **arguments}
     check_component(_registry(family), config, family.registry, lambda key: "command line")
     for key in _SAID:
         if key in accepted and key not in config and accepted[key].default is not inspect.Parameter.empty:
@@ -109,7 +109,6 @@ def _type_in(stored: Mapping[str, Any], family: Family) -> str | None:
 def _target(family_name: str, family: Family, name: str | None) -> str:
     registry = _registry(family)
     allowed = [entry for entry in names(registry) if _class_of(constructor(registry, entry)) in family.rules]
-    name = name or family.default
     if name not in allowed:
         found = f"found {name!r}" if name else "not given, and several are possible"
         raise ConfigError(f"--to: {found}; allowed with --from {family_name}: {', '.join(allowed)}; name one of them")

@@ -21,19 +21,19 @@ _ROUNDING = 1e-2  # tables of half precision files differ by less
 class Rule:
     """How the names of one family become those of one target. Patterns are regular expressions for whole names.
 
-    prepare: what names and shapes alone cannot say, such as splitting a layer; runs first and may ask the target.
+    ignore: tensors of the file that are no part of any model here (a loss).
+    prepare: what renaming cannot say, such as joining layers; may ask the target.
     rename: (pattern found anywhere in a name, replacement), in order.
     tables: position tables. They are formulas of the target's size, so the file's are never taken.
-    ignore: tensors of the file that are no part of any model here (a loss, an optimizer).
     fresh: tensors of the target that the file need not have; they keep their initial values.
     spare: tensors of the file that this target has no place for.
     blocks: what at least one tensor from the file must match, or the load is refused as filling nothing.
     """
 
+    ignore: Sequence[str] = ()
     prepare: Callable[[State, nn.Module], State] | None = None
     rename: Sequence[tuple[str, str]] = ()
-    tables: Sequence[str] = (r"pos_embed(_spatial|_temporal)?", r"temp_embed")
-    ignore: Sequence[str] = ()
+    tables: Sequence[str] = (r"pos_embed(_spatial|_temporal)?", r"(temp_pos|pos_embed\.pos|temp)_embed")
     fresh: Sequence[str] = ()
     spare: Sequence[str] = ()
     blocks: str = r"(spatial_|temporal_)?blocks\.\d+\..*"
@@ -86,15 +86,14 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], rule: Rule, where: str, 
     wanted: State = model.state_dict()
     names = dict(zip(without_prefix(wanted), wanted, strict=True))  # without "module.", which a target may have itself
     report = Report()
-    state = without_prefix(state)
-    found = _translate(state, rule, model, report, ignore)
+    found, tables = _translate(state, rule, model, report, ignore)
     new: State = {}
     shapes = []
     for bare, name in names.items():
         if bare not in found or matches(bare, rule.tables):
             report.missing.append(name)
             if matches(bare, rule.tables):
-                report.tables[name] = _difference(state.get(bare), wanted[name])
+                report.tables[name] = _difference(tables.get(bare), wanted[name])
             new[name] = wanted[name]
             continue
         tensor, how = _reshape(bare, found[bare], wanted[name])
@@ -114,22 +113,24 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], rule: Rule, where: str, 
 
 def _translate(
     state: Mapping[str, Tensor], rule: Rule, model: nn.Module, report: Report, ignore: Sequence[str]
-) -> State:
-    """The file's tensors under the target's names, without tables and losses."""
+) -> tuple[State, State]:
+    """The file's tensors under the target's names, and its tables apart; losses are left out."""
     kept: State = {}
-    for name, tensor in state.items():
-        if matches(name, [*rule.tables, *rule.ignore]) or name.startswith(tuple(ignore)):
+    for name, tensor in without_prefix(state).items():
+        if matches(name, rule.ignore) or name.startswith(tuple(ignore)):
             report.dropped.append(name)
         else:
             kept[name] = tensor
     if rule.prepare is not None:
         kept = rule.prepare(kept, model)
-    renamed: State = {}
+    found: State = {}
+    tables: State = {}
     for name, tensor in kept.items():
         for pattern, replacement in rule.rename:
             name = re.sub(pattern, replacement, name)
-        renamed[name] = tensor
-    return renamed
+        (tables if matches(name, rule.tables) else found)[name] = tensor
+    report.dropped += tables
+    return found, tables
 
 
 def _difference(table: Tensor | None, computed: Tensor) -> str:

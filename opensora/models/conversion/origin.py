@@ -14,6 +14,7 @@ from torch import Tensor
 
 from opensora.models.weights import CONFIG_FILE, find_weights, read_config
 
+_NOT_OURS = ("type", "from_pretrained")  # "from_pretrained" of a hub's config is where its makers had it from
 _LARGEST_DENOMINATOR = 100  # scales are short fractions, such as 0.5 or 2/3
 
 
@@ -29,7 +30,7 @@ def arguments_in(config: Mapping[str, Any], accepted: Collection[str]) -> dict[s
     def is_said(value: Any) -> bool:
         return any(item is not None for item in value) if isinstance(value, list) and value else value is not None
 
-    return {key: value for key, value in config.items() if key in accepted and is_said(value)}
+    return {key: value for key, value in config.items() if key in accepted and key not in _NOT_OURS and is_said(value)}
 
 
 def sizes_in(state: Mapping[str, Tensor], accepted: Collection[str]) -> dict[str, Any]:

@@ -1,0 +1,154 @@
+"""Every conversion at full released size, on meta tensors made from the released key lists."""
+
+import inspect
+import json
+import re
+from fractions import Fraction
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from opensora.errors import WeightsError
+from opensora.models.conversion.families import FAMILIES, Family
+from opensora.models.conversion.fill import Report, fill, matches
+from opensora.models.conversion.origin import sizes_in
+from opensora.registry import MODELS, VAES, constructor, names
+from tests.parity.golden import golden_folder, released_keys
+
+VIDEO = ("STDiT", "STDiT2", "STDiT3")
+# Lists by what their names say: family of such a file, class of the model it fills.
+KINDS = {
+    r"os1_\d_(STDiT)-.*": "stdit",
+    r"os1_\d_(STDiT2)-.*": "stdit2",
+    r"os1_\d_(STDiT3)-.*": "stdit3",
+    r"os1_\d_(DiT)-.*label.*": "dit",
+    r"os1_\d_(Latte)-.*": "latte",
+    r"(latte_t2v)_.*": "latte-t2v",
+    r"(causalvae)_v1\.1.*": "causal-vae",
+    r"os1_\d_(OpenSoraVAE)_V1_3": "open-sora-vae",
+}
+
+
+def lists(pattern: str) -> list[str]:
+    folder = golden_folder() / "keys"
+    return [f.stem for f in sorted(folder.glob("*.json")) if re.fullmatch(pattern, f.stem)]
+
+
+def parameters(found: list[Any]) -> list[Any]:
+    reason = f"no key lists in {golden_folder() / 'keys'} (set OPENSORA_GOLDEN)"
+    return found or [pytest.param(None, id="absent", marks=pytest.mark.skip(reason=reason))]
+
+
+def on_meta(listed: str) -> dict[str, Tensor]:
+    return {name: torch.empty(shape, device="meta") for name, shape in released_keys(listed).items()}
+
+
+def built(listed: str, family: Family, state: dict[str, Tensor]) -> nn.Module:
+    """The registered model that a key list describes, on meta."""
+    content = json.loads((golden_folder() / "keys" / f"{listed}.json").read_text())
+    registry = MODELS if family.registry == "model" else VAES
+    name = content.get("model") if content.get("model") in names(registry) else family.default(state)
+    if name not in names(registry):
+        pytest.skip(f"no {registry.name} {name}")
+    build = constructor(registry, name)
+    accepted = inspect.signature(build).parameters
+    given = content.get("kwargs") or content.get("config") or {}
+    given = {k: float(Fraction(v)) if v == "2/3" else v for k, v in given.items() if k in accepted}
+    with torch.device("meta"):
+        return build(**{**sizes_in(state, accepted), **given})
+
+
+def rule_for(model: nn.Module, family: Family) -> Any:
+    return family.rules[type(model).__name__]
+
+
+@pytest.mark.parametrize(
+    ("listed", "family"), parameters([(found, family) for kind, family in KINDS.items() for found in lists(kind)])
+)
+def test_released_weights_fill_their_model(listed: str, family: str) -> None:
+    """Everything from the file, nothing else, but for position tables, which are computed."""
+    state = on_meta(listed)
+    model = built(listed, FAMILIES[family], state)
+    report = fill(model, state, rule_for(model, FAMILIES[family]), listed)
+    assert set(report.missing) == set(report.tables) == set(report.dropped)
+    assert set(report.loaded) == set(state) - set(report.tables)
+    assert not report.unexpected
+    assert not report.reshaped
+    assert not any(report.tables.values())  # all of the size that the shapes tell
+    assert {name: list(tensor.shape) for name, tensor in model.state_dict().items()} == released_keys(listed)
+
+
+def pixart_file(listed: str) -> dict[str, Tensor]:
+    """PixArt's own file: image patches, one position table."""
+    state = on_meta(listed)
+    state.pop("pos_embed_temporal")
+    weight = state["x_embedder.proj.weight"]
+    return {**state, "x_embedder.proj.weight": torch.empty(weight.shape[:2] + weight.shape[3:], device="meta")}
+
+
+def converted(listed: str, target: str) -> tuple[nn.Module, Report]:
+    family = FAMILIES[target_kind(target)]
+    model = built(target, family, on_meta(target))
+    rule = FAMILIES["pixart-alpha"].rules[type(model).__name__]
+    return model, fill(model, pixart_file(listed), rule, listed)
+
+
+def target_kind(target: str) -> str:
+    return next(family for kind, family in KINDS.items() if re.fullmatch(kind, target))
+
+
+PAIRS = [(source, target) for source in lists(r"os1_\d_PixArt.*") for target in lists(r"os1_\d_STDiT.*")]
+
+
+@pytest.mark.parametrize(("listed", "target"), parameters(PAIRS))
+def test_pixart_fills_the_video_models(listed: str, target: str) -> None:
+    wanted = released_keys(target)
+    if wanted["x_embedder.proj.weight"][1] != released_keys(listed)["x_embedder.proj.weight"][1]:
+        with pytest.raises(WeightsError, match=r"x_embedder\.proj\.weight \[1152, 4, 1, 2, 2\] instead of"):
+            converted(listed, target)
+        return
+    model, report = converted(listed, target)
+    rule = FAMILIES["pixart-alpha"].rules[type(model).__name__]
+    source = pixart_file(listed)
+    assert {*report.loaded, *report.missing} == set(wanted)
+    assert len(report.loaded) == len(source) - len(report.dropped) - len(report.unexpected)
+    assert report.dropped == ["pos_embed"]
+    fresh = [name for name in report.missing if name not in report.tables]
+    assert fresh
+    assert all(matches(name, rule.fresh) for name in fresh)
+    depth = len({name.split(".")[1] for name in source if name.startswith("blocks.")})
+    filled = [name for name in report.loaded if re.match(r"(spatial_)?blocks\.", name)]
+    assert len(filled) == sum(name.startswith("blocks.") for name in source) == 15 * depth
+    assert set(report.tables) == {name for name in wanted if name.startswith("pos_embed")}
+    lengths = released_keys(listed)["y_embedder.y_embedding"][0], wanted["y_embedder.y_embedding"][0]
+    assert ("y_embedder.y_embedding" in report.reshaped) == (lengths[0] != lengths[1])
+    assert list(model.state_dict()["y_embedder.y_embedding"].shape) == wanted["y_embedder.y_embedding"]
+
+
+def test_a_lightning_checkpoint_loses_its_loss() -> None:
+    listed = "causalvae_v1.1.0"
+    state = on_meta(listed)
+    content = json.loads((golden_folder() / "keys" / f"{listed}.json").read_text())
+    loss = {name: torch.empty(shape, device="meta") for name, shape in content["loss_state_dict"].items()}
+    model = built(listed, FAMILIES["causal-vae"], state)
+    report = fill(model, {**state, **loss}, rule_for(model, FAMILIES["causal-vae"]), listed)
+    assert set(report.dropped) == set(loss)
+    assert set(report.loaded) == set(state)
+
+
+def test_a_pipeline_of_two_autoencoders() -> None:
+    """Open-Sora 1.2's file: the image part, the temporal part, and how latents are scaled."""
+    if "OpenSoraVAE_V1_2" not in names(VAES):
+        pytest.skip("no vae OpenSoraVAE_V1_2")
+    state = {f"spatial_vae.module.{k}": v for k, v in on_meta("os1_2_AutoencoderKL_spatial").items()}
+    state |= {f"temporal_vae.{k}": v for k, v in on_meta("os1_2_VAE_Temporal_SD").items()}
+    state |= {name: torch.empty(1, 4, 1, 1, 1, device="meta") for name in ("scale", "shift")}
+    family = FAMILIES["open-sora-vae"]
+    assert family.default(state) == "OpenSoraVAE_V1_2"
+    with torch.device("meta"):
+        model = constructor(VAES, "OpenSoraVAE_V1_2")()
+    report = fill(model, state, rule_for(model, family), "1.2")
+    assert set(report.loaded) == set(state)
+    assert not report.missing
