@@ -265,7 +265,7 @@ def test_nothing_but_borders_is_kept() -> None:
     window, tile, borders = 5 * 96 * 96 * 4, 5 * 16 * 16 * 4, 5 * 4 * (96 + 8 * 4) * 4
     assert peaks[0] == peaks[1] == peaks[2] <= window + 3 * tile + 2 * borders
     whole = peak_bytes(lambda: in_one(code_windows(Tensor.clone, clip, grid), 17))
-    assert whole - peaks[2] == clip.nbytes
+    assert whole <= clip.nbytes + peaks[2]
 
 
 def consume(model: CausalVAEModel, z: Tensor) -> Callable[[], None]:
