@@ -55,6 +55,7 @@ class IDDPM:
     """
 
     text_order: TextOrder = "cond,null"
+    masked_sampling = True
 
     def __init__(
         self,
@@ -112,12 +113,15 @@ class IDDPM:
         t_B: Tensor | None = None,
         noise: Tensor | None = None,
         x_mask_BT: Tensor | None = None,
+        valid_BTHW: Tensor | None = None,
         size: tuple[int, int, int] | None = None,
     ) -> TrainingLoss:
         """Squared error of the noise plus, for a learned variance, the variational bound in bits (terms mse, vb).
 
         Frames where the mask is False are noised as at t = 0 and do not count. draws: one per sample, for what `t_B`
-        (timesteps of the full process) and `noise` leave open. size: not used, all sizes are noised alike.
+        (timesteps of the full process) and `noise` leave open. valid_BTHW: 1 where the latents hold a clip, 0 where they
+        are padding, whose error does not count. As in Open-Sora-Plan the sum is still divided by the number of all
+        latents, so padded clips weigh less. size: not used, all sizes are noised alike.
         ConfigError for a mask with use_kl.
         """
         if self.use_kl and x_mask_BT is not None:
@@ -133,13 +137,15 @@ class IDDPM:
         x_t = choose_frames(x_mask_BT, x_t, _noised(tables, x0_BCTHW, noise, torch.zeros_like(index_B)))
         answer, values = self._split(denoise(x_t, t_B, x_mask=x_mask_BT).float(), x0_BCTHW.shape[1])
         if self.use_kl:
-            loss_B = self._bound(tables, x0_BCTHW, x_t, index_B, answer, values, None) * tables.num_timesteps
+            loss_B = self._bound(tables, x0_BCTHW, x_t, index_B, answer, values, None, valid_BTHW)
+            loss_B = loss_B * tables.num_timesteps
             return TrainingLoss(loss_B, t_B, {})
-        mse_B = mean_over_frames((self.target(x0_BCTHW, noise) - answer).square(), x_mask_BT)
+        error = _where_valid((self.target(x0_BCTHW, noise) - answer).square(), valid_BTHW)
+        mse_B = mean_over_frames(error, x_mask_BT)
         if values is None:
             return TrainingLoss(mse_B, t_B, {"mse": mse_B.detach()})
         # Only the variance learns from the bound; the noise would follow its far noisier gradient.
-        vb_B = self._bound(tables, x0_BCTHW, x_t, index_B, answer.detach(), values, x_mask_BT)
+        vb_B = self._bound(tables, x0_BCTHW, x_t, index_B, answer.detach(), values, x_mask_BT, valid_BTHW)
         if self.rescale_learned_sigmas:
             vb_B = vb_B * tables.num_timesteps / 1000
         return TrainingLoss(mse_B + vb_B, t_B, {"mse": mse_B.detach(), "vb": vb_B.detach()})
@@ -257,13 +263,14 @@ class IDDPM:
         answer: Tensor,
         values: Tensor | None,
         x_mask_BT: Tensor | None,
+        valid_BTHW: Tensor | None,
     ) -> Tensor:
         """The term of the variational bound for this timestep, bits per element, [B]."""
         model = self._step_back(tables, x_t, index_B, answer, values, clip=False)
         true_log_variance = _at(tables.posterior_log_variance_clipped, index_B, x_t)
         kl = normal_kl(_posterior_mean(tables, x0, x_t, index_B), true_log_variance, model.mean, model.log_variance)
         nll = -binned_normal_log_likelihood(x0, model.mean, 0.5 * model.log_variance)
-        kl_B, nll_B = mean_over_frames(kl, x_mask_BT), mean_over_frames(nll, x_mask_BT)
+        kl_B, nll_B = (mean_over_frames(_where_valid(nats, valid_BTHW), x_mask_BT) for nats in (kl, nll))
         return torch.where(index_B.to(x_t.device) == 0, nll_B, kl_B) / math.log(2)
 
     def _ddim(self, tables: DiffusionTables, x: Tensor, index_B: Tensor, x0: Tensor, step_noise: StepNoise) -> Tensor:
@@ -306,6 +313,10 @@ def _check(
 def _at(table: Tensor, index_B: Tensor, like: Tensor) -> Tensor:
     """Entries of a table for each sample, float32 [B, 1, 1, 1, 1]."""
     return table[index_B].to(like.device, torch.float32).view(-1, 1, 1, 1, 1)
+
+
+def _where_valid(values_BCTHW: Tensor, valid_BTHW: Tensor | None) -> Tensor:
+    return values_BCTHW if valid_BTHW is None else values_BCTHW * valid_BTHW[:, None].to(values_BCTHW)
 
 
 def _noised(tables: DiffusionTables, x0: Tensor, noise: Tensor, index_B: Tensor) -> Tensor:

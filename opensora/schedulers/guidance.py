@@ -1,18 +1,26 @@
 """Classifier-free guidance: the model is asked with and without the text, and the difference is exaggerated.
 
-Source: Ho & Salimans 2022, arXiv:2207.12598, eq. 6, written as null + scale * (cond - null).
+Source: Ho & Salimans 2022, arXiv:2207.12598, eq. 6, written as null + scale * (cond - null). With given frames there
+are two differences, each with a scale of its own, after Brooks et al. 2022, arXiv:2211.09800, eq. 3.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from opensora.schedulers.masking import over_frames
 from opensora.schedulers.timesteps import Denoise
 
-# How a caller stacks the text of the doubled batch: first all captions, then as many null captions.
-TextOrder = Literal["cond,null"]
+# How a caller stacks the conditions of the repeated batch, each word standing for B rows:
+#   "cond,null"       all captions, then as many null captions;
+#   "null,cond"       the other way round;
+#   "cond,null,null"  three copies of each sample, where frames are given to the model as a condition of their own:
+#                     [caption, frames given], [null caption, frames given], [null caption, frames zeroed]. The mask that
+#                     tells which frames are given stays the same in all three, as in Open-Sora 1.3.
+TextOrder = Literal["cond,null", "null,cond", "cond,null,null"]
 
 Predict = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
@@ -22,21 +30,87 @@ def is_guided(scale: float | None) -> bool:
     return scale is not None and scale != 1.0
 
 
-def guided(denoise: Denoise, scale: float | None, guided_channels: int | None) -> Predict:
+def ask(
+    denoise: Denoise, copies: int, x_BCTHW: Tensor, t_B: Tensor, x_mask_BT: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """The model's float32 answers for each of `copies` of the batch, asked in one call."""
+    x_mask = None if x_mask_BT is None else torch.cat([x_mask_BT] * copies)
+    return denoise(torch.cat([x_BCTHW] * copies), torch.cat([t_B] * copies), x_mask=x_mask).float().chunk(copies)
+
+
+def guided(
+    denoise: Denoise, scale: float | None, guided_channels: int | None, order: TextOrder = "cond,null"
+) -> Predict:
     """`predict(x, t_B, x_mask)` that asks `denoise` on the doubled batch [x; x] and returns the guided answer for x.
 
     guided_channels: how many leading output channels follow the guidance; the others keep the answer given with the
-    text. None = all.
+    text. None = all. order: which half has the text, "cond,null" or "null,cond".
     """
 
     def predict(x_BCTHW: Tensor, t_B: Tensor, x_mask_BT: Tensor | None) -> Tensor:
         if scale is None or not is_guided(scale):
             return denoise(x_BCTHW, t_B, x_mask=x_mask_BT).float()
-        x_mask = None if x_mask_BT is None else torch.cat([x_mask_BT, x_mask_BT])
-        answer = denoise(torch.cat([x_BCTHW, x_BCTHW]), torch.cat([t_B, t_B]), x_mask=x_mask)
-        cond, null = answer.float().chunk(2)
+        cond, null = ask(denoise, 2, x_BCTHW, t_B, x_mask_BT)
+        if order == "null,cond":
+            cond, null = null, cond
         channels = cond.shape[1] if guided_channels is None else guided_channels
         pushed = null[:, :channels] + scale * (cond[:, :channels] - null[:, :channels])
         return torch.cat([pushed, cond[:, channels:]], dim=1)
 
     return predict
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Guidance whose strength may change from step to step and from frame to frame (Open-Sora 1.3).
+
+    scale: of the text; None or 1 = none. image_scale: of the given frames; None = no frames are given, two copies do.
+    oscillate_text, oscillate_image: that scale is 1 on odd steps from step `force_num` on, counted from 0.
+    scale_image_weight: the image scale rises evenly over the frames, from 1 at the first to an upper value at the last;
+        that value falls evenly over the steps, from image_scale to 1. Recorded numbers of Open-Sora 1.3 show the first
+        frame only; how fast the upper value falls is read out of its description.
+    rescale: share in which the guided answer gets the spread of the answer with the text back (Lin et al. 2023,
+        arXiv:2305.08891, eq. 15 and 16).
+    """
+
+    scale: float | None
+    image_scale: float | None = None
+    oscillate_text: bool = False
+    oscillate_image: bool = False
+    force_num: int = 0
+    scale_image_weight: bool = False
+    rescale: float = 0.0
+
+    @property
+    def copies(self) -> int:
+        """How many copies of the batch the model sees."""
+        if self.image_scale is not None:
+            return 3
+        return 2 if is_guided(self.scale) else 1
+
+    def mix(self, answers: tuple[Tensor, ...], step: int, steps: int) -> Tensor:
+        """One answer [B, C, T, H, W] from those of the `copies`, at step `step` of `steps`."""
+        if len(answers) == 1:
+            return answers[0]
+        text_scale = self._at_step(1.0 if self.scale is None else self.scale, self.oscillate_text, step)
+        if self.image_scale is None:
+            cond, null = answers
+            mixed = null + text_scale * (cond - null)
+        else:
+            cond, null, bare = answers
+            image_scale = self._image_scale(self.image_scale, step, steps, like_BCTHW=bare)
+            mixed = bare + image_scale * (null - bare) + text_scale * (cond - null)
+        if self.rescale:
+            spread = [x.flatten(1).std(1).view(-1, 1, 1, 1, 1) for x in (cond, mixed)]
+            mixed = mixed * (self.rescale * spread[0] / spread[1].clamp(min=1e-12) + 1 - self.rescale)
+        return mixed
+
+    def _at_step(self, scale: float, oscillates: bool, step: int) -> float:
+        return 1.0 if oscillates and step >= self.force_num and step % 2 == 1 else scale
+
+    def _image_scale(self, image_scale: float, step: int, steps: int, like_BCTHW: Tensor) -> Tensor | float:
+        now = self._at_step(image_scale, self.oscillate_image, step)
+        if not self.scale_image_weight:
+            return now
+        upper = now + (1.0 - now) * step / max(steps - 1, 1)
+        return over_frames(torch.linspace(1.0, upper, like_BCTHW.shape[2], device=like_BCTHW.device)[None])

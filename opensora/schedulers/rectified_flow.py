@@ -1,7 +1,8 @@
 """Rectified flow: x_t = (1 - tau) x_0 + tau noise with tau = t / num_timesteps; the model learns v = x_0 - noise.
 
 t runs from 0 (data) to num_timesteps (noise). Where the model has twice the latent channels, the first half is v.
-Source: Liu et al. 2022, arXiv:2209.03003, eq. 1; the conventions (sign of v, scale of t, shift) are Open-Sora 1.2's.
+Source: Liu et al. 2022, arXiv:2209.03003, eq. 1; the conventions (sign of v, scale of t, shift) are those of
+Open-Sora 1.2 and 1.3.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,12 +13,13 @@ from torch import Generator, Tensor
 
 from opensora.errors import ConfigError
 from opensora.registry import SCHEDULERS
-from opensora.schedulers.guidance import TextOrder, guided
+from opensora.schedulers.guidance import Guidance, TextOrder, ask
 from opensora.schedulers.masking import choose_frames, mean_over_frames
 from opensora.schedulers.timesteps import (
     Denoise,
     Progress,
     RandomSource,
+    Release,
     StepNoise,
     TrainingLoss,
     draw_for_training,
@@ -29,7 +31,7 @@ from opensora.schedulers.timesteps import (
 
 @SCHEDULERS.register_module(name="rflow")
 class RectifiedFlow:
-    """Rectified flow as in Open-Sora 1.2.
+    """Rectified flow as in Open-Sora 1.2 and 1.3.
 
     num_sampling_steps: Euler steps of `sample`.
     cfg_scale: guidance scale that a sampling run uses when it names none.
@@ -37,10 +39,19 @@ class RectifiedFlow:
     sample_method: how training draws t: "uniform", or "logit-normal", which prefers the middle (Esser et al. 2024,
         arXiv:2403.03206, eq. 19: tau = sigmoid(N(loc, scale)); loc > 0 prefers noise). The loss carries no weight.
     use_timestep_transform: shift t towards noise for larger clips (`size` must be given), in training and sampling.
-    transform_scale: factor on the shift of training; Open-Sora 1.2 samples without it, and so does this.
+    transform_scale: factor on that shift. It acts in one of the two only: in training with release="1.2", in sampling
+        and for videos alone with "1.3".
+    release: of Open-Sora, whose shift this is: where transform_scale acts and how latent frames are counted.
+    scale_temporal: False = the length of a clip does not shift it.
+    image_cfg_scale: scale of the given frames that a sampling run uses when it names none.
+    oscillate_text, oscillate_image: on odd steps from step `force_num` on, counted from 0, that scale is 1.
+    scale_image_weight: frames farther from the first follow the given frames more (schedulers/guidance.py says how).
+    guidance_rescale: 0 to 1, takes back that much of the contrast that guidance adds; Open-Sora 1.3's flaw fix is 0.7.
     """
 
     text_order: TextOrder = "cond,null"
+    image_text_order: TextOrder = "cond,null,null"  # of the tripled batch, when `sample` gets an image_guidance_scale
+    masked_sampling = True
 
     def __init__(
         self,
@@ -53,6 +64,14 @@ class RectifiedFlow:
         scale: float = 1.0,
         use_timestep_transform: bool = False,
         transform_scale: float = 1.0,
+        release: Release = "1.2",
+        scale_temporal: bool = True,
+        image_cfg_scale: float = 3.0,
+        oscillate_text: bool = False,
+        oscillate_image: bool = False,
+        force_num: int = 10,
+        scale_image_weight: bool = False,
+        guidance_rescale: float = 0.0,
     ):
         if num_timesteps < 1 or num_sampling_steps < 1:
             raise ConfigError(
@@ -72,6 +91,13 @@ class RectifiedFlow:
             raise ConfigError(
                 f"scheduler: transform_scale={transform_scale}, scale={scale}; both are above 0; correct the config"
             )
+        if release not in ("1.2", "1.3"):
+            raise ConfigError(f"scheduler.release: {release!r}; '1.2' or '1.3' are allowed; choose one")
+        if not 0 <= guidance_rescale <= 1 or force_num < 0:
+            raise ConfigError(
+                f"scheduler: guidance_rescale={guidance_rescale}, force_num={force_num}; the first lies between 0 and 1,"
+                " the second counts steps; correct the config"
+            )
         self.num_timesteps = num_timesteps
         self.num_sampling_steps = num_sampling_steps
         self.cfg_scale = cfg_scale
@@ -81,6 +107,14 @@ class RectifiedFlow:
         self.scale = scale
         self.use_timestep_transform = use_timestep_transform
         self.transform_scale = transform_scale
+        self.release = release
+        self.scale_temporal = scale_temporal
+        self.image_cfg_scale = image_cfg_scale
+        self.oscillate_text = oscillate_text
+        self.oscillate_image = oscillate_image
+        self.force_num = force_num
+        self.scale_image_weight = scale_image_weight
+        self.guidance_rescale = guidance_rescale
 
     def draw_timesteps(self, count: int, rng: Generator, size: tuple[int, int, int] | None = None) -> Tensor:
         """Training timesteps [count], float32, shifted for `size` (frames, pixels high, pixels wide)."""
@@ -90,7 +124,7 @@ class RectifiedFlow:
             t = torch.rand(count, generator=rng) * self.num_timesteps
         else:
             t = torch.sigmoid(self.loc + self.scale * torch.randn(count, generator=rng)) * self.num_timesteps
-        return self._shift(t, size, self.transform_scale)
+        return self._shift(t, size, self.transform_scale if self.release == "1.2" else 1.0)
 
     def add_noise(self, x0_BCTHW: Tensor, noise_BCTHW: Tensor, t_B: Tensor) -> Tensor:
         """x_t; t = 0 returns x_0 itself."""
@@ -130,7 +164,7 @@ class RectifiedFlow:
         grid = [(1 - step / self.num_sampling_steps) * self.num_timesteps for step in range(self.num_sampling_steps)]
         if self.use_discrete_timesteps:
             grid = [float(round(t)) for t in grid]
-        return self._shift(torch.tensor(grid), size, 1.0)
+        return self._shift(torch.tensor(grid), size, self.transform_scale if self.release == "1.3" else 1.0)
 
     @torch.no_grad()
     def sample(
@@ -140,6 +174,7 @@ class RectifiedFlow:
         rngs: Sequence[Generator],
         *,
         guidance_scale: float | None = None,
+        image_guidance_scale: float | None = None,
         mask_BT: Tensor | None = None,
         size: tuple[int, int, int] | None = None,
         progress: Progress | None = None,
@@ -149,12 +184,23 @@ class RectifiedFlow:
 
         guidance_scale: None or 1 = the model's own answer; otherwise `denoise` gets the doubled batch, text stacked as
             `text_order` says.
+        image_guidance_scale: not None = `denoise` gets the tripled batch, with the text, the given frames and their
+            mask stacked as `image_text_order` says, also where guidance_scale is None or 1.
         mask_BT: 0 = `noise_BCTHW` holds the wanted frame, 1 = generate, between = noise the given frame that far first.
         rngs: one per sample, for the noise a mask needs; `step_noise` takes their place.
         """
         step_noise = step_noise or noise_from(rngs)
         latents_BCTHW = noise_BCTHW
-        steps = self.trajectory(denoise, noise_BCTHW, step_noise, guidance_scale, mask_BT, size)
+        guidance = Guidance(
+            guidance_scale,
+            image_guidance_scale,
+            self.oscillate_text,
+            self.oscillate_image,
+            self.force_num,
+            self.scale_image_weight,
+            self.guidance_rescale,
+        )
+        steps = self.trajectory(denoise, noise_BCTHW, step_noise, guidance, mask_BT, size)
         for done, latents_BCTHW in enumerate(steps, start=1):  # noqa: B007 - the last one is the result
             if progress is not None:
                 progress(done, self.num_sampling_steps)
@@ -165,18 +211,17 @@ class RectifiedFlow:
         denoise: Denoise,
         noise_BCTHW: Tensor,
         step_noise: StepNoise,
-        guidance_scale: float | None,
+        guidance: Guidance,
         mask_BT: Tensor | None,
         size: tuple[int, int, int] | None,
     ) -> Iterator[Tensor]:
         """The latents after every Euler step."""
         x = noise_BCTHW.float()
-        predict = guided(denoise, guidance_scale, guided_channels=None)
         times = torch.cat([self.sampling_timesteps(size), torch.zeros(1)])
         # A frame whose start lies below the current t waits; it is noised once, at the step that reaches it.
         start_BT = None if mask_BT is None else mask_BT.to(x.device) * self.num_timesteps
         noised_BT = None if mask_BT is None else mask_BT.to(x.device) == 1
-        for now, then in zip(times[:-1].tolist(), times[1:].tolist()):
+        for step, (now, then) in enumerate(zip(times[:-1].tolist(), times[1:].tolist())):
             t_B = x.new_full((len(x),), now)
             active_BT, waiting = None, x
             if start_BT is not None and noised_BT is not None:
@@ -184,7 +229,8 @@ class RectifiedFlow:
                 fresh = self.add_noise(x, step_noise(x), t_B)
                 x = choose_frames(active_BT & ~noised_BT, fresh, x)
                 noised_BT = active_BT
-            velocity = predict(x, t_B, active_BT)[:, : x.shape[1]]
+            answers = ask(denoise, guidance.copies, x, t_B, active_BT)
+            velocity = guidance.mix(tuple(a[:, : x.shape[1]] for a in answers), step, self.num_sampling_steps)
             x = choose_frames(active_BT, x + velocity * ((now - then) / self.num_timesteps), waiting)
             yield x
 
@@ -196,4 +242,5 @@ class RectifiedFlow:
                 "rflow: use_timestep_transform without a clip size; it is needed for the shift; pass size=(num_frames,"
                 " height, width) in frames and pixels"
             )
-        return shift_timesteps(t, resolution_ratio(*size, scale=scale), self.num_timesteps)
+        ratio = resolution_ratio(*size, scale=scale, release=self.release, scale_temporal=self.scale_temporal)
+        return shift_timesteps(t, ratio, self.num_timesteps)

@@ -5,7 +5,7 @@ Shapes: B batch, C latent channels, T H W latent frames, rows, columns.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Generator, Tensor
@@ -14,6 +14,8 @@ from torch import Generator, Tensor
 StepNoise = Callable[[Tensor], Tensor]
 # Called with (steps done, steps in all).
 Progress = Callable[[int, int], None]
+# Of Open-Sora, where rectified flow differs between two of them.
+Release = Literal["1.2", "1.3"]
 
 
 class Denoise(Protocol):
@@ -86,14 +88,27 @@ def noise_from(rngs: Sequence[Generator]) -> StepNoise:
     return lambda like_BCTHW: draw_noise(like_BCTHW, rngs)
 
 
-def resolution_ratio(num_frames: int, height: int, width: int, scale: float = 1.0) -> float:
+def resolution_ratio(
+    num_frames: int,
+    height: int,
+    width: int,
+    scale: float = 1.0,
+    release: Release = "1.2",
+    scale_temporal: bool = True,
+) -> float:
     """How much more noise a clip of this size (frames, pixels) needs than an image of 512 x 512 pixels.
 
-    r = scale * sqrt(H * W / 512^2) * sqrt(latent frames), where 17 frames make 5 latent frames (Open-Sora 1.2).
-    Open-Sora 1.2 counts 0 latent frames for a clip of 2 to 16 frames, so r = 0: every t < 1000 becomes 0 and t = 1000
-    becomes NaN. Such a clip has at least one latent frame, so it counts as one here, like an image.
+    r = scale * sqrt(H * W / 512^2) * sqrt(latent frames). release: of Open-Sora. In 1.2, 17 frames make 5 latent frames;
+    in 1.3, 4 frames make one and the first frame none, and images go without `scale`. scale_temporal: False leaves the
+    last factor out.
+    Both releases count 0 latent frames for clips that are short (2 to 16 frames in 1.2, 2 to 4 in 1.3), so r = 0: every
+    t < 1000 becomes 0 and t = 1000 becomes NaN. Such a clip has at least one latent frame, so it counts as one here.
     """
-    latent_frames = max(num_frames // 17 * 5, 1)
+    latent_frames = 1
+    if scale_temporal:
+        latent_frames = max(num_frames // 17 * 5 if release == "1.2" else (num_frames - 1) // 4, 1)
+    if release == "1.3" and num_frames == 1:
+        scale = 1.0
     return scale * math.sqrt(height * width / 512**2) * math.sqrt(latent_frames)
 
 

@@ -7,9 +7,12 @@ import pytest
 import torch
 
 from opensora.errors import ConfigError
+from opensora.registry import SCHEDULERS, build
 from opensora.schedulers.ddpm import IDDPM
+from opensora.schedulers.dpm_solver import DPMSolver
+from opensora.schedulers.noise_sampler import interpolate, log_ratio, spread_of
 from opensora.schedulers.rectified_flow import RectifiedFlow
-from opensora.schedulers.timesteps import resolution_ratio, shift_timesteps
+from opensora.schedulers.timesteps import Denoise, resolution_ratio, shift_timesteps
 from tests.parity.golden import Golden, assert_parity, directories
 from tests.parity.toy import Toy
 
@@ -35,32 +38,43 @@ def cases_of(layout: str, section: str) -> list[Any]:
     return found
 
 
-@pytest.mark.parametrize("golden", named("os1_2_rflow"))
+def rflow(golden: Golden, **kwargs: Any) -> RectifiedFlow:
+    """The scheduler of that release; what the recordings call use_oscillation_guidance is two switches here."""
+    release: Any = "1.3" if golden.name.startswith("os1_3") else "1.2"
+    oscillates = kwargs.pop("use_oscillation_guidance", False)
+    return RectifiedFlow(release=release, oscillate_text=oscillates, oscillate_image=oscillates, **kwargs)
+
+
+@pytest.mark.parametrize("golden", named("rflow"))
 def test_rflow_shifts_timesteps(golden: Golden) -> None:
     for row in golden.config["transform"]:
-        ratio = resolution_ratio(row["num_frames"], row["h"], row["w"], row["scale"])
-        shifted = shift_timesteps(torch.tensor(row["t"]), ratio, 1000)
+        release = rflow(golden).release
+
+        def ratio(num_frames: int, row: Any = row, release: Any = release, **kwargs: Any) -> float:
+            return resolution_ratio(num_frames, row["h"], row["w"], row["scale"], release, **kwargs)
+
+        shifted = shift_timesteps(torch.tensor(row["t"]), ratio(row["num_frames"]), 1000)
         if any(math.isnan(value) for value in row["out"]):
             # The original counts no latent frames here, so that its own numbers are useless: all zero, then NaN.
             assert shifted.isfinite().all()
-            image = resolution_ratio(1, row["h"], row["w"], row["scale"])
-            assert torch.equal(shifted, shift_timesteps(torch.tensor(row["t"]), image, 1000))
+            timeless = ratio(row["num_frames"], scale_temporal=False)
+            assert torch.equal(shifted, shift_timesteps(torch.tensor(row["t"]), timeless, 1000))
         else:
             torch.testing.assert_close(shifted, torch.tensor(row["out"]), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("case", cases_of("os1_2_rflow", "train"))
+@pytest.mark.parametrize("case", cases_of("rflow", "train"))
 def test_rflow_training_loss(case: tuple[Golden, str, dict[str, Any]]) -> None:
     golden, name, settings = case
     recorded = golden.case(f"train_{name}")
     given = recorded.inputs
-    scheduler = RectifiedFlow(**settings.get("kwargs", {}))
+    scheduler = rflow(golden, **settings.get("kwargs", {}))
     toy = Toy(given["y"])
     if "torch_manual_seed" in settings:
         size = (settings["num_frames"], settings["height"], settings["width"])
         seeded = torch.Generator().manual_seed(settings["torch_manual_seed"])
         t_B = scheduler.draw_timesteps(len(given["x0"]), seeded, size)
-        assert_parity(t_B, recorded.outputs["t"], what="t")
+        assert_parity(t_B.double(), recorded.outputs["t"].double(), what="t")
     else:
         t_B = given["t"]
     loss = scheduler.training_loss(toy, given["x0"], t_B=t_B, noise=given["noise"], x_mask_BT=given.get("mask"))
@@ -69,30 +83,54 @@ def test_rflow_training_loss(case: tuple[Golden, str, dict[str, Any]]) -> None:
     assert_parity(loss.loss_B, recorded.outputs["loss"], what="loss")
 
 
-@pytest.mark.parametrize("case", cases_of("os1_2_rflow", "sample"))
+def conditioned(toy: Toy, cond: torch.Tensor, cond_mask: torch.Tensor) -> Denoise:
+    """The toy that recordings with given frames used: it sees the condition added to its latents."""
+    return lambda x, t_B, x_mask=None: toy(x + 0.3 * cond * cond_mask, t_B, x_mask)
+
+
+@pytest.mark.parametrize("case", cases_of("rflow", "sample"))
 def test_rflow_sample(case: tuple[Golden, str, dict[str, Any]]) -> None:
     golden, name, settings = case
     recorded = golden.case(f"sample_{name}")
     given, wanted = recorded.inputs, recorded.outputs
+    kwargs, sizes = dict(settings.get("kwargs", {})), settings.get("additional", settings)
     size = None
-    if "height" in settings["additional"]:
-        size = tuple(int(settings["additional"][key][0]) for key in ("num_frames", "height", "width"))
-    scheduler = RectifiedFlow(num_sampling_steps=settings["steps"], **settings["kwargs"])
-    toy = Toy(torch.cat([given["y"], given["y_null"]]))
+    if "num_frames" in sizes:
+        values = [sizes[key] for key in ("num_frames", "height" if "height" in sizes else "h")]
+        values.append(sizes["width" if "width" in sizes else "w"])
+        size = tuple(int(value[0] if isinstance(value, list) else value) for value in values)
+    if name == "flawfix":  # recorded without its settings: those of the plain case, with the option on
+        kwargs["guidance_rescale"] = 0.7
+    scheduler = rflow(golden, num_sampling_steps=settings["steps"], **kwargs)
+    image_scale = settings.get("image_cfg_scale")
+    toy = Toy(torch.cat([given["y"], *[given["y_null"]] * (1 if image_scale is None else 2)]))
+    denoise: Denoise = toy
+    if image_scale is not None:
+        cond = given["z_cond"] * given["z_cond_mask"]
+        tripled = torch.cat([cond, cond, torch.zeros_like(cond)])
+        assert scheduler.image_text_order == "cond,null,null"
+        assert torch.equal(tripled, wanted["model_cond"])
+        assert torch.equal(toy.y, wanted["model_y"])
+        denoise = conditioned(toy, tripled, torch.cat([given["z_cond_mask"]] * 3))
     draws = iter(given.get("noise_draws", []))
     z = scheduler.sample(
-        toy,
+        denoise,
         given["z"],
         [],
-        guidance_scale=settings["cfg_scale"],
+        guidance_scale=settings.get("cfg_scale", golden.config["sample"]["plain"]["cfg_scale"]),
+        image_guidance_scale=image_scale,
         mask_BT=given.get("mask"),
         size=size,
         step_noise=lambda like: next(draws),
     )
     assert_parity(z, wanted["z"], TRAJECTORY, "z")
-    assert_parity(torch.stack(toy.seen_x), wanted["model_x"], TRAJECTORY, "model_x")
+    if "model_x" in wanted:
+        assert_parity(torch.stack(toy.seen_x), wanted["model_x"], TRAJECTORY, "model_x")
+    if "model_x_last" in wanted:
+        last = toy.seen_x[-1] - 0.3 * tripled * torch.cat([given["z_cond_mask"]] * 3)
+        assert_parity(last, wanted["model_x_last"], TRAJECTORY, "model_x_last")
     if "model_t" in wanted:
-        assert_parity(torch.stack(toy.seen_t), wanted["model_t"], what="model_t")
+        assert_parity(torch.stack(toy.seen_t), wanted["model_t"].float(), what="model_t")
     if "model_x_mask" in wanted:
         assert torch.equal(torch.stack(toy.seen_mask), wanted["model_x_mask"])
         assert next(draws, None) is None, "the original draws noise at every step"
@@ -176,3 +214,88 @@ def test_iddpm_sample(case: tuple[Golden, str, dict[str, Any]]) -> None:
     if "model_x" in wanted:
         assert_parity(torch.stack(toy.seen_x), wanted["model_x"], TRAJECTORY, "model_x")
         assert torch.equal(torch.stack(toy.seen_mask), wanted["model_x_mask"])
+
+
+@pytest.mark.parametrize("golden", named("dpms"))
+def test_dpm_solver_schedule(golden: Golden) -> None:
+    recorded = golden.tensors("schedule")
+    steps = DPMSolver().num_timesteps
+    log_signal = interpolate(DPMSolver().log_signal, recorded["t"].double() * steps - 1)
+    assert_parity(log_signal.float(), recorded["log_alpha"], what="log_alpha")
+    assert_parity(log_signal.exp().float(), recorded["alpha"], what="alpha")
+    assert_parity(spread_of(log_signal).float(), recorded["sigma"], what="sigma")
+    assert_parity(log_ratio(log_signal).float(), recorded["lambda"], 1e-4, what="lambda")
+
+
+@pytest.mark.parametrize("case", cases_of("dpms", ""))
+def test_dpm_solver_sample(case: tuple[Golden, str, dict[str, Any]]) -> None:
+    golden, name, settings = case
+    recorded = golden.case(name)
+    given, wanted = recorded.inputs, recorded.outputs
+    steps, _, order = name.removeprefix("steps").partition("_order")
+    scheduler = DPMSolver(
+        num_sampling_steps=int(settings.get("num_sampling_steps", steps)), order=int(settings.get("order", order))
+    )
+    assert scheduler.text_order == "null,cond"
+    toy = Toy(torch.cat([given["y_null"], given["y"]]))
+    made: list[torch.Tensor] = [given["z"]]
+    trajectory = scheduler.trajectory
+
+    def keep(*args: Any) -> Any:
+        for latents in trajectory(*args):
+            made.append(latents)
+            yield latents
+
+    scheduler.trajectory = keep  # type: ignore[method-assign]
+    z = scheduler.sample(toy, given["z"], [], guidance_scale=settings["cfg_scale"])
+    assert_parity(z, wanted["final" if "final" in wanted else ""], TRAJECTORY, "final")
+    if "intermediates" in wanted:
+        assert_parity(torch.stack(made), wanted["intermediates"], TRAJECTORY, "intermediates")
+        assert_parity(torch.stack(toy.seen_t), wanted["model_t"], what="model_t")
+        assert len(toy.seen_t) == settings["n_model_calls"]
+
+
+def sampled_with_diffusers() -> list[Any]:
+    """A parameter (golden directory, settings) for each of diffusers' samplers that a directory recorded."""
+    found = directories(
+        lambda golden: golden.has("sampling") and "sampling" in golden.config, what="diffusers samplers"
+    )
+    if found[0].values[0] is None:
+        return found
+    return [
+        pytest.param((golden, entry), id=f"{golden.name}-{entry['name']}")
+        for (golden,) in (parameter.values for parameter in found)
+        for entry in golden.config["sampling"]["schedulers"]
+    ]
+
+
+@pytest.mark.parametrize("case", sampled_with_diffusers())
+def test_diffusers_sampler_asks_when_and_at_the_scale_recorded(case: tuple[Golden, dict[str, Any]]) -> None:
+    """The trajectories themselves need the denoiser they were recorded with, and are tested with it."""
+    golden, entry = case
+    recorded = golden.tensors("sampling")
+    scheduler = build(SCHEDULERS, {"type": entry["name"]}, num_sampling_steps=entry["steps"])
+    toy = Toy(torch.zeros(1, 1, 1, 1))
+    scheduler.sample(toy, recorded["latents"], [torch.Generator()])
+    assert_parity(torch.cat(toy.seen_t).double(), recorded[f"{entry['name']}.timesteps"], what="timesteps")
+    assert len(toy.seen_t) == scheduler.num_model_calls == entry["n_model_calls"]
+    # The model sees latents of its process's spread: scaled up to the first step's noise, and back to x_t.
+    sigma = entry["init_noise_sigma"]
+    share = 1.0 if sigma == 1 else sigma / math.sqrt(sigma**2 + 1)
+    assert_parity(toy.seen_x[0], recorded["latents"] * share, what="first x")
+
+
+@pytest.mark.parametrize(
+    "golden", directories(lambda golden: golden.has("diffusion_loss"), what="a diffusion loss of Open-Sora-Plan")
+)
+def test_iddpm_is_the_process_of_open_sora_plan(golden: Golden) -> None:
+    """Tables and noised latents; the loss itself needs the denoiser it was recorded with."""
+    recorded = golden.tensors("diffusion_loss")
+    scheduler = IDDPM()
+    for key in (key for key in recorded if key.startswith("table.")):
+        torch.testing.assert_close(
+            getattr(scheduler.training_tables, key.removeprefix("table.")), recorded[key], rtol=1e-12, atol=0
+        )
+    for key in (key for key in recorded if key.startswith("x_t_")):
+        t_B = recorded[f"{key.removeprefix('x_t_')}.t"]
+        assert_parity(scheduler.add_noise(recorded["x_start"], recorded["noise"], t_B), recorded[key], what=key)

@@ -167,3 +167,34 @@ def test_learned_variance_needs_two_halves() -> None:
 def test_settings_that_cannot_work_are_refused(wrong: dict) -> None:
     with pytest.raises(ConfigError, match="scheduler"):
         IDDPM(**wrong)
+
+
+@pytest.mark.parametrize("kwargs", [{}, dict(use_kl=True), dict(learn_sigma=False), dict(rescale_learned_sigmas=True)])
+def test_padding_counts_as_no_error_and_still_as_latents(kwargs: dict) -> None:
+    """The loss is linear in the mask: what is valid and what is padding add up to the loss without a mask."""
+    scheduler, x0, noise, t_B = IDDPM(**kwargs), clip("x0"), clip("noise"), torch.tensor([0, 500])
+    model = two_halves if scheduler.learn_sigma else lambda x, t_B, x_mask=None: 0.5 * x
+    valid = torch.zeros(2, 3, 4, 4)
+    valid[0, :2], valid[1, :, :, :1] = 1, 1
+
+    def loss(valid_BTHW: torch.Tensor | None) -> torch.Tensor:
+        return scheduler.training_loss(model, x0, t_B=t_B, noise=noise, valid_BTHW=valid_BTHW).loss_B
+
+    whole = loss(None)
+    torch.testing.assert_close(loss(torch.ones(2, 3, 4, 4)), whole)
+    torch.testing.assert_close(loss(valid) + loss(1 - valid), whole)
+    assert (loss(valid) < 0.9 * whole).all()
+
+
+def test_padding_may_hold_anything_small_and_works_with_frame_masks() -> None:
+    scheduler, x0, noise = IDDPM(learn_sigma=False), clip("x0"), clip("noise")
+    valid, frames = torch.ones(2, 3, 4, 4), torch.tensor([[True, True, False], [True, True, True]])
+    valid[:, :, :, 2:] = 0
+
+    def model(x: torch.Tensor, t_B: torch.Tensor, x_mask: torch.Tensor | None = None) -> torch.Tensor:
+        return noise + 1.0 + 100.0 * (valid == 0)[:, None]
+
+    loss = scheduler.training_loss(
+        model, x0, t_B=torch.tensor([5, 900]), noise=noise, x_mask_BT=frames, valid_BTHW=valid
+    ).loss_B
+    torch.testing.assert_close(loss, torch.tensor([0.5, 0.5]))  # half of every counted frame is wrong by 1

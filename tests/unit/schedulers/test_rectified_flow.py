@@ -1,9 +1,12 @@
+from typing import Any
+
 import pytest
 import torch
 
 from opensora.errors import ConfigError
 from opensora.random import Draw, generator
 from opensora.schedulers.rectified_flow import RectifiedFlow
+from opensora.schedulers.timesteps import resolution_ratio
 
 SHAPE = (2, 4, 3, 4, 4)
 
@@ -55,13 +58,56 @@ def test_training_shift_uses_transform_scale_and_sampling_does_not() -> None:
     torch.testing.assert_close(shifted.sampling_timesteps(size), plain.sampling_timesteps())
 
 
+@pytest.mark.parametrize("release", ["1.2", "1.3"])
 @pytest.mark.parametrize("num_frames", [1, 2, 8, 16, 17, 51])
-def test_shift_is_finite_and_rising_for_every_length(num_frames: int) -> None:
-    scheduler = RectifiedFlow(use_timestep_transform=True, num_sampling_steps=20)
+def test_shift_is_finite_and_rising_for_every_length(num_frames: int, release: Any) -> None:
+    scheduler = RectifiedFlow(use_timestep_transform=True, num_sampling_steps=20, release=release)
     grid = scheduler.sampling_timesteps((num_frames, 32, 32))
     assert grid.isfinite().all()
-    assert grid[0] == 1000
+    assert 999.999 < grid[0] <= 1000
     assert (grid.diff() < 0).all()
+
+
+def test_open_sora_1_3_shifts_sampling_and_spares_images() -> None:
+    size, image = (5, 512, 512), (1, 512, 512)  # one latent frame, so the ratio of both is transform_scale or 1
+    options = dict(use_timestep_transform=True, transform_scale=3.0, num_sampling_steps=4)
+    newer, plain = RectifiedFlow(release="1.3", **options), RectifiedFlow(num_sampling_steps=4)
+    tau = plain.sampling_timesteps() / 1000
+    torch.testing.assert_close(newer.sampling_timesteps(size) / 1000, 3 * tau / (1 + 2 * tau))
+    torch.testing.assert_close(newer.sampling_timesteps(image), plain.sampling_timesteps())
+    drawn = newer.draw_timesteps(8, generator(0, "t"), size)
+    torch.testing.assert_close(drawn, plain.draw_timesteps(8, generator(0, "t")))
+
+
+@pytest.mark.parametrize(
+    ("release", "num_frames", "latent_frames"),
+    [("1.2", 1, 1), ("1.2", 16, 1), ("1.2", 17, 5), ("1.2", 51, 15), ("1.3", 1, 1), ("1.3", 4, 1), ("1.3", 17, 4)],
+)
+def test_latent_frames_are_those_of_the_release(release: Any, num_frames: int, latent_frames: int) -> None:
+    assert resolution_ratio(num_frames, 512, 512, release=release) == latent_frames**0.5
+    assert resolution_ratio(num_frames, 256, 256, release=release, scale_temporal=False) == 0.5
+
+
+def test_given_frames_are_guided_in_a_tripled_batch() -> None:
+    text, frames = torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0, 0.0]), torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0, 0.0])
+
+    def denoise(x: torch.Tensor, t_B: torch.Tensor, x_mask: torch.Tensor | None = None) -> torch.Tensor:
+        assert torch.equal(x, torch.cat([x[:2]] * 3))
+        return (text + 10 * frames).view(-1, 1, 1, 1, 1).expand_as(x)
+
+    scheduler = RectifiedFlow(num_sampling_steps=1)
+    made = scheduler.sample(denoise, clip(), [], guidance_scale=2.0, image_guidance_scale=3.0)
+    torch.testing.assert_close(made, clip() + 2 * 1 + 3 * 10)
+    assert scheduler.image_text_order == "cond,null,null"
+
+
+def test_oscillation_rests_where_the_config_says() -> None:
+    def denoise(x: torch.Tensor, t_B: torch.Tensor, x_mask: torch.Tensor | None = None) -> torch.Tensor:
+        return torch.cat([torch.ones_like(x[:2]), torch.zeros_like(x[2:])])
+
+    scheduler = RectifiedFlow(num_sampling_steps=4, oscillate_text=True, force_num=2)
+    made = scheduler.sample(denoise, clip(), [], guidance_scale=5.0)
+    torch.testing.assert_close(made, clip() + (5 + 5 + 5 + 1) / 4)
 
 
 def test_shift_without_a_size_is_refused() -> None:
@@ -136,6 +182,9 @@ def test_given_frames_come_back_bit_for_bit() -> None:
         dict(sample_method="cosine"),
         dict(use_discrete_timesteps=True, sample_method="logit-normal"),
         dict(transform_scale=0.0),
+        dict(release="1.1"),
+        dict(guidance_rescale=1.5),
+        dict(force_num=-1),
     ],
 )
 def test_settings_that_cannot_work_are_refused(wrong: dict) -> None:

@@ -1,0 +1,135 @@
+"""What all samplers of noise-predicting models share: training as `iddpm` does it, guidance, and progress."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Generator, Tensor
+
+from opensora.errors import ConfigError
+from opensora.schedulers.ddpm import IDDPM
+from opensora.schedulers.guidance import Predict, TextOrder, guided
+from opensora.schedulers.tables import NoiseSchedule
+from opensora.schedulers.timesteps import Denoise, Progress, RandomSource, TrainingLoss
+
+
+class NoiseSampler(ABC):
+    """Samples models that were trained with `iddpm`; its own training loss is that of `iddpm`.
+
+    num_sampling_steps: steps of `sample`, each one call of the model or more: `num_model_calls` in all.
+    cfg_scale: guidance scale that a sampling run uses when it names none; all latent channels follow it.
+    noise_schedule, diffusion_steps, learn_sigma: the process that the model was trained on, see `iddpm`. What is learned
+        of the variance plays no part in sampling: the first half of the model's output is the noise.
+    """
+
+    name: str  # as registered, for messages
+    text_order: TextOrder = "null,cond"
+    masked_sampling = False
+
+    def __init__(
+        self,
+        num_sampling_steps: int,
+        cfg_scale: float,
+        noise_schedule: NoiseSchedule,
+        diffusion_steps: int,
+        learn_sigma: bool,
+    ):
+        if num_sampling_steps < 1:
+            raise ConfigError(
+                f"scheduler.num_sampling_steps: {num_sampling_steps}; 1 or more are allowed; correct the config"
+            )
+        self.num_sampling_steps = num_sampling_steps
+        self.num_model_calls = num_sampling_steps
+        self.cfg_scale = cfg_scale
+        self.process = IDDPM(noise_schedule=noise_schedule, diffusion_steps=diffusion_steps, learn_sigma=learn_sigma)
+        self.num_timesteps = diffusion_steps
+        self.learn_sigma = learn_sigma
+        # Half the logarithm of a_bar: of the signal's share in x_t.
+        self.log_signal = 0.5 * torch.log(self.process.training_tables.alphas_cumprod)
+
+    def training_loss(
+        self,
+        denoise: Denoise,
+        x0_BCTHW: Tensor,
+        draws: Sequence[RandomSource] | None = None,
+        *,
+        t_B: Tensor | None = None,
+        noise: Tensor | None = None,
+        x_mask_BT: Tensor | None = None,
+        valid_BTHW: Tensor | None = None,
+        size: tuple[int, int, int] | None = None,
+    ) -> TrainingLoss:
+        """See `IDDPM.training_loss`."""
+        return self.process.training_loss(
+            denoise, x0_BCTHW, draws, t_B=t_B, noise=noise, x_mask_BT=x_mask_BT, valid_BTHW=valid_BTHW, size=size
+        )
+
+    def add_noise(self, x0_BCTHW: Tensor, noise_BCTHW: Tensor, t_B: Tensor) -> Tensor:
+        """x_t as in `iddpm`, for timesteps between two of the table as well, as samplers visit them."""
+        log_signal = interpolate(self.log_signal, t_B.detach().cpu().double())
+        shares = (log_signal.exp(), spread_of(log_signal))
+        signal, spread = (share.to(x0_BCTHW).view(-1, 1, 1, 1, 1) for share in shares)
+        return signal * x0_BCTHW + spread * noise_BCTHW
+
+    def target(self, x0_BCTHW: Tensor, noise_BCTHW: Tensor) -> Tensor:
+        """What the model learns to answer in its first half."""
+        return self.process.target(x0_BCTHW, noise_BCTHW)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        denoise: Denoise,
+        noise_BCTHW: Tensor,
+        rngs: Sequence[Generator],
+        *,
+        guidance_scale: float | None = None,
+        mask_BT: Tensor | None = None,
+        size: tuple[int, int, int] | None = None,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """Latents [B, C, T, H, W] from noise.
+
+        guidance_scale: None or 1 = the model's own answer; otherwise `denoise` gets the doubled batch, text stacked as
+            `text_order` says, which is not the order of `iddpm`.
+        rngs: one per sample, for the noise of the steps, where there is any. size: not used.
+        progress: told every finished step, however many model calls it took. ConfigError for a mask_BT.
+        """
+        if mask_BT is not None:
+            raise ConfigError(
+                f"scheduler: {self.name} with a frame mask; it samples whole clips only; use iddpm, which samples the"
+                " same models and takes masks"
+            )
+        channels = noise_BCTHW.shape[1]
+        answer = guided(denoise, guidance_scale, guided_channels=None, order=self.text_order)
+
+        def predict(x_BCTHW: Tensor, t_B: Tensor, x_mask_BT: Tensor | None) -> Tensor:
+            return answer(x_BCTHW, t_B, x_mask_BT)[:, :channels]
+
+        latents_BCTHW, told = noise_BCTHW, 0
+        steps = self.trajectory(predict, noise_BCTHW.float(), rngs)
+        for calls, latents_BCTHW in enumerate(steps, start=1):  # noqa: B007 - the last one is the result
+            done = calls * self.num_sampling_steps // self.num_model_calls
+            if progress is not None and done > told:
+                progress(done, self.num_sampling_steps)
+            told = done
+        return latents_BCTHW
+
+    @abstractmethod
+    def trajectory(self, predict: Predict, noise_BCTHW: Tensor, rngs: Sequence[Generator]) -> Iterator[Tensor]:
+        """The latents after every call of the model; `predict` answers the guided noise [B, C, T, H, W]."""
+
+
+def interpolate(table: Tensor, place: Tensor) -> Tensor:
+    """Values of a table between its entries, on straight lines that go on beyond both ends."""
+    left = place.floor().long().clamp(0, len(table) - 2)
+    return table[left] + (place - left) * (table[left + 1] - table[left])
+
+
+def spread_of(log_signal: Tensor) -> Tensor:
+    """The share of noise in x_t, sqrt(1 - a_bar), from half the logarithm of a_bar."""
+    return torch.sqrt(-torch.expm1(2 * log_signal))
+
+
+def log_ratio(log_signal: Tensor) -> Tensor:
+    """lambda, the logarithm of signal over noise."""
+    return log_signal - torch.log(spread_of(log_signal))
