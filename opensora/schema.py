@@ -12,6 +12,7 @@ from mmengine.registry import Registry
 
 from opensora import registry
 from opensora.errors import ConfigError
+from opensora.types import Precision
 
 Component = dict[str, Any]
 
@@ -116,7 +117,7 @@ class TrainRun:
     grad_clip: float = 1.0  # largest global gradient norm; 0 = no clipping
     ema_decay: float | None = 0.9999  # per optimizer step, kept in fp32; None = no average
     grad_checkpoint: bool = False  # recompute block activations in backward: less memory, about a third more time
-    dtype: Literal["bf16", "fp32"] = "bf16"
+    dtype: Precision = "auto"  # auto: bf16 where the device has units for it, otherwise fp32
     plugin: str = "zero2"
     plugin_config: Component = arguments_of(registry.PLUGINS, named_by="plugin")
     timeout_seconds: int = 600  # a collective that waits longer ends the job
@@ -173,13 +174,30 @@ class SampleRun:
     num_frames: int | None = None
     image_size: Sequence[int] | None = None  # height, width in pixels
     fps: float | None = None  # frames per second of the mp4
+    aes: float | None = None  # aesthetic score that prompts ask for, in Open-Sora 1.2's words; 1 to 10
+    flow: float | None = None  # motion score, likewise
+    camera_motion: str | None = None  # for example "pan left"
+
+    reference_path: str | list[str] | None = (
+        None  # pictures or videos to build on, joined by ";"; a list: one per prompt
+    )
+    mask_strategy: str | int | tuple[int | float, ...] | list[str] = ""  # which latent frames of theirs go where
+    align: int | None = None  # latent frames; places are moved to multiples of it (Open-Sora 1.2: 5)
+    loop: int = 1  # clips of num_frames that are made one after the other and joined
+    condition_frame_length: int = 5  # latent frames of a clip that the next one begins with
+    condition_frame_edit: float = 0.0  # 0 keeps those frames, 1 makes them anew
     seed: int = 42
-    dtype: Literal["bf16", "fp32"] = "bf16"
+    dtype: Precision = "auto"  # auto: bf16 where the device has units for it, otherwise fp32
     save_dir: str = "outputs/samples"
 
     def check(self, where: str) -> None:
         """Raise ConfigError where values do not make sense together."""
-        _positive(where, num_sample=self.num_sample, num_frames=self.num_frames, fps=self.fps)
+        _positive(where, num_sample=self.num_sample, num_frames=self.num_frames, fps=self.fps, align=self.align)
+        _positive(where, loop=self.loop, condition_frame_length=self.condition_frame_length)
+        if not 0 <= self.condition_frame_edit <= 1:
+            raise ConfigError(
+                f"{where}: key 'condition_frame_edit': found {self.condition_frame_edit}; allowed: 0 (keep) to 1 (new)"
+            )
         if self.image_size is not None and (len(self.image_size) != 2 or min(self.image_size) <= 0):
             raise ConfigError(f"{where}: key 'image_size': found {self.image_size}; allowed: (height, width) in pixels")
 

@@ -1,8 +1,11 @@
 """The values that travel between the parts. B batch, C channels, T frames, H W rows and columns, L text tokens."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from torch import Tensor
+
+Precision = Literal["auto", "bf16", "fp32"]  # the config's word for what numbers a model computes with
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,19 @@ class Condition:
 
 
 @dataclass(frozen=True)
+class Given:
+    """Frames that a video is built around, and how it goes on from itself; see sampling/references.py."""
+
+    references: tuple[str, ...] = ()  # picture or video files
+    contents: str = ""  # hash of what is in them
+    mask_strategy: str = ""  # which of their latent frames go where
+    align: int | None = None  # latent frames; places are moved to multiples of it
+    loop: int = 1  # clips made one after the other and joined
+    condition_frame_length: int = 5  # latent frames of a clip that the next one begins with
+    condition_frame_edit: float = 0.0  # 0 keeps those frames, 1 makes them anew
+
+
+@dataclass(frozen=True)
 class SampleRequest:
     """One video to generate."""
 
@@ -44,8 +60,9 @@ class SampleRequest:
     negative_prompt: str
     index: int  # place in the request list; randomness is keyed by (seed, index of a repeat), not by rank
     repeat: int  # the how-manieth video for this prompt, from 0
-    num_frames: int
+    num_frames: int  # of one clip; `given.loop` clips are joined
     height: int  # pixels
     width: int  # pixels
     fps: float
     seed: int
+    given: Given | None = None  # None: a video from noise alone

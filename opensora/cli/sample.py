@@ -6,6 +6,7 @@ Videos that are there already are skipped; the same prompt and seed give the sam
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 
 from opensora.cli.report import alike_on_all_ranks, leave, run_main
 from opensora.config import load
@@ -20,10 +21,22 @@ FLAGS: dict[str, tuple[str, str]] = {
     "--fps": ("fps", "frames per second of the mp4"),
     "--seed": ("seed", "another seed, another video"),
     "--num-sample": ("num_sample", "videos per prompt"),
+    "--reference-path": ("reference_path", "pictures or videos to build on, joined by ;"),
+    "--mask-strategy": ("mask_strategy", "which of their latent frames go where; without one, their first begins it"),
+    "--loop": ("loop", "clips that are made one after the other and joined"),
     "--steps": ("scheduler.num_sampling_steps", "denoising steps"),
     "--guidance-scale": ("scheduler.cfg_scale", "how strongly the prompt steers; 1 = no guidance"),
     "--save-dir": ("save_dir", "where the videos go"),
 }
+
+TEXTS = (
+    "load",
+    "prompt_path",
+    "negative_prompt",
+    "save_dir",
+    "reference_path",
+    "mask_strategy",
+)  # never read as numbers
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,7 +57,7 @@ def overrides_of(arguments: argparse.Namespace) -> list[str]:
     for flag, (key, _) in FLAGS.items():
         value = getattr(arguments, flag.removeprefix("--").replace("-", "_"))
         if value is not None:
-            quoted = repr(value) if key in ("load", "prompt_path", "negative_prompt", "save_dir") else value
+            quoted = repr(value) if key in TEXTS else value
             found.append(f"{key}={quoted}")
     if arguments.size is not None:
         found.append(f"image_size={tuple(arguments.size.lower().split('x'))}".replace("'", ""))
@@ -68,10 +81,12 @@ def sample_command(config: str, overrides: Sequence[str], prompts: Sequence[str]
     with alike_on_all_ranks():
         rank, _ = worlds.rank_from_environment()
         log.setup(rank)
-        plan = plan_sampling(loaded.run, config)
-    world = worlds.start(select(), timeout_seconds=3600)
+        platform = select()
+        run = replace(loaded.run, dtype=platform.choose_dtype(loaded.run.dtype))
+        plan = plan_sampling(run, config)
+    world = worlds.start(platform, timeout_seconds=3600)
     sampler, settings = build_sampler(plan, world.device)
-    sample(plan.requests, sampler, world, loaded.run.save_dir, settings)
+    sample(plan.requests, sampler, world, run.save_dir, settings)
     worlds.stop()
     return 0
 

@@ -5,6 +5,7 @@ The same command again goes on from the newest good checkpoint in `run_dir`.
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from opensora.cli.report import alike_on_all_ranks, leave, run_main
@@ -36,7 +37,9 @@ def train_command(config: str, overrides: Sequence[str]) -> int:
         rank, size = worlds.rank_from_environment()
         check_world(run, size, config)
     log.setup(rank)
-    world = worlds.start(select(), run.timeout_seconds)
+    platform = select()
+    run = replace(run, dtype=platform.choose_dtype(run.dtype))
+    world = worlds.start(platform, run.timeout_seconds)
     log.logger().info("%d rank(s), plugin %s, %s, device %s", size, run.plugin, run.dtype, world.device)
     training = build_training(run, world, config)
     finished = train(training)

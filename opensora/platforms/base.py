@@ -5,6 +5,8 @@ from contextlib import AbstractContextManager
 
 import torch
 
+from opensora.types import Precision
+
 
 class Platform(ABC):
     name: str  # registry name, and torch's device type
@@ -39,6 +41,16 @@ class Platform(ABC):
     @abstractmethod
     def synchronize(self) -> None:
         """Wait until all work handed to the device is done."""
+
+    def multiplies_bf16(self) -> bool:
+        """Whether the device has units for bfloat16; without them it is many times slower than float32."""
+        return True
+
+    def choose_dtype(self, wanted: Precision) -> Precision:
+        """The config's "auto" as "bf16" or "fp32"; any other word as it is."""
+        if wanted != "auto":
+            return wanted
+        return "bf16" if self.multiplies_bf16() else "fp32"
 
     def autocast(self, dtype: torch.dtype) -> AbstractContextManager[None]:
         """Matrix products in `dtype`; float32 leaves everything as it is."""

@@ -32,5 +32,8 @@ class CudaPlatform(Platform):
     def peak_memory_bytes(self) -> int:
         return torch.cuda.max_memory_allocated()
 
+    def multiplies_bf16(self) -> bool:
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+
     def synchronize(self) -> None:
         torch.cuda.synchronize()

@@ -4,7 +4,7 @@ Parameters and activations are counted on the meta device: the same modules, no 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,6 +39,8 @@ class Plan:
 
 def plan(run: TrainRun, world: int) -> Plan:
     """Count parameters, tokens, rows and bytes for `world` data ranks; raises ConfigError or DataError as training would."""
+    if run.dtype == "auto":
+        run = replace(run, dtype="bf16")  # what every accelerator of today chooses
     dataset = build(DATASETS, run.dataset)
     report = dataset.inspect() if hasattr(dataset, "inspect") else dataset.report()  # inspect opens every video
     report.require_rows()

@@ -89,7 +89,7 @@ def test_unknown_key_on_the_command_line(write) -> None:
         ("steps=many", "key 'steps': found 'many' (str); allowed: int"),
         ("steps=1.5", "key 'steps': found 1.5 (float); allowed: int"),
         ("steps=true", "key 'steps': found True (bool); allowed: int"),
-        ("dtype=fp8", "key 'dtype': found 'fp8' (str); allowed: 'bf16' or 'fp32'"),
+        ("dtype=fp8", "key 'dtype': found 'fp8' (str); allowed: 'auto' or 'bf16' or 'fp32'"),
         ("vae.hidden_size=big", "key 'vae.hidden_size': found 'big' (str); allowed: int"),
         ("optimizer.lr=fast", "key 'optimizer.lr': found 'fast' (str); allowed: float"),
         ("vae=3", "key 'vae': found 3 (int)"),

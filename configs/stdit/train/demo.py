@@ -22,7 +22,7 @@ optimizer = dict(type="AdamW", lr=1e-3)
 lr_scheduler = dict(type="cosine", end_factor=0.05)
 warmup_steps = 20
 ema_decay = 0.98
-plugin, dtype = "zero2", "bf16"
+plugin, dtype = "zero2", "auto"
 batch_size, micro_batches = 8, 2
 steps, save_every, log_every, keep_last = 450, 50, 10, 1
 run_dir = "outputs/demo/diffusion"

@@ -18,7 +18,7 @@ optimizer = dict(type="AdamW", lr=1e-3)
 lr_scheduler = dict(type="cosine", end_factor=0.02)
 warmup_steps = 50
 ema_decay = 0.99
-plugin, dtype = "zero2", "bf16"
+plugin, dtype = "zero2", "auto"
 batch_size, micro_batches = 32, 2
 steps, save_every, log_every, keep_last = 1000, 200, 20, 1
 run_dir = "outputs/shapes"

@@ -13,7 +13,7 @@ lr_scheduler = dict(type="cosine", end_factor=0.05)
 warmup_steps = 20
 ema_decay = None
 reconstruction_loss = "l2"
-plugin, dtype = "zero2", "bf16"
+plugin, dtype = "zero2", "auto"
 batch_size, micro_batches = 4, 2
 steps, save_every, log_every, validate_every = 500, 250, 25, 0
 validation_batches = 16

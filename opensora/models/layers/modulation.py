@@ -20,6 +20,17 @@ def per_frame(x_mask_BT: Tensor, active: Tensor, still: Tensor) -> Tensor:
     return torch.where(x_mask_BT[:, :, None, None], active, still)
 
 
+def modulation_vectors(
+    table_RD: Tensor, time_BRD: Tensor, x_mask_BT: Tensor | None = None, still_BRD: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """Rows of table + time, each [B, 1, 1, D]; with `x_mask_BT` each [B, T, 1, D], from `still_BRD` where it is False."""
+    vectors = (table_RD + time_BRD)[:, :, None, None].unbind(1)
+    if x_mask_BT is None or still_BRD is None:
+        return vectors
+    pairs = zip(vectors, modulation_vectors(table_RD, still_BRD), strict=True)
+    return tuple(per_frame(x_mask_BT, active, still) for active, still in pairs)
+
+
 class ScaleShiftTable(nn.Module):
     """Keeps the pieces that a table plus a time embedding gives. Subclasses own `scale_shift_table` [rows, D]."""
 
@@ -27,9 +38,11 @@ class ScaleShiftTable(nn.Module):
         super().__init__()
         self.scale_shift_table = nn.Parameter(torch.randn(rows, dim) / dim**0.5)
 
-    def vectors(self, time_BRD: Tensor) -> tuple[Tensor, ...]:
-        """Rows of table + time, each [B, 1, 1, D]."""
-        return (self.scale_shift_table + time_BRD)[:, :, None, None].unbind(1)
+    def vectors(
+        self, time_BRD: Tensor, x_mask_BT: Tensor | None = None, still_BRD: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """`modulation_vectors` of the own table."""
+        return modulation_vectors(self.scale_shift_table, time_BRD, x_mask_BT, still_BRD)
 
 
 class FinalLayer(ScaleShiftTable):
@@ -46,7 +59,8 @@ class FinalLayer(ScaleShiftTable):
         x = norm_modulate(x_BTSD, shift, scale)
         if x_mask_BT is not None and still_BD is not None:
             # Conditioning frames are normalised and modulated a second time: wrong, but weights were trained so.
-            x = per_frame(x_mask_BT, x, norm_modulate(x, *self.vectors(still_BD[:, None])))
+            shift, scale = self.vectors(still_BD[:, None])
+            x = per_frame(x_mask_BT, x, norm_modulate(x, shift, scale))
         return self.linear(x)
 
 

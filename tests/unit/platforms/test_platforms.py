@@ -90,3 +90,17 @@ def test_cuda() -> None:
     torch.ones(2**20, device=device)
     platform.synchronize()
     assert 0 < platform.peak_memory_bytes() <= platform.memory_bytes()
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "dtype"),
+    [({"avx2": True}, "fp32"), ({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16"), ({}, "fp32")],
+)
+def test_auto_takes_bf16_only_where_the_processor_has_units_for_it(
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], dtype: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    cpu = select("cpu")
+    assert cpu.choose_dtype("auto") == dtype
+    assert cpu.choose_dtype("bf16") == "bf16"
+    assert cpu.choose_dtype("fp32") == "fp32"
