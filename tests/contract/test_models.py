@@ -21,7 +21,7 @@ SMALL = {
     "input_size": (3, 4, 6),
     "in_channels": 4,
     "patch_size": (1, 2, 2),
-    "hidden_size": 32,
+    "hidden_size": 48,
     "depth": 2,
     "num_heads": 2,
     "caption_channels": 12,

@@ -5,8 +5,14 @@ Shapes: B batch, C channels, T H W the token grid; a patch is (pt, ph, pw) laten
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+def widened(x: Tensor) -> Tensor:
+    """float32 in place of narrower floats; float32 and float64 as they are."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 class PatchEmbed3D(nn.Module):

@@ -1,0 +1,226 @@
+"""PixArt-alpha as in Open-Sora 1.0: attention over all tokens jointly, then to the caption.
+
+Shapes: B batch, C latent channels, T H W latent frames/rows/columns, N tokens (patches of all frames), L text tokens,
+D width. Tokens travel as [B, 1, N, D].
+Source: Chen et al. 2023, arXiv:2310.00426. Key names and numbers follow Open-Sora 1.0, so its weights load strictly.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from timm.layers import DropPath, GELUTanh, Mlp
+from torch import Tensor, nn
+
+from opensora.models.denoiser import Denoiser
+from opensora.models.layers.attention import CrossAttention, SelfAttention
+from opensora.models.layers.embed import (
+    CaptionEmbedder,
+    SizeEmbedder,
+    TimestepEmbedder,
+    embed_captions,
+    shut_linear,
+    small_linear,
+    spatial_table,
+    temporal_table,
+)
+from opensora.models.layers.modulation import FinalLayer, ScaleShiftTable, gated
+from opensora.models.layers.norm import norm_modulate
+from opensora.models.layers.seam import Seam
+from opensora.models.shapes import divides
+from opensora.registry import MODELS, register_preset
+
+
+class PixArtBlock(ScaleShiftTable):
+    """Self-attention, cross-attention and perceptron on [B, 1, N, D]."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, drop_path: float):
+        super().__init__(6, dim)
+        self.attn = SelfAttention(dim, num_heads, spans_split=True)
+        self.cross_attn = CrossAttention(dim, num_heads)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=GELUTanh)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, x_B1ND: Tensor, y_BLD: Tensor, time_B6D: Tensor, mask_BL: Tensor | None = None) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.vectors(time_B6D)
+        x = gated(x_B1ND, gate1, self.drop_path(self.attn(norm_modulate(x_B1ND, shift1, scale1))))
+        x = x + self.cross_attn(x.squeeze(1), y_BLD, mask_BL).unsqueeze(1)
+        return gated(x, gate2, self.drop_path(self.mlp(norm_modulate(x, shift2, scale2))))
+
+
+@MODELS.register_module()
+class PixArt(Denoiser):
+    """The denoiser of one size; an image is a clip of one frame.
+
+    input_size: latent frames, rows, columns. space_scale, time_scale: divide positions, so that a model trained at
+    another size or frame rate keeps its meaning of distance. base_size: the side, in latent rows, whose positions the
+    spatial table is stretched to; None = the square root of the number of patches, as in Open-Sora 1.0.
+    no_temporal_pos_emb: frames get no position. drop_path draws from torch's global generator.
+    """
+
+    def __init__(
+        self,
+        input_size: Sequence[int] = (1, 32, 32),
+        in_channels: int = 4,
+        patch_size: Sequence[int] = (1, 2, 2),
+        hidden_size: int = 1152,
+        depth: int = 28,
+        num_heads: int = 16,
+        mlp_ratio: float = 4.0,
+        class_dropout_prob: float = 0.1,
+        pred_sigma: bool = True,
+        drop_path: float = 0.0,
+        no_temporal_pos_emb: bool = False,
+        caption_channels: int = 4096,
+        model_max_length: int = 120,
+        space_scale: float = 1.0,
+        time_scale: float = 1.0,
+        base_size: int | None = None,
+    ):
+        super().__init__(input_size, in_channels, patch_size, hidden_size, pred_sigma)
+        self.pred_sigma, self.no_temporal_pos_emb = pred_sigma, no_temporal_pos_emb
+        self.depth, self.num_heads = depth, num_heads
+        self.class_dropout_prob = class_dropout_prob
+        self.model_max_length, self.caption_channels = model_max_length, caption_channels
+        self.space_scale, self.time_scale = space_scale, time_scale
+
+        frames, rows, columns = self.grid
+        self.base_size = int((rows * columns) ** 0.5) if base_size is None else base_size // self.patch_size[1]
+        spatial = torch.as_tensor(spatial_table(hidden_size, rows, columns, space_scale, self.base_size))
+        self.register_buffer("pos_embed", spatial.float()[None])
+        temporal = torch.as_tensor(temporal_table(hidden_size, frames, time_scale))
+        self.register_buffer("pos_embed_temporal", temporal.float()[None])
+        self.pos_embed: Tensor
+        self.pos_embed_temporal: Tensor
+
+        self.t_embedder = TimestepEmbedder(hidden_size)
+        self.t_block = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 6 * hidden_size))
+        self.y_embedder = CaptionEmbedder(caption_channels, hidden_size, model_max_length)
+        self.add_conditioning()
+        self.enter = Seam("split", dim=2)
+        rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
+        self.blocks = nn.ModuleList(PixArtBlock(hidden_size, num_heads, mlp_ratio, rate) for rate in rates)
+        self.final_layer = FinalLayer(hidden_size, self.patch_features)
+        self.leave = Seam("gather", dim=2)
+        self.initialise()
+
+    def add_conditioning(self) -> None:
+        """Modules that a subclass conditions on; called before weights are initialised."""
+
+    def initialise(self) -> None:
+        """PixArt's start: small conditioning, no caption and no output yet."""
+        self.spread_weights()
+        self.t_embedder.initialise()
+        small_linear(self.t_block[1])
+        self.y_embedder.initialise()
+        for block in self.blocks:
+            assert isinstance(block, PixArtBlock)
+            shut_linear(block.cross_attn.proj)
+        shut_linear(self.final_layer.linear)
+
+    def null_text(self, n: int) -> Tensor:
+        """The null caption [n, 1, L, C], in caption space like the text encoder's output."""
+        return self.y_embedder.null(n)
+
+    def embed_text(self, y: Tensor, mask: Tensor | None, drop_B: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """What the blocks attend to, [B, L, D] and bool [B, L]: nothing of it depends on latents or timestep."""
+        return embed_captions(self.y_embedder, y.to(self.dtype), mask, drop_B)
+
+    def forward(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        y: Tensor,
+        mask: Tensor | None = None,
+        x_mask: Tensor | None = None,
+        drop_B: Tensor | None = None,
+    ) -> Tensor:
+        """Denoiser output [B, out_channels, T, H, W], always float32.
+
+        x [B, C, T, H, W]; timestep [B], fractions allowed; y [B, 1, L, C]; mask [B or a divisor of B, L] or
+        [b, 1, 1, L], 1 = token counts; x_mask: None, or ShapeError; drop_B bool [B], True = replace the caption by the
+        null caption.
+        """
+        return self._denoise(x, self.t_embedder(timestep), self.pos_embed, y, mask, x_mask, drop_B)
+
+    def _denoise(
+        self,
+        x: Tensor,
+        t_BD: Tensor,
+        position_1SD: Tensor,
+        y: Tensor,
+        mask: Tensor | None,
+        x_mask: Tensor | None,
+        drop_B: Tensor | None,
+    ) -> Tensor:
+        x_BTSD = self.to_patches(x, x_mask).flatten(2, 3) + position_1SD
+        if not self.no_temporal_pos_emb:
+            x_BTSD = x_BTSD + self.pos_embed_temporal[:, :, None]
+        time_B6D = self.t_block(t_BD).unflatten(1, (6, -1))
+        y_BLD, mask_BL = self.embed_text(y, mask, drop_B)
+
+        x_B1ND = self.enter(x_BTSD.flatten(1, 2).unsqueeze(1))
+        for block in self.blocks:
+            x_B1ND = block(x_B1ND, y_BLD, time_B6D, mask_BL)
+        x_B1ND = self.leave(self.final_layer(x_B1ND, t_BD))
+        return self.to_latents(x_B1ND.squeeze(1), x.shape[2:])
+
+
+@MODELS.register_module()
+class PixArtMS(PixArt):
+    """PixArt for images of any size: told their height, width and aspect ratio, positions computed for their grid.
+
+    `input_size` says how many frames there are and which grid the positions of the others are stretched to; Open-Sora
+    1.0 took only grids of as many patches as that one. The stored `pos_embed` is part of the released weights and, as
+    there, never read.
+    """
+
+    size_conditions = ("height", "width", "ar")
+    fixed_size = False
+
+    def add_conditioning(self) -> None:
+        part = divides("PixArtMS: hidden_size over the three numbers of a size", self.hidden_size, 3)
+        self.csize_embedder, self.ar_embedder = SizeEmbedder(part), SizeEmbedder(part)
+
+    def initialise(self) -> None:
+        super().initialise()
+        self.csize_embedder.initialise()
+        self.ar_embedder.initialise()
+
+    def forward(  # type: ignore[override]  # a model says in size_conditions what more it takes
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        y: Tensor,
+        mask: Tensor | None = None,
+        x_mask: Tensor | None = None,
+        drop_B: Tensor | None = None,
+        *,
+        height: Tensor,
+        width: Tensor,
+        ar: Tensor,
+    ) -> Tensor:
+        """As PixArt's; height and width in pixels and ar = height / width, each [B] or of a divisor of B rows."""
+        sides_BD = self.csize_embedder.embed(torch.stack([height, width], dim=-1), len(x))
+        size_BD = torch.cat([sides_BD, self.ar_embedder.embed(ar, len(x))], dim=-1)
+        rows, columns = (-(-n // p) for n, p in zip(x.shape[3:], self.patch_size[1:], strict=True))
+        position_SD = fixed_table(
+            self.hidden_size, rows, columns, self.space_scale, self.base_size, self.dtype, x.device
+        )
+        return self._denoise(x, self.t_embedder(timestep) + size_BD, position_SD[None], y, mask, x_mask, drop_B)
+
+
+@functools.lru_cache(maxsize=8)  # a few sizes take turns; a table of 1024x1024 pixels has 19 MB
+def fixed_table(
+    width: int, rows: int, columns: int, scale: float, base_size: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """`spatial_table` as a tensor on a device, kept."""
+    table = spatial_table(width, rows, columns, scale, base_size).astype(np.float32)
+    return torch.as_tensor(table, dtype=dtype, device=device)
+
+
+_XL2: dict[str, Any] = {"depth": 28, "hidden_size": 1152, "num_heads": 16, "patch_size": (1, 2, 2)}
+register_preset(MODELS, "PixArt-XL/2", PixArt, **_XL2)
+register_preset(MODELS, "PixArtMS-XL/2", PixArtMS, **_XL2)
