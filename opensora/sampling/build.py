@@ -1,6 +1,7 @@
 """From a sampling config to loaded parts. What the checkpoint recorded is the default for what the config leaves out."""
 
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,12 @@ from opensora.config import check_component
 from opensora.errors import ConfigError
 from opensora.models.assemble import DTYPES, build_autoencoder, build_denoiser, complete, given_by, load_autoencoder
 from opensora.models.codec import Codec
+from opensora.models.given_frames import require_frame_masks
 from opensora.models.weights import CONFIG_FILE, load_weights, read_config
-from opensora.registry import SCHEDULERS, TEXT_ENCODERS, build
+from opensora.registry import SCHEDULERS, TEXT_ENCODERS, build, constructor
 from opensora.sampling.generate import Sampler
+from opensora.sampling.given import GivenKeys
+from opensora.sampling.prompt_text import add_scores
 from opensora.sampling.record import Settings, hash_config, weights_id
 from opensora.sampling.requests import collect_requests
 from opensora.sampling.run import settings_of
@@ -54,8 +58,29 @@ def plan_sampling(run: SampleRun, where: str) -> SamplePlan:
         seed=run.seed,
         negative_prompt=run.negative_prompt,
         num_sample=run.num_sample,
+        given=GivenKeys(
+            run.reference_path,
+            run.mask_strategy,
+            run.align,
+            run.loop,
+            run.condition_frame_length,
+            run.condition_frame_edit,
+        ),
+        change=partial(add_scores, aes=run.aes, flow=run.flow, camera_motion=run.camera_motion),
     )
+    if any(request.given is not None for request in requests):
+        _require_masks(parts, where)
     return SamplePlan(run, parts, weights, requests)
+
+
+def _require_masks(parts: dict[str, dict[str, Any]], where: str) -> None:
+    """ConfigError unless model and scheduler can take given frames."""
+    key = f"{where}: keys 'reference_path', 'loop'"
+    require_frame_masks(parts["model"], key)
+    name = parts["scheduler"]["type"]
+    create = constructor(SCHEDULERS, name)
+    if not getattr(getattr(create, "__wrapped_class__", create), "masked_sampling", False):
+        raise ConfigError(f"{key}: scheduler {name} cannot keep given frames; allowed: for example rflow; change one")
 
 
 def build_sampler(plan: SamplePlan, device: torch.device) -> tuple[Sampler, Settings]:

@@ -8,6 +8,7 @@ rounding of the matrix products, which is why the batch size is a part of what i
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,9 @@ from opensora.errors import ConfigError, OpenSoraError
 from opensora.models.conditions import clip_conditions
 from opensora.random import generator
 from opensora.sampling.conditions import encode_pairs, encode_prompts
+from opensora.sampling.given import GivenFrames, loops, overlap, starts
 from opensora.sampling.prompt_cache import prompt_cache
+from opensora.sampling.prompt_text import text_of_loop
 from opensora.types import SampleRequest
 
 
@@ -39,43 +42,34 @@ def generate(
 ) -> list[Tensor]:
     """One video per request, float32 [3, T, H, W] on the CPU, about [-1, 1]; the requests share one size.
 
+    Where a request names given frames they are pasted into the noise and kept; where it asks for several loops, each
+    clip begins with the end of the one before and adds what is new.
+
     guidance_scale: None takes the scheduler's `cfg_scale`; 1 switches guidance off and halves the work.
     progress: called with (steps done, steps) after every denoising step.
     Raises ConfigError when the sizes do not fit, OpenSoraError when the result is not finite.
     """
-    model, scheduler, codec = sampler.model, sampler.scheduler, sampler.codec
-    size = _shared_size(requests)
+    model = sampler.model
+    size, clips = _shared_size(requests), loops(requests[0])
     check_size(size, sampler)
-    scale = guidance(scheduler, guidance_scale)
+    repeated = overlap(requests[0], sampler.codec.vae)
+    scale = guidance(sampler.scheduler, guidance_scale)
     was_training = model.training
     model.eval()
+    parts: list[Tensor] = []
     try:
-        with torch.no_grad(), prompt_cache(model):  # not inference_mode: the codec's cached captions may be trained on afterwards
-            prompts = [request.prompt for request in requests]
-            if scale == 1:
-                text = encode_prompts(prompts, codec)
-            else:
-                negatives = [request.negative_prompt for request in requests]
-                text = encode_pairs(prompts, negatives, model, codec, scheduler.text_order)
-
-            fps_B = torch.tensor([request.fps for request in requests], device=codec.device)
-            told = clip_conditions(model, size, fps_B.repeat(1 if scale == 1 else 2))
-
-            def denoise(x: Tensor, t_B: Tensor, x_mask: Tensor | None = None) -> Tensor:
-                return model(x, t_B, text.text_B1LC, mask=text.mask_BL, x_mask=x_mask, **told)
-
-            noise_BCTHW = torch.stack([draw_noise(request, latent_shape(size, sampler)) for request in requests])
-            z_BCTHW = scheduler.sample(
-                denoise,
-                noise_BCTHW.to(codec.device),
-                [sampling_rng(request, "sample steps") for request in requests],
-                guidance_scale=scale,
-                size=size,
-                progress=progress,
-            )
-            video_BCTHW = codec.decode_video(z_BCTHW, size[0]).float().cpu()
+        with torch.no_grad():  # not inference_mode: the codec's cached captions may be trained on afterwards
+            frames = [GivenFrames(request, sampler.codec) for request in requests]
+            for loop in range(clips):
+                report = None if progress is None else partial(_of_all_loops, progress, loop, clips)
+                clip_BCTHW = _clip(requests, sampler, frames, loop, scale, report)
+                parts.append(clip_BCTHW[:, :, repeated if loop else 0 :].cpu())
+                if loop + 1 < clips:
+                    for given, clip_CTHW in zip(frames, clip_BCTHW, strict=True):
+                        given.go_on(clip_CTHW, loop + 1)
     finally:
         model.train(was_training)
+    video_BCTHW = torch.cat(parts, dim=2)
     for request, video_CTHW in zip(requests, video_BCTHW, strict=True):
         if not bool(video_CTHW.isfinite().all()):
             raise OpenSoraError(
@@ -83,6 +77,49 @@ def generate(
                 "a lower guidance scale, or an earlier checkpoint"
             )
     return list(video_BCTHW)
+
+
+def _clip(
+    requests: Sequence[SampleRequest],
+    sampler: Sampler,
+    frames: Sequence[GivenFrames],
+    loop: int,
+    scale: float,
+    progress: Callable[[int, int], None] | None,
+) -> Tensor:
+    """The clips [B, 3, T, H, W] of one loop, float32 on the codec's device."""
+    model, scheduler, codec = sampler.model, sampler.scheduler, sampler.codec
+    size = _shared_size(requests)
+    with prompt_cache(model):
+        prompts = [text_of_loop(request.prompt, loop) for request in requests]
+        if scale == 1:
+            text = encode_prompts(prompts, codec)
+        else:
+            negatives = [request.negative_prompt for request in requests]
+            text = encode_pairs(prompts, negatives, model, codec, scheduler.text_order)
+
+        fps_B = torch.tensor([request.fps for request in requests], device=codec.device)
+        told = clip_conditions(model, size, fps_B.repeat(1 if scale == 1 else 2))
+
+        def denoise(x: Tensor, t_B: Tensor, x_mask: Tensor | None = None) -> Tensor:
+            return model(x, t_B, text.text_B1LC, mask=text.mask_BL, x_mask=x_mask, **told)
+
+        shape = latent_shape(size, sampler)
+        z_BCTHW, mask_BT = starts(frames, [draw_noise(request, shape, loop) for request in requests], loop)
+        z_BCTHW = scheduler.sample(
+            denoise,
+            z_BCTHW.to(codec.device),
+            [sampling_rng(request, _purpose("sample steps", loop)) for request in requests],
+            guidance_scale=scale,
+            size=size,
+            progress=progress,
+            **({} if mask_BT is None else {"mask_BT": mask_BT.to(codec.device)}),
+        )
+        return codec.decode_video(z_BCTHW, size[0]).float()
+
+
+def _of_all_loops(progress: Callable[[int, int], None], loop: int, clips: int, done: int, steps: int) -> None:
+    progress(loop * steps + done, clips * steps)
 
 
 def guidance(scheduler: Any, guidance_scale: float | None) -> float:
@@ -95,9 +132,14 @@ def sampling_rng(request: SampleRequest, purpose: str) -> Generator:
     return generator(request.seed, purpose, request.repeat)
 
 
-def draw_noise(request: SampleRequest, shape: Sequence[int]) -> Tensor:
-    """The noise a video starts from, drawn on the CPU in float32 so that every device starts from the same."""
-    return torch.randn(tuple(shape), generator=sampling_rng(request, "sample noise"))
+def draw_noise(request: SampleRequest, shape: Sequence[int], loop: int = 0) -> Tensor:
+    """The noise a clip starts from, drawn on the CPU in float32 so that every device starts from the same."""
+    return torch.randn(tuple(shape), generator=sampling_rng(request, _purpose("sample noise", loop)))
+
+
+def _purpose(what: str, loop: int) -> str:
+    """Every clip of a joined video draws for itself."""
+    return f"{what}, loop {loop}" if loop else what
 
 
 def latent_shape(size: tuple[int, int, int], sampler: Sampler) -> tuple[int, int, int, int]:
@@ -124,9 +166,16 @@ def check_size(size: tuple[int, int, int], sampler: Sampler) -> None:
         )
 
 
+def shape_key(request: SampleRequest) -> tuple[int, ...]:
+    """What the requests of one batch share: frames, height, width, and how clips are joined."""
+    length = request.given.condition_frame_length if request.given is not None and loops(request) > 1 else 0
+    return request.num_frames, request.height, request.width, loops(request), length
+
+
 def _shared_size(requests: Iterable[SampleRequest]) -> tuple[int, int, int]:
     """(frames, height, width) of all requests; ValueError when they differ, for a batch is one tensor."""
-    sizes = {(request.num_frames, request.height, request.width) for request in requests}
+    sizes = {shape_key(request) for request in requests}
     if len(sizes) != 1:
         raise ValueError(f"requests of one batch share one size, got {sorted(sizes)}")
-    return sizes.pop()
+    frames, height, width, *_ = sizes.pop()
+    return frames, height, width

@@ -50,9 +50,7 @@ def weights_id(*paths: str | Path) -> str:
 
 def request_hash(request: SampleRequest, settings: Settings) -> str:
     """16 hex digits over all that decides the pixels; the place in the list does not."""
-    wanted = asdict(request)
-    del wanted["index"]
-    return _digest(json.dumps([wanted, asdict(settings)], sort_keys=True))
+    return _digest(json.dumps([_wanted(request), asdict(settings)], sort_keys=True))
 
 
 def slug(text: str, length: int = SLUG_LENGTH) -> str:
@@ -67,10 +65,10 @@ def file_stem(request: SampleRequest) -> str:
 
     Another seed or size is another file; other weights or steps redo the same file.
     """
-    wanted = asdict(request)
-    del wanted["index"]
     again = f"-r{request.repeat}" if request.repeat else ""
-    return f"{request.index:04d}-{slug(request.prompt)}{again}-{_digest(json.dumps(wanted, sort_keys=True))[:8]}"
+    return (
+        f"{request.index:04d}-{slug(request.prompt)}{again}-{_digest(json.dumps(_wanted(request), sort_keys=True))[:8]}"
+    )
 
 
 def output_path(save_dir: str | Path, request: SampleRequest) -> Path:
@@ -80,7 +78,9 @@ def output_path(save_dir: str | Path, request: SampleRequest) -> Path:
 
 def record(request: SampleRequest, settings: Settings, **found: Any) -> dict[str, Any]:
     """The json beside a video; `found` is what was learnt while writing it."""
-    return {**asdict(request), **asdict(settings), **found, "request_hash": request_hash(request, settings)}
+    wanted = {name: value for name, value in asdict(request).items() if name != "given"}
+    given = {} if request.given is None else asdict(request.given)
+    return {**wanted, **given, **asdict(settings), **found, "request_hash": request_hash(request, settings)}
 
 
 def is_done(path: Path, request: SampleRequest, settings: Settings) -> bool:
@@ -90,6 +90,17 @@ def is_done(path: Path, request: SampleRequest, settings: Settings) -> bool:
         return known["request_hash"] == request_hash(request, settings) and known["bytes"] == path.stat().st_size
     except (OSError, ValueError, KeyError, TypeError):  # no record, a damaged one, or no video: not done
         return False
+
+
+def _wanted(request: SampleRequest) -> dict[str, Any]:
+    """What decides the pixels; files of references count by their contents, wherever they lie."""
+    wanted = asdict(request)
+    del wanted["index"]
+    given = wanted.pop("given")
+    if given is not None:
+        del given["references"]
+        wanted["given"] = given
+    return wanted
 
 
 def _digest(text: str) -> str:

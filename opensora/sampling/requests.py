@@ -1,22 +1,27 @@
 """What to generate: prompts from flags, a text file or a table become a list of SampleRequest.
 
 A text file holds one prompt per line; blank lines are skipped. A `.csv` or `.parquet` table needs the column `text`
-and may hold `negative_prompt`, `seed`, `num_frames`, `height`, `width`, `fps`; an empty cell takes the run's value.
+and may hold `negative_prompt`, `seed`, `num_frames`, `height`, `width`, `fps`, `reference_path` (relative to the table)
+and `mask_strategy`; an empty cell takes the run's value. A prompt may end in JSON, see prompt_text.py.
 Whatever is wrong is a ConfigError that names the file and the line, raised before any weight is read.
 """
 
 import csv
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from opensora.errors import ConfigError
+from opensora.sampling.given import GivenKeys, resolve
+from opensora.sampling.prompt_text import last_loop, map_loops, split_json
 from opensora.types import SampleRequest
 
-COLUMNS = ("text", "negative_prompt", "seed", "num_frames", "height", "width", "fps")
+COLUMNS = (
+    "text", "negative_prompt", "seed", "num_frames", "height", "width", "fps", "reference_path", "mask_strategy"
+)  # fmt: skip
 TABLES = (".csv", ".parquet")
 SLOWEST, FASTEST = 0.1, 240  # frames per second a video file can say
 
@@ -33,6 +38,8 @@ class Prompt:
     height: int | None = None  # pixels
     width: int | None = None  # pixels
     fps: float | None = None
+    reference_path: str | None = None  # files, joined by ";"
+    mask_strategy: str | None = None
 
 
 def collect_requests(
@@ -45,10 +52,13 @@ def collect_requests(
     seed: int,
     negative_prompt: str = "",
     num_sample: int = 1,
+    given: GivenKeys = GivenKeys(),
+    change: Callable[[str], str] = lambda text: text,
 ) -> list[SampleRequest]:
     """All requests of a run: prompts given directly, then those of the file, `num_sample` videos each.
 
     image_size: (height, width) in pixels. `index` is the prompt's place in the list, `repeat` the video of that prompt.
+    given: the run's keys for given frames. change: what is done to the words of every prompt and loop.
     Raises ConfigError when there is no prompt or a value cannot be used.
     """
     found = [direct_prompt(text, f"prompt {place}") for place, text in enumerate(prompts or [], start=1)]
@@ -62,12 +72,25 @@ def collect_requests(
         raise ConfigError(f"num_sample: {num_sample} videos per prompt; it is 1 or more")
     if len(image_size) != 2:
         raise ConfigError(f"image_size: {tuple(image_size)} has {len(image_size)} numbers; it is (height, width)")
-    given = dict(num_frames=num_frames, height=image_size[0], width=image_size[1], fps=fps, seed=seed)
-    return [
-        _request(prompt, index, repeat, negative_prompt, given)
-        for index, prompt in enumerate(found)
-        for repeat in range(num_sample)
-    ]
+    sizes = dict(num_frames=num_frames, height=image_size[0], width=image_size[1], fps=fps, seed=seed)
+    requests = []
+    for index, (prompt, (path, strategy)) in enumerate(zip(found, given.of_prompts(len(found)), strict=True)):
+        frames = given.given(
+            path if prompt.reference_path is None else prompt.reference_path,
+            strategy if prompt.mask_strategy is None else prompt.mask_strategy,
+            prompt.where,
+        )
+        if last_loop(prompt.text) >= given.loop:
+            raise ConfigError(
+                f"{prompt.where}: {prompt.text!r} has words for a loop that is not made; loop is {given.loop}, loops are "
+                "counted from 0; set loop or correct the prompt"
+            )
+        prompt = replace(prompt, text=map_loops(prompt.text, change))
+        requests += [
+            replace(_request(prompt, index, repeat, negative_prompt, sizes), given=frames)
+            for repeat in range(num_sample)
+        ]
+    return requests
 
 
 def direct_prompt(text: str, where: str) -> Prompt:
@@ -80,7 +103,12 @@ def direct_prompt(text: str, where: str) -> Prompt:
         raise ConfigError(
             f"{where}: {text!r} is not UTF-8; prompts are UTF-8 text; check the terminal's locale"
         ) from None
-    return Prompt(text.strip(), where)
+    parts = split_json(text.strip(), where)
+    if not parts.text:
+        raise ConfigError(f"{where}: the prompt is empty but for its JSON; write what the video should show")
+    return Prompt(
+        parts.text, where, reference_path=parts.reference_path or None, mask_strategy=parts.mask_strategy or None
+    )
 
 
 def read_prompts(path: str | Path) -> list[Prompt]:
@@ -88,7 +116,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     path = Path(path)
     if path.suffix.lower() in TABLES:
         rows = _parquet_rows(path) if path.suffix.lower() == ".parquet" else _csv_rows(path)
-        prompts = [_row_prompt(row, where) for row, where in rows]
+        prompts = [_row_prompt(row, where, path.parent) for row, where in rows]
     else:
         lines = enumerate(_read_text(path).split("\n"), start=1)  # as editors count lines; strip() takes the \r
         prompts = [direct_prompt(line, f"{path}, line {number}") for number, line in lines if line.strip()]
@@ -152,13 +180,18 @@ def _check_columns(path: Path, columns: Sequence[str]) -> None:
         raise ConfigError(f"{path}: columns are {found}; the column 'text' is needed; rename the one with the prompts")
 
 
-def _row_prompt(row: Mapping[str, Any], where: str) -> Prompt:
+def _row_prompt(row: Mapping[str, Any], where: str, folder: Path) -> Prompt:
     # A cell that was never filled is None, "" or, in tables written by pandas, NaN (the only value unequal to itself).
     cells = {name: row[name] for name in COLUMNS if row.get(name) not in (None, "") and row[name] == row[name]}
     prompt = direct_prompt(str(cells.pop("text", "")), where)
     negative = cells.pop("negative_prompt", None)
+    reference_path, mask_strategy = cells.pop("reference_path", None), cells.pop("mask_strategy", None)
     own: dict[str, Any] = {name: _number(name, value, where) for name, value in cells.items()}
-    return Prompt(prompt.text, where, None if negative is None else str(negative), **own)
+    if prompt.reference_path is None and reference_path is not None:
+        own["reference_path"] = resolve(str(reference_path), folder)
+    if prompt.mask_strategy is None and mask_strategy is not None:
+        own["mask_strategy"] = str(mask_strategy)
+    return replace(prompt, negative_prompt=None if negative is None else str(negative), **own)
 
 
 def _number(name: str, value: Any, where: str) -> float | int:

@@ -7,7 +7,8 @@ from opensora.errors import ConfigError, OpenSoraError
 from opensora.log import logger
 from opensora.parallel.collectives import broadcast_object, gather_objects
 from opensora.parallel.world import World
-from opensora.sampling.generate import Sampler, check_size, generate, guidance
+from opensora.sampling.generate import Sampler, check_size, generate, guidance, shape_key
+from opensora.sampling.given import overlap
 from opensora.sampling.progress import SamplingProgress
 from opensora.sampling.record import Settings, is_done, output_path
 from opensora.sampling.write import WriteError, prepare_folder, write_sample
@@ -43,6 +44,8 @@ def sample(
     """
     for size in {(request.num_frames, request.height, request.width) for request in requests}:
         check_size(size, sampler)
+    for request in requests:
+        overlap(request, sampler.codec.vae)
     folder = prepare_folder(save_dir)
     paths = [output_path(folder, request) for request in requests]
     # The main rank looks once and tells: ranks that look for themselves would see each other's work appear.
@@ -66,9 +69,9 @@ def sample(
 
 def make_batches(requests: Sequence[SampleRequest], batch_size: int) -> list[Work]:
     """Requests of equal size in batches of `batch_size`, in list order; the ranks play no part in it."""
-    by_size: dict[tuple[int, int, int], Work] = {}
+    by_size: dict[tuple[int, ...], Work] = {}
     for request in requests:
-        by_size.setdefault((request.num_frames, request.height, request.width), []).append(request)
+        by_size.setdefault(shape_key(request), []).append(request)
     return [same[start : start + batch_size] for same in by_size.values() for start in range(0, len(same), batch_size)]
 
 

@@ -1,6 +1,5 @@
 """From a checked config to a `Training`: parts, engine, data, and the checkpoint to go on from."""
 
-import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,11 +14,12 @@ from opensora.errors import ConfigError
 from opensora.log import logger
 from opensora.models.assemble import DTYPES, Parts, assemble, build_autoencoder
 from opensora.models.codec import Codec
+from opensora.models.given_frames import require_frame_masks
 from opensora.models.weights import load_weights
 from opensora.parallel.activation import checkpoint_activations
 from opensora.parallel.world import World
 from opensora.random import key_seed
-from opensora.registry import DATASETS, LR_SCHEDULERS, MODELS, OPTIMIZERS, PLUGINS, SCHEDULERS, build, constructor
+from opensora.registry import DATASETS, LR_SCHEDULERS, OPTIMIZERS, PLUGINS, SCHEDULERS, build
 from opensora.schema import TrainRun
 from opensora.training.ema import Ema
 from opensora.training.keep import RunFolder, resolve_part, resolve_weights
@@ -95,19 +95,7 @@ def build_masks(run: TrainRun, where: str) -> FrameMasks | None:
     """The frame masks of `mask_ratios`; ConfigError when a share is wrong or the model cannot be told what is given."""
     if run.mask_ratios is None or run.model is None:
         return None
-    name = run.model["type"]
-    create = constructor(MODELS, name)
-    if not getattr(getattr(create, "__wrapped_class__", create), "takes_x_mask", False):
-        raise ConfigError(
-            f"{where}: key 'mask_ratios': {name} cannot be told which frames are given; allowed: a model with frame masks, "
-            "such as STDiT; remove the key or change the model"
-        )
-    patch = run.model.get("patch_size", inspect.signature(create).parameters["patch_size"].default)
-    if patch[0] != 1:
-        raise ConfigError(
-            f"{where}: key 'mask_ratios': model.patch_size {tuple(patch)} joins {patch[0]} latent frames in a token; "
-            "allowed: 1, so that each can be given or not; change one of the two"
-        )
+    require_frame_masks(run.model, f"{where}: key 'mask_ratios'")
     try:
         return FrameMasks(run.mask_ratios)
     except ConfigError as error:
@@ -165,8 +153,7 @@ def _build_task(run: TrainRun, world: World, dataset: Any, masks: FrameMasks | N
 def _autoencoder_task(run: TrainRun, device: torch.device, dataset: Any) -> AutoencoderTask:
     config = resolve_part(run.vae)
     vae = build_autoencoder(config, seed=run.seed)
-    if config.get("from_pretrained") is not None:
-        vae.load()
+    vae.load()  # its own from_pretrained or those of its parts; without any, nothing
     return AutoencoderTask(
         trained=vae.to(device),
         seed=run.seed,

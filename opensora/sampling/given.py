@@ -1,0 +1,151 @@
+"""Given frames of a sampling run: from the config's keys to what a request carries, and from there to latents.
+
+A request's references are encoded once. In each loop their frames are pasted into the noise; a further loop begins with
+the end of the clip before.
+Layout: C channels, T frames, H W rows and columns.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from opensora.datasets.decode import probe
+from opensora.errors import BadClip, ConfigError
+from opensora.sampling.record import weights_id
+from opensora.sampling.references import (
+    check_pastes,
+    continuation,
+    frames_of_latents,
+    parse_strategy,
+    paste_references,
+    read_reference,
+)
+from opensora.types import Given, SampleRequest
+
+FIRST_FRAME = "0"  # the strategy of a reference that comes without one
+
+Strategy = str | int | float | Sequence[int | float]  # as the command line may have read it
+
+
+@dataclass(frozen=True)
+class GivenKeys:
+    """What a run says about given frames; see schema.py."""
+
+    reference_path: str | list[str] | None = None
+    mask_strategy: str | int | Sequence[int | float] | list[str] = ""
+    align: int | None = None
+    loop: int = 1
+    condition_frame_length: int = 5
+    condition_frame_edit: float = 0.0
+
+    def of_prompts(self, count: int) -> list[tuple[str, str]]:
+        """(reference_path, mask_strategy) of each prompt; ConfigError when a list has another length."""
+        paths = _for_each(self.reference_path or "", count, "reference_path")
+        strategies = _for_each(strategy_text(self.mask_strategy), count, "mask_strategy")
+        return list(zip(paths, strategies, strict=True))
+
+    def given(self, reference_path: str, mask_strategy: str, where: str) -> Given | None:
+        """What one prompt is given; None when nothing. ConfigError for files that cannot be read or a wrong strategy."""
+        paths = tuple(path.strip() for path in reference_path.split(";") if path.strip())
+        if not paths and not mask_strategy.strip() and self.loop == 1:
+            return None
+        strategy = mask_strategy.strip() or (FIRST_FRAME if paths else "")
+        for paste in parse_strategy(strategy, f"{where}: mask_strategy"):
+            # a loop adds the clip before it to the references
+            if paste.reference >= len(paths) + paste.loop:
+                raise ConfigError(
+                    f"{where}: mask_strategy {strategy!r} names reference {paste.reference}; there are {len(paths)}, "
+                    "counted from 0; give more in reference_path, joined by ';'"
+                )
+            if paste.loop >= self.loop:
+                raise ConfigError(
+                    f"{where}: mask_strategy {strategy!r} names loop {paste.loop}; there are {self.loop}, counted from 0; "
+                    "set loop or correct it"
+                )
+        for path in paths:
+            try:
+                probe(path)
+            except BadClip as error:
+                raise ConfigError(f"{where}: reference_path: {error}") from None
+        contents = weights_id(*paths) if paths else ""
+        rest = (self.align, self.loop, self.condition_frame_length, self.condition_frame_edit)
+        return Given(paths, contents, strategy, *rest)
+
+
+def strategy_text(value: Any) -> str | list[str]:
+    """A strategy as written: the command line reads 0 as a number and 0,0,0,0,2 as a tuple of them."""
+    if isinstance(value, str | list):
+        return value
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _for_each(value: str | list[str], count: int, name: str) -> list[str]:
+    if isinstance(value, str):
+        return [value] * count
+    if len(value) != count:
+        raise ConfigError(
+            f"{name}: {len(value)} entries for {count} prompts; allowed: one text for all, or a list with one per prompt "
+            "('' for none); correct it"
+        )
+    return value
+
+
+class GivenFrames:
+    """The encoded references of one request, and where their frames go, loop by loop."""
+
+    def __init__(self, request: SampleRequest, codec: Any) -> None:
+        self.given = request.given or Given()
+        self.codec = codec
+        self.pastes = parse_strategy(self.given.mask_strategy)
+        size = (request.height, request.width)
+        self.references = [self._encode(read_reference(path, *size)) for path in self.given.references]
+
+    def start(self, noise_CTHW: Tensor, loop: int) -> tuple[Tensor, Tensor]:
+        """Where sampling starts, [C, T, H, W], and its mask [T]: all ones when nothing is given in this loop."""
+        check_pastes(self.pastes, [latents.shape[1] for latents in self.references], noise_CTHW.shape[1], loop)
+        return paste_references(noise_CTHW, self.references, self.pastes, loop, self.given.align)
+
+    def go_on(self, video_CTHW: Tensor, loop: int) -> None:
+        """Begin `loop` with the end of the clip before it."""
+        self.references.append(self._encode(video_CTHW))
+        place, given = len(self.references) - 1, self.given
+        self.pastes.append(continuation(loop, place, given.condition_frame_length, given.condition_frame_edit))
+
+    def _encode(self, video_CTHW: Tensor) -> Tensor:
+        return self.codec.encode_video(video_CTHW[None])[0]  # the mode: the same frames are the same latents
+
+
+def loops(request: SampleRequest) -> int:
+    """Clips that are made one after the other and joined."""
+    return 1 if request.given is None else request.given.loop
+
+
+def overlap(request: SampleRequest, vae: Any) -> int:
+    """Pixel frames of a further loop that repeat the clip before; ConfigError when nothing new would be left."""
+    given = request.given
+    if given is None or given.loop == 1:
+        return 0
+    size = (request.num_frames, request.height, request.width)
+    have = vae.latent_size(size)[0]
+    if given.condition_frame_length >= have:
+        raise ConfigError(
+            f"condition_frame_length: {given.condition_frame_length} latent frames are repeated, but a clip of "
+            f"{request.num_frames} frames has {have}; allowed: 1 to {have - 1}; change it or set loop=1"
+        )
+    return frames_of_latents(given.condition_frame_length, lambda n: vae.latent_size((n, *size[1:]))[0])
+
+
+def starts(frames: Sequence[GivenFrames], noise_BCTHW: Sequence[Tensor], loop: int) -> tuple[Tensor, Tensor | None]:
+    """Where a batch starts, and its mask [B, T]; None when no frame of the batch is given."""
+    pairs = [given.start(noise_CTHW, loop) for given, noise_CTHW in zip(frames, noise_BCTHW, strict=True)]
+    z_BCTHW, mask_BT = (torch.stack(tensors) for tensors in zip(*pairs, strict=True))
+    return z_BCTHW, None if bool((mask_BT == 1).all()) else mask_BT
+
+
+def resolve(reference_path: str, folder: Path) -> str:
+    """Paths written in a table are relative to its folder."""
+    return ";".join(str(folder / path.strip()) for path in reference_path.split(";") if path.strip())

@@ -1,0 +1,56 @@
+"""`opensora train ... mask_ratios=...`, then `opensora sample ... --reference-path`: what a user does to animate a picture."""
+
+import json
+from pathlib import Path
+
+import av
+import pytest
+
+from tests.e2e.processes import ROOT, TRAIN
+from tests.samples import write_picture
+
+SAMPLING = ("sample", str(ROOT / "configs/stdit/sample/debug.py"), "--prompt", "a red circle", "--steps", "2")
+
+
+def test_train_with_masks_and_sample_with_given_frames(
+    opensora, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir, out = tmp_path / "run", tmp_path / "out"
+    masks = "mask_ratios={'image_head': 0.5, 'random': 0.25}"
+    assert opensora("train", str(ROOT / TRAIN), f"run_dir={run_dir}", "steps=2", "plugin=ddp", masks) == 0
+    picture = write_picture(tmp_path / "first.png", 1)
+    sampling = (
+        *SAMPLING,
+        "--load",
+        str(run_dir),
+        "--save-dir",
+        str(out),
+        f"reference_path={picture}",
+        "mask_strategy=0",
+    )
+    capsys.readouterr()
+
+    assert opensora(*sampling) == 0
+    first = Path(capsys.readouterr().out.strip())
+    note = json.loads(first.with_suffix(".json").read_text())
+    assert (note["references"], note["mask_strategy"], note["prompt"]) == ([picture], "0", "a red circle")
+    made = first.stat().st_mtime_ns
+    assert opensora(*sampling) == 0
+    assert first.stat().st_mtime_ns == made
+
+    write_picture(picture, 2)
+    capsys.readouterr()
+    assert opensora(*sampling) == 0
+    second = Path(capsys.readouterr().out.strip())
+    assert second != first
+    assert second.read_bytes() != first.read_bytes()
+
+    assert opensora(*sampling, "--loop", "2", "condition_frame_length=1") == 0
+    longer = Path(capsys.readouterr().out.strip())
+    with av.open(str(longer)) as container:  # 5 frames, and 5 more of which 1 repeats
+        assert sum(1 for _ in container.decode(video=0)) == 9
+
+    assert opensora(*sampling, "mask_strategy=0,1") == 2
+    assert "names reference 1; there are 1, counted from 0" in capsys.readouterr().err
+    assert opensora(*sampling, "scheduler={'type': 'dpm-solver'}") == 2
+    assert "scheduler dpm-solver cannot keep given frames" in capsys.readouterr().err

@@ -1,0 +1,164 @@
+"""Given frames from the run's keys to the video: what is kept, what is made, and what is redone when a file changes."""
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from opensora.errors import ConfigError
+from opensora.sampling.generate import Sampler, generate
+from opensora.sampling.given import GivenKeys
+from opensora.sampling.record import file_stem, record, request_hash
+from opensora.sampling.references import read_reference
+from opensora.sampling.requests import collect_requests
+from opensora.types import Given, SampleRequest
+from tests.samples import write_picture, write_video
+from tests.unit.sampling.fakes import SETTINGS, FakeCodec, fake_sampler, request, stdit_sampler
+
+RUN = dict(num_frames=4, image_size=(16, 16), fps=8.0, seed=42)
+
+
+def collect(prompts: list[str], path: str | None = None, change: Any = str, **keys: Any) -> list[SampleRequest]:
+    return collect_requests(prompts, path, given=GivenKeys(**keys), change=change, **RUN)
+
+
+def latents_of(requests: list[SampleRequest], sampler: Sampler) -> list[Tensor]:
+    """What sampling hands to the decoder, loop by loop, [B, C, T, H, W]."""
+    seen: list[Tensor] = []
+    decode = sampler.codec.decode_video
+
+    def keep(z: Tensor, num_frames: int) -> Tensor:
+        seen.append(z)
+        return decode(z, num_frames)
+
+    sampler.codec.decode_video = keep
+    generate(requests, sampler)
+    return seen
+
+
+@pytest.mark.parametrize("make", [fake_sampler, stdit_sampler], ids=["velocity", "STDiT"])
+def test_a_given_frame_is_the_encoded_reference_and_the_others_follow_it(tmp_path: Path, make: Any) -> None:
+    first, last = write_picture(tmp_path / "a.png", 0b1011), write_video(tmp_path / "b.mp4", 6)
+    [one] = collect(["a cat"], reference_path=f"{first};{last}", mask_strategy="0;0,1,-1,-1")
+    [z] = latents_of([one], make())
+    [plain] = latents_of(collect(["a cat"]), make())
+    encoded = [FakeCodec().encode_video(read_reference(path, 16, 16)[None]) for path in (first, last)]
+    assert torch.equal(z[:, :, 0], encoded[0][:, :, 0])
+    assert torch.equal(z[:, :, 3], encoded[1][:, :, -1])
+    assert not torch.equal(z[:, :, 1:3], encoded[0].expand_as(z)[:, :, 1:3])
+    assert not torch.allclose(plain[:, :, 0], z[:, :, 0], atol=0.1)
+
+
+def test_the_model_is_told_and_its_other_frames_change(tmp_path: Path) -> None:
+    """A real denoiser attends to the given frame: another picture, another continuation."""
+    made = []
+    for number in (1, 200):
+        path = write_picture(tmp_path / f"{number}.png", number)
+        made += latents_of(collect(["a cat"], reference_path=path), stdit_sampler())
+    assert (made[0][:, :, 1:] - made[1][:, :, 1:]).abs().max() > 1e-3
+
+
+def test_requests_with_and_without_given_frames_share_a_batch(tmp_path: Path) -> None:
+    path = write_picture(tmp_path / "a.png")
+    given, plain = collect(["a cat", "a dog"], reference_path=[path, ""], mask_strategy=["0", ""])
+    assert plain.given is None
+    [together] = latents_of([given, plain], fake_sampler())
+    [alone] = latents_of([plain], fake_sampler())
+    torch.testing.assert_close(together[1:], alone)
+
+
+def test_loops_go_on_from_the_end_of_the_clip_before() -> None:
+    """Four frames and three loops that repeat one: 4 + 3 + 3. Each loop has its own words and noise."""
+    [one] = collect(["|0|a cat|2|a small dog"], loop=3, condition_frame_length=1)
+    sampler, steps = fake_sampler(steps=2), []
+    seen = latents_of([one], sampler)
+    assert len(seen) == 3
+    for before, after in pairwise(seen):
+        end = FakeCodec().encode_video(FakeCodec().decode_video(before, 4))[:, :, -1]
+        assert torch.equal(after[:, :, 0], end)
+        assert (after[:, :, 1:] - before[:, :, 1:]).abs().min() > 0
+    texts = [text[0] for text, _ in sampler.model.asked]
+    assert torch.equal(texts[0], texts[2])
+    assert not torch.equal(texts[2], texts[4])
+    [video] = generate([one], fake_sampler(), progress=lambda done, of: steps.append((done, of)))
+    assert video.shape == (3, 10, 16, 16)
+    assert steps == [(n, 9) for n in range(1, 10)]
+
+
+def test_edited_frames_are_made_anew_from_what_was_there() -> None:
+    kept, edited = (collect(["a cat"], loop=2, condition_frame_length=1, condition_frame_edit=e)[0] for e in (0, 0.5))
+    [_, a], [_, b] = latents_of([kept], fake_sampler(steps=8)), latents_of([edited], fake_sampler(steps=8))
+    assert 0 < (a[:, :, 0] - b[:, :, 0]).abs().mean() < (a[:, :, 0] - b[:, :, 2]).abs().mean()
+
+
+def test_a_loop_that_adds_nothing_is_a_sentence() -> None:
+    [one] = collect(["a cat"], loop=2, condition_frame_length=4)
+    with pytest.raises(
+        ConfigError, match=r"4 latent frames are repeated, but a clip of 4 frames has 4; allowed: 1 to 3"
+    ):
+        generate([one], fake_sampler())
+
+
+def test_a_changed_reference_redoes_the_video_and_a_moved_one_does_not(tmp_path: Path) -> None:
+    path, moved = write_picture(tmp_path / "a.png", 1), write_picture(tmp_path / "b.png", 1)
+    [one], [same] = collect(["a cat"], reference_path=path), collect(["a cat"], reference_path=moved)
+    write_picture(path, 2)
+    [other] = collect(["a cat"], reference_path=path)
+    assert request_hash(one, SETTINGS) == request_hash(same, SETTINGS)
+    assert request_hash(one, SETTINGS) != request_hash(other, SETTINGS)
+    assert file_stem(one) != file_stem(other)
+    changed = [
+        replace(one, given=replace(one.given or Given(), **c)) for c in ({"mask_strategy": "0,0,0,1"}, {"align": 2})
+    ]
+    assert len({request_hash(each, SETTINGS) for each in [one, *changed]}) == 3
+    noted = record(one, SETTINGS)
+    assert (noted["references"], noted["mask_strategy"], noted["loop"]) == ((path,), "0", 1)
+
+
+def test_requests_without_given_frames_keep_their_names_and_hashes() -> None:
+    """Videos made before there were given frames stay done."""
+    assert file_stem(request()) == "0000-a-red-circle-6800f98c"
+    assert "given" not in record(request(), SETTINGS)
+    assert "mask_strategy" not in record(request(), SETTINGS)
+
+
+def test_where_references_may_be_written(tmp_path: Path) -> None:
+    a, b = write_picture(tmp_path / "a.png", 1), write_picture(tmp_path / "b.png", 2)
+    table = tmp_path / "p.csv"
+    table.write_text('text,reference_path,mask_strategy\na cat,b.png,"0,0,0,2"\na dog,,\n')
+    direct, cat, dog = collect([f'a fish {{"reference_path": "{b}"}}'], str(table), reference_path=a, mask_strategy=0)
+    found = [(one.prompt, one.given and one.given.references, one.given and one.given.mask_strategy)
+             for one in (direct, cat, dog)]  # fmt: skip
+    assert found == [("a fish", (b,), "0"), ("a cat", (b,), "0,0,0,2"), ("a dog", (a,), "0")]
+    [one] = collect(["a cat"], reference_path=a, mask_strategy=(0, 0, 0, 3, 1, 0.5))
+    assert one.given is not None
+    assert one.given.mask_strategy == "0,0,0,3,1,0.5"
+    [one] = collect(["|0|a day|1|a night"], loop=2, change=lambda text: text + "!")
+    assert one.prompt == "|0|a day!|1|a night!"
+
+
+def test_what_cannot_be_given_is_a_sentence(tmp_path: Path) -> None:
+    a = write_picture(tmp_path / "a.png")
+    (tmp_path / "no.png").write_text("not a picture")
+    for keys, message in (
+        ({"reference_path": str(tmp_path / "none.png")}, r"prompt 1: reference_path: .*none\.png: no such file"),
+        ({"reference_path": str(tmp_path / "no.png")}, r"prompt 1: reference_path: .*no\.png: cannot be decoded"),
+        ({"reference_path": a, "mask_strategy": "0,1"}, r"names reference 1; there are 1, counted from 0"),
+        ({"reference_path": a, "mask_strategy": "1"}, r"names loop 1; there are 1, counted from 0; set loop"),
+        ({"mask_strategy": "0"}, r"names reference 0; there are 0"),
+        ({"reference_path": [a, a]}, r"reference_path: 2 entries for 1 prompts"),
+        (
+            {"reference_path": a, "mask_strategy": "x"},
+            r"prompt 1: mask_strategy: 'x' in 'x'; allowed: up to six numbers",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            collect(["a cat"], **keys)
+    with pytest.raises(ConfigError, match="words for a loop that is not made; loop is 2"):
+        collect(["|0|a|2|b"], loop=2)
+    with pytest.raises(ConfigError, match="empty but for its JSON"):
+        collect([f'{{"reference_path": "{a}"}}'])
