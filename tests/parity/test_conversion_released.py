@@ -4,6 +4,7 @@ import inspect
 import json
 import re
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from opensora.models.conversion.fill import Report, fill, matches
 from opensora.models.conversion.origin import sizes_in
 from opensora.registry import MODELS, VAES, constructor, names
 from tests.parity.golden import golden_folder, released_keys
+from tools.weights import convert
 
 VIDEO = ("STDiT", "STDiT2", "STDiT3")
 # Lists by what their names say: family of such a file, class of the model it fills.
@@ -23,6 +25,7 @@ KINDS = {
     r"os1_\d_(STDiT)-.*": "stdit",
     r"os1_\d_(STDiT2)-.*": "stdit2",
     r"os1_\d_(STDiT3)-.*": "stdit3",
+    r"os1_\d_(PixArt|PixArtMS)-.*": "pixart-alpha",
     r"os1_\d_(DiT)-.*label.*": "dit",
     r"os1_\d_(Latte)-.*": "latte",
     r"(latte_t2v)_.*": "latte-t2v",
@@ -49,7 +52,9 @@ def built(listed: str, family: Family, state: dict[str, Tensor]) -> nn.Module:
     """The registered model that a key list describes, on meta."""
     content = json.loads((golden_folder() / "keys" / f"{listed}.json").read_text())
     registry = MODELS if family.registry == "model" else VAES
-    name = content.get("model") if content.get("model") in names(registry) else family.default(state)
+    told = re.match(r"os1_\d_([A-Za-z0-9]+-XL)-2", listed)
+    name = f"{told[1]}/2" if told else content.get("model")
+    name = name if told or name in names(registry) else family.default(state)
     if name not in names(registry):
         pytest.skip(f"no {registry.name} {name}")
     build = constructor(registry, name)
@@ -127,6 +132,42 @@ def test_pixart_fills_the_video_models(listed: str, target: str) -> None:
     assert list(model.state_dict()["y_embedder.y_embedding"].shape) == wanted["y_embedder.y_embedding"]
 
 
+@pytest.mark.parametrize("listed", parameters(lists(r"os1_\d_AutoencoderKL.*")))
+def test_an_image_autoencoder_fills_the_causal_one(listed: str) -> None:
+    """All but what changes the number of frames; kernels of three frames are made from image kernels."""
+    from opensora.models.vae.causal_vae import CausalVAEModel
+
+    with torch.device("meta"):
+        model = CausalVAEModel()
+    state = on_meta(listed)
+    rule = FAMILIES["sd-vae"].rules["CausalVAEModel"]
+    report = fill(model, state, rule, listed)
+    assert len(report.loaded) == len(state)
+    assert report.missing
+    assert all(matches(name, rule.fresh) for name in report.missing)
+    deep = {name for name, t in model.state_dict().items() if t.ndim == 5 and t.shape[2] > 1}
+    assert set(report.reshaped) == deep - set(report.missing)
+
+
+@pytest.mark.parametrize("target", parameters(lists(r"os1_[012]_STDiT.*")))
+@pytest.mark.parametrize("many_sizes", [False, True], ids=["512", "1024-MS"])
+def test_pixart_of_diffusers_fills_the_video_models(target: str, many_sizes: bool) -> None:
+    from diffusers import PixArtTransformer2DModel
+
+    with torch.device("meta"):
+        image = PixArtTransformer2DModel(
+            sample_size=128 if many_sizes else 64, caption_channels=4096, use_additional_conditions=many_sizes
+        )
+    model = built(target, FAMILIES[target_kind(target)], on_meta(target))
+    rule = FAMILIES["pixart-diffusers"].rules[type(model).__name__]
+    report = fill(model, image.state_dict(), rule, target)
+    native = converted("os1_0_PixArtMS-XL-2_1x1024" if many_sizes else "os1_0_PixArt-XL-2_1x512x512", target)[1]
+    null = "y_embedder.y_embedding"  # is in PixArt's own files only
+    assert set(report.loaded) == set(native.loaded) - {null}
+    assert set(report.missing) == {*native.missing, null}
+    assert set(report.unexpected) == set(native.unexpected)
+
+
 def test_a_lightning_checkpoint_loses_its_loss() -> None:
     listed = "causalvae_v1.1.0"
     state = on_meta(listed)
@@ -152,3 +193,32 @@ def test_a_pipeline_of_two_autoencoders() -> None:
     report = fill(model, state, rule_for(model, family), "1.2")
     assert set(report.loaded) == set(state)
     assert not report.missing
+
+
+# What the files named in the docs hold.
+IN_DOCS = {
+    "PixArt-XL-2-512x512.pth": lambda: pixart_file("os1_0_PixArt-XL-2_1x512x512"),
+    "OpenSora-v1-HQ-16x256x256.pth": lambda: on_meta("os1_0_STDiT-XL-2_16x256x256"),
+    "OpenSora-STDiT-v3": lambda: on_meta("os1_2_STDiT3-XL-2"),
+}
+DOCS = (Path(__file__).resolve().parents[2] / "docs" / "weights.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^python -m tools\.weights\.convert (.+)$", DOCS, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_of_the_docs(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """Those that need a released file, at full size: every name and argument fits, only nothing is written."""
+    words = command.split()
+    released = IN_DOCS[words[0]]()
+    if re.search(r"--from (stdit\d)", command) and "STDiT3-XL/2" not in names(MODELS):
+        pytest.skip("no model STDiT3-XL/2")
+    monkeypatch.setattr(convert, "read_weights", lambda path: released)
+    monkeypatch.setattr(convert, "find_weights", Path)
+    monkeypatch.setattr(convert, "config_beside", lambda path: {})
+    assert convert.main([*words, "--dry-run"]) == 0, capsys.readouterr().err
+    assert "unexpected, left out: 0" in capsys.readouterr().out
+
+
+def test_the_docs_name_every_family() -> None:
+    assert COMMANDS
+    assert all(f"`{family}`" in DOCS for family in FAMILIES)

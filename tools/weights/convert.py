@@ -60,12 +60,12 @@ def convert(
     """
     family = _family(family_name)
     arguments, run_changes = _split(overrides, family)
-    state = read_weights(source)
-    stored = config_beside(source) if family.same else {}
+    state, stored = read_weights(source), config_beside(source)
     name = _target(family_name, family, target or _type_in(stored, family) or family.default(state))
     build = constructor(_registry(family), name)
-    accepted = inspect.signature(build).parameters
-    found = {**sizes_in(state, accepted), **arguments_in(stored, accepted)} if family.same else {}
+    rule, accepted = family.rules[_class_of(build)], inspect.signature(build).parameters
+    stored = stored if rule.same else {}
+    found = {**sizes_in(state, accepted), **arguments_in(rule.arguments(stored), accepted)} if rule.same else {}
     config = {"type": name, **found, **arguments}
     check_component(_registry(family), config, family.registry, lambda key: "command line")
     for key in _SAID:
@@ -73,10 +73,11 @@ def convert(
             config[key] = accepted[key].default
     with torch.device("meta") if dry_run else nullcontext():
         model = build_denoiser(config) if family.registry == "model" else build_autoencoder(config)
-    report = fill(model, state, family.rules[_class_of(build)], str(find_weights(source)), ignore)
-    _refuse_odd_tables(report, source, family, arguments)
+    report = fill(model, state, rule, str(find_weights(source)), ignore)
+    if rule.same:
+        _refuse_odd_tables(report, source, arguments)
     config = {**getattr(model, "config", {}), **config} if family.registry == "vae" else config
-    run = _run(config, _class_of(build), family, stored, run_changes)
+    run = _run(model, config, run_for(_class_of(build), family_name, config), stored, run_changes)
     if run:
         config["run"] = {**run, "converted": {"from": family_name, "file": find_weights(source).name}}
     return Conversion(model, config, report)
@@ -101,9 +102,10 @@ def _family(name: str) -> Family:
 
 
 def _type_in(stored: Mapping[str, Any], family: Family) -> str | None:
-    """The registered name in a config.json of ours."""
-    name = stored.get("type")
-    return name if isinstance(name, str) and name in names(_registry(family)) else None
+    """The registered name in a config.json of ours, if it is one that the family fills."""
+    name = str(stored.get("type"))
+    known = name in names(_registry(family))
+    return name if known and _class_of(constructor(_registry(family), name)) in family.rules else None
 
 
 def _target(family_name: str, family: Family, name: str | None) -> str:
@@ -134,10 +136,10 @@ def _split(overrides: Sequence[str], family: Family) -> tuple[dict[str, Any], di
     return arguments, changes
 
 
-def _refuse_odd_tables(report: Report, source: str, family: Family, given: Mapping[str, Any]) -> None:
+def _refuse_odd_tables(report: Report, source: str, given: Mapping[str, Any]) -> None:
     """Tables of another size or scale are meant only by who asked for another size or scale."""
     odd = [f"{name}: {how}" for name, how in report.tables.items() if how]
-    if family.same and odd and not any(key in given for key in _TABLE_KEYS):
+    if odd and not any(key in given for key in _TABLE_KEYS):
         raise WeightsError(
             f"{source}: its position tables are not those of the sizes in its config or shapes ({'; '.join(odd)}); "
             f"give {', '.join(_TABLE_KEYS)} that the weights are meant for"
@@ -145,11 +147,14 @@ def _refuse_odd_tables(report: Report, source: str, family: Family, given: Mappi
 
 
 def _run(
-    config: Mapping[str, Any], target: str, family: Family, stored: Mapping[str, Any], changes: Mapping[str, Any]
+    model: nn.Module,
+    config: Mapping[str, Any],
+    recipe: Mapping[str, Any],
+    stored: Mapping[str, Any],
+    changes: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What the model runs with: as recorded beside our own weights, otherwise the recipe's, with the changes."""
-    recorded = stored.get("run") if isinstance(stored.get("run"), dict) else None
-    run = {**(recorded or {**run_for(target, config), **family.run})}
+    run = {**(stored["run"] if isinstance(stored.get("run"), dict) else recipe)}
     for dotted, value in changes.items():
         part, _, key = dotted.partition(".")
         if not key:
@@ -160,7 +165,7 @@ def _run(
             run[part] = {**run.get(part, {}), key: value}
     for part in _PARTS.keys() & {dotted.partition(".")[0] for dotted in changes}:
         check_component(_PARTS[part], run[part], part, lambda key: "command line")
-    if run and _SIZE in config:
+    if run and _SIZE in config and getattr(model, "fixed_size", True):
         with torch.device("meta"):
             compression = build_autoencoder(run["vae"]).compression
         sizes = clip_size(config[_SIZE], compression)

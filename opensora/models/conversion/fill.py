@@ -6,6 +6,7 @@ Everything here works on meta tensors as well, so that a conversion can be tried
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,21 +23,25 @@ class Rule:
     """How the names of one family become those of one target. Patterns are regular expressions for whole names.
 
     ignore: tensors of the file that are no part of any model here (a loss).
-    prepare: what renaming cannot say, such as joining layers; may ask the target.
+    prepare: what renaming cannot say, see `layouts`.
     rename: (pattern found anywhere in a name, replacement), in order.
     tables: position tables. They are formulas of the target's size, so the file's are never taken.
     fresh: tensors of the target that the file need not have; they keep their initial values.
     spare: tensors of the file that this target has no place for.
     blocks: what at least one tensor from the file must match, or the load is refused as filling nothing.
+    same: the file is of the target's own kind, so that its config and its tensors decide the target's sizes.
+    arguments: what the config beside the file says in the target's words, where those are others.
     """
 
     ignore: Sequence[str] = ()
-    prepare: Callable[[State, nn.Module], State] | None = None
+    prepare: Callable[[State, nn.Module, dict[str, str]], State] | None = None
     rename: Sequence[tuple[str, str]] = ()
     tables: Sequence[str] = (r"pos_embed(_spatial|_temporal)?", r"(temp_pos|pos_embed\.pos|temp)_embed")
     fresh: Sequence[str] = ()
     spare: Sequence[str] = ()
     blocks: str = r"(spatial_|temporal_)?blocks\.\d+\..*"
+    same: bool = False
+    arguments: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
 
 
 @dataclass
@@ -122,7 +127,7 @@ def _translate(
         else:
             kept[name] = tensor
     if rule.prepare is not None:
-        kept = rule.prepare(kept, model)
+        kept = rule.prepare(kept, model, report.reshaped)
     found: State = {}
     tables: State = {}
     for name, tensor in kept.items():

@@ -52,6 +52,8 @@ def sizes_in(state: Mapping[str, Tensor], accepted: Collection[str]) -> dict[str
             found["space_scale"] = _scale(spatial, 1, 0) if columns > 1 else _scale(spatial, columns, 1)
     if temporal is not None:
         found["time_scale"] = _scale(temporal, 1, None)
+    else:
+        found["no_temporal_pos_emb"] = True  # an image model: its one frame has no position
     if "y_embedder.embedding_table.weight" in state:
         found["condition"] = f"label_{len(state['y_embedder.embedding_table.weight']) - 1}"  # the last row: no class
     if "y_embedder.y_embedding" in state:

@@ -26,24 +26,84 @@ _SD_VAE = {
     "micro_batch_size": 4,
     "scaling_factor": 0.18215,
 }
+_SIGMA_VAE = {  # SDXL's autoencoder, of the same architecture; Sigma alone uses its own factor
+    **_SD_VAE,
+    "from_pretrained": "PixArt-alpha/pixart_sigma_sdxlvae_T5_diffusers",
+    "subfolder": "vae",
+    "scaling_factor": 0.13025,
+}
 _T5 = {"type": "t5", "from_pretrained": "DeepFloyd/t5-v1_1-xxl"}
+_PIXART = {
+    "vae": _SD_VAE,
+    "text_encoder": _T5,
+    "scheduler": {"type": "dpm-solver", "num_sampling_steps": 20, "cfg_scale": 4.5},
+    "fps": 1,  # images
+}
 
-# By class of the model.
+# By class of the model, or "family:class" where weights of another family are sampled otherwise. The latents of
+# autoencoders that are no hub id of diffusers are scaled by what their own folder says.
 RECIPES: dict[str, dict[str, Any]] = {
+    "PixArt": _PIXART,
+    "PixArtMS": _PIXART,
+    "pixart-sigma:PixArt": {**_PIXART, "vae": _SIGMA_VAE},
+    "pixart-sigma:PixArtMS": {**_PIXART, "vae": _SIGMA_VAE},
     "STDiT": {
         "vae": _SD_VAE,
         "text_encoder": _T5,
         "scheduler": {"type": "iddpm", "num_sampling_steps": 100, "cfg_scale": 7.0},
         "fps": 8,
     },
+    "STDiT2": {
+        "vae": _SD_VAE,
+        "text_encoder": _T5,
+        "scheduler": {"type": "iddpm", "num_sampling_steps": 100, "cfg_scale": 7.0, "table_dtype": "float32"},
+        "num_frames": 16,
+        "image_size": [240, 424],
+        "fps": 8,
+    },
+    "STDiT3": {
+        "vae": {"type": "OpenSoraVAE_V1_2", "from_pretrained": "hpcai-tech/OpenSora-VAE-v1.2"},
+        "text_encoder": _T5,
+        "scheduler": {"type": "rflow", "num_sampling_steps": 30, "cfg_scale": 7.0, "use_timestep_transform": True},
+        "num_frames": 51,
+        "image_size": [240, 424],
+        "fps": 24,
+    },
+    "STDiT3 of 16 channels": {  # Open-Sora 1.3
+        "vae": {"type": "OpenSoraVAE_V1_3", "from_pretrained": "hpcai-tech/OpenSora-VAE-v1.3"},
+        "text_encoder": _T5,
+        "scheduler": {
+            "type": "rflow",
+            "num_sampling_steps": 30,
+            "cfg_scale": 7.0,
+            "use_timestep_transform": True,
+            "release": "1.3",
+        },
+        "num_frames": 49,
+        "image_size": [240, 424],
+        "fps": 24,
+    },
+    "LatteT2V": {
+        "vae": {"type": "CausalVAEModel", "from_pretrained": "LanguageBind/Open-Sora-Plan-v1.1.0/vae"},
+        "text_encoder": _T5,
+        "scheduler": {"type": "PNDM", "num_sampling_steps": 50, "cfg_scale": 7.5},
+        "num_frames": 65,
+        "image_size": [512, 512],
+        "fps": 24,
+    },
 }
 
 
-def run_for(target: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The `run` that belongs beside a model of class `target` built from `config`; {} for an autoencoder."""
-    run = copy.deepcopy(RECIPES.get(target, {}))
-    text = run.get("text_encoder", {})
-    if text.get("type") == "t5":
+def run_for(target: str, family: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The `run` that belongs beside a model of class `target`, built from `config` with weights of `family`.
+
+    {} for an autoencoder, which has none.
+    """
+    channels = config.get("in_channels")
+    names = f"{family}:{target}", f"{target} of {channels} channels", target
+    run = copy.deepcopy(next((RECIPES[name] for name in names if name in RECIPES), {}))
+    text = run["text_encoder"] if run else {}
+    if "model_max_length" in config and text["type"] == "t5":
         text["model_max_length"] = config["model_max_length"]
     return run
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from opensora.models.assemble import build_denoiser
 from opensora.models.layers.embed import spatial_table, temporal_table
+from opensora.models.vae.causal_vae import CausalVAEModel
 from opensora.models.weights import load_weights, read_config, read_weights, save_weights
 from tools.weights.convert import main
 
@@ -208,6 +209,83 @@ def test_a_foreign_config_beside_the_weights(tmp_path: Path) -> None:
     config.pop("run")
     scales = {"space_scale": 1.0, "time_scale": 1.0}
     assert config == {"type": "STDiT-XL/2", "input_size": INPUT, **SIZES, **scales, "in_channels": 4}
+
+
+# other layouts and autoencoders
+
+
+@torch.no_grad()
+def test_pixart_of_diffusers_gives_its_numbers(tmp_path: Path) -> None:
+    """Read from a folder as hubs hold it; then our PixArt answers as diffusers' does."""
+    from diffusers import PixArtTransformer2DModel
+
+    torch.manual_seed(3)
+    theirs = PixArtTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=2,
+        sample_size=8,
+        cross_attention_dim=16,
+        caption_channels=6,
+        use_additional_conditions=False,
+    ).eval()
+    for parameter in theirs.parameters():
+        parameter.copy_(torch.randn_like(parameter) / 4)
+    theirs.save_pretrained(tmp_path / "transformer")
+    words = ["--from", "pixart-diffusers", "--to", "PixArt-XL/2", "model_max_length=3"]
+    assert main([str(tmp_path / "transformer"), str(tmp_path / "out"), *words]) == 0
+    config = read_config(tmp_path / "out")
+    assert config["run"]["image_size"] == [64, 64]
+    config.pop("run")
+    ours = build_denoiser(config).eval()
+    load_weights(ours, tmp_path / "out")
+    x, y, t = torch.randn(2, 4, 8, 8), torch.randn(2, 3, 6), torch.tensor([30, 700])
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    expected = theirs(
+        x, y, t, {"resolution": None, "aspect_ratio": None}, encoder_attention_mask=mask, return_dict=False
+    )[0]
+    torch.testing.assert_close(ours(x[:, :, None], t, y[:, None], mask)[:, :, 0], expected, rtol=1e-4, atol=1e-4)
+
+
+VAE = ["hidden_size=4", "hidden_size_mult=[1,2,2,3]", "num_res_blocks=1", "norm_groups=2"]
+
+
+def test_an_image_autoencoder_becomes_a_causal_one(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    from diffusers import AutoencoderKL
+
+    AutoencoderKL(
+        block_out_channels=(4, 8, 8, 12),
+        layers_per_block=1,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        norm_num_groups=2,
+        latent_channels=4,
+    ).save_pretrained(tmp_path / "sd")
+    assert main([str(tmp_path / "sd"), str(tmp_path / "out"), "--from", "sd-vae", *VAE, "scaling_factor=0.2"]) == 0
+    shown = capsys.readouterr().out
+    assert "encoder.conv_out.conv.weight: image kernel to [8, 12, 3, 3, 3], in the last frame of 3" in shown
+    vae = CausalVAEModel(from_pretrained=str(tmp_path / "out")).load()
+    assert vae.latents.factor == 0.2
+    image, ours = read_weights(tmp_path / "sd"), vae.state_dict()
+    kernel = ours["encoder.conv_out.conv.weight"]
+    assert torch.equal(kernel[:, :, 2], image["encoder.conv_out.weight"])
+    assert not kernel[:, :, :2].any()
+    assert ours["encoder.down.1.time_downsample.mix_factor"].item() == 2.0
+    assert "run" not in read_config(tmp_path / "out")
+
+
+def test_a_lightning_checkpoint_of_the_causal_autoencoder(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    vae = CausalVAEModel(hidden_size=4, hidden_size_mult=[1, 2, 2, 3], num_res_blocks=1, norm_groups=2)
+    (tmp_path / "in").mkdir()
+    state = {**vae.state_dict(), "loss.logvar": torch.zeros(()), "loss.discriminator.main.0.weight": torch.ones(2)}
+    torch.save({"state_dict": state, "global_step": 5}, tmp_path / "in" / "last.ckpt")
+    stored = {**vae.config, "loss_type": "LPIPSWithDiscriminator3D", "lr": 1e-5}
+    (tmp_path / "in" / "config.json").write_text(json.dumps(stored))
+    assert main([str(tmp_path / "in"), str(tmp_path / "out"), "--from", "causal-vae"]) == 0
+    assert "position tables and losses of the file, not used: 2" in capsys.readouterr().out
+    assert read_config(tmp_path / "out") == json.loads(json.dumps(vae.config))
+    again = CausalVAEModel(from_pretrained=str(tmp_path / "out")).load()
+    assert all(torch.equal(tensor, vae.state_dict()[name]) for name, tensor in again.state_dict().items())
 
 
 # mistakes
