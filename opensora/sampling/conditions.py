@@ -17,8 +17,8 @@ from opensora.types import Condition
 class TextModel(Protocol):
     """The part of a denoiser that knows what "no caption" is."""
 
-    def null_text(self, n: int) -> Tensor:
-        """[n, 1, L, C]: the learned null caption."""
+    def null_text(self, n: int) -> Tensor | None:
+        """[n, 1, L, C]: the learned null caption; None for a model whose null caption is the encoded empty prompt."""
 
 
 class TextEncoding(Protocol):
@@ -39,14 +39,16 @@ def encode_pairs(
     """Text for guided sampling, 2B samples in the order the scheduler defines.
 
     An empty negative prompt means the model's null caption under the *prompt's* token mask: null captions are cut to
-    the prompt's length, as Open-Sora does (released weights were sampled that way). A written negative prompt keeps
-    its own mask, for cutting it would drop its last words.
+    the prompt's length, as Open-Sora does (released weights were sampled that way), and Open-Sora-Plan for a single
+    prompt; for several it masks nothing, which here no batch size does. A written negative prompt keeps its own mask,
+    for cutting it would drop its last words.
 
     text_order: "cond,null" or "null,cond". Raises ConfigError when the encoder's states do not fit the model.
     """
     condition = codec.encode_text(list(prompts))
     text_B1LC = condition.text_B1LC
-    null_B1LC = model.null_text(len(prompts)).to(text_B1LC)
+    learned = model.null_text(len(prompts))
+    null_B1LC = codec.encode_text([""] * len(prompts)).text_B1LC if learned is None else learned.to(text_B1LC)
     if null_B1LC.shape != text_B1LC.shape:
         raise ConfigError(
             f"text_encoder: gives captions of {_tokens(text_B1LC)} but the model's null caption has {_tokens(null_B1LC)};"

@@ -76,6 +76,11 @@ class SizeEmbedder(TimestepEmbedder):
         sizes_Bk = sizes_bk.repeat(batch // len(sizes_bk), 1)
         return self(sizes_Bk.flatten()).view(batch, -1)
 
+    def start_silent(self) -> None:
+        """As nothing, for models that start from weights which knew no such number."""
+        small_linear(self.mlp[0])
+        shut_linear(self.mlp[2])
+
 
 class LabelEmbedder(nn.Module):
     """Classes by number; `num_classes` itself is the null class, which exists only where labels are ever dropped."""
@@ -188,7 +193,12 @@ def spatial_table(width: int, rows: int, columns: int, scale: float = 1.0, base_
     c = np.arange(columns, dtype=np.float32) / scale
     if base_size is not None:
         r, c = r * (base_size / rows), c * (base_size / columns)
-    column, row = np.meshgrid(c, r)
+    return grid_table(width, r, c)
+
+
+def grid_table(width: int, rows: NDArray, columns: NDArray) -> NDArray:
+    """float64 [rows * columns, width], row by row, from coordinates: first half of the column, second of the row."""
+    column, row = np.meshgrid(columns, rows)
     return np.concatenate([sine_table(width // 2, column), sine_table(width // 2, row)], axis=1)
 
 

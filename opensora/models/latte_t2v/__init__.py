@@ -1,0 +1,1 @@
+"""LatteT2V, the denoiser of Open-Sora-Plan."""

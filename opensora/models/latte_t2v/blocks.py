@@ -1,0 +1,62 @@
+"""The two kinds of blocks of LatteT2V.
+
+Shapes: B batch, T frames, those of images of their own included, F frames of the clip, S patches of a frame, L text
+tokens, P captions, D width.
+"""
+
+from torch import Tensor
+
+from opensora.models.latte_t2v.attention import CrossAttention, SelfAttention
+from opensora.models.latte_t2v.embed import FeedForward
+from opensora.models.latte_t2v.positions import Rotate
+from opensora.models.layers.modulation import ScaleShiftTable, gated
+from opensora.models.layers.norm import norm_modulate
+from opensora.models.layers.seam import Seam
+
+
+class SpatialBlock(ScaleShiftTable):
+    """Attention within each frame, cross-attention without norm or gate, and perceptron on [B, T, S, D]."""
+
+    def __init__(self, dim: int, num_heads: int, bias: bool, factor: int, eps: float):
+        super().__init__(6, dim)
+        self.eps = eps
+        self.attn1 = SelfAttention(dim, num_heads, bias, factor, along="patches")
+        self.attn2 = CrossAttention(dim, num_heads, bias)
+        self.ff = FeedForward(dim)
+        # Between blocks parallel/ keeps the patches cut; only attention within a frame needs them whole.
+        self.to_frames = Seam("switch", dim=2, other=1)
+        self.to_patches = Seam("switch", dim=1, other=2)
+
+    def forward(
+        self,
+        x_BTSD: Tensor,
+        y_PLD: Tensor,
+        time_B6D: Tensor,
+        grid: tuple[int, int],
+        images: int = 0,
+        mask_PL: Tensor | None = None,
+        patch_mask: Tensor | None = None,
+        rotate: Rotate | None = None,
+    ) -> Tensor:
+        """patch_mask: bool [B * T, 1, 1, keys], True = may be seen."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.vectors(time_B6D)
+        frames = self.to_frames(norm_modulate(x_BTSD, shift1, scale1, self.eps))
+        x = gated(x_BTSD, gate1, self.to_patches(self.attn1(frames, rotate, patch_mask, grid)))
+        x = x + self.attn2(x, y_PLD, mask_PL, images)
+        return gated(x, gate2, self.ff(norm_modulate(x, shift2, scale2, self.eps)))
+
+
+class TemporalBlock(ScaleShiftTable):
+    """Attention along time at each place of the frame, and perceptron on [B, F, S, D]."""
+
+    def __init__(self, dim: int, num_heads: int, bias: bool, factor: int, eps: float):
+        super().__init__(6, dim)
+        self.eps = eps
+        self.attn1 = SelfAttention(dim, num_heads, bias, factor, along="frames")
+        self.ff = FeedForward(dim)
+
+    def forward(self, x_BFSD: Tensor, time_B6D: Tensor, rotate: Rotate | None = None) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.vectors(time_B6D)
+        places = norm_modulate(x_BFSD, shift1, scale1, self.eps).transpose(1, 2)
+        x = gated(x_BFSD, gate1, self.attn1(places, rotate).transpose(1, 2))
+        return gated(x, gate2, self.ff(norm_modulate(x, shift2, scale2, self.eps)))

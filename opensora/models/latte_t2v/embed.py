@@ -1,0 +1,124 @@
+"""Embeddings with the key names of diffusers: patches, timestep, caption; and the perceptron.
+
+Shapes: B batch, C channels, T frames, S = h * w patches of a frame, L text tokens, D width.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from opensora.models.latte_t2v.positions import patch_table
+from opensora.models.layers.embed import small_linear, timestep_features
+from opensora.models.shapes import divides
+
+NULL_TOKENS = 120  # rows of the null caption in every release, however long its captions are
+
+
+class PatchEmbed(nn.Module):
+    """Patches of every frame, with their places in it added.
+
+    grid: rows and columns of the table that is kept. base: side of the square that every grid is stretched to; scale
+    divides positions.
+    """
+
+    def __init__(self, patch_size: int, in_channels: int, dim: int, grid: tuple[int, int], base: int, scale: float):
+        super().__init__()
+        self.patch_size, self.grid, self.base, self.scale = patch_size, grid, base, scale
+        self.proj = nn.Conv2d(in_channels, dim, patch_size, stride=patch_size)
+        self.register_buffer("pos_embed", self._table(*grid)[None], persistent=False)
+        self.pos_embed: Tensor
+
+    def grid_of(self, x_BCTHW: Tensor) -> tuple[int, int]:
+        """Rows and columns of patches; ShapeError when the latents are not whole patches."""
+        rows, columns = (divides("LatteT2V: latents over patch_size", n, self.patch_size) for n in x_BCTHW.shape[3:])
+        return rows, columns
+
+    def forward(self, x_BCTHW: Tensor) -> Tensor:
+        """[B, C, T, H, W] -> [B, T, S, D]."""
+        grid = self.grid_of(x_BCTHW)
+        patches = self.proj(x_BCTHW.transpose(1, 2).flatten(0, 1)).flatten(2).transpose(1, 2)
+        table = self.pos_embed if grid == self.grid else self._table(*grid).to(patches)
+        return (patches + table).unflatten(0, (len(x_BCTHW), -1))
+
+    def _table(self, rows: int, columns: int) -> Tensor:
+        table = patch_table(self.proj.out_channels, rows, columns, self.base, self.scale)
+        return torch.as_tensor(table).float()
+
+
+class _TimestepLayers(nn.Module):
+    def __init__(self, dim: int, frequency_width: int):
+        super().__init__()
+        self.linear_1 = nn.Linear(frequency_width, dim)
+        self.linear_2 = nn.Linear(dim, dim)
+
+
+class _TimestepEmbedding(nn.Module):
+    """Only there for the key names."""
+
+    def __init__(self, dim: int, frequency_width: int):
+        super().__init__()
+        self.timestep_embedder = _TimestepLayers(dim, frequency_width)
+
+
+class TimestepModulation(nn.Module):
+    """Timestep -> its embedding e, and the six modulation vectors that all blocks start from."""
+
+    def __init__(self, dim: int, frequency_width: int = 256):
+        super().__init__()
+        self.emb = _TimestepEmbedding(dim, frequency_width)
+        self.linear = nn.Linear(dim, 6 * dim)
+
+    def initialise(self) -> None:
+        """Small weights, so that conditioning starts weak."""
+        layers = self.emb.timestep_embedder
+        for linear in (layers.linear_1, layers.linear_2, self.linear):
+            small_linear(linear)
+
+    def forward(self, t_B: Tensor) -> tuple[Tensor, Tensor]:
+        """[B] -> e [B, D], vectors [B, 6, D]."""
+        layers = self.emb.timestep_embedder
+        features = timestep_features(t_B, layers.linear_1.in_features).to(self.linear.weight.dtype)
+        e_BD = layers.linear_2(F.silu(layers.linear_1(features)))
+        return e_BD, self.linear(F.silu(e_BD)).unflatten(1, (6, -1))
+
+
+class CaptionProjection(nn.Module):
+    """Text states to the model's width.
+
+    `y_embedding`, the learned null caption of the image model these weights come from, is in every release and plays no
+    part here: unguided text is the encoded empty prompt.
+    """
+
+    def __init__(self, in_channels: int, dim: int):
+        super().__init__()
+        self.linear_1 = nn.Linear(in_channels, dim)
+        self.linear_2 = nn.Linear(dim, dim)
+        self.register_buffer("y_embedding", torch.randn(NULL_TOKENS, in_channels) / in_channels**0.5)
+
+    def initialise(self) -> None:
+        small_linear(self.linear_1)
+        small_linear(self.linear_2)
+
+    def forward(self, y: Tensor) -> Tensor:
+        return self.linear_2(F.gelu(self.linear_1(y), approximate="tanh"))
+
+
+class _GeluProjection(nn.Module):
+    def __init__(self, dim: int, inner: int):
+        super().__init__()
+        self.proj = nn.Linear(dim, inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.proj(x), approximate="tanh")
+
+
+class FeedForward(nn.Module):
+    """Two layers, four times the width between them."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        # The place of a dropout that no release uses.
+        self.net = nn.Sequential(_GeluProjection(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
