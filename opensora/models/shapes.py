@@ -9,11 +9,12 @@ class ShapeError(OpenSoraError, ValueError):
     """A size does not fit the model."""
 
 
-def triple(where: str, sizes: Sequence[int]) -> tuple[int, int, int]:
+def triple(where: str, sizes: Sequence[int | None]) -> tuple[int, int, int]:
     """(T, H, W) as a tuple of ints; ShapeError for anything but three positive integers."""
-    if len(sizes) != 3 or any(int(n) != n or n < 1 for n in sizes):
+    whole = [int(n) for n in sizes if n is not None and int(n) == n and n >= 1]
+    if len(sizes) != 3 or len(whole) != 3:
         raise ShapeError(f"{where}: {list(sizes)}; three positive whole numbers (frames, rows, columns) are needed")
-    return int(sizes[0]), int(sizes[1]), int(sizes[2])
+    return whole[0], whole[1], whole[2]
 
 
 def divides(where: str, whole: int, part: int) -> int:

@@ -2,7 +2,6 @@
 
 import re
 from fractions import Fraction
-from typing import Any
 
 import pytest
 import torch
@@ -11,32 +10,22 @@ from opensora.models.layers.embed import CaptionEmbedder, spatial_table, tempora
 from opensora.models.shapes import ShapeError
 from opensora.models.stdit.stdit import STDiT
 from opensora.registry import MODELS, build
-from tests.parity.golden import Case, Golden, assert_parity, cases, directories, released_keys
-
-# Switches of the original that choose a faster kernel or a dtype; they do not change float32 numbers.
-KERNEL_SWITCHES = {"dtype", "enable_flashattn", "enable_flash_attn", "enable_layernorm_kernel", "freeze"}
+from tests.parity.denoisers import arguments, assert_forward, assert_keys, recorded_model
+from tests.parity.golden import Golden, assert_parity, cases, directories, released_keys
 
 
 def is_stdit(golden: Golden) -> bool:
     return golden.config.get("cls") == "STDiT" and golden.has("state")
 
 
-def recorded_model(golden: Golden) -> STDiT:
-    kwargs: dict[str, Any] = {k: v for k, v in golden.config["kwargs"].items() if k not in KERNEL_SWITCHES}
-    model = STDiT(**kwargs)
-    model.load_state_dict(golden.state(), strict=True)
-    return model.eval()
-
-
 @pytest.mark.parametrize("golden", directories(is_stdit, "STDiT"))
 def test_keys_and_shapes(golden: Golden) -> None:
-    model = recorded_model(golden)
-    assert {k: list(v.shape) for k, v in model.state_dict().items()} == golden.config["state_shapes"]
+    assert_keys(recorded_model(golden, STDiT), golden)
 
 
 @pytest.mark.parametrize("golden", directories(is_stdit, "STDiT"))
 def test_position_tables_are_the_stored_ones(golden: Golden) -> None:
-    fresh = STDiT(**{k: v for k, v in golden.config["kwargs"].items() if k not in KERNEL_SWITCHES}).state_dict()
+    fresh = STDiT(**arguments(golden)).state_dict()
     stored = golden.state()
     assert torch.equal(fresh["pos_embed"], stored["pos_embed"])
     assert torch.equal(fresh["pos_embed_temporal"], stored["pos_embed_temporal"])
@@ -45,22 +34,12 @@ def test_position_tables_are_the_stored_ones(golden: Golden) -> None:
 @pytest.mark.parametrize("recorded", cases(is_stdit, "STDiT"))
 def test_forward(recorded: tuple[Golden, str]) -> None:
     golden, name = recorded
-    case: Case = golden.case(name)
-    model = recorded_model(golden)
-    seen: dict[str, torch.Tensor] = {}
-    for path in case.inner:
-        model.get_submodule(path).register_forward_hook(lambda _m, _i, out, path=path: seen.update({path: out}))
-    with torch.no_grad():
-        out = model(**case.inputs)
-    assert out.dtype == torch.float32
-    for path, expected in case.inner.items():
-        assert_parity(seen[path].reshape(expected.shape), expected, what=path)
-    assert_parity(out, case.out)
+    assert_forward(recorded_model(golden, STDiT), golden, name)
 
 
 @pytest.mark.parametrize("golden", directories(is_stdit, "STDiT"))
 def test_other_sizes_are_refused(golden: Golden) -> None:
-    model = recorded_model(golden)
+    model = recorded_model(golden, STDiT)
     x = golden.case(golden.case_names()[0]).inputs["x"]
     with pytest.raises(ShapeError, match="this model was built for"):
         model(torch.cat([x, x], dim=-1), torch.zeros(len(x)), model.null_text(len(x)))

@@ -39,7 +39,7 @@ def choose_kernel(device_type: str, dtype: torch.dtype, keys: int, head_dim: int
     kernel = offered(dtype, head_dim, masked) if offered is not None else None
     if kernel is not None:
         return kernel
-    if device_type == "cpu" and dtype != torch.float32 and keys <= SHORT_KEYS:
+    if device_type == "cpu" and dtype in (torch.bfloat16, torch.float16) and keys <= SHORT_KEYS:
         return softmax_attention
     return sdpa_attention
 
@@ -83,7 +83,8 @@ class SelfAttention(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         if rotate is not None and not self.rope_first:
             q, k = rotate(q), rotate(k)
-        out = self.kernel(q, k, v, mask)
+        # Under autocast, norms and rotations with float32 weights widen what the projection made narrow.
+        out = self.kernel(q.to(v.dtype), k.to(v.dtype), v, mask)
         return self.proj(out.transpose(1, 2).reshape(*lead, n, dim))
 
 

@@ -5,6 +5,7 @@ A device without an entry gets torch's kernels. `use_kernels` is called once, be
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -22,13 +23,25 @@ class Kernels:
     rms_norm: Callable[[Tensor, Tensor, float], Tensor] | None = None  # x, weight, eps
 
 
+class Device(Protocol):
+    """The part of a platform that knows its kernels."""
+
+    name: str  # torch's device type
+
+    def attention(self, dtype: torch.dtype, head_dim: int, masked: bool) -> Attention | None: ...
+
+    def layer_norm(self) -> Callable[[Tensor, Tensor | None, Tensor | None, float], Tensor] | None: ...
+
+    def rms_norm(self) -> Callable[[Tensor, Tensor, float], Tensor] | None: ...
+
+
 TORCH = Kernels()
 _by_device: dict[str, Kernels] = {}
 
 
-def use_kernels(device_type: str, kernels: Kernels) -> None:
-    """From now on tensors on devices of this type go through these kernels."""
-    _by_device[device_type] = kernels
+def use_kernels(device: Device) -> None:
+    """From now on tensors on devices of this type go through the kernels it offers."""
+    _by_device[device.name] = Kernels(device.attention, device.layer_norm(), device.rms_norm())
 
 
 def kernels_for(device_type: str) -> Kernels:

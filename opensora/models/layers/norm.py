@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from opensora.models.layers.kernels import kernels_for
+from opensora.models.layers.patch import widened
 
 
 def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-6) -> Tensor:
@@ -33,7 +34,7 @@ def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6) ->
 
 
 class RMSNorm(nn.Module):
-    """Root mean square norm of the last axis (Zhang & Sennrich 2019, arXiv:1910.07467), computed in float32."""
+    """Root mean square norm of the last axis (Zhang & Sennrich 2019, arXiv:1910.07467), computed in float32 at least."""
 
     def __init__(self, dim: int, eps: float = 1e-6):
         super().__init__()
@@ -44,6 +45,6 @@ class RMSNorm(nn.Module):
         fused = kernels_for(x.device.type).rms_norm
         if fused is not None:
             return fused(x, self.weight, self.eps)
-        wide = x.float()
+        wide = widened(x)
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return wide.to(x.dtype) * self.weight

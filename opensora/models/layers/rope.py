@@ -3,6 +3,8 @@
 Shapes: N positions along the attended axis, d width of a head (or of the part that is rotated).
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -12,7 +14,7 @@ from opensora.models.shapes import divides
 def rope_frequencies(width: int, base: float = 10000.0) -> Tensor:
     """float32 [width / 2]: base^(-2k / width)."""
     divides("rotary embedding: width", width, 2)
-    return base ** -(torch.arange(0, width, 2, dtype=torch.float32) / width)
+    return 1.0 / base ** (torch.arange(0, width, 2, dtype=torch.float32) / width)  # to the bit as released weights hold
 
 
 class RotaryEmbedding(nn.Module):
@@ -27,11 +29,20 @@ class RotaryEmbedding(nn.Module):
         return positions_N.to(self.freqs)[:, None] * self.freqs
 
 
+def pair_rotation(angles_Nk: Tensor) -> Callable[[Tensor], Tensor]:
+    """`rotate_pairs` by these angles, for many calls: sines and cosines are computed once."""
+    cos, sin = angles_Nk.cos().repeat_interleave(2, dim=-1), angles_Nk.sin().repeat_interleave(2, dim=-1)
+
+    def rotate(x: Tensor) -> Tensor:
+        turned = torch.stack([-x[..., 1::2], x[..., 0::2]], dim=-1).flatten(-2)
+        return x * cos + turned * sin
+
+    return rotate
+
+
 def rotate_pairs(x: Tensor, angles_Nk: Tensor) -> Tensor:
     """Rotate neighbours (2k, 2k + 1) of the last axis of x [..., N, 2k] by the angles [..., N, k]."""
-    cos, sin = angles_Nk.cos().repeat_interleave(2, dim=-1), angles_Nk.sin().repeat_interleave(2, dim=-1)
-    turned = torch.stack([-x[..., 1::2], x[..., 0::2]], dim=-1).flatten(-2)
-    return x * cos + turned * sin
+    return pair_rotation(angles_Nk)(x)
 
 
 def rotate_halves(x: Tensor, angles_Nk: Tensor) -> Tensor:

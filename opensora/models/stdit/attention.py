@@ -1,0 +1,74 @@
+"""Attention within frames and along time, on tokens [B, T, S, D]: B batch, T frames, S patches of a frame, D width."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from opensora.models.layers.attention import CrossAttention, SelfAttention
+from opensora.models.layers.seam import Seam
+from opensora.models.shapes import ShapeError
+
+Rotate = Callable[[Tensor], Tensor]
+
+
+class FrameAttention(SelfAttention):
+    """Each frame by itself."""
+
+    def __init__(self, dim: int, num_heads: int, **options: Any):
+        super().__init__(dim, num_heads, spans_split=True, **options)
+        # Between blocks parallel/ keeps the patches cut; only attention within a frame needs them whole.
+        self.to_frames = Seam("switch", dim=2, other=1)
+        self.to_patches = Seam("switch", dim=1, other=2)
+
+    def forward(self, x_BTSD: Tensor, rotate: Rotate | None = None, mask: Tensor | None = None) -> Tensor:
+        """rotate: position embedding of a frame's patches; mask: as in SelfAttention."""
+        return self.to_patches(super().forward(self.to_frames(x_BTSD), rotate, mask))
+
+
+def along_time(attention: SelfAttention, x_BTSD: Tensor, rotate: Rotate | None = None) -> Tensor:
+    """Each place of the frame by itself, along time; rotate: position embedding of the frames."""
+    return attention(x_BTSD.transpose(1, 2), rotate).transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class Text:
+    """What the frames of a clip attend to: the caption, and the null caption in the frames that are given."""
+
+    y_BLD: Tensor
+    mask_BL: Tensor | None = None
+    null_BLD: Tensor | None = None
+    null_mask_BL: Tensor | None = None
+    free: Tensor | None = None  # numbers of the frames that attend to the caption
+    given: Tensor | None = None  # numbers of the others
+    order: Tensor | None = None  # where each frame is in free + given
+
+    def with_null(self, null_BLD: Tensor, null_mask_BL: Tensor | None, frames: int, given: Sequence[int]) -> "Text":
+        """The frames numbered in `given` attend to the null caption; ShapeError when there is no such frame."""
+        wrong = [number for number in given if not 0 <= number < frames]
+        if wrong:
+            raise ShapeError(f"mask_index: frames {wrong} of a clip of {frames}; name frames from 0 to {frames - 1}")
+        chosen = sorted(set(given))
+        free = [number for number in range(frames) if number not in chosen]
+        device = self.y_BLD.device
+        order = torch.tensor([*free, *chosen], device=device).argsort()
+        free_N, given_N = (torch.tensor(part, dtype=torch.long, device=device) for part in (free, chosen))
+        return Text(self.y_BLD, self.mask_BL, null_BLD, null_mask_BL, free_N, given_N, order)
+
+    def read(self, attention: CrossAttention, x_BTSD: Tensor) -> Tensor:
+        """Every token attends to its frame's text."""
+        if self.null_BLD is None or self.free is None or self.given is None or self.order is None:
+            return _read(attention, x_BTSD, self.y_BLD, self.mask_BL)
+        parts = [
+            _read(attention, x_BTSD[:, self.free], self.y_BLD, self.mask_BL),
+            _read(attention, x_BTSD[:, self.given], self.null_BLD, self.null_mask_BL),
+        ]
+        return torch.cat(parts, dim=1)[:, self.order]
+
+
+def _read(attention: CrossAttention, x_BTSD: Tensor, y_BLD: Tensor, mask_BL: Tensor | None) -> Tensor:
+    if not x_BTSD.shape[1]:
+        return x_BTSD
+    return attention(x_BTSD.flatten(1, 2), y_BLD, mask_BL).view(x_BTSD.shape)
