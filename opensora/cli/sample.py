@@ -73,6 +73,7 @@ def sample_command(config: str, overrides: Sequence[str], prompts: Sequence[str]
 
     # heavy, and not needed to answer a typo
     from opensora import log
+    from opensora.models.layers.kernels import use_kernels
     from opensora.parallel import world as worlds
     from opensora.platforms import select
     from opensora.sampling.build import build_sampler, plan_sampling
@@ -82,6 +83,7 @@ def sample_command(config: str, overrides: Sequence[str], prompts: Sequence[str]
         rank, _ = worlds.rank_from_environment()
         log.setup(rank)
         platform = select()
+        use_kernels(platform)
         run = replace(loaded.run, dtype=platform.choose_dtype(loaded.run.dtype))
         plan = plan_sampling(run, config)
     world = worlds.start(platform, timeout_seconds=3600)

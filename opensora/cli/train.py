@@ -28,6 +28,7 @@ def train_command(config: str, overrides: Sequence[str]) -> int:
 
     # heavy, and not needed to answer a typo
     from opensora import log
+    from opensora.models.layers.kernels import use_kernels
     from opensora.parallel import world as worlds
     from opensora.platforms import select
     from opensora.training.build import build_training, check_world
@@ -38,6 +39,7 @@ def train_command(config: str, overrides: Sequence[str]) -> int:
         check_world(run, size, config)
     log.setup(rank)
     platform = select()
+    use_kernels(platform)
     run = replace(run, dtype=platform.choose_dtype(run.dtype))
     world = worlds.start(platform, run.timeout_seconds)
     log.logger().info("%d rank(s), plugin %s, %s, device %s", size, run.plugin, run.dtype, world.device)

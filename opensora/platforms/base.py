@@ -1,9 +1,11 @@
 """What a device must offer; cpu, cuda and npu differ here and nowhere else."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import torch
+from torch import Tensor
 
 from opensora.types import Precision
 
@@ -51,6 +53,19 @@ class Platform(ABC):
         if wanted != "auto":
             return wanted
         return "bf16" if self.multiplies_bf16() else "fp32"
+
+    def attention(self, dtype: torch.dtype, head_dim: int, masked: bool) -> Callable[..., Tensor] | None:
+        """The device's own attention for q [B, h, N, d], k and v [B, h, M, d] and a mask that is bool [B, 1, 1 or N, M]
+        (True = may be seen) or None; None when torch's is the best there is."""
+        return None
+
+    def layer_norm(self) -> Callable[[Tensor, Tensor | None, Tensor | None, float], Tensor] | None:
+        """The device's own layer norm along the last axis (x, weight, bias, eps); None = torch's."""
+        return None
+
+    def rms_norm(self) -> Callable[[Tensor, Tensor, float], Tensor] | None:
+        """The device's own root mean square norm along the last axis (x, weight, eps); None = ours."""
+        return None
 
     def autocast(self, dtype: torch.dtype) -> AbstractContextManager[None]:
         """Matrix products in `dtype`; float32 leaves everything as it is."""

@@ -1,6 +1,10 @@
 """NVIDIA devices (and AMD ones through ROCm, which answers to the same names)."""
 
+from collections.abc import Callable
+from importlib.util import find_spec
+
 import torch
+from torch import Tensor
 
 from opensora.platforms.base import Platform
 from opensora.registry import PLATFORMS
@@ -35,5 +39,31 @@ class CudaPlatform(Platform):
     def multiplies_bf16(self) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
 
+    def attention(self, dtype: torch.dtype, head_dim: int, masked: bool) -> Callable[..., Tensor] | None:
+        """flash-attn (Dao 2023, arXiv:2307.08691) where it is installed; it takes no masks and half precision only."""
+        fits = not masked and dtype in (torch.bfloat16, torch.float16) and head_dim <= 256
+        return flash_attention if fits and find_spec("flash_attn") is not None else None
+
+    def layer_norm(self) -> Callable[[Tensor, Tensor | None, Tensor | None, float], Tensor] | None:
+        return apex_layer_norm if find_spec("apex") is not None else None
+
     def synchronize(self) -> None:
         torch.cuda.synchronize()
+
+
+def flash_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """flash-attn's layout is [B, N, h, d]; it scales by d^-0.5 by itself."""
+    from flash_attn import flash_attn_func
+
+    if mask is not None:
+        raise ValueError("flash-attn: a mask was given; it has none, use torch's attention")
+    return flash_attn_func(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
+
+
+def apex_layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """apex's fused kernel, which wants either both of weight and bias or none."""
+    from apex.normalization.fused_layer_norm import fused_layer_norm, fused_layer_norm_affine
+
+    if weight is None or bias is None:
+        return fused_layer_norm(x, (x.shape[-1],), eps)
+    return fused_layer_norm_affine(x, weight, bias, (x.shape[-1],), eps)

@@ -1,0 +1,173 @@
+"""Kernels of accelerators, with stand-ins for their packages: what is passed on, and when. Numerics need the device."""
+
+import sys
+import types
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from opensora.models.layers import kernels
+from opensora.models.layers.attention import attend, choose_kernel, sdpa_attention
+from opensora.models.layers.kernels import use_kernels
+from opensora.models.layers.norm import RMSNorm, norm_modulate
+from opensora.platforms import cuda, npu
+from opensora.platforms.cuda import CudaPlatform
+from opensora.platforms.npu import NpuPlatform
+
+
+@pytest.fixture(autouse=True)
+def own_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_by_device", {})
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, name: str, **functions: object) -> None:
+    module = types.ModuleType(name)
+    module.__spec__ = types.SimpleNamespace(name=name, submodule_search_locations=[])  # type: ignore[assignment]
+    module.__path__ = []
+    for key, function in functions.items():
+        setattr(module, key, function)
+    monkeypatch.setitem(sys.modules, name, module)
+
+
+def qkv(width: int = 8, keys: int = 7) -> list[Tensor]:
+    torch.manual_seed(0)
+    return [torch.randn(2, 3, n, width, dtype=torch.bfloat16) for n in (5, keys, keys)]
+
+
+def flash_attn_func(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """As documented: [B, N, h, d], scale d^-0.5."""
+    assert q.shape[1:3] == (5, 3)
+    return F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
+
+
+def test_flash_attn_gets_its_own_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch, "flash_attn", flash_attn_func=flash_attn_func)
+    kernel = CudaPlatform().attention(torch.bfloat16, 72, masked=False)
+    assert kernel is cuda.flash_attention
+    q, k, v = qkv()
+    assert torch.equal(kernel(q, k, v, None), F.scaled_dot_product_attention(q, k, v))
+    with pytest.raises(ValueError, match="a mask was given"):
+        kernel(q, k, v, torch.ones(2, 1, 1, 7, dtype=torch.bool))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "masked"),
+    [(torch.float32, 72, False), (torch.bfloat16, 264, False), (torch.bfloat16, 72, True)],
+)
+def test_flash_attn_is_left_out_where_it_does_not_apply(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, head_dim: int, masked: bool
+) -> None:
+    stand_in(monkeypatch, "flash_attn", flash_attn_func=flash_attn_func)
+    assert CudaPlatform().attention(dtype, head_dim, masked) is None
+    use_kernels(CudaPlatform())
+    assert choose_kernel("cuda", dtype, 256, head_dim, masked) is sdpa_attention
+
+
+def test_without_the_packages_torch_does_it() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine may have them")
+    assert CudaPlatform().attention(torch.bfloat16, 72, masked=False) is None
+    assert CudaPlatform().layer_norm() is None
+
+
+def test_apex_gets_both_vectors_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def affine(x: Tensor, weight: Tensor, bias: Tensor, shape: tuple[int, ...], eps: float) -> Tensor:
+        asked.append("affine")
+        return F.layer_norm(x, shape, weight, bias, eps)
+
+    def plain(x: Tensor, shape: tuple[int, ...], eps: float) -> Tensor:
+        asked.append("plain")
+        return F.layer_norm(x, shape, None, None, eps)
+
+    stand_in(monkeypatch, "apex")
+    stand_in(monkeypatch, "apex.normalization")
+    stand_in(monkeypatch, "apex.normalization.fused_layer_norm", fused_layer_norm=plain, fused_layer_norm_affine=affine)
+    monkeypatch.setattr(CudaPlatform, "name", "cpu")
+    use_kernels(CudaPlatform())
+    x, vector, per_frame = torch.randn(1, 2, 3, 8), torch.randn(1, 1, 1, 8), torch.randn(1, 2, 1, 8)
+    expected = F.layer_norm(x, (8,), eps=1e-6)
+    torch.testing.assert_close(norm_modulate(x, vector, vector), expected * (1 + vector) + vector)
+    torch.testing.assert_close(norm_modulate(x, per_frame, per_frame), expected * (1 + per_frame) + per_frame)
+    assert asked == ["affine", "plain"]
+
+
+def npu_fusion_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    head_num: int,
+    input_layout: str,
+    *,
+    atten_mask: Tensor | None = None,
+    scale: float = 1.0,
+    keep_prob: float = 1.0,
+) -> tuple[Tensor, ...]:
+    """As documented: atten_mask [B, 1, N, M] is True where a key is hidden; the scale is the caller's."""
+    assert input_layout == "BNSD"
+    assert (head_num, keep_prob) == (q.shape[1], 1.0)
+    assert q.shape[-1] % 16 == 0
+    if atten_mask is not None:
+        assert atten_mask.dtype == torch.bool
+        assert atten_mask.shape == (len(q), 1, q.shape[2], k.shape[2])
+    visible = None if atten_mask is None else ~atten_mask
+    return (F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scale), None, None, None, 0, 0, 0)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("width", [16, 8, 72])
+@pytest.mark.parametrize("masked", [False, True])
+def test_ascend_attention_is_sdpa(monkeypatch: pytest.MonkeyPatch, width: int, masked: bool) -> None:
+    """Polarity of the mask, layout, scale, and the padding of head widths."""
+    stand_in(monkeypatch, "torch_npu", npu_fusion_attention=npu_fusion_attention)
+    monkeypatch.setattr(NpuPlatform, "name", "cpu")
+    use_kernels(NpuPlatform())
+    q, k, v = qkv(width)
+    mask = torch.arange(7).expand(2, 1, 1, 7) < torch.tensor([3, 7]).view(2, 1, 1, 1) if masked else None
+    assert choose_kernel("cpu", q.dtype, 7, width, masked) is npu.fused_attention
+    expected = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask)
+    torch.testing.assert_close(attend(q, k, v, mask).float(), expected, rtol=2e-2, atol=2e-2)
+    assert NpuPlatform().attention(torch.float32, width, masked) is None
+
+
+def test_ascend_rms_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    def npu_rms_norm(x: Tensor, gamma: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+        scale = torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon)
+        return x * scale * gamma, scale
+
+    norm, x = RMSNorm(8), torch.randn(3, 8)
+    torch.nn.init.normal_(norm.weight)
+    expected = norm(x)
+    stand_in(monkeypatch, "torch_npu", npu_rms_norm=npu_rms_norm)
+    monkeypatch.setattr(NpuPlatform, "name", "cpu")
+    use_kernels(NpuPlatform())
+    torch.testing.assert_close(norm(x), expected)
+    assert kernels.kernels_for("cpu").rms_norm is npu.fused_rms_norm
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_kernels_agree_with_torch() -> None:
+    platform = CudaPlatform()
+    q, k, v = (part.cuda() for part in qkv(64))
+    kernel = platform.attention(q.dtype, 64, masked=False)
+    if kernel is not None:
+        expected = F.scaled_dot_product_attention(q, k, v)
+        torch.testing.assert_close(kernel(q, k, v, None), expected, rtol=2e-2, atol=2e-2)
+    norm, x = platform.layer_norm(), torch.randn(4, 64, device="cuda")
+    if norm is not None:
+        torch.testing.assert_close(norm(x, None, None, 1e-6), F.layer_norm(x, (64,), eps=1e-6))
+
+
+@pytest.mark.npu
+@pytest.mark.skipif(not NpuPlatform.is_available(), reason="needs an Ascend device")
+def test_ascend_kernels_agree_with_torch() -> None:
+    device = NpuPlatform().device(0)
+    q, k, v = (part.to(device) for part in qkv(72))
+    expected = F.scaled_dot_product_attention(q.float(), k.float(), v.float())
+    torch.testing.assert_close(npu.fused_attention(q, k, v).float(), expected, rtol=2e-2, atol=2e-2)
+    weight, x = torch.randn(64, device=device), torch.randn(4, 64, device=device)
+    expected = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * weight
+    torch.testing.assert_close(npu.fused_rms_norm(x, weight, 1e-6), expected, rtol=1e-3, atol=1e-3)
