@@ -94,11 +94,10 @@ def build_denoiser(config: Mapping[str, Any], *, seed: int = 0, pretrained: str 
 
 
 def load_autoencoder(vae: Any, config: Mapping[str, Any]) -> Any:
-    """Read its weights; without `from_pretrained` it stays as it was initialised, which is good for debugging only."""
-    if config.get("from_pretrained") is not None:
-        return vae.load()
-    logger().warning("vae: no from_pretrained, so latents come from untrained weights; fine for a debug run only")
-    return vae
+    """Read its weights; what no `from_pretrained` names stays as it was initialised, which is good for debugging only."""
+    if config.get("from_pretrained") is None:
+        logger().warning("vae: no from_pretrained, so latents come from untrained weights; fine for a debug run only")
+    return vae.load()  # without a from_pretrained of its own, parts of it may have one
 
 
 @contextmanager

@@ -5,8 +5,7 @@ Shapes: B batch, C latent channels, T H W frames/rows/columns, lower case the la
 """
 
 import inspect
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -16,9 +15,9 @@ from opensora.errors import ConfigError
 from opensora.models.shapes import ShapeError
 from opensora.models.vae.autoencoder_kl import VideoAutoencoderKL
 from opensora.models.vae.gaussian import Gaussian, LatentScale
-from opensora.models.vae.pretrained import fill_from_folder
+from opensora.models.vae.pretrained import fetched, fill_from_folder, stored_config
 from opensora.models.vae.temporal_vae import VAE_Temporal
-from opensora.models.weights import load_weights, read_config
+from opensora.models.weights import load_weights
 from opensora.registry import VAES
 
 # Arguments of diffusers' AutoencoderKL that give the layout of Stable Diffusion's and SDXL's autoencoders.
@@ -33,14 +32,17 @@ SPATIAL = {
     "up_block_types": ("UpDecoderBlock2D",) * 4,
     "sample_size": 512,
 }
+# What VAE_Temporal would scale its latents by: the whole does that.
+NOT_SCALED: dict[str, Any] = {"scaling_factor": 1.0, "latent_shift": None, "latent_scale": None}
 
 
 @VAES.register_module()
 class OpenSoraVAE_V1_2(nn.Module):
     """The defaults are the released layout. Keys: `spatial_vae.module.*`, `temporal_vae.*`, buffers `shift`, `scale`.
 
-    from_pretrained: a folder with config.json and weights. Building reads the config only, `load()` the weights.
-    spatial: arguments of VideoAutoencoderKL; temporal: arguments of VAE_Temporal; both without `type`. A
+    from_pretrained: a folder with config.json and weights, or a hub id, whose layout the other arguments say. Building
+    reads the config only, `load()` the weights.
+    spatial: arguments of VideoAutoencoderKL; temporal: those of VAE_Temporal that say its layout; without `type`. A
     `from_pretrained` in them is read by `load()` when there are no weights of the whole.
     micro_frame_size: frames that the temporal part codes at a time, each such clip for itself and filled up in front
     for itself; None = all. micro_batch_size: frames that the spatial part codes at a time, None = all.
@@ -69,15 +71,15 @@ class OpenSoraVAE_V1_2(nn.Module):
         given = {key: value for key, value in locals().items() if key not in ("self", "__class__", "from_pretrained")}
         super().__init__()
         if from_pretrained is not None:
-            given = fill_from_folder(type(self), given, read_config(from_pretrained), from_pretrained)
+            given = fill_from_folder(type(self), given, stored_config(from_pretrained), from_pretrained)
         self.from_pretrained = from_pretrained
         self._build(**given)
         # rebuilds this module without a folder; the parts say what their own folders said
         self.config: dict[str, Any] = {
             "type": "OpenSoraVAE_V1_2",
             **given,
-            "spatial": _arguments(self.spatial_vae.config, given="micro_batch_size"),
-            "temporal": _arguments(self.temporal_vae.config),
+            "spatial": _arguments(self.spatial_vae.config, without=["micro_batch_size"]),
+            "temporal": _arguments(self.temporal_vae.config, without=NOT_SCALED),
         }
 
     def _build(self, **config: Any) -> None:
@@ -94,7 +96,7 @@ class OpenSoraVAE_V1_2(nn.Module):
             VideoAutoencoderKL, "spatial", spatial, micro_batch_size=micro_batch_size
         )
         channels = self.spatial_vae.latent_channels
-        self.temporal_vae: VAE_Temporal = _part(VAE_Temporal, "temporal", temporal)
+        self.temporal_vae: VAE_Temporal = _part(VAE_Temporal, "temporal", temporal, **NOT_SCALED)
         if self.temporal_vae.in_channels != channels:
             raise ConfigError(
                 f"OpenSoraVAE_V1_2: temporal: in_out_channels is {self.temporal_vae.in_channels}; the spatial part has "
@@ -123,7 +125,7 @@ class OpenSoraVAE_V1_2(nn.Module):
     def load(self) -> Self:
         """Read the weights of `from_pretrained`, or those of the parts; without any the fresh initial weights stay."""
         if self.from_pretrained is not None:
-            load_weights(self, Path(self.from_pretrained))
+            load_weights(self, fetched(self.from_pretrained))
         else:
             self.spatial_vae.load()
             self.temporal_vae.load()
@@ -222,5 +224,5 @@ def _part(kind: Any, name: str, arguments: Mapping[str, Any], **given: Any) -> A
     return kind(**arguments, **given)
 
 
-def _arguments(config: Mapping[str, Any], given: str = "") -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key not in ("type", given)}
+def _arguments(config: Mapping[str, Any], without: Iterable[str]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in ("type", *without)}

@@ -4,7 +4,6 @@ Shapes: B batch, C latent channels, T H W frames/rows/columns, lower case the la
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -14,8 +13,8 @@ from opensora.errors import ConfigError
 from opensora.models.shapes import ShapeError
 from opensora.models.vae.gaussian import Gaussian, LatentScale
 from opensora.models.vae.open_sora_1_3_net import Decoder, Encoder
-from opensora.models.vae.pretrained import fill_from_folder
-from opensora.models.weights import load_weights, read_config
+from opensora.models.vae.pretrained import fetched, fill_from_folder, stored_config
+from opensora.models.weights import load_weights
 from opensora.registry import VAES
 
 # Mean and deviation per channel of the released autoencoder's latents of videos: diffusion sees (z - mean) / deviation.
@@ -38,7 +37,8 @@ VIDEO_SCALE = tuple(1 / deviation for deviation in VIDEO_STD)
 class OpenSoraVAE_V1_3(nn.Module):
     """The defaults are the released layout.
 
-    from_pretrained: a folder with config.json and weights. Building reads the config only, `load()` the weights.
+    from_pretrained: a folder with config.json and weights, or a hub id, whose layout the other arguments say. Building
+    reads the config only, `load()` the weights.
     hidden_size_mult: one per level, the finest first. down_sampling_layer: levels after which the encoder halves
     frames too (it halves rows and columns after all but the last); temporal_up_layers: levels after which the decoder
     doubles them too. norm_groups: groups of every GroupNorm.
@@ -72,7 +72,7 @@ class OpenSoraVAE_V1_3(nn.Module):
         given = {key: value for key, value in locals().items() if key not in ("self", "__class__", "from_pretrained")}
         super().__init__()
         if from_pretrained is not None:
-            given = fill_from_folder(type(self), given, read_config(from_pretrained), from_pretrained)
+            given = fill_from_folder(type(self), given, stored_config(from_pretrained), from_pretrained)
         self.from_pretrained = from_pretrained
         self.config: dict[str, Any] = {"type": "OpenSoraVAE_V1_3", **given}  # rebuilds this module without a folder
         self._build(**given)
@@ -126,7 +126,7 @@ class OpenSoraVAE_V1_3(nn.Module):
     def load(self) -> Self:
         """Read the weights of `from_pretrained`; without one the fresh initial weights stay."""
         if self.from_pretrained is not None:
-            load_weights(self, Path(self.from_pretrained))
+            load_weights(self, fetched(self.from_pretrained))
         return self
 
     @property

@@ -1,10 +1,13 @@
-"""Constructor arguments that may come from the config.json beside released or exported weights."""
+"""Where released or exported weights lie, and constructor arguments that come from the config.json beside them."""
 
 import inspect
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from opensora.errors import ConfigError
+from opensora.errors import ConfigError, WeightsError
+from opensora.models.weights import read_config
 
 # How latents are scaled and clips are cut is the user's to change; what the network is made of is not.
 _FREE = (
@@ -12,6 +15,32 @@ _FREE = (
     *("micro_batch_size", "micro_frame_size", "temporal_overlap"),
     *("use_tiling", "tile_sample_min_size", "tile_sample_min_size_t", "tile_overlap_factor"),
 )
+
+
+def is_hub_id(source: str) -> bool:
+    """OWNER/NAME, unless there is such a folder or file."""
+    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) is not None and not Path(source).exists()
+
+
+def stored_config(source: str) -> dict[str, Any]:
+    """config.json of a folder. {} for a hub id: the arguments say its layout, so that nothing is asked to plan a run."""
+    return {} if is_hub_id(source) else read_config(source)
+
+
+def fetched(source: str) -> Path:
+    """The folder or file that `source` names; for a hub id the folder in the local cache that it is fetched to."""
+    if not is_hub_id(source):
+        return Path(source)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors"]))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise WeightsError(
+            f"weights: {source}: neither a folder nor fetched from the hub ({reason}); correct the path, or fetch it "
+            f"once with `hf download {source}`"
+        ) from error
 
 
 def _plain(value: Any) -> Any:
