@@ -33,6 +33,7 @@ from opensora.registry import MODELS, SCHEDULERS, TEXT_ENCODERS, VAES, construct
 _PARTS = {"vae": VAES, "text_encoder": TEXT_ENCODERS, "scheduler": SCHEDULERS}
 _RUN_KEYS = (*_PARTS, "num_frames", "image_size", "fps")
 _SIZE = "input_size"  # latents, of models that take one size only
+_SIZES = (_SIZE, "sample_size", "video_length")
 _TABLE_KEYS = (_SIZE, "space_scale", "time_scale")
 _SAID = (_SIZE, "in_channels", "caption_channels", "model_max_length")  # as a trained checkpoint records them
 
@@ -69,7 +70,7 @@ def convert(
     config = {"type": name, **found, **arguments}
     check_component(_registry(family), config, family.registry, lambda key: "command line")
     for key in _SAID:
-        if key in accepted and key not in config and accepted[key].default is not inspect.Parameter.empty:
+        if key in accepted and key not in config and _is_said(accepted[key].default):
             config[key] = accepted[key].default
     with torch.device("meta") if dry_run else nullcontext():
         model = build_denoiser(config) if family.registry == "model" else build_autoencoder(config)
@@ -77,10 +78,15 @@ def convert(
     if rule.same:
         _refuse_odd_tables(report, source, arguments)
     config = {**getattr(model, "config", {}), **config} if family.registry == "vae" else config
-    run = _run(model, config, run_for(_class_of(build), family_name, config), stored, run_changes)
+    run = _run(model, run_for(_class_of(build), family_name, config), stored, arguments, run_changes)
     if run:
         config["run"] = {**run, "converted": {"from": family_name, "file": find_weights(source).name}}
     return Conversion(model, config, report)
+
+
+def _is_said(default: Any) -> bool:
+    """Whether a default tells a value: sizes that a run decides are None or (None, None, None)."""
+    return default not in (inspect.Parameter.empty, None) and not (isinstance(default, tuple) and None in default)
 
 
 def _registry(family: Family) -> Any:
@@ -148,9 +154,9 @@ def _refuse_odd_tables(report: Report, source: str, given: Mapping[str, Any]) ->
 
 def _run(
     model: nn.Module,
-    config: Mapping[str, Any],
     recipe: Mapping[str, Any],
     stored: Mapping[str, Any],
+    given: Mapping[str, Any],
     changes: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What the model runs with: as recorded beside our own weights, otherwise the recipe's, with the changes."""
@@ -165,12 +171,25 @@ def _run(
             run[part] = {**run.get(part, {}), key: value}
     for part in _PARTS.keys() & {dotted.partition(".")[0] for dotted in changes}:
         check_component(_PARTS[part], run[part], part, lambda key: "command line")
-    if run and _SIZE in config and getattr(model, "fixed_size", True):
-        with torch.device("meta"):
-            compression = build_autoencoder(run["vae"]).compression
-        sizes = clip_size(config[_SIZE], compression)
-        run |= {key: value for key, value in sizes.items() if key not in changes}
+    if run:
+        sizes = _clip(model, run["vae"])
+        meant = "num_frames" not in run or getattr(model, "fixed_size", True) or any(key in given for key in _SIZES)
+        run |= {key: value for key, value in sizes.items() if meant and key not in changes}
     return run
+
+
+def _clip(model: nn.Module, vae: Mapping[str, Any]) -> dict[str, Any]:
+    """num_frames and image_size of the clips whose latents the model was built for; {} where it takes any."""
+    size = getattr(model, _SIZE, None) or [None]
+    if None in size:
+        return {}
+    # What is not on this disk would be asked of a hub; the architecture is known without.
+    known = {key: value for key, value in vae.items() if key != "from_pretrained" or Path(value).exists()}
+    with torch.device("meta"):
+        built = build_autoencoder(known)
+    clip = clip_size(size, built.compression)
+    fits = tuple(built.latent_size((clip["num_frames"], *clip["image_size"]))) == tuple(size)
+    return clip if fits else {}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -47,6 +47,17 @@ RECIPES: dict[str, dict[str, Any]] = {
     "PixArtMS": _PIXART,
     "pixart-sigma:PixArt": {**_PIXART, "vae": _SIGMA_VAE},
     "pixart-sigma:PixArtMS": {**_PIXART, "vae": _SIGMA_VAE},
+    # Which class is meant is told by the run's own text encoder, so none is named for these two.
+    "DiT": {
+        "vae": _SD_VAE,
+        "scheduler": {"type": "iddpm", "num_sampling_steps": 250, "cfg_scale": 4.0},
+        "fps": 1,  # images
+    },
+    "Latte": {
+        "vae": _SD_VAE,
+        "scheduler": {"type": "iddpm", "num_sampling_steps": 250, "cfg_scale": 7.0},
+        "fps": 8,
+    },
     "STDiT": {
         "vae": _SD_VAE,
         "text_encoder": _T5,
@@ -87,8 +98,6 @@ RECIPES: dict[str, dict[str, Any]] = {
         "vae": {"type": "CausalVAEModel", "from_pretrained": "LanguageBind/Open-Sora-Plan-v1.1.0/vae"},
         "text_encoder": _T5,
         "scheduler": {"type": "PNDM", "num_sampling_steps": 50, "cfg_scale": 7.5},
-        "num_frames": 65,
-        "image_size": [512, 512],
         "fps": 24,
     },
 }
@@ -102,9 +111,8 @@ def run_for(target: str, family: str, config: Mapping[str, Any]) -> dict[str, An
     channels = config.get("in_channels")
     names = f"{family}:{target}", f"{target} of {channels} channels", target
     run = copy.deepcopy(next((RECIPES[name] for name in names if name in RECIPES), {}))
-    text = run["text_encoder"] if run else {}
-    if "model_max_length" in config and text["type"] == "t5":
-        text["model_max_length"] = config["model_max_length"]
+    if "text_encoder" in run and "model_max_length" in config:
+        run["text_encoder"]["model_max_length"] = config["model_max_length"]
     return run
 
 
