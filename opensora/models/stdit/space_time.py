@@ -1,4 +1,4 @@
-"""What STDiT, STDiT2 and STDiT3 have in common around their blocks.
+"""What PixArt and the STDiT family have in common around their blocks.
 
 Shapes: B batch, C latent channels, T H W latent frames/rows/columns (after patching: the token grid),
 S = H*W patches of a frame, L text tokens, D width.

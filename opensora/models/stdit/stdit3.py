@@ -1,0 +1,289 @@
+"""STDiT3 of Open-Sora 1.2 and 1.3: spatial and temporal blocks take turns, each with its own text and perceptron.
+
+Shapes: B batch, C latent channels, T H W latent frames/rows/columns (after patching: the token grid),
+S = H*W patches of a frame, L text tokens, D width.
+Key names and numbers follow Open-Sora, so its released weights load strictly. Timesteps stay float32 when the model is
+bfloat16, as in 1.3; 1.2 rounded them.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from timm.layers import DropPath, GELUTanh, Mlp
+from torch import Tensor, nn
+
+from opensora.models.layers.attention import CrossAttention, SelfAttention
+from opensora.models.layers.embed import SizeEmbedder, text_mask
+from opensora.models.layers.modulation import FinalLayer, ScaleShiftTable, gated
+from opensora.models.layers.norm import norm_modulate
+from opensora.models.layers.patch import PatchEmbed3D
+from opensora.models.layers.rope import RotaryEmbedding
+from opensora.models.shapes import ShapeError, divides
+from opensora.models.stdit.attention import FrameAttention, Text, along_time
+from opensora.models.stdit.space_time import AnySizeDenoiser, modulation_rows
+from opensora.models.stdit.windows import WindowAttention, Windows, grid_rotation, window_size
+from opensora.registry import MODELS, register_preset
+
+
+class STDiT3Block(ScaleShiftTable):
+    """Attention of one kind, cross-attention and perceptron on [B, T, S, D]."""
+
+    def __init__(self, attention: SelfAttention, dim: int, num_heads: int, mlp_ratio: float, drop_path: float):
+        super().__init__(6, dim)
+        self.attn = attention
+        self.cross_attn = CrossAttention(dim, num_heads)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=GELUTanh)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def attend(self, x_BTSD: Tensor, place: Any) -> Tensor:
+        """place: what the kind of attention is told of positions, a rotation or windows."""
+        return self.attn(x_BTSD, place)
+
+    def forward(
+        self,
+        x_BTSD: Tensor,
+        text: Text,
+        place: Any,
+        time_B6D: Tensor,
+        x_mask_BT: Tensor | None = None,
+        still_B6D: Tensor | None = None,
+    ) -> Tensor:
+        """`still_B6D` is the modulation at timestep 0, for frames where `x_mask_BT` is False."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.vectors(time_B6D, x_mask_BT, still_B6D)
+        x = gated(x_BTSD, gate1, self.drop_path(self.attend(norm_modulate(x_BTSD, shift1, scale1), place)))
+        x = x + text.read(self.cross_attn, x)
+        return gated(x, gate2, self.drop_path(self.mlp(norm_modulate(x, shift2, scale2))))
+
+
+class TimeBlock(STDiT3Block):
+    """With attention along time at each place of the frame."""
+
+    def attend(self, x_BTSD: Tensor, place: Any) -> Tensor:
+        return along_time(self.attn, x_BTSD, place)
+
+
+@MODELS.register_module()
+class STDiT3(AnySizeDenoiser):
+    """The denoiser. Sizes that patches do not divide are padded with zeros, and the output is cropped.
+
+    input_size: latent frames, rows, columns that a run is planned for; any other size works as well.
+    qk_norm: RMS norm of queries and keys. input_sq_size: side in pixels of the square whose patches are one position
+    apart. drop_path draws from torch's global generator.
+    skip_y_embedder: captions come embedded and packed, [1, sum of lengths, D], with their lengths as mask.
+    freeze_y_embedder: the caption embedder is not trained, as in Open-Sora 1.2, which took it over from PixArt.
+    Of Open-Sora 1.3: kernel_size: temporal blocks attend within windows of this many (rows, columns, frames), -1 = all.
+    use_spatial_rope: queries and keys of spatial blocks turn with row and column; needs kernel_size.
+    skip_temporal: spatial blocks only. conditioned: has embedders for given latents (image or video to video).
+    """
+
+    size_conditions = ("height", "width", "fps")
+
+    def __init__(
+        self,
+        input_size: Sequence[int | None] = (None, None, None),
+        in_channels: int = 4,
+        patch_size: Sequence[int] = (1, 2, 2),
+        hidden_size: int = 1152,
+        depth: int = 28,
+        num_heads: int = 16,
+        mlp_ratio: float = 4.0,
+        class_dropout_prob: float = 0.1,
+        pred_sigma: bool = True,
+        drop_path: float = 0.0,
+        caption_channels: int = 4096,
+        model_max_length: int = 300,
+        qk_norm: bool = True,
+        input_sq_size: int = 512,
+        skip_y_embedder: bool = False,
+        freeze_y_embedder: bool = False,
+        kernel_size: Sequence[int] | None = None,
+        use_spatial_rope: bool = False,
+        skip_temporal: bool = False,
+        conditioned: bool = False,
+    ):
+        super().__init__(
+            input_size,
+            in_channels,
+            patch_size,
+            hidden_size,
+            depth,
+            num_heads,
+            class_dropout_prob,
+            pred_sigma,
+            caption_channels,
+            model_max_length,
+        )
+        self.input_sq_size = input_sq_size
+        self.skip_y_embedder, self.conditioned = skip_y_embedder, conditioned
+        self.kernel_size = None if kernel_size is None else window_size("STDiT3 kernel_size", kernel_size)
+        self.use_spatial_rope = use_spatial_rope
+        if use_spatial_rope and kernel_size is None:
+            raise ShapeError(
+                "STDiT3: use_spatial_rope without kernel_size; the rotation by place is that of windows, so set both "
+                "(released: kernel_size=(8, 8, -1)) or neither"
+            )
+        head = divides("STDiT3: hidden_size over num_heads", hidden_size, num_heads)
+        if kernel_size is not None:
+            head = divides("STDiT3: width of a head over frame, row and column", head, 3)
+        self.rope = RotaryEmbedding(head)
+        self.fps_embedder = SizeEmbedder(hidden_size)
+        if conditioned:
+            self.x_embedder_cond = PatchEmbed3D(self.patch_size, in_channels, hidden_size)
+            self.x_embedder_cond_mask = PatchEmbed3D(self.patch_size, in_channels, hidden_size)
+
+        def block(kind: type[STDiT3Block], attention: type[SelfAttention], i: int) -> STDiT3Block:
+            rate = drop_path * i / max(depth - 1, 1)
+            return kind(attention(hidden_size, num_heads, qk_norm=qk_norm), hidden_size, num_heads, mlp_ratio, rate)
+
+        spatial, temporal = [], []
+        for i in range(depth):
+            spatial.append(block(STDiT3Block, FrameAttention, i))
+            if not skip_temporal:
+                windowed = self.kernel_size is not None
+                temporal.append(
+                    block(STDiT3Block, WindowAttention, i) if windowed else block(TimeBlock, SelfAttention, i)
+                )
+        self.spatial_blocks = nn.ModuleList(spatial)
+        self.temporal_blocks = nn.ModuleList(temporal)
+        self.final_layer = FinalLayer(hidden_size, self.patch_features)
+        self.initialise()
+        if freeze_y_embedder:
+            self.y_embedder.requires_grad_(False)
+
+    def initialise(self) -> None:
+        """Open-Sora 1.2's start: temporal blocks, frame rate and given latents do nothing yet."""
+        self.spread_weights()
+        self.fps_embedder.start_silent()
+        for block in self.temporal_blocks:
+            assert isinstance(block, STDiT3Block)
+            for linear in (block.attn.proj, block.cross_attn.proj, block.mlp.fc2):
+                nn.init.zeros_(linear.weight)
+        if self.conditioned:
+            for embedder in (self.x_embedder_cond, self.x_embedder_cond_mask):
+                nn.init.zeros_(embedder.proj.weight)
+                nn.init.zeros_(embedder.proj.bias)
+
+    def checkpoint_blocks(self) -> list[nn.Module]:
+        """The modules whose activations may be recomputed instead of kept."""
+        return [*self.spatial_blocks, *self.temporal_blocks]
+
+    def embed_text(self, y: Tensor, mask: Any, drop_B: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """What the blocks attend to, [B, L, D] and bool [B, L]: nothing of it depends on latents or timestep."""
+        if not self.skip_y_embedder:
+            return super().embed_text(y, mask, drop_B)
+        if mask is None or drop_B is not None:
+            raise ShapeError(
+                "STDiT3: with skip_y_embedder captions come embedded and packed; give their lengths as mask, and no drop_B"
+            )
+        return _unpacked(y.to(self.dtype), torch.as_tensor(mask, device=y.device))
+
+    def forward(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        y: Tensor,
+        mask: Tensor | None = None,
+        x_mask: Tensor | None = None,
+        drop_B: Tensor | None = None,
+        *,
+        height: Tensor,
+        width: Tensor,
+        fps: Tensor,
+        cond: Tensor | None = None,
+        cond_mask: Tensor | None = None,
+        mask_index: Sequence[int] | None = None,
+        y_null: Tensor | None = None,
+    ) -> Tensor:
+        """Denoiser output [B, out_channels, T, H, W], at least float32.
+
+        x [B, C, T, H, W]; timestep [B], fractions allowed; y [B, 1, L, C]; mask [B or a divisor of B, L] or
+        [b, 1, 1, L], 1 = token counts; x_mask bool [B, frames after patching], False = a frame given as condition;
+        drop_B bool [B], True = replace the caption by the null caption. The clip in pixels, each [B or a divisor of B]:
+        height, width, fps (120 for images).
+        Of a conditioned model: cond, cond_mask shaped as x: given latents, and 1 where they are given; mask_index: the
+        numbers of the given frames, which attend to the caption y_null (shaped as y) instead; None = nothing is given.
+        """
+        x_BTHWD = self.to_patches(x, x_mask)
+        grid = (x_BTHWD.shape[1], x_BTHWD.shape[2], x_BTHWD.shape[3])
+        scale = self.position_scale(height, width)
+        x_BTSD = self.add_positions(x_BTHWD, scale)
+        x_mask_BT = None if x_mask is None else x_mask.bool()
+        fps_BD = self.fps_embedder.embed(fps, len(x))
+        t_BD, still_BD = self.embed_times(timestep, x_mask)
+        t_BD, still_BD = t_BD + fps_BD, None if still_BD is None else still_BD + fps_BD
+        time_B6D, still_B6D = (modulation_rows(self.t_block, each, 6) for each in (t_BD, still_BD))
+        text = Text(*self.embed_text(y, mask, drop_B))
+        if mask_index is not None:
+            x_BTSD = x_BTSD + self._embed_given(cond, cond_mask, x.shape)
+            text = self._with_null(text, mask_index, y_null, mask, grid[0])
+        frame_place = grid_rotation(self.rope, (1, *grid[1:]), scale) if self.use_spatial_rope else None
+        time_place = (
+            self.time_rotation(grid[0], x.device)
+            if self.kernel_size is None
+            else Windows.over(len(x), grid, self.kernel_size, self.rope, scale)
+        )
+
+        x_BTSD = self.enter(x_BTSD)
+        for i, spatial in enumerate(self.spatial_blocks):
+            x_BTSD = spatial(x_BTSD, text, frame_place, time_B6D, x_mask_BT, still_B6D)
+            if i < len(self.temporal_blocks):
+                x_BTSD = self.temporal_blocks[i](x_BTSD, text, time_place, time_B6D, x_mask_BT, still_B6D)
+        x_BTSD = self.leave(self.final_layer(x_BTSD, t_BD, x_mask_BT, still_BD))
+        return self.to_latents(x_BTSD.flatten(1, 2), x.shape[2:])
+
+    def _embed_given(self, cond: Tensor | None, cond_mask: Tensor | None, shape: torch.Size) -> Tensor:
+        """[B, T, S, D] of given latents and of where they are."""
+        if not self.conditioned:
+            raise ShapeError(
+                "STDiT3: mask_index was given, but this model has no embedders of given latents; build it with "
+                "conditioned=True, or leave mask_index out"
+            )
+        if cond is None or cond_mask is None or cond.shape != shape or cond_mask.shape != shape:
+            found = [None if each is None else list(each.shape) for each in (cond, cond_mask)]
+            raise ShapeError(
+                f"STDiT3: cond and cond_mask of {found[0]} and {found[1]}; mask_index needs both in the shape of the "
+                f"latents, {list(shape)}"
+            )
+        given = self.x_embedder_cond(cond.to(self.dtype)) + self.x_embedder_cond_mask(cond_mask.to(self.dtype))
+        return given.flatten(2, 3)
+
+    def _with_null(
+        self, text: Text, mask_index: Sequence[int], y_null: Tensor | None, mask: Tensor | None, frames: int
+    ) -> Text:
+        if not len(mask_index):
+            return text
+        if y_null is None:
+            raise ShapeError("STDiT3: mask_index without y_null; give the caption that given frames attend to")
+        return text.with_null(*self.embed_text(y_null, mask), frames, mask_index)
+
+
+def _unpacked(y_1ND: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Captions one behind the other -> [B, L, D] and bool [B, L]."""
+    if y_1ND.ndim != 3 or len(y_1ND) != 1 or int(lengths_B.sum()) != y_1ND.shape[1]:
+        raise ShapeError(
+            f"packed captions: shape {list(y_1ND.shape)} for lengths {lengths_B.tolist()}; "
+            "[1, sum of the lengths, width] is needed"
+        )
+    longest = int(lengths_B.max())
+    counts_BL = torch.arange(longest, device=y_1ND.device) < lengths_B[:, None]
+    y_BLD = y_1ND.new_zeros(len(lengths_B), longest, y_1ND.shape[2])
+    y_BLD[counts_BL] = y_1ND[0]
+    return y_BLD, text_mask(counts_BL, len(lengths_B), longest)
+
+
+_PATCH: dict[str, Any] = {"depth": 28, "patch_size": (1, 2, 2), "qk_norm": True, "model_max_length": 300}
+register_preset(MODELS, "STDiT3-XL/2", STDiT3, **_PATCH, hidden_size=1152, num_heads=16)
+register_preset(MODELS, "STDiT3-3B/2", STDiT3, **_PATCH, hidden_size=1872, num_heads=26)
+register_preset(
+    MODELS,
+    "STDiT3-XL/2-v1.3",
+    STDiT3,
+    **_PATCH,
+    hidden_size=1152,
+    num_heads=16,
+    in_channels=16,
+    kernel_size=(8, 8, -1),
+    use_spatial_rope=True,
+    conditioned=True,
+)
