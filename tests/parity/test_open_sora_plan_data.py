@@ -1,0 +1,84 @@
+"""Transforms, joint batches and metrics against numbers recorded from Open-Sora-Plan."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from opensora.datasets.joint import (
+    JointSample,
+    center_crop,
+    center_crop_resize,
+    collate,
+    crop_to_stride,
+    long_side_resize,
+    select_frames,
+)
+from opensora.evaluation.frechet import clip_for_features, frechet_distance
+from opensora.evaluation.psnr import psnr_frames
+from opensora.evaluation.ssim import over_clips, ssim_frames
+from tests.parity.golden import Golden, assert_parity, directories
+
+DATA = directories(lambda golden: golden.has("data") and "transforms" in golden.config, what="transforms and batches")
+METRICS = directories(lambda golden: golden.has("metrics") and "psnr" in golden.config, what="metrics")
+
+
+@pytest.mark.parametrize("golden", DATA)
+def test_transforms(golden: Golden) -> None:
+    sizes, recorded = golden.config["transforms"], golden.tensors("data")
+    clip = recorded["clip"].float() / 255
+    square = center_crop_resize(clip, sizes["center_crop_resize"]) * 2 - 1
+    assert_parity(square, recorded["center_crop_resize"], 1e-6)
+    long = crop_to_stride(long_side_resize(clip, sizes["long_side"]), sizes["stride"]) * 2 - 1
+    assert_parity(long, recorded["long_side_then_stride"], 1e-6)
+    side = sizes["center_crop_video"]
+    assert torch.equal(center_crop(clip, side, side), recorded["center_crop_video"])
+
+
+@pytest.mark.parametrize("golden", DATA)
+def test_frame_choice(golden: Golden) -> None:
+    assert golden.config["frame_select"]
+    for case in golden.config["frame_select"]:
+        assert select_frames(case["start"], case["end"], case["n"]) == case["idx"]
+
+
+@pytest.mark.parametrize("golden", DATA)
+def test_joint_batch(golden: Golden) -> None:
+    """The recorded pictures are known by their sizes only; what is not padding in them is 1 here."""
+    settings, recorded = golden.config["collate"], golden.tensors("data")
+    samples = []
+    for number, (_, pictures) in enumerate(settings["sizes"]):
+        video, ids = recorded[f"col.{number}.video"], recorded[f"col.{number}.ids"]
+        samples.append(JointSample(video, [torch.ones(size) for size in pictures], ids, torch.ones_like(ids)))
+    names = ("num_frames", "max_image_size", "ae_stride", "ae_stride_t", "patch_size")
+    batch = collate(samples, **{name: settings[name] for name in names})
+    shapes: Any = [batch.x_BCTHW, batch.mask_BTHW, batch.input_ids, batch.text_mask]
+    assert [list(tensor.shape) for tensor in shapes] == settings["out"]
+    assert torch.equal(batch.mask_BTHW, recorded["col.attention_mask"])
+    assert torch.equal(batch.input_ids, recorded["col.input_ids"])
+    assert torch.equal((batch.x_BCTHW == 0).all(1), recorded["col.pad_is_zero"].bool())
+    for x_CTHW, sample in zip(batch.x_BCTHW, samples, strict=True):
+        t, h, w = sample.video_CTHW.shape[1:]
+        assert torch.equal(x_CTHW[:, :t, :h, :w], sample.video_CTHW)
+
+
+@pytest.mark.parametrize("golden", METRICS)
+def test_psnr_and_ssim(golden: Golden) -> None:
+    recorded = golden.tensors("metrics")
+    for name, values_BT in (
+        ("psnr", psnr_frames(recorded["v1"], recorded["v2"])),
+        ("ssim", ssim_frames(recorded["v1"], recorded["v2"])),
+    ):
+        found = over_clips(values_BT)
+        for values_T, key in ((found.mean_T, name), (found.std_T, f"{name}_std")):
+            expected = torch.tensor([golden.config[key][str(t)] for t in range(len(values_T))], dtype=torch.float64)
+            assert_parity(values_T, expected, 1e-6, key)
+
+
+@pytest.mark.parametrize("golden", METRICS)
+def test_frechet_distance_and_its_clips(golden: Golden) -> None:
+    recorded = golden.tensors("metrics")
+    found = frechet_distance(recorded["fvd.a"], recorded["fvd.b"])
+    assert found == pytest.approx(golden.config["fvd_videogpt"], rel=1e-6)
+    expected = recorded["fvd.video_pre_small"]
+    assert_parity(clip_for_features(recorded["fvd.video"], expected.shape[-1]), expected, 1e-6)
