@@ -160,9 +160,8 @@ class STDiT3(AnySizeDenoiser):
             for linear in (block.attn.proj, block.cross_attn.proj, block.mlp.fc2):
                 nn.init.zeros_(linear.weight)
         if self.conditioned:
-            for embedder in (self.x_embedder_cond, self.x_embedder_cond_mask):
-                nn.init.zeros_(embedder.proj.weight)
-                nn.init.zeros_(embedder.proj.bias)
+            for parameter in [*self.x_embedder_cond.parameters(), *self.x_embedder_cond_mask.parameters()]:
+                nn.init.zeros_(parameter)
 
     def checkpoint_blocks(self) -> list[nn.Module]:
         """The modules whose activations may be recomputed instead of kept."""

@@ -33,13 +33,11 @@ def grid_rotation(rope: RotaryEmbedding, grid: Sequence[int], scale: Tensor) -> 
 
     `rope` holds the d / 6 frequencies that the thirds share.
     """
-    scales = (1.0, scale, scale)
-    axes = [
-        rope.angles(torch.arange(size, dtype=torch.float32, device=scale.device) / each)
-        for size, each in zip(grid, scales, strict=True)
-    ]
     t, h, w = grid
-    by_frame, by_row, by_column = axes[0][:, None, None], axes[1][None, :, None], axes[2][None, None]
+    frames, rows, columns = (torch.arange(size, dtype=torch.float32, device=scale.device) for size in grid)
+    by_frame = rope.angles(frames)[:, None, None]
+    by_row = rope.angles(rows / scale)[None, :, None]
+    by_column = rope.angles(columns / scale)[None, None]
     parts = [part.expand(t, h, w, -1) for part in (by_frame, by_row, by_column)]
     return pair_rotation(torch.cat(parts, dim=-1).flatten(0, 2))
 
