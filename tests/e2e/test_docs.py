@@ -46,7 +46,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/training.md", "docs/sampling.md", "docs/weights.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "docs/training.md", "docs/sampling.md", "docs/weights.md", "docs/models.md"]
+)
 def test_commands_run_as_printed(workplace: Path, document: str) -> None:
     found = [command for command in commands(ROOT / document) if not command.startswith(ELSEWHERE)]
     assert len(found) >= 2
