@@ -28,14 +28,23 @@ def assert_keys(model: nn.Module, golden: Golden) -> None:
     assert {k: list(v.shape) for k, v in model.state_dict().items()} == golden.config["state_shapes"]
 
 
-def assert_forward(model: nn.Module, golden: Golden, name: str, **more: Any) -> None:
-    """Output and recorded inner outputs of one case; `more`: arguments of forward that are no tensors."""
+def assert_forward(
+    model: nn.Module,
+    golden: Golden,
+    name: str,
+    inputs: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict,
+    **more: Any,
+) -> None:
+    """Output and recorded inner outputs of one case.
+
+    inputs: gives the recorded inputs the names they have here; `more`: arguments of forward that are no tensors.
+    """
     case = golden.case(name)
     seen: dict[str, Tensor] = {}  # of a module that is called again, for the given frames, the first call
     for path in case.inner:
         model.get_submodule(path).register_forward_hook(lambda _m, _i, out, path=path: _keep(seen, path, out))
     with torch.no_grad():
-        out = model(**case.inputs, **more)
+        out = model(**inputs(case.inputs), **more)
     assert out.dtype == torch.float32
     for path, expected in case.inner.items():
         if path in seen:  # some modules are entered by another method than forward

@@ -1,34 +1,27 @@
 """PixArt and its multi-size form against the original's numbers."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from opensora.models.pixart.pixart import PixArt
 from opensora.models.shapes import ShapeError
-from opensora.registry import MODELS, build
-from tests.parity.golden import Golden, assert_parity, cases, directories, released_keys
-from tests.parity.test_stdit import KERNEL_SWITCHES
+from opensora.registry import MODELS, build, constructor
+from tests.parity.denoisers import arguments, assert_forward, assert_keys, recorded_model
+from tests.parity.golden import Golden, cases, directories, released_keys
 
 
 def is_pixart(golden: Golden) -> bool:
     return golden.config.get("cls") in ("PixArt", "PixArtMS") and golden.has("state")
 
 
-def fresh_model(golden: Golden) -> PixArt:
-    kwargs: dict[str, Any] = {k: v for k, v in golden.config["kwargs"].items() if k not in KERNEL_SWITCHES}
-    return build(MODELS, {"type": golden.config["cls"], **kwargs}).eval()
+def model_of(golden: Golden) -> Callable[..., Any]:
+    return constructor(MODELS, golden.config["cls"])
 
 
-def recorded_model(golden: Golden) -> PixArt:
-    model = fresh_model(golden)
-    model.load_state_dict(golden.state(), strict=True)
-    return model
-
-
-def arguments(recorded: dict[str, Tensor]) -> dict[str, Tensor]:
+def inputs(recorded: dict[str, Tensor]) -> dict[str, Tensor]:
     """The original's inputs under the names they have here: `data_info` holds sides [B, 2] and ratio [B, 1]."""
     named = {name: tensor for name, tensor in recorded.items() if not name.startswith("data_info.")}
     if "data_info.hw" in recorded:
@@ -39,32 +32,23 @@ def arguments(recorded: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("golden", directories(is_pixart, "PixArt"))
 def test_keys_shapes_and_position_tables(golden: Golden) -> None:
-    fresh, stored = fresh_model(golden).state_dict(), golden.state()
-    assert {key: list(value.shape) for key, value in fresh.items()} == golden.config["state_shapes"]
-    assert torch.equal(fresh["pos_embed"], stored["pos_embed"])
-    assert torch.equal(fresh["pos_embed_temporal"], stored["pos_embed_temporal"])
+    fresh, stored = model_of(golden)(**arguments(golden)), golden.state()
+    assert_keys(fresh, golden)
+    assert torch.equal(fresh.state_dict()["pos_embed"], stored["pos_embed"])
+    assert torch.equal(fresh.state_dict()["pos_embed_temporal"], stored["pos_embed_temporal"])
 
 
 @pytest.mark.parametrize("recorded", cases(is_pixart, "PixArt"))
 def test_forward(recorded: tuple[Golden, str]) -> None:
     golden, name = recorded
-    case, model = golden.case(name), recorded_model(golden)
-    seen: dict[str, Tensor] = {}
-    for path in case.inner:
-        model.get_submodule(path).register_forward_hook(lambda _m, _i, out, path=path: seen.update({path: out}))
-    with torch.no_grad():
-        out = model(**arguments(case.inputs))
-    assert out.dtype == torch.float32
-    for path, expected in case.inner.items():
-        assert_parity(seen[path].reshape(expected.shape), expected, what=path)
-    assert_parity(out, case.out)
+    assert_forward(recorded_model(golden, model_of(golden)), golden, name, inputs=inputs)
 
 
 @pytest.mark.parametrize("golden", directories(is_pixart, "PixArt"))
 def test_other_sizes(golden: Golden) -> None:
     """A model of one size refuses others; the multi-size one never reads its stored table."""
-    model = recorded_model(golden)
-    given = arguments(golden.case(golden.case_names()[0]).inputs)
+    model = recorded_model(golden, model_of(golden))
+    given = inputs(golden.case(golden.case_names()[0]).inputs)
     if not model.fixed_size:
         with torch.no_grad():
             before = model(**given)

@@ -14,13 +14,9 @@ import torch
 from timm.layers import DropPath, GELUTanh, Mlp
 from torch import Tensor, nn
 
-from opensora.models.denoiser import Denoiser
 from opensora.models.layers.attention import CrossAttention, SelfAttention
 from opensora.models.layers.embed import (
-    CaptionEmbedder,
     SizeEmbedder,
-    TimestepEmbedder,
-    embed_captions,
     shut_linear,
     small_linear,
     spatial_table,
@@ -28,8 +24,8 @@ from opensora.models.layers.embed import (
 )
 from opensora.models.layers.modulation import FinalLayer, ScaleShiftTable, gated
 from opensora.models.layers.norm import norm_modulate
-from opensora.models.layers.seam import Seam
-from opensora.models.shapes import divides
+from opensora.models.shapes import ShapeError, divides
+from opensora.models.stdit.space_time import SpaceTimeDenoiser, modulation_rows
 from opensora.registry import MODELS, register_preset
 
 
@@ -51,7 +47,7 @@ class PixArtBlock(ScaleShiftTable):
 
 
 @MODELS.register_module()
-class PixArt(Denoiser):
+class PixArt(SpaceTimeDenoiser):
     """The denoiser of one size; an image is a clip of one frame.
 
     input_size: latent frames, rows, columns. space_scale, time_scale: divide positions, so that a model trained at
@@ -59,6 +55,8 @@ class PixArt(Denoiser):
     spatial table is stretched to; None = the square root of the number of patches, as in Open-Sora 1.0.
     no_temporal_pos_emb: frames get no position. drop_path draws from torch's global generator.
     """
+
+    takes_x_mask = False
 
     def __init__(
         self,
@@ -79,11 +77,19 @@ class PixArt(Denoiser):
         time_scale: float = 1.0,
         base_size: int | None = None,
     ):
-        super().__init__(input_size, in_channels, patch_size, hidden_size, pred_sigma)
-        self.pred_sigma, self.no_temporal_pos_emb = pred_sigma, no_temporal_pos_emb
-        self.depth, self.num_heads = depth, num_heads
-        self.class_dropout_prob = class_dropout_prob
-        self.model_max_length, self.caption_channels = model_max_length, caption_channels
+        super().__init__(
+            input_size,
+            in_channels,
+            patch_size,
+            hidden_size,
+            depth,
+            num_heads,
+            class_dropout_prob,
+            pred_sigma,
+            caption_channels,
+            model_max_length,
+        )
+        self.no_temporal_pos_emb = no_temporal_pos_emb
         self.space_scale, self.time_scale = space_scale, time_scale
 
         frames, rows, columns = self.grid
@@ -95,15 +101,10 @@ class PixArt(Denoiser):
         self.pos_embed: Tensor
         self.pos_embed_temporal: Tensor
 
-        self.t_embedder = TimestepEmbedder(hidden_size)
-        self.t_block = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 6 * hidden_size))
-        self.y_embedder = CaptionEmbedder(caption_channels, hidden_size, model_max_length)
         self.add_conditioning()
-        self.enter = Seam("split", dim=2)
         rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
         self.blocks = nn.ModuleList(PixArtBlock(hidden_size, num_heads, mlp_ratio, rate) for rate in rates)
         self.final_layer = FinalLayer(hidden_size, self.patch_features)
-        self.leave = Seam("gather", dim=2)
         self.initialise()
 
     def add_conditioning(self) -> None:
@@ -120,14 +121,6 @@ class PixArt(Denoiser):
             shut_linear(block.cross_attn.proj)
         shut_linear(self.final_layer.linear)
 
-    def null_text(self, n: int) -> Tensor:
-        """The null caption [n, 1, L, C], in caption space like the text encoder's output."""
-        return self.y_embedder.null(n)
-
-    def embed_text(self, y: Tensor, mask: Tensor | None, drop_B: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """What the blocks attend to, [B, L, D] and bool [B, L]: nothing of it depends on latents or timestep."""
-        return embed_captions(self.y_embedder, y.to(self.dtype), mask, drop_B)
-
     def forward(
         self,
         x: Tensor,
@@ -137,7 +130,7 @@ class PixArt(Denoiser):
         x_mask: Tensor | None = None,
         drop_B: Tensor | None = None,
     ) -> Tensor:
-        """Denoiser output [B, out_channels, T, H, W], always float32.
+        """Denoiser output [B, out_channels, T, H, W], at least float32.
 
         x [B, C, T, H, W]; timestep [B], fractions allowed; y [B, 1, L, C]; mask [B or a divisor of B, L] or
         [b, 1, 1, L], 1 = token counts; x_mask: None, or ShapeError; drop_B bool [B], True = replace the caption by the
@@ -158,7 +151,7 @@ class PixArt(Denoiser):
         x_BTSD = self.to_patches(x, x_mask).flatten(2, 3) + position_1SD
         if not self.no_temporal_pos_emb:
             x_BTSD = x_BTSD + self.pos_embed_temporal[:, :, None]
-        time_B6D = self.t_block(t_BD).unflatten(1, (6, -1))
+        time_B6D = modulation_rows(self.t_block, t_BD, 6)
         y_BLD, mask_BL = self.embed_text(y, mask, drop_B)
 
         x_B1ND = self.enter(x_BTSD.flatten(1, 2).unsqueeze(1))
@@ -202,7 +195,15 @@ class PixArtMS(PixArt):
         width: Tensor,
         ar: Tensor,
     ) -> Tensor:
-        """As PixArt's; height and width in pixels and ar = height / width, each [B] or of a divisor of B rows."""
+        """As PixArt's; height and width in pixels and ar = height / width, each [B] or of a divisor of B rows.
+
+        ShapeError for another number of frames than constructed.
+        """
+        if x.shape[2] != self.input_size[0]:
+            raise ShapeError(
+                f"PixArtMS: {x.shape[2]} latent frames; this model was built for {self.input_size[0]}, of any rows and "
+                "columns; change input_size or the length of the clips"
+            )
         sides_BD = self.csize_embedder.embed(torch.stack([height, width], dim=-1), len(x))
         size_BD = torch.cat([sides_BD, self.ar_embedder.embed(ar, len(x))], dim=-1)
         rows, columns = (-(-n // p) for n, p in zip(x.shape[3:], self.patch_size[1:], strict=True))

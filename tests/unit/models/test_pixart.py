@@ -97,6 +97,11 @@ def test_multi_size_takes_any_grid_and_gives_it_back() -> None:
     torch.testing.assert_close(rebuilt(**given(8, 4), **told(64, 32)), tall)
 
 
+def test_multi_size_has_its_number_of_frames() -> None:
+    with pytest.raises(ShapeError, match="2 latent frames; this model was built for 1"):
+        opened(PixArtMS)(**given(frames=2), **told(32, 64))
+
+
 def test_multi_size_needs_a_width_of_three_parts() -> None:
     with pytest.raises(ShapeError, match="20 is not a multiple of 3"):
         PixArtMS(**{**SIZE, "hidden_size": 20})

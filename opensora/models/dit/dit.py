@@ -1,0 +1,194 @@
+"""DiT as in Open-Sora 1.0: every block computes its modulation from timestep and class, or timestep and pooled caption.
+
+Shapes: B batch, C latent channels, T H W latent frames/rows/columns (after patching: the token grid), S = H*W patches
+of a frame, N tokens, D width. Tokens travel as [B, 1, N, D].
+Source: Peebles & Xie 2022, arXiv:2212.09748. Key names and numbers follow Open-Sora 1.0, so its weights load strictly.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from timm.layers import GELUTanh, Mlp
+from torch import Tensor, nn
+
+from opensora.errors import ConfigError
+from opensora.models.denoiser import Denoiser
+from opensora.models.layers.attention import SelfAttention
+from opensora.models.layers.embed import (
+    CaptionEmbedder,
+    LabelEmbedder,
+    TimestepEmbedder,
+    shut_linear,
+    spatial_table,
+    temporal_table,
+)
+from opensora.models.layers.modulation import AdaFinalLayer, gated
+from opensora.models.layers.norm import norm_modulate
+from opensora.models.layers.seam import Seam
+from opensora.models.shapes import ShapeError
+from opensora.registry import MODELS, register_preset
+
+
+class DiTBlock(nn.Module):
+    """Self-attention and perceptron on [B, T, S, D], shifted, scaled and gated by the condition (adaLN-Zero)."""
+
+    def __init__(self, dim: int, mlp_ratio: float, attention: SelfAttention):
+        super().__init__()
+        self.attn = attention
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=GELUTanh)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+
+    def forward(self, x_BTSD: Tensor, c_BD: Tensor) -> Tensor:
+        vectors = self.adaLN_modulation(c_BD)[:, None, None].chunk(6, dim=-1)
+        shift1, scale1, gate1, shift2, scale2, gate2 = vectors
+        # The norm is computed in float32, as everywhere: torch widens narrower input inside it.
+        x = gated(x_BTSD, gate1, self.attn(norm_modulate(x_BTSD, shift1, scale1)))
+        return gated(x, gate2, self.mlp(norm_modulate(x, shift2, scale2)))
+
+
+@MODELS.register_module()
+class DiT(Denoiser):
+    """The denoiser. Attention runs over the tokens of all frames jointly; latents have the constructed size.
+
+    condition: "text" for a pooled caption [B, 1, 1, C], one token, or "label_K" for K classes: labels [B], where label K
+    is "no class" and exists when class_dropout_prob is above 0.
+    model_max_length: 1, stated so that a text encoder of more tokens is refused. no_temporal_pos_emb: frames get no
+    position. Raises ConfigError for another condition or length.
+    """
+
+    def __init__(
+        self,
+        input_size: Sequence[int] = (16, 32, 32),
+        in_channels: int = 4,
+        patch_size: Sequence[int] = (1, 2, 2),
+        hidden_size: int = 1152,
+        depth: int = 28,
+        num_heads: int = 16,
+        mlp_ratio: float = 4.0,
+        class_dropout_prob: float = 0.1,
+        learn_sigma: bool = True,
+        condition: str = "text",
+        no_temporal_pos_emb: bool = False,
+        caption_channels: int = 512,
+        model_max_length: int = 1,
+    ):
+        super().__init__(input_size, in_channels, patch_size, hidden_size, learn_sigma)
+        self.learn_sigma, self.no_temporal_pos_emb = learn_sigma, no_temporal_pos_emb
+        self.depth, self.num_heads = depth, num_heads
+        self.condition, self.num_classes = condition, classes_of(condition)
+        self.class_dropout_prob = class_dropout_prob
+        self.caption_channels, self.model_max_length = caption_channels, one_token(model_max_length)
+
+        frames, rows, columns = self.grid
+        spatial = torch.as_tensor(spatial_table(hidden_size, rows, columns))
+        self.register_buffer("pos_embed_spatial", spatial.float()[None])
+        temporal = torch.as_tensor(temporal_table(hidden_size, frames))
+        self.register_buffer("pos_embed_temporal", temporal.float()[None])
+        self.pos_embed_spatial: Tensor
+        self.pos_embed_temporal: Tensor
+
+        self.t_embedder = TimestepEmbedder(hidden_size)
+        self.y_embedder: CaptionEmbedder | LabelEmbedder
+        if self.num_classes is None:
+            self.y_embedder = CaptionEmbedder(caption_channels, hidden_size, token_num=1)
+        else:
+            self.y_embedder = LabelEmbedder(self.num_classes, hidden_size, class_dropout_prob)
+        self.enter = Seam("split", dim=2)
+        self.blocks = nn.ModuleList(DiTBlock(hidden_size, mlp_ratio, self.attention(i)) for i in range(depth))
+        self.final_layer = AdaFinalLayer(hidden_size, self.patch_features)
+        self.leave = Seam("gather", dim=2)
+        self.initialise()
+
+    def attention(self, block: int) -> SelfAttention:
+        """What the block of this number attends with."""
+        return SelfAttention(self.hidden_size, self.num_heads, spans_split=True)
+
+    def initialise(self) -> None:
+        """adaLN-Zero: each block starts as the identity, the output as zero."""
+        self.spread_weights()
+        self.t_embedder.initialise()
+        self.y_embedder.initialise()
+        for block in self.blocks:
+            assert isinstance(block, DiTBlock)
+            shut_linear(block.adaLN_modulation[1])
+        shut_linear(self.final_layer.adaLN_modulation[1])
+        shut_linear(self.final_layer.linear)
+
+    def null_text(self, n: int) -> Tensor:
+        """What stands for no condition: the null caption [n, 1, 1, C], or null labels [n]."""
+        return self.y_embedder.null(n)
+
+    def embed_text(self, y: Tensor, mask: Tensor | None, drop_B: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """The condition [B, 1, D] that is added to the timestep's, and no mask: its one token always counts."""
+        name = type(self).__name__
+        if self.num_classes is not None:
+            if y.ndim != 1 or y.is_floating_point():
+                raise ShapeError(
+                    f"{name}: y is {y.dtype} of shape {list(y.shape)}; condition {self.condition!r} needs class numbers "
+                    "[B], such as the text encoder 'classes' gives"
+                )
+            return self.y_embedder(y, drop_B)[:, None], None
+        if tuple(y.shape[1:]) != (1, 1, self.caption_channels):
+            raise ShapeError(
+                f"{name}: y of shape {list(y.shape)}; condition 'text' needs one token for a caption, [B, 1, 1, "
+                f"{self.caption_channels}], such as the text encoder 'clip' gives"
+            )
+        return self.y_embedder(y.to(self.dtype), drop_B).squeeze(1), None
+
+    def forward(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        y: Tensor,
+        mask: Tensor | None = None,
+        x_mask: Tensor | None = None,
+        drop_B: Tensor | None = None,
+    ) -> Tensor:
+        """Denoiser output [B, out_channels, T, H, W], at least float32.
+
+        x [B, C, T, H, W]; timestep [B], fractions allowed; y as `condition` says; mask: not looked at, one token always
+        counts; x_mask: None, or ShapeError; drop_B bool [B], True = replace the condition by "none".
+        """
+        x_BTSD = self.to_patches(x, x_mask).flatten(2, 3) + self.pos_embed_spatial
+        c_BD = self.t_embedder(timestep) + self.embed_text(y, mask, drop_B)[0].squeeze(1)
+        x_BTSD = self.leave(self.final_layer(self.run_blocks(x_BTSD, c_BD), c_BD))
+        return self.to_latents(x_BTSD.flatten(1, 2), x.shape[2:])
+
+    def run_blocks(self, x_BTSD: Tensor, c_BD: Tensor) -> Tensor:
+        """Tokens after all blocks, in frames or joined to one row."""
+        if not self.no_temporal_pos_emb:
+            x_BTSD = x_BTSD + self.pos_embed_temporal[:, :, None]
+        x_B1ND = self.enter(x_BTSD.flatten(1, 2).unsqueeze(1))
+        for block in self.blocks:
+            x_B1ND = block(x_B1ND, c_BD)
+        return x_B1ND
+
+
+def classes_of(condition: str) -> int | None:
+    """K of "label_K"; None for "text"."""
+    if condition == "text":
+        return None
+    found = re.fullmatch(r"label_([1-9]\d*)", condition)
+    if found is None:
+        raise ConfigError(
+            f"model.condition: {condition!r}; allowed: 'text', or 'label_K' for K classes, such as 'label_101'; correct it"
+        )
+    return int(found[1])
+
+
+def one_token(model_max_length: int) -> int:
+    """1, or ConfigError."""
+    if model_max_length != 1:
+        raise ConfigError(
+            f"model.model_max_length: {model_max_length} tokens; this model is conditioned on one, the pooled caption; "
+            "use the text encoder 'clip', or a model that attends to captions, such as PixArt"
+        )
+    return 1
+
+
+_XL2: dict[str, Any] = {"depth": 28, "hidden_size": 1152, "num_heads": 16, "patch_size": (1, 2, 2)}
+_B2: dict[str, Any] = {"depth": 12, "hidden_size": 768, "num_heads": 12, "patch_size": (1, 2, 2)}
+register_preset(MODELS, "DiT-XL/2", DiT, **_XL2)
+register_preset(MODELS, "DiT-B/2", DiT, **_B2)

@@ -1,0 +1,1 @@
+"""Latte: DiT's blocks, attending within a frame and along time by turns."""
