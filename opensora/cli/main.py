@@ -1,10 +1,11 @@
-"""The `opensora` command: check, doctor, sample, train."""
+"""The `opensora` command: bench, check, doctor, sample, train."""
 
 import importlib
 import sys
 from collections.abc import Sequence
 
 COMMANDS = {
+    "bench": "measure speed and memory of models on this machine",
     "check": "dry run of a training config: keys, parameters, tokens, rows, memory",
     "doctor": "what this machine has and what a missing feature needs",
     "sample": "generate mp4s from prompts",

@@ -73,7 +73,7 @@ def plan(run: TrainRun, world: int) -> Plan:
             forward = lambda model: model(latents, times, text, **told)  # noqa: E731
             count, frozen = tokens(trained), _parameters(parts.vae)
         trained = trained.to(DTYPES[run.dtype] if run.plugin.startswith("zero") else torch.float32)
-        activations = _activation_bytes(trained, forward, run.grad_checkpoint)
+        activations = activation_bytes(trained, forward, run.grad_checkpoint)
     parameters = _parameters(trained)
     memory = _state_bytes(run, parameters, world) | {
         "frozen autoencoder": frozen * BYTES[run.dtype],
@@ -110,7 +110,7 @@ def _state_bytes(run: TrainRun, parameters: int, world: int) -> dict[str, int]:
     }
 
 
-def _activation_bytes(model: Any, forward: Callable[[nn.Module], Any], checkpointed: bool) -> int:
+def activation_bytes(model: Any, forward: Callable[[nn.Module], Any], checkpointed: bool) -> int:
     """Bytes autograd keeps for backward, counted once per storage; parameters are not activations.
 
     With checkpointing: the block inputs, and one block's activations while it is recomputed.

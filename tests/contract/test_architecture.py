@@ -23,7 +23,8 @@ ALLOWED = {
     "evaluation": BASE | PARTS,
     "training": BASE | PARTS | {"evaluation"},
     "sampling": BASE | PARTS | {"evaluation", "training"},  # reads what training saved
-    "cli": BASE | PARTS | JOBS,
+    "bench": BASE | PARTS | JOBS,
+    "cli": BASE | PARTS | JOBS | {"bench"},
 }
 TOOLS_MAY = {"datasets", "errors", "log", "random", "types"}
 DRAWERS = {"utils", "util", "misc", "helpers", "helper", "common"}

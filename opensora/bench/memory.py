@@ -1,0 +1,150 @@
+"""Peak memory of one piece of work in a process of its own: `python -m opensora.bench.memory NAME key=value ...`.
+
+A process keeps its high-water mark for good, so every case needs a fresh one. What counts is what the case adds to the
+memory held before it starts.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from opensora.errors import OpenSoraError
+from opensora.parallel.activation import checkpoint_activations
+from opensora.platforms import select
+
+TRAINING = {"hidden_size": 256, "num_heads": 4, "depth": 8, "input_size": (16, 32, 32)}
+# CausalVAEModel as released, narrower, so that 257 frames are decoded in seconds.
+DECODING = {"hidden_size": 16, "norm_groups": 16}
+DECODED_PIXELS = 64  # rows and columns: less than a tile, so that only time is cut
+
+
+def training(checkpointed: int) -> Callable[[], object]:
+    """Forward and backward of an STDiT; its weights and inputs are made before the measurement."""
+    from opensora.models.stdit.stdit import STDiT
+
+    torch.manual_seed(0)
+    model = STDiT(**TRAINING, caption_channels=64, model_max_length=16)  # type: ignore[arg-type]
+    if checkpointed:
+        checkpoint_activations(model.checkpoint_blocks())
+    x, y = torch.randn(1, 4, *TRAINING["input_size"]), torch.randn(1, 1, 16, 64)  # type: ignore[misc]
+    return lambda: model(x, torch.tensor([500.0]), y).square().mean().backward()
+
+
+def decoding(frames: int, tiled: int, whole: int = 0) -> Callable[[], object]:
+    """CausalVAEModel's decoder; a window is let go before the next is made, as a writer of files does.
+
+    whole: join all windows into one tensor, as a caller that needs the clip at once.
+    """
+    from opensora.models.vae.causal_vae import CausalVAEModel
+
+    torch.manual_seed(0)
+    model = CausalVAEModel(use_tiling=bool(tiled), **DECODING).eval()  # type: ignore[arg-type]
+    z = torch.randn(1, model.latent_channels, *model.latent_size((frames, DECODED_PIXELS, DECODED_PIXELS)))
+
+    @torch.no_grad()
+    def decode() -> None:
+        if whole:
+            model.decode(z)
+            return
+        seen = sum(window.shape[2] for window in model.decode_windows(z))
+        if seen != frames:
+            raise OpenSoraError(f"bench: {seen} frames decoded instead of {frames}; report this as a bug")
+
+    return decode
+
+
+CASES: dict[str, Callable[..., Callable[[], object]]] = {"training": training, "decoding": decoding}
+
+
+def activation_bytes(checkpointed: bool) -> int:
+    """What `opensora check` expects autograd to keep in the training case."""
+    from opensora.models.stdit.stdit import STDiT
+    from opensora.training.plan import activation_bytes as estimate
+
+    with torch.device("meta"):
+        model = STDiT(**TRAINING, caption_channels=64, model_max_length=16)  # type: ignore[arg-type]
+        x, t, y = torch.empty(1, 4, *TRAINING["input_size"]), torch.empty(1), torch.empty(1, 1, 16, 64)  # type: ignore[misc]
+    return estimate(model, lambda module: module(x, t, y), checkpointed)
+
+
+def added_bytes(work: Callable[[], object]) -> int:
+    """Peak memory while `work` runs, less what was held before."""
+    device = select()
+    if device.name != "cpu":
+        before = device.peak_memory_bytes()
+        work()
+        device.synchronize()
+        return device.peak_memory_bytes() - before
+    _status_clear_peak()
+    before = _status_bytes("VmRSS")
+    work()
+    return _status_bytes("VmHWM") - before
+
+
+def _status_clear_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the high-water mark
+
+
+def _status_bytes(name: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:"))
+    return int(line.split()[1]) * 1024
+
+
+def measured(name: str, **arguments: int) -> int:
+    """Bytes that the case adds, measured in a new process."""
+    command = [sys.executable, "-m", "opensora.bench.memory", name]
+    command += [f"{key}={value}" for key, value in arguments.items()]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise OpenSoraError(f"bench: {' '.join(command[2:])} failed: {done.stderr.strip()[-300:]}; run it by itself")
+    return json.loads(done.stdout.splitlines()[-1])["bytes"]
+
+
+def training_rows() -> list[dict[str, Any]]:
+    """A training step with and without recomputed activations; the expected ratio is that of the kept activations."""
+    plain, recomputed = (measured("training", checkpointed=flag) for flag in (0, 1))
+    expected = activation_bytes(True) / activation_bytes(False)
+    return [
+        {"work": "training step", "bytes": plain, "ratio": 1.0, "expected": 1.0},
+        {
+            "work": "training step, activations recomputed",
+            "bytes": recomputed,
+            "ratio": recomputed / plain,
+            "expected": expected,
+        },
+    ]
+
+
+def decoding_rows(frames: tuple[int, ...] = (65, 129, 257)) -> list[dict[str, Any]]:
+    """Decoding with and without temporal rollback tiling; tiled memory should not grow, untiled grows with the frames."""
+    rows: list[dict[str, Any]] = []
+    for tiled in (1, 0):
+        first = None
+        for count in frames:
+            found = measured("decoding", frames=count, tiled=tiled)
+            first = first or found
+            rows.append(
+                {
+                    "work": f"decoding {count} frames" + (", in windows" if tiled else ", at once"),
+                    "bytes": found,
+                    "ratio": found / first,
+                    "expected": 1.0 if tiled else count / frames[0],
+                }
+            )
+    return rows
+
+
+def main(argv: list[str]) -> int:
+    given: Mapping[str, str] = dict(argument.split("=", 1) for argument in argv[1:])
+    work = CASES[argv[0]](**{key: int(value) for key, value in given.items()})
+    print(json.dumps({"bytes": added_bytes(work)}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

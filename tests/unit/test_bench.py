@@ -1,0 +1,78 @@
+"""What the bench counts; its clock is not tested, only what is made of it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from opensora.bench import memory, models, steps
+from opensora.bench.clock import Timing
+from opensora.bench.steps import Case
+from opensora.cli import bench
+from opensora.errors import OpenSoraError
+from opensora.platforms import select
+
+TINY = Case(width=32, heads=2, frames=2, rows=8, columns=8, text_tokens=5)
+
+
+def test_flops_are_those_of_the_matrix_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Per token: qkv and proj twice, queries and proj to the text, a perceptron of 4 D, backward twice as much."""
+    monkeypatch.setattr(steps, "measure", lambda *_: Timing(seconds=0.5, flops_per_second=1e9))
+    row = steps.training_step(TINY, select("cpu"), torch.float32)
+    tokens, width, depth = 32, 32, 2
+    products = depth * tokens * (4 + 4 + 2 + 8) * width**2 * 2 * 3
+    text = 5 * (steps.TEXT_CHANNELS * width * 2 * 2 + (1 + depth * 2) * width**2 * 2 * 3)  # captions need no gradient
+    attention = depth * (tokens * (16 + 2) + tokens * 5) * width * 2 * 2 * 3.5  # its backward computes the scores again
+    assert row["gflop"] * 1e9 == pytest.approx(products + text + attention, rel=0.03)
+    assert row["share"] == pytest.approx(row["gflop"] / 0.5)
+    assert row["gflop_per_second"] == pytest.approx(row["gflop"] / 0.5)
+
+
+def test_keeping_the_text_changes_no_number_and_the_ratio_is_that_of_the_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    def in_turns(actions: list[Any], platform: Any) -> list[float]:
+        for action in actions:
+            assert action().shape == (2, 8, 2, 8, 8)
+        return [3.0, 2.0]
+
+    monkeypatch.setattr(steps, "alternate", in_turns)
+    row = steps.sampling_step(TINY, select("cpu"), torch.float32, counted_tokens=3)
+    assert row["speedup"] == 1.5
+    assert row["largest_difference"] < 1e-5
+
+
+def test_ratios_are_to_the_first_of_their_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = {(65, 1): 100, (129, 1): 104, (257, 1): 98, (65, 0): 200, (129, 0): 400, (257, 0): 800}
+    monkeypatch.setattr(memory, "measured", lambda name, frames, tiled: answers[frames, tiled])
+    rows = memory.decoding_rows()
+    assert [row["ratio"] for row in rows] == [1.0, 1.04, 0.98, 1.0, 2.0, 4.0]
+    assert [row["expected"] for row in rows] == [1.0, 1.0, 1.0, 1.0, 129 / 65, 257 / 65]
+
+
+def test_memory_is_what_the_work_adds() -> None:
+    size = 64 * 2**20
+    held = torch.ones(size, dtype=torch.uint8)  # before the work: not counted
+    added = memory.added_bytes(lambda: torch.ones(size, dtype=torch.uint8))
+    assert held.numel() == size
+    assert added == pytest.approx(size, rel=0.25)
+
+
+def test_a_failing_case_is_a_sentence() -> None:
+    with pytest.raises(OpenSoraError, match=r"bench: .*training nonsense=1 failed"):
+        memory.measured("training", nonsense=1)
+
+
+def test_one_run_is_printed_and_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(models, "QUICK_TRAINING", (TINY,))
+    monkeypatch.setattr(models, "QUICK_SAMPLING", ((TINY, 3),))
+    file = tmp_path / "numbers.json"
+    assert bench.main(["models", "--quick", "--json", str(file)]) == 0
+    found = json.loads(file.read_text())
+    printed = capsys.readouterr().out
+    assert found["machine"]["device"] in printed
+    assert f"{found['training'][0]['share']:.2f}" in printed
+    assert {row["kernel"] for row in found["kernels"]} == {"softmax_attention", "sdpa_attention"}
+    assert bench.main(["models", "--json", str(tmp_path / "no" / "numbers.json")]) == 2
