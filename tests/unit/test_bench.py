@@ -25,7 +25,7 @@ def test_flops_are_those_of_the_matrix_products(monkeypatch: pytest.MonkeyPatch)
     products = depth * tokens * (4 + 4 + 2 + 8) * width**2 * 2 * 3
     text = 5 * (steps.TEXT_CHANNELS * width * 2 * 2 + (1 + depth * 2) * width**2 * 2 * 3)  # captions need no gradient
     attention = depth * (tokens * (16 + 2) + tokens * 5) * width * 2 * 2 * 3.5  # its backward computes the scores again
-    assert row["gflop"] * 1e9 == pytest.approx(products + text + attention, rel=0.03)
+    assert row["gflop"] * 1e9 == pytest.approx(products + text + attention, rel=0.05)
     assert row["share"] == pytest.approx(row["gflop"] / 0.5)
     assert row["gflop_per_second"] == pytest.approx(row["gflop"] / 0.5)
 
