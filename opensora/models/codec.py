@@ -18,8 +18,9 @@ CACHE_BYTES = 256 * 2**20
 class TextEncoder(Protocol):
     """What is registered in TEXT_ENCODERS."""
 
-    output_dim: int
-    model_max_length: int
+    @property
+    def tells(self) -> dict[str, Any]:
+        """Arguments of a denoiser that takes what `encode` gives: its `condition`, and the sizes of a caption."""
 
     def load(self) -> Self: ...
 
@@ -56,11 +57,17 @@ class Codec:
 
     @torch.no_grad()
     def decode_video(self, z_BCTHW: Tensor, num_frames: int | None = None) -> Tensor:
-        """Videos [B, 3, T, H, W], float32, about in [-1, 1]; num_frames: how many there were before encoding."""
-        return self.vae.decode(z_BCTHW.to(self.device), num_frames).float()  # scaled back in float32, then cast
+        """Videos [B, 3, T, H, W] on the CPU, float32, about in [-1, 1]; num_frames: how many there were before encoding.
+
+        An autoencoder that decodes in windows has each taken off the device before the next is made.
+        """
+        z_BCTHW = z_BCTHW.to(self.device)  # scaled back in float32, then cast
+        if hasattr(self.vae, "decode_windows"):
+            return torch.cat([window.float().cpu() for window in self.vae.decode_windows(z_BCTHW, num_frames)], dim=2)
+        return self.vae.decode(z_BCTHW, num_frames).float().cpu()
 
     def encode_text(self, captions: Sequence[str]) -> Condition:
-        """Token states [B, 1, L, C] and mask [B, L] on the device.
+        """Token states [B, 1, L, C] in the codec's type and mask [B, L], or class labels [B], on the device.
 
         Each caption is encoded alone: its numbers never depend on its neighbours, so a resumed run, whose cache starts
         empty, sees the same bits.
@@ -78,8 +85,10 @@ class Codec:
 
     def _encode_caption(self, caption: str) -> Condition:
         condition = self.text_encoder.encode([caption])
-        mask_1L = condition.mask_BL
-        on_host = Condition(condition.text_B1LC.to("cpu", self.dtype), None if mask_1L is None else mask_1L.cpu())
+        text, mask_1L = condition.text_B1LC.cpu(), condition.mask_BL
+        if text.is_floating_point():  # class labels stay whole
+            text = text.to(self.dtype)
+        on_host = Condition(text, None if mask_1L is None else mask_1L.cpu())
         self.captions.put(caption, on_host)
         return on_host
 

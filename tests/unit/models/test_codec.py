@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Generator, Tensor, nn
@@ -63,6 +63,16 @@ def test_video_there_and_back_in_the_compute_type() -> None:
     assert (z.dtype, z.requires_grad) == (torch.float32, False)
     assert torch.equal(made.decode_video(z, 3), video[:, :, :3])
     assert not any(parameter.requires_grad for parameter in made.vae.parameters())
+
+
+def test_windows_are_joined_as_they_come() -> None:
+    class Windows(Halves):
+        def decode_windows(self, z: Tensor, num_frames: int | None = None) -> Iterator[Tensor]:
+            yield from self.decode(z, num_frames).split(2, dim=2)
+
+    made = Codec(Windows(), Counting(), "cpu", torch.float32)
+    z = torch.randn(1, 3, 5, 2, 2)
+    assert torch.equal(made.decode_video(z, 5), z * 2)
 
 
 def test_video_posterior_is_drawn_per_sample() -> None:
