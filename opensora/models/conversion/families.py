@@ -97,7 +97,11 @@ FAMILIES: dict[str, Family] = {
     "latte": Family("Latte, videos by class", {"Latte": _BY_CLASS}, [("", "Latte-XL/2")]),
     "stdit": Family("Open-Sora 1.0", {"STDiT": _SAME}, [("", "STDiT-XL/2")]),
     "stdit2": Family("Open-Sora 1.1", {"STDiT2": _SAME}, [("", "STDiT2-XL/2")]),
-    "stdit3": Family("Open-Sora 1.2 and 1.3", {"STDiT3": _SAME}, [("", "STDiT3-XL/2")]),
+    "stdit3": Family(
+        "Open-Sora 1.2 and 1.3",
+        {"STDiT3": _SAME},
+        [(r"x_embedder_cond\.", "STDiT3-XL/2-v1.3"), ("", "STDiT3-XL/2")],
+    ),
     "latte-t2v": Family("Open-Sora-Plan 1.0 and 1.1", {"LatteT2V": _LATTE_T2V}, [("", "LatteT2V-XL/122")]),
     "sd-vae": Family(
         "Stable Diffusion's image autoencoder, latent-diffusion's or diffusers' layout",

@@ -34,7 +34,7 @@ def arguments_in(config: Mapping[str, Any], accepted: Collection[str]) -> dict[s
 
 
 def sizes_in(state: Mapping[str, Tensor], accepted: Collection[str]) -> dict[str, Any]:
-    """Constructor arguments that the tensors decide: input_size, its scales, classes and caption tokens.
+    """Constructor arguments that the tensors decide: input_size, its scales, given frames, classes, caption tokens.
 
     Tables on meta give the size of a square grid and no scale.
     """
@@ -54,6 +54,8 @@ def sizes_in(state: Mapping[str, Tensor], accepted: Collection[str]) -> dict[str
         found["time_scale"] = _scale(temporal, 1, None)
     else:
         found["no_temporal_pos_emb"] = True  # an image model: its one frame has no position
+    if "x_embedder_cond.proj.weight" in state:
+        found["conditioned"] = True
     if "y_embedder.embedding_table.weight" in state:
         found["condition"] = f"label_{len(state['y_embedder.embedding_table.weight']) - 1}"  # the last row: no class
     if "y_embedder.y_embedding" in state:

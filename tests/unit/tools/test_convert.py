@@ -13,8 +13,9 @@ from torch import Tensor
 from opensora.models.assemble import build_denoiser
 from opensora.models.layers.embed import spatial_table, temporal_table
 from opensora.models.vae.causal_vae import CausalVAEModel
+from opensora.models.vae.open_sora_1_2 import OpenSoraVAE_V1_2
 from opensora.models.weights import load_weights, read_config, read_weights, save_weights
-from tools.weights.convert import main
+from tools.weights.convert import convert, main
 
 SIZES = {"hidden_size": 16, "depth": 2, "num_heads": 2, "caption_channels": 6, "model_max_length": 3}
 INPUT = [2, 4, 6]
@@ -154,6 +155,8 @@ def test_dry_run_checks_and_writes_nothing(source: Path, tmp_path: Path, capsys:
     assert "missing, freshly initialised: 8" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
     assert to_stdit(source, tmp_path / "out", "--dry-run", "depth=3") == 2
+    planned = convert(str(source), "pixart-alpha", "STDiT", [f"input_size={INPUT}", *WORDS], dry_run=True).model
+    assert all(tensor.is_meta for tensor in planned.state_dict().values())
 
 
 # our own and Open-Sora's weights at another size
@@ -285,6 +288,35 @@ def test_a_lightning_checkpoint_of_the_causal_autoencoder(tmp_path: Path, capsys
     assert "position tables and losses of the file, not used: 2" in capsys.readouterr().out
     assert read_config(tmp_path / "out") == json.loads(json.dumps(vae.config))
     again = CausalVAEModel(from_pretrained=str(tmp_path / "out")).load()
+    assert all(torch.equal(tensor, vae.state_dict()[name]) for name, tensor in again.state_dict().items())
+
+
+def test_a_pipeline_of_two_autoencoders(tmp_path: Path) -> None:
+    """Open-Sora 1.2's folder says where its makers had the parts from; nobody is asked for that."""
+    parts: dict[str, Any] = {
+        "spatial": {
+            "config": {
+                "block_out_channels": [4, 8],
+                "down_block_types": ["DownEncoderBlock2D"] * 2,
+                "up_block_types": ["UpDecoderBlock2D"] * 2,
+                "norm_num_groups": 2,
+            }
+        },
+        "temporal": {"filters": 4, "num_res_blocks": 1, "num_groups": 2},
+    }
+    vae = OpenSoraVAE_V1_2(**parts)
+    foreign = {
+        "from_pretrained": "somewhere/else",
+        "model_type": "VideoAutoencoderPipeline",
+        "scale": [1.0, 2.0, 3.0, 4.0],
+    }
+    save_weights(tmp_path / "in", vae.state_dict(), {**foreign, **parts, "micro_frame_size": 9})
+    assert main([str(tmp_path / "in"), str(tmp_path / "out"), "--from", "open-sora-vae"]) == 0
+    config = read_config(tmp_path / "out")
+    assert config["type"] == "OpenSoraVAE_V1_2"
+    assert "from_pretrained" not in config
+    again = OpenSoraVAE_V1_2(from_pretrained=str(tmp_path / "out")).load()
+    assert again.micro_frame_size == 9
     assert all(torch.equal(tensor, vae.state_dict()[name]) for name, tensor in again.state_dict().items())
 
 

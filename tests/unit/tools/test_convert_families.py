@@ -1,0 +1,131 @@
+"""Files of DiT, Latte and LatteT2V as their makers leave them: what is read from them and what is asked."""
+
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from opensora.models.assemble import build_denoiser
+from opensora.models.layers.embed import spatial_table, temporal_table
+from opensora.models.weights import load_weights, read_config, read_weights, save_weights
+from tools.weights.convert import main
+
+SIZES = {"hidden_size": 16, "depth": 2, "num_heads": 2}
+WORDS = [f"{key}={value}" for key, value in SIZES.items()]
+
+
+def by_class(kind: str, frames: int, classes: int = 5) -> dict[str, Tensor]:
+    """A file of DiT or Latte: image patches and tables under their own names."""
+    model = build_denoiser(
+        {"type": kind, **SIZES, "condition": f"label_{classes}", "input_size": [frames, 8, 8]}, seed=3
+    )
+    state = {name: torch.randn(t.shape) for name, t in model.state_dict().items() if not name.startswith("pos_embed")}
+    state["x_embedder.proj.weight"] = state["x_embedder.proj.weight"].squeeze(2)
+    state["pos_embed"] = torch.as_tensor(spatial_table(16, 4, 4)).float()[None]
+    if frames > 1:
+        state["temp_embed"] = torch.as_tensor(temporal_table(16, frames)).float()[None]
+    return state
+
+
+def rebuilt(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state of the model that config.json describes, with the weights in it; and that config without its run."""
+    config = read_config(folder)
+    run = config.pop("run")
+    model = build_denoiser(config)
+    load_weights(model, folder)
+    return model.state_dict(), {**config, "run": run}
+
+
+def test_dit(tmp_path: Path) -> None:
+    state = by_class("DiT", frames=1)
+    torch.save(state, tmp_path / "DiT.pt")
+    assert main([str(tmp_path / "DiT.pt"), str(tmp_path / "out"), "--from", "dit", *WORDS]) == 0
+    found, config = rebuilt(tmp_path / "out")
+    assert config["type"] == "DiT-XL/2"
+    assert config["condition"] == "label_5"
+    assert config["input_size"] == [1, 8, 8]
+    assert config["no_temporal_pos_emb"] is True
+    assert config["run"]["image_size"] == [64, 64]
+    assert torch.equal(found["pos_embed_spatial"], state["pos_embed"])
+    for name in state.keys() - {"pos_embed"}:
+        assert torch.equal(found[name].reshape(state[name].shape), state[name]), name
+
+
+def test_latte(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    state = by_class("Latte", frames=4)
+    worse = {name: tensor + 1 for name, tensor in state.items()}
+    torch.save({"model": worse, "ema": state, "opt": {"state": {}}, "args": Namespace(lr=1e-4)}, tmp_path / "ucf101.pt")
+    words = [str(tmp_path / "ucf101.pt"), str(tmp_path / "out"), "--from", "latte", *WORDS]
+    assert main(words) == 0
+    found, config = rebuilt(tmp_path / "out")
+    assert (config["condition"], config["input_size"]) == ("label_5", [4, 8, 8])
+    assert "no_temporal_pos_emb" not in config
+    assert (config["run"]["num_frames"], config["run"]["fps"]) == (4, 8)
+    for name in state.keys() - {"pos_embed", "temp_embed"}:
+        assert torch.equal(found[name].reshape(state[name].shape), state[name]), name
+    capsys.readouterr()
+    assert main([*words, "input_size=[8,8,8]"]) == 0
+    assert "pos_embed_temporal (the file's is [1, 4, 16], this is [1, 8, 16])" in capsys.readouterr().out
+    longer = read_weights(tmp_path / "out")["pos_embed_temporal"]
+    assert torch.equal(longer[0], torch.as_tensor(temporal_table(16, 8)).float())
+
+
+LATTE_T2V = {
+    "num_layers": 2,
+    "num_attention_heads": 2,
+    "attention_head_dim": 8,
+    "cross_attention_dim": 16,
+    "caption_channels": 6,
+    "norm_type": "ada_norm_single",
+}
+NATIVE = {"sample_size": [8, 8], "video_length": 5}
+
+
+def latte_t2v() -> dict[str, Tensor]:
+    model = build_denoiser({"type": "LatteT2V", **LATTE_T2V, **NATIVE})
+    return {name: torch.randn(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def test_latte_t2v_folder(tmp_path: Path) -> None:
+    """As a hub holds it: diffusers' config, of which the model knows a part."""
+    state = latte_t2v()
+    foreign = {"_class_name": "LatteT2V", "_diffusers_version": "0.24.0", "num_embeds_ada_norm": 1000, "dropout": 0.0}
+    save_weights(tmp_path / "65x512x512", state, {**foreign, **LATTE_T2V, **NATIVE})
+    assert main([str(tmp_path / "65x512x512"), str(tmp_path / "out"), "--from", "latte-t2v"]) == 0
+    found, config = rebuilt(tmp_path / "out")
+    assert set(found) == set(state)
+    assert all(torch.equal(found[name], state[name]) for name in state)
+    assert config["type"] == "LatteT2V-XL/122"
+    assert (config["run"]["num_frames"], config["run"]["image_size"]) == (17, [64, 64])  # 4x in time, 8x8 in space
+    assert config["run"]["scheduler"]["type"] == "PNDM"
+    assert main([str(tmp_path / "out"), str(tmp_path / "longer"), "--from", "latte-t2v", "video_length=9"]) == 0
+    assert read_config(tmp_path / "longer")["run"]["num_frames"] == 33
+
+
+def test_latte_t2v_file_with_compressed_keys(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    state = latte_t2v()
+    torch.save({"model": state}, tmp_path / "t2v.pt")
+    sizes = [f"{key}={value}" for key, value in {**LATTE_T2V, **NATIVE}.items()]
+    words = [str(tmp_path / "t2v.pt"), str(tmp_path / "out"), "--from", "latte-t2v", *sizes]
+    assert main([*words, "compress_kv_factor=2", "--report"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert "missing, freshly initialised: 8" in shown  # of the second layer's two blocks
+    assert "  transformer_blocks.1.attn1.sr.weight" in shown
+    assert torch.equal(
+        read_weights(tmp_path / "out")["caption_projection.y_embedding"], state["caption_projection.y_embedding"]
+    )
+    del state["caption_projection.y_embedding"]
+    torch.save({"model": state}, tmp_path / "t2v.pt")
+    assert main(words) == 2
+    assert "1 missing: caption_projection.y_embedding" in capsys.readouterr().err
+
+
+def test_latte_t2v_without_any_size(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    torch.save({"model": latte_t2v()}, tmp_path / "t2v.pt")
+    assert main([str(tmp_path / "t2v.pt"), str(tmp_path / "out"), "--from", "latte-t2v"]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert "video_length" in message
