@@ -1,0 +1,6 @@
+# The parts that every Open-Sora 1.3 recipe shares besides its autoencoder: those of 1.2, windows and rotation by place.
+# Given frames are a condition of their own there, no mask, and training here does not draw them yet.
+_base_ = ["./open_sora_1_2.py"]
+model = dict(_delete_=True, type="STDiT3-XL/2-v1.3")
+scheduler = dict(release="1.3")
+mask_ratios = None

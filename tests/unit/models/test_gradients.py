@@ -1,0 +1,92 @@
+"""Gradients of every denoiser against finite differences in float64.
+
+Every registered class is tried at a tiny size; OPTIONS adds calls and arguments that take other ways through one.
+A model must keep float64 for this: what it widens, it widens to float32 at least (layers/patch.py, `widened`).
+"""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Generator, Tensor
+
+from opensora.registry import MODELS, build, constructor
+from tests.contract.test_models import DENOISERS, full, inputs, open_gates, small
+
+# class, arguments, what its forward is told besides the usual inputs
+OPTIONS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "STDiT, given frames": ("STDiT", {}, {"x_mask": [True, False, True]}),
+    "STDiT2, given frames": ("STDiT2", {"qk_norm_legacy": False}, {"x_mask": [True, False, True]}),
+    "STDiT3, given frames": ("STDiT3", {"patch_size": (2, 2, 2)}, {"x_mask": [True, False]}),
+    "STDiT3, windows": (
+        "STDiT3",
+        {"kernel_size": (2, 2, -1), "use_spatial_rope": True, "conditioned": True},
+        {"mask_index": [0, 2]},
+    ),
+    "LatteT2V, rotations": ("LatteT2V", {"use_rope": True}, {}),
+    "LatteT2V, an image, padding, compressed keys": (
+        "LatteT2V",
+        {"compress_kv_factor": 2},
+        {
+            "use_image_num": 1,
+            "y": torch.linspace(-2, 2, 240).sin().view(2, 2, 5, 12),
+            "mask": torch.tensor([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1]]).expand(2, -1, -1),
+            "attention_mask": (torch.arange(6) < 4).expand(2, 3, 4, 6),
+        },
+    ),
+}
+CLASSES = [name for name in DENOISERS if not hasattr(constructor(MODELS, full(name)["type"]), "__wrapped_class__")]
+
+
+def directional_derivatives(model: Any, given: dict[str, Any], seed: int) -> tuple[float, float]:
+    """Of a random linear function of the output, in one random direction of all parameters and inputs:
+    by autograd, and by central differences."""
+    rng = Generator().manual_seed(seed)
+    free = [p for p in model.parameters() if p.requires_grad]
+    free += [given[key].requires_grad_() for key in ("x", "y", "cond", "cond_mask", "y_null") if _is_real(given, key)]
+    direction = [torch.randn(each.shape, dtype=torch.float64, generator=rng) for each in free]
+    weights = torch.randn(model(**given).shape, dtype=torch.float64, generator=rng)
+
+    def value() -> Tensor:
+        out = model(**given)
+        assert out.dtype == torch.float64
+        return (out * weights).sum()
+
+    gradients = torch.autograd.grad(value(), free)
+    exact = sum((g * d).sum().item() for g, d in zip(gradients, direction, strict=True))
+    step = 1e-6
+    with torch.no_grad():
+        sides = []
+        for sign in (1, -2):  # to one side, then from there to the other
+            for each, d in zip(free, direction, strict=True):
+                each.add_(d, alpha=sign * step)
+            sides.append(value().item())
+    return exact, (sides[0] - sides[1]) / (2 * step)
+
+
+def _is_real(given: dict[str, Any], key: str) -> bool:
+    return isinstance(given.get(key), Tensor) and given[key].is_floating_point()
+
+
+def check(model: Any, **told: Any) -> None:
+    model = open_gates(model).double().train()
+    given = {**inputs(model), **told}
+    given = {key: value.double() if _is_real(given, key) and value.ndim > 2 else value for key, value in given.items()}
+    for seed in (1, 2):
+        exact, measured = directional_derivatives(model, given, seed)
+        assert exact == pytest.approx(measured, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_gradients(name: str) -> None:
+    torch.manual_seed(0)
+    check(build(MODELS, small(name)))
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_gradients_with_options(name: str) -> None:
+    cls, arguments, told = OPTIONS[name]
+    if "x_mask" in told:
+        told = {"x_mask": torch.tensor([told["x_mask"]] * 2)}
+    torch.manual_seed(0)
+    check(build(MODELS, small(cls) | arguments), **told)
