@@ -89,9 +89,8 @@ class CrossAttention(Projections):
         mask = None if mask_PL is None else mask_PL[:, None, None]
         q = self.heads(self.to_q(x_BTSD.flatten(1, 2) if images == 0 else x_BTSD))
         if images > 0:
-            row_T = (torch.arange(frames, device=k.device) - (frames - images) + 1).clamp(
-                min=0
-            )  # 0 ... 0, 1 ... images
+            row_T = torch.arange(frames, device=k.device) - (frames - images) + 1
+            row_T = row_T.clamp(min=0)  # 0 ... 0 for the clip, then 1 ... images
 
             def per_frame(text: Tensor) -> Tensor:
                 return text.unflatten(0, (batch, -1))[:, row_T].flatten(0, 1)

@@ -32,6 +32,7 @@ class LatteT2V(ScaleShiftTable):
     sample_size, video_length: latent rows and columns (or one number for both) and frames that positions are scaled
         for. input_size: latent frames, rows, columns of the clips. Either says the other; with both, frames of
         input_size are stretched to the positions of sample_size.
+    out_channels: None = noise and its variance for every channel of the latents.
     interpolation_scale_1d: divides positions along time; None = by video_length, 1 up to 31 latent frames.
     use_rope: rotate queries and keys too; the added tables stay. compress_kv_factor: in the second half of the layers
         so many neighbours become one key and value; not with use_rope.
@@ -51,7 +52,7 @@ class LatteT2V(ScaleShiftTable):
         sample_size: int | Sequence[int] | None = None,
         video_length: int | None = None,
         in_channels: int = 4,
-        out_channels: int = 8,
+        out_channels: int | None = None,
         patch_size: int = 2,
         num_layers: int = 28,
         num_attention_heads: int = 16,
@@ -83,7 +84,7 @@ class LatteT2V(ScaleShiftTable):
         super().__init__(2, dim)
         self.input_size, native = clip_and_native_size(input_size, sample_size, video_length)
         self.patch_size = (patch_size_t, patch_size, patch_size)
-        self.in_channels, self.out_channels = in_channels, out_channels
+        self.in_channels, self.out_channels = in_channels, out_channels or 2 * in_channels
         self.model_max_length, self.caption_channels = model_max_length, caption_channels
         self.hidden_size, self.head_dim = dim, attention_head_dim
         self.use_rope, self.compress_kv_factor = use_rope, compress_kv_factor
@@ -108,7 +109,7 @@ class LatteT2V(ScaleShiftTable):
             TemporalBlock(*sizes, factor, norm_eps) for factor in self.factors
         )
         self.leave = Seam("gather", dim=2)
-        self.proj_out = nn.Linear(dim, patch_size * patch_size * out_channels)
+        self.proj_out = nn.Linear(dim, patch_size * patch_size * self.out_channels)
         self.initialise()
 
     def initialise(self) -> None:
@@ -146,7 +147,14 @@ class LatteT2V(ScaleShiftTable):
                 " encode an empty prompt in their place"
             )
         y_PLC = y.to(self.proj_out.weight.dtype).flatten(0, 1)
-        rows = None if mask is None else mask.reshape(-1, mask.shape[-1])
+        rows = None
+        if mask is not None:
+            rows = mask.reshape(-1, mask.shape[-1])
+            if y.shape[1] > 1 and len(rows) != len(y_PLC):
+                raise ShapeError(
+                    f"LatteT2V: mask {list(mask.shape)} for captions {list(y.shape[:3])}; with images beside the clips"
+                    " every caption has a row of its own; give it the shape of the captions"
+                )
         return self.caption_projection(y_PLC), text_mask(rows, len(y_PLC), y_PLC.shape[1])
 
     def checkpoint_blocks(self) -> list[nn.Module]:
@@ -163,7 +171,7 @@ class LatteT2V(ScaleShiftTable):
         drop_B: Tensor | None = None,
         use_image_num: int = 0,
         attention_mask: Tensor | None = None,
-        enable_temporal_attentions: bool = True,
+        enable_temporal_attentions: bool | None = None,
     ) -> Tensor:
         """Denoiser output [B, out_channels, T, H, W], at least float32.
 
@@ -171,18 +179,21 @@ class LatteT2V(ScaleShiftTable):
         [b, 1, 1, L] or [B, 1 + n, L], 1 = token counts; x_mask and drop_B are refused when they ask for anything.
         use_image_num: n, the last so many frames are images with captions of their own; they skip the blocks along time.
         attention_mask [B, T, H, W]: 0 = padding, which no other patch of the frame looks at.
-        enable_temporal_attentions: False for frames that are all images.
+        enable_temporal_attentions: None = for clips of two frames and more; an image is sampled past the blocks along time,
+        as images are trained.
         """
+        frames = x.shape[2] - use_image_num
+        along_time = frames > 1 if enable_temporal_attentions is None else enable_temporal_attentions
         check_inputs(
             x,
             y,
             channels=self.in_channels,
             images=use_image_num,
-            longest=self.video_length if enable_temporal_attentions else None,
+            longest=self.video_length if along_time else None,
             attention_mask=attention_mask,
             x_mask=x_mask,
         )
-        grid, frames = self.pos_embed.grid_of(x), x.shape[2] - use_image_num
+        grid = self.pos_embed.grid_of(x)
         e_BD, time_B6D = self.adaln_single(timestep)
         y_PLD, mask_PL = self.embed_text(y, mask, drop_B)
         within, along = self._rotations(grid, frames, x.device) if self.use_rope else (None, None)
@@ -192,7 +203,7 @@ class LatteT2V(ScaleShiftTable):
         blocks = zip(self.transformer_blocks, self.temporal_transformer_blocks, self.factors, strict=True)
         for i, (spatial, temporal, factor) in enumerate(blocks):
             x_BTSD = spatial(x_BTSD, y_PLD, time_B6D, grid, use_image_num, mask_PL, masks.get(factor), within)
-            if not enable_temporal_attentions:
+            if not along_time:
                 continue
             clip, images = x_BTSD.split([frames, use_image_num], dim=1)
             if i == 0:
