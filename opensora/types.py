@@ -35,7 +35,7 @@ class Batch:
 class Condition:
     """Encoded captions."""
 
-    text_B1LC: Tensor  # text encoder states, padding included
+    text_B1LC: Tensor  # text encoder states, padding included; of captions that are classes, labels int64 [B]
     mask_BL: Tensor | None  # int64, 1 = token counts; None = all count
 
 

@@ -1,6 +1,7 @@
 """Tiny text encoders with real tokenizers, written to a folder the way a downloaded model lies there."""
 
 import io
+import json
 from pathlib import Path
 
 import torch
@@ -73,5 +74,33 @@ def tiny_t5(folder: Path, width: int = 32) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = T5EncoderModel(config)
+    model.save_pretrained(folder)
+    return folder
+
+
+def tiny_clip(folder: Path, width: int = 32, longest: int = 77) -> Path:
+    """The text half of a CLIP of two layers with a byte-pair vocabulary that spells words by their letters."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    vocabulary = [*letters, *[f"{letter}</w>" for letter in letters], "<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(vocabulary)}), encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+    CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt")).save_pretrained(folder)
+    config = CLIPTextConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=width,
+        intermediate_size=48,
+        projection_dim=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=longest,
+        bos_token_id=len(vocabulary) - 2,
+        eos_token_id=len(vocabulary) - 1,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = CLIPTextModel(config)
     model.save_pretrained(folder)
     return folder

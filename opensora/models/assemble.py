@@ -1,5 +1,6 @@
 """From the config's parts to built modules that fit each other: denoiser, autoencoder, text encoder."""
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from opensora.errors import ConfigError
 from opensora.log import logger
 from opensora.models.weights import load_weights
 from opensora.random import key_seed
-from opensora.registry import MODELS, TEXT_ENCODERS, VAES, build
+from opensora.registry import MODELS, TEXT_ENCODERS, VAES, build, constructor
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}  # the config's words
 
@@ -59,15 +60,26 @@ def given_by(vae: Any, text_encoder: Any, size: Sequence[int]) -> dict[str, Any]
     return {
         "input_size": list(vae.latent_size(tuple(size))),
         "in_channels": vae.latent_channels,
-        "caption_channels": text_encoder.output_dim,
-        "model_max_length": text_encoder.model_max_length,
+        **text_encoder.tells,
     }
 
 
 def complete(model: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The model's config with what the run knows filled in; a contradiction is a ConfigError."""
+    """The model's config with what the run knows filled in, as far as the model takes it.
+
+    ConfigError for a contradiction, and for class labels where the model takes captions.
+    """
+    takes = inspect.signature(constructor(MODELS, model["type"])).parameters
+    condition = given.get("condition", "text")
+    if condition != "text" and "condition" not in takes:
+        raise ConfigError(
+            f"config: key 'text_encoder': it gives classes ({condition}), and {model['type']} takes captions; allowed: an "
+            "encoder of captions, such as t5; change it, or take a model by class, such as DiT"
+        )
     config = {key: value for key, value in model.items() if key != "from_pretrained"}
     for key, value in given.items():
+        if key not in takes:
+            continue
         stated = config.get(key, value)
         if (list(stated) if isinstance(stated, list | tuple) else stated) != value:
             raise ConfigError(

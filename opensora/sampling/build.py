@@ -91,7 +91,8 @@ def build_sampler(plan: SamplePlan, device: torch.device) -> tuple[Sampler, Sett
     vae, text = build_autoencoder(parts["vae"]), build(TEXT_ENCODERS, parts["text_encoder"])
     first = plan.requests[0]
     given = given_by(vae, text, (first.num_frames, first.height, first.width))
-    config = complete(parts["model"], {key: value for key, value in given.items() if key not in parts["model"]})
+    decided = parts["model"].keys() - {"condition"}  # other sizes may be asked of a model, other classes not
+    config = complete(parts["model"], {key: value for key, value in given.items() if key not in decided})
     model = build_denoiser(config, pretrained=parts["model"].get("from_pretrained"))
     if plan.weights is not None:
         load_weights(model, plan.weights)

@@ -18,7 +18,7 @@ class TextModel(Protocol):
     """The part of a denoiser that knows what "no caption" is."""
 
     def null_text(self, n: int) -> Tensor | None:
-        """[n, 1, L, C]: the learned null caption; None for a model whose null caption is the encoded empty prompt."""
+        """The learned null caption [n, 1, L, C], or null labels [n]; None where it is the encoded empty prompt."""
 
 
 class TextEncoding(Protocol):
@@ -41,7 +41,7 @@ def encode_pairs(
     An empty negative prompt means the model's null caption under the *prompt's* token mask: null captions are cut to
     the prompt's length, as Open-Sora does (released weights were sampled that way), and Open-Sora-Plan for a single
     prompt; for several it masks nothing, which here no batch size does. A written negative prompt keeps its own mask,
-    for cutting it would drop its last words.
+    for cutting it would drop its last words. For a model by class all of them are labels [2B], without masks.
 
     text_order: "cond,null" or "null,cond". Raises ConfigError when the encoder's states do not fit the model.
     """
@@ -74,4 +74,6 @@ def _stack(cond: Condition, null: Condition, text_order: str) -> Condition:
 
 
 def _tokens(text_B1LC: Tensor) -> str:
+    if text_B1LC.ndim == 1:
+        return "one class number"
     return f"{text_B1LC.shape[2]} tokens of {text_B1LC.shape[3]} channels"

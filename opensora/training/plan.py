@@ -65,9 +65,7 @@ def plan(run: TrainRun, world: int) -> Plan:
             trained = parts.model
             latent_size = tuple(trained.input_size)
             latents = torch.empty(run.batch_size, trained.in_channels, *latent_size, dtype=DTYPES[run.dtype])
-            text = torch.empty(
-                run.batch_size, 1, trained.model_max_length, trained.caption_channels, dtype=DTYPES[run.dtype]
-            )
+            text = _text(trained, run.batch_size, DTYPES[run.dtype])
             times = torch.empty(run.batch_size)
             told = clip_conditions(trained, size, torch.empty(run.batch_size))
             forward = lambda model: model(latents, times, text, **told)  # noqa: E731
@@ -89,6 +87,13 @@ def plan(run: TrainRun, world: int) -> Plan:
         report=report,
         memory={name: value for name, value in memory.items() if value},
     )
+
+
+def _text(model: Any, n: int, dtype: torch.dtype) -> Tensor:
+    """What a text encoder would give for n captions: token states, or labels for a model by class."""
+    if getattr(model, "num_classes", None) is not None:
+        return torch.zeros(n, dtype=torch.long)
+    return torch.empty(n, 1, model.model_max_length, model.caption_channels, dtype=dtype)
 
 
 def _parameters(module: nn.Module) -> int:

