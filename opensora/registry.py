@@ -14,6 +14,8 @@ from mmengine.registry import Registry
 
 MODELS = Registry("model", scope="opensora", locations=["opensora.models"])
 VAES = Registry("vae", scope="opensora", locations=["opensora.models.vae"])
+DISCRIMINATORS = Registry("discriminator", scope="opensora", locations=["opensora.models.vae"])
+PERCEPTUAL = Registry("perceptual", scope="opensora", locations=["opensora.models.vae"])
 TEXT_ENCODERS = Registry("text_encoder", scope="opensora", locations=["opensora.models.text"])
 SCHEDULERS = Registry("scheduler", scope="opensora", locations=["opensora.schedulers"])
 DATASETS = Registry("dataset", scope="opensora", locations=["opensora.datasets"])

@@ -125,6 +125,13 @@ class TrainRun:
     # autoencoder only
     reconstruction_loss: Literal["l1", "l2"] = "l1"
     kl_weight: float = 1e-6  # of the KL divergence summed over a clip's latents, next to a sum over its pixels
+    perceptual: Component | None = component(registry.PERCEPTUAL, None)  # a distance of frames to add to the loss
+    perceptual_weight: float = 1.0  # of that distance, next to a mean over pixels
+    discriminator: Component | None = component(registry.DISCRIMINATORS, None)  # what to train against
+    disc_loss: Literal["hinge", "vanilla"] = "hinge"
+    disc_start: int = 1000  # optimizer steps before the discriminator joins
+    disc_weight: float = 0.5  # of its judgement, beside the weight that balances it with the reconstruction
+    disc_optimizer: Component | None = component(registry.OPTIMIZERS, None, given=("params",))  # None = as `optimizer`
 
     # what is kept and shown
     run_dir: str
@@ -143,12 +150,16 @@ class TrainRun:
         _positive(where, validation_batches=self.validation_batches)
         _not_negative(where, save_every=self.save_every, warmup_steps=self.warmup_steps, grad_clip=self.grad_clip)
         _not_negative(where, num_workers=self.num_workers, max_bad_rows=self.max_bad_rows, kl_weight=self.kl_weight)
-        _not_negative(where, validate_every=self.validate_every)
+        _not_negative(where, validate_every=self.validate_every, perceptual_weight=self.perceptual_weight)
+        _not_negative(where, disc_start=self.disc_start, disc_weight=self.disc_weight)
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ConfigError(f"{where}: key 'ema_decay': found {self.ema_decay}; allowed: from 0 to below 1, or None")
         if self.task == "autoencoder" and self.mask_ratios is not None:
             raise ConfigError(f"{where}: key 'mask_ratios': given frames belong to task 'diffusion'; remove the key")
         if self.task == "diffusion":
+            for name in ("perceptual", "discriminator"):
+                if getattr(self, name) is not None:
+                    raise ConfigError(f"{where}: key '{name}': belongs to task 'autoencoder'; remove the key")
             for name in ("model", "text_encoder", "scheduler"):
                 if getattr(self, name) is None:
                     raise ConfigError(

@@ -19,12 +19,13 @@ from opensora.models.weights import load_weights
 from opensora.parallel.activation import checkpoint_activations
 from opensora.parallel.world import World
 from opensora.random import key_seed
-from opensora.registry import DATASETS, LR_SCHEDULERS, OPTIMIZERS, PLUGINS, SCHEDULERS, build
+from opensora.registry import DATASETS, LR_SCHEDULERS, OPTIMIZERS, PERCEPTUAL, PLUGINS, SCHEDULERS, build
 from opensora.schema import TrainRun
 from opensora.training.ema import Ema
 from opensora.training.keep import RunFolder, resolve_part, resolve_weights
 from opensora.training.loop import Training
 from opensora.training.metrics import Metrics
+from opensora.training.rival import Rival, build_discriminator
 from opensora.training.stop import StopRequest
 from opensora.training.task import Task
 from opensora.training.task_autoencoder import STATISTICS_CLIPS, AutoencoderTask
@@ -65,7 +66,8 @@ def build_training(run: TrainRun, world: World, where: str) -> Training:
         world=world,
     )
     ema = None if run.ema_decay is None else Ema(engine, run.ema_decay)
-    folder.attach(engine, ema, task)
+    rival = build_rival(run, world, task, where)
+    folder.attach(engine, ema, task, rival)
     start_step, bad_rows = folder.resume()
     metrics = Metrics(folder.path, start_step, run.steps, world.global_rank == 0, run.wandb, as_dict(run))
     return Training(
@@ -83,7 +85,34 @@ def build_training(run: TrainRun, world: World, where: str) -> Training:
         stop=stop,
         start_step=start_step,
         bad_rows=bad_rows,
+        rival=rival,
     )
+
+
+def build_rival(run: TrainRun, world: World, task: Task, where: str) -> Rival | None:
+    """The discriminator under the same plugin as the model, and the task told of it; None without one.
+
+    Raises ConfigError when the autoencoder's last layer, where the two losses are balanced, does not train.
+    """
+    if run.discriminator is None:
+        return None
+    assert isinstance(task, AutoencoderTask)
+    if not task.trained.last_layer.requires_grad:
+        raise ConfigError(
+            f"{where}: key 'discriminator': {run.vae['type']} as configured does not train its last layer, where the two "
+            "losses are balanced; allowed: an autoencoder that trains it; remove the key or let the last layer train"
+        )
+    discriminator = build_discriminator(run.discriminator, seed=run.seed)
+    optimizer = run.disc_optimizer or run.optimizer
+    engine = build(PLUGINS, {"type": run.plugin, **run.plugin_config}).apply(
+        discriminator.train(),
+        lambda params: build(OPTIMIZERS, optimizer, params=params),
+        dtype=run.dtype,
+        grad_clip=run.grad_clip,
+        world=world,
+    )
+    task.rival = Rival(engine, run.disc_loss, run.disc_weight, run.disc_start)
+    return task.rival
 
 
 def build_scheduler(run: TrainRun) -> Any:
@@ -160,6 +189,8 @@ def _autoencoder_task(run: TrainRun, device: torch.device, dataset: Any) -> Auto
         reconstruction=run.reconstruction_loss,
         kl_weight=run.kl_weight,
         device=device,
+        perceptual=None if run.perceptual is None else build(PERCEPTUAL, run.perceptual).load().to(device),
+        perceptual_weight=run.perceptual_weight,
         statistics_clips=lambda: _statistics_clips(run, dataset),
     )
 

@@ -21,9 +21,10 @@ from opensora.parallel.world import World
 from opensora.schema import TrainRun
 from opensora.training import checkpoint
 from opensora.training.ema import Ema
+from opensora.training.rival import Rival
 from opensora.training.task import Task
 
-WEIGHTS, AVERAGE = "model", "ema"  # names below a checkpoint's weights/
+WEIGHTS, AVERAGE, RIVAL = "model", "ema", "discriminator"  # names below a checkpoint's weights/
 # Changing these between two starts of one run changes nothing that was already learnt from the data.
 HARMLESS = {
     "steps",
@@ -60,8 +61,9 @@ class RunFolder:
                 "stop it, or choose another run_dir"
             )
 
-    def attach(self, engine: Engine, ema: Ema | None, task: Task) -> None:
+    def attach(self, engine: Engine, ema: Ema | None, task: Task, rival: Rival | None = None) -> None:
         self.engine = engine
+        self.rival = rival
         self.ema = ema
         self.task = task
 
@@ -77,6 +79,8 @@ class RunFolder:
         self.engine.load_state(state)
         if self.ema is not None:
             self.ema.load_state(state)
+        if self.rival is not None:
+            self.rival.load_state(state)
         self._write_config()
         logger().info("resumed from %s at step %d", found.folder, found.step)
         return found.step, list(found.meta["bad_rows"])
@@ -87,12 +91,15 @@ class RunFolder:
         if self.ema is not None:
             weights[AVERAGE] = self.ema.weights()
         config = self.task.config() if self.world.is_main else {}
+        configs = dict.fromkeys(weights, config)
+        if self.rival is not None:
+            weights[RIVAL], configs[RIVAL] = self.rival.weights(), dict(self.rival.config)
         folder = checkpoint.save(
             self.path,
             step,
             self._state(),
             weights,
-            dict.fromkeys(weights, config),
+            configs,
             {"config": as_dict(self.run), "bad_rows": bad_rows},
             self.run.keep_last,
         )
@@ -106,7 +113,8 @@ class RunFolder:
         return "none yet" if found is None else str(found.folder)
 
     def _state(self) -> dict[str, Any]:
-        return self.engine.state() | ({} if self.ema is None else self.ema.state())
+        average = {} if self.ema is None else self.ema.state()
+        return self.engine.state() | average | ({} if self.rival is None else self.rival.state())
 
     def _write_config(self) -> None:
         if self.world.is_main:

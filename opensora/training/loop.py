@@ -1,11 +1,13 @@
 """The training loop. Everything a run does per optimizer step stands in `train`."""
 
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from opensora.errors import DataError, TrainingDiverged
 from opensora.log import logger
@@ -17,6 +19,7 @@ from opensora.schema import TrainRun
 from opensora.training.ema import Ema
 from opensora.training.metrics import BINS, Metrics, StepRecord, bin_name
 from opensora.training.optimizer import Schedule
+from opensora.training.rival import Rival
 from opensora.training.stop import StopRequest
 from opensora.training.task import StepLoss, Task
 from opensora.types import Batch
@@ -50,6 +53,7 @@ class Training:
     stop: StopRequest
     start_step: int = 0
     bad_rows: list[str] = field(default_factory=list)  # over all ranks
+    rival: Rival | None = None  # the discriminator that the task's model is trained against
 
 
 def train(t: Training) -> bool:
@@ -68,10 +72,13 @@ def train(t: Training) -> bool:
             loss = t.task.step(t.engine.model, batch)
             t.engine.backward(loss.loss_B.mean() / local, last=micro == local - 1)
             tally.add(batch, loss)
+            if t.rival is not None and loss.pair is not None:
+                tally.note(t.rival.learn(*loss.pair, share=1 / local, last=micro == local - 1), len(loss.loss_B))
         grad_norm = t.engine.step()
+        rival_norm = 0.0 if t.rival is None else t.rival.step(t.schedule(step))
         total = tally.over_ranks(t.world, stop=t.stop.requested)
         done = step + 1
-        _stop_if_not_finite(t, total.loss, grad_norm, done)
+        _stop_if_not_finite(t, total.loss, grad_norm, rival_norm, done)
         _stop_if_too_many_bad_rows(t, total.bad_rows, tally.bad_rows)
         if t.ema is not None:
             t.ema.update()
@@ -106,9 +113,10 @@ class Total:
     per_bin: dict[str, float]
     bad_rows: int
     stop: bool
+    figures: dict[str, float] = field(default_factory=dict)
 
     def record(self, step: int, grad_norm: float, lr: float, seconds: float) -> StepRecord:
-        return StepRecord(step, self.loss, grad_norm, lr, self.tokens, round(seconds, 4), self.per_bin)
+        return StepRecord(step, self.loss, grad_norm, lr, self.tokens, round(seconds, 4), self.per_bin, self.figures)
 
 
 class Tally:
@@ -121,6 +129,12 @@ class Tally:
         self.bin_sums = torch.zeros(BINS, dtype=torch.float64)
         self.bin_counts = torch.zeros(BINS, dtype=torch.float64)
         self.bad_rows: list[str] = []
+        self.figures: dict[str, Any] = {}  # name -> sum over samples
+
+    def note(self, figures: Mapping[str, Tensor], samples: int) -> None:
+        """Means over a micro-batch of `samples`."""
+        for name, value in figures.items():
+            self.figures[name] = self.figures.get(name, 0.0) + samples * value.detach().double().cpu()
 
     def add(self, batch: Batch, loss: StepLoss) -> None:
         loss_B = loss.loss_B.detach().double().cpu()
@@ -128,6 +142,7 @@ class Tally:
         self.samples += len(loss_B)
         self.tokens += loss.tokens
         self.bad_rows += batch.bad_rows
+        self.note(loss.figures, len(loss_B))
         if loss.level_B is not None:
             bins = (loss.level_B.detach().double().cpu() * BINS).long().clamp(0, BINS - 1)
             self.bin_sums.index_add_(0, bins, loss_B)
@@ -137,20 +152,28 @@ class Tally:
         """One small all-reduce; also how the ranks agree to stop."""
         counts = [float(self.loss_sum), self.samples, self.tokens, len(self.bad_rows), stop]
         head = torch.tensor(counts, dtype=torch.float64)
-        sums = sum_over_ranks(torch.cat([head, self.bin_sums, self.bin_counts]))
+        names = sorted(self.figures)  # the same on every rank: they depend on the step
+        figures = torch.tensor([float(self.figures[name]) for name in names], dtype=torch.float64)
+        sums = sum_over_ranks(torch.cat([head, self.bin_sums, self.bin_counts, figures]))
         loss, samples, tokens, bad, stops = sums[:5].tolist()
-        bin_sums, bin_counts = sums[5 : 5 + BINS].tolist(), sums[5 + BINS :].tolist()
+        bin_sums, bin_counts = sums[5 : 5 + BINS].tolist(), sums[5 + BINS : 5 + 2 * BINS].tolist()
         per_bin = {bin_name(i): s / n for i, (s, n) in enumerate(zip(bin_sums, bin_counts)) if n}
-        return Total(loss / samples, int(tokens), per_bin, int(bad), bool(stops))
+        means = {name: value / samples for name, value in zip(names, sums[5 + 2 * BINS :].tolist(), strict=True)}
+        return Total(loss / samples, int(tokens), per_bin, int(bad), bool(stops), means)
 
 
-def _stop_if_not_finite(t: Training, loss: float, grad_norm: float, step: int) -> None:
-    finite = torch.isfinite(torch.tensor([loss, grad_norm], dtype=torch.float64))
-    if finite.all():
+def _stop_if_not_finite(t: Training, loss: float, grad_norm: float, rival_norm: float, step: int) -> None:
+    found = {
+        f"the loss is {loss}": loss,
+        f"the gradient norm is {grad_norm}": grad_norm,
+        f"the discriminator's gradient norm is {rival_norm}": rival_norm,
+    }
+    what = next((text for text, value in found.items() if not math.isfinite(value)), None)
+    if what is None:
         return
-    what = f"the loss is {loss}" if not finite[0] else f"the gradient norm is {grad_norm}"
+    whose = "weights were" if not math.isfinite(grad_norm) or not math.isfinite(loss) else "discriminator was"
     raise TrainingDiverged(
-        f"training: {what} between step {step - 1} and step {step}; the weights were not updated; last good checkpoint: "
+        f"training: {what} between step {step - 1} and step {step}; the {whose} not updated; last good checkpoint: "
         f"{t.keeper.last_good()}; lower optimizer.lr or grad_clip, or look at the clips of that step"
     )
 

@@ -5,7 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,11 @@ class StepRecord:
     tokens: int  # latent tokens in the global batch
     seconds: float  # wall time of this step
     loss_per_bin: dict[str, float]  # mean loss of the samples whose noise level fell in each tenth
+    figures: dict[str, float] = field(default_factory=dict)  # parts of the loss and the like, where a task tells them
 
     def json(self) -> dict[str, Any]:
-        return {**self.__dict__, "loss_per_bin": dict(self.loss_per_bin)}
+        told = {**self.__dict__, "loss_per_bin": dict(self.loss_per_bin), "figures": dict(self.figures)}
+        return told if self.figures else {key: value for key, value in told.items() if key != "figures"}
 
 
 class Metrics:
@@ -51,7 +53,8 @@ class Metrics:
             return
         self._append(record.json())
         scalars = {"loss": record.loss, "grad_norm": record.grad_norm, "lr": record.lr, "seconds": record.seconds}
-        self._scalars(record.step, {**scalars, **{f"loss_bin/{k}": v for k, v in record.loss_per_bin.items()}})
+        scalars |= {f"loss_bin/{name}": value for name, value in record.loss_per_bin.items()}
+        self._scalars(record.step, scalars | {f"part/{name}": value for name, value in record.figures.items()})
         self.progress.show(record)
 
     def log_validation(self, step: int, values: Mapping[str, float]) -> None:

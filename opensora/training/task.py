@@ -1,7 +1,7 @@
 """What a training task is: one micro-batch in, losses out. The loop knows nothing else of it."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -16,6 +16,8 @@ class StepLoss:
     loss_B: Tensor  # per sample; their mean is what is minimised
     level_B: Tensor | None  # noise level per sample in [0, 1], 0 = clean; None where the task has none
     tokens: int  # latent tokens of the micro-batch
+    figures: Mapping[str, Tensor] = field(default_factory=dict)  # what else to log: means over the micro-batch
+    pair: tuple[Tensor, Tensor] | None = None  # footage and its reconstruction, for a rival to learn from
 
 
 class Task(Protocol):

@@ -1,5 +1,6 @@
 """Training a video autoencoder: reconstruct clips, keep the latents near a normal distribution.
 
+With a perceptual distance and a discriminator (`rival`) reconstructions are sharp as well as close.
 Source: Rombach et al. 2022, arXiv:2112.10752, section 3.1 and appendix G (KL-regularised first stage).
 """
 
@@ -11,6 +12,8 @@ import torch
 
 from opensora.evaluation.psnr import psnr
 from opensora.random import Draw
+from opensora.training.adversarial import Distance, perceptual_error, reconstruction_error
+from opensora.training.rival import Rival
 from opensora.training.task import StepLoss
 from opensora.types import Batch
 
@@ -25,17 +28,28 @@ class AutoencoderTask:
     kl_weight: float
     device: torch.device
     statistics_clips: Callable[[], Iterator[Batch]]  # the same batches at every call
+    perceptual: Distance | None = None
+    perceptual_weight: float = 1.0  # of the perceptual distance, next to a mean over pixels
+    rival: Rival | None = None
 
     def step(self, model: Callable[..., Any], batch: Batch) -> StepLoss:
         video = batch.video_BCTHW.to(self.device)
         rngs = [Draw(self.seed, batch.step, place).rng("latent") for place in batch.places]
         output, posterior = model(video, rngs)
-        difference = output.float() - video
-        pixels = difference.abs() if self.reconstruction == "l1" else difference.square()
-        numel = video[0].numel()
+        output = output.float()
+        error_B = reconstruction_error(video, output, self.reconstruction)
+        figures = {} if self.perceptual is None and self.rival is None else {"pixels": error_B.detach().mean()}
+        if self.perceptual is not None:
+            distance_B = perceptual_error(video, output, self.perceptual)
+            figures["perceptual"] = distance_B.detach().mean()
+            error_B = error_B + self.perceptual_weight * distance_B
         # a mean over pixels, and the KL sum on the same scale: the ratio is that of two sums
-        loss_B = pixels.flatten(1).mean(1) + self.kl_weight * posterior.kl().float() / numel
-        return StepLoss(loss_B, None, posterior.mean[:, 0].numel())
+        loss_B = error_B + self.kl_weight * posterior.kl().float() / video[0].numel()
+        pair = None
+        if self.rival is not None and batch.step >= self.rival.start:
+            gain_B, judged = self.rival.judge(output, error_B, self.trained.last_layer)
+            loss_B, figures, pair = loss_B + gain_B, {**figures, **judged}, (video, output.detach())
+        return StepLoss(loss_B, None, posterior.mean[:, 0].numel(), figures, pair)
 
     @torch.no_grad()
     def validate(self, model: Callable[..., Any], batches: Iterable[Batch]) -> dict[str, float]:

@@ -1,0 +1,127 @@
+"""Discriminators that judge patches: real footage or an autoencoder's reconstruction.
+
+Shapes: B batch, C channels, T H W frames/rows/columns; clips [B, 3, T, H, W] in [-1, 1].
+Source: PatchGAN of Isola et al. 2017, arXiv:1611.07004, appendix 6.1.2; in three dimensions as in Open-Sora-Plan 1.1.
+"""
+
+from collections.abc import Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from opensora.models.shapes import ShapeError
+from opensora.models.weights import load_state, read_weights
+from opensora.registry import DISCRIMINATORS
+
+_IN_LIGHTNING = "loss.discriminator."  # where checkpoints of Open-Sora-Plan's trainer keep it
+
+
+class PatchDiscriminator(nn.Module):
+    """Strided convolutions, batch norms, leaky rectifiers; one logit per patch. Keys: `main.<n>`.
+
+    channels: of the clips. width: channels after the first layer; they double up to eight times that.
+    layers: convolutions that may stride. from_pretrained: weights to start from, among them a checkpoint of
+    Open-Sora-Plan's trainer.
+    """
+
+    kernel: int
+    conv: type[nn.Conv2d] | type[nn.Conv3d]
+    norm: type[nn.BatchNorm2d] | type[nn.BatchNorm3d]
+
+    def __init__(self, channels: int = 3, width: int = 64, layers: int = 3, from_pretrained: str | None = None):
+        super().__init__()
+        self.from_pretrained, self.layers = from_pretrained, layers
+        self.config: dict[str, Any] = {
+            "type": type(self).__name__,
+            "channels": channels,
+            "width": width,
+            "layers": layers,
+        }
+        strides = self.strides(layers)
+        now = width
+        main: list[nn.Module] = [self._conv(channels, now, strides[0], bias=True), nn.LeakyReLU(0.2, inplace=True)]
+        for n, stride in enumerate(strides[1:], start=1):
+            before, now = now, width * min(2**n, 8)
+            main += [self._conv(before, now, stride, bias=False), self.norm(now), nn.LeakyReLU(0.2, inplace=True)]
+        main.append(self._conv(now, 1, 1, bias=True))
+        self.main = nn.Sequential(*main)
+        self.apply(_initialise)
+
+    @staticmethod
+    def strides(layers: int) -> list[Any]:
+        """Of all convolutions but the last."""
+        raise NotImplementedError
+
+    def _conv(self, before: int, after: int, stride: Any, bias: bool) -> nn.Module:
+        return self.conv(before, after, self.kernel, stride, 1, bias=bias)
+
+    def load(self) -> "PatchDiscriminator":
+        """Read the weights of `from_pretrained`; without one the fresh initial weights stay."""
+        if self.from_pretrained is not None:
+            read = read_weights(self.from_pretrained)
+            own = {k.removeprefix(_IN_LIGHTNING): v for k, v in read.items() if k.startswith(_IN_LIGHTNING)}
+            load_state(self, own or read, str(Path(self.from_pretrained)))
+        return self
+
+    def forward(self, x_BCTHW: Tensor, learn: bool = True) -> Tensor:
+        """Logits, float32, above 0 for "real": [B, 1, t, h, w], or [B*T, 1, h, w] where frames are judged alone.
+
+        learn: False lets gradients pass to the clips and keeps them from the weights.
+        """
+        if not learn:
+            fixed = {name: parameter.detach() for name, parameter in self.named_parameters()}
+            return torch.func.functional_call(self, fixed, (x_BCTHW,))
+        judged = self._judged(x_BCTHW)
+        self._require_patches(judged.shape, x_BCTHW.shape)
+        return self.main(judged).float()
+
+    def _require_patches(self, judged: Sequence[int], given: Sequence[int]) -> None:
+        """Every convolution needs something to stand on, and every batch norm more than one number per channel."""
+        size = list(judged[2:])
+        for convolution in self.main:
+            if isinstance(convolution, nn.Conv2d | nn.Conv3d):
+                size = [(n + 2 - self.kernel) // stride + 1 for n, stride in zip(size, convolution.stride, strict=True)]
+                if min(size) < 1 or (convolution.bias is None and judged[0] * prod(size) == 1):
+                    raise ShapeError(
+                        f"{type(self).__name__}: clips of {list(given[2:])} (frames, rows, columns) leave less than two "
+                        f"patches to compare; give larger clips, or fewer than {self.layers} layers"
+                    )
+
+    def _judged(self, x_BCTHW: Tensor) -> Tensor:
+        return x_BCTHW
+
+
+@DISCRIMINATORS.register_module()
+class PatchDiscriminator3D(PatchDiscriminator):
+    """Judges patches of several frames; the first two convolutions halve the frames, as three halve rows and columns."""
+
+    kernel, conv, norm = 3, nn.Conv3d, nn.BatchNorm3d
+
+    @staticmethod
+    def strides(layers: int) -> list[Any]:
+        return [2, *[2 if n == 1 else (1, 2, 2) for n in range(1, layers)], 1]
+
+
+@DISCRIMINATORS.register_module()
+class PatchDiscriminator2D(PatchDiscriminator):
+    """Judges patches of each frame by itself."""
+
+    kernel, conv, norm = 4, nn.Conv2d, nn.BatchNorm2d
+
+    @staticmethod
+    def strides(layers: int) -> list[Any]:
+        return [2, *[2] * (layers - 1), 1]
+
+    def _judged(self, x_BCTHW: Tensor) -> Tensor:
+        return x_BCTHW.transpose(1, 2).flatten(0, 1)
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d | nn.Conv3d):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+    elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
+        nn.init.normal_(module.weight, 1.0, 0.02)
+        nn.init.zeros_(module.bias)
