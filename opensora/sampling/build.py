@@ -11,18 +11,18 @@ from opensora.config import check_component
 from opensora.errors import ConfigError
 from opensora.models.assemble import DTYPES, build_autoencoder, build_denoiser, complete, given_by, load_autoencoder
 from opensora.models.codec import Codec
-from opensora.models.given_frames import require_frame_masks
+from opensora.models.given_frames import told_by
 from opensora.models.weights import CONFIG_FILE, load_weights, read_config
 from opensora.registry import SCHEDULERS, TEXT_ENCODERS, build, constructor
 from opensora.sampling.generate import Sampler
-from opensora.sampling.given import GivenKeys
+from opensora.sampling.given import GivenKeys, require_whole_edits
 from opensora.sampling.prompt_text import add_scores
 from opensora.sampling.record import Settings, hash_config, weights_id
 from opensora.sampling.requests import collect_requests
 from opensora.sampling.run import settings_of
 from opensora.schema import SampleRun
 from opensora.training.keep import resolve_part, resolve_weights
-from opensora.types import SampleRequest
+from opensora.types import Given, SampleRequest
 
 PARTS = ("model", "vae", "text_encoder", "scheduler")
 
@@ -43,7 +43,9 @@ def plan_sampling(run: SampleRun, where: str) -> SamplePlan:
     recorded: dict[str, Any] = {}
     if weights is not None and (weights / CONFIG_FILE).is_file():
         config = read_config(weights)
-        recorded = {**config.pop("run", {}), "model": config}
+        recorded = dict(config.pop("run", {}))
+        if "type" in config:  # a released folder's config.json names no type of ours: then the run's config must
+            recorded["model"] = config
     parts = {name: _part(name, getattr(run, name), recorded.get(name), where, run) for name in PARTS}
     sizes = {
         name: _given_or(getattr(run, name), recorded.get(name), name, where, run)
@@ -68,18 +70,23 @@ def plan_sampling(run: SampleRun, where: str) -> SamplePlan:
         ),
         change=partial(add_scores, aes=run.aes, flow=run.flow, camera_motion=run.camera_motion),
     )
-    if any(request.given is not None for request in requests):
-        _require_masks(parts, where)
+    _require_given(parts, [request.given for request in requests if request.given is not None], where)
     return SamplePlan(run, parts, weights, requests)
 
 
-def _require_masks(parts: dict[str, dict[str, Any]], where: str) -> None:
-    """ConfigError unless model and scheduler can take given frames."""
+def _require_given(parts: dict[str, dict[str, Any]], given: list[Given], where: str) -> None:
+    """ConfigError unless model and scheduler can take what the requests are given."""
+    if not given:
+        return
     key = f"{where}: keys 'reference_path', 'loop'"
-    require_frame_masks(parts["model"], key)
+    told = told_by(parts["model"], key)
+    if told == "conditions":
+        for each in given:
+            require_whole_edits(each, f"{where}: keys 'mask_strategy', 'condition_frame_edit'")
+    needed = "image_text_order" if told == "conditions" else "masked_sampling"
     name = parts["scheduler"]["type"]
     create = constructor(SCHEDULERS, name)
-    if not getattr(getattr(create, "__wrapped_class__", create), "masked_sampling", False):
+    if not getattr(getattr(create, "__wrapped_class__", create), needed, False):
         raise ConfigError(f"{key}: scheduler {name} cannot keep given frames; allowed: for example rflow; change one")
 
 
