@@ -17,7 +17,7 @@ def gated(x: Tensor, gate: Tensor, branch: Tensor) -> Tensor:
 
 def per_frame(x_mask_BT: Tensor, active: Tensor, still: Tensor) -> Tensor:
     """[B, T, 1, D]: `active` where the frame is denoised (True), `still` where it is a condition."""
-    return torch.where(x_mask_BT[:, :, None, None], active, still)
+    return torch.where(x_mask_BT.bool()[:, :, None, None], active, still)
 
 
 def modulation_vectors(

@@ -131,7 +131,6 @@ class STDiT(SpaceTimeDenoiser):
         drop_B bool [B], True = replace the caption by the null caption.
         """
         x_BTSD = self.to_patches(x, x_mask).flatten(2, 3) + self.pos_embed
-        x_mask_BT = None if x_mask is None else x_mask.bool()
         t_BD, still_BD = self.embed_times(timestep, x_mask)
         time_B6D, still_B6D = (modulation_rows(self.t_block, each, 6) for each in (t_BD, still_BD))
         text = Text(*self.embed_text(y, mask, drop_B))
@@ -139,8 +138,8 @@ class STDiT(SpaceTimeDenoiser):
         x_BTSD = self.enter(x_BTSD)
         for i, block in enumerate(self.blocks):
             position_TD = self.pos_embed_temporal[0] if i == 0 else None
-            x_BTSD = block(x_BTSD, text, time_B6D, position_TD, x_mask_BT, still_B6D)
-        x_BTSD = self.leave(self.final_layer(x_BTSD, t_BD, x_mask_BT, still_BD))
+            x_BTSD = block(x_BTSD, text, time_B6D, position_TD, x_mask, still_B6D)
+        x_BTSD = self.leave(self.final_layer(x_BTSD, t_BD, x_mask, still_BD))
         return self.to_latents(x_BTSD.flatten(1, 2), x.shape[2:])
 
 

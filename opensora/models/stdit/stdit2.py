@@ -156,7 +156,6 @@ class STDiT2(AnySizeDenoiser):
         x_BTHWD = self.to_patches(x, x_mask)
         x_BTSD = self.add_positions(x_BTHWD, self.position_scale(height, width))
         rotate = self.time_rotation(x_BTSD.shape[1], x.device)
-        x_mask_BT = None if x_mask is None else x_mask.bool()
         t_BD, still_BD = self.embed_times(timestep, x_mask)
         size_BD = torch.cat(
             [self.csize_embedder.embed(torch.stack([height, width], dim=1), b), self.ar_embedder.embed(ar, b)], dim=1
@@ -167,7 +166,7 @@ class STDiT2(AnySizeDenoiser):
         modulation = (
             modulation_rows(self.t_block, t_BD + size_BD, 6),
             modulation_rows(self.t_block_temp, t_BD + speed_BD, 3),
-            x_mask_BT,
+            x_mask,
             modulation_rows(self.t_block, still_size_BD, 6),
             modulation_rows(self.t_block_temp, still_speed_BD, 3),
         )
@@ -177,7 +176,7 @@ class STDiT2(AnySizeDenoiser):
         for block in self.blocks:
             x_BTSD = block(x_BTSD, text, rotate, *modulation)
         # Given frames are told their size here and the others are not: wrong, but weights were trained so.
-        x_BTSD = self.leave(self.final_layer(x_BTSD, t_BD, x_mask_BT, still_size_BD))
+        x_BTSD = self.leave(self.final_layer(x_BTSD, t_BD, x_mask, still_size_BD))
         return self.to_latents(x_BTSD.flatten(1, 2), x.shape[2:])
 
 
