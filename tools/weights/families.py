@@ -74,7 +74,7 @@ DENOISERS = [
     Row(
         "PixArtMS-XL/2",
         "PixArt-alpha",
-        "PixArt told size and aspect ratio, any shape of equal area",
+        "PixArt told size and aspect ratio, any size",
         "arXiv:2310.00426",
         {"input_size": (1, 128, 128)},
     ),

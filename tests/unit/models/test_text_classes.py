@@ -2,10 +2,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 
+from opensora.datasets.shapes_video import TEMPLATES, combinations
 from opensora.errors import ConfigError, DataError
 from opensora.models.text.classes import ClassLabels
 
+ROOT = Path(__file__).resolve().parents[3]
 NAMES = ["Archery", "Baby Crawling", "7"]
 
 
@@ -22,6 +25,18 @@ def test_a_file_of_names(tmp_path: Path) -> None:
     file = tmp_path / "classes.txt"
     file.write_text("\ufeffArchery\r\nBaby Crawling\n\n", encoding="utf-8")
     assert ClassLabels(str(file)).names == ["Archery", "Baby Crawling"]
+
+
+def test_debug_configs_name_every_caption_of_the_drawn_clips() -> None:
+    config = Config.fromfile(str(ROOT / "configs/_base_/moving_shapes_classes.py"))
+    encoder = ClassLabels(**{key: value for key, value in config.text_encoder.items() if key != "type"})
+    every = [
+        what.caption(template)
+        for split in ("train", "holdout")
+        for what in combinations(split)
+        for template in TEMPLATES
+    ]
+    assert sorted(encoder.encode(every).text_B1LC.tolist()) == list(range(encoder.num_classes))
 
 
 def test_numbers_alone() -> None:

@@ -2,8 +2,12 @@ import pytest
 import torch
 
 from opensora.errors import ConfigError, OpenSoraError
-from opensora.sampling.generate import draw_noise, generate
-from tests.unit.sampling.fakes import fake_sampler, request, stdit_sampler
+from opensora.models.dit.dit import DiT
+from opensora.models.text.classes import ClassLabels
+from opensora.random import generator
+from opensora.sampling.generate import Sampler, draw_noise, generate
+from opensora.schedulers.ddpm import IDDPM
+from tests.unit.sampling.fakes import FakeCodec, fake_sampler, request, stdit_sampler
 
 
 def test_a_video_does_not_depend_on_its_batch_or_its_place() -> None:
@@ -86,3 +90,26 @@ def test_a_real_denoiser_follows_prompt_and_negative_prompt() -> None:
     assert (cat - generate([request("a cat", negative_prompt="dark")], sampler)[0]).abs().max() > 1e-3
     pair = generate([request("a small dog"), request("a cat", index=1)], sampler)
     torch.testing.assert_close(torch.stack(pair), torch.stack([dog, cat]), atol=1e-5, rtol=0)
+
+
+def class_sampler() -> Sampler:
+    """A real denoiser by class with open gates; the captions of its two classes are "walk" and "run"."""
+    model = DiT(input_size=(4, 4, 4), hidden_size=24, depth=1, num_heads=2, condition="label_2")
+    for name, parameter in model.named_parameters():
+        torch.nn.init.normal_(parameter, std=0.2, generator=generator(0, name))
+    codec = FakeCodec()
+    codec.encode_text = ClassLabels(["walk", "run"]).encode
+    return Sampler(model, IDDPM(num_sampling_steps=2, cfg_scale=3.0), codec)
+
+
+def test_classes_are_prompts_and_negative_prompts() -> None:
+    walk, run, away = (
+        generate([request(prompt, negative_prompt=negative)], class_sampler())[0]
+        for prompt, negative in (("walk", ""), ("run", ""), ("walk", "run"))
+    )
+    assert not torch.allclose(walk, run)
+    assert not torch.allclose(walk, away)
+    both = generate([request("run"), request("walk")], class_sampler())
+    torch.testing.assert_close(both[1], walk, rtol=1e-4, atol=1e-5)
+    with pytest.raises(OpenSoraError, match="caption 'jump' is no class"):
+        generate([request("jump")], class_sampler())

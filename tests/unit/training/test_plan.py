@@ -39,6 +39,15 @@ def test_counts_are_those_of_the_real_model() -> None:
     assert found.report.kept == 64
 
 
+def test_a_model_by_class_is_planned_with_labels() -> None:
+    found = plan(run("dit"), world=1)
+    assert found.model == "DiT"
+    # the embedding's weights for 192 captions and "none", each 48 wide, are among the parameters
+    fewer = plan(run("dit", text_encoder={"type": "classes", "num_classes": 100_000}), world=1)
+    assert fewer.parameters - found.parameters == (100_000 - 192) * 48
+    assert activations(found) > 0
+
+
 # per parameter: weights, masters, gradients, moments, average; a shared part is divided by the ranks
 EXPECTED = {
     ("ddp", "fp32", 1): (4, 0, 4, 8, 4),

@@ -1,0 +1,10 @@
+"""Images of 256x256 from configs/dit/train/1x256x256.py: 100 steps, guidance 4.
+
+Run:    opensora sample configs/dit/sample/1x256x256.py --prompt "a calm sea at dawn"
+Expect: not run here (needs accelerators and CLIP's weights).
+"""
+
+load = "outputs/dit-1x256x256"
+scheduler = dict(type="iddpm", num_sampling_steps=100, cfg_scale=4.0)
+num_frames, image_size, fps = 1, (256, 256), 1
+save_dir = "outputs/dit-1x256x256/samples"

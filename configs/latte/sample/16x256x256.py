@@ -1,0 +1,10 @@
+"""Videos of 16 frames of 256x256 from configs/latte/train/16x256x256.py: 100 steps, guidance 4, 8 frames/s.
+
+Run:    opensora sample configs/latte/sample/16x256x256.py --prompt "a calm sea at dawn"
+Expect: not run here (needs accelerators and CLIP's weights).
+"""
+
+load = "outputs/latte-16x256x256"
+scheduler = dict(type="iddpm", num_sampling_steps=100, cfg_scale=4.0)
+num_frames, image_size, fps = 16, (256, 256), 8
+save_dir = "outputs/latte-16x256x256/samples"

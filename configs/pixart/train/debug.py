@@ -1,0 +1,18 @@
+"""PixArt on drawn images, clips of one frame: a whole training run in seconds on a laptop CPU. Untrained autoencoder.
+
+Run:    opensora train configs/pixart/train/debug.py
+Expect: six steps with losses near 1, the variance of the noise: the latents of the untrained autoencoder are small.
+"""
+
+_base_ = ["../../_base_/tiny_vae.py"]
+text_encoder = dict(type="minilm", model_max_length=12)
+model = dict(type="PixArt", hidden_size=48, depth=2, num_heads=2, patch_size=(1, 2, 2))
+scheduler = dict(type="iddpm", num_sampling_steps=4, cfg_scale=2.0)
+dataset = dict(type="MovingShapes", clips=64, num_frames=1, image_size=(16, 16))
+optimizer = dict(type="AdamW", lr=1e-3)
+warmup_steps = 2
+ema_decay = 0.9
+plugin, dtype = "zero2", "fp32"
+batch_size, micro_batches = 2, 2
+steps, save_every, log_every, keep_last = 6, 2, 1, 2
+run_dir = "outputs/pixart-debug"
