@@ -147,7 +147,7 @@ CONDITIONS: dict[str, Callable[[int, Random], range | list[int]]] = {
     "i2v_loop": lambda frames, rng: [0, frames - 1],
     "v2v_head": lambda frames, rng: range(frames // 2),
     "v2v_tail": lambda frames, rng: range(frames // 2, frames),
-    "other": lambda frames, rng: range(rng.randint(1, frames - 1)) if frames > 1 else [],
+    "other": lambda frames, rng: range(rng.randint(1, frames - 1)),
     "none": lambda frames, rng: [],
 }
 
@@ -166,5 +166,6 @@ class FrameConditions:
             self.ratios["none"] = 1 - sum(self.ratios.values())
 
     def draw(self, frames: int, rng: Random) -> list[int]:
-        """Ascending indices of the given frames of one clip."""
-        return list(CONDITIONS[choose(self.ratios, rng)](frames, rng))
+        """Ascending indices of the given frames of one clip; a picture has nothing to give."""
+        kind = choose(self.ratios, rng)  # drawn for a picture as well, as for masks
+        return list(CONDITIONS[kind](frames, rng)) if frames > 1 else []

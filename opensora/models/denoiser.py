@@ -23,6 +23,7 @@ class Denoiser(nn.Module):
     fixed_size = True  # only latents of input_size
     pads = False
     takes_x_mask = False  # forward can be told which frames are given
+    conditioned = False  # forward takes given latents: cond, cond_mask, mask_index, y_null; see models/conditions.py
     blocks: nn.ModuleList
 
     def __init__(

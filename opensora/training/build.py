@@ -8,13 +8,13 @@ from torch import nn
 
 from opensora import __version__
 from opensora.config import as_dict, digest
-from opensora.datasets.frame_masks import FrameMasks
+from opensora.datasets.frame_masks import FrameConditions, FrameMasks
 from opensora.datasets.loader import build_loader
 from opensora.errors import ConfigError
 from opensora.log import logger
 from opensora.models.assemble import DTYPES, Parts, assemble, build_autoencoder
 from opensora.models.codec import Codec
-from opensora.models.given_frames import require_frame_masks
+from opensora.models.given_frames import told_by
 from opensora.models.weights import load_weights
 from opensora.parallel.activation import checkpoint_activations
 from opensora.parallel.world import World
@@ -120,13 +120,13 @@ def build_scheduler(run: TrainRun) -> Any:
     return build(SCHEDULERS, run.scheduler or {})
 
 
-def build_masks(run: TrainRun, where: str) -> FrameMasks | None:
-    """The frame masks of `mask_ratios`; ConfigError when a share is wrong or the model cannot be told what is given."""
+def build_masks(run: TrainRun, where: str) -> FrameMasks | FrameConditions | None:
+    """What `mask_ratios` gives, in the way the model is told; ConfigError when it cannot be told or a share is wrong."""
     if run.mask_ratios is None or run.model is None:
         return None
-    require_frame_masks(run.model, f"{where}: key 'mask_ratios'")
+    told = told_by(run.model, f"{where}: key 'mask_ratios'")
     try:
-        return FrameMasks(run.mask_ratios)
+        return FrameConditions(run.mask_ratios) if told == "conditions" else FrameMasks(run.mask_ratios)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
 
@@ -172,7 +172,7 @@ def _validation(run: TrainRun, world: World) -> Callable[[], Iterator[Batch]] | 
     return batches
 
 
-def _build_task(run: TrainRun, world: World, dataset: Any, masks: FrameMasks | None) -> Task:
+def _build_task(run: TrainRun, world: World, dataset: Any, masks: FrameMasks | FrameConditions | None) -> Task:
     device = torch.device(world.device)
     if run.task == "autoencoder":
         return _autoencoder_task(run, device, dataset)
@@ -201,7 +201,9 @@ def _statistics_clips(run: TrainRun, dataset: Any) -> Iterator[Batch]:
     return iter(build_loader(dataset, seed=seed, batch_size=1, micro_batches=STATISTICS_CLIPS, steps=1))
 
 
-def _diffusion_task(run: TrainRun, device: torch.device, dataset: Any, masks: FrameMasks | None) -> DiffusionTask:
+def _diffusion_task(
+    run: TrainRun, device: torch.device, dataset: Any, masks: FrameMasks | FrameConditions | None
+) -> DiffusionTask:
     scheduler = build_scheduler(run)
     vae = resolve_part(run.vae)
     parts: Parts = assemble(

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opensora.datasets.frame_masks import FrameMasks
+from opensora.datasets.frame_masks import FrameConditions, FrameMasks
 from opensora.models.assemble import tokens
 from opensora.models.codec import Codec
-from opensora.models.conditions import clip_conditions
+from opensora.models.conditions import clip_conditions, given_latents
 from opensora.random import Draw
 from opensora.training.task import StepLoss
 from opensora.types import Batch
@@ -28,7 +28,7 @@ class DiffusionTask:
     seed: int
     model_config: dict[str, Any]
     run_record: dict[str, Any]
-    masks: FrameMasks | None = None  # which frames of a clip are given in training
+    masks: FrameMasks | FrameConditions | None = None  # which frames of a clip are given in training
 
     def step(self, model: Callable[..., Any], batch: Batch) -> StepLoss:
         draws = [Draw(self.seed, batch.step, place) for place in batch.places]
@@ -45,14 +45,20 @@ class DiffusionTask:
         batch: Batch,
         draws: list[Draw],
         drop_B: Tensor,
-        masks: FrameMasks | None = None,
+        masks: FrameMasks | FrameConditions | None = None,
     ) -> StepLoss:
         latents = self.codec.encode_video(batch.video_BCTHW, [draw.rng("latent") for draw in draws])
         text = self.codec.encode_text(batch.captions)
         size = (batch.video_BCTHW.shape[2], batch.video_BCTHW.shape[3], batch.video_BCTHW.shape[4])
         told = clip_conditions(self.trained, size, batch.fps_B.to(latents.device))
         denoise = partial(model, y=text.text_B1LC, mask=text.mask_BL, drop_B=drop_B.to(latents.device), **told)
-        x_mask_BT = None if masks is None else draw_masks(masks, latents.shape[2], draws).to(latents.device)
+        x_mask_BT = None
+        if self.trained.conditioned:  # always told, with or without given frames, so that both mean what sampling says
+            given = draw_given(masks, latents.shape[2], draws) if isinstance(masks, FrameConditions) else []
+            y_null = self.trained.null_text(len(draws)).to(text.text_B1LC)
+            denoise = partial(denoise, **given_latents(latents, given, y_null))
+        elif isinstance(masks, FrameMasks):
+            x_mask_BT = draw_masks(masks, latents.shape[2], draws).to(latents.device)
         out = self.scheduler.training_loss(denoise, latents, draws, x_mask_BT=x_mask_BT, size=size)
         level_B = out.t_B.float() / self.scheduler.num_timesteps
         return StepLoss(out.loss_B, level_B, tokens(self.trained) * len(draws))
@@ -74,3 +80,8 @@ def draw_masks(masks: FrameMasks, frames: int, draws: Sequence[Draw]) -> Tensor:
     """Bool [B, T]: each sample's own mask, whatever rank and micro-batch it is in."""
     rngs = [draw.rng("frame mask") for draw in draws]
     return torch.stack([masks.draw(frames, Random(rng.initial_seed()), rng) for rng in rngs])
+
+
+def draw_given(conditions: FrameConditions, frames: int, draws: Sequence[Draw]) -> list[list[int]]:
+    """The numbers of each sample's given frames, whatever rank and micro-batch it is in."""
+    return [conditions.draw(frames, Random(draw.rng("given frames").initial_seed())) for draw in draws]

@@ -12,6 +12,7 @@ from opensora.models.layers.seam import Seam
 from opensora.models.shapes import ShapeError
 
 Rotate = Callable[[Tensor], Tensor]
+Given = Sequence[int] | Sequence[Sequence[int]]  # numbers of given frames, of all samples or of each
 
 
 class FrameAttention(SelfAttention):
@@ -19,12 +20,12 @@ class FrameAttention(SelfAttention):
 
     def __init__(self, dim: int, num_heads: int, **options: Any):
         super().__init__(dim, num_heads, spans_split=True, **options)
-        # Between blocks parallel/ keeps the patches cut; only attention within a frame needs them whole.
+        # Between blocks parallel/ keeps the patches cut; here it gives each rank whole frames, or else some of the heads.
         self.to_frames = Seam("switch", dim=2, other=1)
         self.to_patches = Seam("switch", dim=1, other=2)
 
     def forward(self, x_BTSD: Tensor, rotate: Rotate | None = None, mask: Tensor | None = None) -> Tensor:
-        """rotate: position embedding of a frame's patches; mask: as in SelfAttention."""
+        """rotate: position embedding of a frame's patches; mask: as in SelfAttention, cut as the frames are."""
         return self.to_patches(super().forward(self.to_frames(x_BTSD), rotate, mask))
 
 
@@ -44,21 +45,36 @@ class Text:
     free: Tensor | None = None  # numbers of the frames that attend to the caption
     given: Tensor | None = None  # numbers of the others
     order: Tensor | None = None  # where each frame is in free + given
+    given_BT: Tensor | None = None  # which frames are given, where samples differ in them
 
-    def with_null(self, null_BLD: Tensor, null_mask_BL: Tensor | None, frames: int, given: Sequence[int]) -> "Text":
+    def with_null(self, null_BLD: Tensor, null_mask_BL: Tensor | None, frames: int, given: Given) -> "Text":
         """The frames numbered in `given` attend to the null caption; ShapeError when there is no such frame."""
-        wrong = [number for number in given if not 0 <= number < frames]
+        rows = given_rows(given)
+        if len(rows) not in (1, len(self.y_BLD)):
+            raise ShapeError(
+                f"mask_index: frames of {len(rows)} samples for a batch of {len(self.y_BLD)}; give one list, or one per "
+                "sample"
+            )
+        wrong = sorted({number for row in rows for number in row if not 0 <= number < frames})
         if wrong:
             raise ShapeError(f"mask_index: frames {wrong} of a clip of {frames}; name frames from 0 to {frames - 1}")
-        chosen = sorted(set(given))
-        free = [number for number in range(frames) if number not in chosen]
         device = self.y_BLD.device
+        if any(row != rows[0] for row in rows):
+            given_BT = torch.tensor([[number in row for number in range(frames)] for row in rows], device=device)
+            return Text(self.y_BLD, self.mask_BL, null_BLD, null_mask_BL, given_BT=given_BT)
+        chosen = rows[0]
+        free = [number for number in range(frames) if number not in chosen]
         order = torch.tensor([*free, *chosen], device=device).argsort()
         free_N, given_N = (torch.tensor(part, dtype=torch.long, device=device) for part in (free, chosen))
         return Text(self.y_BLD, self.mask_BL, null_BLD, null_mask_BL, free_N, given_N, order)
 
     def read(self, attention: CrossAttention, x_BTSD: Tensor) -> Tensor:
         """Every token attends to its frame's text."""
+        if self.given_BT is not None and self.null_BLD is not None:
+            # Frames of unequal number make no tensor, so each asks both texts; the price is a second cross-attention.
+            caption = _read(attention, x_BTSD, self.y_BLD, self.mask_BL)
+            null = _read(attention, x_BTSD, self.null_BLD, self.null_mask_BL)
+            return torch.where(self.given_BT[:, :, None, None], null, caption)
         if self.null_BLD is None or self.free is None or self.given is None or self.order is None:
             return _read(attention, x_BTSD, self.y_BLD, self.mask_BL)
         parts = [
@@ -66,6 +82,13 @@ class Text:
             _read(attention, x_BTSD[:, self.given], self.null_BLD, self.null_mask_BL),
         ]
         return torch.cat(parts, dim=1)[:, self.order]
+
+
+def given_rows(given: Given) -> list[list[int]]:
+    """Ascending frame numbers, a list for all samples or one for each."""
+    flat = [number for number in given if isinstance(number, int)]
+    rows = [flat] if len(flat) == len(given) else [list(row) for row in given if not isinstance(row, int)]
+    return [sorted(set(row)) for row in rows]
 
 
 def _read(attention: CrossAttention, x_BTSD: Tensor, y_BLD: Tensor, mask_BL: Tensor | None) -> Tensor:

@@ -20,7 +20,7 @@ from opensora.models.layers.norm import norm_modulate
 from opensora.models.layers.patch import PatchEmbed3D
 from opensora.models.layers.rope import RotaryEmbedding
 from opensora.models.shapes import ShapeError, divides
-from opensora.models.stdit.attention import FrameAttention, Text, along_time
+from opensora.models.stdit.attention import FrameAttention, Given, Text, along_time, given_rows
 from opensora.models.stdit.space_time import AnySizeDenoiser, modulation_rows
 from opensora.models.stdit.windows import WindowAttention, Windows, grid_rotation, window_size
 from opensora.registry import MODELS, register_preset
@@ -191,7 +191,7 @@ class STDiT3(AnySizeDenoiser):
         fps: Tensor,
         cond: Tensor | None = None,
         cond_mask: Tensor | None = None,
-        mask_index: Sequence[int] | None = None,
+        mask_index: Given | None = None,
         y_null: Tensor | None = None,
     ) -> Tensor:
         """Denoiser output [B, out_channels, T, H, W], at least float32.
@@ -201,13 +201,13 @@ class STDiT3(AnySizeDenoiser):
         drop_B bool [B], True = replace the caption by the null caption. The clip in pixels, each [B or a divisor of B]:
         height, width, fps (120 for images).
         Of a conditioned model: cond, cond_mask shaped as x: given latents, and 1 where they are given; mask_index: the
-        numbers of the given frames, which attend to the caption y_null (shaped as y) instead; None = nothing is given.
+        numbers of the given frames, which attend to the caption y_null (shaped as y) instead: one list for all, or one
+        per sample; None = nothing is given.
         """
         x_BTHWD = self.to_patches(x, x_mask)
         grid = (x_BTHWD.shape[1], x_BTHWD.shape[2], x_BTHWD.shape[3])
         scale = self.position_scale(height, width)
         x_BTSD = self.add_positions(x_BTHWD, scale)
-        x_mask_BT = None if x_mask is None else x_mask.bool()
         fps_BD = self.fps_embedder.embed(fps, len(x))
         t_BD, still_BD = self.embed_times(timestep, x_mask)
         t_BD, still_BD = t_BD + fps_BD, None if still_BD is None else still_BD + fps_BD
@@ -225,10 +225,10 @@ class STDiT3(AnySizeDenoiser):
 
         x_BTSD = self.enter(x_BTSD)
         for i, spatial in enumerate(self.spatial_blocks):
-            x_BTSD = spatial(x_BTSD, text, frame_place, time_B6D, x_mask_BT, still_B6D)
+            x_BTSD = spatial(x_BTSD, text, frame_place, time_B6D, x_mask, still_B6D)
             if i < len(self.temporal_blocks):
-                x_BTSD = self.temporal_blocks[i](x_BTSD, text, time_place, time_B6D, x_mask_BT, still_B6D)
-        x_BTSD = self.leave(self.final_layer(x_BTSD, t_BD, x_mask_BT, still_BD))
+                x_BTSD = self.temporal_blocks[i](x_BTSD, text, time_place, time_B6D, x_mask, still_B6D)
+        x_BTSD = self.leave(self.final_layer(x_BTSD, t_BD, x_mask, still_BD))
         return self.to_latents(x_BTSD.flatten(1, 2), x.shape[2:])
 
     def _embed_given(self, cond: Tensor | None, cond_mask: Tensor | None, shape: torch.Size) -> Tensor:
@@ -248,9 +248,9 @@ class STDiT3(AnySizeDenoiser):
         return given.flatten(2, 3)
 
     def _with_null(
-        self, text: Text, mask_index: Sequence[int], y_null: Tensor | None, mask: Tensor | None, frames: int
+        self, text: Text, mask_index: Given, y_null: Tensor | None, mask: Tensor | None, frames: int
     ) -> Text:
-        if not len(mask_index):
+        if not any(given_rows(mask_index)):
             return text
         if y_null is None:
             raise ShapeError("STDiT3: mask_index without y_null; give the caption that given frames attend to")

@@ -74,7 +74,7 @@ def test_given_frames() -> None:
     }  # fmt: skip
     other = FrameConditions({"other": 1.0})
     assert {tuple(other.draw(4, rng)) for _ in range(100)} == {(0,), (0, 1), (0, 1, 2)}
-    assert other.draw(1, rng) == []
+    assert [FrameConditions({name: 1.0}).draw(1, rng) for name in CONDITIONS] == [[]] * 7
     found = Counter(len(FrameConditions({"i2v": 0.25}).draw(5, rng)) for _ in range(2000))
     assert found[1] / 2000 == pytest.approx(0.25, abs=0.04)
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from opensora.config import load
+from opensora.datasets.frame_masks import FrameConditions, FrameMasks
 from opensora.errors import ConfigError
 from opensora.registry import MODELS
 from opensora.schema import TrainRun
@@ -45,3 +46,25 @@ def test_a_model_without_masks_is_refused() -> None:
             build_masks(run(model={"type": "plain-test"}), "c.py")
     finally:
         MODELS.module_dict.pop("plain-test")
+
+
+OF_1_3 = {"type": "STDiT3-XL/2-v1.3"}
+
+
+def test_a_conditioned_model_is_given_frames_by_number() -> None:
+    found = build_masks(run(model=OF_1_3, mask_ratios={"i2v": 0.25, "v2v_tail": 0.5}), "c.py")
+    assert isinstance(found, FrameConditions)
+    assert found.ratios == {"i2v_head": 0.25, "v2v_tail": 0.5, "none": 0.25}
+    plain = build_masks(run(model={**OF_1_3, "conditioned": False}, mask_ratios={"image_head": 1.0}), "c.py")
+    assert isinstance(plain, FrameMasks)
+
+
+def test_kinds_of_the_other_way_to_be_told_are_a_sentence() -> None:
+    with pytest.raises(
+        ConfigError, match=r"c\.py: mask_ratios: kind 'image_head'; allowed: i2v_head, i2v_tail, .*none"
+    ):
+        build_masks(run(model=OF_1_3, mask_ratios={"image_head": 1.0}), "c.py")
+    with pytest.raises(ConfigError, match=r"c\.py: mask_ratios: kind 'i2v_head'; allowed: quarter_random"):
+        build_masks(run(mask_ratios={"i2v_head": 1.0}), "c.py")
+    with pytest.raises(ConfigError, match=r"model\.patch_size \(2, 2, 2\) joins 2 latent frames in a token"):
+        build_masks(run(model={**OF_1_3, "patch_size": [2, 2, 2]}, mask_ratios={"i2v": 1.0}), "c.py")

@@ -61,7 +61,9 @@ class Seen:
 
 
 def diffusion(drop: float = 0.0, spread: float = 0.0, seed: int = 1) -> DiffusionTask:
-    model = SimpleNamespace(class_dropout_prob=drop, input_size=SIZE[1:], patch_size=(1, 2, 2), size_conditions=())
+    model = SimpleNamespace(
+        class_dropout_prob=drop, input_size=SIZE[1:], patch_size=(1, 2, 2), size_conditions=(), conditioned=False
+    )
     return DiffusionTask(model, Codec(spread), RectifiedFlow(), seed, {"type": "M"}, {"seed": seed})  # type: ignore[arg-type]
 
 
