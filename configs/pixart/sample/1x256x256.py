@@ -1,6 +1,7 @@
 """Images of 256x256 from PixArt-alpha: DPM-Solver, 20 steps, guidance 7.
 
-Run:    python -m tools.weights.convert PixArt-XL-2-256x256.pth outputs/pixart-1x256x256 --from pixart-alpha --to PixArt-XL/2 input_size=[1,32,32]
+Run:    python -m tools.weights.convert PixArt-XL-2-256x256.pth outputs/pixart-1x256x256 --from pixart-alpha \
+            --to PixArt-XL/2 input_size=[1,32,32]
         opensora sample configs/pixart/sample/1x256x256.py --prompt "a calm sea at dawn"
 Expect: not run here (needs an accelerator, T5-XXL and the released weights).
 """

@@ -1,6 +1,7 @@
 """Images of 512x512 from PixArt-alpha: DPM-Solver, 20 steps, guidance 7.
 
-Run:    python -m tools.weights.convert PixArt-XL-2-512x512.pth outputs/pixart-1x512x512 --from pixart-alpha --to PixArt-XL/2 input_size=[1,64,64]
+Run:    python -m tools.weights.convert PixArt-XL-2-512x512.pth outputs/pixart-1x512x512 --from pixart-alpha \
+            --to PixArt-XL/2 input_size=[1,64,64]
         opensora sample configs/pixart/sample/1x512x512.py --prompt "a calm sea at dawn"
 Expect: not run here (needs an accelerator, T5-XXL and the released weights).
 """
