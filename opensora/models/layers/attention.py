@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from opensora.models.layers.kernels import Attention as Kernel
 from opensora.models.layers.kernels import kernels_for
 from opensora.models.layers.norm import RMSNorm
+from opensora.models.layers.seam import Seam
 from opensora.models.shapes import divides
 
 # On CPU in half precision SDPA's backward is 2 to 7 times slower than plain products up to this many keys
@@ -53,8 +54,8 @@ class SelfAttention(nn.Module):
     """Multi-head self-attention along the last but one axis of [..., N, D].
 
     qk_norm: RMS norm of every query and key head. rope_first: rotate before that norm, as weights of Open-Sora 1.1
-    were trained; the two orders differ. spans_split: the axis it attends along is the one that the model's "split"
-    seam cuts, so that parallel/ must exchange tokens for it. `kernel` may be replaced from outside (parallel/).
+    were trained; the two orders differ. spans_split: x is [B, T, N, D], and N is the axis that the model's "split" seam
+    cuts, so that parallel/ may have each rank attend over all tokens with some of the heads.
     """
 
     def __init__(
@@ -69,15 +70,20 @@ class SelfAttention(nn.Module):
         self.q_norm = RMSNorm(self.head_dim) if qk_norm else nn.Identity()
         self.k_norm = RMSNorm(self.head_dim) if qk_norm else nn.Identity()
         self.proj = nn.Linear(dim, dim)
+        if spans_split:
+            self.share_heads = Seam("switch", dim=2, other=-2, over="heads")
+            self.share_tokens = Seam("switch", dim=-2, other=2, over="heads")
 
     def forward(
         self, x: Tensor, rotate: Callable[[Tensor], Tensor] | None = None, mask: Tensor | None = None
     ) -> Tensor:
         """rotate: position embedding of queries and keys [B, h, N, d]; mask: bool [B, 1, 1 or N, N], True = may be seen,
-        where B counts all leading axes."""
-        *lead, n, dim = x.shape
-        qkv = self.qkv(x).view(-1, n, 3, self.num_heads, self.head_dim)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        where B counts all leading axes and N all tokens, however many of them this rank was given."""
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))
+        if self.spans_split:
+            qkv = self.share_heads(qkv)
+        *lead, n, _, heads, width = qkv.shape
+        q, k, v = qkv.reshape(-1, n, 3, heads, width).permute(2, 0, 3, 1, 4).unbind(0)
         if rotate is not None and self.rope_first:
             q, k = rotate(q), rotate(k)
         q, k = self.q_norm(q), self.k_norm(k)
@@ -85,7 +91,10 @@ class SelfAttention(nn.Module):
             q, k = rotate(q), rotate(k)
         # Under autocast, norms and rotations with float32 weights widen what the projection made narrow.
         out = self.kernel(q.to(v.dtype), k.to(v.dtype), v, mask)
-        return self.proj(out.transpose(1, 2).reshape(*lead, n, dim))
+        out = out.transpose(1, 2).reshape(*lead, n, heads, width)
+        if self.spans_split:
+            out = self.share_tokens(out)
+        return self.proj(out.flatten(-2))
 
 
 class CrossAttention(nn.Module):

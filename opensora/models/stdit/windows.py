@@ -13,7 +13,6 @@ from torch import Tensor
 
 from opensora.models.layers.attention import SelfAttention
 from opensora.models.layers.rope import RotaryEmbedding, pair_rotation
-from opensora.models.layers.seam import Seam
 from opensora.models.shapes import ShapeError
 
 
@@ -95,18 +94,16 @@ class Windows:
 
 
 class WindowAttention(SelfAttention):
-    """Within windows of [B, T, S, D]. Windows span what parallel/ cuts, so there it exchanges heads for whole frames."""
+    """Within windows of [B, T, S, D], which span both frames and patches."""
 
     def __init__(self, dim: int, num_heads: int, **options: Any):
-        super().__init__(dim, num_heads, **options)
-        self.to_frames = Seam("switch", dim=2, other=3)
-        self.to_patches = Seam("switch", dim=3, other=2)
+        super().__init__(dim, num_heads, spans_split=True, **options)
 
     def forward(self, x_BTSD: Tensor, windows: Windows) -> Tensor:  # type: ignore[override]
         # The original pads before the projection, which is the same: nothing attends to padding, nothing reads it.
-        qkv = self.qkv(x_BTSD).unflatten(-1, (3, self.num_heads, self.head_dim))
-        q, k, v = (self.to_frames(each) for each in qkv.unbind(3))
+        qkv = self.share_heads(self.qkv(x_BTSD).unflatten(-1, (3, self.num_heads, self.head_dim)))
+        q, k, v = qkv.unbind(3)
         q, k, v = windows.cut(self.q_norm(q)), windows.cut(self.k_norm(k)), windows.cut(v)
         q, k = windows.rotate(q).to(v.dtype), windows.rotate(k).to(v.dtype)
         out = windows.join(self.kernel(q, k, v, windows.mask))
-        return self.proj(self.to_patches(out).flatten(3))
+        return self.proj(self.share_tokens(out).flatten(3))

@@ -1,0 +1,232 @@
+"""Ranks that share the tokens of each sample: outputs and all gradients are those of one rank."""
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any, get_args
+from unittest import mock
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Generator, Tensor, nn
+
+from opensora.errors import ConfigError
+from opensora.parallel import collectives, sequence
+from opensora.parallel.activation import checkpoint_activations
+from opensora.parallel.sequence import Mode, shard_sequence
+from opensora.registry import MODELS, build
+from tests.contract.test_models import DENOISERS, inputs, one_of, open_gates, small
+from tests.dist import run_ranks
+
+MODES = get_args(Mode)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A registered model, what differs from `SMALL`, and how it is called."""
+
+    name: str
+    model: dict[str, Any] = field(default_factory=dict)
+    given_frames: bool = False
+    call: dict[str, Any] = field(default_factory=dict)
+    images: int = 0  # LatteT2V: so many frames are images with captions of their own
+    padded_patches: bool = False  # LatteT2V
+    checkpointed: bool = False
+
+
+# 4 frames, 8 patches, 2 heads.
+EVEN = {"input_size": (4, 4, 8)}
+# 3 frames, 9 patches, 3 heads: nothing that a group of 2 divides, and of 4 ranks the last has no patch at all.
+ODD = {"input_size": (3, 6, 6), "num_heads": 3, "hidden_size": 72, "num_attention_heads": 3}
+
+SPECIAL = {
+    "windows smaller than the grid": Case("STDiT3-XL/2-v1.3", ODD | {"kernel_size": (2, 2, 2)}),
+    "every frame given": Case("STDiT3-XL/2-v1.3", ODD, call={"mask_index": [0, 1, 2]}),
+    "frames given by sample": Case("STDiT3-XL/2-v1.3", ODD, call={"mask_index": [[0], [1, 2]]}),
+    "joined keys": Case("LatteT2V", ODD | {"compress_kv_factor": 2}, padded_patches=True, checkpointed=True),
+    "images ride along": Case("LatteT2V", ODD, images=1, padded_patches=True),
+    "rotated": Case("LatteT2V", ODD | {"use_rope": True}),
+}
+
+
+def make(case: Case) -> Any:
+    torch.manual_seed(0)
+    return open_gates(build(MODELS, small(case.name, **case.model)))
+
+
+def arguments(model: Any, case: Case) -> dict[str, Any]:
+    given = inputs(model) | case.call
+    rng = Generator().manual_seed(4)
+    frames = model.input_size[0]
+    if case.given_frames and model.takes_x_mask:
+        given["x_mask"] = torch.stack([torch.arange(frames) > 0, torch.arange(frames) != 1])
+    if case.images:
+        given["use_image_num"] = case.images
+        given["y"] = torch.randn(2, 1 + case.images, *given["y"].shape[2:], generator=rng)
+        given["mask"] = given["mask"][:, None].repeat(1, 1 + case.images, 1)
+    if case.padded_patches:  # two columns, and one frame altogether
+        given["attention_mask"] = torch.ones(2, *model.input_size)
+        given["attention_mask"][..., -2:] = 0
+        given["attention_mask"][1, 1] = 0
+    return given
+
+
+def loss_of(out: Tensor) -> Tensor:
+    """Every number of the output has a weight of its own; gradients come out around 1."""
+    return (out * torch.randn(out.shape, generator=Generator().manual_seed(5))).sum() / out.numel() ** 0.5
+
+
+def assert_same(actual: Tensor, expected: Tensor, what: str) -> None:
+    limit = 1e-5 * max(1.0, expected.abs().max().item())
+    worst = (actual - expected).abs().max().item()
+    assert actual.shape == expected.shape, f"{what}: {list(actual.shape)} against {list(expected.shape)}"
+    assert worst <= limit, f"{what}: off by {worst:.2e}, allowed {limit:.2e}"
+
+
+def assert_same_gradients(split: nn.Module, alone: nn.Module, what: str) -> None:
+    """The plain mean over ranks is what one rank has."""
+    expected = {name: p.grad for name, p in alone.named_parameters() if p.grad is not None}
+    mine = {name: p.grad for name, p in split.named_parameters() if p.grad is not None}
+    assert list(mine) == list(expected)
+    together = torch.cat([grad.flatten() for grad in mine.values()])  # one exchange instead of a hundred
+    mean = collectives.sum_over_ranks(together) / collectives.world_size()
+    for (name, grad), part in zip(expected.items(), mean.split([grad.numel() for grad in mine.values()]), strict=True):
+        assert_same(part.view(grad.shape), grad, f"{what}: gradient of {name}")
+
+
+def count_tokens(model: Any) -> list[int]:
+    """Fills with the number of tokens (of each frame, where there are several) that every block gives."""
+    found: list[int] = []
+    for block in model.checkpoint_blocks():
+        block.register_forward_hook(lambda block, given, x: found.append(x.shape[2]))
+    return found
+
+
+def compare(case: Case) -> None:
+    alone = make(case)
+    models: list[Any] = [shard_sequence(copy.deepcopy(alone), mode=mode) for mode in MODES]
+    given = arguments(alone, case)
+    whole = count_tokens(alone)
+    expected = alone(**given)
+    loss_of(expected).backward()
+    for mode, split in zip(MODES, models, strict=True):
+        assert list(split.state_dict()) == list(alone.state_dict())
+        parts = count_tokens(split)
+        if case.checkpointed:
+            checkpoint_activations(split.checkpoint_blocks())
+        out = split(**given)
+        assert parts == [-(-tokens // collectives.world_size()) for tokens in whole]
+        assert_same(out, expected, f"{case} {mode}: output")
+        loss_of(out).backward()
+        assert_same_gradients(split, alone, f"{case} {mode}")
+
+
+def compare_all(cases: list[Case]) -> None:
+    for case in cases:
+        compare(case)
+
+
+def architectures() -> list[str]:
+    """One name for each network that the registered ones are at `SMALL` sizes."""
+    with torch.device("meta"):
+        return list({repr(build(MODELS, small(name))): name for name in reversed(DENOISERS)}.values())
+
+
+@pytest.mark.parametrize("name", architectures())
+def test_two_ranks_equal_one(name: str) -> None:
+    run_ranks(compare_all, 2, [Case(name, EVEN), Case(name, ODD, given_frames=True, checkpointed=True)])
+
+
+def test_four_ranks_equal_one() -> None:
+    """More than there are frames or heads, and one of them without tokens of its own."""
+    names = ["STDiT", "STDiT3-XL/2-v1.3", "PixArt", "Latte", "LatteT2V"]
+    run_ranks(compare_all, 4, [Case(name, ODD, given_frames=True) for name in names])
+
+
+@pytest.mark.parametrize("special", SPECIAL)
+def test_what_single_families_take(special: str) -> None:
+    run_ranks(compare_all, 2, [SPECIAL[special]])
+
+
+def compare_two_sizes() -> None:
+    """Both calls before either backward; 9 and 10 patches leave each rank 5, so that no shape tells them apart."""
+    alone = make(Case("STDiT2", ODD))
+    split: Any = shard_sequence(copy.deepcopy(alone))
+    checkpoint_activations(split.checkpoint_blocks())
+    given = arguments(alone, Case("STDiT2"))
+    for model in (alone, split):
+        first = loss_of(model(**given))
+        second = loss_of(model(**given | {"x": given["x"].repeat(1, 1, 2, 1, 2)[:, :, :5, :4, :10]}))
+        (first + second).backward()
+    assert_same_gradients(split, alone, "two sizes")
+
+
+def test_recomputed_blocks_know_their_own_sizes() -> None:
+    run_ranks(compare_two_sizes, 2)
+
+
+def compare_unscaled(function: str) -> str:
+    """What the comparison says with the factor of one backward taken out."""
+    backward = getattr(sequence, function).backward
+    factor = {"_Split": 2.0, "_Gather": 0.5}[function]
+
+    def unscaled(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        scaled, *others = backward(ctx, grad)
+        return scaled * factor, *others
+
+    patched = mock.patch.object(getattr(sequence, function), "backward", staticmethod(unscaled))
+    with patched, pytest.raises(AssertionError) as failed:
+        compare(Case("STDiT", EVEN))
+    return str(failed.value)
+
+
+@pytest.mark.parametrize("function", ["_Split", "_Gather"])
+def test_gradients_need_their_scaling(function: str) -> None:
+    for said in run_ranks(compare_unscaled, 2, function):
+        assert "gradient of " in said
+
+
+def exchange(mode: Mode) -> tuple[list[str], list[str]]:
+    """Names of filled seams in a block with both sorts of switches, and in one that has only heads to offer."""
+    found = []
+    for name, block in (("STDiT", "blocks.0."), ("PixArt", "blocks.0.")):
+        model = shard_sequence(make(Case(name)), mode=mode)
+        filled = [key for key, module in model.named_modules() if type(module) is sequence._FilledSeam]
+        assert {"enter", "leave"} <= set(filled)
+        found.append([key.removeprefix(block) for key in filled if key.startswith(block)])
+    return found[0], found[1]
+
+
+def test_mode_chooses_where_there_is_a_choice() -> None:
+    heads = ["attn.share_heads", "attn.share_tokens"]
+    assert run_ranks(exchange, 2, "dsp") == [(["attn.to_frames", "attn.to_patches"], heads)] * 2
+    assert run_ranks(exchange, 2, "ulysses") == [(heads, heads)] * 2
+
+
+def refuse_twice() -> str:
+    model = shard_sequence(make(Case("STDiT")))
+    with pytest.raises(ConfigError) as refused:
+        shard_sequence(model)
+    return str(refused.value)
+
+
+def test_a_second_call_is_refused() -> None:
+    assert "seams of STDiT are filled already" in run_ranks(refuse_twice, 2)[0]
+
+
+def one_half_after_the_other() -> None:
+    """In groups of two, one for each half of the batch."""
+    halves = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+    half = collectives.rank() // 2
+    alone = make(Case("STDiT", ODD))
+    split = shard_sequence(copy.deepcopy(alone), halves[half])
+    given = arguments(alone, Case("STDiT"))
+    loss_of_each = [loss_of(alone(**one_of(given, i))) for i in range(2)]
+    torch.stack(loss_of_each).mean().backward()
+    loss_of(split(**one_of(given, half))).backward()
+    assert_same_gradients(split, alone, "two groups")
+
+
+def test_groups_take_different_samples() -> None:
+    """The mean over all ranks is over samples and tokens at once."""
+    run_ranks(one_half_after_the_other, 4)

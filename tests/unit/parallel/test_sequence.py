@@ -1,0 +1,35 @@
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from opensora.errors import ConfigError
+from opensora.models.layers.seam import Seam
+from opensora.parallel.sequence import shard_sequence
+from tests.contract.test_models import denoiser, inputs
+from tests.dist import one_rank
+
+
+@pytest.mark.parametrize("mode", ["dsp", "ulysses"])
+def test_nothing_changes_without_ranks(mode: Any) -> None:
+    plain = denoiser("STDiT")
+    model = copy.deepcopy(plain)
+    assert shard_sequence(model, mode=mode) is model
+    with one_rank():
+        assert shard_sequence(model, mode=mode) is model
+    assert [type(module) for module in model.modules()] == [type(module) for module in plain.modules()]
+    assert torch.equal(model(**inputs(plain)), plain(**inputs(plain)))
+
+
+def test_a_model_without_seams_is_refused() -> None:
+    with pytest.raises(ConfigError, match="Linear has no Seam of kind gather or split"):
+        shard_sequence(nn.Linear(2, 2))
+    with pytest.raises(ConfigError, match="Sequential has no Seam of kind gather"):
+        shard_sequence(nn.Sequential(Seam("split", dim=2)))
+
+
+def test_an_unknown_mode_is_refused() -> None:
+    with pytest.raises(ConfigError, match="mode 'ring'; allowed: 'dsp', 'ulysses'"):
+        shard_sequence(denoiser("STDiT"), mode="ring")  # type: ignore[arg-type]
