@@ -8,6 +8,8 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from opensora.models.vae.open_sora_1_3 import VIDEO_MEAN, VIDEO_SCALE
+
 _KL_F8 = {  # the architecture of Stable Diffusion's autoencoder, so that planning a run downloads nothing
     "in_channels": 3,
     "out_channels": 3,
@@ -33,6 +35,7 @@ _SIGMA_VAE = {  # SDXL's autoencoder, of the same architecture; Sigma alone uses
     "scaling_factor": 0.13025,
 }
 _T5 = {"type": "t5", "from_pretrained": "DeepFloyd/t5-v1_1-xxl"}
+_CLIP = {"type": "clip", "from_pretrained": "openai/clip-vit-base-patch32"}  # in models by class: their number
 _PIXART = {
     "vae": _SD_VAE,
     "text_encoder": _T5,
@@ -40,21 +43,21 @@ _PIXART = {
     "fps": 1,  # images
 }
 
-# By class of the model, or "family:class" where weights of another family are sampled otherwise. The latents of
-# autoencoders that are no hub id of diffusers are scaled by what their own folder says.
+# By class of the model, or "family:class" where weights of another family are sampled otherwise.
 RECIPES: dict[str, dict[str, Any]] = {
     "PixArt": _PIXART,
     "PixArtMS": _PIXART,
     "pixart-sigma:PixArt": {**_PIXART, "vae": _SIGMA_VAE},
     "pixart-sigma:PixArtMS": {**_PIXART, "vae": _SIGMA_VAE},
-    # Which class is meant is told by the run's own text encoder, so none is named for these two.
     "DiT": {
         "vae": _SD_VAE,
+        "text_encoder": _CLIP,
         "scheduler": {"type": "iddpm", "num_sampling_steps": 250, "cfg_scale": 4.0},
         "fps": 1,  # images
     },
     "Latte": {
         "vae": _SD_VAE,
+        "text_encoder": _CLIP,
         "scheduler": {"type": "iddpm", "num_sampling_steps": 250, "cfg_scale": 7.0},
         "fps": 8,
     },
@@ -73,7 +76,14 @@ RECIPES: dict[str, dict[str, Any]] = {
         "fps": 8,
     },
     "STDiT3": {
-        "vae": {"type": "OpenSoraVAE_V1_2", "from_pretrained": "hpcai-tech/OpenSora-VAE-v1.2"},
+        "vae": {
+            "type": "OpenSoraVAE_V1_2",
+            "from_pretrained": "hpcai-tech/OpenSora-VAE-v1.2",
+            "micro_frame_size": 17,
+            "micro_batch_size": 4,
+            "shift": [-0.10, 0.34, 0.27, 0.98],
+            "scale": [3.85, 2.32, 2.33, 3.06],
+        },
         "text_encoder": _T5,
         "scheduler": {"type": "rflow", "num_sampling_steps": 30, "cfg_scale": 7.0, "use_timestep_transform": True},
         "num_frames": 51,
@@ -81,7 +91,13 @@ RECIPES: dict[str, dict[str, Any]] = {
         "fps": 24,
     },
     "STDiT3 of 16 channels": {  # Open-Sora 1.3
-        "vae": {"type": "OpenSoraVAE_V1_3", "from_pretrained": "hpcai-tech/OpenSora-VAE-v1.3"},
+        "vae": {
+            "type": "OpenSoraVAE_V1_3",
+            "from_pretrained": "hpcai-tech/OpenSora-VAE-v1.3",
+            "micro_batch_size": 1,
+            "latent_shift": list(VIDEO_MEAN),
+            "latent_scale": list(VIDEO_SCALE),
+        },
         "text_encoder": _T5,
         "scheduler": {
             "type": "rflow",
@@ -91,13 +107,18 @@ RECIPES: dict[str, dict[str, Any]] = {
             "release": "1.3",
         },
         "num_frames": 49,
-        "image_size": [240, 424],
+        "image_size": [240, 416],
         "fps": 24,
     },
     "LatteT2V": {
-        "vae": {"type": "CausalVAEModel", "from_pretrained": "LanguageBind/Open-Sora-Plan-v1.1.0/vae"},
+        "vae": {
+            "type": "CausalVAEModel",
+            "from_pretrained": "Open-Sora-Plan-v1.1.0/vae",  # a folder: this one is read from no hub
+            "use_tiling": True,
+            "scaling_factor": 0.18215,
+        },
         "text_encoder": _T5,
-        "scheduler": {"type": "PNDM", "num_sampling_steps": 50, "cfg_scale": 7.5},
+        "scheduler": {"type": "PNDM", "num_sampling_steps": 150, "cfg_scale": 7.5},
         "fps": 24,
     },
 }
@@ -111,7 +132,10 @@ def run_for(target: str, family: str, config: Mapping[str, Any]) -> dict[str, An
     channels = config.get("in_channels")
     names = f"{family}:{target}", f"{target} of {channels} channels", target
     run = copy.deepcopy(next((RECIPES[name] for name in names if name in RECIPES), {}))
-    if "text_encoder" in run and "model_max_length" in config:
+    condition = str(config.get("condition", ""))
+    if condition.startswith("label_"):
+        run["text_encoder"] = {"type": "classes", "num_classes": int(condition.removeprefix("label_"))}
+    elif run and run["text_encoder"]["type"] == "t5" and "model_max_length" in config:
         run["text_encoder"]["model_max_length"] = config["model_max_length"]
     return run
 

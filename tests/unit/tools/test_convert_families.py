@@ -49,6 +49,7 @@ def test_dit(tmp_path: Path) -> None:
     assert config["input_size"] == [1, 8, 8]
     assert config["no_temporal_pos_emb"] is True
     assert config["run"]["image_size"] == [64, 64]
+    assert config["run"]["text_encoder"] == {"type": "classes", "num_classes": 5}
     assert torch.equal(found["pos_embed_spatial"], state["pos_embed"])
     for name in state.keys() - {"pos_embed"}:
         assert torch.equal(found[name].reshape(state[name].shape), state[name]), name
