@@ -13,6 +13,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from opensora.models.conditions import clip_conditions
+from opensora.models.layers.seam import Seam
 from opensora.models.shapes import ShapeError
 from opensora.models.vae.gaussian import Gaussian
 from opensora.parallel.activation import checkpoint_activations
@@ -183,6 +184,16 @@ def test_denoiser_forward_and_gradients(name: str) -> None:
     assert out.shape == (2, model.out_channels, *model.input_size)
     assert out.dtype == torch.float32
     gradients(model, out.square().mean())
+
+
+@pytest.mark.parametrize("name", DENOISERS)
+def test_denoiser_says_where_it_may_be_cut(name: str) -> None:
+    """tests/distributed/test_sequence.py then cuts it there."""
+    with torch.device("meta"):
+        model = build(MODELS, small(name))
+    seams = [module for module in model.modules() if isinstance(module, Seam)]
+    assert [(seam.kind, seam.dim) for seam in seams if seam.kind != "switch"] == [("split", 2), ("gather", 2)]
+    assert any(seam.kind == "switch" for seam in seams)
 
 
 @pytest.mark.parametrize("name", DENOISERS)
