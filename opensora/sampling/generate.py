@@ -15,12 +15,10 @@ import torch
 from torch import Generator, Tensor
 
 from opensora.errors import ConfigError, OpenSoraError
-from opensora.models.conditions import clip_conditions
 from opensora.random import generator
-from opensora.sampling.conditions import encode_pairs, encode_prompts
-from opensora.sampling.given import GivenFrames, loops, overlap, starts
+from opensora.sampling.bind import bind
+from opensora.sampling.given import GivenFrames, loops, overlap
 from opensora.sampling.prompt_cache import prompt_cache
-from opensora.sampling.prompt_text import text_of_loop
 from opensora.types import SampleRequest
 
 
@@ -42,8 +40,9 @@ def generate(
 ) -> list[Tensor]:
     """One video per request, float32 [3, T, H, W] on the CPU, about [-1, 1]; the requests share one size.
 
-    Where a request names given frames they are pasted into the noise and kept; where it asks for several loops, each
-    clip begins with the end of the one before and adds what is new.
+    Where a request names given frames they are pasted into the noise and kept, or given to a conditioned model as a
+    condition of their own; where it asks for several loops, each clip begins with the end of the one before and adds
+    what is new.
 
     guidance_scale: None takes the scheduler's `cfg_scale`; 1 switches guidance off and halves the work.
     progress: called with (steps done, steps) after every denoising step.
@@ -91,29 +90,22 @@ def _clip(
     model, scheduler, codec = sampler.model, sampler.scheduler, sampler.codec
     size = _shared_size(requests)
     with prompt_cache(model):
-        prompts = [text_of_loop(request.prompt, loop) for request in requests]
-        if scale == 1:
-            text = encode_prompts(prompts, codec)
-        else:
-            negatives = [request.negative_prompt for request in requests]
-            text = encode_pairs(prompts, negatives, model, codec, scheduler.text_order)
-
-        fps_B = torch.tensor([request.fps for request in requests], device=codec.device)
-        told = clip_conditions(model, size, fps_B.repeat(1 if scale == 1 else 2))
+        shape = latent_shape(size, sampler)
+        noise_BCTHW = [draw_noise(request, shape, loop) for request in requests]
+        bound = bind(requests, model, scheduler, codec, frames, noise_BCTHW, loop, scale)
+        text = bound.text
 
         def denoise(x: Tensor, t_B: Tensor, x_mask: Tensor | None = None) -> Tensor:
-            return model(x, t_B, text.text_B1LC, mask=text.mask_BL, x_mask=x_mask, **told)
+            return model(x, t_B, text.text_B1LC, mask=text.mask_BL, x_mask=x_mask, **bound.told)
 
-        shape = latent_shape(size, sampler)
-        z_BCTHW, mask_BT = starts(frames, [draw_noise(request, shape, loop) for request in requests], loop)
         z_BCTHW = scheduler.sample(
             denoise,
-            z_BCTHW.to(codec.device),
+            bound.start_BCTHW,
             [sampling_rng(request, _purpose("sample steps", loop)) for request in requests],
             guidance_scale=scale,
             size=size,
             progress=progress,
-            **({} if mask_BT is None else {"mask_BT": mask_BT.to(codec.device)}),
+            **bound.options,
         )
         return codec.decode_video(z_BCTHW, size[0]).float()
 

@@ -146,6 +146,30 @@ def starts(frames: Sequence[GivenFrames], noise_BCTHW: Sequence[Tensor], loop: i
     return z_BCTHW, None if bool((mask_BT == 1).all()) else mask_BT
 
 
+def conditions(
+    frames: Sequence[GivenFrames], noise_BCTHW: Sequence[Tensor], loop: int
+) -> tuple[Tensor, list[list[int]]]:
+    """For a conditioned model: latents [B, C, T, H, W] that hold the given frames, and their numbers, of each sample."""
+    for given in frames:
+        require_whole_edits(given.given, "mask_strategy, condition_frame_edit")
+    pairs = [given.start(torch.zeros_like(noise), loop) for given, noise in zip(frames, noise_BCTHW, strict=True)]
+    latents_BCTHW = torch.stack([latents for latents, _ in pairs])
+    return latents_BCTHW, [(mask_T == 0).nonzero().flatten().tolist() for _, mask_T in pairs]
+
+
+def require_whole_edits(given: Given, where: str) -> None:
+    """ConfigError when a frame is to be kept in part, which a conditioned model cannot do: it starts from noise alone."""
+    ratios = [paste.edit_ratio for paste in parse_strategy(given.mask_strategy)]
+    if given.loop > 1:
+        ratios.append(given.condition_frame_edit)
+    between = [ratio for ratio in ratios if 0 < ratio < 1]
+    if between:
+        raise ConfigError(
+            f"{where}: edit ratio {between[0]:g}; allowed: 0 (given) or 1 (made anew), for this model is told of given "
+            "frames by conditions and starts from noise alone; correct it or take a model with frame masks"
+        )
+
+
 def resolve(reference_path: str, folder: Path) -> str:
     """Paths written in a table are relative to its folder."""
     return ";".join(str(folder / path.strip()) for path in reference_path.split(";") if path.strip())

@@ -125,7 +125,7 @@ def one_of(given: dict[str, Any], i: int) -> dict[str, Any]:
 
 def given_latents(model: Any, batch: int) -> dict[str, Any]:
     """For a model that embeds latents that are given: its first frame, which attends to another caption."""
-    if not getattr(model, "conditioned", False):
+    if not model.conditioned:
         return {}
     rng = Generator().manual_seed(3)
     cond = torch.randn(batch, model.in_channels, *model.input_size, generator=rng)

@@ -54,3 +54,30 @@ def test_train_with_masks_and_sample_with_given_frames(
     assert "names reference 1; there are 1, counted from 0" in capsys.readouterr().err
     assert opensora(*sampling, "scheduler={'type': 'dpm-solver'}") == 2
     assert "scheduler dpm-solver cannot keep given frames" in capsys.readouterr().err
+
+
+def test_conditions_of_open_sora_1_3(opensora, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A picture decides the video, another makes another, and without one the model samples from text."""
+    run_dir = tmp_path / "run"
+    train = str(ROOT / "configs/stdit3/train/debug_1_3.py")
+    assert opensora("train", train, f"run_dir={run_dir}", "steps=2", "plugin=ddp") == 0
+    sampling = ("sample", str(ROOT / "configs/stdit3/sample/debug_1_3.py"), "--prompt", "a red circle", "--steps", "2")
+    sampling = (*sampling, "--load", str(run_dir), "--save-dir", str(tmp_path / "out"))
+    made = []
+    for number in (1, 200):
+        picture = write_picture(tmp_path / f"{number}.png", number)
+        capsys.readouterr()
+        assert opensora(*sampling, "--reference-path", picture) == 0
+        made.append(Path(capsys.readouterr().out.strip()).read_bytes())
+    assert opensora(*sampling) == 0
+    made.append(Path(capsys.readouterr().out.strip()).read_bytes())
+    assert len(set(made)) == 3
+
+    given = ("--reference-path", picture)
+    capsys.readouterr()
+    assert opensora(*sampling, *given, "--mask-strategy", "0,0,0,0,1,0.5") == 2
+    assert "edit ratio 0.5; allowed: 0 (given) or 1 (made anew)" in capsys.readouterr().err
+    assert opensora(*sampling, *given, "scheduler={'type': 'iddpm'}") == 2
+    assert "scheduler iddpm cannot keep given frames" in capsys.readouterr().err
+    assert opensora("train", train, f"run_dir={run_dir}-b", "mask_ratios={'image_head': 1.0}") == 2
+    assert "kind 'image_head'; allowed: i2v_head" in capsys.readouterr().err

@@ -44,6 +44,7 @@ class LatteT2V(ScaleShiftTable):
     size_conditions = ()  # what forward wants to know of the clips; see models/conditions.py
     fixed_size = False
     takes_x_mask = False
+    conditioned = False
     class_dropout_prob = 0.0  # captions are never dropped in training
 
     def __init__(

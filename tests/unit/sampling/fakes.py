@@ -29,6 +29,7 @@ class FakeDenoiser(nn.Module):
 
     size_conditions = ()
     takes_x_mask = True
+    conditioned = False
 
     def __init__(self, input_size: tuple[int, ...] = (4, 4, 4), fixed_size: bool = True):
         super().__init__()

@@ -1,0 +1,63 @@
+"""How Open-Sora 1.3 binds text and given frames to the copies of a batch, from what its model was recorded to see."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from opensora.sampling.bind import bind
+from opensora.schedulers.rectified_flow import RectifiedFlow
+from opensora.types import Condition, Given, SampleRequest
+from tests.parity.golden import Golden, directories
+
+
+def with_images(golden: Golden) -> list[str]:
+    return [name for name, case in golden.config["sample"].items() if "mask_index" in case]
+
+
+class Frames:
+    """Recorded latents of one sample, of which the numbered frames are given."""
+
+    given = Given()
+
+    def __init__(self, latents_CTHW: Tensor, numbers: list[int]) -> None:
+        mask_T = torch.ones(latents_CTHW.shape[1])
+        mask_T[numbers] = 0
+        self.start = lambda noise_CTHW, loop: (latents_CTHW, mask_T)
+
+
+@pytest.mark.parametrize(
+    "golden",
+    directories(
+        lambda golden: any("mask_index" in each for each in golden.config.get("sample", {}).values()),
+        what="sampling with given frames",
+    ),
+)
+def test_copies_of_the_batch(golden: Golden) -> None:
+    for name in with_images(golden):
+        settings, case = golden.config["sample"][name], golden.case(f"sample_{name}")
+        y, y_null, z, latents = (case.inputs[key] for key in ("y", "y_null", "z", "z_cond"))
+        model: Any = SimpleNamespace(
+            conditioned=True,
+            size_conditions=("height", "width", "num_frames"),
+            null_text=lambda n, null=y_null: null.repeat(n // len(null), 1, 1, 1),
+        )
+        codec = SimpleNamespace(device=z.device, encode_text=lambda prompts, text=y: Condition(text, None))
+        size = {"num_frames": settings["num_frames"], "height": settings["h"], "width": settings["w"]}
+        requests = [SampleRequest("", "", 0, 0, fps=24.0, seed=0, **size) for _ in z]
+        frames: Any = [Frames(each, settings["mask_index"]) for each in latents]
+        scheduler = RectifiedFlow(image_cfg_scale=settings["image_cfg_scale"], release="1.3")
+        bound = bind(requests, model, scheduler, codec, frames, list(z), 0, settings["cfg_scale"])
+
+        assert torch.equal(bound.start_BCTHW, z)
+        assert bound.options == {"image_guidance_scale": settings["image_cfg_scale"]}
+        assert torch.equal(bound.text.text_B1LC, case.outputs["model_y"])
+        # The original repeats y_null once more than there are rows; what it reads are the first.
+        assert torch.equal(bound.told["y_null"], case.outputs["model_y_null"][: 3 * len(z)])
+        recorded_mask = torch.cat([case.inputs["z_cond_mask"]] * 3)
+        assert torch.equal(bound.told["cond_mask"], recorded_mask)
+        assert torch.equal(bound.told["cond"], case.outputs["model_cond"])
+        assert bound.told["mask_index"] == [settings["mask_index"]] * 3 * len(z)
+        assert {key: set(bound.told[key].tolist()) for key in size} == {key: {value} for key, value in size.items()}

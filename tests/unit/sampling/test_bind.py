@@ -1,0 +1,184 @@
+"""What a conditioned model is asked in each copy of the batch, and what guidance makes of its answers."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from opensora.errors import ConfigError
+from opensora.models.stdit.stdit3 import STDiT3
+from opensora.random import generator
+from opensora.sampling.generate import Sampler, draw_noise, generate
+from opensora.sampling.given import GivenKeys
+from opensora.sampling.references import read_reference
+from opensora.sampling.requests import collect_requests
+from opensora.schedulers.rectified_flow import RectifiedFlow
+from opensora.types import SampleRequest
+from tests.samples import write_picture, write_video
+from tests.unit.sampling.fakes import TOKENS, WIDTH, FakeCodec, FakeDenoiser, fake_sampler
+
+SHAPE = (4, 4, 4, 4)
+
+
+class Conditioned(FakeDenoiser):
+    """Answers with the given latents, in units of the text; remembers what it was told."""
+
+    conditioned = True
+    takes_x_mask = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[dict[str, Any]] = []
+
+    def forward(self, x: Tensor, timestep: Tensor, y: Tensor, mask: Any = None, x_mask: Any = None, **told: Any) -> Any:
+        self.told.append({"x": x, "y": y, "mask": mask, "x_mask": x_mask, **told})
+        return super().forward(x, timestep, y, mask) + told["cond"]
+
+
+def sampler(steps: int = 1, **scheduler: Any) -> Sampler:
+    options = {"cfg_scale": 3.0, "image_cfg_scale": 5.0, **scheduler}
+    return Sampler(Conditioned(), RectifiedFlow(num_sampling_steps=steps, release="1.3", **options), FakeCodec())
+
+
+def collect(prompts: list[str], **keys: Any) -> list[SampleRequest]:
+    run = dict(num_frames=4, image_size=(16, 16), fps=8.0, seed=42)
+    return collect_requests(prompts, None, given=GivenKeys(**keys), **run)
+
+
+def latents_of(requests: list[SampleRequest], made: Sampler, **options: Any) -> list[Tensor]:
+    """What sampling hands to the decoder, loop by loop."""
+    seen: list[Tensor] = []
+    decode = made.codec.decode_video
+
+    def keep(z: Tensor, num_frames: int) -> Tensor:
+        seen.append(z)
+        return decode(z, num_frames)
+
+    made.codec.decode_video = keep
+    generate(requests, made, **options)
+    made.codec.decode_video = decode
+    return seen
+
+
+def encoded(path: str) -> Tensor:
+    return FakeCodec().encode_video(read_reference(path, 16, 16)[None])[0]
+
+
+def test_the_three_copies(tmp_path: Path) -> None:
+    path, made = write_picture(tmp_path / "a.png", 0b1011), sampler()
+    one, two = collect(["a cat", "a small dog"], reference_path=path)
+    latents_of([one, two], made)
+    [told] = made.model.told
+    noise = torch.stack([draw_noise(request, SHAPE) for request in (one, two)])
+    assert torch.equal(told["x"], noise.repeat(3, 1, 1, 1, 1))  # given frames start from noise like the others
+    assert told["x_mask"] is None
+
+    captions, null = FakeCodec().encode_text(["a cat", "a small dog"]), made.model.null_text(2)
+    assert torch.equal(told["y"], torch.cat([captions.text_B1LC, null, null]))
+    assert torch.equal(told["mask"], captions.mask_BL.repeat(3, 1))
+    assert torch.equal(told["y_null"], null.repeat(3, 1, 1, 1))
+
+    only = torch.zeros(SHAPE)
+    only[:, 0] = encoded(path)[:, 0]
+    assert only.any()
+    assert torch.equal(told["cond"], torch.stack([only] * 4 + [torch.zeros(SHAPE)] * 2))
+    assert told["cond_mask"][:, :, :, 0, 0].tolist() == [[[1, 0, 0, 0]] * 4] * 6
+    assert told["mask_index"] == [[0]] * 6
+
+
+def test_guidance_by_hand(tmp_path: Path) -> None:
+    """One Euler step over the whole way: z = noise + v, where the given latents count image_cfg_scale times."""
+    [one] = collect(["a cat"], reference_path=write_picture(tmp_path / "a.png", 0b1011))
+    made = sampler()
+    [z] = latents_of([one], made)
+    told, noise = made.model.told[0], draw_noise(one, SHAPE)
+    lean = [(y[0] * mask[:, None]).sum() / mask.sum() for y, mask in zip(told["y"], told["mask"], strict=True)]
+    velocity = 1 - 0.1 * noise + lean[2] + 5.0 * told["cond"][0] + 3.0 * (lean[0] - lean[1])
+    torch.testing.assert_close(z[0], noise + velocity, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "given"),
+    [("0", [0]), ("0,0,0,-1", [3]), ("0;0,1,-1,-1", [0, 3]), ("0,1,0,0,2", [0, 1]), ("0,1,-2,2,9", [2, 3]), ("0,0,0,0,1,1", [])],
+)  # fmt: skip
+def test_strategies_name_the_conditions_of_1_3(tmp_path: Path, strategy: str, given: list[int]) -> None:
+    picture, video = write_picture(tmp_path / "a.png", 0b1011), write_video(tmp_path / "b.mp4", 6)
+    [one] = collect(["a cat"], reference_path=f"{picture};{video}", mask_strategy=strategy)
+    made = sampler()
+    latents_of([one], made)
+    told, copies = made.model.told[0], 3 if given else 2
+    assert told["mask_index"] == [given] * copies
+    first, film = encoded(picture), encoded(video)
+    wanted = {"0": first, "0,0,0,-1": first, "0;0,1,-1,-1": torch.cat([first, film[:, -1:]], 1)}
+    wanted |= {"0,1,0,0,2": film[:, :2], "0,1,-2,2,9": film[:, -2:], "0,0,0,0,1,1": film[:, :0]}
+    assert torch.equal(told["cond"][0][:, given], wanted[strategy])
+    assert told["cond"][0].abs().sum((0, 2, 3)).nonzero().flatten().tolist() == given
+
+
+def test_text_alone_asks_two_copies_and_neighbours_change_nothing(tmp_path: Path) -> None:
+    """Beside a request with given frames there is a third, whose answers cancel out."""
+    path = write_picture(tmp_path / "a.png", 0b1011)
+    given, plain = collect(["a cat", "a dog"], reference_path=[path, ""], mask_strategy=["0", ""])
+    alone, together = sampler(3), sampler(3)
+    [z] = latents_of([plain], alone)
+    [both] = latents_of([given, plain], together)
+    assert [len(told["x"]) for told in alone.model.told] == [2] * 3
+    assert not any(told["cond"].any() or any(told["mask_index"]) for told in alone.model.told)
+    assert together.model.told[0]["mask_index"] == [[0], []] * 3
+    torch.testing.assert_close(both[1:], z, rtol=1e-4, atol=1e-4)
+    velocity = fake_sampler()
+    velocity.scheduler.num_sampling_steps = 3
+    torch.testing.assert_close(z, latents_of([plain], velocity)[0])
+
+
+def test_scales_of_one_ask_one_copy(tmp_path: Path) -> None:
+    [one] = collect(["a cat"], reference_path=write_picture(tmp_path / "a.png", 0b1011))
+    bare, tripled = sampler(3, image_cfg_scale=1.0), sampler(3, image_cfg_scale=1.0 + 1e-6)
+    [z], [same] = (latents_of([one], made, guidance_scale=1.0) for made in (bare, tripled))
+    assert [len(made.model.told[0]["mask_index"]) for made in (bare, tripled)] == [1, 3]
+    torch.testing.assert_close(z, same, rtol=1e-4, atol=1e-4)
+    assert bare.model.told[0]["cond"].any()
+
+
+def test_every_step_gets_the_same_objects_and_embeds_them_once(tmp_path: Path) -> None:
+    model = STDiT3(
+        hidden_size=24, depth=2, num_heads=2, caption_channels=WIDTH, model_max_length=TOKENS, conditioned=True
+    )
+    for name, parameter in model.named_parameters():
+        torch.nn.init.normal_(parameter, std=0.2, generator=generator(0, name))
+    asked: list[int] = []
+    model.y_embedder.register_forward_hook(lambda *_: asked.append(1))
+    scheduler = RectifiedFlow(num_sampling_steps=3, cfg_scale=3.0, release="1.3")
+    made = []
+    for number in (1, 200):
+        asked.clear()
+        [one] = collect(["a cat"], reference_path=write_picture(tmp_path / f"{number}.png", number))
+        made += latents_of([one], Sampler(model, scheduler, FakeCodec()))
+        assert len(asked) == 2  # the copies' texts and the null caption of given frames
+    assert (made[0][:, :, 1:] - made[1][:, :, 1:]).abs().max() > 1e-3
+
+
+def test_loops_are_told_the_end_of_the_clip_before() -> None:
+    [one] = collect(["a cat"], loop=2, condition_frame_length=1)
+    made = sampler()
+    first, second = latents_of([one], made)
+    again = FakeCodec().encode_video(FakeCodec().decode_video(first, 4))
+    told = made.model.told
+    assert [each["mask_index"] for each in told] == [[[]] * 2, [[0]] * 3]
+    assert torch.equal(told[1]["cond"][0, :, 0], again[0, :, -1])
+    assert not torch.allclose(first, second)
+
+
+def test_frames_cannot_be_kept_in_part(tmp_path: Path) -> None:
+    [one] = collect(["a cat"], reference_path=write_picture(tmp_path / "a.png"), mask_strategy="0,0,0,0,1,0.5")
+    assert one.given is not None
+    with pytest.raises(ConfigError, match=r"edit ratio 0\.5; allowed: 0 \(given\) or 1 \(made anew\)"):
+        generate([one], sampler())
+    looped = replace(
+        one, given=replace(one.given, mask_strategy="", loop=2, condition_frame_length=1, condition_frame_edit=0.25)
+    )
+    with pytest.raises(ConfigError, match=r"edit ratio 0\.25"):
+        generate([looped], sampler())
