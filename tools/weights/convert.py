@@ -66,8 +66,10 @@ def convert(
     build = constructor(_registry(family), name)
     rule, accepted = family.rules[_class_of(build)], inspect.signature(build).parameters
     stored = stored if rule.same else {}
-    found = {**sizes_in(state, accepted), **arguments_in(rule.arguments(stored), accepted)} if rule.same else {}
-    config = {"type": name, **found, **arguments}
+    told = sizes_in(state, accepted) if rule.same else {}
+    if arguments.get(_SIZE, [1])[0] != 1:
+        told.pop("no_temporal_pos_emb", None)  # an image model is made into one of several frames
+    config = {"type": name, **told, **arguments_in(rule.arguments(stored), accepted), **arguments}
     check_component(_registry(family), config, family.registry, lambda key: "command line")
     for key in _SAID:
         if key in accepted and key not in config and _is_said(accepted[key].default):

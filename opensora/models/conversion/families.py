@@ -42,13 +42,14 @@ class Family:
 
 _SIZE_CONDITIONS = r"(csize|ar)_embedder\..*"  # of the multi-size PixArt; STDiT2 has the same embedders, others none
 _NULL_CAPTION = r"y_embedder\.y_embedding"
+_LATENTS = [r"x_embedder\.proj\.weight", r"final_layer\.linear\..*"]  # shaped by the latents' channels
 _QK_NORM = r"blocks\.\d+\.attn\.[qk]_norm\.weight"
 
 # Every STDiT starts from PixArt's image model; what is new in it stays as initialised, with shut gates.
 _FROM_PIXART = {
     "PixArt": Rule(spare=[_SIZE_CONDITIONS], same=True),
     "PixArtMS": Rule(fresh=[_SIZE_CONDITIONS], same=True),
-    "STDiT": Rule(fresh=[r"blocks\.\d+\.attn_temp\..*"], spare=[_SIZE_CONDITIONS]),
+    "STDiT": Rule(fresh=[r"blocks\.\d+\.attn_temp\..*"], spare=[_SIZE_CONDITIONS], by_channels=_LATENTS),
     "STDiT2": Rule(
         fresh=[
             r"blocks\.\d+\.attn_temp\..*",
@@ -57,7 +58,8 @@ _FROM_PIXART = {
             r"(csize|ar|fl|fps)_embedder\..*",
             r"rope\.freqs",
             _QK_NORM,
-        ]
+        ],
+        by_channels=_LATENTS,
     ),
     # Open-Sora 1.2 renamed PixArt-Sigma's blocks only, so that PixArt-alpha's were left out without a word.
     "STDiT3": Rule(
@@ -69,6 +71,7 @@ _FROM_PIXART = {
             r"rope\.freqs",
             f"spatial_{_QK_NORM}",
         ],
+        by_channels=_LATENTS,
         spare=[_SIZE_CONDITIONS],
         blocks=r"spatial_blocks\..*",
     ),

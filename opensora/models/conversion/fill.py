@@ -15,6 +15,7 @@ from opensora.errors import WeightsError
 from opensora.models.weights import first_few, without_prefix
 
 State = dict[str, Tensor]
+_PATCHES = "x_embedder.proj.weight"  # [D, latent channels, ...]
 _ROUNDING = 1e-2  # tables of half precision files differ by less
 
 
@@ -27,6 +28,7 @@ class Rule:
     rename: (pattern found anywhere in a name, replacement), in order.
     tables: position tables. They are formulas of the target's size, so the file's are never taken.
     fresh: tensors of the target that the file need not have; they keep their initial values.
+    by_channels: tensors that stay fresh when the target's latents have another number of channels than the file's.
     spare: tensors of the file that this target has no place for.
     blocks: what at least one tensor from the file must match, or the load is refused as filling nothing.
     same: the file is of the target's own kind, so that its config and its tensors decide the target's sizes.
@@ -38,6 +40,7 @@ class Rule:
     rename: Sequence[tuple[str, str]] = ()
     tables: Sequence[str] = (r"pos_embed(_spatial|_temporal)?", r"(temp_pos|pos_embed\.pos|temp)_embed")
     fresh: Sequence[str] = ()
+    by_channels: Sequence[str] = ()
     spare: Sequence[str] = ()
     blocks: str = r"(spatial_|temporal_)?blocks\.\d+\..*"
     same: bool = False
@@ -51,18 +54,22 @@ class Report:
     loaded: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)  # kept as initialised or, for tables, as computed
     tables: dict[str, str] = field(default_factory=dict)  # those of `missing` that are formulas; how the file's differ
+    unfit: dict[str, str] = field(default_factory=dict)  # those of `missing` that the file has for other latents
     unexpected: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)  # tables and losses, left out on purpose
     reshaped: dict[str, str] = field(default_factory=dict)
 
     def lines(self, full: bool = False) -> list[str]:
         """One line per kind; `full` lists every name below it. What is not as in the file is always listed."""
-        fresh = [name for name in self.missing if name not in self.tables]
-        computed, unexpected, reshaped = always = "missing, computed for this size", "unexpected, left out", "reshaped"
+        fresh = [name for name in self.missing if name not in self.tables and name not in self.unfit]
+        computed, unexpected, reshaped = "missing, computed for this size", "unexpected, left out", "reshaped"
+        unfit = "missing, freshly initialised for other latents"
+        always = (computed, unexpected, reshaped, unfit)
         kinds = {
             "loaded": self.loaded,
             "missing, freshly initialised": fresh,
             computed: [f"{name}{how and f' ({how})'}" for name, how in self.tables.items()],
+            unfit: [f"{name} ({how})" for name, how in self.unfit.items()],
             unexpected: self.unexpected,
             "position tables and losses of the file, not used": self.dropped,
             reshaped: [f"{name}: {how}" for name, how in self.reshaped.items()],
@@ -92,6 +99,7 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], rule: Rule, where: str, 
     names = dict(zip(without_prefix(wanted), wanted, strict=True))  # without "module.", which a target may have itself
     report = Report()
     found, tables = _translate(state, rule, model, report, ignore)
+    others = _latent_channels(found) != _latent_channels(wanted)
     new: State = {}
     shapes = []
     for bare, name in names.items():
@@ -102,10 +110,16 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], rule: Rule, where: str, 
             new[name] = wanted[name]
             continue
         tensor, how = _reshape(bare, found[bare], wanted[name])
+        if tensor.shape != wanted[name].shape:
+            shape = f"{list(tensor.shape)} instead of {list(wanted[name].shape)}"
+            if others and matches(bare, rule.by_channels):
+                report.missing.append(name)
+                report.unfit[name] = shape
+                new[name] = wanted[name]
+                continue
+            shapes.append(f"{name} {shape}")
         if how:
             report.reshaped[name] = how
-        if tensor.shape != wanted[name].shape:
-            shapes.append(f"{name} {list(tensor.shape)} instead of {list(wanted[name].shape)}")
         report.loaded.append(name)
         new[name] = tensor
     report.unexpected = [name for name in found if name not in names]
@@ -138,6 +152,10 @@ def _translate(
     return found, tables
 
 
+def _latent_channels(state: Mapping[str, Tensor]) -> int | None:
+    return state[_PATCHES].shape[1] if _PATCHES in state else None
+
+
 def _difference(table: Tensor | None, computed: Tensor) -> str:
     """How a position table of the file differs from the one that took its place; "" when it does not."""
     if table is None:
@@ -153,9 +171,9 @@ def _difference(table: Tensor | None, computed: Tensor) -> str:
 def _reshape(name: str, tensor: Tensor, wanted: Tensor) -> tuple[Tensor, str]:
     """`tensor` in the shape of `wanted`, where there is a rule for it, and how that was done."""
     shape = f"{list(tensor.shape)} to {list(wanted.shape)}"
-    if name.endswith("x_embedder.proj.weight") and tensor.ndim == 4 and wanted.ndim == 5:
+    if name == _PATCHES and tensor.ndim == 4 and wanted.ndim == 5:
         return tensor.unsqueeze(2), f"{shape}, patches of one frame"
-    if name.endswith("y_embedder.y_embedding") and tensor.ndim == 2 and len(tensor) != len(wanted):
+    if name == "y_embedder.y_embedding" and tensor.ndim == 2 and len(tensor) != len(wanted):
         longer = len(wanted) - len(tensor)
         if longer < 0:
             return tensor[: len(wanted)], f"{shape}, last rows cut"
@@ -164,7 +182,8 @@ def _reshape(name: str, tensor: Tensor, wanted: Tensor) -> tuple[Tensor, str]:
 
 
 def _refuse_faults(report: Report, rule: Rule, shapes: list[str], target: str, where: str) -> None:
-    absent = [name for name in report.missing if name not in report.tables and not matches(name, rule.fresh)]
+    known = report.tables.keys() | report.unfit.keys()
+    absent = [name for name in report.missing if name not in known and not matches(name, rule.fresh)]
     homeless = [name for name in report.unexpected if not matches(name, rule.spare)]
     faults = [
         f"{len(items)} {what}: {first_few(items)}"

@@ -39,7 +39,7 @@ _CLIP = {"type": "clip", "from_pretrained": "openai/clip-vit-base-patch32"}  # i
 _PIXART = {
     "vae": _SD_VAE,
     "text_encoder": _T5,
-    "scheduler": {"type": "dpm-solver", "num_sampling_steps": 20, "cfg_scale": 4.5},
+    "scheduler": {"type": "dpm-solver", "num_sampling_steps": 20, "cfg_scale": 7.0},
     "fps": 1,  # images
 }
 
@@ -52,13 +52,13 @@ RECIPES: dict[str, dict[str, Any]] = {
     "DiT": {
         "vae": _SD_VAE,
         "text_encoder": _CLIP,
-        "scheduler": {"type": "iddpm", "num_sampling_steps": 250, "cfg_scale": 4.0},
+        "scheduler": {"type": "iddpm", "num_sampling_steps": 100, "cfg_scale": 4.0},
         "fps": 1,  # images
     },
     "Latte": {
         "vae": _SD_VAE,
         "text_encoder": _CLIP,
-        "scheduler": {"type": "iddpm", "num_sampling_steps": 250, "cfg_scale": 7.0},
+        "scheduler": {"type": "iddpm", "num_sampling_steps": 100, "cfg_scale": 7.0},
         "fps": 8,
     },
     "STDiT": {

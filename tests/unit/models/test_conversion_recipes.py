@@ -45,6 +45,10 @@ def test_classes_are_counted(target: str) -> None:
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 SAMPLED = {
+    "PixArt": "pixart/sample/1x512x512.py",
+    "PixArtMS": "pixart/sample/1x1024MS.py",
+    "DiT": "dit/sample/1x256x256-class.py",
+    "Latte": "latte/sample/16x256x256-class.py",
     "STDiT2": "stdit2/sample/16x240x424.py",
     "STDiT3": "stdit3/sample/51x240x424.py",
     "STDiT3 of 16 channels": "stdit3/sample/49x240x416.py",

@@ -159,6 +159,33 @@ def test_dry_run_checks_and_writes_nothing(source: Path, tmp_path: Path, capsys:
     assert all(tensor.is_meta for tensor in planned.state_dict().values())
 
 
+def test_latents_of_other_channels_have_first_and_last_layers_of_their_own(
+    source: Path, tmp_path: Path, capsys
+) -> None:
+    assert to_stdit(source, tmp_path / "out", "in_channels=6") == 0
+    shown = capsys.readouterr().out.splitlines()
+    start = shown.index("missing, freshly initialised for other latents: 3") + 1
+    names = ["x_embedder.proj.weight", "final_layer.linear.weight", "final_layer.linear.bias"]
+    assert [line.split()[0] for line in shown[start : start + 3]] == names
+    state, before = read_weights(tmp_path / "out"), pixart()
+    assert list(state["x_embedder.proj.weight"].shape) == [16, 6, 1, 2, 2]
+    assert not state["final_layer.linear.weight"].any()
+    assert torch.equal(state["blocks.1.attn.qkv.weight"], before["blocks.1.attn.qkv.weight"])
+    assert torch.equal(state["x_embedder.proj.bias"], before["x_embedder.proj.bias"])
+    assert to_stdit(source, tmp_path / "other", "pred_sigma=False") == 2  # not the latents' doing
+    assert "2 of another shape: final_layer.linear.weight [32, 16] instead of [16, 16]" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("frames", [1, 4])
+def test_an_image_model_of_several_frames_knows_their_places(source: Path, tmp_path: Path, frames: int) -> None:
+    words = ["--from", "pixart-alpha", "--to", "PixArt", f"input_size=[{frames},4,4]", *WORDS, "space_scale=1.0"]
+    assert main([str(source), str(tmp_path / "out"), *words]) == 0
+    assert_is_pixart(tmp_path / "out")
+    config = read_config(tmp_path / "out")
+    assert build_denoiser({k: v for k, v in config.items() if k != "run"}).no_temporal_pos_emb is (frames == 1)
+
+
 # our own and Open-Sora's weights at another size
 
 
