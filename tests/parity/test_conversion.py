@@ -46,6 +46,7 @@ def arguments_for(state: Mapping[str, Tensor], accepted: Any) -> dict[str, Any]:
     width, channels, *patch = weight.shape
     blocks = {name.split(".")[1] for name in state if re.match(r"(spatial_)?blocks\.", name)}
     norm = next((tensor for name, tensor in state.items() if name.endswith("attn.q_norm.weight")), None)
+    windowed = norm is not None and "rope.freqs" in state and 6 * len(state["rope.freqs"]) == len(norm)
     perceptron = next(tensor for name, tensor in state.items() if name.endswith("mlp.fc1.weight"))
     outputs = len(state["final_layer.linear.weight"]) // math.prod(patch)
     found = {
@@ -58,6 +59,7 @@ def arguments_for(state: Mapping[str, Tensor], accepted: Any) -> dict[str, Any]:
         "caption_channels": state["y_embedder.y_embedding"].shape[1],
         "qk_norm": norm is not None,
         "num_heads": width // len(norm) if norm is not None else 1,
+        "kernel_size": (8, 8, -1) if windowed else None,
         **sizes_in(state, accepted),
     }
     return {key: value for key, value in found.items() if key in accepted}

@@ -172,6 +172,15 @@ def test_pixart_of_diffusers_fills_the_video_models(target: str, many_sizes: boo
     assert set(report.unexpected) == set(native.unexpected)
 
 
+@pytest.mark.parametrize("listed", parameters(lists(r"os1_\d_STDiT3.*")))
+def test_the_release_is_told_by_its_tensors(listed: str) -> None:
+    """Without a word on the target, both releases of STDiT3 find the entry whose sizes they have."""
+    state = on_meta(listed)
+    with torch.device("meta"):
+        model = constructor(MODELS, FAMILIES["stdit3"].default(state) or "")()
+    assert set(fill(model, state, FAMILIES["stdit3"].rules["STDiT3"], listed).loaded) == set(state)
+
+
 def test_a_lightning_checkpoint_loses_its_loss() -> None:
     listed = "causalvae_v1.1.0"
     state = on_meta(listed)
