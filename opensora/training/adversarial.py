@@ -44,7 +44,7 @@ def adaptive_weight(nll: Tensor, gan: Tensor, last_layer: nn.Parameter) -> Tenso
         torch.linalg.vector_norm(torch.autograd.grad(loss, last_layer, retain_graph=True)[0].float())
         for loss in (nll, gan)
     ]
-    return (lengths[0] / (lengths[1] + 1e-4)).clamp(0.0, 1e4).detach()
+    return (lengths[0] / (lengths[1] + 1e-4)).clamp(0.0, 1e4)
 
 
 def generator_loss(logits_fake: Tensor, clips: int) -> Tensor:

@@ -32,7 +32,7 @@ class Rival:
         self.start = start
         self.config: Mapping[str, Any] = engine.module.config  # type: ignore[assignment]
         self.base_lr: float = engine.optimizer.param_groups[0]["lr"]
-        self._learnt = False
+        self._joined = False
 
     def judge(self, fake_BCTHW: Tensor, error_B: Tensor, last_layer: nn.Parameter) -> tuple[Tensor, dict[str, Tensor]]:
         """What the autoencoder's loss gains, [B], next to its mean error per number `error_B`; and figures to log."""
@@ -52,15 +52,14 @@ class Rival:
         real, fake = self.engine.model(real_BCTHW), self.engine.model(fake_BCTHW)
         loss = adversarial.discriminator_loss(real, fake, self.kind)
         self.engine.backward(loss * share, last=last)
-        self._learnt = True
+        self._joined = True
         figures = {"discriminator": loss, "logits_real": real.mean(), "logits_fake": fake.mean()}
         return {name: value.detach() for name, value in figures.items()}
 
     def step(self, factor: float) -> float:
-        """Update with `factor` of the base learning rate if anything was learnt; the gradient norm before clipping."""
-        if not self._learnt:
+        """Update with `factor` of the base learning rate, once it has joined in; the gradient norm before clipping."""
+        if not self._joined:
             return 0.0
-        self._learnt = False
         self.engine.set_lr(self.base_lr * factor)
         return self.engine.step()
 
