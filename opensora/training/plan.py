@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from opensora.models.assemble import DTYPES, assemble, tokens
 from opensora.models.conditions import clip_conditions
 from opensora.parallel.activation import checkpoint_activations
-from opensora.registry import DATASETS, VAES, build
+from opensora.registry import DATASETS, DISCRIMINATORS, PERCEPTUAL, VAES, build
 from opensora.schema import TrainRun
 
 BYTES = {name: dtype.itemsize for name, dtype in DTYPES.items()}
@@ -53,6 +53,7 @@ def plan(run: TrainRun, world: int) -> Plan:
             latent_size = tuple(trained.latent_size(size))
             forward: Callable[[nn.Module], Any] = lambda model: model(video, None)  # noqa: E731
             count, frozen = latent_size[0] * latent_size[1] * latent_size[2], 0
+            beside = _loss_bytes(run, video.float().requires_grad_(), world)
         else:
             parts = assemble(
                 run.model or {},
@@ -69,13 +70,14 @@ def plan(run: TrainRun, world: int) -> Plan:
             times = torch.empty(run.batch_size)
             told = clip_conditions(trained, size, torch.empty(run.batch_size))
             forward = lambda model: model(latents, times, text, **told)  # noqa: E731
-            count, frozen = tokens(trained), _parameters(parts.vae)
+            count, frozen, beside = tokens(trained), _parameters(parts.vae), {}
         trained = trained.to(DTYPES[run.dtype] if run.plugin.startswith("zero") else torch.float32)
         activations = activation_bytes(trained, forward, run.grad_checkpoint)
     parameters = _parameters(trained)
     memory = _state_bytes(run, parameters, world) | {
         "frozen autoencoder": frozen * BYTES[run.dtype],
         f"activations of {run.batch_size} sample(s)": activations,
+        **beside,
     }
     return Plan(
         model=type(trained).__name__,
@@ -113,6 +115,23 @@ def _state_bytes(run: TrainRun, parameters: int, world: int) -> dict[str, int]:
         "optimizer moments": 8 * parameters // shards,
         "averaged weights (EMA)": 4 * parameters // shards if run.ema_decay is not None else 0,
     }
+
+
+def _loss_bytes(run: TrainRun, video: Tensor, world: int) -> dict[str, int]:
+    """The networks beside an autoencoder that its loss needs, with what they keep of one reconstruction."""
+    found = {}
+    if run.perceptual is not None:
+        distance = build(PERCEPTUAL, run.perceptual)
+        frames = video.transpose(1, 2).flatten(0, 1)
+        kept = _saved_bytes(distance, lambda model: model(frames.detach(), frames))
+        found["perceptual network"] = 4 * _parameters(distance) + kept
+    if run.discriminator is not None:
+        rival = build(DISCRIMINATORS, run.discriminator)
+        state = sum(_state_bytes(replace(run, ema_decay=None), _parameters(rival), world).values())
+        working = DTYPES[run.dtype] if run.plugin.startswith("zero") else torch.float32
+        kept = _saved_bytes(rival.to(working), lambda model: model(video.to(working), learn=False))
+        found["discriminator"] = state + kept
+    return found
 
 
 def activation_bytes(model: Any, forward: Callable[[nn.Module], Any], checkpointed: bool) -> int:

@@ -48,6 +48,23 @@ def test_a_model_by_class_is_planned_with_labels() -> None:
     assert activations(found) > 0
 
 
+def test_networks_of_the_loss_are_counted() -> None:
+    """A discriminator of one strided layer: 2 clips of 5x16x16 become 3x8x8, then twice 3x8x8; float32 under ddp."""
+    plain = run("vae", plugin="ddp", plugin_config={}, dtype="fp32")
+    small = {"type": "PatchDiscriminator3D", "width": 2, "layers": 1}
+    against = plan(replace(plain, discriminator=small), world=1).memory
+    first, second, last = 2 * 3 * 27 + 2, 4 * 2 * 27, 4 * 27 + 1
+    parameters = first + second + 2 * 4 + last
+    place = 2 * 3 * 8 * 8 * 4  # bytes of one channel
+    state, kept = (4 + 4 + 8) * parameters, 2 * 3 * 5 * 16 * 16 * 4 + (2 + 4 + 4) * place
+    assert against["discriminator"] == pytest.approx(state + kept, rel=0.05)  # and the norm's statistics
+    assert {k: v for k, v in against.items() if k != "discriminator"} == plan(plain, world=1).memory
+    looked = plan(replace(plain, perceptual={"type": "LPIPS", "weights": "none"}), world=1).memory
+    vgg = 14_714_688 + 64 + 128 + 256 + 512 + 512
+    first_slice = 10 * 64 * 16 * 16 * 4  # ten frames, 64 channels; there is more behind it
+    assert 4 * vgg + 2 * first_slice < looked["perceptual network"] < 4 * vgg + 40 * first_slice
+
+
 # per parameter: weights, masters, gradients, moments, average; a shared part is divided by the ranks
 EXPECTED = {
     ("ddp", "fp32", 1): (4, 0, 4, 8, 4),
