@@ -27,10 +27,11 @@ _SORT: dict[str, str] = {"dsp": "frames", "ulysses": "heads"}
 def shard_sequence(model: nn.Module, group: dist.ProcessGroup | None = None, mode: Mode = "dsp") -> nn.Module:
     """Have the ranks of `group` (None = all ranks) share the tokens of every call of `model`, which is returned.
 
-    Every rank must call it with the same inputs, and gets the same whole output. Parameters and their names stay as
-    they are. Gradients are such that their plain mean over all ranks, those of other groups included, is that of the
-    mean loss. mode: which switches of modules that offer both sorts are used; modules of one sort use that.
-    Nothing changes in a group of one. Raises ConfigError for a model without seams, an unknown mode or a second call.
+    Every rank must call it with the same inputs, draw the same where it draws (drop_path), and gets the same whole
+    output. Parameters and their names stay as they are. Gradients are such that their plain mean over all ranks, those
+    of other groups included, is that of the mean loss. Nothing changes in a group of one.
+    mode: which switches of modules that offer both sorts are used; modules of one sort use that.
+    Raises ConfigError for a model without seams, an unknown mode or a second call.
     """
     if mode not in _SORT:
         raise ConfigError(f"sequence parallelism: mode {mode!r}; allowed: {', '.join(map(repr, _SORT))}; correct it")

@@ -203,15 +203,20 @@ def test_mode_chooses_where_there_is_a_choice() -> None:
     assert run_ranks(exchange, 2, "ulysses") == [(heads, heads)] * 2
 
 
-def refuse_twice() -> str:
+def copy_of_a_filled_model() -> tuple[bool, str]:
+    """Whether it gives the same, and what a second filling is told."""
     model = shard_sequence(make(Case("STDiT")))
+    twin = copy.deepcopy(model)
+    given = arguments(model, Case("STDiT"))
     with pytest.raises(ConfigError) as refused:
-        shard_sequence(model)
-    return str(refused.value)
+        shard_sequence(twin)
+    return torch.equal(model(**given), twin(**given)), str(refused.value)
 
 
-def test_a_second_call_is_refused() -> None:
-    assert "seams of STDiT are filled already" in run_ranks(refuse_twice, 2)[0]
+def test_a_copy_is_filled_and_not_filled_again() -> None:
+    for same, said in run_ranks(copy_of_a_filled_model, 2):
+        assert same
+        assert "seams of STDiT are filled already" in said
 
 
 def one_half_after_the_other() -> None:
