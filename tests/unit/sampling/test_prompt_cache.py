@@ -45,7 +45,7 @@ def test_steps_give_the_same_numbers_and_ask_the_text_once() -> None:
     counts = calls_of(model)
     with prompt_cache(model):
         cached = [model(x, t, **text) for t in times]
-    torch.testing.assert_close(cached, plain, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(cached, plain, rtol=1e-5, atol=1e-5)
     assert counts == {"text": 1, "kv": 2, "q": 6}
 
 
@@ -58,7 +58,7 @@ def test_another_prompt_is_another_answer() -> None:
         first, second, again = model(x, t, **text), model(x, t, **other), model(x, t, **text)
     assert torch.equal(first, again)
     assert not torch.allclose(first, second)
-    torch.testing.assert_close(second, model(x, t, **other), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(second, model(x, t, **other), rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
