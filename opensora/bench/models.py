@@ -16,7 +16,6 @@ TRAINING = (
     Case(width=768, heads=12),
     Case(width=384, heads=6),
     Case(width=384, heads=6, frames=64),
-    Case(width=1152, heads=16, frames=64),
 )
 SAMPLING = (
     (Case(width=1152, heads=16), 20),  # counted text tokens of a short prompt
