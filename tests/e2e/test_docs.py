@@ -47,11 +47,12 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "document", ["README.md", "docs/training.md", "docs/sampling.md", "docs/weights.md", "docs/models.md"]
+    "document",
+    ["README.md", "docs/training.md", "docs/sampling.md", "docs/weights.md", "docs/models.md", "docs/numbers.md"],
 )
 def test_commands_run_as_printed(workplace: Path, document: str) -> None:
     found = [command for command in commands(ROOT / document) if not command.startswith(ELSEWHERE)]
-    assert len(found) >= 2
+    assert len(found) >= 1
     scripts = str(Path(sys.executable).parent)
     environment = {**os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     for printed in found:
