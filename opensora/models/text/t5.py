@@ -27,7 +27,7 @@ class T5Encoder(PretrainedEncoder):
     """Token states of a T5 encoder; an empty caption keeps one token, the end of sentence.
 
     from_pretrained: a folder or hub id of any T5.
-    model_max_length: 120 in Open-Sora 1.0, 200 in 1.1, 300 in 1.2.
+    model_max_length: 120 in Open-Sora 1.0, 200 in 1.1, 300 in 1.2 and 1.3.
     use_text_preprocessing: clean captions by the rules of `cleaning`; otherwise they are lowercased and stripped.
     """
 

@@ -99,6 +99,20 @@ def test_t5_ends_every_caption_and_cuts_long_ones(t5: Path) -> None:
     assert mask_BL[3].sum() == 12
 
 
+@pytest.mark.parametrize("length", [120, 200, 300])
+def test_t5_of_every_release(t5: Path, length: int) -> None:
+    """1.0, 1.1 and 1.2 differ in padding alone: the caption's own states are the same."""
+    encoder, short = T5Encoder(str(t5), length).load(), T5Encoder(str(t5), 60).load()
+    assert encoder.tells == {"condition": "text", "caption_channels": 32, "model_max_length": length}
+    condition, expected = encoder.encode(CAPTIONS[:1]), short.encode(CAPTIONS[:1])
+    assert condition.text_B1LC.shape == (1, 1, length, 32)
+    count = int(condition.mask_BL.sum())
+    assert 1 < count == expected.mask_BL.sum()
+    torch.testing.assert_close(
+        condition.text_B1LC[:, :, :count], expected.text_B1LC[:, :, :count], rtol=1e-4, atol=1e-5
+    )
+
+
 def test_t5_cleans_captions_unless_told_not_to(t5: Path) -> None:
     cleaned = T5Encoder(str(t5), 16).load().encode(["<b>A red CIRCLE</b> https://example.com/x"])
     plain = T5Encoder(str(t5), 16, use_text_preprocessing=False).load()

@@ -4,11 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from mmengine.config import Config
 
 from opensora.errors import ConfigError
-from opensora.sampling.build import plan_sampling
+from opensora.sampling.build import build_sampler, plan_sampling
 from opensora.schema import SampleRun
 
+ROOT = Path(__file__).resolve().parents[3]
 GIVEN = dict(
     vae={"type": "CausalVAEModel", "hidden_size": 32},
     text_encoder={"type": "minilm"},
@@ -38,3 +41,18 @@ def test_the_configs_type_stands_beside_such_a_folder(tmp_path: Path) -> None:
     plan = plan_sampling(run, "sample.py")
     assert plan.parts["model"] == model
     assert plan.parts["scheduler"] == {"type": "rflow"}
+
+
+def test_other_classes_than_the_model_was_trained_on_are_refused() -> None:
+    vae = Config.fromfile(str(ROOT / "configs/_base_/tiny_vae.py")).vae.to_dict()
+    model = {"type": "DiT", "hidden_size": 24, "depth": 1, "num_heads": 2, "condition": "label_3"}
+    parts = {
+        "vae": vae,
+        "model": model,
+        "text_encoder": {"type": "classes", "num_classes": 2},
+        "prompt": ["1"],
+        "dtype": "fp32",
+    }
+    run = SampleRun(**{**GIVEN, **parts})  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"'model\.condition': found label_3; allowed: label_2"):
+        build_sampler(plan_sampling(run, "sample.py"), torch.device("cpu"))
