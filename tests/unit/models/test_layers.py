@@ -178,3 +178,10 @@ def test_dynamic_table_rounds_its_base_like_python() -> None:
     table = dynamic_table(8, 2, 3, 1.0, torch.float32, torch.device("cpu"))
     torch.testing.assert_close(table[1, 0], torch.tensor(2 / 3).sin())
     torch.testing.assert_close(table[3, 4], torch.tensor(1.0).sin())
+
+
+def test_norm_modulate_takes_vectors_narrower_than_the_tokens() -> None:
+    """As under autocast, where a linear layer gives them and the tokens are still float32."""
+    x, shift, scale = torch.randn(2, 2, 5, 8), torch.randn(2, 1, 1, 8).bfloat16(), torch.randn(2, 1, 1, 8).bfloat16()
+    plain = torch.nn.functional.layer_norm(x, (8,), eps=1e-6) * (1 + scale) + shift
+    torch.testing.assert_close(norm_modulate(x, shift, scale), plain)
