@@ -62,7 +62,7 @@ def generate(
             for loop in range(clips):
                 report = None if progress is None else partial(_of_all_loops, progress, loop, clips)
                 clip_BCTHW = _clip(requests, sampler, frames, loop, scale, report)
-                parts.append(clip_BCTHW[:, :, repeated if loop else 0 :].cpu())
+                parts.append(clip_BCTHW[:, :, repeated if loop else 0 :])
                 if loop + 1 < clips:
                     for given, clip_CTHW in zip(frames, clip_BCTHW, strict=True):
                         given.go_on(clip_CTHW, loop + 1)
@@ -86,7 +86,7 @@ def _clip(
     scale: float,
     progress: Callable[[int, int], None] | None,
 ) -> Tensor:
-    """The clips [B, 3, T, H, W] of one loop, float32 on the codec's device."""
+    """The clips [B, 3, T, H, W] of one loop, float32 on the CPU."""
     model, scheduler, codec = sampler.model, sampler.scheduler, sampler.codec
     size = _shared_size(requests)
     with prompt_cache(model):
@@ -107,7 +107,7 @@ def _clip(
             progress=progress,
             **bound.options,
         )
-        return codec.decode_video(z_BCTHW, size[0]).float()
+        return codec.decode_video(z_BCTHW, size[0])
 
 
 def _of_all_loops(progress: Callable[[int, int], None], loop: int, clips: int, done: int, steps: int) -> None:

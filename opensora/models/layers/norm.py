@@ -28,7 +28,7 @@ def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6) ->
     if scale.shape[1:-1].numel() > 1 or scale.shape[0] not in (1, x.shape[0]):
         return layer_norm(x, eps=eps) * (1 + scale) + shift
     # Under autocast the vectors come from a linear layer, narrower than the tokens: torch's norm wants one type.
-    weight, bias = ((vector.to(x.dtype)).flatten(0, -2) for vector in (1 + scale, shift))
+    weight, bias = (vector.to(x.dtype).flatten(0, -2) for vector in (1 + scale, shift))
     if len(weight) == 1:
         return layer_norm(x, weight[0], bias[0], eps)
     return torch.stack([layer_norm(*sample, eps) for sample in zip(x, weight, bias, strict=True)])

@@ -4,6 +4,7 @@ Shapes: B batch, C channels, T H W frames/rows/columns; clips [B, 3, T, H, W] in
 Source: PatchGAN of Isola et al. 2017, arXiv:1611.07004, appendix 6.1.2; in three dimensions as in Open-Sora-Plan 1.1.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
@@ -19,7 +20,7 @@ from opensora.registry import DISCRIMINATORS
 _IN_LIGHTNING = "loss.discriminator."  # where checkpoints of Open-Sora-Plan's trainer keep it
 
 
-class PatchDiscriminator(nn.Module):
+class PatchDiscriminator(nn.Module, ABC):
     """Strided convolutions, batch norms, leaky rectifiers; one logit per patch. Keys: `main.<n>`.
 
     channels: of the clips. width: channels after the first layer; they double up to eight times that.
@@ -51,9 +52,9 @@ class PatchDiscriminator(nn.Module):
         self.apply(_initialise)
 
     @staticmethod
+    @abstractmethod
     def strides(layers: int) -> list[Any]:
         """Of all convolutions but the last."""
-        raise NotImplementedError
 
     def _conv(self, before: int, after: int, stride: Any, bias: bool) -> nn.Module:
         return self.conv(before, after, self.kernel, stride, 1, bias=bias)
