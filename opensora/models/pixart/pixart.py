@@ -18,14 +18,13 @@ from opensora.models.layers.attention import CrossAttention, SelfAttention
 from opensora.models.layers.embed import (
     SizeEmbedder,
     shut_linear,
-    small_linear,
     spatial_table,
     temporal_table,
 )
 from opensora.models.layers.modulation import FinalLayer, ScaleShiftTable, gated
 from opensora.models.layers.norm import norm_modulate
 from opensora.models.shapes import ShapeError, divides
-from opensora.models.stdit.space_time import SpaceTimeDenoiser, modulation_rows
+from opensora.models.stdit.space_time import SpaceTimeDenoiser, drop_rates, modulation_rows
 from opensora.registry import MODELS, register_preset
 
 
@@ -102,8 +101,9 @@ class PixArt(SpaceTimeDenoiser):
         self.pos_embed_temporal: Tensor
 
         self.add_conditioning()
-        rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
-        self.blocks = nn.ModuleList(PixArtBlock(hidden_size, num_heads, mlp_ratio, rate) for rate in rates)
+        self.blocks = nn.ModuleList(
+            PixArtBlock(hidden_size, num_heads, mlp_ratio, rate) for rate in drop_rates(drop_path, depth)
+        )
         self.final_layer = FinalLayer(hidden_size, self.patch_features)
         self.initialise()
 
@@ -112,10 +112,7 @@ class PixArt(SpaceTimeDenoiser):
 
     def initialise(self) -> None:
         """PixArt's start: small conditioning, no caption and no output yet."""
-        self.spread_weights()
-        self.t_embedder.initialise()
-        small_linear(self.t_block[1])
-        self.y_embedder.initialise()
+        self.start_small()
         for block in self.blocks:
             assert isinstance(block, PixArtBlock)
             shut_linear(block.cross_attn.proj)

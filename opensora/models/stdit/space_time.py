@@ -10,7 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from opensora.models.denoiser import Denoiser
-from opensora.models.layers.embed import CaptionEmbedder, TimestepEmbedder, dynamic_table, embed_captions
+from opensora.models.layers.embed import (
+    CaptionEmbedder,
+    TimestepEmbedder,
+    dynamic_table,
+    embed_captions,
+    small_linear,
+)
 from opensora.models.layers.rope import RotaryEmbedding, pair_rotation
 from opensora.models.layers.seam import Seam
 
@@ -43,6 +49,13 @@ class SpaceTimeDenoiser(Denoiser):
         self.y_embedder = CaptionEmbedder(caption_channels, hidden_size, model_max_length)
         self.enter = Seam("split", dim=2)
         self.leave = Seam("gather", dim=2)
+
+    def start_small(self) -> None:
+        """PixArt's start of what surrounds the blocks: spread weights, small conditioning."""
+        self.spread_weights()
+        self.t_embedder.initialise()
+        small_linear(self.t_block[1])
+        self.y_embedder.initialise()
 
     def null_text(self, n: int) -> Tensor:
         """The null caption [n, 1, L, C], in caption space like the text encoder's output."""
@@ -82,6 +95,11 @@ class AnySizeDenoiser(SpaceTimeDenoiser):
     def time_rotation(self, frames: int, device: torch.device) -> Callable[[Tensor], Tensor]:
         """Turns queries and keys [..., T, d] by their frame."""
         return pair_rotation(self.rope.angles(torch.arange(frames, device=device)))
+
+
+def drop_rates(drop_path: float, depth: int) -> list[float]:
+    """Stochastic depth that grows from 0 in the first block (Huang et al. 2016, arXiv:1603.09382, sec. 3)."""
+    return [drop_path * i / max(depth - 1, 1) for i in range(depth)]
 
 
 def modulation_rows(layer: nn.Module, time_BD: Tensor | None, rows: int) -> Tensor | None:

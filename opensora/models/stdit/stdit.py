@@ -12,11 +12,11 @@ from timm.layers import DropPath, GELUTanh, Mlp
 from torch import Tensor, nn
 
 from opensora.models.layers.attention import CrossAttention, SelfAttention
-from opensora.models.layers.embed import shut_linear, small_linear, spatial_table, temporal_table
+from opensora.models.layers.embed import shut_linear, spatial_table, temporal_table
 from opensora.models.layers.modulation import FinalLayer, ScaleShiftTable, gated
 from opensora.models.layers.norm import norm_modulate
 from opensora.models.stdit.attention import FrameAttention, Text, along_time
-from opensora.models.stdit.space_time import SpaceTimeDenoiser, modulation_rows
+from opensora.models.stdit.space_time import SpaceTimeDenoiser, drop_rates, modulation_rows
 from opensora.registry import MODELS, register_preset
 
 
@@ -98,17 +98,15 @@ class STDiT(SpaceTimeDenoiser):
         self.pos_embed: Tensor
         self.pos_embed_temporal: Tensor
 
-        rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
-        self.blocks = nn.ModuleList(STDiTBlock(hidden_size, num_heads, mlp_ratio, rate) for rate in rates)
+        self.blocks = nn.ModuleList(
+            STDiTBlock(hidden_size, num_heads, mlp_ratio, rate) for rate in drop_rates(drop_path, depth)
+        )
         self.final_layer = FinalLayer(hidden_size, self.patch_features)
         self.initialise()
 
     def initialise(self) -> None:
         """Open-Sora 1.0's start: new branches shut, so that PixArt weights give PixArt's image model."""
-        self.spread_weights()
-        self.t_embedder.initialise()
-        small_linear(self.t_block[1])
-        self.y_embedder.initialise()
+        self.start_small()
         for block in self.blocks:
             assert isinstance(block, STDiTBlock)
             shut_linear(block.attn_temp.proj)

@@ -20,7 +20,7 @@ from opensora.models.layers.norm import norm_modulate
 from opensora.models.layers.rope import RotaryEmbedding
 from opensora.models.shapes import divides
 from opensora.models.stdit.attention import FrameAttention, Rotate, Text, along_time
-from opensora.models.stdit.space_time import AnySizeDenoiser, modulation_rows
+from opensora.models.stdit.space_time import AnySizeDenoiser, drop_rates, modulation_rows
 from opensora.registry import MODELS, register_preset
 
 
@@ -109,19 +109,16 @@ class STDiT2(AnySizeDenoiser):
         self.fl_embedder, self.fps_embedder = SizeEmbedder(hidden_size), SizeEmbedder(hidden_size)
         self.rope = RotaryEmbedding(divides("STDiT2: hidden_size over num_heads", hidden_size, num_heads))
         self.blocks = nn.ModuleList(
-            STDiT2Block(hidden_size, num_heads, mlp_ratio, drop_path * i / max(depth - 1, 1), qk_norm, qk_norm_legacy)
-            for i in range(depth)
+            STDiT2Block(hidden_size, num_heads, mlp_ratio, rate, qk_norm, qk_norm_legacy)
+            for rate in drop_rates(drop_path, depth)
         )
         self.final_layer = FinalLayer(hidden_size, self.patch_features)
         self.initialise()
 
     def initialise(self) -> None:
         """As STDiT: what PixArt does not have starts shut or silent."""
-        self.spread_weights()
-        self.t_embedder.initialise()
-        small_linear(self.t_block[1])
+        self.start_small()
         small_linear(self.t_block_temp[1])
-        self.y_embedder.initialise()
         for embedder in (self.csize_embedder, self.ar_embedder, self.fl_embedder, self.fps_embedder):
             embedder.start_silent()
         for block in self.blocks:

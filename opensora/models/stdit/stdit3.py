@@ -21,7 +21,7 @@ from opensora.models.layers.patch import PatchEmbed3D
 from opensora.models.layers.rope import RotaryEmbedding
 from opensora.models.shapes import ShapeError, divides
 from opensora.models.stdit.attention import FrameAttention, Given, Text, along_time, given_rows
-from opensora.models.stdit.space_time import AnySizeDenoiser, modulation_rows
+from opensora.models.stdit.space_time import AnySizeDenoiser, drop_rates, modulation_rows
 from opensora.models.stdit.windows import WindowAttention, Windows, grid_rotation, window_size
 from opensora.registry import MODELS, register_preset
 
@@ -132,17 +132,16 @@ class STDiT3(AnySizeDenoiser):
             self.x_embedder_cond = PatchEmbed3D(self.patch_size, in_channels, hidden_size)
             self.x_embedder_cond_mask = PatchEmbed3D(self.patch_size, in_channels, hidden_size)
 
-        def block(kind: type[STDiT3Block], attention: type[SelfAttention], i: int) -> STDiT3Block:
-            rate = drop_path * i / max(depth - 1, 1)
+        def block(kind: type[STDiT3Block], attention: type[SelfAttention], rate: float) -> STDiT3Block:
             return kind(attention(hidden_size, num_heads, qk_norm=qk_norm), hidden_size, num_heads, mlp_ratio, rate)
 
         spatial, temporal = [], []
-        for i in range(depth):
-            spatial.append(block(STDiT3Block, FrameAttention, i))
+        for rate in drop_rates(drop_path, depth):
+            spatial.append(block(STDiT3Block, FrameAttention, rate))
             if not skip_temporal:
                 windowed = self.kernel_size is not None
                 temporal.append(
-                    block(STDiT3Block, WindowAttention, i) if windowed else block(TimeBlock, SelfAttention, i)
+                    block(STDiT3Block, WindowAttention, rate) if windowed else block(TimeBlock, SelfAttention, rate)
                 )
         self.spatial_blocks = nn.ModuleList(spatial)
         self.temporal_blocks = nn.ModuleList(temporal)
