@@ -2,7 +2,7 @@
 
 A bucket is a resolution's name, a number of frames and a ratio's name; the clips of one bucket share one size and can
 be batched. The choice for a clip is a function of its frames, height, width and a seed, and gives the very buckets that
-Open-Sora 1.1 and 1.2 give.
+Open-Sora 1.1 and 1.2 give. The loader does not use it yet: a config with `bucket_config` is refused.
 """
 
 from collections.abc import Mapping, Sequence

@@ -3,7 +3,7 @@
 A sample is one clip and n pictures, each with its own caption. In a batch the clip is padded to one size and the pictures
 follow its frames; a mask over the latents says what is not padding.
 Layout: B samples, C colours, T frames, H W rows and columns; L text tokens. Float videos lie in [0, 1] before `* 2 - 1`.
-Source: Open-Sora-Plan 1.1.
+Source: Open-Sora-Plan 1.1. No data set makes such batches yet; these are the functions one will be made of.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """Structural similarity, frame by frame: how a reconstruction holds up over the length of a clip.
 
-Layout: B clips, T frames, C colours, H W rows and columns, all in [0, 1].
+Layout: B clips, T frames, C colours, H W rows and columns, all in [0, 1]. A library function; no command prints it yet.
 """
 
 from typing import NamedTuple
