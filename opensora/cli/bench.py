@@ -1,6 +1,10 @@
-"""Measure speed and memory on this machine: `opensora bench models [--quick] [--json FILE]`."""
+"""Measure on this machine: `opensora bench WHAT [--quick] [--json FILE]`.
+
+Every WHAT is a module of `opensora.bench` with `run(platform, quick)`, the numbers, and `tables(numbers)`, for people.
+"""
 
 import argparse
+import importlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,32 +12,37 @@ from pathlib import Path
 from opensora.cli.report import run_main
 from opensora.errors import ConfigError
 
+BENCHES = {
+    "models": "training and sampling steps, kernels, memory",
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="opensora bench", description=__doc__)
-    parser.add_argument("what", choices=["models"], help="models: training and sampling steps, kernels, memory")
-    parser.add_argument("--quick", action="store_true", help="tiny models, no memory: seconds instead of minutes")
+    listed = "; ".join(f"{name}: {purpose}" for name, purpose in BENCHES.items())
+    parser.add_argument("what", choices=list(BENCHES), help=listed)
+    parser.add_argument("--quick", action="store_true", help="small cases for a look: seconds instead of minutes")
     parser.add_argument("--json", metavar="FILE", help="write the numbers there, too")
     arguments = parser.parse_args(argv)
-    return run_main(lambda: bench_command(arguments.quick, arguments.json))
+    return run_main(lambda: bench_command(arguments.what, arguments.quick, arguments.json))
 
 
-def bench_command(quick: bool, file: str | None) -> int:
+def bench_command(what: str, quick: bool, file: str | None) -> int:
     """Measure and print."""
     if file is not None and not Path(file).resolve().parent.is_dir():
         raise ConfigError(f"--json: {file}: no such folder; give a file in a folder that exists")
 
     from rich.console import Console
 
-    from opensora.bench.models import run, tables
     from opensora.models.layers.kernels import use_kernels
     from opensora.platforms import select
 
     platform = select()
     use_kernels(platform)
-    found = run(platform, quick)
+    bench = importlib.import_module(f"opensora.bench.{what}")
+    found = bench.run(platform, quick)
     console = Console(soft_wrap=True)
-    for each in tables(found):
+    for each in bench.tables(found):
         console.print(each)
     if file is not None:
         Path(file).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

@@ -1,11 +1,11 @@
-"""The `opensora` command: bench, check, doctor, sample, train."""
+"""The `opensora` command."""
 
 import importlib
 import sys
 from collections.abc import Sequence
 
 COMMANDS = {
-    "bench": "measure speed and memory of models on this machine",
+    "bench": "measure speed and memory on this machine",
     "check": "dry run of a training config: keys, parameters, tokens, rows, memory",
     "doctor": "what this machine has and what a missing feature needs",
     "sample": "generate mp4s from prompts",
@@ -17,8 +17,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: opensora COMMAND ...\n")
+        width = max(map(len, COMMANDS))
         for name, purpose in COMMANDS.items():
-            print(f"  {name:8} {purpose}")
+            print(f"  {name:{width}} {purpose}")
         return 0
     name = arguments[0]
     if name not in COMMANDS:
@@ -26,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"error: command line: found {name!r}; allowed: {', '.join(COMMANDS)}; see opensora --help", file=sys.stderr
         )
         return 2
-    return importlib.import_module(f"opensora.cli.{name}").main(arguments[1:])
+    return importlib.import_module(f"opensora.cli.{name.replace('-', '_')}").main(arguments[1:])
 
 
 if __name__ == "__main__":
