@@ -8,6 +8,7 @@ Keys: `master/NAME`, `optimizer/MOMENT/NAME`, `optimizer/step/NAME`, `fixed/NAME
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, Protocol
 
 import torch
@@ -32,6 +33,11 @@ class Plugin(Protocol):
     ) -> "Engine":
         """Move `model` to the rank's device, share it, and return the engine. `grad_clip` 0 means no clipping."""
         ...
+
+
+def is_finite(norm: float) -> bool:
+    """Whether a step with gradients of this norm may be made."""
+    return math.isfinite(norm)
 
 
 class Forward:
@@ -70,6 +76,10 @@ class Engine(ABC):
         self.grad_clip = grad_clip
         self.optimizer: Optimizer
         self.trainable = {name: each for name, each in module.named_parameters() if each.requires_grad}
+        # kept, because a plugin may leave a parameter with the shape of its piece, and wrap modules so that names change
+        self.shapes = {name: each.shape for name, each in self.trainable.items()}
+        self._fixed_places = dict(_fixed_places(module))
+        self._saved_names = _saved_names(module)
         # what the optimizer never touches; float32 copies, because a plugin may run the model in bfloat16
         self._fixed = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self._live_fixed()}
         self._meshes: dict[str, DeviceMesh] = {}
@@ -83,10 +93,11 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def step(self) -> float:
+    def step(self, accept: Callable[[float], bool] = is_finite) -> float:
         """Clip, update, clear the gradients. Returns the norm over all ranks before clipping.
 
-        When that norm is infinite or NaN nothing is updated, on any rank.
+        accept: asked once with that norm, whatever it is. When it says no (alike on all ranks), or the norm is infinite
+        or NaN, nothing is updated on any rank, moments and their step count included, and the gradients are cleared.
         """
 
     @abstractmethod
@@ -101,6 +112,18 @@ class Engine(ABC):
     def _refresh(self) -> None:
         """Masters and moments were overwritten piece by piece: make what follows from them true again."""
 
+    def even(self, pieces: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Pieces cut like `masters()` -> cut by torch.chunk, as checkpoints are. All ranks call.
+
+        They share memory unless the plugin cuts in another way; then it overrides this and `take`.
+        """
+        return dict(pieces)
+
+    def take(self, pieces: Mapping[str, Tensor], even: Mapping[str, Tensor]) -> None:
+        """The way back: write what `even` would give of them into the pieces. All ranks call."""
+        for name, piece in pieces.items():
+            piece.copy_(even[name])
+
     def set_lr(self, lr: float) -> None:
         """The learning rate of the coming steps."""
         for group in self.optimizer.param_groups:
@@ -111,42 +134,52 @@ class Engine(ABC):
         for name in self.trainable:
             yield name, self._own(name, self._master(name))
 
+    @torch.no_grad()
     def sharded(self, pieces: Mapping[str, Tensor], prefix: str) -> dict[str, DTensor]:
-        """Flat pieces cut like `masters()`, as `prefix/NAME` entries of a checkpoint; they share memory."""
+        """Pieces cut like `masters()`, as `prefix/NAME` entries of a checkpoint. All ranks call."""
         return {
             f"{prefix}/{name}": DTensor.from_local(
                 piece,
                 self._mesh(piece.device.type),
                 [Shard(0)],
                 run_check=False,
-                shape=torch.Size([self.trainable[name].numel()]),
+                shape=torch.Size([self.shapes[name].numel()]),
                 stride=(1,),
             )
-            for name, piece in pieces.items()
+            for name, piece in self.even(pieces).items()
         }
 
+    @torch.no_grad()
+    def load_sharded(self, pieces: Mapping[str, Tensor], prefix: str, state: Mapping[str, Any]) -> None:
+        """Write the entries that `sharded` names into the pieces. All ranks call."""
+        self.take(pieces, {name: state[f"{prefix}/{name}"].to_local() for name in pieces})
+
     def state(self) -> dict[str, Any]:
-        """Everything to save, in live tensors: loading a checkpoint into them, then `load_state`, resumes a run."""
+        """Everything to save: reading a checkpoint into these tensors, then `load_state`, resumes a run. All ranks call."""
         self._fill_optimizer()
         state: dict[str, Any] = {**self.sharded(dict(self.masters()), "master")}
+        for key, pieces in self._moments().items():
+            state |= self.sharded(pieces, f"optimizer/{key}")
         for name in self.trainable:
             for key, value in self.optimizer.state[self._master(name)].items():
-                if _is_moment(value):
-                    state |= self.sharded({name: self._own(name, value)}, f"optimizer/{key}")
-                else:
+                if not _is_moment(value):
                     state[f"optimizer/{key}/{name}"] = torch.as_tensor(value)
         return state | {f"fixed/{name}": tensor for name, tensor in self._current_fixed().items()}
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take over a state of the same keys, usually the one from `state()` with a checkpoint read into it."""
-        for key, live in self.state().items():
-            _local(live).copy_(_local(state[key]))
+        self._fill_optimizer()
+        self.load_sharded(dict(self.masters()), "master", state)
+        for key, pieces in self._moments().items():
+            self.load_sharded(pieces, f"optimizer/{key}", state)
         for name in self.trainable:
             values = self.optimizer.state[self._master(name)]
             for key, value in values.items():
                 if not isinstance(value, Tensor):
                     values[key] = type(value)(state[f"optimizer/{key}/{name}"].item())
+                elif not _is_moment(value):
+                    value.copy_(state[f"optimizer/{key}/{name}"])
         for name, tensor in self._live_fixed():
             self._fixed[name] = state[f"fixed/{name}"].detach().to("cpu", copy=True)
             tensor.copy_(self._fixed[name])
@@ -158,26 +191,47 @@ class Engine(ABC):
 
         pieces: flat pieces cut like `masters()`, for example an average of them; default the masters themselves.
         """
-        chosen = dict(self.masters()) if pieces is None else pieces
+        even = self.even(dict(self.masters()) if pieces is None else pieces)
         whole: dict[str, Tensor] = {}
-        for name, parameter in self.trainable.items():
-            flat = collectives.gather_shards(chosen[name], parameter.numel())
+        for name, shape in self.shapes.items():
+            flat = collectives.gather_shards(even[name], shape.numel())
             if self.world.is_main:
-                whole[name] = flat.view(parameter.shape).to("cpu", torch.float32, copy=True)
+                whole[name] = flat.view(shape).to("cpu", torch.float32, copy=True)
         if not self.world.is_main:
             return {}
         whole |= self._current_fixed()
-        names = {id(tensor): name for name, tensor in [*self.trainable.items(), *self._live_fixed()]}
-        weights = {}
-        for name, tensor in self.module.state_dict(keep_vars=True).items():
-            value = whole[names[id(tensor)]]
-            weights[name] = value if name == names[id(tensor)] else value.clone()  # tied: two names, two copies
-        return weights
+        return {
+            name: whole[held] if name == held else whole[held].clone()  # tied: two names, two copies
+            for name, held in self._saved_names.items()
+        }
+
+    def _moments(self) -> dict[str, dict[str, Tensor]]:
+        """What the optimizer keeps in the shape of the parameters: key -> name -> this rank's piece, a live view."""
+        moments: dict[str, dict[str, Tensor]] = {}
+        for name in self.trainable:
+            for key, value in self.optimizer.state[self._master(name)].items():
+                if _is_moment(value):
+                    moments.setdefault(key, {})[name] = self._own(name, value)
+        return moments
+
+    @contextmanager
+    def replaced(self, pieces: Mapping[str, Tensor]) -> Iterator[None]:
+        """The model runs on `pieces`, cut like `masters()`, while the context is open; then on its own, bit for bit."""
+        kept = {name: piece.clone() for name, piece in self.masters()}
+        try:
+            self._overwrite(pieces)
+            yield
+        finally:
+            self._overwrite(kept)
+
+    @torch.no_grad()
+    def _overwrite(self, pieces: Mapping[str, Tensor]) -> None:
+        for name, piece in self.masters():
+            piece.copy_(pieces[name])
+        self._refresh()
 
     def _live_fixed(self) -> Iterator[tuple[str, Tensor]]:
-        saved = self.module.state_dict(keep_vars=True)
-        yield from ((name, each) for name, each in self.module.named_parameters() if not each.requires_grad)
-        yield from ((name, each) for name, each in self.module.named_buffers() if name in saved)
+        yield from ((name, getattr(owner, at)) for name, (owner, at) in self._fixed_places.items())
 
     def _current_fixed(self) -> dict[str, Tensor]:
         """The float32 copies, except where the model itself has changed a buffer since."""
@@ -217,6 +271,21 @@ class Engine(ABC):
         return self._meshes[device_type]
 
 
+def _fixed_places(module: nn.Module) -> Iterator[tuple[str, tuple[nn.Module, str]]]:
+    """Where the frozen parameters and the saved buffers are: name -> (module, attribute)."""
+    saved = module.state_dict(keep_vars=True)
+    frozen = [name for name, each in module.named_parameters() if not each.requires_grad]
+    for name in [*frozen, *(name for name, _ in module.named_buffers() if name in saved)]:
+        owner, _, attribute = name.rpartition(".")
+        yield name, (module.get_submodule(owner), attribute)
+
+
+def _saved_names(module: nn.Module) -> dict[str, str]:
+    """Every name in the state_dict -> the one name under which an engine holds that tensor."""
+    held = {id(each): name for name, each in [*module.named_buffers(), *module.named_parameters()]}
+    return {name: held[id(each)] for name, each in module.state_dict(keep_vars=True).items()}
+
+
 def place(model: nn.Module, device: torch.device) -> None:
     """Move `model` to the device in float32, laid out flat, with rank 0's numbers on every rank."""
     model.to(device, torch.float32)
@@ -237,13 +306,5 @@ def squared_norm(gradients: Sequence[Tensor]) -> Tensor:
     return torch.stack(torch._foreach_norm(list(gradients))).double().square().sum().float().cpu()
 
 
-def is_finite(norm: float) -> bool:
-    return math.isfinite(norm)
-
-
 def _is_moment(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dim() > 0
-
-
-def _local(value: Any) -> Tensor:
-    return value.to_local() if isinstance(value, DTensor) else value

@@ -5,7 +5,7 @@ Written against colossalai 0.5.0.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import proxy
 
@@ -152,8 +152,8 @@ def _optimizer_class() -> type:
             if self._factor < 1 and grad_groups_flat:
                 torch._foreach_mul_(grad_groups_flat, self._factor)
 
-        def clipped_step(self, grad_clip: float) -> float:
-            """Clip by the norm over all ranks, update when it is finite, clear. Returns the norm before clipping."""
+        def clipped_step(self, grad_clip: float, accept: Callable[[float], bool]) -> float:
+            """Clip by the norm over all ranks, update when it is finite and accepted, clear; the norm before clipping."""
             self._forget_unused()
             own = [
                 gradient
@@ -162,7 +162,7 @@ def _optimizer_class() -> type:
                 for gradient in store.get_working_grads_by_group_id(group)
             ]
             norm = collectives.sum_over_ranks(squared_norm(own)).sqrt().item()
-            if is_finite(norm):
+            if accept(norm) and is_finite(norm):
                 self._factor = clip_factor(norm, grad_clip)
                 self.step()
             self.zero_grad()

@@ -79,3 +79,51 @@ def test_saved_on_two_ranks_it_goes_on_on_one_and_on_two(tmp_path: Path, plugin:
 def test_it_loads_what_ddp_wrote(tmp_path: Path, plugin: str) -> None:
     expected = run_ranks(save, 1, str(tmp_path), "ddp")[0]
     torch.testing.assert_close(run_ranks(load, 2, str(tmp_path), plugin)[0], expected, rtol=1e-5, atol=1e-6)
+
+
+def refuse(plugin: str, dtype: str, seen: bool) -> tuple[list[float], list[float], list[float]]:
+    """Steps 0, 2 and 3; step 1 is refused, or was never seen. (losses, norms, norms asked about)."""
+    engine = tiny.make_engine(plugin, dtype)
+    losses, norms = tiny.run_steps(engine, 0, 1)
+    asked: list[float] = []
+    if seen:
+        for m in (0, 1):
+            x, t, touch = tiny.micro_batch(2, m)
+            engine.backward((engine.model(x, t, touch=touch) * 3).square().mean(), last=m == 1)
+        assert engine.step(lambda norm: bool(asked.append(norm))) == asked[0]
+        assert 0 < asked[0] < math.inf
+        assert len(asked) == 1
+    later = tiny.run_steps(engine, 2, 4)
+    return losses + later[0], norms + later[1], asked
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("plugin", EVERY)
+def test_a_refused_step_leaves_no_trace(plugin: str, dtype: str) -> None:
+    for met, spared in zip(run_ranks(refuse, 2, plugin, dtype, True), run_ranks(refuse, 2, plugin, dtype, False)):
+        assert met[:2] == spared[:2]
+        assert met[2]
+
+
+def replace_weights(plugin: str, dtype: str, replaced: bool) -> tuple[list[float], list[float]]:
+    """(outputs under weights of another seed, losses afterwards)."""
+    engine = tiny.make_engine(plugin, dtype)
+    tiny.run_steps(engine, 0, 2)
+    outputs: list[float] = []
+    if replaced:
+        other = tiny.make_engine("ddp", "fp32", seed=5)
+        x, t, _ = tiny.micro_batch(0, 0)
+        with torch.no_grad(), engine.replaced(dict(other.masters())):
+            outputs = engine.model(x, t, touch=True).flatten().tolist()
+        expected = other.model(x, t, touch=True).flatten().tolist()
+        rounding = dict(rtol=1e-5, atol=1e-6) if dtype == "fp32" else dict(rtol=0.05, atol=0.05)
+        torch.testing.assert_close(outputs, expected, **rounding)
+    return outputs, tiny.run_steps(engine, 2, 4)[0]
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("plugin", EVERY)
+def test_weights_that_were_replaced_for_a_while_come_back(plugin: str, dtype: str) -> None:
+    with_it, without = (run_ranks(replace_weights, 2, plugin, dtype, replaced) for replaced in (True, False))
+    assert [later for _, later in with_it] == [later for _, later in without]
+    assert all(outputs for outputs, _ in with_it)

@@ -1,5 +1,6 @@
 """ddp: every rank holds the whole model and optimizer; gradients are averaged."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -57,10 +58,10 @@ class DataParallelEngine(Engine):
     def backward(self, loss: Tensor, last: bool) -> None:
         self._reducer.backward(loss, last)
 
-    def step(self) -> float:
+    def step(self, accept: Callable[[float], bool] = is_finite) -> float:
         gradients = [each.grad for each in self.trainable.values() if each.grad is not None]
         norm = squared_norm(gradients).sqrt().item()
-        if is_finite(norm):
+        if accept(norm) and is_finite(norm):
             factor = clip_factor(norm, self.grad_clip)
             if factor < 1 and gradients:
                 torch._foreach_mul_(gradients, factor)

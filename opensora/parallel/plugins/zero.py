@@ -1,5 +1,6 @@
 """zero1 and zero2: ColossalAI's low-level ZeRO. Masters and moments (zero2: gradients too) are cut over the ranks."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Literal
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from opensora.errors import ConfigError
 from opensora.parallel import collectives
 from opensora.parallel.accelerator import set_accelerator
-from opensora.parallel.engine import Engine, Forward, OptimizerFactory, place
+from opensora.parallel.engine import Engine, Forward, OptimizerFactory, is_finite, place
 from opensora.parallel.low_level_zero import ZeroShards, boost
 from opensora.parallel.world import World
 from opensora.registry import PLUGINS
@@ -123,8 +124,8 @@ class ZeroEngine(Engine):
         if local_only:
             self._zero.keep_local()
 
-    def step(self) -> float:
-        return self._zero.clipped_step(self.grad_clip)
+    def step(self, accept: Callable[[float], bool] = is_finite) -> float:
+        return self._zero.clipped_step(self.grad_clip, accept)
 
     def _master(self, name: str) -> Tensor:
         return self._shards.master(self.trainable[name])
