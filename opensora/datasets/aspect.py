@@ -7,6 +7,7 @@ The sizes of "256" and "2880" are PixArt's; "512", "1024" and "2048" are multipl
 sqrt(pixels * ratio), but no rounding rule gives them all, so they are written out.
 """
 
+import re
 from collections.abc import Mapping
 from functools import cache
 from typing import Literal, NamedTuple
@@ -108,10 +109,14 @@ def tables(version: Version = "1.3") -> Mapping[str, Resolution]:
 
 
 def resolution(name: str, version: Version = "1.3") -> Resolution:
-    """One table; ConfigError for a name that the version does not have."""
+    """One table; ConfigError for a name that the version does not have. "240x424" is a resolution of that one size."""
     found = tables(version)
     if name not in found:
-        raise ConfigError(f"resolution: {name!r}; allowed: {', '.join(found)} (Open-Sora {version}); name one of them")
+        if re.fullmatch(r"[1-9]\d*x[1-9]\d*", name):
+            return _one_size(_size(name))
+        raise ConfigError(
+            f"resolution: {name!r}; allowed: {', '.join(found)} (Open-Sora {version}), or HEIGHTxWIDTH; name one of them"
+        )
     return found[name]
 
 
@@ -154,6 +159,10 @@ def _base(name: str) -> tuple[int, Mapping[str, Size]]:
     sizes = {ratio: _size(text) for ratio, text in zip(ratios, _SIZES[name].split(), strict=True)}
     height, width = sizes["1.0" if "1.0" in sizes else "1.78"]  # the size that gave the resolution its name
     return height * width, sizes
+
+
+def _one_size(size: Size) -> Resolution:
+    return Resolution(size[0] * size[1], {f"{size[0] / size[1]:.2f}": size})
 
 
 def _size(text: str) -> Size:

@@ -2,21 +2,24 @@
 
 A bucket is a resolution's name, a number of frames and a ratio's name; the clips of one bucket share one size and can
 be batched. The choice for a clip is a function of its frames, height, width and a seed, and gives the very buckets that
-Open-Sora 1.1 and 1.2 give. The loader does not use it yet: a config with `bucket_config` is refused.
+Open-Sora 1.1 and 1.2 give. `choose` is for one clip, `choose_many` for millions; bucket_plan.py makes steps of them.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from opensora.datasets import aspect
+from opensora.datasets.seeded_draws import first_draws
 from opensora.errors import ConfigError
 
 # resolution -> frames -> (how often a clip that fits is kept, batch size), or ((keep, try), batch size)
 BucketConfig = Mapping[str, Mapping[int, Sequence[Any]]]
 
 SMALLEST = 0.8  # of a resolution's pixels: a smaller clip would be blown up too far
+DROPPED = -1
 
 
 class Bucket(NamedTuple):
@@ -42,15 +45,21 @@ class Buckets:
 
     def __init__(self, config: BucketConfig, version: aspect.Version = "1.3") -> None:
         self.version = version
+        config = {name: _lengths(name, lengths) for name, lengths in config.items()}
+        if not any(config.values()):
+            raise ConfigError("bucket_config: names no bucket; allowed: resolution -> frames -> (chance, batch size)")
         by_pixels = sorted(config, key=lambda name: aspect.resolution(name, version).num_pixels, reverse=True)
         self.lengths = {name: sorted(config[name], reverse=True) for name in by_pixels}
         pairs = [(name, frames) for name, lengths in self.lengths.items() for frames in lengths]
         self.pairs = {pair: index for index, pair in enumerate(pairs)}  # the index is a part of the seed of each choice
         self._entries = {(name, frames): _entry(name, frames, config[name][frames]) for name, frames in pairs}
+        self.all = [
+            Bucket(name, frames, ratio) for name, frames in pairs for ratio in aspect.resolution(name, version).sizes
+        ]
 
     def __len__(self) -> int:
         """How many buckets there are: every ratio of every resolution and length."""
-        return sum(len(aspect.resolution(name, self.version).sizes) for name, _ in self.pairs)
+        return len(self.all)
 
     def row_seed(self, seed: int, epoch: int, row: int) -> int:
         """The seed for one row of the data set in one epoch: rows are so far apart that no two choices share a draw."""
@@ -73,6 +82,62 @@ class Buckets:
             if found is not None:
                 return Bucket(name, found, aspect.closest_ratio(height, width, name, self.version))
         return None
+
+    def choose_many(
+        self,
+        num_frames: NDArray[np.integer],
+        height: NDArray[np.integer],
+        width: NDArray[np.integer],
+        *,
+        frame_interval: int = 1,
+        seeds: NDArray[np.integer],
+    ) -> NDArray[np.int16]:
+        """`choose` for n clips, all arguments [n]: each clip's number in `all`, or DROPPED."""
+        found = np.full(len(num_frames), DROPPED, dtype=np.int16)
+        pixels = height.astype(np.int64) * width
+        left, first = np.arange(len(num_frames)), 0  # clips without a bucket; number of the resolution's first bucket
+        for name, lengths in self.lengths.items():
+            table = aspect.resolution(name, self.version)
+            fit = left[pixels[left] >= table.num_pixels * SMALLEST]
+            length = np.full(len(fit), DROPPED, dtype=np.int16)
+            videos = num_frames[fit] != 1
+            if 1 in lengths:
+                pictures = np.flatnonzero(~videos)
+                length[pictures[self._kept(name, 1, seeds[fit[pictures]])]] = lengths.index(1)
+            here = np.flatnonzero(videos)
+            for index, frames in enumerate(lengths):
+                long_enough = num_frames[fit[here]] > frames * frame_interval
+                if frames == 1 or not long_enough.any():
+                    continue
+                tried = here[long_enough]
+                untried, kept = self._tried_and_kept(name, frames, seeds[fit[tried]])
+                length[tried[kept]] = index
+                here = np.concatenate([here[~long_enough], tried[untried]])
+            chosen = length != DROPPED
+            rows = fit[chosen]
+            found[rows] = first + length[chosen] * len(table.sizes) + _ratios(height[rows], width[rows], table)
+            left = left[found[left] == DROPPED]
+            first += len(lengths) * len(table.sizes)
+        return found
+
+    def _kept(self, name: str, length: int, seeds: NDArray[np.integer], place: int = 0) -> NDArray[np.bool_]:
+        """Which of the clips stay, by number `place` of each one's generator; certain answers are not drawn."""
+        keep = self._entries[name, length].keep
+        if keep >= 1 or keep <= 0:
+            return np.full(len(seeds), keep >= 1)
+        return first_draws(seeds + self.pairs[name, length], place + 1)[:, place] < keep
+
+    def _tried_and_kept(
+        self, name: str, length: int, seeds: NDArray[np.integer]
+    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Of videos long enough: which go on to the next length untried, which stay."""
+        attempt = self._entries[name, length].attempt
+        if attempt is None or attempt >= 1:
+            return np.zeros(len(seeds), dtype=np.bool_), self._kept(name, length, seeds, 0 if attempt is None else 1)
+        untried = first_draws(seeds + self.pairs[name, length])[:, 0] > attempt
+        kept = np.zeros(len(seeds), dtype=np.bool_)
+        kept[~untried] = self._kept(name, length, seeds[~untried], 1)
+        return untried, kept
 
     def size(self, bucket: Bucket) -> tuple[int, int, int]:
         """Frames, height, width of the clips of a bucket."""
@@ -100,6 +165,26 @@ class Buckets:
 
     def _draw(self, name: str, length: int, seed: int) -> np.random.Generator:
         return np.random.default_rng(seed + self.pairs[name, length])
+
+
+def _ratios(height: NDArray[np.integer], width: NDArray[np.integer], table: aspect.Resolution) -> NDArray[np.intp]:
+    """For each clip the number of the nearest ratio in the table, the first of equals."""
+    ratios = np.array([float(ratio) for ratio in table.sizes])
+    ascending = np.argsort(ratios, kind="stable")
+    wanted = height / width
+    above = np.clip(np.searchsorted(ratios[ascending], wanted), 1, max(1, len(ratios) - 1))
+    low, high = ascending[above - 1], ascending[np.minimum(above, len(ratios) - 1)]
+    to_low, to_high = abs(ratios[low] - wanted), abs(ratios[high] - wanted)
+    return np.where((to_high < to_low) | ((to_high == to_low) & (high < low)), high, low)
+
+
+def _lengths(name: str, lengths: Mapping[Any, Sequence[Any]]) -> dict[int, Sequence[Any]]:
+    """JSON and the command line write the frames as text."""
+    if not isinstance(lengths, Mapping) or not all(str(frames).isdigit() and int(frames) > 0 for frames in lengths):
+        raise ConfigError(
+            f"bucket_config[{name!r}]: {lengths!r}; allowed: frames -> (chance, batch size); write a dict"
+        )
+    return {int(frames): entry for frames, entry in lengths.items()}
 
 
 def _entry(name: str, frames: int, entry: Sequence[Any]) -> _Entry:

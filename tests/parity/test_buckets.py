@@ -4,6 +4,7 @@ import json
 import re
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 
 from opensora.datasets import aspect
@@ -92,3 +93,10 @@ def test_bucket_choices(golden: Golden) -> None:
             if found is not None:
                 assert list(buckets.size(found)) == sample["thw"]
                 assert buckets.batch_size(found) == sample["batch_size"]
+        for interval in {sample["frame_interval"] for sample in recorded["samples"]}:
+            samples = [sample for sample in recorded["samples"] if sample["frame_interval"] == interval]
+            columns = (np.array([sample[key] for sample in samples]) for key in ("T", "H", "W", "seed"))
+            frames, height, width, seeds = columns
+            many = buckets.choose_many(frames, height, width, frame_interval=interval, seeds=seeds)
+            names = [None if number < 0 else list(buckets.all[number]) for number in many]
+            assert names == [sample["bucket_id"] for sample in samples]

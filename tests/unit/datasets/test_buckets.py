@@ -1,9 +1,10 @@
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import pytest
 
-from opensora.datasets.buckets import Bucket, Buckets
+from opensora.datasets.buckets import DROPPED, Bucket, Buckets
 from opensora.errors import ConfigError
 
 CONFIG = {"144p": {1: (1.0, 32), 16: (1.0, 8), 32: (1.0, 4)}, "480p": {1: (0.25, 4), 32: ((0.5, 0.5), 1)}}
@@ -61,8 +62,56 @@ def test_size_and_batch_size() -> None:
         ({"144p": {1: (1.5, 1)}}, r"chance 1.5; allowed: 0 to 1"),
         ({"144p": {1: ((1.0, 0.5, 0.2), 1)}}, r"allowed: 0 to 1, or a pair"),
         ({"144p": {1: (1.0, None)}}, r"batch size None; allowed: 1 or more"),
+        ({"144p": {"one": (1.0, 1)}}, r"allowed: frames -> \(chance, batch size\)"),
+        ({"144p": {}}, r"names no bucket"),
     ],
 )
 def test_bad_configs_are_sentences(config: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Buckets(config)
+
+
+def mixed_clips(n: int) -> tuple[Any, Any, Any, Any]:
+    """frames, height, width and seed of clips of all kinds, pictures and exact ratios among them."""
+    rng = np.random.default_rng(3)
+    frames = np.where(rng.random(n) < 0.3, 1, rng.integers(2, 120, n))
+    sizes = np.array([(144, 256), (256, 144), (480, 854), (500, 500), (1080, 1920), (100, 400), (90, 120), (640, 640)])
+    height, width = (sizes[rng.integers(0, len(sizes), n)] + rng.integers(0, 3, (n, 2))).T
+    return frames, height, width, rng.integers(0, 2**40, n)
+
+
+@pytest.mark.parametrize("interval", [1, 3])
+@pytest.mark.parametrize(
+    "config",
+    [
+        CONFIG,
+        {"256": {1: (0.5, 24), 16: (0.5, 3), 64: (0.0, None)}, "480p": {16: ((1.0, 0.4), 2), 32: ((0.5, 0.3), 1)}},
+        {"512": {1: (0.4, 12)}, "144p": {1: (0.0, 1), 8: ((0.5, 1.0), 2), 16: (0.9, 2)}, "480x480": {16: (0.5, 1)}},
+    ],
+    ids=["few", "forty ratios", "one size"],
+)
+def test_choosing_for_many_is_choosing_for_each(config: Any, interval: int) -> None:
+    buckets = Buckets(config)
+    frames, height, width, seeds = mixed_clips(3000)
+    many = buckets.choose_many(frames, height, width, frame_interval=interval, seeds=seeds)
+    found = [None if number == DROPPED else buckets.all[number] for number in many]
+    each = [
+        buckets.choose(int(t), int(h), int(w), frame_interval=interval, seed=int(seed))
+        for t, h, w, seed in zip(frames, height, width, seeds, strict=True)
+    ]
+    assert found == each
+    assert len(set(each)) > 5
+
+
+def test_frames_may_be_written_as_text() -> None:
+    assert Buckets({"144p": {"1": (1.0, 2), "16": (1.0, 1)}}).lengths == {"144p": [16, 1]}
+
+
+def test_a_resolution_of_one_size() -> None:
+    """Every clip of at least 0.8 of its pixels is cut to it."""
+    buckets = Buckets({"32x48": {1: (1.0, 1)}})
+    assert len(buckets) == 1
+    found = buckets.choose(1, 200, 50, seed=0)
+    assert found is not None
+    assert buckets.size(found) == (1, 32, 48)
+    assert buckets.choose(1, 30, 40, seed=0) is None
