@@ -1,4 +1,7 @@
-"""The exchanges between ranks that the rest of the system uses. Sums only: gloo's average is not reliable."""
+"""The exchanges between ranks that the rest of the system uses. Sums only: gloo's average is not reliable.
+
+Without a `group` they are between all ranks.
+"""
 
 from typing import Any, TypeVar
 
@@ -9,9 +12,12 @@ from torch import Tensor
 T = TypeVar("T")
 
 
-def world_size() -> int:
+Group = dist.ProcessGroup | None
+
+
+def world_size(group: Group = None) -> int:
     """Ranks in the group; 1 when there is none."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size(group) if dist.is_initialized() else 1
 
 
 def rank() -> int:
@@ -19,11 +25,11 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def sum_over_ranks(tensor: Tensor) -> Tensor:
+def sum_over_ranks(tensor: Tensor, group: Group = None) -> Tensor:
     """The sum of every rank's `tensor` (same shape and device everywhere); the argument is left as it is."""
     total = tensor.detach().clone()
-    if world_size() > 1:
-        dist.all_reduce(total)
+    if world_size(group) > 1:
+        dist.all_reduce(total, group=group)
     return total
 
 
@@ -37,27 +43,48 @@ def barrier() -> None:
         dist.barrier()
 
 
-def broadcast_object(value: T) -> T:
-    """Rank 0's `value`, on every rank; it must pickle."""
+def broadcast_object(value: T, group: Group = None) -> T:
+    """The first rank's `value`, on every rank; it must pickle."""
     box: list[Any] = [value]
-    if world_size() > 1:
-        dist.broadcast_object_list(box, src=0)
+    if world_size(group) > 1:
+        dist.broadcast_object_list(box, src=first_rank(group), group=group)
     return box[0]
 
 
-def gather_objects(value: T) -> list[T]:
+def broadcast_from(tensor: Tensor, source: int, group: Group = None) -> None:
+    """Overwrite `tensor` with that of the rank that has the number `source` in the group."""
+    if world_size(group) > 1:
+        dist.broadcast(tensor, src=source if group is None else dist.get_global_rank(group, source), group=group)
+
+
+def first_rank(group: Group = None) -> int:
+    """The number, among all ranks, of the group's first one."""
+    return 0 if group is None else dist.get_global_rank(group, 0)
+
+
+def gather_objects(value: T, group: Group = None) -> list[T]:
     """Every rank's `value` in rank order, on every rank; they must pickle."""
-    if world_size() == 1:
+    if world_size(group) == 1:
         return [value]
-    values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value)
+    values: list[Any] = [None] * world_size(group)
+    dist.all_gather_object(values, value, group=group)
     return values
 
 
-def any_rank(flag: bool) -> bool:
+def gather_rows(row: Tensor, group: Group = None) -> Tensor:
+    """Every rank's `row` of the same shape, in rank order: [ranks, *row.shape], on every rank."""
+    rows = row.new_empty(world_size(group), row.numel())
+    if world_size(group) == 1:
+        rows.copy_(row.reshape(1, -1))
+    else:
+        dist.all_gather_into_tensor(rows.view(-1), row.contiguous().view(-1), group=group)
+    return rows.view(-1, *row.shape)
+
+
+def any_rank(flag: bool, group: Group = None) -> bool:
     """Whether `flag` is true on at least one rank."""
     count = torch.tensor(int(flag))  # on the CPU: every backend here carries CPU tensors through gloo
-    return bool(sum_over_ranks(count).item())
+    return bool(sum_over_ranks(count, group).item())
 
 
 def broadcast_tensors(tensors: list[Tensor]) -> None:

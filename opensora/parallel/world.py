@@ -1,6 +1,7 @@
-"""The process group: torchrun's environment, or one process alone.
+"""The process group: torchrun's environment, or one process alone; and its cut into sequence groups.
 
-`start` is called once per process; `current` is where it is afterwards.
+`start` is called once per process; `current` is where it is afterwards. The ranks stand in a mesh of data x sequence:
+`sp_size` ranks that follow each other are a sequence group, whose ranks share the tokens of the same samples.
 """
 
 import ctypes
@@ -8,13 +9,14 @@ import os
 import signal
 import sys
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
 from opensora.errors import ConfigError
+from opensora.parallel.background import finish_all
 from opensora.platforms import Platform
 from opensora.platforms.cpu import cores
 
@@ -25,7 +27,10 @@ _REMEDY = "start with `torchrun --nproc_per_node N ...`, or unset all of them to
 
 @dataclass(frozen=True)
 class World:
-    """Where this process stands. Data ranks see different samples; all of them share one optimizer step."""
+    """Where this process stands. Data ranks see different samples; all of them share one optimizer step.
+
+    The ranks of a sequence group have one data rank. Gradients are averaged over all `size` ranks.
+    """
 
     global_rank: int
     size: int
@@ -33,27 +38,36 @@ class World:
     data_size: int
     local_rank: int  # among the ranks of this machine
     device: torch.device
+    sequence_rank: int = 0  # in the sequence group
+    sequence_size: int = 1
+    sequence_group: dist.ProcessGroup | None = field(default=None, compare=False, repr=False)  # None: a group of one
 
     @property
     def is_main(self) -> bool:
         """Whether this rank writes logs and weights."""
         return self.global_rank == 0
 
+    @property
+    def leads_group(self) -> bool:
+        """Whether this rank loads, writes and counts for its sequence group."""
+        return self.sequence_rank == 0
+
 
 _current: World | None = None
 
 
-def start(platform: Platform, timeout_seconds: float) -> World:
+def start(platform: Platform, timeout_seconds: float, sp_size: int = 1) -> World:
     """Join the ranks torchrun started, or make a group of one. A collective older than `timeout_seconds` fails.
 
-    A second call returns the world of the first.
-    Raises ConfigError when the environment contradicts itself.
+    sp_size: ranks of a sequence group. A second call returns the world of the first.
+    Raises ConfigError when the environment contradicts itself, or `sp_size` does not divide the number of ranks.
     """
     if _current is not None:
         return _current
     rank, size = rank_from_environment()
     local_rank = _integer("LOCAL_RANK", rank) if size > 1 else _integer("LOCAL_RANK", 0)
-    local_size = _integer("LOCAL_WORLD_SIZE", size)
+    local_size = local_size_from_environment()
+    check_sequence_size(sp_size, size, "world")
     if platform.name != "cpu" and local_rank >= platform.device_count():
         raise ConfigError(
             f"world: local rank {local_rank} has no {platform.name} device; this machine has "
@@ -66,7 +80,7 @@ def start(platform: Platform, timeout_seconds: float) -> World:
         store, rank, size = next(dist.rendezvous("env://", rank, size, timeout=timedelta(seconds=timeout_seconds)))
     else:
         store = dist.HashStore()  # in memory: no port that another run could hold
-    return join(store, rank, size, local_rank, platform, timeout_seconds)
+    return join(store, rank, size, local_rank, platform, timeout_seconds, sp_size)
 
 
 def _end_with_torchrun() -> None:
@@ -79,7 +93,15 @@ def _end_with_torchrun() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-def join(store: dist.Store, rank: int, size: int, local_rank: int, platform: Platform, timeout_seconds: float) -> World:
+def join(
+    store: dist.Store,
+    rank: int,
+    size: int,
+    local_rank: int,
+    platform: Platform,
+    timeout_seconds: float,
+    sp_size: int = 1,
+) -> World:
     """Join the ranks that meet at `store`; `start` is for everyday use."""
     global _current
     # torch 2.14 renames two collectives; the new names do not exist in older versions, nor in colossalai
@@ -88,7 +110,44 @@ def join(store: dist.Store, rank: int, size: int, local_rank: int, platform: Pla
     timeout = timedelta(seconds=timeout_seconds)
     dist.init_process_group(platform.backend, store=store, rank=rank, world_size=size, timeout=timeout)
     _current = World(rank, size, data_rank=rank, data_size=size, local_rank=local_rank, device=device)
+    return _current if sp_size == 1 else divide(sp_size, timeout_seconds)
+
+
+def divide(sp_size: int, timeout_seconds: float | None = None) -> World:
+    """Cut the ranks into sequence groups of `sp_size` that follow each other; every rank calls it. The world now.
+
+    timeout_seconds: of the groups' collectives, None = the default of the backend.
+    Raises ConfigError when `sp_size` does not divide the number of ranks.
+    """
+    global _current
+    here = current()
+    check_sequence_size(sp_size, here.size, "world")
+    timeout = None if timeout_seconds is None else timedelta(seconds=timeout_seconds)
+    group = None
+    for first in range(0, here.size, sp_size) if sp_size > 1 else ():  # a group is made by all ranks, its own or not
+        made = dist.new_group(list(range(first, first + sp_size)), timeout=timeout)
+        if first <= here.global_rank < first + sp_size:
+            group = made
+    data_rank, sequence_rank = divmod(here.global_rank, sp_size)
+    _current = replace(
+        here,
+        data_rank=data_rank,
+        data_size=here.size // sp_size,
+        sequence_rank=sequence_rank,
+        sequence_size=sp_size,
+        sequence_group=group,
+    )
     return _current
+
+
+def check_sequence_size(sp_size: int, size: int, where: str) -> None:
+    """Raise ConfigError when `size` ranks do not make whole sequence groups of `sp_size`."""
+    if sp_size < 1 or size % sp_size:
+        allowed = ", ".join(str(n) for n in range(1, size + 1) if size % n == 0)
+        raise ConfigError(
+            f"{where}: key 'sp_size': found {sp_size} on {size} rank(s); allowed: a divisor of the number of ranks "
+            f"({allowed}); change sp_size or start another number of ranks"
+        )
 
 
 def current() -> World:
@@ -102,6 +161,7 @@ def stop() -> None:
     """Leave the group; a later `start` may join another."""
     global _current
     _current = None
+    finish_all()
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -124,6 +184,11 @@ def rank_from_environment() -> tuple[int, int]:
     if not 0 <= rank < size:
         raise ConfigError(f"environment: RANK={rank} with WORLD_SIZE={size}; allowed: 0 to WORLD_SIZE - 1; {_REMEDY}")
     return rank, size
+
+
+def local_size_from_environment() -> int:
+    """Ranks that torchrun starts on this machine; without its word, all of them. Works before `start`."""
+    return _integer("LOCAL_WORLD_SIZE", rank_from_environment()[1])
 
 
 def _integer(name: str, default: int) -> int:

@@ -86,3 +86,45 @@ def start_like_a_launcher(threads: str | None) -> int:
 def test_ranks_share_the_cores_unless_the_user_says_otherwise() -> None:
     assert run_ranks(start_like_a_launcher, 1, None) == [max(1, cores() // 2)]
     assert run_ranks(start_like_a_launcher, 1, "5") == [cores() + 3]
+
+
+def mesh(sp_size: int) -> tuple[int, ...]:
+    """Where this rank stands in groups of `sp_size`, and the sum of the ranks' numbers over its group."""
+    here = world.divide(sp_size)
+    assert world.current() is here
+    assert here.leads_group == (here.sequence_rank == 0)
+    assert (here.sequence_group is None) == (sp_size == 1)
+    total = torch.tensor(here.global_rank)
+    if sp_size > 1:
+        total = collectives.sum_over_ranks(total, here.sequence_group)
+    return here.data_rank, here.data_size, here.sequence_rank, here.sequence_size, int(total)
+
+
+def test_ranks_that_follow_each_other_are_a_sequence_group() -> None:
+    assert run_ranks(mesh, 4, 2) == [(0, 2, 0, 2, 1), (0, 2, 1, 2, 1), (1, 2, 0, 2, 5), (1, 2, 1, 2, 5)]
+    assert run_ranks(mesh, 4, 4) == [(0, 1, rank, 4, 6) for rank in range(4)]
+    assert run_ranks(mesh, 2, 1) == [(0, 2, 0, 1, 0), (1, 2, 0, 1, 1)]
+
+
+@pytest.mark.parametrize("sp_size", [2, 3, 5, 0])
+def test_sequence_groups_are_whole(sp_size: int) -> None:
+    with pytest.raises(ConfigError) as caught:
+        world.check_sequence_size(sp_size, 9 if sp_size == 2 else 8, "run.py")
+    assert f"run.py: key 'sp_size': found {sp_size} on" in str(caught.value)
+    assert "(1, 2, 4, 8)" in str(caught.value) or "(1, 3, 9)" in str(caught.value)
+
+
+def test_a_start_that_cannot_make_the_groups_joins_nothing() -> None:
+    with pytest.raises(ConfigError, match=r"key 'sp_size': found 2 on 1 rank\(s\)"):
+        world.start(select("cpu"), 60, sp_size=2)
+    with pytest.raises(RuntimeError, match=r"before world.start"):
+        world.current()
+
+
+def test_the_ranks_of_a_machine_are_what_torchrun_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert world.local_size_from_environment() == 1
+    for name, value in {**TORCHRUN, "WORLD_SIZE": "16"}.items():
+        monkeypatch.setenv(name, value)
+    assert world.local_size_from_environment() == 16
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert world.local_size_from_environment() == 8
