@@ -12,23 +12,37 @@ Precision = Literal["auto", "bf16", "fp32"]  # the config's word for what number
 class Clip:
     """One training sample."""
 
-    video_CTHW: Tensor  # float32 in [-1, 1]; an image is a clip of one frame
+    video_CTHW: Tensor  # float32 in [-1, 1]; an image is a clip of one frame. Stored: moments, see datasets/features.py
     caption: str
     fps: float  # frames per second of video_CTHW
     row: int  # line of the manifest it came from, counted from 0; for a drawn data set, the sample number
+    size: tuple[int, int, int] | None = None  # frames, height, width in pixels, where video_CTHW does not say them
+    picture_captions: tuple[str, ...] = ()  # of pictures that follow the clip's frames; see datasets/joint.py
+    valid_THW: Tensor | None = None  # float32 over latents, the pictures' included: 0 = padding; None = no padding
 
 
 @dataclass(frozen=True)
 class Batch:
     """One micro-batch. `places` are the samples' indices in the global batch: all randomness is keyed by them."""
 
-    video_BCTHW: Tensor  # float32 in [-1, 1]
-    captions: list[str]
+    video_BCTHW: Tensor  # float32 in [-1, 1], or stored moments
+    captions: list[str]  # of each clip, then of its pictures
     fps_B: Tensor  # float32, frames per second
     step: int  # optimizer step this batch belongs to, counted from 0
     places: list[int]  # in [0, micro_batches * batch_size)
     rows: list[int]  # manifest lines
     bad_rows: list[str] = field(default_factory=list)  # messages for rows skipped while making this batch
+    size: tuple[int, int, int] | None = None  # as in Clip; ask `clip_size`
+    pictures: int = 0  # behind the frames of each clip
+    valid_BTHW: Tensor | None = None  # as in Clip
+
+    @property
+    def clip_size(self) -> tuple[int, int, int]:
+        """Frames, height and width of the clips in pixels, without their pictures."""
+        if self.size is not None:
+            return self.size
+        frames, height, width = self.video_BCTHW.shape[2:]
+        return frames - self.pictures, height, width
 
 
 @dataclass(frozen=True)

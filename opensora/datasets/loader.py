@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 from torch.utils import data
 
 from opensora.datasets.protocol import Dataset
@@ -47,13 +48,24 @@ class _MicroBatches(data.Dataset[Batch]):
 def collate(clips: list[Clip], step: int, places: list[int], bad_rows: list[str]) -> Batch:
     return Batch(
         video_BCTHW=torch.stack([clip.video_CTHW for clip in clips]),
-        captions=[clip.caption for clip in clips],
+        captions=[caption for clip in clips for caption in (clip.caption, *clip.picture_captions)],
         fps_B=torch.tensor([clip.fps for clip in clips], dtype=torch.float32),
         step=step,
         places=places,
         rows=[clip.row for clip in clips],
         bad_rows=bad_rows,
+        size=clips[0].size,
+        pictures=len(clips[0].picture_captions),
+        valid_BTHW=_stack_masks([clip.valid_THW for clip in clips]),
     )
+
+
+def _stack_masks(masks: list[Tensor | None]) -> Tensor | None:
+    """None when no clip has padding; a clip without a mask beside others is all there."""
+    some = next((mask for mask in masks if mask is not None), None)
+    if some is None:
+        return None
+    return torch.stack([torch.ones_like(some) if mask is None else mask for mask in masks])
 
 
 def build_loader(

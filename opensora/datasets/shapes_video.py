@@ -10,7 +10,7 @@ Layout: C colours (red, green, blue), T frames, H W rows and columns. Lengths ar
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -181,10 +181,37 @@ class MovingShapes:
             what.shape, self.image_size, middle_x + step_x * along_T, middle_y + step_y * along_T, radius
         )
         video = np.array(COLOURS[what.colour])[:, None, None, None] * inside_THW[None] * 2 - 1
-        choice = int(torch.randint(len(TEMPLATES), (), generator=draw.rng("caption")))
         return Clip(
             video_CTHW=torch.from_numpy(video.astype(np.float32)),
-            caption=what.caption(TEMPLATES[choice]),
+            caption=self.caption(row, draw),
             fps=self.fps,
             row=row,
         )
+
+    def caption(self, row: int, draw: Draw) -> str:
+        """The words of `clip`."""
+        choice = int(torch.randint(len(TEMPLATES), (), generator=draw.rng("caption")))
+        return self.attributes(row).caption(TEMPLATES[choice])
+
+    def captions(self, row: int) -> list[str]:
+        """Every wording that `caption` can choose."""
+        return [self.attributes(row).caption(template) for template in TEMPLATES]
+
+    def settings(self) -> dict[str, Any]:
+        """How a clip is made of any row; see datasets/features.py."""
+        names = ("num_frames", "image_size", "fps")
+        return {"type": "MovingShapes", **{name: getattr(self, name) for name in names}}
+
+    def drawn(self) -> list[str]:
+        """What is another one every time."""
+        return ["size", "place", "speed", "wording"]
+
+    def identity(self, row: int, contents: Callable[[str], str]) -> dict[str, Any]:
+        """What the row is: rows that show the same are drawn apart."""
+        return {"row": row, "shows": self.attributes(row).caption()}
+
+    def place(self, row: int) -> str:
+        return f"{self.where}: clip {row}"
+
+    def number(self, row: int) -> int:
+        return row

@@ -4,9 +4,9 @@ Layout: T frames, C colours, H W rows and columns.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -152,6 +152,33 @@ class VideoTextDataset:
             video_TCHW = video_TCHW.flip(-1)
         video_CTHW = transforms.to_range(video_TCHW.transpose(0, 1).contiguous())
         return Clip(video_CTHW, entry.text, fps, entry.index)
+
+    def settings(self) -> dict[str, Any]:
+        """How a clip is made of any row; see datasets/features.py."""
+        names = ("num_frames", "image_size", "frame_interval", "target_fps", "start", "crop", "flip", "time_range")
+        return {"type": "VideoTextDataset", **{name: getattr(self, name) for name in names}}
+
+    def drawn(self) -> list[str]:
+        """The settings by which a clip is another one every time."""
+        found = [f"{name}='random'" for name in ("start", "crop") if getattr(self, name) == "random"]
+        return found + ["flip=True"] * self.flip
+
+    def identity(self, row: int, contents: Callable[[str], str]) -> dict[str, Any]:
+        """What the row is, wherever its file lies; BadClip when the file is not there."""
+        entry = self._rows[row]
+        return {"contents": contents(entry.path), "start": entry.start, "end": entry.end}
+
+    def place(self, row: int) -> str:
+        return self._rows[row].place
+
+    def number(self, row: int) -> int:
+        return self._rows[row].index
+
+    def caption(self, row: int, draw: Draw) -> str:
+        return self._rows[row].text
+
+    def captions(self, row: int) -> list[str]:
+        return [self._rows[row].text]
 
     def _read(self, row: int, draw: Draw) -> tuple[Tensor, float]:
         """One clip's frames, resized but not cropped, uint8 [T, C, H, W], and its frames per second."""

@@ -3,6 +3,7 @@
 Shapes: B batch, C channels, T H W frames, rows, columns; L tokens. Videos lie in [-1, 1].
 """
 
+import inspect
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Protocol, Self
@@ -49,11 +50,29 @@ class Codec:
         self.device = torch.device(device)
         self.dtype = dtype
         self.captions = CaptionCache(cache_bytes)
+        # What stands in for the autoencoder and has no weights draws from stored moments, which keep their precision.
+        self._video_dtype = next((parameter.dtype for parameter in self.vae.parameters()), torch.float32)
 
     @torch.no_grad()
     def encode_video(self, video_BCTHW: Tensor, rngs: Sequence[Generator] | None = None) -> Tensor:
         """Normalised latents [B, C, t, h, w], float32. rngs: one per sample to draw from the posterior; None = mode."""
-        return self.vae.encode(video_BCTHW.to(self.device, self.dtype), rngs).float()
+        return self.vae.encode(video_BCTHW.to(self.device, self._video_dtype), rngs).float()
+
+    @torch.no_grad()
+    def encode_moments(self, video_BCTHW: Tensor, rngs: Sequence[Generator]) -> Tensor:
+        """Mean, then deviation, of the normalised latents on channels: float32 [B, 2 C, t, h, w], for `draw_latents`.
+
+        rngs: one per sample, for an autoencoder whose posterior depends on a draw of its own (OpenSoraVAE_V1_2's on the
+        spatial latents): it is made here, once for all epochs.
+        """
+        drawn = {"rngs": rngs} if "rngs" in inspect.signature(self.vae.posterior).parameters else {}
+        posterior = self.vae.posterior(video_BCTHW.to(self.device, self._video_dtype), **drawn)
+        normalise = self.vae.normalise if hasattr(self.vae, "normalise") else self.vae.latents.normalise
+        ones = torch.ones_like(posterior.mean, dtype=torch.float64)
+        deviation = (0.5 * posterior.logvar).exp() * (
+            normalise(ones) - normalise(0 * ones)
+        )  # the scale of each channel
+        return torch.cat([normalise(posterior.mean), deviation], dim=1).float()
 
     @torch.no_grad()
     def decode_video(self, z_BCTHW: Tensor, num_frames: int | None = None) -> Tensor:
@@ -91,6 +110,15 @@ class Codec:
         on_host = Condition(text, None if mask_1L is None else mask_1L.cpu())
         self.captions.put(caption, on_host)
         return on_host
+
+
+def draw_latents(moments_BCTHW: Tensor, rngs: Sequence[Generator] | None) -> Tensor:
+    """What `encode_video` gives, from what `encode_moments` gave."""
+    mean, deviation = moments_BCTHW.float().chunk(2, dim=1)
+    if rngs is None:
+        return mean
+    noise = torch.stack([torch.randn(mean.shape[1:], generator=rng) for rng in rngs])  # the numbers of Gaussian.draw
+    return mean + deviation * noise.to(mean.device)
 
 
 class CaptionCache:

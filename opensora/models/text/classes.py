@@ -55,6 +55,11 @@ class ClassLabels:
         self.device = torch.device(device)
         return self
 
+    @staticmethod
+    def cleaned(caption: str, **config: Any) -> str:
+        """What is left of a caption when all that makes no difference is gone."""
+        return caption.strip().casefold()
+
     def encode(self, captions: Sequence[str]) -> Condition:
         """Labels int64 [B], no mask. DataError for a caption that is no class."""
         return Condition(torch.tensor([self.label(caption) for caption in captions], device=self.device), None)

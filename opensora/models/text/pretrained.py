@@ -129,9 +129,14 @@ class PretrainedEncoder(abc.ABC):
             self.model.to(device=self.device, dtype=self.dtype)
         return self
 
-    def prepare(self, caption: str) -> str:
-        """The caption as the tokenizer gets it."""
+    @staticmethod
+    def cleaned(caption: str, **config: Any) -> str:
+        """The caption as the tokenizer gets it; config: the arguments of the constructor that matter for it."""
         return caption
+
+    def prepare(self, caption: str) -> str:
+        """`cleaned` as this encoder was made."""
+        return self.cleaned(caption)
 
     @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> Condition:

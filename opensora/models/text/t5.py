@@ -50,5 +50,9 @@ class T5Encoder(PretrainedEncoder):
 
         return T5EncoderModel.from_pretrained(self.from_pretrained, **options)
 
+    @staticmethod
+    def cleaned(caption: str, use_text_preprocessing: bool = True, **config: Any) -> str:
+        return preprocess(caption, use_text_preprocessing)
+
     def prepare(self, caption: str) -> str:
-        return preprocess(caption, self.use_text_preprocessing)
+        return self.cleaned(caption, self.use_text_preprocessing)

@@ -1,0 +1,315 @@
+"""Features encoded before training: latents and text states in files that are named by what they were made from.
+
+    FOLDER/files/                     of each source file: size, time of change, hash of its bytes; it is read once
+    FOLDER/video-HASH/about.json      one folder per autoencoder (config, weights, precision)
+                      clips-HASH.json one file per way of cutting clips: frames, pixels, start, crop, ...
+                      ab/cdef.safetensors  the moments of one clip: mean, then deviation, on channels
+    FOLDER/text-HASH/                 the same for text encoders; items are named by the cleaned caption
+
+A changed caption, video or setting is another name, so nothing else is made again. Every file is written beside and
+renamed: whatever has its name is whole. tools/features/encode.py fills a folder, training/features.py opens it.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from opensora.config import digest
+from opensora.datasets.protocol import Dataset
+from opensora.datasets.report import Report
+from opensora.errors import BadClip, ConfigError, DataError
+from opensora.random import Draw, key_seed
+from opensora.types import Clip
+
+_CHUNK_BYTES = 2**22
+_BAD = ".bad"  # beside an item: why the clip could not be encoded
+
+
+class Storable(Dataset, Protocol):
+    """A data set that can say what a clip is without making it."""
+
+    def settings(self) -> dict[str, Any]:
+        """How clips are made of any row, as plain values."""
+
+    def drawn(self) -> list[str]:
+        """The settings by which a clip depends on the draw, in words; none where a row is always the same clip."""
+
+    def identity(self, row: int, contents: Callable[[str], str]) -> dict[str, Any]:
+        """What a row is, as plain values; `contents` hashes a file. BadClip when a file is not there."""
+
+    def place(self, row: int) -> str:
+        """How a message names the row."""
+
+    def number(self, row: int) -> int:
+        """What `Clip.row` says of the row."""
+
+    def caption(self, row: int, draw: Draw) -> str:
+        """The caption that `clip` gives, without making the clip."""
+
+    def captions(self, row: int) -> list[str]:
+        """Every caption that `caption` can give."""
+
+
+def key_of(*parts: Any) -> str:
+    """32 hex digits that differ when any of the plain values does."""
+    text = json.dumps(parts, sort_keys=True, default=list)
+    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Have `write` fill a file beside `path`, flush and rename it; DataError when the place cannot be written."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(beside)
+        with beside.open("rb") as written:
+            os.fsync(written.fileno())
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        reason = error.strerror or error
+        raise DataError(f"{path}: cannot be written ({reason}); choose a writable place with free space") from error
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    text = json.dumps(values, indent=2, default=list) + "\n"
+    write_whole(path, lambda beside: _discard(beside.write_text(text, encoding="utf-8")))
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """None when the file is not there; DataError when it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); delete it and encode again") from error
+
+
+def _discard(_: object) -> None:
+    """Some functions return what nobody asked for."""
+
+
+class Contents:
+    """Hashes of files and folders by their bytes.
+
+    A hash is kept under the file's path and taken again while size and time of change are the same, or when the file is
+    no longer there: training from stored features needs no footage. remember: write what was found out.
+    """
+
+    def __init__(self, folder: Path, remember: bool = False):
+        self.folder = folder / "files"
+        self.remember = remember
+
+    def of(self, path: str) -> str:
+        """The hash; BadClip when the path neither exists nor was ever read."""
+        path = os.path.abspath(path)
+        if os.path.isdir(path):
+            names = sorted(str(file.relative_to(path)) for file in Path(path).rglob("*") if file.is_file())
+            found = key_of([(name, self.of(os.path.join(path, name))) for name in names])
+            self._keep(path, {"contents": found})
+            return found
+        known = read_json(self._record(path))
+        try:
+            stat = os.stat(path)
+        except OSError as error:
+            if known is None:
+                raise BadClip(f"{path}: {error.strerror}; check the path or remove the row") from error
+            return known["contents"]
+        state = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+        if known is not None and known.items() >= state.items():
+            return known["contents"]
+        try:
+            found = _hash_bytes(path)
+        except OSError as error:
+            raise BadClip(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+        self._keep(path, {**state, "contents": found})
+        return found
+
+    def _keep(self, path: str, record: dict[str, Any]) -> None:
+        if self.remember:
+            write_json(self._record(path), {"path": path, **record})
+
+    def _record(self, path: str) -> Path:
+        name = key_of(path)
+        return self.folder / name[:2] / f"{name[2:]}.json"
+
+
+def _hash_bytes(path: str) -> str:
+    found = hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            found.update(chunk)
+    return found.hexdigest()
+
+
+@dataclass(frozen=True)
+class Store:
+    """The items that one network made."""
+
+    path: Path
+
+    @classmethod
+    def place(cls, folder: str | Path, kind: str, about: Mapping[str, Any]) -> "Store":
+        """Where the items of the network that `about` describes belong. kind: "video" or "text"."""
+        return cls(Path(folder) / f"{kind}-{digest(about)}")
+
+    @classmethod
+    def find(cls, folder: str | Path, kind: str, about: Mapping[str, Any], where: str, remedy: str) -> "Store":
+        """The store that was filled by this very network; ConfigError says what other ones there are."""
+        found = cls.place(folder, kind, about)
+        if found.about() is None:
+            others = {path.parent.name: read_json(path) or {} for path in Path(folder).glob(f"{kind}-*/about.json")}
+            told = {name: difference(about, other["network"]) for name, other in others.items()}
+            nearest = min(told.values(), key=len, default="nothing is stored there yet")
+            raise ConfigError(f"{where}: {folder} holds no features of this network: {nearest}; {remedy}")
+        return found
+
+    def about(self) -> dict[str, Any] | None:
+        """What the network is under "network", and what it tells of its features beside it."""
+        return read_json(self.path / "about.json")
+
+    def file(self, key: str) -> Path:
+        return self.path / key[:2] / f"{key[2:]}.safetensors"
+
+    def has(self, key: str) -> bool:
+        """Whether the item is there and whole, as far as its header and length tell."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.file(key), "pt"):
+                return True
+        except (OSError, SafetensorError):
+            return False
+
+    def write(self, key: str, tensors: Mapping[str, Tensor], **facts: str) -> None:
+        from safetensors.torch import save_file
+
+        whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        write_whole(self.file(key), lambda beside: save_file(whole, beside, metadata=facts))
+        self._bad(key).unlink(missing_ok=True)
+
+    def read(self, key: str) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+        """Tensors and facts of an item; None when it is missing or damaged."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.file(key), "pt") as opened:
+                return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
+        except (OSError, SafetensorError):
+            return None
+
+    def refuse(self, key: str, reason: str) -> None:
+        """Note why an item cannot be made, so that training skips its row as it would without a store."""
+        write_json(self._bad(key), {"reason": reason})
+
+    def refused(self, key: str) -> str | None:
+        """Why the item could not be made; None when it was never tried."""
+        found = read_json(self._bad(key))
+        return None if found is None else found["reason"]
+
+    def _bad(self, key: str) -> Path:
+        return self.file(key).with_suffix(_BAD)
+
+
+def difference(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    """In which plain values two descriptions differ, in words."""
+    here, there = dict(_flat(mine)), dict(_flat(theirs))
+    told = [
+        f"{name} is {there.get(name, 'not set')} there and {here.get(name, 'not set')} here"
+        for name in sorted(here.keys() | there.keys())
+        if here.get(name) != there.get(name)
+    ]
+    return ", ".join(told)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, json.dumps(value, default=list)
+
+
+class ClipNames:
+    """The names of a data set's items: (settings, identity of the row, variant) -> key.
+
+    variants: how many draws of each row there are; a data set that draws nothing has one.
+    """
+
+    def __init__(self, dataset: Storable, contents: Contents, variants: int):
+        self.dataset = dataset
+        self.contents = contents
+        self.variants = variants
+        self._settings = dataset.settings()
+
+    def of(self, row: int, variant: int) -> tuple[str, Draw]:
+        """The item's key, and the draw that makes the clip; BadClip names the row."""
+        try:
+            identity = self.dataset.identity(row, self.contents.of)
+        except BadClip as error:
+            raise BadClip(f"{self.dataset.place(row)}: {error}") from error
+        key = key_of(self._settings, identity)
+        return key_of(key, variant), Draw(key_seed(0, "variant", key), 0, variant)
+
+
+def settings_file(store: Store, dataset: Storable) -> Path:
+    return store.path / f"clips-{digest(dataset.settings())}.json"
+
+
+class StoredClips:
+    """A data set whose clips are read from a store: `Clip.video_CTHW` then holds moments, `Clip.size` the pixels.
+
+    Raises ConfigError when the store holds no clips made by these settings.
+    """
+
+    def __init__(self, dataset: Storable, store: Store, contents: Contents, where: str, remedy: str):
+        made = read_json(settings_file(store, dataset))
+        if made is None:
+            others = [read_json(path) or {} for path in store.path.glob("clips-*.json")]
+            told = [difference(dataset.settings(), other["settings"]) for other in others]
+            nearest = min(told, key=len, default="no clips are stored there yet")
+            raise ConfigError(f"{where}: {store.path} holds no clips of this data set's settings: {nearest}; {remedy}")
+        self.dataset = dataset
+        self.store = store
+        self.remedy = remedy
+        self.names = ClipNames(dataset, contents, made["variants"])
+        self.latent_size: list[int] = made["latent_size"]
+        self.fps: float = made["fps"]
+        self.where = dataset.where
+        self.num_frames = dataset.num_frames
+        self.image_size = dataset.image_size
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def report(self) -> Report:
+        return self.dataset.report()
+
+    def clip(self, row: int, draw: Draw) -> Clip:
+        """The stored moments of one of the row's variants; BadClip where encoding met one, DataError where none was made."""
+        variant = 0
+        if self.names.variants > 1:
+            variant = int(torch.randint(self.names.variants, (), generator=draw.rng("variant")))
+        key, made_by = self.names.of(row, variant)
+        found = self.store.read(key)
+        if found is None:
+            reason = self.store.refused(key)
+            if reason is not None:
+                raise BadClip(reason)
+            raise DataError(f"{self.dataset.place(row)}: its latents are not in {self.store.path}; {self.remedy}")
+        tensors, facts = found
+        return Clip(
+            tensors["moments"],
+            self.dataset.caption(row, made_by),
+            float(facts["fps"]),
+            self.dataset.number(row),
+            size=(self.num_frames, *self.image_size),
+        )
