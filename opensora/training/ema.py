@@ -24,14 +24,13 @@ class Ema:
         torch._foreach_lerp_(list(self._pieces.values()), [masters[name] for name in self._pieces], 1 - self._decay)
 
     def state(self) -> dict[str, Any]:
-        """Live tensors under `ema/NAME`, to save or to load into."""
+        """Tensors under `ema/NAME`, to save or to load into. All ranks call."""
         return {**self._engine.sharded(self._pieces, "ema")}
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take over the entries `state()` names."""
-        for key, live in self.state().items():
-            live.to_local().copy_(state[key].to_local())
+        """Take over the entries `state()` names. All ranks call."""
+        self._engine.load_sharded(self._pieces, "ema", state)
 
     def weights(self) -> dict[str, Tensor]:
         """Whole averaged weights on the main rank, {} elsewhere, as `Engine.full_weights`. All ranks call."""

@@ -46,7 +46,9 @@ def go_on(engine: Any, ema: Ema, step: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize(("plugin", "ranks"), [("ddp", 1), ("ddp", 2), ("zero1", 2), ("zero2", 2), ("zero2", 4)])
+@pytest.mark.parametrize(
+    ("plugin", "ranks"), [("ddp", 1), ("ddp", 2), ("zero1", 2), ("zero2", 2), ("zero2", 4), ("fsdp", 2)]
+)
 def test_the_same_ranks_go_on_bit_for_bit(tmp_path: Path, plugin: str, ranks: int, dtype: str) -> None:
     uninterrupted = run_ranks(write, ranks, str(tmp_path), plugin, dtype)[0]
     resumed = run_ranks(resume, ranks, str(tmp_path), plugin, dtype)[0]
@@ -57,7 +59,7 @@ def test_the_same_ranks_go_on_bit_for_bit(tmp_path: Path, plugin: str, ranks: in
     assert resumed["weights"]["calls"] == 7
 
 
-PLACES = [("ddp", 1), ("ddp", 2), ("zero1", 2), ("zero2", 1), ("zero2", 2), ("zero2", 4)]
+PLACES = [("ddp", 1), ("ddp", 2), ("zero1", 2), ("zero2", 1), ("zero2", 2), ("zero2", 4), ("fsdp", 2)]
 
 
 @pytest.mark.parametrize(("plugin", "ranks"), PLACES)
@@ -71,7 +73,7 @@ def test_float32_goes_on_anywhere(tmp_path: Path, plugin: str, ranks: int) -> No
         )
 
 
-@pytest.mark.parametrize(("before", "after"), itertools.permutations([("zero1", 2), ("zero2", 1), ("zero2", 4)], 2))
+@pytest.mark.parametrize(("before", "after"), itertools.permutations([("zero1", 2), ("zero2", 1), ("fsdp", 4)], 2))
 def test_bfloat16_goes_on_with_any_number_of_zero_ranks(tmp_path: Path, before: tuple, after: tuple) -> None:
     uninterrupted = run_ranks(write, before[1], str(tmp_path), before[0], "bf16")[0]
     resumed = run_ranks(resume, after[1], str(tmp_path), after[0], "bf16")[0]
@@ -95,7 +97,7 @@ def average_by_hand(plugin: str) -> None:
     assert not average or not torch.equal(average["qkv.weight"], now["qkv.weight"])
 
 
-@pytest.mark.parametrize("plugin", ["ddp", "zero2"])
+@pytest.mark.parametrize("plugin", ["ddp", "zero2", "fsdp"])
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_the_average_is_that_of_the_whole_weights(plugin: str, ranks: int) -> None:
     run_ranks(average_by_hand, ranks, plugin)

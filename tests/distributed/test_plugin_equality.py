@@ -34,6 +34,10 @@ def plain() -> dict[str, Any]:
         ("zero2", 2, {}),
         ("zero2", 2, {"tiny_buckets": True}),
         ("zero2", 4, {}),
+        ("fsdp", 1, {}),
+        ("fsdp", 2, {}),
+        ("fsdp", 2, {"reshard_after_forward": False}),
+        ("fsdp", 4, {}),
     ],
 )
 def test_float32_runs_agree(plain: dict[str, Any], plugin: str, ranks: int, config: dict) -> None:
@@ -47,7 +51,7 @@ def test_float32_runs_agree(plain: dict[str, Any], plugin: str, ranks: int, conf
     )
 
 
-@pytest.mark.parametrize("plugin", ["ddp", "zero1", "zero2"])
+@pytest.mark.parametrize("plugin", ["ddp", "zero1", "zero2", "fsdp"])
 def test_bfloat16_does_not_depend_on_the_number_of_ranks(plain: dict[str, Any], plugin: str) -> None:
     alone = run_ranks(tiny.train, 1, plugin, "bf16", STEPS, {})[0]
     shared = run_ranks(tiny.train, 2, plugin, "bf16", STEPS, {})[0]
@@ -77,7 +81,7 @@ def touched_on_one_rank(plugin: str) -> bool:
     return engine.full_weights().get("sometimes", torch.zeros(7)).ne(tiny.make().sometimes.detach()).all().item()
 
 
-@pytest.mark.parametrize("plugin", ["ddp", "zero1", "zero2"])
+@pytest.mark.parametrize("plugin", ["ddp", "zero1", "zero2", "fsdp"])
 def test_parameters_without_gradient_are_left_alone(plugin: str) -> None:
     """Not even weight decay may move what no sample used; what one rank used moves on all."""
     assert run_ranks(untouched_parameters, 2, plugin)[0] == (True, True, True)
@@ -98,7 +102,7 @@ def meet_infinity(plugin: str, dtype: str) -> None:
     assert all(map(math.isfinite, losses + norms))
 
 
-@pytest.mark.parametrize("plugin", ["ddp", "zero1", "zero2"])
+@pytest.mark.parametrize("plugin", ["ddp", "zero1", "zero2", "fsdp"])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_a_gradient_that_is_not_finite_updates_nothing(plugin: str, dtype: str) -> None:
     run_ranks(meet_infinity, 2, plugin, dtype)
@@ -109,7 +113,7 @@ def start_from_other_weights(plugin: str) -> list[float]:
     return tiny.run_steps(engine, 0, 3)[0]
 
 
-@pytest.mark.parametrize("plugin", ["ddp", "zero2"])
+@pytest.mark.parametrize("plugin", ["ddp", "zero2", "fsdp"])
 def test_all_ranks_begin_with_the_weights_of_rank_0(plugin: str) -> None:
     expected, _, _ = tiny.run_plainly(3)
     torch.testing.assert_close(run_ranks(start_from_other_weights, 2, plugin)[1], expected, rtol=1e-5, atol=1e-6)
@@ -138,7 +142,7 @@ def set_rate(plugin: str) -> bool:
     return all(torch.equal(value, before[name]) for name, value in engine.full_weights().items())
 
 
-@pytest.mark.parametrize("plugin", ["ddp", "zero1", "zero2"])
+@pytest.mark.parametrize("plugin", ["ddp", "zero1", "zero2", "fsdp"])
 def test_the_learning_rate_reaches_the_optimizer(plugin: str) -> None:
     assert all(run_ranks(set_rate, 2, plugin))
 

@@ -1,0 +1,65 @@
+"""Flat pieces of tensors that ranks hold: from the cut a plugin makes to the even one of checkpoints, and back."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from opensora.parallel import collectives
+
+Range = tuple[int, int]  # first element, one past the last
+Cut = Mapping[str, Sequence[Range]]  # name -> what each rank holds of the flat tensor, in rank order
+
+
+def even_cut(numels: Mapping[str, int]) -> dict[str, list[Range]]:
+    """What torch.chunk gives each rank of flat tensors of these lengths."""
+    cut = {}
+    for name, numel in numels.items():
+        length = collectives.shard_length(numel)
+        edges = [min(rank * length, numel) for rank in range(collectives.world_size() + 1)]
+        cut[name] = list(zip(edges[:-1], edges[1:], strict=True))
+    return cut
+
+
+def recut(pieces: Mapping[str, Tensor], have: Cut, want: Cut) -> dict[str, Tensor]:
+    """This rank's pieces, cut as `have` says -> new tensors cut as `want` says; one exchange for all. All ranks call.
+
+    The pieces are of one type on one device, and have the same names on every rank.
+    """
+    names, here, ranks = list(pieces), collectives.rank(), range(collectives.world_size())
+    if not names:
+        return {}
+    parcels = [
+        [pieces[name][_within(_common(have[name][here], want[name][other]), have[name][here])] for name in names]
+        for other in ranks
+    ]
+    lengths = [[_length(_common(have[name][other], want[name][here])) for name in names] for other in ranks]
+    sent = torch.cat([part for parcel in parcels for part in parcel])
+    received = sent.new_empty(sum(map(sum, lengths)))
+    if len(ranks) == 1:
+        received.copy_(sent)
+    else:
+        out = [sum(part.numel() for part in parcel) for parcel in parcels]
+        dist.all_to_all_single(received, sent, [sum(each) for each in lengths], out)
+    found = {name: sent.new_empty(_length(want[name][here])) for name in names}
+    parts = iter(received.split([length for each in lengths for length in each]))
+    for other in ranks:
+        for name in names:
+            common = _common(have[name][other], want[name][here])
+            found[name][_within(common, want[name][here])] = next(parts)
+    return found
+
+
+def _common(a: Range, b: Range) -> Range:
+    start = max(a[0], b[0])
+    return start, max(start, min(a[1], b[1]))
+
+
+def _length(each: Range) -> int:
+    return each[1] - each[0]
+
+
+def _within(part: Range, whole: Range) -> slice:
+    """Where a part of the flat tensor lies in a piece of it."""
+    return slice(part[0] - whole[0], part[1] - whole[0]) if _length(part) else slice(0, 0)
