@@ -8,14 +8,13 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from opensora.bench.peak import Peak
 from opensora.errors import OpenSoraError
 from opensora.parallel.activation import checkpoint_activations
-from opensora.platforms import select
 
 TRAINING = {"hidden_size": 256, "num_heads": 4, "depth": 8, "input_size": (16, 32, 32)}
 # CausalVAEModel as released, narrower, so that 257 frames are decoded in seconds.
@@ -74,25 +73,9 @@ def activation_bytes(checkpointed: bool) -> int:
 
 def added_bytes(work: Callable[[], object]) -> int:
     """Peak memory while `work` runs, less what was held before."""
-    device = select()
-    if device.name != "cpu":
-        before = device.peak_memory_bytes()
-        work()
-        device.synchronize()
-        return device.peak_memory_bytes() - before
-    _status_clear_peak()
-    before = _status_bytes("VmRSS")
+    peak = Peak()
     work()
-    return _status_bytes("VmHWM") - before
-
-
-def _status_clear_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the high-water mark
-
-
-def _status_bytes(name: str) -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:"))
-    return int(line.split()[1]) * 1024
+    return peak.added_bytes()
 
 
 def measured(name: str, **arguments: int) -> int:
