@@ -8,10 +8,15 @@ Paths are absolute or relative to the manifest's folder. CSV is UTF-8, with or w
 import csv
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from opensora.datasets.report import Dropped
 from opensora.errors import DataError
@@ -19,6 +24,7 @@ from opensora.errors import DataError
 Cells = dict[str, Any]  # one row: column name -> text (CSV) or value (Parquet); None for an empty Parquet cell
 
 _EXTRA = "\0extra"  # not a name that a header can hold
+MOST = 2**31 - 1  # frames or pixels
 
 
 @dataclass(frozen=True)
@@ -52,9 +58,67 @@ class ManifestRow:
 
 
 @dataclass(frozen=True)
+class Columns:
+    """What rows say in numbers, an array [n] each. 0 and NaN: the manifest does not say."""
+
+    index: NDArray[np.int64]  # among all rows of the manifest, from 0
+    num_frames: NDArray[np.int32]
+    height: NDArray[np.int32]  # pixels
+    width: NDArray[np.int32]  # pixels
+    fps: NDArray[np.float64]
+    start: NDArray[np.float64]  # seconds
+    end: NDArray[np.float64]  # seconds
+
+    def take(self, places: NDArray[np.integer]) -> "Columns":
+        return Columns(*(getattr(self, field.name)[places] for field in fields(self)))
+
+
+class Rows(Sequence[ManifestRow], ABC):
+    """Usable rows, by place, and as columns."""
+
+    columns: Columns
+
+    def __len__(self) -> int:
+        return len(self.columns.index)
+
+    @abstractmethod
+    def take(self, places: NDArray[np.integer]) -> Self:
+        """The rows at these places alone."""
+
+
+class ListedRows(Rows):
+    """Rows as objects: for manifests that fit a list."""
+
+    def __init__(self, rows: list[ManifestRow]) -> None:
+        self._rows = rows
+
+        def column(name: str, kind: type[Any]) -> NDArray[Any]:
+            return np.array([getattr(row, name) for row in rows], dtype=kind)  # None becomes NaN
+
+        def whole(name: str) -> NDArray[np.int32]:
+            return np.array([min(getattr(row, name) or 0, MOST) for row in rows], dtype=np.int32)
+
+        self.columns = Columns(
+            column("index", np.int64),
+            whole("num_frames"),
+            whole("height"),
+            whole("width"),
+            column("fps", np.float64),
+            column("start", np.float64),
+            column("end", np.float64),
+        )
+
+    def __getitem__(self, place: Any) -> Any:
+        return self._rows[place]
+
+    def take(self, places: NDArray[np.integer]) -> "ListedRows":
+        return ListedRows([self._rows[place] for place in places])
+
+
+@dataclass(frozen=True)
 class Manifest:
     path: str
-    rows: list[ManifestRow]
+    rows: Rows
     dropped: list[Dropped]
 
 
@@ -64,10 +128,17 @@ def is_parquet(path: str) -> bool:
 
 def read_table(path: str) -> Table:
     """All cells of a CSV or Parquet file. DataError when the file itself cannot be read."""
+    with readable(path):
+        return _read_parquet(path) if is_parquet(path) else _read_csv(path)
+
+
+@contextmanager
+def readable(path: str) -> Iterator[None]:
+    """DataError in words for what goes wrong with the file while it is read."""
     try:
         if os.path.isdir(path):
             raise DataError(f"{path}: found a folder; a manifest is a .csv or .parquet file; name the file")
-        return _read_parquet(path) if is_parquet(path) else _read_csv(path)
+        yield
     except FileNotFoundError:
         raise DataError(f"{path}: no such manifest; a .csv or .parquet file is needed; check the path") from None
     except OSError as error:
@@ -133,7 +204,12 @@ def read_manifest(path: str, captions: bool = True) -> Manifest:
     """Rows fit for training; the others are listed with their line and the reason.
 
     captions: False makes the text column optional, as for an autoencoder; captions are then empty.
+    Parquet is read in columns and stays so, millions of rows included.
     """
+    if is_parquet(path):
+        from opensora.datasets.parquet_rows import read_rows
+
+        return read_rows(path, captions)
     table = read_table(path)
     require_columns(table, ("path", "text") if captions else ("path",))
     folder = os.path.dirname(os.path.abspath(path))
@@ -143,42 +219,49 @@ def read_manifest(path: str, captions: bool = True) -> Manifest:
     for index, cells in enumerate(table.rows):
         line, place = table.lines[index], table.place(index)
         try:
-            row = _row(cells, index, place, folder, captions)
+            row = judge(cells, index, place, folder, captions)
             first = seen.setdefault((row.path, row.start, row.end), line)
             if first != line:
-                raise _Refused("duplicate row", f"repeats the path, start and end of line {first}; remove one of them")
-        except _Refused as refused:
+                raise repeated(first)
+        except Refused as refused:
             dropped.append(Dropped(refused.reason, f"{place}: {refused}"))
         else:
             rows.append(row)
-    return Manifest(path, rows, dropped)
+    return Manifest(path, ListedRows(rows), dropped)
 
 
-class _Refused(Exception):
+class Refused(Exception):
+    """Why a row is not used; `reason` in a few words that rows share."""
+
     def __init__(self, reason: str, sentence: str) -> None:
         super().__init__(sentence)
         self.reason = reason
 
 
-def _row(cells: Cells, index: int, place: str, folder: str, captions: bool) -> ManifestRow:
+def repeated(line: int) -> Refused:
+    return Refused("duplicate row", f"repeats the path, start and end of line {line}; remove one of them")
+
+
+def judge(cells: Cells, index: int, place: str, folder: str, captions: bool) -> ManifestRow:
+    """The row that cells make; raises Refused."""
     check_cells(cells)
     path = str(cells.get("path") or "").strip()
     if not path:
-        raise _Refused("empty path", "the path is empty; every row needs a file; fill it in or remove the row")
+        raise Refused("empty path", "the path is empty; every row needs a file; fill it in or remove the row")
     text = str(cells.get("text") or "").strip() if captions else ""
     if captions and not text:
-        raise _Refused("empty caption", "the caption is empty; every row needs one; fill it in or remove the row")
-    start, end = _number(cells, "start", low=0.0), _number(cells, "end", low=0.0)
+        raise Refused("empty caption", "the caption is empty; every row needs one; fill it in or remove the row")
+    start, end = number(cells, "start", low=0.0), number(cells, "end", low=0.0)
     if end is not None and end <= (start or 0.0):
-        raise _Refused("bad number", f"end is {end:g} and start {start or 0:g}; end must be later, in seconds")
-    num_frames, height, width = (_number(cells, name, low=1) for name in ("num_frames", "height", "width"))
+        raise Refused("bad number", f"end is {end:g} and start {start or 0:g}; end must be later, in seconds")
+    num_frames, height, width = (number(cells, name, low=1) for name in ("num_frames", "height", "width"))
     return ManifestRow(
         index,
         place,
         os.path.normpath(os.path.join(folder, path)),
         text,
         None if num_frames is None else int(num_frames),
-        _number(cells, "fps", low=1e-3),
+        number(cells, "fps", low=1e-3),
         None if height is None else int(height),
         None if width is None else int(width),
         start,
@@ -190,13 +273,14 @@ def check_cells(cells: Mapping[str, Any]) -> None:
     """Refuse a row that is not UTF-8 or has more cells than the header."""
     if _EXTRA in cells:
         sentence = f"{len(cells[_EXTRA])} more cells than the header; put quotes around text that holds a comma"
-        raise _Refused("too many cells", sentence)
+        raise Refused("too many cells", sentence)
     for name, cell in cells.items():
         if isinstance(cell, str) and any("\udc80" <= letter <= "\udcff" for letter in cell):
-            raise _Refused("not UTF-8", f"column {name!r} is not UTF-8; manifests are UTF-8; save the file as UTF-8")
+            raise Refused("not UTF-8", f"column {name!r} is not UTF-8; manifests are UTF-8; save the file as UTF-8")
 
 
-def _number(cells: Cells, name: str, low: float) -> float | None:
+def number(cells: Mapping[str, Any], name: str, low: float) -> float | None:
+    """A number of at least `low`, None for an empty cell; raises Refused."""
     cell = cells.get(name)
     if cell is None or cell == "" or cell != cell:  # an empty cell of a numeric column may arrive as NaN
         return None
@@ -205,7 +289,7 @@ def _number(cells: Cells, name: str, low: float) -> float | None:
     except (TypeError, ValueError):
         value = float("nan")
     if not low <= value < float("inf"):
-        raise _Refused(
+        raise Refused(
             "bad number", f"{name} is {cell!r}; a number of at least {low:g} is allowed; mend it or leave it empty"
         )
     return value
@@ -221,9 +305,9 @@ def usable_rows(table: Table) -> tuple[list[tuple[int, Cells]], list[str]]:
             check_cells(cells)
             path = str(cells.get("path") or "").strip()
             if "path" in table.columns and not path:
-                raise _Refused("empty path", "the path is empty; fill it in or remove the row")
+                raise Refused("empty path", "the path is empty; fill it in or remove the row")
             kept.append((index, {**cells, "path": os.path.normpath(os.path.join(folder, path))} if path else cells))
-        except _Refused as refused:
+        except Refused as refused:
             messages.append(f"{table.place(index)}: {refused}")
     return kept, messages
 

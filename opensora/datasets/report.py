@@ -17,6 +17,7 @@ class Dropped:
 
     reason: str  # a few words that rows share, such as "empty caption"
     message: str  # one sentence that names the file and the line
+    more: int = 0  # rows of the same reason that this one stands for as well
 
 
 @dataclass(frozen=True)
@@ -26,25 +27,34 @@ class Report:
     where: str  # the manifest, or the name of a drawn data set
     rows: int
     kept: int
-    dropped: dict[str, list[str]] = field(default_factory=dict)  # reason -> one message per row
+    dropped: dict[str, list[str]] = field(default_factory=dict)  # reason -> a message per row, of very many the first
+    more: dict[str, int] = field(default_factory=dict)  # reason -> dropped rows without a message
     buckets: dict[str, int] = field(default_factory=dict)  # "frames x height x width" -> clips
 
     @classmethod
     def of(cls, where: str, kept: int, dropped: list[Dropped], buckets: dict[str, int] | None = None) -> "Report":
         reasons: dict[str, list[str]] = {}
+        more: dict[str, int] = {}
         for row in dropped:
             reasons.setdefault(row.reason, []).append(row.message)
-        return cls(where, kept + len(dropped), kept, reasons, buckets or {})
+            if row.more:
+                more[row.reason] = more.get(row.reason, 0) + row.more
+        return cls(where, kept + rows_of(dropped), kept, reasons, more, buckets or {})
+
+    def count(self, reason: str) -> int:
+        """Rows dropped for this reason."""
+        return len(self.dropped[reason]) + self.more.get(reason, 0)
 
     def lines(self) -> list[str]:
         """The report as plain lines, for a log."""
         found = [f"{self.where}: {self.rows} rows in, {self.kept} kept, {self.rows - self.kept} dropped"]
         found += [f"  {size}: {clips} clips" for size, clips in self.buckets.items()]
         for reason, messages in self.dropped.items():
-            found.append(f"  dropped, {reason}: {len(messages)}")
+            count = self.count(reason)
+            found.append(f"  dropped, {reason}: {count}")
             found += [f"    {message}" for message in messages[:SHOWN]]
-            if len(messages) > SHOWN:
-                found.append(f"    ... and {len(messages) - SHOWN} more")
+            if count > SHOWN:
+                found.append(f"    ... and {count - SHOWN} more")
         return found
 
     def table(self) -> "Table":
@@ -54,8 +64,9 @@ class Report:
         table = Table("rows", "count", "which", title=self.where)
         table.add_row("in", str(self.rows), "")
         for reason, messages in self.dropped.items():
-            more = [f"... and {len(messages) - SHOWN} more"] if len(messages) > SHOWN else []
-            table.add_row(f"dropped: {reason}", str(len(messages)), "\n".join(messages[:SHOWN] + more))
+            count = self.count(reason)
+            more = [f"... and {count - SHOWN} more"] if count > SHOWN else []
+            table.add_row(f"dropped: {reason}", str(count), "\n".join(messages[:SHOWN] + more))
         table.add_row("kept", str(self.kept), "\n".join(f"{size}: {n} clips" for size, n in self.buckets.items()))
         return table
 
@@ -63,8 +74,12 @@ class Report:
         """Raise DataError when nothing is left to train on."""
         if self.kept:
             return
-        why = "; ".join(f"{reason}: {len(messages)}, first {messages[0]}" for reason, messages in self.dropped.items())
+        why = "; ".join(f"{reason}: {self.count(reason)}, first {told[0]}" for reason, told in self.dropped.items())
         raise DataError(
             f"{self.where}: no usable row out of {self.rows}{f' ({why})' if why else ''}; "
             "training needs at least one; mend the rows or lower num_frames"
         )
+
+
+def rows_of(dropped: list[Dropped]) -> int:
+    return sum(1 + row.more for row in dropped)

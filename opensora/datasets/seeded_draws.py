@@ -105,4 +105,5 @@ def _upper_half(a: U64, b: np.uint64) -> U64:
 
 def _output(state: _Wide) -> U64:
     folded, turn = state[0] ^ state[1], state[0] >> np.uint64(58)
-    return (folded >> turn) | (folded << ((np.uint64(64) - turn) & np.uint64(63)))
+    turned: U64 = np.bitwise_or(folded >> turn, folded << ((np.uint64(64) - turn) & np.uint64(63)))
+    return turned
