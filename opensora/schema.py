@@ -136,6 +136,7 @@ class TrainRun:
     # what is kept and shown
     run_dir: str
     save_every: int = 1000  # optimizer steps; 0 = only at the end
+    background_save: bool = True  # write checkpoints while training goes on; needs host memory for a copy of the state
     keep_last: int = 3  # checkpoints
     log_every: int = 10  # optimizer steps
     validation_dataset: Component | None = component(registry.DATASETS, None)

@@ -12,6 +12,7 @@ from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from opensora.errors import CheckpointError
+from opensora.parallel import collectives
 
 
 def open_file(path: Path, mode: str) -> IO[bytes]:
@@ -39,15 +40,16 @@ def _root_cause(error: BaseException) -> BaseException:
     return error
 
 
-def save_sharded(state: Mapping[str, Any], folder: Path) -> None:
+def save_sharded(state: Mapping[str, Any], folder: Path, group: collectives.Group = None) -> None:
     """Write `state` (tensors and DTensors) to `folder`, one file per rank, and flush it to the disk. All ranks call.
 
+    group: what the ranks exchange over; it has all of them.
     Raises OSError on every rank when one cannot write, CheckpointError when it fails in another way.
     """
     writer = dcp.FileSystemWriter(folder, overwrite=True)
     writer.fs = _Files()
     try:
-        dcp.save(dict(state), storage_writer=writer)
+        dcp.save(dict(state), storage_writer=writer, process_group=group)
     except CheckpointException as failure:
         raise _first_cause(failure, f"{folder}: the state could not be written") from failure
 

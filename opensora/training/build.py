@@ -48,6 +48,7 @@ def build_training(run: TrainRun, world: World, where: str) -> Training:
     masks = build_masks(run, where)
     folder = RunFolder(run, world)  # first: a folder that cannot be written costs nothing yet
     stop = StopRequest()  # from here on a signal ends the run after a step, with its state saved
+    stop.also_when(folder.save_failed)
     dataset = build(DATASETS, run.dataset)
     report = dataset.report()
     report.require_rows()

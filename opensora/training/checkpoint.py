@@ -5,7 +5,8 @@
                                       manifest.json    step, meta, size and SHA-256 of every file
 
 A checkpoint is written to a hidden folder beside, flushed, and renamed: a folder called step-* is complete. Every
-function here is called by all ranks, and what one rank finds or suffers, all ranks act on.
+function here is called by all ranks, and what one rank finds or suffers, all ranks act on: over all ranks' own group, or
+over `group` where the caller is a thread beside training.
 """
 
 import errno
@@ -49,6 +50,7 @@ def save(
     configs: Mapping[str, Mapping[str, Any]],
     meta: Mapping[str, Any],
     keep_last: int,
+    group: collectives.Group = None,
 ) -> Path:
     """Write the checkpoint of `step`, then delete all but the newest `keep_last` (0 keeps all).
 
@@ -60,18 +62,19 @@ def save(
     """
     root = Path(run_dir) / "checkpoints"
     final, beside = root / f"{_STEP}{step:08d}", root / f"{_PARTIAL}{_STEP}{step:08d}"
+    on_main, on_all = partial(_on_main, group=group), partial(_on_all, group=group)
     try:
-        _on_main(lambda: _make_room(root, beside))
-        _on_all(lambda: storage.save_sharded(state, beside / "state"))
-        _on_main(lambda: _write_weights(beside / "weights", weights, configs))
-        shares = _on_all(lambda: _describe(beside, _share(_files(beside))))
+        on_main(lambda: _make_room(root, beside))
+        on_all(lambda: storage.save_sharded(state, beside / "state", group))
+        on_main(lambda: _write_weights(beside / "weights", weights, configs))
+        shares = on_all(lambda: _describe(beside, _share(_files(beside))))
         files = {name: entry for share in shares for name, entry in share.items()}
-        _on_main(lambda: _publish(beside, final, {"step": step, "meta": dict(meta), "files": files}))
+        on_main(lambda: _publish(beside, final, {"step": step, "meta": dict(meta), "files": files}))
     except _Failed as failed:
-        _on_main(lambda: shutil.rmtree(beside, ignore_errors=True))
+        on_main(lambda: shutil.rmtree(beside, ignore_errors=True))
         raise CheckpointError(_explain(failed, root, f"step {step} was being saved")) from None
     try:
-        _on_main(lambda: _prune(root, step, keep_last))
+        on_main(lambda: _prune(root, step, keep_last))
     except _Failed as failed:  # the new one is safe, so the run goes on
         log.logger().warning("%s: old checkpoints could not be deleted: %s", root, failed.text)
     return final
@@ -92,14 +95,15 @@ def prepare(run_dir: Path | str) -> None:
         raise CheckpointError(_explain(failed, root, "it was being tried")) from None
 
 
-def find(run_dir: Path | str) -> Checkpoint | None:
+def find(run_dir: Path | str, up_to: int | None = None) -> Checkpoint | None:
     """The newest whole checkpoint of the run, None when it has none yet. Changes nothing on the disk.
 
+    up_to: the newest of those with at most so many optimizer steps.
     Each damaged checkpoint passed over is reported. Raises CheckpointError when all there are are damaged.
     """
     root = Path(run_dir) / "checkpoints"
     try:
-        steps = _on_main(partial(_steps, root))
+        steps = [step for step in _on_main(partial(_steps, root)) if up_to is None or step <= up_to]
         for step in steps:
             folder = root / f"{_STEP}{step:08d}"
             faults = [fault for share in _on_all(partial(_verify, folder)) for fault in share]
@@ -136,7 +140,7 @@ class _Failed(Exception):
         self.text, self.number = text, number
 
 
-def _on_all(action: Callable[[], T]) -> list[T]:
+def _on_all(action: Callable[[], T], group: collectives.Group = None) -> list[T]:
     """Every rank's result of `action`; if one raises, all raise, so that none waits for another that has left."""
     result: T | None = None
     failure: tuple[str, int | None] | None = None
@@ -146,7 +150,7 @@ def _on_all(action: Callable[[], T]) -> list[T]:
         number = error.errno if isinstance(error, OSError) else None
         text = str(error) if isinstance(error, (OSError, CheckpointError)) else f"{type(error).__name__}: {error}"
         failure = (text, number)
-    answers = collectives.gather_objects((result, failure))
+    answers = collectives.gather_objects((result, failure), group)
     for rank, (_, fault) in enumerate(answers):
         if fault is not None:
             text, number = fault
@@ -154,9 +158,9 @@ def _on_all(action: Callable[[], T]) -> list[T]:
     return [answer for answer, _ in answers]  # type: ignore[misc]
 
 
-def _on_main(action: Callable[[], T]) -> T:
+def _on_main(action: Callable[[], T], group: collectives.Group = None) -> T:
     """The main rank's result of `action`, which runs there alone."""
-    return _on_all(lambda: action() if collectives.rank() == 0 else None)[0]  # type: ignore[return-value]
+    return _on_all(lambda: action() if collectives.rank() == 0 else None, group)[0]  # type: ignore[return-value]
 
 
 def _explain(failed: _Failed, root: Path, doing: str) -> str:

@@ -3,20 +3,26 @@
 RUN_DIR/config.json  checkpoints/  metrics.jsonl  tensorboard/
 """
 
+import copy
 import errno
 import fcntl
 import json
 import os
 import socket
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from opensora.config import as_dict
 from opensora.errors import CheckpointError, WeightsError
 from opensora.log import logger
+from opensora.parallel import collectives
+from opensora.parallel.background import Background
 from opensora.parallel.collectives import broadcast_object
 from opensora.parallel.engine import Engine
+from opensora.parallel.host_copy import HostCopy
 from opensora.parallel.world import World
 from opensora.schema import TrainRun
 from opensora.training import checkpoint
@@ -29,6 +35,7 @@ WEIGHTS, AVERAGE, RIVAL = "model", "ema", "discriminator"  # names below a check
 HARMLESS = {
     "steps",
     "save_every",
+    "background_save",
     "log_every",
     "keep_last",
     "num_workers",
@@ -48,6 +55,8 @@ class RunFolder:
         self.world = world
         self._claim()
         checkpoint.prepare(self.path)
+        self._background = Background(run.timeout_seconds) if run.background_save else None
+        self._host = HostCopy()
 
     def _claim(self) -> None:
         """One run at a time: a second one would delete what the first is saving. Raises CheckpointError on all ranks."""
@@ -85,8 +94,35 @@ class RunFolder:
         logger().info("resumed from %s at step %d", found.folder, found.step)
         return found.step, list(found.meta["bad_rows"])
 
-    def save(self, step: int, bad_rows: list[str]) -> None:
-        """Write the checkpoint of `step`; CheckpointError when the disk refuses, earlier ones are untouched."""
+    def save(self, step: int, bad_rows: list[str]) -> float:
+        """Copy the state of `step` and have it written beside training; returns the seconds that training waited.
+
+        The save before is waited for first. Raises CheckpointError, on every rank, when that one failed, or when this one
+        did and `background_save` is off; earlier checkpoints are untouched. `finish` waits for this one.
+        """
+        began = time.monotonic()
+        self.finish()
+        write = self._copy(step, bad_rows)
+        waited = time.monotonic() - began
+        if self._background is not None:
+            self._background.start(lambda group: self._report(step, write(group), waited, began))
+            return time.monotonic() - began
+        folder = write(None)
+        waited = time.monotonic() - began
+        self._report(step, folder, waited, began)
+        return waited
+
+    def finish(self) -> None:
+        """Wait until the last save is on the disk; CheckpointError, on every rank, when it failed."""
+        if self._background is not None:
+            self._background.wait()
+
+    def save_failed(self) -> bool:
+        """Whether the save that is or was written beside training has failed; `finish` or the next save raises why."""
+        return self._background is not None and self._background.failed
+
+    def _copy(self, step: int, bad_rows: list[str]) -> Callable[[collectives.Group], Path]:
+        """Everything that a checkpoint holds, as it is now; the function writes it."""
         weights = {WEIGHTS: self.engine.full_weights()}
         if self.ema is not None:
             weights[AVERAGE] = self.ema.weights()
@@ -94,18 +130,27 @@ class RunFolder:
         configs = dict.fromkeys(weights, config)
         if self.rival is not None:
             weights[RIVAL], configs[RIVAL] = self.rival.weights(), dict(self.rival.config)
-        folder = checkpoint.save(
+        return partial(
+            checkpoint.save,
             self.path,
             step,
-            self._state(),
+            self._host.take(self._state()) if self._background is not None else self._state(),
             weights,
-            configs,
-            {"config": as_dict(self.run), "bad_rows": bad_rows},
+            copy.deepcopy(configs),
+            copy.deepcopy({"config": as_dict(self.run), "bad_rows": bad_rows}),
             self.run.keep_last,
         )
-        logger().info("step %d saved: %s", step, folder)
+
+    def _report(self, step: int, folder: Path, waited: float, began: float) -> None:
+        """A checkpoint counts from this line on."""
+        took = time.monotonic() - began
+        logger().info("step %d saved: %s (training waited %.2f s of %.2f s)", step, folder, waited, took)
 
     def last_good(self) -> str:
+        try:
+            self.finish()
+        except CheckpointError as error:
+            logger().error("%s", error)
         try:
             found = checkpoint.find(self.path)
         except CheckpointError:

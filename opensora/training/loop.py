@@ -28,8 +28,11 @@ from opensora.types import Batch
 class Keeper(Protocol):
     """Where checkpoints go."""
 
-    def save(self, step: int, bad_rows: list[str]) -> None:
-        """Keep the state after `step` optimizer steps; all ranks call it."""
+    def save(self, step: int, bad_rows: list[str]) -> float:
+        """Keep the state after `step` optimizer steps; all ranks call it. Returns the seconds it held training up."""
+
+    def finish(self) -> None:
+        """Wait until what was saved is on the disk; all ranks call it."""
 
     def last_good(self) -> str:
         """What a user can go back to, in words."""
@@ -87,9 +90,11 @@ def train(t: Training) -> bool:
         if t.validation is not None and (done == run.steps or (run.validate_every and done % run.validate_every == 0)):
             t.metrics.log_validation(done, validate(t))
         if done == run.steps or total.stop or (run.save_every and done % run.save_every == 0):
-            t.keeper.save(done, t.bad_rows)
+            t.metrics.log_save(done, t.keeper.save(done, t.bad_rows))
         if total.stop:
+            t.keeper.finish()
             return done == run.steps
+    t.keeper.finish()
     return True
 
 

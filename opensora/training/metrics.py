@@ -64,6 +64,13 @@ class Metrics:
         self._scalars(step, {f"validation/{name}": value for name, value in values.items()})
         logger().info("step %d validation: %s", step, ", ".join(f"{k} {v:.4f}" for k, v in values.items()))
 
+    def log_save(self, step: int, waited: float) -> None:
+        """waited: the seconds for which the save after `step` held training up."""
+        if not self.main:
+            return
+        self._append({"step": step, "save": {"waited": round(waited, 4)}})
+        self._scalars(step, {"save/waited": waited})
+
     def close(self) -> None:
         if self.main:
             self.progress.close()

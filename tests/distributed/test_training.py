@@ -81,7 +81,7 @@ def test_resume_on_the_same_ranks_is_bit_for_bit(tmp_path: Path, plugin: str, dt
     overrides = (f"plugin={plugin}", f"dtype={dtype}")
     run_ranks(train_to, 2, DEBUG, str(tmp_path / "whole"), *overrides)
     run_ranks(kill_after_three, 2, DEBUG, str(tmp_path / "cut"), *overrides)
-    assert [record["step"] for record in read(tmp_path / "cut" / "metrics.jsonl")] == [1, 2, 3]
+    assert [record["step"] for record in read(tmp_path / "cut" / "metrics.jsonl") if "loss" in record] == [1, 2, 3]
     run_ranks(train_to, 2, DEBUG, str(tmp_path / "cut"), *overrides)
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
     for name in ("model", "ema"):

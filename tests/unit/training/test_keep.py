@@ -1,8 +1,12 @@
 """The folder of a run: what changed since, whose it is, and which weights a path means."""
 
+import errno
 import logging
+import os
+import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +19,8 @@ from safetensors.torch import load_file
 
 from opensora.config import load
 from opensora.errors import CheckpointError, WeightsError
-from opensora.parallel import world
+from opensora.parallel import storage, world
+from opensora.parallel.background import finish_all
 from opensora.registry import PLUGINS, build
 from opensora.schema import TrainRun
 from opensora.training.ema import Ema
@@ -60,6 +65,12 @@ def open_folder(path: Path, value: float = 0.0, decay: float | None = 0.5, **cha
     return folder
 
 
+def keep(folder: RunFolder, step: int, *bad_rows: str) -> None:
+    """Save, and wait until it is on the disk."""
+    folder.save(step, list(bad_rows))
+    folder.finish()
+
+
 def weight(folder: RunFolder) -> float:
     return folder.engine.full_weights()["weight"][0, 0].item()
 
@@ -70,7 +81,7 @@ def test_resume_takes_over_weights_average_and_bad_rows(tmp_path: Path) -> None:
     with torch.no_grad():
         next(first.engine.masters())[1].fill_(3.0)
     first.ema.update()
-    first.save(4, ["train.csv:3: bad"])
+    keep(first, 4, "train.csv:3: bad")
     again = open_folder(tmp_path, value=7.0)
     assert again.resume() == (4, ["train.csv:3: bad"])
     assert weight(again) == 3.0
@@ -86,23 +97,23 @@ def test_last_good_before_any_save(tmp_path: Path) -> None:
 
 
 def test_changed_keys_are_reported_with_both_values(tmp_path: Path, warnings: pytest.LogCaptureFixture) -> None:
-    open_folder(tmp_path).save(1, [])
+    keep(open_folder(tmp_path), 1)
     open_folder(tmp_path, seed=7, steps=99, log_every=5, num_workers=2).resume()
     told = [record.getMessage() for record in warnings.records if record.levelno == logging.WARNING]
     assert told == [f"{tmp_path}: 'seed' was 42 and is now 7; the run goes on with the new value"]
 
 
 def test_an_unchanged_run_reports_nothing(tmp_path: Path, warnings: pytest.LogCaptureFixture) -> None:
-    open_folder(tmp_path).save(1, [])
+    keep(open_folder(tmp_path), 1)
     open_folder(tmp_path).resume()
     assert not [record for record in warnings.records if record.levelno >= logging.WARNING]
 
 
 def test_an_average_switched_on_or_off_between_starts(tmp_path: Path) -> None:
     """Off: the rest resumes. On: the checkpoint has none, which is a sentence, not a traceback."""
-    open_folder(tmp_path / "with", value=1.0).save(2, [])
+    keep(open_folder(tmp_path / "with", value=1.0), 2)
     assert open_folder(tmp_path / "with", decay=None, ema_decay=None).resume()[0] == 2
-    open_folder(tmp_path / "without", decay=None, ema_decay=None).save(2, [])
+    keep(open_folder(tmp_path / "without", decay=None, ema_decay=None), 2)
     with pytest.raises(CheckpointError, match="step-00000002"):
         open_folder(tmp_path / "without").resume()
 
@@ -135,8 +146,8 @@ def test_a_folder_belongs_to_one_run_until_that_is_gone(tmp_path: Path, holder: 
 
 def test_weights_of_a_run_a_checkpoint_a_folder_and_a_file(tmp_path: Path) -> None:
     folder = open_folder(tmp_path, value=1.0)
-    folder.save(1, [])
-    folder.save(2, [])
+    keep(folder, 1)
+    keep(folder, 2)
     step = tmp_path / "checkpoints/step-00000002"
     assert resolve_weights(str(tmp_path), ema=True) == step / "weights/ema"
     assert resolve_weights(str(tmp_path), ema=False) == step / "weights/model"
@@ -148,7 +159,7 @@ def test_weights_of_a_run_a_checkpoint_a_folder_and_a_file(tmp_path: Path) -> No
 
 
 def test_weights_of_a_run_without_an_average(tmp_path: Path) -> None:
-    open_folder(tmp_path, decay=None, ema_decay=None).save(1, [])
+    keep(open_folder(tmp_path, decay=None, ema_decay=None), 1)
     assert resolve_weights(str(tmp_path), ema=True) == tmp_path / "checkpoints/step-00000001/weights/model"
 
 
@@ -161,8 +172,107 @@ def test_weights_that_are_not_there(tmp_path: Path) -> None:
 
 
 def test_a_part_may_name_one_of_our_runs(tmp_path: Path) -> None:
-    open_folder(tmp_path).save(1, [])
+    keep(open_folder(tmp_path), 1)
     part = resolve_part({"type": "X", "from_pretrained": str(tmp_path)})
     assert part == {"type": "X", "from_pretrained": str(tmp_path / "checkpoints/step-00000001/weights/ema")}
     for elsewhere in ("hub/name", None):
         assert resolve_part({"type": "X", "from_pretrained": elsewhere}) == {"type": "X", "from_pretrained": elsewhere}
+
+
+class Gate:
+    """Stands in for the opening of a state's files: the writer waits here until it is let through."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.open = threading.Event()
+        monkeypatch.setattr(storage, "open_file", self._open_file)
+
+    def _open_file(self, path: Path, mode: str) -> Any:
+        assert self.open.wait(60)
+        return path.open(mode)
+
+
+def test_training_goes_on_while_a_save_is_written_and_changes_nothing_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything that training changes is changed between the copy and the first byte on the disk."""
+    folder, gate, bad_rows = open_folder(tmp_path, value=1.0), Gate(monkeypatch), ["train.csv:3: bad"]
+    train_a_step(folder)
+    before = {key: value.clone() for key, value in local(folder).items()}
+    folder.save(1, bad_rows)
+    train_a_step(folder)
+    bad_rows.append("train.csv:4: bad")
+    assert not (tmp_path / "checkpoints/step-00000001").exists()
+    gate.open.set()
+    folder.finish()
+    again = open_folder(tmp_path, value=7.0)
+    assert again.resume() == (1, ["train.csv:3: bad"])
+    after = local(again)
+    changed = [key for key, value in local(folder).items() if not torch.equal(value, before[key])]
+    assert sorted(changed) == sorted(before)  # master, both moments, the step count and the average
+    for key, value in before.items():
+        assert torch.equal(after[key], value), key
+    step = tmp_path / "checkpoints/step-00000001/weights"
+    for name, key in (("model", "master/weight"), ("ema", "ema/weight")):
+        assert torch.equal(load_file(step / name / "model.safetensors")["weight"].flatten(), before[key])
+
+
+def train_a_step(folder: RunFolder) -> None:
+    folder.engine.backward(folder.engine.model(torch.ones(1, 2)).square().mean(), last=True)
+    folder.engine.step()
+    folder.ema.update()
+
+
+def local(folder: RunFolder) -> dict[str, torch.Tensor]:
+    """Every number that a checkpoint holds."""
+    return {key: getattr(value, "to_local", lambda v=value: v)() for key, value in folder._state().items()}
+
+
+def test_the_next_save_waits_for_the_one_before_and_each_is_told_when_it_counts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("opensora"), "propagate", True)
+    caplog.set_level(logging.INFO, "opensora")
+    folder = open_folder(tmp_path)
+    waits = [folder.save(step, []) for step in (1, 2, 3)]
+    folder.finish()
+    told = [record.getMessage() for record in caplog.records if " saved: " in record.getMessage()]
+    assert [line.split(" (")[0] for line in told] == [
+        f"step {step} saved: {tmp_path}/checkpoints/step-{step:08d}" for step in (1, 2, 3)
+    ]
+    assert min(waits) > 0
+    for line, waited in zip(told, waits, strict=True):
+        found = re.fullmatch(r".* \(training waited (\d+\.\d\d) s of (\d+\.\d\d) s\)", line)
+        assert found is not None
+        assert float(found[1]) <= min(float(found[2]), waited + 0.01)
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_a_full_disk_while_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, background: bool) -> None:
+    """Told once, by whoever waits next; the save before is kept, and with room again the run goes on."""
+    folder = open_folder(tmp_path, background_save=background)
+    keep(folder, 1)
+    real = storage.open_file
+
+    def fill(path: Path, mode: str) -> Any:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(storage, "open_file", fill)
+    if background:
+        folder.save(2, [])
+        finish_all()
+        assert folder.save_failed()
+    with pytest.raises(CheckpointError, match=r"disk is full, found while step 2 was being saved"):
+        folder.save(3 if background else 2, [])
+    assert not folder.save_failed()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
+    monkeypatch.setattr(storage, "open_file", real)
+    assert folder.last_good() == str(tmp_path / "checkpoints/step-00000001")
+    keep(folder, 4)
+    assert folder.last_good() == str(tmp_path / "checkpoints/step-00000004")
+
+
+def test_the_last_good_checkpoint_is_the_one_being_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, gate = open_folder(tmp_path), Gate(monkeypatch)
+    folder.save(1, [])
+    threading.Timer(0.2, gate.open.set).start()
+    assert folder.last_good() == str(tmp_path / "checkpoints/step-00000001")

@@ -82,8 +82,16 @@ class Log:
     def log_validation(self, step: int, values: dict[str, float]) -> None:
         self.validations.append((step, values))
 
-    def save(self, step: int, bad_rows: list[str]) -> None:
+    def log_save(self, step: int, waited: float) -> None:
+        assert (step, waited) == (self.saved[-1][0], 0.5)
+
+    def save(self, step: int, bad_rows: list[str]) -> float:
         self.saved.append((step, list(bad_rows)))
+        self.finished = False
+        return 0.5
+
+    def finish(self) -> None:
+        self.finished = True
 
     def last_good(self) -> str:
         return f"checkpoint {self.saved[-1][0]}" if self.saved else "none yet"
@@ -186,6 +194,7 @@ def test_cadence_of_logs_saves_and_validation() -> None:
     train(t)
     assert [record.step for record in log.records] == [3, 6, 7]
     assert [step for step, _ in log.saved] == [2, 4, 6, 7]
+    assert log.finished
     assert log.validations == [(4, {"count": 4.0}), (7, {"count": 4.0})]
     assert t.task.trained.training
 
@@ -208,6 +217,7 @@ def test_a_signal_ends_the_run_after_the_step_with_its_state_saved() -> None:
     t.stop = StopRequest()
     assert train(t) is False
     assert log.saved == [(2, [])]
+    assert log.finished
     assert [record.step for record in log.records] == [2]
 
 
