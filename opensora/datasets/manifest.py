@@ -85,6 +85,10 @@ class Rows(Sequence[ManifestRow], ABC):
     def take(self, places: NDArray[np.integer]) -> Self:
         """The rows at these places alone."""
 
+    @abstractmethod
+    def ending_with(self, suffixes: Sequence[str]) -> NDArray[np.bool_]:
+        """For each row whether its path ends so, in letters of any size."""
+
 
 class ListedRows(Rows):
     """Rows as objects: for manifests that fit a list."""
@@ -113,6 +117,9 @@ class ListedRows(Rows):
 
     def take(self, places: NDArray[np.integer]) -> "ListedRows":
         return ListedRows([self._rows[place] for place in places])
+
+    def ending_with(self, suffixes: Sequence[str]) -> NDArray[np.bool_]:
+        return np.array([row.path.lower().endswith(tuple(suffixes)) for row in self._rows], dtype=np.bool_)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ by one, and of those the first `TOLD` of each reason.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,6 +64,14 @@ class ParquetRows(Rows):
 
     def take(self, places: NDArray[np.integer]) -> "ParquetRows":
         return ParquetRows(self.path, self._texts, self.columns.take(places))
+
+    def ending_with(self, suffixes: Sequence[str]) -> Flags:
+        import pyarrow.compute
+
+        paths, found = self._texts["path"], np.zeros(len(self._texts["path"]), dtype=np.bool_)
+        for suffix in suffixes:
+            found |= pyarrow.compute.ends_with(paths, pattern=suffix, ignore_case=True).to_numpy()
+        return found[self.columns.index]
 
     def _text(self, name: str, index: int) -> str:
         return self._texts[name][index].as_py() if name in self._texts else ""

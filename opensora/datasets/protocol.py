@@ -2,16 +2,19 @@
 
 from typing import Protocol
 
+from opensora.datasets.clip_sizes import ClipSizes
 from opensora.datasets.report import Report
 from opensora.random import Draw
 from opensora.types import Clip
+
+ClipSize = tuple[int, int, int]  # frames, height and width in pixels
 
 
 class Dataset(Protocol):
     """Clips by row. A clip is a function of (row, draw) alone, so any process may make any clip."""
 
     where: str  # the manifest, or the data set's name, for messages
-    num_frames: int
+    num_frames: int  # 0, here and below: clips of any size are asked for one by one
     image_size: tuple[int, int]  # height, width in pixels
 
     @property
@@ -26,3 +29,15 @@ class Dataset(Protocol):
 
     def report(self) -> Report:
         """Rows in, kept, dropped and why, as far as known without opening a video."""
+
+
+class SizedDataset(Dataset, Protocol):
+    """A data set that makes clips of any size, as `bucket_config` asks for."""
+
+    frame_interval: int  # frames of a row from one frame of the clip to the next
+
+    def sizes(self) -> ClipSizes:
+        """What each row could be trained at, known without opening a video."""
+
+    def clip(self, row: int, draw: Draw, size: ClipSize | None = None) -> Clip:
+        """The clip of `row` at a size; None = the data set's own."""

@@ -5,17 +5,20 @@ Layout: T frames, C colours, H W rows and columns.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from opensora.datasets import transforms
-from opensora.datasets.decode import Video, probe
-from opensora.datasets.manifest import ManifestRow, read_manifest
-from opensora.datasets.protocol import Dataset
-from opensora.datasets.report import Dropped, Report
+from opensora.datasets.clip_sizes import ROUNDING, ClipSizes, at_rate, spans
+from opensora.datasets.decode import IMAGE_SUFFIXES, Video, probe
+from opensora.datasets.manifest import MOST, ManifestRow, read_manifest
+from opensora.datasets.parquet_rows import TOLD
+from opensora.datasets.protocol import ClipSize, Dataset
+from opensora.datasets.report import Dropped, Report, rows_of
 from opensora.errors import BadClip, ConfigError
 from opensora.random import Draw
 from opensora.registry import DATASETS
@@ -24,7 +27,8 @@ from opensora.types import Clip
 __all__ = ["Dataset", "VideoTextDataset"]
 
 _DEFAULT_FPS = 24.0  # told when not a single file can be opened
-_ROUNDING = 1e-3  # frames: times are written with few digits, and must not move a boundary by one
+
+Size = tuple[int, int]  # height, width in pixels
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,8 @@ class VideoTextDataset:
     """Clips of `num_frames` frames of `image_size` pixels, cut out of the videos of a manifest.
 
     data_path: the manifest, CSV or Parquet; see `datasets/manifest.py` for its columns.
-    image_size: (height, width) in pixels; frames are resized until they cover it, then cropped.
+    image_size: (height, width) in pixels; frames are resized until they cover it, then cropped. A run with `bucket_config`
+    leaves both out: then every clip is asked for at the size of its bucket.
     frame_interval: take every n-th frame. fps: first bring each video to this rate by dropping or repeating frames;
     None keeps the rate of the file.
     start: where in the video a clip begins. crop: where in the picture. flip: mirror every second clip left to right.
@@ -63,8 +68,8 @@ class VideoTextDataset:
     def __init__(
         self,
         data_path: str,
-        num_frames: int,
-        image_size: Sequence[int],
+        num_frames: int | None = None,
+        image_size: Sequence[int] | None = None,
         frame_interval: int = 1,
         fps: float | None = None,
         start: Literal["random", "center", "first"] = "random",
@@ -75,36 +80,54 @@ class VideoTextDataset:
         cache_megabytes: int = 0,
     ) -> None:
         self.where = data_path
-        if num_frames < 1 or frame_interval < 1 or (fps is not None and fps <= 0):
+        if (num_frames is not None and num_frames < 1) or frame_interval < 1 or (fps is not None and fps <= 0):
             raise ConfigError(
                 f"dataset: num_frames={num_frames}, frame_interval={frame_interval}, fps={fps}; all must be above 0"
             )
-        if len(image_size) != 2 or min(image_size) < 1:
+        if image_size is not None and (len(image_size) != 2 or min(image_size) < 1):
             raise ConfigError(f"dataset: image_size={image_size}; allowed: (height, width) in pixels, both above 0")
         if len(time_range) != 2 or not 0 <= time_range[0] < time_range[1] <= 1:
             raise ConfigError(f"dataset: time_range={time_range}; allowed: (from, to) with 0 <= from < to <= 1")
-        self.num_frames = num_frames
-        self.image_size = (image_size[0], image_size[1])
+        self.num_frames = num_frames or 0
+        self.image_size = (0, 0) if image_size is None else (image_size[0], image_size[1])
         self.frame_interval = frame_interval
         self.target_fps = fps
         self.start = start
         self.crop = crop
         self.flip = flip
         self.time_range = (time_range[0], time_range[1])
-        self._cache: dict[int, _Decoded] = {}
+        self._cache: dict[tuple[int, Size], _Decoded] = {}
         self._cache_left = cache_megabytes * 2**20  # bytes
         self._counts: dict[int, int] = {}  # row -> frames of its file, where that took reading the file to know
         manifest = read_manifest(data_path, captions)
         self._dropped = manifest.dropped
-        self._rows: list[ManifestRow] = []
-        for row in manifest.rows:
+        self._rows = manifest.rows
+        if num_frames is not None:
+            self._drop_short(num_frames)
+
+    def _drop_short(self, num_frames: int) -> None:
+        """Leave out the rows that the manifest itself tells to be too short."""
+        columns, rows = self._rows.columns, self._rows
+        have = at_rate(spans(columns, self.time_range), columns.fps, None)
+        step = self.frame_interval * (columns.fps / self.target_fps if self.target_fps is not None else 1.0)
+        short = have < np.floor((num_frames - 1) * step + 0.5) + 1
+        short &= (columns.num_frames > 0) & ~np.isnan(columns.fps)
+        places = np.flatnonzero(short)
+        for place in places[:TOLD]:
+            row = rows[int(place)]
             try:
-                if row.num_frames is not None and row.fps is not None:
-                    self._last_start(self._span(row, row.num_frames, row.fps))
+                self._last_start(self._span(row, row.num_frames or 0, row.fps or 0.0), num_frames)
             except BadClip as error:
                 self._dropped.append(Dropped("too short", f"{row.place}: {row.path}: {error}"))
-            else:
-                self._rows.append(row)
+        if len(places) > TOLD:
+            self._dropped[-1] = replace(self._dropped[-1], more=len(places) - TOLD)
+        if len(places):
+            self._rows = rows.take(np.flatnonzero(~short))
+
+    @property
+    def has_size(self) -> bool:
+        """Whether `num_frames` and `image_size` were given; without, every clip is asked for at a size."""
+        return self.num_frames > 0 and min(self.image_size) > 0
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -127,31 +150,53 @@ class VideoTextDataset:
 
     def inspect(self) -> Report:
         """Open every video and read the frames of one clip: what would training drop, and why."""
+        num_frames, *image_size = self._own_size()
         dropped = list(self._dropped)
         for index, row in enumerate(self._rows):
             try:
-                self._read(index, Draw(seed=0, step=0, place=0))
+                self._read(index, Draw(seed=0, step=0, place=0), num_frames, (image_size[0], image_size[1]))
             except BadClip as error:
                 dropped.append(Dropped("cannot be used", f"{row.place}: {error}"))
         return self._report(dropped)
 
     def _report(self, dropped: list[Dropped]) -> Report:
-        kept = len(self._rows) + len(self._dropped) - len(dropped)
+        kept = len(self._rows) + rows_of(self._dropped) - rows_of(dropped)
+        if not self.has_size:
+            return Report.of(self.where, kept, dropped)
         size = "x".join(map(str, (self.num_frames, *self.image_size)))
         return Report.of(self.where, kept, dropped, {size: kept})
 
-    def clip(self, row: int, draw: Draw) -> Clip:
-        """The clip of one row; start frame, crop and mirroring come from `draw`. BadClip names the manifest line."""
+    def sizes(self) -> ClipSizes:
+        """What the manifest tells of each row; a picture is told by its name where the manifest does not say."""
+        columns = self._rows.columns
+        frames = spans(columns, self.time_range)
+        unsaid = columns.num_frames == 0
+        if unsaid.any():
+            frames[unsaid & self._rows.ending_with(IMAGE_SUFFIXES)] = 1
+        frames = np.minimum(at_rate(frames, columns.fps, self.target_fps), MOST)
+        return ClipSizes(columns.index, frames.astype(np.int32), columns.height, columns.width)
+
+    def clip(self, row: int, draw: Draw, size: ClipSize | None = None) -> Clip:
+        """The clip of one row; start frame, crop and mirroring come from `draw`. BadClip names the manifest line.
+
+        size: frames, height and width in pixels; None = the data set's own.
+        """
         entry = self._rows[row]
+        num_frames, *image_size = size or self._own_size()
         try:
-            video_TCHW, fps = self._read(row, draw)
+            video_TCHW, fps = self._read(row, draw, num_frames, (image_size[0], image_size[1]))
         except BadClip as error:
             raise BadClip(f"{entry.place}: {error}") from error
-        video_TCHW = transforms.crop(video_TCHW, self.image_size, self.crop, draw.rng("crop"))
+        video_TCHW = transforms.crop(video_TCHW, image_size, self.crop, draw.rng("crop"))
         if self.flip and float(torch.rand((), generator=draw.rng("flip"))) < 0.5:
             video_TCHW = video_TCHW.flip(-1)
         video_CTHW = transforms.to_range(video_TCHW.transpose(0, 1).contiguous())
         return Clip(video_CTHW, entry.text, fps, entry.index)
+
+    def _own_size(self) -> ClipSize:
+        if not self.has_size:
+            raise ValueError(f"{self.where}: made without num_frames and image_size; ask for clips of a size")
+        return self.num_frames, *self.image_size
 
     def settings(self) -> dict[str, Any]:
         """How a clip is made of any row; see datasets/features.py."""
@@ -180,9 +225,9 @@ class VideoTextDataset:
     def captions(self, row: int) -> list[str]:
         return [self._rows[row].text]
 
-    def _read(self, row: int, draw: Draw) -> tuple[Tensor, float]:
+    def _read(self, row: int, draw: Draw, num_frames: int, image_size: Size) -> tuple[Tensor, float]:
         """One clip's frames, resized but not cropped, uint8 [T, C, H, W], and its frames per second."""
-        decoded = self._cache.get(row)
+        decoded = self._cache.get((row, image_size))
         if decoded is None:
             entry = self._rows[row]
             with Video(entry.path, num_frames=self._counts.get(row)) as video:
@@ -190,28 +235,25 @@ class VideoTextDataset:
                     self._counts[row] = video.info.num_frames
                 span = self._span(entry, video.info.num_frames, video.info.fps)
                 try:
-                    sources = self._sources(span, draw)
+                    sources = self._sources(span, draw, num_frames)
                 except BadClip as error:
                     raise BadClip(f"{entry.path}: {error}") from error
-                whole_TCHW = self._whole(video, span)
+                whole_TCHW = self._whole(video, span, image_size)
                 if whole_TCHW is None:
-                    return self._resized(video, sources), self._clip_fps(span)
-            decoded = self._cache[row] = _Decoded(whole_TCHW, span)
-        sources = self._sources(decoded.span, draw)
+                    return _resized(video, sources, image_size), self._clip_fps(span)
+            decoded = self._cache[row, image_size] = _Decoded(whole_TCHW, span)
+        sources = self._sources(decoded.span, draw, num_frames)
         first = decoded.span.first
         return decoded.video_TCHW[[source - first for source in sources]], self._clip_fps(decoded.span)
 
-    def _resized(self, video: Video, sources: list[int]) -> Tensor:
-        return torch.stack([transforms.resize_to_cover(frame, self.image_size) for frame in video.frames(sources)])
-
-    def _whole(self, video: Video, span: _Span) -> Tensor | None:
+    def _whole(self, video: Video, span: _Span, image_size: Size) -> Tensor | None:
         """All frames of the span, to be kept; None when they exceed the limit or some of them are damaged."""
-        height, width = transforms.cover_size(video.info.height, video.info.width, self.image_size)
+        height, width = transforms.cover_size(video.info.height, video.info.width, image_size)
         needed = (span.stop - span.first) * height * width * 3
         if needed > self._cache_left:
             return None
         try:
-            video_TCHW = self._resized(video, list(range(span.first, span.stop)))
+            video_TCHW = _resized(video, list(range(span.first, span.stop)), image_size)
         except BadClip:  # the clip asked for may lie in the sound part: reading it alone decides
             return None
         self._cache_left -= needed
@@ -219,10 +261,12 @@ class VideoTextDataset:
 
     def _span(self, row: ManifestRow, num_frames: int, fps: float) -> _Span:
         """The frames that the row's start and end and `time_range` leave."""
-        first = 0 if row.start is None else math.ceil(row.start * fps - _ROUNDING)
-        stop = num_frames if row.end is None else min(num_frames, math.ceil(row.end * fps - _ROUNDING))
+        first = 0 if row.start is None else math.ceil(row.start * fps - ROUNDING)
+        stop = num_frames if row.end is None else min(num_frames, math.ceil(row.end * fps - ROUNDING))
         length = max(0, stop - first)
-        low, high = (int(length * part + _ROUNDING) for part in self.time_range)
+        if num_frames == length == 1:  # a picture cannot be divided
+            return _Span(first, stop, fps)
+        low, high = (int(length * part + ROUNDING) for part in self.time_range)
         return _Span(first + low, first + high, fps)
 
     def _step(self, span: _Span) -> float:
@@ -232,25 +276,29 @@ class VideoTextDataset:
     def _clip_fps(self, span: _Span) -> float:
         return span.fps / self._step(span)
 
-    def _last_start(self, span: _Span) -> int:
+    def _last_start(self, span: _Span, num_frames: int) -> int:
         """The last frame of the span at which a whole clip can begin; BadClip when there is none."""
-        have, need = span.stop - span.first, _nearest((self.num_frames - 1) * self._step(span)) + 1
+        have, need = span.stop - span.first, _nearest((num_frames - 1) * self._step(span)) + 1
         if have < need:
             part = "" if self.time_range == (0.0, 1.0) else f" in time_range {self.time_range}"
             raise BadClip(
-                f"has {have} frame{'' if have == 1 else 's'}{part}, {need} are needed for {self.num_frames} frames at "
+                f"has {have} frame{'' if have == 1 else 's'}{part}, {need} are needed for {num_frames} frames at "
                 f"frame_interval {self.frame_interval}; use a longer clip, a smaller num_frames, or remove the row"
             )
         return span.stop - need
 
-    def _sources(self, span: _Span, draw: Draw) -> list[int]:
+    def _sources(self, span: _Span, draw: Draw, num_frames: int) -> list[int]:
         """Indices of the clip's frames in the file."""
-        last = self._last_start(span)
+        last = self._last_start(span, num_frames)
         if self.start == "random":
             begin = int(torch.randint(span.first, last + 1, (), generator=draw.rng("start")))
         else:
             begin = span.first if self.start == "first" else (span.first + last) // 2
-        return [begin + _nearest(k * self._step(span)) for k in range(self.num_frames)]
+        return [begin + _nearest(k * self._step(span)) for k in range(num_frames)]
+
+
+def _resized(video: Video, sources: list[int], image_size: Size) -> Tensor:
+    return torch.stack([transforms.resize_to_cover(frame, image_size) for frame in video.frames(sources)])
 
 
 def _nearest(value: float) -> int:

@@ -115,7 +115,7 @@ def test_cache_keeps_to_its_limit(tmp_path: Path, video: str) -> None:
     data = dataset(tmp_path, rows, image_size=(96, 192), cache_megabytes=3)
     for row in (0, 1):
         data.clip(row, Draw(0, 0, 0))
-    assert list(data._cache) == [0]
+    assert [row for row, _ in data._cache] == [0]
 
 
 def test_flip_mirrors_about_half(tmp_path: Path, video: str) -> None:
@@ -126,9 +126,64 @@ def test_flip_mirrors_about_half(tmp_path: Path, video: str) -> None:
     assert 10 < sum(flipped) < 30
 
 
+def test_a_clip_of_any_size(tmp_path: Path, video: str) -> None:
+    """The very clip that a data set of that size makes, with a cache or without."""
+    row = [{"path": video, "text": "x"}]
+    data = dataset(tmp_path, row, num_frames=None, image_size=None, crop="random", cache_megabytes=8)
+    for frames, *image_size in ((1, 32, 64), (5, 16, 16), (3, 16, 24), (5, 16, 16)):
+        fixed = dataset(tmp_path, row, num_frames=frames, image_size=tuple(image_size), crop="random")
+        for draw in draws(3):
+            found = data.clip(0, draw, (frames, image_size[0], image_size[1]))
+            assert torch.equal(found.video_CTHW, fixed.clip(0, draw).video_CTHW)
+            assert found.fps == 8.0
+    with pytest.raises(BadClip, match=r"train\.csv:2: has 40 frames, 41 are needed"):
+        data.clip(0, Draw(0, 0, 0), (41, 16, 16))
+    with pytest.raises(ValueError, match="ask for clips of a size"):
+        data.clip(0, Draw(0, 0, 0))
+
+
+@pytest.mark.parametrize("name", ["train.csv", "train.parquet"])
+def test_sizes_are_what_a_clip_can_have(tmp_path: Path, name: str) -> None:
+    """As columns what `_span` gives row by row, cut by start, end and time_range and brought to another rate."""
+    told = {"height": 32, "width": 64}
+    rows = [
+        {"path": "a.mp4", "text": "x", "num_frames": 40, "fps": 8.0, **told},
+        {"path": "b.mp4", "text": "x", "num_frames": 40, "fps": 8.0, "start": 1.0, "end": 3.3, **told},
+        {"path": "c.mp4", "text": "x", "num_frames": 40, "fps": 8.0, "start": 4.0, **told},
+        {"path": "d.mp4", "text": "x", "num_frames": 40, "start": 4.0, **told},  # at what rate?
+        {"path": "e.mp4", "text": "x", "num_frames": 40, **told},
+        {"path": "f.mp4", "text": "x", "fps": 8.0, **told},
+        {"path": "g.PNG", "text": "x", **told},
+        {"path": "h.jpg", "text": "x", "num_frames": 1},
+        {"path": "i.mp4", "text": "x", "num_frames": 40, "fps": 8.0, "end": 2.0, **told},
+    ]
+    write_table(str(tmp_path / name), rows)
+
+    def frames(**arguments: Any) -> list[int]:
+        data = VideoTextDataset(str(tmp_path / name), **arguments)
+        sizes = data.sizes()
+        assert sizes.index.tolist() == list(range(9))
+        assert sizes.height.tolist() == [32] * 7 + [0, 32]
+        assert sizes.width.tolist() == [64] * 7 + [0, 64]
+        for row, found in zip(data._rows, sizes.num_frames.tolist(), strict=True):
+            if row.num_frames and row.fps:
+                span = data._span(row, row.num_frames, row.fps)
+                have = span.stop - span.first
+                assert data._last_start(span, found // data.frame_interval) >= span.first
+                assert found == (have if data.target_fps is None else (have - 1) * data.target_fps // 8 + 1)
+        return sizes.num_frames.tolist()
+
+    assert frames() == [40, 19, 8, 0, 40, 0, 1, 1, 16]
+    assert frames(time_range=(0.0, 0.5)) == [20, 9, 4, 0, 20, 0, 1, 1, 8]
+    assert frames(fps=4.0) == [20, 10, 4, 0, 0, 0, 1, 1, 8]
+    assert frames(fps=16.0, frame_interval=2) == [79, 37, 15, 0, 0, 0, 1, 1, 31]
+
+
 def test_picture_is_a_clip_of_one_frame(tmp_path: Path) -> None:
     rows = [{"path": write_picture(tmp_path / "a.png", 77), "text": "x"}]
     assert numbers(dataset(tmp_path, rows, num_frames=1).clip(0, Draw(0, 0, 0))) == [77]
+    part = dataset(tmp_path, rows, num_frames=1, time_range=(0.0, 0.8))  # cannot be divided
+    assert numbers(part.clip(0, Draw(0, 0, 0))) == [77]
     with pytest.raises(BadClip, match=r"train\.csv:2: .*a\.png: has 1 frame, 4 are needed for 4 frames"):
         dataset(tmp_path, rows).clip(0, Draw(0, 0, 0))
 

@@ -1,0 +1,44 @@
+"""How long and how large the clips of a data set's rows can be, as columns: what buckets are chosen by."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opensora.datasets.manifest import Columns
+
+ROUNDING = 1e-3  # frames: times are written with few digits, and must not move a boundary by one
+
+
+@dataclass(frozen=True)
+class ClipSizes:
+    """An array [n] each, for the n rows of a data set; 0: not known."""
+
+    index: NDArray[np.int64]  # row of the manifest, from 0
+    num_frames: NDArray[np.int32]  # that a clip may take, at the rate of the clips; a picture has 1
+    height: NDArray[np.int32]  # pixels
+    width: NDArray[np.int32]  # pixels
+
+
+def spans(columns: Columns, time_range: tuple[float, float]) -> NDArray[np.int64]:
+    """Frames that each row's start and end and `time_range` leave; 0 where the manifest does not tell."""
+    known = (columns.num_frames > 0) & ((np.isnan(columns.start) & np.isnan(columns.end)) | ~np.isnan(columns.fps))
+    first = np.ceil(np.nan_to_num(columns.start * columns.fps) - ROUNDING * ~np.isnan(columns.start))
+    end = np.ceil(columns.end * columns.fps - ROUNDING)
+    stop = np.fmin(columns.num_frames, end)  # a missing end is no limit
+    length = np.maximum(0, stop - first)
+    low, high = (np.trunc(length * part + ROUNDING) for part in time_range)
+    picture = (columns.num_frames == 1) & (length == 1)  # cannot be divided
+    return np.where(known, np.where(picture, 1, high - low), 0).astype(np.int64)
+
+
+def at_rate(frames: NDArray[np.int64], fps: NDArray[np.float64], rate: float | None) -> NDArray[np.int64]:
+    """Frames of each span once it is brought from `fps` to `rate` frames per second (None: as it is).
+
+    0 where fps is not known, but for pictures.
+    """
+    if rate is None:
+        return frames
+    with np.errstate(invalid="ignore"):
+        found = np.floor((frames - 1) * (rate / fps) + ROUNDING) + 1
+    return np.where(frames <= 1, frames, np.nan_to_num(found)).astype(np.int64)
