@@ -70,3 +70,7 @@ class Platform(ABC):
     def autocast(self, dtype: torch.dtype) -> AbstractContextManager[None]:
         """Matrix products in `dtype`; float32 leaves everything as it is."""
         return torch.autocast(self.name, dtype=dtype, enabled=dtype is not torch.float32)
+    def release_memory(self) -> None:
+        """Give back the device memory that torch keeps for later and nothing uses."""
+        return None
+

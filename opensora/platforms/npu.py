@@ -85,3 +85,6 @@ def fused_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     import torch_npu
 
     return torch_npu.npu_rms_norm(x, weight, epsilon=eps)[0]
+    def release_memory(self) -> None:
+        self._npu.empty_cache()
+

@@ -22,6 +22,7 @@ from opensora.random import key_seed
 from opensora.registry import DATASETS, LR_SCHEDULERS, OPTIMIZERS, PERCEPTUAL, PLUGINS, SCHEDULERS, build
 from opensora.schema import TrainRun
 from opensora.training.ema import Ema
+from opensora.training.guard import Guard
 from opensora.training.keep import RunFolder, resolve_part, resolve_weights
 from opensora.training.loop import Training
 from opensora.training.metrics import Metrics
@@ -68,7 +69,8 @@ def build_training(run: TrainRun, world: World, where: str) -> Training:
     )
     ema = None if run.ema_decay is None else Ema(engine, run.ema_decay)
     rival = build_rival(run, world, task, where)
-    folder.attach(engine, ema, task, rival)
+    guard = Guard(run.on_nan, run.spike_factor, run.spike_window, run.on_spike, run.max_skips)
+    folder.attach(engine, ema, task, rival, guard)
     start_step, bad_rows = folder.resume()
     metrics = Metrics(folder.path, start_step, run.steps, world.global_rank == 0, run.wandb, as_dict(run))
     return Training(
@@ -87,6 +89,7 @@ def build_training(run: TrainRun, world: World, where: str) -> Training:
         start_step=start_step,
         bad_rows=bad_rows,
         rival=rival,
+        guard=guard,
     )
 
 
@@ -236,6 +239,7 @@ def _diffusion_task(
         model_config=parts.model_config,
         run_record=record,
         masks=masks,
+        validation_levels=run.validation_levels,
     )
 
 

@@ -27,6 +27,7 @@ from opensora.parallel.world import World
 from opensora.schema import TrainRun
 from opensora.training import checkpoint
 from opensora.training.ema import Ema
+from opensora.training.guard import Guard
 from opensora.training.rival import Rival
 from opensora.training.task import Task
 
@@ -42,6 +43,9 @@ HARMLESS = {
     "validate_every",
     "validation_batches",
     "wandb",
+    "validation_levels",
+    *("preview_every", "preview_prompts", "preview_steps", "preview_ema"),
+    *("on_nan", "spike_factor", "spike_window", "on_spike", "max_skips"),
 }
 HARMLESS |= {"validation_dataset", "timeout_seconds", "max_bad_rows", "run_dir", "grad_checkpoint"}
 
@@ -70,9 +74,12 @@ class RunFolder:
                 "stop it, or choose another run_dir"
             )
 
-    def attach(self, engine: Engine, ema: Ema | None, task: Task, rival: Rival | None = None) -> None:
+    def attach(
+        self, engine: Engine, ema: Ema | None, task: Task, rival: Rival | None = None, guard: Guard | None = None
+    ) -> None:
         self.engine = engine
         self.rival = rival
+        self.guard = guard or Guard()
         self.ema = ema
         self.task = task
 
@@ -84,15 +91,21 @@ class RunFolder:
             return 0, []
         self._report_changes(found.meta["config"])
         state = self._state()
+        self.take_over(found)
+        self._write_config()
+        logger().info("resumed from %s at step %d", found.folder, found.step)
+        return found.step, list(found.meta["bad_rows"])
+
+    def take_over(self, found: checkpoint.Checkpoint) -> None:
+        """Overwrite the live state with a checkpoint's; nothing on the disk changes."""
         checkpoint.load(found, state)
         self.engine.load_state(state)
         if self.ema is not None:
             self.ema.load_state(state)
         if self.rival is not None:
             self.rival.load_state(state)
-        self._write_config()
-        logger().info("resumed from %s at step %d", found.folder, found.step)
-        return found.step, list(found.meta["bad_rows"])
+        if "guard" in found.meta:  # not in checkpoints of earlier versions
+            self.guard.load_state(found.meta["guard"])
 
     def save(self, step: int, bad_rows: list[str]) -> float:
         """Copy the state of `step` and have it written beside training; returns the seconds that training waited.
@@ -137,7 +150,7 @@ class RunFolder:
             self._host.take(self._state()) if self._background is not None else self._state(),
             weights,
             copy.deepcopy(configs),
-            copy.deepcopy({"config": as_dict(self.run), "bad_rows": bad_rows}),
+            copy.deepcopy({"config": as_dict(self.run), "bad_rows": bad_rows, "guard": self.guard.state()}),
             self.run.keep_last,
         )
 

@@ -1,9 +1,8 @@
-"""The training loop. Everything a run does per optimizer step stands in `train`."""
+"""The training loop. Everything a run does per optimizer step stands in `train` and `optimizer_step`."""
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -16,8 +15,10 @@ from opensora.parallel.engine import Engine
 from opensora.parallel.world import World
 from opensora.random import key_seed
 from opensora.schema import TrainRun
+from opensora.training.aside import aside
 from opensora.training.ema import Ema
-from opensora.training.metrics import BINS, Metrics, StepRecord, bin_name
+from opensora.training.guard import Guard, Outcome
+from opensora.training.metrics import BINS, Metrics, StepRecord, bin_name, level_bins
 from opensora.training.optimizer import Schedule
 from opensora.training.rival import Rival
 from opensora.training.stop import StopRequest
@@ -57,39 +58,30 @@ class Training:
     start_step: int = 0
     bad_rows: list[str] = field(default_factory=list)  # over all ranks
     rival: Rival | None = None  # the discriminator that the task's model is trained against
+    guard: Guard = field(default_factory=Guard)
+    preview: Callable[[int], None] | None = None  # makes sample videos after so many steps; all ranks call it
 
 
 def train(t: Training) -> bool:
     """Run the steps that are left; returns False when a signal ended it early (the state is saved either way).
 
-    Raises TrainingDiverged on a loss or gradient that is not finite, DataError above max_bad_rows.
+    Raises TrainingDiverged where the guard ends the run, DataError above max_bad_rows.
     """
-    run, local = t.run, t.run.micro_batches // t.world.data_size
+    run = t.run
     for step in range(t.start_step, run.steps):
-        began, tally = time.monotonic(), Tally()
-        lr = t.base_lr * t.schedule(step)
-        t.engine.set_lr(lr)
-        for micro in range(local):
-            batch = next(t.batches)
-            torch.manual_seed(key_seed(run.seed, "dropout", step, batch.places[0]))
-            loss = t.task.step(t.engine.model, batch)
-            t.engine.backward(loss.loss_B.mean() / local, last=micro == local - 1)
-            tally.add(batch, loss)
-            if t.rival is not None and loss.pair is not None:
-                tally.note(t.rival.learn(*loss.pair, share=1 / local, last=micro == local - 1), len(loss.loss_B))
-        grad_norm = t.engine.step()
-        rival_norm = 0.0 if t.rival is None else t.rival.step(t.schedule(step))
-        total = tally.over_ranks(t.world, stop=t.stop.requested)
-        done = step + 1
-        _stop_if_not_finite(t, total.loss, grad_norm, rival_norm, done)
-        _stop_if_too_many_bad_rows(t, total.bad_rows, tally.bad_rows)
-        if t.ema is not None:
-            t.ema.update()
-        if done % run.log_every == 0 or done == run.steps or total.stop:
-            t.metrics.log(total.record(done, grad_norm, lr, time.monotonic() - began))
-        if t.validation is not None and (done == run.steps or (run.validate_every and done % run.validate_every == 0)):
+        began, done = time.monotonic(), step + 1
+        taken = optimizer_step(t, step)
+        total = taken.total
+        if taken.outcome.trouble is not None:
+            _report_trouble(t, taken, done)
+        _stop_if_too_many_bad_rows(t, total.bad_rows, taken.tally.bad_rows)
+        if taken.outcome.trouble is None and (done % run.log_every == 0 or done == run.steps or total.stop):
+            t.metrics.log(taken.record(done, time.monotonic() - began, t.guard.skipped))
+        if t.validation is not None and _due(run.validate_every, done, run.steps):
             t.metrics.log_validation(done, validate(t))
-        if done == run.steps or total.stop or (run.save_every and done % run.save_every == 0):
+        if t.preview is not None and _due(run.preview_every, done, run.steps):
+            t.preview(done)
+        if total.stop or _due(run.save_every, done, run.steps):
             t.metrics.log_save(done, t.keeper.save(done, t.bad_rows))
         if total.stop:
             t.keeper.finish()
@@ -98,15 +90,39 @@ def train(t: Training) -> bool:
     return True
 
 
+def optimizer_step(t: Training, step: int) -> "Taken":
+    """All micro-batches of one step, then one update of weights and average, or of nothing where the guard refuses."""
+    tally, local = Tally(), t.run.micro_batches // t.world.data_size
+    lr = t.base_lr * t.schedule(step)
+    t.engine.set_lr(lr)
+    for micro in range(local):
+        batch = next(t.batches)
+        torch.manual_seed(key_seed(t.run.seed, "dropout", step, batch.places[0]))
+        loss = t.task.step(t.engine.model, batch)
+        t.engine.backward(loss.loss_B.mean() / local, last=micro == local - 1)
+        tally.add(batch, loss)
+        if t.rival is not None and loss.pair is not None:
+            tally.note(t.rival.learn(*loss.pair, share=1 / local, last=micro == local - 1), len(loss.loss_B))
+    total = tally.over_ranks(t.world, stop=t.stop.requested)
+    outcome = t.guard.step(t.engine, t.rival, total.loss, t.schedule(step), step)
+    if t.ema is not None and outcome.trouble is None:
+        t.ema.update()
+    return Taken(total, tally, outcome, lr)
+
+
 def validate(t: Training) -> dict[str, float]:
-    """The task's figures on the validation clips, averaged over ranks that each saw as many."""
+    """The task's figures on the validation clips, means over the samples of all ranks; training is left as it is."""
     assert t.validation is not None
-    t.task.trained.eval()
-    values = t.task.validate(t.engine.model, t.validation())
-    t.task.trained.train()
+    with aside(t.task.trained, t.world.device):
+        values = t.task.validate(t.engine.model, t.validation())
     names = sorted(values)
-    sums = sum_over_ranks(torch.tensor([values[name] for name in names], dtype=torch.float64))
-    return {name: value / t.world.data_size for name, value in zip(names, sums.tolist())}
+    sums = sum_over_ranks(torch.tensor([values[name] for name in names], dtype=torch.float64).view(-1, 2))
+    return {name: total / count for name, (total, count) in zip(names, sums.tolist(), strict=True) if count}
+
+
+def _due(every: int, done: int, steps: int) -> bool:
+    """Every so many steps (0 = never) and after the last."""
+    return done == steps or (every > 0 and done % every == 0)
 
 
 @dataclass(frozen=True)
@@ -120,8 +136,29 @@ class Total:
     stop: bool
     figures: dict[str, float] = field(default_factory=dict)
 
-    def record(self, step: int, grad_norm: float, lr: float, seconds: float) -> StepRecord:
-        return StepRecord(step, self.loss, grad_norm, lr, self.tokens, round(seconds, 4), self.per_bin, self.figures)
+
+@dataclass(frozen=True)
+class Taken:
+    """One optimizer step that was tried."""
+
+    total: Total
+    tally: "Tally"
+    outcome: Outcome
+    lr: float
+
+    def record(self, step: int, seconds: float, skipped: int) -> StepRecord:
+        total = self.total
+        return StepRecord(
+            step=step,
+            loss=total.loss,
+            grad_norm=self.outcome.grad_norm,
+            lr=self.lr,
+            tokens=total.tokens,
+            seconds=round(seconds, 4),
+            loss_per_bin=total.per_bin,
+            figures=total.figures,
+            skipped=skipped,
+        )
 
 
 class Tally:
@@ -134,24 +171,40 @@ class Tally:
         self.bin_sums = torch.zeros(BINS, dtype=torch.float64)
         self.bin_counts = torch.zeros(BINS, dtype=torch.float64)
         self.bad_rows: list[str] = []
+        self.seen: list[tuple[Batch, Tensor, Tensor | None]] = []  # batch, loss and noise level of each sample
         self.figures: dict[str, Any] = {}  # name -> sum over samples
 
     def note(self, figures: Mapping[str, Tensor], samples: int) -> None:
         """Means over a micro-batch of `samples`."""
         for name, value in figures.items():
-            self.figures[name] = self.figures.get(name, 0.0) + samples * value.detach().double().cpu()
+            self.figures[name] = self.figures.get(name, 0.0) + samples * value.detach().cpu().double()
 
     def add(self, batch: Batch, loss: StepLoss) -> None:
-        loss_B = loss.loss_B.detach().double().cpu()
+        loss_B = loss.loss_B.detach().cpu().double()
+        level_B = None if loss.level_B is None else loss.level_B.detach().cpu().double()
+        self.seen.append((replace(batch, video_BCTHW=torch.empty(0)), loss_B, level_B))  # without the frames
         self.loss_sum += loss_B.sum()
         self.samples += len(loss_B)
         self.tokens += loss.tokens
         self.bad_rows += batch.bad_rows
         self.note(loss.figures, len(loss_B))
-        if loss.level_B is not None:
-            bins = (loss.level_B.detach().double().cpu() * BINS).long().clamp(0, BINS - 1)
+        if level_B is not None:
+            bins = level_bins(level_B)
             self.bin_sums.index_add_(0, bins, loss_B)
             self.bin_counts.index_add_(0, bins, torch.ones_like(loss_B))
+
+    def samples_seen(self) -> list[dict[str, Any]]:
+        """Place, manifest row, loss and noise level of each of this rank's samples."""
+        return [
+            {
+                "place": place,
+                "row": batch.rows[i],
+                "loss": loss_B[i].item(),
+                "level": None if level_B is None else level_B[i].item(),
+            }
+            for batch, loss_B, level_B in self.seen
+            for i, place in enumerate(batch.places)
+        ]
 
     def over_ranks(self, world: World, stop: bool) -> Total:
         """One small all-reduce; also how the ranks agree to stop."""
@@ -164,22 +217,28 @@ class Tally:
         bin_sums, bin_counts = sums[5 : 5 + BINS].tolist(), sums[5 + BINS : 5 + 2 * BINS].tolist()
         per_bin = {bin_name(i): s / n for i, (s, n) in enumerate(zip(bin_sums, bin_counts)) if n}
         means = {name: value / samples for name, value in zip(names, sums[5 + 2 * BINS :].tolist(), strict=True)}
+        tokens /= world.sequence_size  # the ranks of a sequence group count the same samples; the rest are means
         return Total(loss / samples, int(tokens), per_bin, int(bad), bool(stops), means)
 
 
-def _stop_if_not_finite(t: Training, loss: float, grad_norm: float, rival_norm: float, step: int) -> None:
-    found = {
-        f"the loss is {loss}": loss,
-        f"the gradient norm is {grad_norm}": grad_norm,
-        f"the discriminator's gradient norm is {rival_norm}": rival_norm,
+def _report_trouble(t: Training, taken: Taken, step: int) -> None:
+    """Tell which step was not made and of what samples it was; raises TrainingDiverged when the run is to end."""
+    outcome, total = taken.outcome, taken.total
+    samples = {each["place"]: each for rank in gather_objects(taken.tally.samples_seen()) for each in rank}
+    told = {"what": outcome.trouble, "did": "stop" if outcome.stop else "skip", "skipped": t.guard.skipped}
+    numbers = {
+        "loss": total.loss,
+        "grad_norm": outcome.grad_norm,
+        "samples": [samples[place] for place in sorted(samples)],
     }
-    what = next((text for text, value in found.items() if not math.isfinite(value)), None)
-    if what is None:
+    t.metrics.log_trouble(step, {**told, **numbers})
+    if not outcome.stop:
         return
-    whose = "weights were" if not math.isfinite(grad_norm) or not math.isfinite(loss) else "discriminator was"
+    row = f" ({t.guard.in_a_row} in a row)" if t.guard.in_a_row > 1 else ""
     raise TrainingDiverged(
-        f"training: {what} between step {step - 1} and step {step}; the {whose} not updated; last good checkpoint: "
-        f"{t.keeper.last_good()}; lower optimizer.lr or grad_clip, or look at the clips of that step"
+        f"training: {outcome.trouble} between step {step - 1} and step {step}{row}; the weights were not updated; last good "
+        f"checkpoint: {t.keeper.last_good()}; lower optimizer.lr or grad_clip, or look at the clips of that step with "
+        f"`opensora replay {t.run.run_dir} step={step}`"
     )
 
 

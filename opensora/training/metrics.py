@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from opensora.log import logger
 
 BINS = 10  # equal parts of the noise scale, 0 = nearly clean
@@ -26,6 +28,7 @@ class StepRecord:
     seconds: float  # wall time of this step
     loss_per_bin: dict[str, float]  # mean loss of the samples whose noise level fell in each tenth
     figures: dict[str, float] = field(default_factory=dict)  # parts of the loss and the like, where a task tells them
+    skipped: int = 0  # optimizer steps of the run so far that were not made, see guard.py
 
     def json(self) -> dict[str, Any]:
         told = {**self.__dict__, "loss_per_bin": dict(self.loss_per_bin), "figures": dict(self.figures)}
@@ -53,6 +56,7 @@ class Metrics:
             return
         self._append(record.json())
         scalars = {"loss": record.loss, "grad_norm": record.grad_norm, "lr": record.lr, "seconds": record.seconds}
+        scalars |= {"skipped": record.skipped} if record.skipped else {}
         scalars |= {f"loss_bin/{name}": value for name, value in record.loss_per_bin.items()}
         self._scalars(record.step, scalars | {f"part/{name}": value for name, value in record.figures.items()})
         self.progress.show(record)
@@ -63,6 +67,14 @@ class Metrics:
         self._append({"step": step, "validation": dict(values)})
         self._scalars(step, {f"validation/{name}": value for name, value in values.items()})
         logger().info("step %d validation: %s", step, ", ".join(f"{k} {v:.4f}" for k, v in values.items()))
+
+    def log_trouble(self, step: int, trouble: Mapping[str, Any]) -> None:
+        """A step that was not made: what was wrong, what was done, and its samples, so that it can be replayed."""
+        if not self.main:
+            return
+        self._append({"step": step, "trouble": dict(trouble)})
+        self._scalars(step, {"skipped": trouble["skipped"]})
+        logger().warning("step %d: %s; not made (%d so far)", step, trouble["what"], trouble["skipped"])
 
     def log_save(self, step: int, waited: float) -> None:
         """waited: the seconds for which the save after `step` held training up."""
@@ -80,7 +92,7 @@ class Metrics:
 
     def _append(self, values: Mapping[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+            file.write(json.dumps(_plain(values), allow_nan=False) + "\n")
 
     def _scalars(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -94,6 +106,11 @@ def bin_name(index: int) -> str:
     return f"{index / BINS:.1f}-{(index + 1) / BINS:.1f}"
 
 
+def level_bins(level_B: Tensor) -> Tensor:
+    """The index of the tenth in which each noise level in [0, 1] lies, int64 [B]."""
+    return (level_B * BINS).long().clamp(0, BINS - 1)
+
+
 def read(path: Path) -> list[dict[str, Any]]:
     """The records of a metrics.jsonl; a last line cut off by a kill is left out."""
     records = []
@@ -103,6 +120,15 @@ def read(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
     return records
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no word for NaN and infinity: they are written as text, which float() reads."""
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _forget_after(path: Path, step: int) -> None:

@@ -3,14 +3,14 @@
 It sits under the same plugin, so precision, sharding and clipping are the run's; its state lies in the same checkpoint.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from opensora.parallel import collectives
-from opensora.parallel.engine import Engine
+from opensora.parallel.engine import Engine, is_finite
 from opensora.random import key_seed
 from opensora.registry import DISCRIMINATORS, build
 from opensora.training import adversarial
@@ -33,6 +33,7 @@ class Rival:
         self.config: Mapping[str, Any] = engine.module.config  # type: ignore[assignment]
         self.base_lr: float = engine.optimizer.param_groups[0]["lr"]
         self._joined = False
+        self._statistics: list[Tensor] | None = None  # running ones, as they were before this step
 
     def judge(self, fake_BCTHW: Tensor, error_B: Tensor, last_layer: nn.Parameter) -> tuple[Tensor, dict[str, Tensor]]:
         """What the autoencoder's loss gains, [B], next to its mean error per number `error_B`; and figures to log."""
@@ -49,6 +50,8 @@ class Rival:
 
         fake_BCTHW is the reconstruction that was judged, without a graph. `last` as in `Engine.backward`.
         """
+        if self._statistics is None:
+            self._statistics = [buffer.clone() for buffer in self.engine.module.buffers()]
         real, fake = self.engine.model(real_BCTHW), self.engine.model(fake_BCTHW)
         loss = adversarial.discriminator_loss(real, fake, self.kind)
         self.engine.backward(loss * share, last=last)
@@ -56,12 +59,32 @@ class Rival:
         figures = {"discriminator": loss, "logits_real": real.mean(), "logits_fake": fake.mean()}
         return {name: value.detach() for name, value in figures.items()}
 
-    def step(self, factor: float) -> float:
-        """Update with `factor` of the base learning rate, once it has joined in; the gradient norm before clipping."""
+    def step(self, factor: float, accept: Callable[[float], bool] = is_finite) -> float:
+        """Update with `factor` of the base learning rate, once it has joined in; the gradient norm before clipping.
+
+        accept: as in `Engine.step`; asked with 0 before it has joined in.
+        """
         if not self._joined:
+            accept(0.0)
             return 0.0
+        answers: list[bool] = []
+
+        def ask(norm: float) -> bool:
+            answers.append(accept(norm) and is_finite(norm))
+            return answers[0]
+
         self.engine.set_lr(self.base_lr * factor)
-        return self.engine.step()
+        norm = self.engine.step(ask)
+        if not answers[0]:
+            self._restore()
+        self._statistics = None
+        return norm
+
+    @torch.no_grad()
+    def _restore(self) -> None:
+        """What was seen in a step that is not made leaves no trace in the running statistics."""
+        for buffer, before in zip(self.engine.module.buffers(), self._statistics or [], strict=True):
+            buffer.copy_(before)
 
     def state(self) -> dict[str, Any]:
         """Its part of a checkpoint's state, in live tensors; every rank calls it."""

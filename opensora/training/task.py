@@ -26,8 +26,11 @@ class Task(Protocol):
     def step(self, model: Callable[..., Any], batch: Batch) -> StepLoss:
         """`model` is `trained` as the engine runs it."""
 
-    def validate(self, model: Callable[..., Any], batches: Iterable[Batch]) -> dict[str, float]:
-        """Figures over `batches`, with randomness of their own; the training's is not touched."""
+    def validate(self, model: Callable[..., Any], batches: Iterable[Batch]) -> dict[str, tuple[float, int]]:
+        """Figures over `batches`, with randomness of their own: name -> (sum, how many it is of).
+
+        The names are the same on every rank, whatever its batches; of 0 there may be none.
+        """
 
     def config(self) -> dict[str, Any]:
         """config.json beside the weights: what rebuilds `trained`, and under "run" what must travel with it."""

@@ -52,14 +52,15 @@ class AutoencoderTask:
         return StepLoss(loss_B, None, posterior.mean[:, 0].numel(), figures, pair)
 
     @torch.no_grad()
-    def validate(self, model: Callable[..., Any], batches: Iterable[Batch]) -> dict[str, float]:
-        """Mean PSNR in decibels of reconstructions from the posterior's mode."""
+    def validate(self, model: Callable[..., Any], batches: Iterable[Batch]) -> dict[str, tuple[float, int]]:
+        """PSNR in decibels of reconstructions from the posterior's mode, (sum, clips)."""
         figures = []
         for batch in batches:
             video = batch.video_BCTHW.to(self.device)
             output, _ = model(video, None)
             figures.append(psnr(output.float().clamp(-1, 1), video))
-        return {"psnr": torch.cat(figures).mean().item()}
+        psnr_B = torch.cat(figures).double()
+        return {"psnr": (psnr_B.sum().item(), len(psnr_B))}
 
     def config(self) -> dict[str, Any]:
         """The autoencoder's config with the latent statistics measured by the weights as they are now."""

@@ -14,10 +14,12 @@ from opensora.models.assemble import tokens
 from opensora.models.codec import Codec
 from opensora.models.conditions import clip_conditions, given_latents
 from opensora.random import Draw
+from opensora.training.metrics import BINS, bin_name, level_bins
 from opensora.training.task import StepLoss
 from opensora.types import Batch
 
-VALIDATION_STEP = -1  # validation draws belong to no optimizer step
+VALIDATION_STEP = -1  # validation draws belong to no optimizer step: noise level k takes those of step -1 - k
+_BIN_NAMES = [f"loss_bin/{bin_name(index)}" for index in range(BINS)]
 
 
 @dataclass
@@ -29,6 +31,7 @@ class DiffusionTask:
     model_config: dict[str, Any]
     run_record: dict[str, Any]
     masks: FrameMasks | FrameConditions | None = None  # which frames of a clip are given in training
+    validation_levels: int = BINS  # noise levels at which a validation clip is asked about
 
     def step(self, model: Callable[..., Any], batch: Batch) -> StepLoss:
         draws = [Draw(self.seed, batch.step, place) for place in batch.places]
@@ -48,8 +51,20 @@ class DiffusionTask:
         masks: FrameMasks | FrameConditions | None = None,
     ) -> StepLoss:
         latents = self.codec.encode_video(batch.video_BCTHW, [draw.rng("latent") for draw in draws])
+        return self._loss_of_latents(model, batch, latents, draws, drop_B, masks)
+
+    def _loss_of_latents(
+        self,
+        model: Callable[..., Any],
+        batch: Batch,
+        latents: Tensor,
+        draws: list[Draw],
+        drop_B: Tensor,
+        masks: FrameMasks | FrameConditions | None = None,
+        t_B: Tensor | None = None,
+    ) -> StepLoss:
         text = self.codec.encode_text(batch.captions)
-        size = (batch.video_BCTHW.shape[2], batch.video_BCTHW.shape[3], batch.video_BCTHW.shape[4])
+        size = batch.clip_size
         told = clip_conditions(self.trained, size, batch.fps_B.to(latents.device))
         denoise = partial(model, y=text.text_B1LC, mask=text.mask_BL, drop_B=drop_B.to(latents.device), **told)
         x_mask_BT = None
@@ -59,18 +74,35 @@ class DiffusionTask:
             denoise = partial(denoise, **given_latents(latents, given, y_null))
         elif isinstance(masks, FrameMasks):
             x_mask_BT = draw_masks(masks, latents.shape[2], draws).to(latents.device)
-        out = self.scheduler.training_loss(denoise, latents, draws, x_mask_BT=x_mask_BT, size=size)
+        out = self.scheduler.training_loss(denoise, latents, draws, t_B=t_B, x_mask_BT=x_mask_BT, size=size)
         level_B = out.t_B.float() / self.scheduler.num_timesteps
         return StepLoss(out.loss_B, level_B, tokens(self.trained) * len(draws))
 
     @torch.no_grad()
-    def validate(self, model: Callable[..., Any], batches: Iterable[Batch]) -> dict[str, float]:
-        """Mean loss with noise fixed by the seed, so that two checkpoints see the same question. No frame is given."""
-        losses = []
+    def validate(self, model: Callable[..., Any], batches: Iterable[Batch]) -> dict[str, tuple[float, int]]:
+        """The loss, and the loss in each tenth of the noise scale, as (sum, samples). No frame is given.
+
+        Every clip is asked about at `validation_levels` noise levels spread evenly over the scale, whatever levels
+        training prefers, with noise fixed by the seed, so that two checkpoints see the same questions.
+        """
+        losses, bins = [], []
         for batch in batches:
-            draws = [Draw(self.seed, VALIDATION_STEP, place) for place in batch.places]
-            losses.append(self._loss(model, batch, draws, torch.zeros(len(draws), dtype=torch.bool)).loss_B)
-        return {"loss": torch.cat(losses).mean().item()}
+            first = [Draw(self.seed, VALIDATION_STEP, place) for place in batch.places]
+            latents = self.codec.encode_video(batch.video_BCTHW, [draw.rng("latent") for draw in first])
+            within_B = torch.cat([torch.rand(1, generator=draw.rng("validation level")) for draw in first])
+            for level in range(self.validation_levels):
+                draws = [Draw(self.seed, VALIDATION_STEP - level, place) for place in batch.places]
+                # whole timesteps, for discrete schedulers have no others
+                t_B = ((level + within_B) / self.validation_levels * self.scheduler.num_timesteps).floor()
+                drop_B = torch.zeros(len(draws), dtype=torch.bool)
+                loss = self._loss_of_latents(model, batch, latents, draws, drop_B, t_B=t_B)
+                losses.append(loss.loss_B.cpu().double())
+                bins.append(level_bins(t_B / self.scheduler.num_timesteps))
+        if not losses:
+            return dict.fromkeys(("loss", *_BIN_NAMES), (0.0, 0))
+        loss_N, bin_N = torch.cat(losses), torch.cat(bins)
+        parts = {name: loss_N[bin_N == index] for index, name in enumerate(_BIN_NAMES)}
+        return {name: (part.sum().item(), len(part)) for name, part in {"loss": loss_N, **parts}.items()}
 
     def config(self) -> dict[str, Any]:
         return {**self.model_config, "run": self.run_record}

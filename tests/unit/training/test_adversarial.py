@@ -197,6 +197,27 @@ def test_state_lies_apart_and_comes_back() -> None:
     torch.testing.assert_close(again.weights(), first.weights(), rtol=0, atol=0)
 
 
+def test_a_refused_step_leaves_no_trace_in_the_running_statistics() -> None:
+    """Nor in the weights; without it they would hold NaN for good."""
+    torch.manual_seed(0)
+    made = rival(module=PatchDiscriminator3D(channels=1, width=2, layers=1))
+    clips = torch.randn(2, 1, 5, 8, 8)
+    made.learn(clips, -clips, share=1.0, last=True)
+    made.step(1.0)
+    before = {name: value.clone() for name, value in made.weights().items()}
+    asked: list[float] = []
+    for real in (clips * torch.nan, clips * 2):
+        made.learn(real, -clips, share=0.5, last=False)
+        made.learn(clips, -clips, share=0.5, last=True)
+        made.step(1.0, lambda norm: bool(asked.append(norm)))
+        torch.testing.assert_close(made.weights(), before, rtol=0, atol=0)
+    assert len(asked) == 2
+    made.learn(clips * 2, -clips, share=1.0, last=True)
+    made.step(1.0)
+    moved = {name for name, value in made.weights().items() if not torch.equal(value, before[name])}
+    assert {"main.0.weight", "main.3.running_mean", "main.3.running_var", "main.3.num_batches_tracked"} <= moved
+
+
 def test_initial_weights_depend_on_the_seed_alone() -> None:
     config = {"type": "PatchDiscriminator3D", "width": 2}
     made = []
@@ -225,7 +246,13 @@ def test_the_loop_lets_the_rival_learn_from_every_micro_batch() -> None:
         return {"of rival": real.max()}
 
     t.task.step = step
-    t.rival = SimpleNamespace(learn=learn, step=lambda factor: calls.append(factor) or 0.0)
+
+    def update(factor: float, accept: Any) -> float:
+        calls.append(factor)
+        assert accept(0.0)
+        return 0.0
+
+    t.rival = SimpleNamespace(learn=learn, step=update, start=1)
     train(t)
     assert calls == [1.0, (0.5, False), (0.5, True), 0.5]
     assert [record.figures for record in log.records] == [{"of task": 4.0}, {"of rival": 4.0, "of task": 3.0}]
@@ -237,8 +264,8 @@ def test_the_loop_lets_the_rival_learn_from_every_micro_batch() -> None:
 
 def test_a_discriminator_that_diverges_ends_the_run() -> None:
     t, _ = test_loop.training(test_loop.VALUES)
-    t.rival = SimpleNamespace(step=lambda factor: float("nan"))
-    message = r"the discriminator's gradient norm is nan between step 0 and step 1; the discriminator was not updated"
+    t.rival = SimpleNamespace(step=lambda factor, accept: accept(float("nan")), start=0)
+    message = r"the discriminator's gradient norm is nan between step 0 and step 1; the weights were not updated"
     with pytest.raises(TrainingDiverged, match=message):
         train(t)
 

@@ -40,7 +40,7 @@ def alone() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -63,9 +63,10 @@ class Distance:
             loss_B = self.change(batch.step, loss_B)
         return StepLoss(loss_B, (values + 0.5) / 10, tokens=5 * len(values))
 
-    def validate(self, model: Callable[..., Any], batches: Any) -> dict[str, float]:
+    def validate(self, model: Callable[..., Any], batches: Any) -> dict[str, tuple[float, int]]:
         assert not self.trained.training
-        return {"count": float(len(list(batches)))}
+        torch.manual_seed(0)  # must not be seen in training
+        return {"count": (2.0 * len(list(batches)), 2), "nothing": (0.0, 0)}
 
 
 class Log:
@@ -75,12 +76,16 @@ class Log:
         self.records: list[StepRecord] = []
         self.validations: list[tuple[int, dict[str, float]]] = []
         self.saved: list[tuple[int, list[str]]] = []
+        self.troubles: list[tuple[int, dict[str, Any]]] = []
 
     def log(self, record: StepRecord) -> None:
         self.records.append(record)
 
     def log_validation(self, step: int, values: dict[str, float]) -> None:
         self.validations.append((step, values))
+
+    def log_trouble(self, step: int, trouble: dict[str, Any]) -> None:
+        self.troubles.append((step, trouble))
 
     def log_save(self, step: int, waited: float) -> None:
         assert (step, waited) == (self.saved[-1][0], 0.5)
@@ -202,9 +207,17 @@ def test_cadence_of_logs_saves_and_validation() -> None:
 def test_validation_leaves_the_model_training() -> None:
     t, _ = training(VALUES)
     t.validation = lambda: batches(VALUES)
-    t.task.trained.train()
+    frozen = nn.Dropout().eval()
+    t.task.trained.add_module("frozen", frozen)
+    t.task.trained.train(True)
+    frozen.eval()  # a part that is meant to evaluate in training
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
     assert validate(t) == {"count": 4.0}
+    assert torch.equal(torch.rand(2), expected)
     assert t.task.trained.training
+    assert not frozen.training
 
 
 def test_a_signal_ends_the_run_after_the_step_with_its_state_saved() -> None:
@@ -232,13 +245,14 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_the_weights_untouched(value
     text = str(caught.value)
     assert re.match(
         rf"training: the loss is {value} between step 2 and step 3; the weights were not updated; "
-        r"last good checkpoint: checkpoint 2; lower ",
+        r"last good checkpoint: checkpoint 2; lower .* `opensora replay outputs/debug step=3`",
         text,
     )
     assert number(t) == pytest.approx(1.25)
     assert number(t, average=True) == pytest.approx(0.5)
     assert log.saved == [(2, [])]
     assert [record.step for record in log.records] == [1, 2]
+    assert [(step, trouble["did"], trouble["skipped"]) for step, trouble in log.troubles] == [(3, "stop", 1)]
 
 
 def test_a_gradient_that_is_not_finite_is_told_as_such() -> None:

@@ -2,7 +2,9 @@
 
 import json
 import logging
+import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -52,6 +54,7 @@ def test_one_json_object_per_step_with_every_promised_key(tmp_path: Path, messag
         "tokens": 96,
         "seconds": 0.25,
         "loss_per_bin": {"0.3-0.4": 1.5},
+        "skipped": 0,
     }
     assert lines[1] == {"step": 1, "validation": {"psnr": 20.5}}
     assert lines[2]["step"] == 2
@@ -88,6 +91,27 @@ def test_resume_takes_back_what_lies_beyond_the_checkpoint(tmp_path: Path) -> No
     text = (tmp_path / "metrics.jsonl").read_text()
     assert [json.loads(line)["loss"] for line in text.splitlines()] == [1.0, 2.0, 30.0]
     assert scalars(tmp_path)["loss"] == [(1, 1.0), (2, 2.0), (3, 30.0)]
+
+
+def test_steps_that_were_not_made_are_counted_and_stay_readable_by_strict_readers(
+    tmp_path: Path, messages: Any
+) -> None:
+    metrics = open_metrics(tmp_path)
+    metrics.log(record(1))
+    sample = {"place": 0, "row": 7, "loss": float("inf"), "level": 0.25}
+    metrics.log_trouble(
+        2, {"what": "the loss is nan", "did": "skip", "skipped": 1, "loss": math.nan, "samples": [sample]}
+    )
+    metrics.log(replace(record(3), skipped=1))
+    metrics.close()
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert "NaN" not in text
+    assert "Infinity" not in text
+    trouble = read(tmp_path / "metrics.jsonl")[1]["trouble"]
+    assert math.isnan(float(trouble["loss"]))
+    assert trouble["samples"] == [{**sample, "loss": "inf"}]
+    assert scalars(tmp_path)["skipped"] == [(2, 1), (3, 1)]
+    assert "step 2: the loss is nan; not made (1 so far)" in [each.getMessage() for each in messages.records]
 
 
 def test_a_cut_off_line_is_left_out_by_readers(tmp_path: Path) -> None:

@@ -167,10 +167,37 @@ def test_validation_asks_the_same_question_every_time_and_drops_no_caption() -> 
     assert task.validate(again, [batch(0, [0, 1]), batch(0, [2, 3])]) == figures
     assert first.t == again.t
     assert set(first.dropped) == {False}
-    squares = torch.tensor(noise_of(first)).square().mean()
-    assert figures == {"loss": pytest.approx(squares.item(), rel=1e-3)}
+    assert len({noise[0] for noise in noise_of(first)}) == 40  # 4 clips at 10 levels, noise of its own for each
+    total, count = figures["loss"]
+    assert total / count == pytest.approx(torch.tensor(noise_of(first)).square().mean().item(), rel=1e-3)
     task.step(training, batch(0, [0, 1, 2, 3]))
-    assert not set(training.t) & set(first.t)
+    assert not {noise[0] for noise in noise_of(training)} & {noise[0] for noise in noise_of(first)}
+
+
+@pytest.mark.parametrize("levels", [10, 5, 30])
+def test_validation_asks_every_clip_all_over_the_noise_scale(levels: int) -> None:
+    """A clip is asked once in each part of the scale; the figure of a tenth is of the answers that lie in it."""
+    task, seen = diffusion(), Seen()
+    task.validation_levels = levels
+    figures = task.validate(seen, [batch(0, list(range(6)))])
+    parts = [[int(t * levels / 1000) for t in seen.t[place::6]] for place in range(6)]
+    assert parts == [list(range(levels))] * 6
+    assert all(t == int(t) for t in seen.t)
+    squares = [sum(value**2 for value in noise) / len(noise) for noise in noise_of(seen)]
+    for tenth in range(10):
+        inside = [square for square, t in zip(squares, seen.t) if tenth * 100 <= t < (tenth + 1) * 100]
+        total, count = figures[f"loss_bin/{tenth / 10:.1f}-{(tenth + 1) / 10:.1f}"]
+        assert count == len(inside) > 0
+        assert total == pytest.approx(sum(inside), rel=1e-3)
+    assert figures["loss"] == (pytest.approx(sum(squares), rel=1e-3), 6 * levels)
+
+
+def test_validation_of_no_clips_names_the_same_figures() -> None:
+    """Ranks add their figures up by name."""
+    task = diffusion()
+    empty = task.validate(Seen(), [])
+    assert list(empty) == list(task.validate(Seen(), [batch(0, [0])]))
+    assert set(empty.values()) == {(0.0, 0)}
 
 
 class Shift(nn.Module):
@@ -213,7 +240,7 @@ def test_autoencoder_validation_is_psnr_of_the_mode() -> None:
     """Errors of 0.5 and 1 on a range of 2: 10 log10(4 / 0.25) and 10 log10(4 / 1) decibels."""
     vae = Shift()
     figures = autoencoder(vae).validate(vae, [batch(0, [0, 1])])
-    assert figures["psnr"] == pytest.approx((12.0412 + 6.0206) / 2, abs=1e-3)
+    assert figures == {"psnr": (pytest.approx(12.0412 + 6.0206, abs=1e-3), 2)}
     assert vae.rngs is None
 
 

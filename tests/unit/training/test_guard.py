@@ -1,0 +1,206 @@
+"""Steps that went wrong: which ones, what becomes of them, and that the rest of the run does not know."""
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from opensora.errors import ConfigError, TrainingDiverged
+from opensora.training.guard import Guard
+from opensora.training.loop import train
+from tests.unit.training.test_loop import RATE, VALUES, Change, alone, batches, handlers, number, training
+
+__all__ = ["alone", "handlers"]  # fixtures
+STEPS = 8
+WILD = [[[1000.0, 0.0], [0.0, 0.0]]]
+
+
+def spoil(*steps: int) -> Change:
+    """The second sample of each micro-batch of these steps has no number for a loss."""
+
+    def change(step: int, loss_B: Tensor) -> Tensor:
+        return loss_B * torch.tensor([1.0, math.nan]) if step in steps else loss_B
+
+    return change
+
+
+def guarded(values: Any = None, change: Change | None = None, adam: bool = False, **keys: Any) -> Any:
+    t, log = training(VALUES * (STEPS // 2) if values is None else values, change)
+    t.guard = Guard(**keys)
+    if adam:
+        t.engine.optimizer = torch.optim.AdamW(t.task.trained.parameters(), lr=RATE)
+    return t, log
+
+
+def unseen(t: Any, values: Any, *steps: int) -> Any:
+    """Train as if these steps were not in the run: the data and the schedule go on behind them."""
+    feed, made = list(batches(values)), len(values[0])
+    for first, stop in zip((0, *(step + 1 for step in steps)), (*steps, len(values))):
+        t.start_step, t.run = first, SimpleNamespace(**{**t.run.__dict__, "steps": stop})
+        t.batches = iter(feed[first * made : stop * made])
+        train(t)
+    return t
+
+
+@pytest.mark.parametrize("bad", [(3,), (0,), (STEPS - 1,), (2, 3, 6)], ids=str)
+def test_a_skipped_step_is_as_if_it_had_not_been(bad: tuple[int, ...]) -> None:
+    """Weights, average, moments and their step count, bit for bit, under a schedule that falls."""
+    values = VALUES * (STEPS // 2)
+    t, log = guarded(values, spoil(*bad), adam=True, on_nan="skip")
+    assert train(t)
+    spared = unseen(guarded(values, adam=True)[0], values, *bad)
+    assert number(t) == number(spared)
+    assert number(t, average=True) == number(spared, average=True)
+    for key, value in t.engine.state().items():
+        theirs = spared.engine.state()[key]
+        assert torch.equal(
+            getattr(value, "to_local", lambda v=value: v)(), getattr(theirs, "to_local", lambda v=theirs: v)()
+        )
+    assert t.guard.skipped == len(bad)
+    assert [step for step, _ in log.troubles] == [step + 1 for step in bad]
+    assert [record.step for record in log.records] == [step + 1 for step in range(STEPS) if step not in bad]
+    assert log.records[-1].skipped == sum(step < log.records[-1].step for step in bad)
+    assert log.records[-1].lr == RATE / log.records[-1].step  # the schedule counts every step
+
+
+def test_trouble_is_told_with_the_samples_that_were_in_the_step() -> None:
+    t, log = guarded(change=spoil(1), on_nan="skip")
+    train(t)
+    trouble = log.troubles[0][1]
+    assert (trouble["what"], trouble["did"], trouble["skipped"]) == ("the loss is nan", "skip", 1)
+    assert math.isnan(trouble["loss"])
+    assert [each["place"] for each in trouble["samples"]] == [0, 1, 2, 3]
+    assert [math.isfinite(each["loss"]) for each in trouble["samples"]] == [True, False, True, False]
+    assert {each["row"] for each in trouble["samples"]} == {0}
+    assert [each["level"] for each in trouble["samples"]] == pytest.approx([0.25, 0.25, 0.25, 0.65])
+
+
+def test_more_skips_in_a_row_than_allowed_end_the_run() -> None:
+    """In a row, not in all: steps 1, 3, 4 go, the third of 6, 7 and 8 does not."""
+    values = VALUES * 5
+    t, log = guarded(values, spoil(1, 3, 4, 6, 7, 8), on_nan="skip", max_skips=2)
+    with pytest.raises(
+        TrainingDiverged, match=r"the loss is nan between step 8 and step 9 \(3 in a row\); the weights"
+    ):
+        train(t)
+    assert [trouble["did"] for _, trouble in log.troubles] == ["skip"] * 5 + ["stop"]
+    assert number(t) == number(unseen(guarded(values[:6])[0], values[:6], 1, 3, 4))
+
+
+def test_no_skip_is_allowed_when_the_config_says_none() -> None:
+    t, _ = guarded(change=spoil(0), on_nan="skip", max_skips=0)
+    with pytest.raises(TrainingDiverged, match="the loss is nan between step 0 and step 1; "):
+        train(t)
+
+
+def test_a_spike_is_measured_by_the_median_of_accepted_steps() -> None:
+    calm = [[[1.0, 3.0], [2.0, 2.0]]]
+    values = calm * 3 + WILD + calm * 2 + WILD
+    t, log = guarded(values, spike_factor=20.0, spike_window=3)
+    train(t)
+    assert [step for step, _ in log.troubles] == [4, 7]
+    assert [trouble["did"] for _, trouble in log.troubles] == ["skip", "skip"]
+    # the losses of steps 1 to 3 are 2.25, 1.375 and 0.953 by hand, that of step 4 about 125,000
+    assert log.troubles[0][1]["what"].startswith("the loss is 124")
+    assert log.troubles[0][1]["what"].endswith(" times its median")
+    assert number(t) == number(unseen(guarded(values)[0], values, 3, 6))
+    blind, log = guarded(values)
+    train(blind)
+    assert log.troubles == []
+    assert number(blind) > 20
+
+
+def test_nothing_is_a_spike_before_the_window_is_full() -> None:
+    calm = [[[1.0, 3.0], [2.0, 2.0]]]
+    t, log = guarded(calm * 3 + WILD, spike_factor=20.0, spike_window=4)
+    train(t)
+    assert log.troubles == []
+
+
+def test_a_spike_of_the_gradient_alone_is_found() -> None:
+    def steep(step: int, loss_B: Tensor) -> Tensor:
+        """The same value, a thousand times the slope."""
+        return 1000 * loss_B - 999 * loss_B.detach() if step == 4 else loss_B
+
+    t, log = guarded(change=steep, spike_factor=50.0, spike_window=2)
+    train(t)
+    assert [step for step, _ in log.troubles] == [5]
+    assert log.troubles[0][1]["what"].startswith("the gradient norm is ")
+
+
+def test_a_spike_may_end_the_run() -> None:
+    t, log = guarded(VALUES + WILD, on_spike="stop", spike_factor=9.0, spike_window=2)
+    with pytest.raises(TrainingDiverged, match=r"the loss is \d+, .* times its median between step 2 and step 3; "):
+        train(t)
+    assert log.troubles[0][1]["did"] == "stop"
+
+
+def test_a_resumed_guard_decides_as_the_one_before() -> None:
+    guard = Guard(spike_factor=2.0, spike_window=3, max_skips=1, on_nan="skip")
+    engine = SimpleNamespace(step=lambda accept: float(accept(1.0)) or 1.0)
+    for step, loss in enumerate([1.0, 1.5, 2.0, math.nan]):
+        guard.step(engine, None, loss, 1.0, step)  # type: ignore[arg-type]
+    state = guard.state()
+    assert state == {
+        "skipped": 1,
+        "in_a_row": 1,
+        "usual": {"loss": [1.0, 1.5, 2.0], "gradient norm": [1.0, 1.0, 1.0]},
+    }
+    again = Guard(spike_factor=2.0, spike_window=3, max_skips=1, on_nan="skip")
+    again.load_state(state)
+    found = again.step(engine, None, 3.1, 1.0, 4)  # type: ignore[arg-type]
+    assert found.trouble == "the loss is 3.1, 2.07 times its median"
+    assert found.stop  # the second in a row
+    shorter = Guard(spike_factor=2.0, spike_window=2)
+    shorter.load_state(state)
+    assert shorter.state()["usual"]["loss"] == [1.5, 2.0]
+
+
+def test_the_median_begins_anew_when_the_discriminator_changes_the_loss() -> None:
+    guard = Guard(spike_factor=2.0, spike_window=2)
+    engine = SimpleNamespace(step=lambda accept: float(accept(1.0)) or 1.0)
+    rival = SimpleNamespace(start=2, step=lambda factor, accept: accept(1.0))
+    found = [guard.step(engine, rival, loss, 1.0, step).trouble for step, loss in enumerate([1.0, 1.0, 9.0, 9.0, 20.0])]  # type: ignore[arg-type]
+    assert [trouble is not None for trouble in found] == [False, False, False, False, True]
+
+
+def test_neither_model_nor_discriminator_is_updated_when_one_of_them_fails() -> None:
+    """The model's gradient is sound and measured first; the discriminator's is not."""
+    answers = {}
+
+    class Stand:
+        def __init__(self, name: str, norm: float) -> None:
+            self.name, self.norm, self.start = name, norm, 0
+
+        def step(self, *arguments: Any) -> float:
+            answers[self.name] = arguments[-1](self.norm)
+            return self.norm
+
+    for norms, expected in (((1.0, math.nan), False), ((math.inf, 1.0), False), ((1.0, 1.0), True)):
+        outcome = Guard().step(Stand("model", norms[0]), Stand("rival", norms[1]), 1.0, 1.0, 3)  # type: ignore[arg-type]
+        assert answers == {"model": expected, "rival": expected}
+        assert (outcome.trouble is None) == expected
+    assert Guard().step(Stand("model", 1.0), Stand("rival", math.nan), 1.0, 1.0, 3).trouble == (  # type: ignore[arg-type]
+        "the discriminator's gradient norm is nan"
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("spike_factor=1", "key 'spike_factor': found 1; allowed: above 1, or None"),
+        ("spike_window=0", "key 'spike_window': found 0"),
+        ("max_skips=-1", "key 'max_skips': found -1"),
+        ("on_nan=go", "key 'on_nan'"),
+    ],
+)
+def test_keys_are_checked(override: str, words: str) -> None:
+    from opensora.config import load
+    from opensora.schema import TrainRun
+    from tests.e2e.processes import ROOT, TRAIN
+
+    with pytest.raises(ConfigError, match=words):
+        load(str(ROOT / TRAIN), [override], TrainRun)
