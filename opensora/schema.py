@@ -122,9 +122,6 @@ class TrainRun:
     plugin_config: Component = arguments_of(registry.PLUGINS, named_by="plugin")
     timeout_seconds: int = 600  # a collective that waits longer ends the job
 
-    # autoencoder only
-    reconstruction_loss: Literal["l1", "l2"] = "l1"
-    kl_weight: float = 1e-6  # of the KL divergence summed over a clip's latents, next to a sum over its pixels
     # what may go wrong
     on_nan: Literal["stop", "skip"] = "stop"  # at a loss or gradient norm that is not finite
     spike_factor: float | None = None  # a loss or gradient norm above this many times its median is a spike; None = never
@@ -132,6 +129,9 @@ class TrainRun:
     on_spike: Literal["stop", "skip"] = "skip"
     max_skips: int = 10  # optimizer steps skipped in a row; one more ends the run
 
+    # autoencoder only
+    reconstruction_loss: Literal["l1", "l2"] = "l1"
+    kl_weight: float = 1e-6  # of the KL divergence summed over a clip's latents, next to a sum over its pixels
     perceptual: Component | None = component(registry.PERCEPTUAL, None)  # a distance of frames to add to the loss
     perceptual_weight: float = 1.0  # of that distance, next to a mean over pixels
     discriminator: Component | None = component(registry.DISCRIMINATORS, None)  # what to train against
@@ -149,14 +149,14 @@ class TrainRun:
     validation_dataset: Component | None = component(registry.DATASETS, None)
     validate_every: int = 0  # optimizer steps; 0 = only at the end
     validation_batches: int = 8  # batches of batch_size clips
-    wandb: bool = False
-
-    def check(self, where: str) -> None:
     validation_levels: int = 10  # noise levels at which each of those clips is asked about, evenly over the scale
     preview_every: int = 0  # optimizer steps between sample videos in run_dir/previews, and at the end; 0 = none
     preview_prompts: list[str] = field(default_factory=list)
     preview_steps: int | None = None  # denoising steps; None = the scheduler's own
     preview_ema: bool = True  # with the averaged weights, where there are some
+    wandb: bool = False
+
+    def check(self, where: str) -> None:
         """Raise ConfigError where values do not make sense together."""
         _positive(where, steps=self.steps, batch_size=self.batch_size, micro_batches=self.micro_batches)
         _positive(where, log_every=self.log_every, keep_last=self.keep_last, timeout_seconds=self.timeout_seconds)
@@ -165,9 +165,6 @@ class TrainRun:
         _not_negative(where, num_workers=self.num_workers, max_bad_rows=self.max_bad_rows, kl_weight=self.kl_weight)
         _not_negative(where, validate_every=self.validate_every, perceptual_weight=self.perceptual_weight)
         _not_negative(where, disc_start=self.disc_start, disc_weight=self.disc_weight)
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise ConfigError(f"{where}: key 'ema_decay': found {self.ema_decay}; allowed: from 0 to below 1, or None")
-        if self.task == "autoencoder" and self.mask_ratios is not None:
         _positive(where, spike_window=self.spike_window, validation_levels=self.validation_levels)
         _positive(where, preview_steps=self.preview_steps)
         _not_negative(where, max_skips=self.max_skips, preview_every=self.preview_every)
@@ -180,6 +177,9 @@ class TrainRun:
             )
         if self.task == "autoencoder" and self.preview_every:
             raise ConfigError(f"{where}: key 'preview_every': belongs to task 'diffusion'; remove the key")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"{where}: key 'ema_decay': found {self.ema_decay}; allowed: from 0 to below 1, or None")
+        if self.task == "autoencoder" and self.mask_ratios is not None:
             raise ConfigError(f"{where}: key 'mask_ratios': given frames belong to task 'diffusion'; remove the key")
         if self.task == "diffusion":
             for name in ("perceptual", "discriminator"):

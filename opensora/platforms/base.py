@@ -54,6 +54,10 @@ class Platform(ABC):
             return wanted
         return "bf16" if self.multiplies_bf16() else "fp32"
 
+    def release_memory(self) -> None:
+        """Give back the device memory that torch keeps for later and nothing uses."""
+        return None
+
     def attention(self, dtype: torch.dtype, head_dim: int, masked: bool) -> Callable[..., Tensor] | None:
         """The device's own attention for q [B, h, N, d], k and v [B, h, M, d] and a mask that is bool [B, 1, 1 or N, M]
         (True = may be seen) or None; None when torch's is the best there is."""
@@ -70,7 +74,3 @@ class Platform(ABC):
     def autocast(self, dtype: torch.dtype) -> AbstractContextManager[None]:
         """Matrix products in `dtype`; float32 leaves everything as it is."""
         return torch.autocast(self.name, dtype=dtype, enabled=dtype is not torch.float32)
-    def release_memory(self) -> None:
-        """Give back the device memory that torch keeps for later and nothing uses."""
-        return None
-

@@ -50,6 +50,9 @@ class CudaPlatform(Platform):
     def synchronize(self) -> None:
         torch.cuda.synchronize()
 
+    def release_memory(self) -> None:
+        torch.cuda.empty_cache()
+
 
 def flash_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """flash-attn's layout is [B, N, h, d]; it scales by d^-0.5 by itself."""
@@ -65,8 +68,5 @@ def apex_layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: 
     from apex.normalization.fused_layer_norm import fused_layer_norm, fused_layer_norm_affine
 
     if weight is None or bias is None:
-    def release_memory(self) -> None:
-        torch.cuda.empty_cache()
-
         return fused_layer_norm(x, (x.shape[-1],), eps)
     return fused_layer_norm_affine(x, weight, bias, (x.shape[-1],), eps)

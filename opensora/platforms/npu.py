@@ -61,6 +61,9 @@ class NpuPlatform(Platform):
     def synchronize(self) -> None:
         self._npu.synchronize()
 
+    def release_memory(self) -> None:
+        self._npu.empty_cache()
+
 
 HEAD_STEP = 16  # the kernel wants head widths in multiples of this
 
@@ -85,6 +88,3 @@ def fused_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     import torch_npu
 
     return torch_npu.npu_rms_norm(x, weight, epsilon=eps)[0]
-    def release_memory(self) -> None:
-        self._npu.empty_cache()
-

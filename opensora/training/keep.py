@@ -78,8 +78,8 @@ class RunFolder:
         self, engine: Engine, ema: Ema | None, task: Task, rival: Rival | None = None, guard: Guard | None = None
     ) -> None:
         self.engine = engine
-        self.rival = rival
         self.guard = guard or Guard()
+        self.rival = rival
         self.ema = ema
         self.task = task
 
@@ -90,7 +90,6 @@ class RunFolder:
             self._write_config()
             return 0, []
         self._report_changes(found.meta["config"])
-        state = self._state()
         self.take_over(found)
         self._write_config()
         logger().info("resumed from %s at step %d", found.folder, found.step)
@@ -98,6 +97,7 @@ class RunFolder:
 
     def take_over(self, found: checkpoint.Checkpoint) -> None:
         """Overwrite the live state with a checkpoint's; nothing on the disk changes."""
+        state = self._state()
         checkpoint.load(found, state)
         self.engine.load_state(state)
         if self.ema is not None:
