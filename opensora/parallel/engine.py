@@ -303,7 +303,7 @@ def squared_norm(gradients: Sequence[Tensor]) -> Tensor:
     """The sum of squares of all elements: float32, zero-dimensional, on the CPU."""
     if not gradients:
         return torch.zeros(())
-    return torch.stack(torch._foreach_norm(list(gradients))).double().square().sum().float().cpu()
+    return torch.stack(torch._foreach_norm(list(gradients))).cpu().double().square().sum().float()
 
 
 def _is_moment(value: Any) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from opensora.parallel import collectives
 from opensora.parallel.pieces import Range
+from opensora.registry import PLATFORMS, names
 
 
 def boost(model: nn.Module, units: Sequence[nn.Module], device: torch.device, **options: Any) -> tuple[Any, Any]:
@@ -46,7 +47,7 @@ def _plugin_class() -> type:
         """Shim S4: any device; the optimizer is made afterwards, of parameters that are pieces already."""
 
         def supported_devices(self) -> list[str]:
-            return ["cpu", "cuda", "npu"]
+            return names(PLATFORMS)
 
         def configure(
             self,

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from opensora.parallel import collectives
 from opensora.parallel.engine import clip_factor, is_finite, squared_norm
 from opensora.parallel.reducer import FixedOrder
+from opensora.registry import PLATFORMS, names
 
 
 def boost(
@@ -39,7 +40,7 @@ def _plugin_class() -> type:
         """Shim S2: builds our optimizer, which is not tied to device names."""
 
         def supported_devices(self) -> list[str]:
-            return ["cpu", "cuda", "npu"]
+            return names(PLATFORMS)
 
         def configure(
             self,

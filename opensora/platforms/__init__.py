@@ -1,10 +1,10 @@
 """One file per kind of device; `select()` picks the one this machine has."""
 
 from opensora.errors import ConfigError
-from opensora.platforms.base import Platform
+from opensora.platforms.base import Feature, Platform
 from opensora.registry import PLATFORMS, build, constructor, names
 
-__all__ = ["Platform", "select"]
+__all__ = ["Feature", "Platform", "device_features", "select"]
 
 
 def select(name: str | None = None) -> Platform:
@@ -22,3 +22,9 @@ def select(name: str | None = None) -> Platform:
         )
     fastest = max(usable, key=lambda each: constructor(PLATFORMS, each).priority)  # type: ignore[attr-defined]
     return build(PLATFORMS, {"type": name or fastest})
+
+
+def device_features() -> list[Feature]:
+    """What single kinds of device need besides the common packages."""
+    found = (constructor(PLATFORMS, name).features for name in names(PLATFORMS))  # type: ignore[attr-defined]
+    return [feature for features in found for feature in features]

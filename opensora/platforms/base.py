@@ -1,8 +1,11 @@
 """What a device must offer; cpu, cuda and npu differ here and nowhere else."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,10 +13,21 @@ from torch import Tensor
 from opensora.types import Precision
 
 
+@dataclass(frozen=True)
+class Feature:
+    """Something that works when its modules import; `opensora doctor` lists it."""
+
+    name: str
+    modules: tuple[str, ...]
+    remedy: str  # one command
+    imported: bool = True  # False: only its files are used
+
+
 class Platform(ABC):
     name: str  # registry name, and torch's device type
     backend: str  # for torch.distributed; the CPU part carries objects and checkpoint plans
     priority: int  # the highest usable one is chosen when the user names none
+    features: tuple[Feature, ...] = ()  # packages that only this device uses
 
     @classmethod
     @abstractmethod
@@ -43,6 +57,10 @@ class Platform(ABC):
     @abstractmethod
     def synchronize(self) -> None:
         """Wait until all work handed to the device is done."""
+
+    @abstractmethod
+    def profile(self, folder: Path, name: str) -> AbstractContextManager[Any]:
+        """Record what host and device do inside; at its end a trace of that `name` lies in `folder`."""
 
     def multiplies_bf16(self) -> bool:
         """Whether the device has units for bfloat16; without them it is many times slower than float32."""
@@ -74,3 +92,11 @@ class Platform(ABC):
     def autocast(self, dtype: torch.dtype) -> AbstractContextManager[None]:
         """Matrix products in `dtype`; float32 leaves everything as it is."""
         return torch.autocast(self.name, dtype=dtype, enabled=dtype is not torch.float32)
+
+
+def torch_profile(activities: Iterable[Any], folder: Path, name: str) -> AbstractContextManager[Any]:
+    """torch's profiler; the trace opens in Perfetto, Chrome's tracing page and TensorBoard."""
+    from torch.profiler import profile, tensorboard_trace_handler
+
+    write = tensorboard_trace_handler(str(folder), worker_name=name, use_gzip=True)
+    return profile(activities=activities, on_trace_ready=write, record_shapes=True, profile_memory=True)

@@ -4,12 +4,14 @@ import os
 import platform
 import resource
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity
 
-from opensora.platforms.base import Platform
+from opensora.platforms.base import Platform, torch_profile
 from opensora.registry import PLATFORMS
 
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -48,6 +50,9 @@ class CpuPlatform(Platform):
     def multiplies_bf16(self) -> bool:
         """x86 with AVX-512 BF16 or AMX, Arm with its bf16 extension; elsewhere fp32 is up to 100 times faster."""
         return any(_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
+
+    def profile(self, folder: Path, name: str) -> AbstractContextManager[Any]:
+        return torch_profile([ProfilerActivity.CPU], folder, name)
 
     def synchronize(self) -> None:
         """Nothing to wait for: CPU operations return when they are done."""

@@ -1,12 +1,16 @@
 """NVIDIA devices (and AMD ones through ROCm, which answers to the same names)."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity
 
-from opensora.platforms.base import Platform
+from opensora.platforms.base import Feature, Platform, torch_profile
 from opensora.registry import PLATFORMS
 
 
@@ -15,6 +19,14 @@ class CudaPlatform(Platform):
     name = "cuda"
     backend = "cpu:gloo,cuda:nccl"
     priority = 1
+    features = (
+        Feature("flash-attn (CUDA, optional)", ("flash_attn",), "pip install flash-attn --no-build-isolation"),
+        Feature(
+            "apex' fused layer norm (CUDA, optional)",
+            ("apex",),
+            "pip install --no-build-isolation git+https://github.com/NVIDIA/apex",
+        ),
+    )
 
     @classmethod
     def is_available(cls) -> bool:
@@ -46,6 +58,9 @@ class CudaPlatform(Platform):
 
     def layer_norm(self) -> Callable[[Tensor, Tensor | None, Tensor | None, float], Tensor] | None:
         return apex_layer_norm if find_spec("apex") is not None else None
+
+    def profile(self, folder: Path, name: str) -> AbstractContextManager[Any]:
+        return torch_profile([ProfilerActivity.CPU, ProfilerActivity.CUDA], folder, name)
 
     def synchronize(self) -> None:
         torch.cuda.synchronize()

@@ -1,16 +1,21 @@
-"""Ascend devices through torch-npu, which adds `torch.npu`."""
+"""Ascend devices through torch-npu, which adds `torch.npu`. Written against torch-npu 2.14.0; see docs/ascend.md."""
 
 import importlib.util
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import cached_property
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from opensora.platforms.base import Platform
+from opensora.errors import ConfigError
+from opensora.platforms.base import Feature, Platform
 from opensora.registry import PLATFORMS
+from opensora.types import Precision
 
 
 @PLATFORMS.register_module(name="npu")
@@ -18,6 +23,7 @@ class NpuPlatform(Platform):
     name = "npu"
     backend = "cpu:gloo,npu:hccl"
     priority = 2
+    features = (Feature("Ascend devices", ("torch_npu",), "pip install -r requirements/npu.txt"),)
 
     @classmethod
     def is_available(cls) -> bool:
@@ -25,9 +31,10 @@ class NpuPlatform(Platform):
             return False
         try:
             import torch_npu
-        except (ImportError, OSError):  # the wheel is there but CANN's shared libraries are not
+
+            return torch_npu.npu.is_available()
+        except (ImportError, OSError, RuntimeError):  # the wheel is there, but not CANN's libraries or the driver
             return False
-        return torch_npu.npu.is_available()
 
     @cached_property
     def _npu(self) -> ModuleType:
@@ -51,12 +58,37 @@ class NpuPlatform(Platform):
     def peak_memory_bytes(self) -> int:
         return self._npu.max_memory_allocated()
 
+    def multiplies_bf16(self) -> bool:
+        """From Ascend 910B (Atlas A2) on."""
+        return self._npu.is_bf16_supported()
+
+    def choose_dtype(self, wanted: Precision) -> Precision:
+        """ConfigError for "bf16" where there are no units: unlike others, these devices do not emulate it."""
+        if wanted == "bf16" and not self.multiplies_bf16():
+            raise ConfigError(
+                f"dtype: 'bf16' on {self.device_name()}, which has none; allowed there: 'fp32'; set dtype='auto'"
+            )
+        return super().choose_dtype(wanted)
+
     def attention(self, dtype: torch.dtype, head_dim: int, masked: bool) -> Callable[..., Tensor] | None:
-        """The fused kernel, for half precision."""
-        return fused_attention if dtype in (torch.bfloat16, torch.float16) else None
+        """The fused kernel, for half precision; float32 keeps torch's exact products."""
+        fits = dtype in (torch.bfloat16, torch.float16) and head_dim <= WIDEST_HEAD
+        return fused_attention if fits else None
 
     def rms_norm(self) -> Callable[[Tensor, Tensor, float], Tensor] | None:
         return fused_rms_norm
+
+    def profile(self, folder: Path, name: str) -> AbstractContextManager[Any]:
+        """torch-npu's own profiler, for torch's does not see the device. Its trace is a folder, for MindStudio Insight;
+        its trace_view.json opens in Perfetto."""
+        from torch_npu import profiler
+
+        return profiler.profile(
+            activities=[profiler.ProfilerActivity.CPU, profiler.ProfilerActivity.NPU],
+            on_trace_ready=profiler.tensorboard_trace_handler(str(folder), worker_name=name),
+            record_shapes=True,
+            profile_memory=True,
+        )
 
     def synchronize(self) -> None:
         self._npu.synchronize()
@@ -65,7 +97,8 @@ class NpuPlatform(Platform):
         self._npu.empty_cache()
 
 
-HEAD_STEP = 16  # the kernel wants head widths in multiples of this
+HEAD_STEP = 16  # older versions of CANN take head widths in multiples of this only
+WIDEST_HEAD = 768
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -85,6 +118,8 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None)
 
 
 def fused_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """The kernel wants x and weight of one type; under autocast x is the narrower, and ours widens it, too."""
     import torch_npu
 
-    return torch_npu.npu_rms_norm(x, weight, epsilon=eps)[0]
+    wide = torch.promote_types(x.dtype, weight.dtype)
+    return torch_npu.npu_rms_norm(x.to(wide), weight.to(wide), epsilon=eps)[0]

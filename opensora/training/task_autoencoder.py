@@ -59,7 +59,7 @@ class AutoencoderTask:
             video = batch.video_BCTHW.to(self.device)
             output, _ = model(video, None)
             figures.append(psnr(output.float().clamp(-1, 1), video))
-        psnr_B = torch.cat(figures).double()
+        psnr_B = torch.cat(figures).cpu().double()
         return {"psnr": (psnr_B.sum().item(), len(psnr_B))}
 
     def config(self) -> dict[str, Any]:

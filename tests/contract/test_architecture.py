@@ -1,6 +1,7 @@
 """The rules of docs/architecture.md, read from the imports: who may import whom, and what stays in one place."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -74,6 +75,12 @@ def test_tools(path: Path) -> None:
         return
     allowed = TOOLS_MAY | ({"models"} if path.parts[-2] in ("features", "weights") else set())
     allowed |= {"config", "registry"} if path.parts[-2] == "weights" else set()  # builds models from key=value
+    # does what a training run would do before its first step, on its ranks, and says so as a command
+    allowed |= (
+        {"config", "registry", "schema", "parallel", "platforms", "training", "cli"}
+        if (path.parts[-2] == "features")
+        else set()
+    )
     for name, _ in imports(path):
         parts = name.split(".")
         if parts[0] == "opensora" and len(parts) > 1:
@@ -81,25 +88,101 @@ def test_tools(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sources("opensora"), ids=lambda p: str(p.relative_to(ROOT)))
-def test_devices_and_process_groups_have_one_place(path: Path) -> None:
+def test_process_groups_and_settings_have_one_place(path: Path) -> None:
     text, package = path.read_text(encoding="utf-8"), package_of(path)
     for name, _ in imports(path):
         if name.split(".")[0] == "colossalai" or name.startswith("torch.distributed"):
             assert package == "parallel", f"{name} outside parallel/"
-        if name.split(".")[0] == "torch_npu" or name.startswith("torch.cuda"):
-            assert package == "platforms", f"{name} outside platforms/"
     tree = ast.parse(text)
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
             dotted = ast.unparse(node)
-            if dotted.startswith("torch.cuda") or node.attr == "cuda":
-                assert package == "platforms", f"{dotted} outside platforms/"
             if dotted.startswith("torch.distributed"):
                 assert package == "parallel", f"{dotted} outside parallel/"
             if dotted.startswith("os.environ"):
                 assert package == "platforms" or path.name == "world.py", f"{dotted}: settings come from the config"
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("cfg.get", "config.get_default"):
             pytest.fail(f"{path}: a default hidden in a call")
+
+
+DEVICES = ("cuda", "npu", "xpu", "hpu", "mps")
+DEVICE_PACKAGES = ("torch_npu", "flash_attn", "apex", "acl")
+# the word alone, as "cuda", "cuda:0", "cpu:gloo,npu:hccl" or "torch.cuda"; words in a sentence are no use of a device
+_DEVICE_WORD = re.compile(rf"[^\s]*\b({'|'.join((*DEVICES, *DEVICE_PACKAGES, 'nccl', 'hccl'))})\b[^\s]*")
+
+
+def devices_named(tree: ast.AST) -> list[str]:
+    """Every place where code names an accelerator or a package for one: "line: what"."""
+    found = []
+    prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}  # docstrings
+    for node in ast.walk(tree):
+        what: list[str] = []
+        if isinstance(node, ast.Import):
+            what = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            what = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Attribute | ast.Name | ast.keyword):
+            what = [str(getattr(node, "attr", None) or getattr(node, "id", None) or getattr(node, "arg", None))]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose:
+            what = [node.value]
+        line = getattr(node, "lineno", 0)
+        found += [f"{line}: {each}" for each in what if _DEVICE_WORD.fullmatch(each)]
+    return found
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for folder in ("opensora", "tools", "configs") for path in sources(folder)],
+    ids=lambda p: str(p.relative_to(ROOT)),
+)
+def test_devices_have_one_place(path: Path) -> None:
+    """Only platforms/ knows which devices there are: what works on one then works on all."""
+    if path.is_relative_to(ROOT / "opensora" / "platforms"):
+        return
+    assert not devices_named(ast.parse(path.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        'x.to("cuda")',
+        'torch.device("npu", 0)',
+        'f(device="cuda:1")',
+        "x.cuda()",
+        "x.npu()",
+        "torch.cuda.empty_cache()",
+        "torch.npu.synchronize()",
+        "import torch_npu",
+        "import torch.cuda.amp",
+        "from torch import cuda",
+        "from flash_attn import flash_attn_func",
+        "from apex.normalization import FusedLayerNorm",
+        'init_process_group("nccl")',
+        'init_process_group("cpu:gloo,npu:hccl")',
+        'if device.type in ("cuda", "npu"): pass',
+        "model.cuda",
+        "f(npu=1)",
+        'find_spec("torch_npu")',
+        'getattr(torch, "mps")',
+    ],
+)
+def test_a_device_is_found_where_one_is_named(code: str) -> None:
+    assert devices_named(ast.parse(code))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        '"""Runs on cuda and npu."""',
+        'raise ConfigError("plugin: gemini needs a cuda or npu device")',
+        "x.cpu()",
+        'x.to("cpu", copy=True)',
+        "torch.accelerator.synchronize()",
+        "number_of_inputs = maps + inputs",
+    ],
+)
+def test_sentences_and_the_host_are_free_to_name(code: str) -> None:
+    assert not devices_named(ast.parse(code))
 
 
 def test_no_module_is_long_or_a_drawer() -> None:

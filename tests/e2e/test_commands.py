@@ -94,7 +94,7 @@ def test_doctor_tells_versions_the_device_and_remedies(printed) -> None:
     assert row(text, "training with zero1 and zero2")[1] == "found"
     missing = row(text, "Ascend devices")
     assert missing[1] == "not installed"
-    assert missing[2].startswith("pip install torch-npu")
+    assert missing[2] == "pip install -r requirements/npu.txt"
 
 
 def test_help_names_the_commands(printed) -> None:

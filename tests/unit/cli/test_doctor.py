@@ -9,6 +9,7 @@ import pytest
 
 from opensora.cli import doctor
 from opensora.cli.doctor import FEATURES, Feature, doctor_command, installed_version, missing
+from opensora.platforms import device_features
 
 Package = Callable[[str, str], str]
 
@@ -62,14 +63,14 @@ def test_each_row_names_the_state_and_the_remedy_only_where_needed(
 
 
 def test_the_remedy_is_one_command() -> None:
-    for feature in FEATURES:
+    for feature in (*FEATURES, *device_features()):
         assert feature.remedy.startswith(("pip install ", "apt-get install "))
         assert "\n" not in feature.remedy
 
 
 def test_files_that_remedies_install_from_exist() -> None:
     root = Path(__file__).resolve().parents[3]
-    for feature in FEATURES:
+    for feature in (*FEATURES, *device_features()):
         words = feature.remedy.split()
         for option, file in itertools.pairwise(words):
             if option == "-r":

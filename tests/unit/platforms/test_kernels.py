@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from opensora.models.layers import kernels
-from opensora.models.layers.attention import attend, choose_kernel, sdpa_attention
+from opensora.models.layers.attention import choose_kernel, sdpa_attention
 from opensora.models.layers.kernels import use_kernels
-from opensora.models.layers.norm import RMSNorm, norm_modulate
+from opensora.models.layers.norm import norm_modulate
 from opensora.platforms import cuda, npu
 from opensora.platforms.cuda import CudaPlatform
 from opensora.platforms.npu import NpuPlatform
@@ -93,58 +93,6 @@ def test_apex_gets_both_vectors_or_none(monkeypatch: pytest.MonkeyPatch) -> None
     torch.testing.assert_close(norm_modulate(x, vector, vector), expected * (1 + vector) + vector)
     torch.testing.assert_close(norm_modulate(x, per_frame, per_frame), expected * (1 + per_frame) + per_frame)
     assert asked == ["affine", "plain"]
-
-
-def npu_fusion_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    head_num: int,
-    input_layout: str,
-    *,
-    atten_mask: Tensor | None = None,
-    scale: float = 1.0,
-    keep_prob: float = 1.0,
-) -> tuple[Tensor, ...]:
-    """As documented: atten_mask [B, 1, N, M] is True where a key is hidden; the scale is the caller's."""
-    assert input_layout == "BNSD"
-    assert (head_num, keep_prob) == (q.shape[1], 1.0)
-    assert q.shape[-1] % 16 == 0
-    if atten_mask is not None:
-        assert atten_mask.dtype == torch.bool
-        assert atten_mask.shape == (len(q), 1, q.shape[2], k.shape[2])
-    visible = None if atten_mask is None else ~atten_mask
-    return (F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scale), None, None, None, 0, 0, 0)  # type: ignore[return-value]
-
-
-@pytest.mark.parametrize("width", [16, 8, 72])
-@pytest.mark.parametrize("masked", [False, True])
-def test_ascend_attention_is_sdpa(monkeypatch: pytest.MonkeyPatch, width: int, masked: bool) -> None:
-    """Polarity of the mask, layout, scale, and the padding of head widths."""
-    stand_in(monkeypatch, "torch_npu", npu_fusion_attention=npu_fusion_attention)
-    monkeypatch.setattr(NpuPlatform, "name", "cpu")
-    use_kernels(NpuPlatform())
-    q, k, v = qkv(width)
-    mask = torch.arange(7).expand(2, 1, 1, 7) < torch.tensor([3, 7]).view(2, 1, 1, 1) if masked else None
-    assert choose_kernel("cpu", q.dtype, 7, width, masked) is npu.fused_attention
-    expected = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask)
-    torch.testing.assert_close(attend(q, k, v, mask).float(), expected, rtol=2e-2, atol=2e-2)
-    assert NpuPlatform().attention(torch.float32, width, masked) is None
-
-
-def test_ascend_rms_norm(monkeypatch: pytest.MonkeyPatch) -> None:
-    def npu_rms_norm(x: Tensor, gamma: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-        scale = torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon)
-        return x * scale * gamma, scale
-
-    norm, x = RMSNorm(8), torch.randn(3, 8)
-    torch.nn.init.normal_(norm.weight)
-    expected = norm(x)
-    stand_in(monkeypatch, "torch_npu", npu_rms_norm=npu_rms_norm)
-    monkeypatch.setattr(NpuPlatform, "name", "cpu")
-    use_kernels(NpuPlatform())
-    torch.testing.assert_close(norm(x), expected)
-    assert kernels.kernels_for("cpu").rms_norm is npu.fused_rms_norm
 
 
 @pytest.mark.gpu

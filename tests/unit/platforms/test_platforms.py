@@ -1,6 +1,3 @@
-import sys
-import types
-
 import pytest
 import torch
 
@@ -58,28 +55,6 @@ def test_the_fastest_usable_device_is_taken(monkeypatch: pytest.MonkeyPatch) -> 
         for platform, available in zip((CudaPlatform, NpuPlatform), there, strict=True):
             monkeypatch.setattr(platform, "is_available", classmethod(lambda cls, answer=available: answer))
         assert select().name == expected
-
-
-def test_an_npu_speaks_through_torch_npu(monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen: list[int] = []
-    npu = types.SimpleNamespace(
-        is_available=lambda: True,
-        set_device=chosen.append,
-        device_count=lambda: 8,
-        current_device=lambda: 3,
-        get_device_properties=lambda index: types.SimpleNamespace(total_memory=index * 10),
-        max_memory_allocated=lambda: 7,
-    )
-    module = types.ModuleType("torch_npu")
-    module.npu = npu  # type: ignore[attr-defined]
-    module.__spec__ = types.SimpleNamespace(name="torch_npu")  # type: ignore[assignment]
-    monkeypatch.setitem(sys.modules, "torch_npu", module)
-    assert NpuPlatform.is_available()
-    platform = NpuPlatform()
-    monkeypatch.setattr(torch, "device", lambda kind, index: (kind, index))  # torch alone refuses the name npu
-    assert platform.device(3) == ("npu", 3)
-    assert chosen == [3]
-    assert (platform.device_count(), platform.memory_bytes(), platform.peak_memory_bytes()) == (8, 30, 7)
 
 
 @pytest.mark.gpu
