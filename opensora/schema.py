@@ -68,8 +68,6 @@ RENAMED = {
 NOT_YET = {
     "sp_size": "sequence parallelism is not part of this version; remove the key and use plugin 'ddp', 'zero1' or 'zero2'",
     "bucket_config": "buckets of several sizes are not part of this version; set dataset.num_frames and dataset.image_size",
-    "load_text_features": "precomputed text features are not part of this version; remove the key",
-    "load_video_features": "precomputed latents are not part of this version; remove the key",
 }
 
 # What the run tells a component; a config need not repeat it, and must agree where it does.
@@ -106,6 +104,8 @@ class TrainRun:
     micro_batches: int = 1  # micro-batches in one optimizer step, shared by the data ranks; the rest is accumulated
     num_workers: int = 0  # loader processes per rank; 0 loads in the training process
     mask_ratios: dict[str, float] | None = None  # kind -> share of clips with given frames; see datasets/frame_masks.py
+    load_video_features: str | None = None  # folder of latents made by tools.features.encode; None = the autoencoder runs
+    load_text_features: str | None = None  # folder of token states made by it; None = the text encoder runs
     max_bad_rows: int = 100  # distinct manifest rows that may fail before the run stops
 
     # how
@@ -181,6 +181,11 @@ class TrainRun:
             raise ConfigError(f"{where}: key 'ema_decay': found {self.ema_decay}; allowed: from 0 to below 1, or None")
         if self.task == "autoencoder" and self.mask_ratios is not None:
             raise ConfigError(f"{where}: key 'mask_ratios': given frames belong to task 'diffusion'; remove the key")
+        if self.task == "autoencoder" and (self.load_video_features or self.load_text_features):
+            raise ConfigError(
+                f"{where}: key 'load_video_features', 'load_text_features': stored features belong to task 'diffusion'; "
+                "remove the key"
+            )
         if self.task == "diffusion":
             for name in ("perceptual", "discriminator"):
                 if getattr(self, name) is not None:

@@ -5,17 +5,18 @@ from typing import Any
 
 
 class Progress:
-    """Use it in a `with` statement."""
+    """Use it in a `with` statement. shown: False for a process beside others of which one shows its progress."""
 
-    def __init__(self, name: str, total: int, done: int = 0) -> None:
+    def __init__(self, name: str, total: int, done: int = 0, shown: bool = True) -> None:
         self.name = name
+        self.shown = shown
         self.total = total
         self.done = done
         self._bar: Any = None
         self._task: Any = None
 
     def __enter__(self) -> "Progress":
-        if sys.stderr.isatty():
+        if self.shown and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
@@ -34,7 +35,7 @@ class Progress:
         before, self.done = self.done, self.done + 1
         if self._bar is not None:
             self._bar.advance(self._task)
-        elif before * 10 // self.total != self.done * 10 // self.total:
+        elif self.shown and before * 10 // self.total != self.done * 10 // self.total:
             self.say(f"{self.name}: {self.done} of {self.total} rows")
 
     def say(self, message: str) -> None:

@@ -38,20 +38,25 @@ def assemble(
     image_size: Sequence[int],
     seed: int = 0,
     weights: bool = True,
+    stored_vae: Any = None,
+    stored_text: Any = None,
 ) -> Parts:
     """Build all three; what one needs to know of another is passed on.
 
     num_frames, image_size: of the clips in pixels (height, width). weights=False: nothing is read, build under
     `torch.device("meta")` to allocate nothing either.
+    stored_vae, stored_text: stand-ins that read stored features; the part whose place they take is not built.
     Raises ConfigError when the config contradicts the parts, WeightsError when weights do not fit.
     """
-    encoder = build_autoencoder(vae)  # seed 0: an untrained one, as in debug runs, is the same in training and sampling
-    text = build(TEXT_ENCODERS, dict(text_encoder))
+    # seed 0: an untrained autoencoder, as in debug runs, is the same in training and sampling
+    encoder = stored_vae or build_autoencoder(vae)
+    text = stored_text or build(TEXT_ENCODERS, dict(text_encoder))
     given = given_by(encoder, text, (num_frames, *image_size))
     config = complete(model, given)
     denoiser = build_denoiser(config, seed=seed, pretrained=model.get("from_pretrained") if weights else None)
     if weights:
-        encoder, text = load_autoencoder(encoder, vae), text.load()
+        encoder = encoder if stored_vae is not None else load_autoencoder(encoder, vae)
+        text = text.load()
     return Parts(denoiser, encoder, text, config)
 
 

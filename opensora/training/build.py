@@ -22,6 +22,7 @@ from opensora.random import key_seed
 from opensora.registry import DATASETS, LR_SCHEDULERS, OPTIMIZERS, PERCEPTUAL, PLUGINS, SCHEDULERS, build
 from opensora.schema import TrainRun
 from opensora.training.ema import Ema
+from opensora.training.features import stored_clips, stored_latents, stored_texts
 from opensora.training.guard import Guard
 from opensora.training.keep import RunFolder, resolve_part, resolve_weights
 from opensora.training.loop import Training
@@ -55,7 +56,8 @@ def build_training(run: TrainRun, world: World, where: str) -> Training:
     report.require_rows()
     for line in report.lines():
         logger().info(line)
-    task = _build_task(run, world, dataset, masks)
+    dataset = stored_clips(run, dataset, where)
+    task = _build_task(run, world, dataset, masks, where)
     if run.load is not None:
         load_weights(task.trained, resolve_weights(run.load, ema=True))
     if run.grad_checkpoint:
@@ -82,7 +84,7 @@ def build_training(run: TrainRun, world: World, where: str) -> Training:
         schedule=build(LR_SCHEDULERS, run.lr_scheduler, steps=run.steps, warmup_steps=run.warmup_steps),
         base_lr=engine.optimizer.param_groups[0]["lr"],
         batches=_batches(run, dataset, world, start_step),
-        validation=_validation(run, world),
+        validation=_validation(run, world, where),
         metrics=metrics,
         keeper=folder,
         stop=stop,
@@ -151,11 +153,11 @@ def _batches(run: TrainRun, dataset: Any, world: World, start_step: int) -> Iter
     )
 
 
-def _validation(run: TrainRun, world: World) -> Callable[[], Iterator[Batch]] | None:
+def _validation(run: TrainRun, world: World, where: str) -> Callable[[], Iterator[Batch]] | None:
     """Batches that do not depend on the number of ranks; each rank takes an equal share of them."""
     if run.validation_dataset is None:
         return None
-    dataset = build(DATASETS, run.validation_dataset)
+    dataset = stored_clips(run, build(DATASETS, run.validation_dataset), where)
     count = -(-run.validation_batches // world.data_size) * world.data_size
 
     def batches() -> Iterator[Batch]:
@@ -176,11 +178,13 @@ def _validation(run: TrainRun, world: World) -> Callable[[], Iterator[Batch]] | 
     return batches
 
 
-def _build_task(run: TrainRun, world: World, dataset: Any, masks: FrameMasks | FrameConditions | None) -> Task:
+def _build_task(
+    run: TrainRun, world: World, dataset: Any, masks: FrameMasks | FrameConditions | None, where: str
+) -> Task:
     device = torch.device(world.device)
     if run.task == "autoencoder":
         return _autoencoder_task(run, device, dataset)
-    return _diffusion_task(run, device, dataset, masks)
+    return _diffusion_task(run, device, dataset, masks, where)
 
 
 def _autoencoder_task(run: TrainRun, device: torch.device, dataset: Any) -> AutoencoderTask:
@@ -206,7 +210,7 @@ def _statistics_clips(run: TrainRun, dataset: Any) -> Iterator[Batch]:
 
 
 def _diffusion_task(
-    run: TrainRun, device: torch.device, dataset: Any, masks: FrameMasks | FrameConditions | None
+    run: TrainRun, device: torch.device, dataset: Any, masks: FrameMasks | FrameConditions | None, where: str
 ) -> DiffusionTask:
     scheduler = build_scheduler(run)
     vae = resolve_part(run.vae)
@@ -217,6 +221,8 @@ def _diffusion_task(
         num_frames=dataset.num_frames,
         image_size=dataset.image_size,
         seed=run.seed,
+        stored_vae=stored_latents(dataset),
+        stored_text=stored_texts(run, where),
     )
     record = {
         "vae": vae,

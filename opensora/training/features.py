@@ -1,0 +1,170 @@
+"""A training run with features that were encoded before: what takes the place of data set, autoencoder, text encoder.
+
+datasets/features.py says how they lie on the disk, tools/features/encode.py makes them.
+"""
+
+import functools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Generator, Tensor, nn
+
+from opensora.datasets.features import Contents, Storable, Store, StoredClips, key_of
+from opensora.errors import BadClip, ConfigError, DataError
+from opensora.models.codec import draw_latents
+from opensora.registry import TEXT_ENCODERS, constructor
+from opensora.schema import TrainRun
+from opensora.training.keep import resolve_part
+from opensora.types import Condition
+
+VIDEO, TEXT = "video", "text"
+_FILES = ("from_pretrained", "names")  # arguments that may name a file or a folder, by whatever word
+SHOWN = 60  # letters of a caption in a message
+
+
+def network_of(config: Mapping[str, Any], dtype: str, contents: Contents) -> dict[str, Any]:
+    """What decides a network's features, as plain values: its config, where files count by what is in them, and its type.
+
+    A name that is no file here and never was one, such as a hub id, stands for itself.
+    """
+    return {"config": _described(dict(config), "", contents), "dtype": dtype}
+
+
+def _described(value: Any, name: str, contents: Contents) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _described(inner, key, contents) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_described(inner, name, contents) for inner in value]
+    if isinstance(value, str) and name != "type" and (name in _FILES or os.sep in value):
+        try:
+            return f"contents:{contents.of(value)}"
+        except BadClip:
+            return value
+    return value
+
+
+def video_network(run: TrainRun, contents: Contents) -> dict[str, Any]:
+    """The autoencoder of a run whose dtype is chosen; see `network_of`."""
+    return network_of(resolve_part(run.vae), run.dtype, contents)
+
+
+def text_network(run: TrainRun, contents: Contents) -> dict[str, Any]:
+    """The text encoder of a run whose dtype is chosen; see `network_of`."""
+    return network_of(run.text_encoder or {}, run.dtype, contents)
+
+
+def caption_key(text_encoder: Mapping[str, Any]) -> Callable[[str], str]:
+    """From a caption to the name of its item: captions that the encoder cannot tell apart share one."""
+    create = constructor(TEXT_ENCODERS, text_encoder["type"])
+    arguments = {key: value for key, value in text_encoder.items() if key != "type"}
+    cleaned = functools.partial(getattr(create, "__wrapped_class__", create).cleaned, **arguments)
+    return lambda caption: key_of(cleaned(caption))
+
+
+def require_storable(dataset: Any, where: str) -> Storable:
+    """ConfigError for a data set that cannot name its clips."""
+    if not hasattr(dataset, "identity"):
+        raise ConfigError(
+            f"{where}: key 'dataset': clips of {type(dataset).__name__} cannot be stored; allowed: VideoTextDataset, "
+            "MovingShapes; use one of them, or store the captions alone (only=text, and no load_video_features)"
+        )
+    return dataset
+
+
+def remedy(where: str, folder: str) -> str:
+    return f"make them with `python -m tools.features.encode {where} {folder}` and the same key=value settings"
+
+
+def stored_clips(run: TrainRun, dataset: Any, where: str) -> Any:
+    """`dataset` with its clips taken from `load_video_features`, if the run names one.
+
+    Raises ConfigError when the folder's latents are of another autoencoder, size or choice of frames.
+    """
+    folder = run.load_video_features
+    if folder is None:
+        return dataset
+    contents, here = Contents(Path(folder)), f"{where}: key 'load_video_features'"
+    store = Store.find(folder, VIDEO, video_network(run, contents), here, remedy(where, folder))
+    return StoredClips(require_storable(dataset, where), store, contents, here, remedy(where, folder))
+
+
+def stored_texts(run: TrainRun, where: str) -> "StoredTexts | None":
+    """What stands in for the text encoder, if the run names `load_text_features`; ConfigError for those of another."""
+    folder = run.load_text_features
+    if folder is None:
+        return None
+    contents, here = Contents(Path(folder)), f"{where}: key 'load_text_features'"
+    store = Store.find(folder, TEXT, text_network(run, contents), here, remedy(where, folder))
+    return StoredTexts(store, caption_key(run.text_encoder or {}), remedy(where, folder))
+
+
+def stored_latents(dataset: Any) -> "StoredLatents | None":
+    """What stands in for the autoencoder where `stored_clips` took the place of the data set."""
+    return StoredLatents(dataset) if isinstance(dataset, StoredClips) else None
+
+
+class StoredLatents(nn.Module):
+    """In the place of an autoencoder: its "videos" are moments, and encoding draws from them."""
+
+    def __init__(self, clips: StoredClips):
+        super().__init__()
+        about = clips.store.about() or {}
+        self.latent_channels: int = about["latent_channels"]
+        self.where = str(clips.store.path)
+        self._sizes = {(clips.num_frames, *clips.image_size): tuple(clips.latent_size)}
+
+    def load(self) -> Self:
+        return self
+
+    def latent_size(self, size: Sequence[int]) -> tuple[int, ...]:
+        """(frames, rows, columns) in pixels of the stored clips -> the same of the latents."""
+        return self._sizes[tuple(size)]  # type: ignore[index]
+
+    def encode(self, moments_BCTHW: Tensor, rngs: Sequence[Generator] | None = None) -> Tensor:
+        """The latents that the autoencoder would have given with these generators; None = the mode."""
+        return draw_latents(moments_BCTHW, rngs)
+
+    def decode(self, z: Tensor, num_frames: int | None = None) -> Tensor:
+        """Never: ConfigError."""
+        raise ConfigError(
+            f"load_video_features: {self.where} holds latents, and the autoencoder that makes videos of them is not loaded; "
+            "allowed: runs that decode nothing; remove load_video_features, or what asks for videos"
+        )
+
+
+class StoredTexts:
+    """In the place of a text encoder: token states by caption."""
+
+    def __init__(self, store: Store, key: Callable[[str], str], remedy: str):
+        self.store = store
+        self.key = key
+        self.remedy = remedy
+        self.tells: dict[str, Any] = (store.about() or {})["tells"]
+        self.device = torch.device("cpu")
+
+    def load(self) -> Self:
+        return self
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Self:
+        """Where states go; their type is the stored one, which the run's dtype chose."""
+        self.device = torch.device(device)
+        return self
+
+    def encode(self, captions: Sequence[str]) -> Condition:
+        """What the text encoder gave of the captions; DataError for one that is not stored."""
+        found = [self._read(caption) for caption in captions]
+        masks = [tensors["mask"] for tensors in found if "mask" in tensors]
+        return Condition(
+            torch.cat([tensors["text"] for tensors in found]).to(self.device),
+            torch.cat(masks).to(self.device) if masks else None,
+        )
+
+    def _read(self, caption: str) -> dict[str, Tensor]:
+        item = self.store.read(self.key(caption))
+        if item is None:
+            shown = caption if len(caption) <= SHOWN else caption[:SHOWN] + "..."
+            raise DataError(f"caption {shown!r}: its text features are not in {self.store.path}; {self.remedy}")
+        return item[0]

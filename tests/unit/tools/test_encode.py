@@ -1,0 +1,252 @@
+"""Features encoded once: what is encoded again after a change, and training from them as if from the footage."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from opensora.config import load
+from opensora.datasets import features as stored
+from opensora.datasets.manifest import write_table
+from opensora.errors import ConfigError, DataError
+from opensora.models import assemble
+from opensora.models.weights import read_config, save_weights
+from opensora.parallel.world import World
+from opensora.random import Draw
+from opensora.registry import DATASETS, build
+from opensora.sampling.build import plan_sampling
+from opensora.schema import SampleRun, TrainRun
+from opensora.training.build import build_training
+from opensora.training.features import stored_clips
+from opensora.training.loop import train
+from opensora.training.metrics import read
+from tests.dist import one_rank
+from tests.e2e.processes import ROOT
+from tests.samples import write_video
+from tools.features.encode import encode
+
+DEBUG = ROOT / "configs/stdit/train/debug.py"
+CLIPS = 3
+
+
+def footage(folder: Path, captions: Sequence[str] = ("one boat", "two boats", "three boats")) -> Path:
+    """Videos of several lengths, and a config that takes the middle of each."""
+    folder.mkdir()
+    for index in range(CLIPS):
+        write_video(folder / f"{index}.mp4", 8 + index, tint=(20 * index, 0, 0))
+    tell(folder, captions)
+    config = folder / "config.py"
+    config.write_text(
+        f"_base_ = [{os.path.relpath(DEBUG, folder)!r}]\n"
+        f"_clips = dict(type='VideoTextDataset', data_path={str(folder / 'train.csv')!r}, num_frames=5,"
+        " image_size=(16, 16), start='center')\n"
+        "dataset = dict(_delete_=True, **_clips)\n"
+        "steps, save_every, plugin = 4, 0, 'ddp'\n"
+    )
+    return config
+
+
+def tell(folder: Path, captions: Sequence[str]) -> None:
+    rows = [{"path": str(folder / f"{index}.mp4"), "text": text} for index, text in enumerate(captions)]
+    write_table(str(folder / "train.csv"), rows)
+
+
+def counts(config: Path, folder: Path, *overrides: str, rank: int = 0, size: int = 1, **more: Any) -> dict[str, str]:
+    run = load(str(config), overrides, TrainRun).run
+    here = World(rank, size, data_rank=rank, data_size=size, local_rank=rank, device=torch.device("cpu"))
+    return {kind: str(count) for kind, count in encode(run, str(config), str(folder), here, **more).items()}
+
+
+def said(made: int, kept: int, bad: int = 0) -> str:
+    return f"{made} encoded, {kept} already there, {bad} bad"
+
+
+def test_a_change_encodes_only_what_it_must(tmp_path: Path) -> None:
+    config, store = footage(tmp_path / "data"), tmp_path / "store"
+    everything, nothing = said(CLIPS, 0), said(0, CLIPS)
+    assert counts(config, store) == {"video": everything, "text": everything}
+    assert counts(config, store) == {"video": nothing, "text": nothing}
+
+    tell(tmp_path / "data", ("one boat", "four boats", "One boat"))
+    assert counts(config, store) == {"video": nothing, "text": said(2, 1)}
+    tell(tmp_path / "data", ("one boat", "one boat", "four boats"))
+    assert counts(config, store, only="text") == {"text": said(0, 2)}
+
+    write_video(tmp_path / "data" / "1.mp4", 9, tint=(0, 90, 0))
+    assert counts(config, store, only="video") == {"video": said(1, 2)}
+    os.utime(tmp_path / "data" / "1.mp4")  # another time, the same bytes
+    assert counts(config, store, only="video")["video"] == nothing
+
+    assert counts(config, store, "vae.scaling_factor=0.5") == {"video": everything, "text": said(0, 2)}
+    assert counts(config, store, "text_encoder.model_max_length=7") == {"video": nothing, "text": said(2, 0)}
+    assert counts(config, store, "dataset.start=first", only="video")["video"] == everything
+    assert counts(config, store, "dataset.image_size=(8, 8)", only="video")["video"] == everything
+    assert counts(config, store, only="video")["video"] == nothing  # of all these none has taken another's place
+
+    (tmp_path / "data").rename(tmp_path / "moved")
+    moved = tmp_path / "moved" / "config.py"
+    moved.write_text(moved.read_text().replace(str(tmp_path / "data"), str(tmp_path / "moved")))
+    tell(tmp_path / "moved", ("one boat", "two boats", "three boats"))
+    assert counts(moved, store, only="video") == {"video": nothing}
+
+
+def test_weights_count_by_their_bytes(tmp_path: Path) -> None:
+    config, store = footage(tmp_path / "data"), tmp_path / "store"
+    run = load(str(config), [], TrainRun).run
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        vae = assemble.build_autoencoder(run.vae, seed=seed)
+        save_weights(tmp_path / name, vae.state_dict(), vae.config)
+    found = [counts(config, store, f"vae.from_pretrained={tmp_path / name}", only="video") for name in "abc"]
+    assert [each["video"] for each in found] == [said(CLIPS, 0), said(0, CLIPS), said(CLIPS, 0)]
+
+
+def test_ranks_share_the_work(tmp_path: Path) -> None:
+    config, store = footage(tmp_path / "data"), tmp_path / "store"
+    shares = [counts(config, store, rank=rank, size=2) for rank in range(2)]
+    assert [share["video"] for share in shares] == [said(2, 0), said(1, 0)]
+    assert sorted(share["text"] for share in shares) == sorted([said(2, 0), said(1, 0)])
+    assert counts(config, store) == {"video": said(0, CLIPS), "text": said(0, CLIPS)}
+
+
+def test_killed_while_writing_leaves_nothing_that_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, store = footage(tmp_path / "data"), tmp_path / "store"
+    replace, written = Path.replace, []
+
+    def die_at_the_second(self: Path, target: Path) -> Path:
+        if target.suffix == ".safetensors":
+            written.append(target)
+            if len(written) == 2:
+                raise KeyboardInterrupt
+        return replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", die_at_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            counts(config, store)
+    assert counts(config, store)["video"] == said(2, 1)
+    whole = written[0].read_bytes()
+    written[0].write_bytes(whole[:-7])  # a file system that lost power
+    assert counts(config, store)["video"] == said(1, 2)
+    assert written[0].read_bytes() == whole
+
+
+def curve(config: Path, run_dir: Path, *overrides: str) -> list[float]:
+    run = load(str(config), [f"run_dir={str(run_dir)!r}", *overrides], TrainRun).run
+    with one_rank() as world:
+        training = build_training(run, world, str(config))
+        try:
+            train(training)
+        finally:
+            training.metrics.close()
+    found = [record for record in read(run_dir / "metrics.jsonl")]
+    return [record["loss"] for record in found if "loss" in record] + [
+        record["validation"]["loss"] for record in found if "validation" in record
+    ]
+
+
+def from_store(store: Path) -> list[str]:
+    return [f"load_video_features={str(store)!r}", f"load_text_features={str(store)!r}"]
+
+
+def test_training_from_features_is_training_from_footage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same losses, with a damaged video skipped alike; nothing of the networks is built, and no video is needed."""
+    config, store = footage(tmp_path / "data"), tmp_path / "store"
+    (tmp_path / "data" / "1.mp4").write_bytes(b"no video")
+    with config.open("a") as file:
+        file.write("validation_dataset = {**_clips, 'start': 'first'}\n")
+    expected = curve(config, tmp_path / "plain")
+    assert len(expected) == 5
+    found = counts(config, store)
+    assert found["video"] == said(4, 0, 2)
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("was built")
+
+    monkeypatch.setattr(assemble, "build_autoencoder", never)
+    monkeypatch.setattr("opensora.models.text.pretrained.PretrainedEncoder.__init__", never)
+    assert curve(config, tmp_path / "stored", *from_store(store)) == pytest.approx(expected, rel=1e-6)
+    for index in (0, 2):
+        (tmp_path / "data" / f"{index}.mp4").unlink()
+    without = curve(config, tmp_path / "without", *from_store(store))
+    assert without == pytest.approx(expected, rel=1e-6)
+
+    weights = tmp_path / "stored" / "checkpoints" / "step-00000004" / "weights" / "model"
+    recorded = read_config(weights)["run"]
+    assert (recorded["vae"]["type"], recorded["text_encoder"]["type"]) == ("CausalVAEModel", "minilm")
+    sample = ROOT / "configs/stdit/sample/debug.py"
+    run = load(str(sample), [f"load={str(tmp_path / 'stored')!r}", "prompt=['a boat']"], SampleRun).run
+    assert plan_sampling(run, str(sample)).parts["vae"]["hidden_size"] == 8
+
+
+def test_stored_draws_are_all_used(tmp_path: Path) -> None:
+    """With one variant a row is always one clip; with two, the draw of the sample decides between them."""
+    config, store = footage(tmp_path / "data"), tmp_path / "store"
+    random = ("dataset.start=random", "dataset.flip=True")
+    with pytest.raises(
+        ConfigError, match=r"drawn anew \(start='random', flip=True\), which cannot be stored; .*variants=N"
+    ):
+        counts(config, store, *random)
+    with pytest.raises(ConfigError, match=r"variants=2, but a row of .* is always the same clip"):
+        counts(config, store, variants=2)
+    assert counts(config, store, *random, variants=2)["video"] == said(2 * CLIPS, 0)
+    run = load(str(config), [*random, *from_store(store)], TrainRun).run
+    clips = stored_clips(run, build(DATASETS, run.dataset), "config.py")
+    seen = [clips.clip(0, Draw(0, step, 0)).video_CTHW for step in range(12)]
+    assert len({tuple(moments.flatten().tolist()) for moments in seen}) == 2
+    assert seen[0].shape == (8, 3, 8, 8)
+    assert clips.clip(1, Draw(0, 0, 0)).size == (5, 16, 16)
+
+
+def test_what_is_not_stored_is_a_sentence(tmp_path: Path) -> None:
+    config, store = footage(tmp_path / "data"), tmp_path / "store"
+    command = rf"make them with `python -m tools\.features\.encode {config} {store}`"
+    with pytest.raises(ConfigError, match=rf"'load_video_features': .*nothing is stored there yet; {command}"):
+        curve(config, tmp_path / "run", *from_store(store))
+    counts(config, store)
+    with pytest.raises(ConfigError, match=r"config\.scaling_factor is not set there and 0\.5 here; make"):
+        curve(config, tmp_path / "run", *from_store(store), "vae.scaling_factor=0.5")
+    with pytest.raises(ConfigError, match=r"'load_text_features'.*model_max_length is 12 there and 7 here"):
+        curve(config, tmp_path / "run", *from_store(store), "text_encoder.model_max_length=7")
+    with pytest.raises(
+        ConfigError, match=r"holds no clips of this data set's settings: num_frames is 5 there and 3 here"
+    ):
+        curve(config, tmp_path / "run", *from_store(store), "dataset.num_frames=3")
+    with pytest.raises(ConfigError, match=r"dtype is \"fp32\" there and \"bf16\" here"):
+        curve(config, tmp_path / "run", *from_store(store), "dtype=bf16")
+
+    write_video(tmp_path / "data" / "2.mp4", 12, tint=(0, 0, 90))
+    with pytest.raises(DataError, match=rf"train\.csv:4: its latents are not in .*; {command}"):
+        curve(config, tmp_path / "run", *from_store(store))
+    counts(config, store, only="video")
+    tell(tmp_path / "data", ("one boat", "two boats", "a new caption"))
+    with pytest.raises(DataError, match=rf"caption 'a new caption': its text features are not in .*; {command}"):
+        curve(config, tmp_path / "run", *from_store(store))
+
+
+def test_only_text_needs_no_fixed_clips(tmp_path: Path) -> None:
+    """Drawn clips keep their autoencoder; their captions, every wording, are stored."""
+    store = tmp_path / "store"
+    assert counts(DEBUG, store, "dataset.clips=2", only="text") == {"text": said(4, 0)}
+    options = ["dataset.clips=2", "steps=2", "save_every=0", "plugin=ddp"]
+    plain = curve(DEBUG, tmp_path / "plain", *options)
+    assert curve(DEBUG, tmp_path / "text", *options, from_store(store)[1]) == pytest.approx(plain, rel=1e-6)
+
+
+def test_a_hash_is_taken_again_when_a_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"one")
+    contents = stored.Contents(tmp_path / "store", remember=True)
+    first = contents.of(str(file))
+    with monkeypatch.context() as patch:
+        patch.setattr(stored, "_hash_bytes", lambda path: "read")
+        assert contents.of(str(file)) == first
+        file.write_bytes(b"other")
+        assert contents.of(str(file)) == "read"
+    file.unlink()
+    assert contents.of(str(file)) == "read"
+    assert stored.Contents(tmp_path / "store").of(str(file)) == "read"
+    with pytest.raises(DataError, match=r"nowhere: No such file"):
+        contents.of(str(tmp_path / "nowhere"))

@@ -1,0 +1,243 @@
+"""Encode the clips and captions of a training config once, so that training needs neither autoencoder nor text encoder.
+
+Run: torchrun --nproc_per_node 2 -m tools.features.encode configs/stdit/train/debug.py features variants=2
+     torchrun --nproc_per_node 2 -m opensora.cli.train configs/stdit/train/debug.py \\
+         load_video_features=features load_text_features=features
+
+The same command goes on where it was stopped, and after a change encodes what is not there yet: an item is named by the
+bytes of its video, its place in it, the settings of the data set, and the network with its weights. One file per item,
+written beside and renamed. Every rank takes its share of the rows. key=value are those of the training command, besides
+  variants=N   draws of each row to store, where start, crop or flip are random; training takes one of them at random
+  only=video   or only=text: one of the two
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils import data
+
+from opensora.cli.report import alike_on_all_ranks, leave, run_main
+from opensora.config import load, parse_override
+from opensora.datasets.features import ClipNames, Contents, Storable, Store, read_json, settings_file, write_json
+from opensora.errors import BadClip, ConfigError, DataError
+from opensora.models.assemble import DTYPES, build_autoencoder, load_autoencoder
+from opensora.models.codec import Codec
+from opensora.parallel.world import World
+from opensora.random import generator
+from opensora.registry import DATASETS, TEXT_ENCODERS, build
+from opensora.schema import TrainRun
+from opensora.training import features
+from opensora.training.keep import resolve_part
+from tools.progress import Progress
+
+
+@dataclass
+class Count:
+    """What became of the items of one kind on this rank."""
+
+    made: int = 0
+    kept: int = 0  # were there already
+    bad: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.made} encoded, {self.kept} already there, {self.bad} bad"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One item of a row: to be made, there already, or impossible."""
+
+    key: str | None  # None: not even its name is known
+    video_CTHW: Tensor | None = None  # None: there already, or bad
+    fps: float = 0.0
+    bad: str = ""
+
+
+class Clips(data.Dataset[list[Job]]):
+    """The clips of some rows, decoded where their items are missing; for loader processes."""
+
+    def __init__(self, names: ClipNames, store: Store, rows: range):
+        self.names = names
+        self.store = store
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> list[Job]:
+        return [self._job(self.rows[index], variant) for variant in range(self.names.variants)]
+
+    def _job(self, row: int, variant: int) -> Job:
+        key = None
+        try:
+            key, draw = self.names.of(row, variant)
+            if self.store.has(key):
+                return Job(key)
+            clip = self.names.dataset.clip(row, draw)
+        except BadClip as error:
+            return Job(key, bad=str(error))
+        return Job(key, clip.video_CTHW, clip.fps)
+
+
+def encode_clips(run: TrainRun, folder: str, datasets: Sequence[ClipNames], world: World) -> Count:
+    """Encode this rank's share of the rows, each clip alone, so that its numbers do not depend on its neighbours."""
+    config, count = resolve_part(run.vae), Count()
+    vae = load_autoencoder(build_autoencoder(config), config)
+    codec = Codec(vae, nn.Identity(), world.device, DTYPES[run.dtype])  # type: ignore[arg-type]
+    network = features.video_network(run, Contents(Path(folder), remember=True))
+    store = _prepare(folder, features.VIDEO, network, latent_channels=vae.latent_channels)
+    for names in datasets:
+        _tell_settings(store, names, vae)
+        clips = Clips(names, store, range(world.global_rank, len(names.dataset), world.size))
+        title = f"clips of {names.dataset.where}"
+        with Progress(title, total=max(1, len(clips)), shown=world.is_main) as progress:
+            for jobs in data.DataLoader(clips, batch_size=None, num_workers=run.num_workers):
+                for job in jobs:
+                    _keep(job, codec, store, count, progress)
+                progress.advance()
+    return count
+
+
+def _keep(job: Job, codec: Codec, store: Store, count: Count, progress: Progress) -> None:
+    if job.bad:
+        count.bad += 1
+        progress.say(f"skipped {job.bad}")
+        if job.key is not None:
+            store.refuse(job.key, job.bad)
+    elif job.video_CTHW is None or job.key is None:
+        count.kept += 1
+    else:
+        moments = codec.encode_moments(job.video_CTHW[None], [generator(0, "spatial latents", job.key)])
+        store.write(job.key, {"moments": moments[0]}, fps=repr(job.fps))
+        count.made += 1
+
+
+def encode_captions(run: TrainRun, folder: str, captions: Sequence[str], world: World) -> Count:
+    """Encode this rank's share of the captions that are not stored yet, each alone."""
+    config, count = dict(run.text_encoder or {}), Count()
+    key_of = features.caption_key(config)
+    encoder = build(TEXT_ENCODERS, config).load()
+    codec = Codec(nn.Identity(), encoder, world.device, DTYPES[run.dtype], cache_bytes=0)
+    network = features.text_network(run, Contents(Path(folder), remember=True))
+    store = _prepare(folder, features.TEXT, network, tells=encoder.tells)
+    different = sorted({key_of(caption): caption for caption in captions}.items())[world.global_rank :: world.size]
+    with Progress("captions", total=max(1, len(different)), shown=world.is_main) as progress:
+        for key, caption in different:
+            if store.has(key):
+                count.kept += 1
+            else:
+                found = codec.encode_text([caption])
+                mask = {} if found.mask_BL is None else {"mask": found.mask_BL}
+                store.write(key, {"text": found.text_B1LC, **mask})
+                count.made += 1
+            progress.advance()
+    return count
+
+
+def _prepare(folder: str, kind: str, network: dict[str, Any], **tells: Any) -> Store:
+    """The store of a network, with what it tells of its features written down."""
+    store = Store.place(folder, kind, network)
+    if store.about() is None:
+        write_json(store.path / "about.json", {"network": network, **tells})
+    return store
+
+
+def _tell_settings(store: Store, names: ClipNames, vae: Any) -> None:
+    dataset = names.dataset
+    made = {
+        "settings": dataset.settings(),
+        "latent_size": list(vae.latent_size((dataset.num_frames, *dataset.image_size))),
+        "variants": names.variants,
+        "fps": dataset.fps,
+    }
+    file = settings_file(store, dataset)
+    if read_json(file) != made:
+        write_json(file, made)
+
+
+def named_clips(dataset: Storable, contents: Contents, variants: int | None, where: str) -> ClipNames:
+    """The names of a data set's items; ConfigError where `variants` is needed or makes no sense."""
+    drawn = ", ".join(dataset.drawn())
+    if drawn and variants is None:
+        raise ConfigError(
+            f"{where}: key 'dataset': each clip is drawn anew ({drawn}), which cannot be stored; allowed: for example "
+            "dataset.start=center dataset.crop=center dataset.flip=false, or variants=N to store N draws of each row; "
+            "choose one"
+        )
+    if not drawn and variants is not None:
+        raise ConfigError(
+            f"command line: variants={variants}, but a row of {dataset.where} is always the same clip; remove it"
+        )
+    return ClipNames(dataset, contents, variants or 1)
+
+
+def encode(
+    run: TrainRun, where: str, folder: str, world: World, *, variants: int | None = None, only: str | None = None
+) -> dict[str, Count]:
+    """Fill `folder` for a run whose dtype is chosen; what this rank did. Nothing is encoded before all is checked.
+
+    Raises ConfigError where clips cannot be stored, DataError where the folder cannot be written.
+    """
+    datasets = [build(DATASETS, config) for config in (run.dataset, run.validation_dataset) if config is not None]
+    for dataset in datasets:
+        dataset.report().require_rows()
+    work: dict[str, Callable[[], Count]] = {}
+    if only != features.TEXT:
+        contents = Contents(Path(folder), remember=True)
+        storable = [features.require_storable(dataset, where) for dataset in datasets]
+        names = [named_clips(dataset, contents, variants, where) for dataset in storable]
+        work[features.VIDEO] = lambda: encode_clips(run, folder, names, world)
+    if only != features.VIDEO:
+        if not all(hasattr(dataset, "captions") for dataset in datasets):
+            raise ConfigError(f"{where}: key 'dataset': its captions are not known beforehand; use only=video")
+        captions = [caption for dataset in datasets for row in range(len(dataset)) for caption in dataset.captions(row)]
+        work[features.TEXT] = lambda: encode_captions(run, folder, captions, world)
+    return {kind: encode_kind() for kind, encode_kind in work.items()}
+
+
+def encode_command(config: str, folder: str, overrides: Sequence[str]) -> int:
+    """Check, encode this rank's share, say what was done; returns the exit code."""
+    from opensora import log
+    from opensora.parallel import world as worlds
+    from opensora.platforms import select
+
+    with alike_on_all_ranks():
+        own = dict(parse_override(each) for each in overrides if each.startswith(("variants=", "only=")))
+        variants, only = own.pop("variants", None), own.pop("only", None)
+        if variants is not None and (type(variants) is not int or variants < 1):
+            raise ConfigError(f"command line: key 'variants': found {variants!r}; allowed: a whole number from 1")
+        if only not in (None, features.VIDEO, features.TEXT):
+            raise ConfigError(f"command line: key 'only': found {only!r}; allowed: 'video' or 'text'; choose one")
+        run = load(config, [each for each in overrides if not each.startswith(("variants=", "only="))], TrainRun).run
+        if run.task != "diffusion":
+            raise ConfigError(f"{config}: key 'task': found {run.task!r}; allowed: 'diffusion', which reads features")
+        rank, size = worlds.rank_from_environment()
+    log.setup(rank)
+    platform = select()
+    run = replace(run, dtype=platform.choose_dtype(run.dtype))
+    world = worlds.start(platform, run.timeout_seconds)
+    counts = encode(run, config, folder, world, variants=variants, only=only)
+    share = f"rank {rank} of {size}: " if size > 1 else ""
+    for kind, count in counts.items():
+        print(f"{share}{kind}: {count}")
+    worlds.stop()
+    if any(count.bad and not count.made and not count.kept for count in counts.values()):
+        raise DataError(f"{run.dataset}: no clip could be encoded; see the rows above; mend the manifest")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", metavar="CONFIG", help="a training config")
+    parser.add_argument("folder", metavar="FOLDER", help="where features lie; may hold others already")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for training; variants=N, only=video")
+    arguments = parser.parse_args(argv)
+    return run_main(lambda: encode_command(arguments.config, arguments.folder, arguments.overrides))
+
+
+if __name__ == "__main__":
+    leave(main())
