@@ -62,11 +62,12 @@ RENAMED = {
     "wandb_project": "wandb",
     "total_limit": "keep_last",
     "checkpoints_total_limit": "keep_last",
+    "sequence_parallel_size": "sp_size",
+    "enable_sequence_parallelism": "sp_size (above 1 switches it on)",
 }
 
 # Words of the field that this version answers honestly instead of ignoring.
 NOT_YET = {
-    "sp_size": "sequence parallelism is not part of this version; remove the key and use plugin 'ddp', 'zero1' or 'zero2'",
     "bucket_config": "buckets of several sizes are not part of this version; set dataset.num_frames and dataset.image_size",
 }
 
@@ -120,6 +121,8 @@ class TrainRun:
     dtype: Precision = "auto"  # auto: bf16 where the device has units for it, otherwise fp32
     plugin: str = "zero2"
     plugin_config: Component = arguments_of(registry.PLUGINS, named_by="plugin")
+    sp_size: int | None = None  # ranks that share the tokens of each sample; None: 1, with a '-seq' plugin a machine's
+    sp_mode: Literal["dsp", "ulysses"] = "dsp"  # what attention exchanges: frames and patches, or heads and tokens
     timeout_seconds: int = 600  # a collective that waits longer ends the job
 
     # what may go wrong
@@ -160,7 +163,7 @@ class TrainRun:
         """Raise ConfigError where values do not make sense together."""
         _positive(where, steps=self.steps, batch_size=self.batch_size, micro_batches=self.micro_batches)
         _positive(where, log_every=self.log_every, keep_last=self.keep_last, timeout_seconds=self.timeout_seconds)
-        _positive(where, validation_batches=self.validation_batches)
+        _positive(where, validation_batches=self.validation_batches, sp_size=self.sp_size)
         _not_negative(where, save_every=self.save_every, warmup_steps=self.warmup_steps, grad_clip=self.grad_clip)
         _not_negative(where, num_workers=self.num_workers, max_bad_rows=self.max_bad_rows, kl_weight=self.kl_weight)
         _not_negative(where, validate_every=self.validate_every, perceptual_weight=self.perceptual_weight)
@@ -230,11 +233,13 @@ class SampleRun:
     seed: int = 42
     dtype: Precision = "auto"  # auto: bf16 where the device has units for it, otherwise fp32
     save_dir: str = "outputs/samples"
+    sp_size: int = 1  # ranks that make one video together, sharing its tokens and the pieces it is decoded in
+    sp_mode: Literal["dsp", "ulysses"] = "dsp"  # what attention exchanges: frames and patches, or heads and tokens
 
     def check(self, where: str) -> None:
         """Raise ConfigError where values do not make sense together."""
         _positive(where, num_sample=self.num_sample, num_frames=self.num_frames, fps=self.fps, align=self.align)
-        _positive(where, loop=self.loop, condition_frame_length=self.condition_frame_length)
+        _positive(where, loop=self.loop, condition_frame_length=self.condition_frame_length, sp_size=self.sp_size)
         if not 0 <= self.condition_frame_edit <= 1:
             raise ConfigError(
                 f"{where}: key 'condition_frame_edit': found {self.condition_frame_edit}; allowed: 0 (keep) to 1 (new)"

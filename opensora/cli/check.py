@@ -31,9 +31,12 @@ def check_command(config: str, overrides: Sequence[str]) -> int:
     from rich.table import Table
 
     from opensora.training.build import build_masks, build_scheduler, check_world
+    from opensora.training.mesh import sequence_size
     from opensora.training.plan import plan
 
-    check_world(loaded.run, world, config)
+    sp_size = sequence_size(loaded.run, world, world, config)
+    data_size = world // sp_size
+    check_world(loaded.run, data_size, config)
     if loaded.run.task == "diffusion":
         build_scheduler(loaded.run)
         build_masks(loaded.run, config)
@@ -45,7 +48,7 @@ def check_command(config: str, overrides: Sequence[str]) -> int:
         keys.add_row(*row)
     console.print(keys)
 
-    found = plan(loaded.run, world)
+    found = plan(loaded.run, world, sp_size)
     console.print(found.report.table())
     console.print(
         f"model: {found.model}, {found.parameters:,} parameters"
@@ -53,10 +56,11 @@ def check_command(config: str, overrides: Sequence[str]) -> int:
     )
     sizes = " x ".join(str(n) for n in found.latent_size)
     console.print(f"latents: {sizes} (frames x rows x columns), {found.tokens_per_sample:,} tokens per sample")
-    per_rank = loaded.run.micro_batches // world
+    per_rank = loaded.run.micro_batches // data_size
     console.print(
         f"one optimizer step: {found.samples_per_step} samples, {found.samples_per_step * found.tokens_per_sample:,} "
         f"tokens; {per_rank} micro-batch(es) of {loaded.run.batch_size} on each rank"
+        + (f", whose tokens {sp_size} ranks share" if sp_size > 1 else "")
     )
     memory = Table("memory per rank (estimate)", "MiB")
     for name, value in found.memory.items():

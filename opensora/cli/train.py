@@ -34,14 +34,16 @@ def train_command(config: str, overrides: Sequence[str]) -> int:
     from opensora.training.build import build_training, check_world
     from opensora.training.loop import train
 
+    from opensora.training.mesh import sequence_size
     with alike_on_all_ranks():
         rank, size = worlds.rank_from_environment()
-        check_world(run, size, config)
+        sp_size = sequence_size(run, size, worlds.local_size_from_environment(), config)
+        check_world(run, size // sp_size, config)
     log.setup(rank)
     platform = select()
     use_kernels(platform)
     run = replace(run, dtype=platform.choose_dtype(run.dtype))
-    world = worlds.start(platform, run.timeout_seconds)
+    world = worlds.start(platform, run.timeout_seconds, sp_size)
     log.logger().info("%d rank(s), plugin %s, %s, device %s", size, run.plugin, run.dtype, world.device)
     training = build_training(run, world, config)
     finished = train(training)

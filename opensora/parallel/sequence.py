@@ -5,8 +5,6 @@ S gets it by one all-to-all there and one back: with whole frames but only some 
 arXiv:2403.10266), or with all tokens but only some of the heads ("ulysses": Jacobs et al. 2023, arXiv:2309.14509).
 What the group does not divide is padded with zeros where it is cut and narrowed where it is made whole, so that
 attention never sees padding.
-
-The commands that train and sample do not use this yet: sp_size is refused.
 """
 
 from typing import Any, Literal, cast
@@ -48,7 +46,12 @@ def shard_sequence(model: nn.Module, group: dist.ProcessGroup | None = None, mod
         )
     if not dist.is_initialized() or dist.get_world_size(group) == 1:
         return model
-    layout = _Layout(group)
+    fill_seams(model, Layout(group), mode)
+    return model
+
+
+def fill_seams(model: nn.Module, layout: "Layout", mode: Mode) -> None:
+    """Have the seams that `mode` uses cut and join as `layout` does."""
     for module in model.modules():
         children = [child for child in module.children() if isinstance(child, Seam)]
         sorts = {child.over for child in children if child.kind == "switch"}
@@ -56,18 +59,26 @@ def shard_sequence(model: nn.Module, group: dist.ProcessGroup | None = None, mod
             if child.kind != "switch" or len(sorts) == 1 or child.over == _SORT[mode]:
                 child.__class__ = _FilledSeam
                 cast(_FilledSeam, child).layout = layout
-    return model
 
 
-class _Layout:
+def bytes_sent(model: nn.Module) -> int:
+    """Bytes that the seams of `model` have handed to other ranks since `shard_sequence`; 0 where none are filled.
+
+    What a rank keeps for itself is not counted, padding is. See volume.py for what it should be.
+    """
+    return next((module.layout.sent for module in model.modules() if isinstance(module, _FilledSeam)), 0)
+
+
+class Layout:
     """The group, and how long the axes are that are cut now, by the numbers that seams give them."""
 
     def __init__(self, group: dist.ProcessGroup | None):
         self.group = group
         self.size, self.rank = dist.get_world_size(group), dist.get_rank(group)
         self.lengths: dict[int, int] = {}
+        self.sent = 0  # bytes, to other ranks
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_Layout":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Layout":
         return self  # a copy of the model lives in the same group
 
     def part(self, length: int) -> int:
@@ -86,8 +97,8 @@ class _Layout:
     def gather(self, piece: Tensor, dim: int, length: int) -> Tensor:
         """The inverse of `own`, on every rank."""
         pieces = piece.new_empty(self.size, *piece.shape)
-        # gloo knows two shapes only: side by side along the first axis, or flat
-        dist.all_gather_into_tensor(pieces.view(-1), piece.contiguous().view(-1), group=self.group)
+        self.all_gather(pieces.view(-1), piece.contiguous().view(-1))
+        self.sent += (self.size - 1) * piece.nbytes
         return _joined(pieces, dim, length)
 
     def switch(self, x: Tensor, dim: int, other: int, length: int) -> Tensor:
@@ -96,8 +107,17 @@ class _Layout:
         cut = _padded(x, other, self.size * part).unflatten(other, (self.size, part))
         cut = cut.movedim(other % x.ndim, 0).contiguous()
         pieces = torch.empty_like(cut)
-        dist.all_to_all_single(pieces, cut, group=self.group)
+        self.all_to_all(pieces, cut)
+        self.sent += cut.nbytes // self.size * (self.size - 1)
         return _joined(pieces, dim, length)
+
+    def all_gather(self, pieces: Tensor, piece: Tensor) -> None:
+        """Every rank's piece, one behind the other; gloo knows two shapes only: flat, or along the first axis."""
+        dist.all_gather_into_tensor(pieces, piece, group=self.group)
+
+    def all_to_all(self, pieces: Tensor, cut: Tensor) -> None:
+        """Place i of `cut` goes to rank i, place j of `pieces` comes from rank j."""
+        dist.all_to_all_single(pieces, cut, group=self.group)
 
 
 def _padded(x: Tensor, dim: int, length: int) -> Tensor:
@@ -116,7 +136,7 @@ def _joined(pieces: Tensor, dim: int, length: int) -> Tensor:
 class _FilledSeam(Seam):
     """In place of Seam's class, as its identity cannot stay; a deep copy of the model keeps it."""
 
-    layout: _Layout
+    layout: Layout
 
     def forward(self, x: Tensor) -> Tensor:
         return _SEAMS[self.kind](x, self.layout, self.dim, self.other)
@@ -128,7 +148,7 @@ class _FilledSeam(Seam):
 # what comes before the blocks, which every rank computes whole.
 class _Split(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layout: _Layout, dim: int, other: None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, layout: Layout, dim: int, other: None) -> Tensor:
         ctx.layout, ctx.dim, ctx.length = layout, dim, x.shape[dim]
         layout.lengths[dim] = x.shape[dim]
         return layout.own(x, dim)
@@ -140,7 +160,7 @@ class _Split(Function):
 
 class _Gather(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layout: _Layout, dim: int, other: None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, layout: Layout, dim: int, other: None) -> Tensor:
         ctx.layout, ctx.dim, ctx.lengths = layout, dim, dict(layout.lengths)
         return layout.gather(x, dim, layout.lengths[dim])
 
@@ -153,7 +173,7 @@ class _Gather(Function):
 
 class _Switch(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layout: _Layout, dim: int, other: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, layout: Layout, dim: int, other: int) -> Tensor:
         ctx.layout, ctx.dim, ctx.other, ctx.length = layout, dim, other, x.shape[other]
         layout.lengths[other] = x.shape[other]
         return layout.switch(x, dim, other, layout.lengths[dim])

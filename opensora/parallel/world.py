@@ -11,6 +11,7 @@ import sys
 import warnings
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -123,7 +124,7 @@ def divide(sp_size: int, timeout_seconds: float | None = None) -> World:
     here = current()
     check_sequence_size(sp_size, here.size, "world")
     timeout = None if timeout_seconds is None else timedelta(seconds=timeout_seconds)
-    group = None
+    group: Any = None
     for first in range(0, here.size, sp_size) if sp_size > 1 else ():  # a group is made by all ranks, its own or not
         made = dist.new_group(list(range(first, first + sp_size)), timeout=timeout)
         if first <= here.global_rank < first + sp_size:

@@ -13,25 +13,30 @@ from opensora.datasets.loader import build_loader
 from opensora.errors import ConfigError
 from opensora.log import logger
 from opensora.models.assemble import DTYPES, Parts, assemble, build_autoencoder
-from opensora.models.codec import Codec
 from opensora.models.given_frames import told_by
 from opensora.models.weights import load_weights
 from opensora.parallel.activation import checkpoint_activations
+from opensora.parallel.once import batches_once
+from opensora.parallel.sequence import shard_sequence
 from opensora.parallel.world import World
+from opensora.platforms import select
 from opensora.random import key_seed
 from opensora.registry import DATASETS, LR_SCHEDULERS, OPTIMIZERS, PERCEPTUAL, PLUGINS, SCHEDULERS, build
 from opensora.schema import TrainRun
 from opensora.training.ema import Ema
 from opensora.training.features import stored_clips, stored_latents, stored_texts
+from opensora.training.group_codec import GroupCodec
 from opensora.training.guard import Guard
 from opensora.training.keep import RunFolder, resolve_part, resolve_weights
 from opensora.training.loop import Training
+from opensora.training.mesh import check_mesh
 from opensora.training.metrics import Metrics
 from opensora.training.rival import Rival, build_discriminator
 from opensora.training.stop import StopRequest
 from opensora.training.task import Task
 from opensora.training.task_autoencoder import STATISTICS_CLIPS, AutoencoderTask
 from opensora.training.task_diffusion import DiffusionTask
+from opensora.training.trace import StepTrace
 from opensora.types import Batch
 
 
@@ -46,6 +51,7 @@ def check_world(run: TrainRun, data_size: int, where: str) -> None:
 
 def build_training(run: TrainRun, world: World, where: str) -> Training:
     """Build everything and restore the newest good checkpoint of `run_dir`; all ranks call it."""
+    check_mesh(run, world, where)
     check_world(run, world.data_size, where)
     masks = build_masks(run, where)
     folder = RunFolder(run, world)  # first: a folder that cannot be written costs nothing yet
@@ -62,6 +68,8 @@ def build_training(run: TrainRun, world: World, where: str) -> Training:
         load_weights(task.trained, resolve_weights(run.load, ema=True))
     if run.grad_checkpoint:
         checkpoint_activations(task.trained.checkpoint_blocks())
+    if world.sequence_size > 1:
+        shard_sequence(task.trained, world.sequence_group, run.sp_mode)
     engine = build(PLUGINS, {"type": run.plugin, **run.plugin_config}).apply(
         task.trained.train(),
         lambda params: build(OPTIMIZERS, run.optimizer, params=params),
@@ -91,6 +99,9 @@ def build_training(run: TrainRun, world: World, where: str) -> Training:
         start_step=start_step,
         bad_rows=bad_rows,
         rival=rival,
+        traced=StepTrace(
+            run.profile_steps if world.is_main else 0, select(world.device.type), folder.path / "profile", "rank0"
+        ),
         guard=guard,
     )
 
@@ -138,18 +149,21 @@ def build_masks(run: TrainRun, where: str) -> FrameMasks | FrameConditions | Non
 
 
 def _batches(run: TrainRun, dataset: Any, world: World, start_step: int) -> Iterator[Batch]:
-    return iter(
-        build_loader(
-            dataset,
-            seed=run.seed,
-            batch_size=run.batch_size,
-            micro_batches=run.micro_batches,
-            data_rank=world.data_rank,
-            data_size=world.data_size,
-            start_step=start_step,
-            steps=run.steps,
-            num_workers=run.num_workers,
-        )
+    return batches_once(
+        lambda: iter(
+            build_loader(
+                dataset,
+                seed=run.seed,
+                batch_size=run.batch_size,
+                micro_batches=run.micro_batches,
+                data_rank=world.data_rank,
+                data_size=world.data_size,
+                start_step=start_step,
+                steps=run.steps,
+                num_workers=run.num_workers,
+            )
+        ),
+        world,
     )
 
 
@@ -160,7 +174,7 @@ def _validation(run: TrainRun, world: World, where: str) -> Callable[[], Iterato
     dataset = stored_clips(run, build(DATASETS, run.validation_dataset), where)
     count = -(-run.validation_batches // world.data_size) * world.data_size
 
-    def batches() -> Iterator[Batch]:
+    def load() -> Iterator[Batch]:
         return iter(
             build_loader(
                 dataset,
@@ -175,7 +189,7 @@ def _validation(run: TrainRun, world: World, where: str) -> Callable[[], Iterato
             )
         )
 
-    return batches
+    return lambda: batches_once(load, world)
 
 
 def _build_task(
@@ -184,7 +198,7 @@ def _build_task(
     device = torch.device(world.device)
     if run.task == "autoencoder":
         return _autoencoder_task(run, device, dataset)
-    return _diffusion_task(run, device, dataset, masks, where)
+    return _diffusion_task(run, world, dataset, masks, where)
 
 
 def _autoencoder_task(run: TrainRun, device: torch.device, dataset: Any) -> AutoencoderTask:
@@ -210,7 +224,7 @@ def _statistics_clips(run: TrainRun, dataset: Any) -> Iterator[Batch]:
 
 
 def _diffusion_task(
-    run: TrainRun, device: torch.device, dataset: Any, masks: FrameMasks | FrameConditions | None, where: str
+    run: TrainRun, world: World, dataset: Any, masks: FrameMasks | FrameConditions | None, where: str
 ) -> DiffusionTask:
     scheduler = build_scheduler(run)
     vae = resolve_part(run.vae)
@@ -238,8 +252,8 @@ def _diffusion_task(
     }
     _say_size(parts.model)
     return DiffusionTask(
-        trained=parts.model.to(device),
-        codec=Codec(parts.vae, parts.text_encoder, device, DTYPES[run.dtype]),
+        trained=parts.model.to(world.device),
+        codec=GroupCodec(parts.vae, parts.text_encoder, world, DTYPES[run.dtype]),
         scheduler=scheduler,
         seed=run.seed,
         model_config=parts.model_config,

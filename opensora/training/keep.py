@@ -48,7 +48,7 @@ HARMLESS = {
     *("on_nan", "spike_factor", "spike_window", "on_spike", "max_skips"),
 }
 HARMLESS |= {"load_video_features", "load_text_features"}  # the same numbers, from elsewhere
-HARMLESS |= {"validation_dataset", "timeout_seconds", "max_bad_rows", "run_dir", "grad_checkpoint"}
+HARMLESS |= {"validation_dataset", "timeout_seconds", "max_bad_rows", "run_dir", "grad_checkpoint", "sp_size", "sp_mode"}
 
 
 class RunFolder:

@@ -37,8 +37,11 @@ class Plan:
         return sum(self.memory.values())
 
 
-def plan(run: TrainRun, world: int) -> Plan:
-    """Count parameters, tokens, rows and bytes for `world` data ranks; raises ConfigError or DataError as training would."""
+def plan(run: TrainRun, world: int, sp_size: int = 1) -> Plan:
+    """Count parameters, tokens, rows and bytes for `world` ranks; raises ConfigError or DataError as training would.
+
+    sp_size: ranks that share the tokens of a sample; what lies before and after the blocks each of them holds whole.
+    """
     if run.dtype == "auto":
         run = replace(run, dtype="bf16")  # what every accelerator of today chooses
     dataset = build(DATASETS, run.dataset)
@@ -72,7 +75,7 @@ def plan(run: TrainRun, world: int) -> Plan:
             forward = lambda model: model(latents, times, text, **told)  # noqa: E731
             count, frozen, beside = tokens(trained), _parameters(parts.vae), {}
         trained = trained.to(DTYPES[run.dtype] if run.plugin.startswith("zero") else torch.float32)
-        activations = activation_bytes(trained, forward, run.grad_checkpoint)
+        activations = activation_bytes(trained, forward, run.grad_checkpoint) // sp_size
     parameters = _parameters(trained)
     memory = _state_bytes(run, parameters, world) | {
         "frozen autoencoder": frozen * BYTES[run.dtype],
@@ -107,7 +110,7 @@ def _state_bytes(run: TrainRun, parameters: int, world: int) -> dict[str, int]:
     shards = world if run.plugin.startswith("zero") else 1
     working = BYTES[run.dtype] if run.plugin.startswith("zero") else 4
     masters = 4 * parameters // shards if run.plugin.startswith("zero") else 0  # ddp trains the fp32 weights themselves
-    gradients = working * parameters // (world if run.plugin == "zero2" else 1)
+    gradients = working * parameters // (world if run.plugin.startswith("zero2") else 1)
     return {
         "weights": working * parameters,
         "fp32 master weights": masters,

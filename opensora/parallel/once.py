@@ -1,0 +1,151 @@
+"""What the first rank of a sequence group does for all of it: loading and decoding clips, encoding them.
+
+Its result travels to the others, so that they never read a video and all ranks of the group see the very same numbers.
+"""
+
+import io
+import pickle
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from opensora.errors import OpenSoraError
+from opensora.parallel import collectives
+from opensora.parallel.world import World
+
+T = TypeVar("T")
+
+
+def once(make: Callable[[], T], world: World) -> T:
+    """What `make` gives on the first rank of the sequence group, on each of its ranks; what it raises, all raise.
+
+    Tensors travel bit for bit: those on the CPU arrive there, those on a device on the rank's own. The rest must pickle.
+    """
+    return make() if world.sequence_size == 1 else _share(make, world)[0]
+
+
+def batches_once(make: Callable[[], Iterator[T]], world: World) -> Iterator[T]:
+    """The batches of the iterator that `make` gives; in a sequence group its first rank alone makes and reads it.
+
+    Every batch is checked to be the same on all ranks of the group: its place in the sequence of batches and a checksum
+    of all it holds. Raises OpenSoraError, naming the ranks, when it is not.
+    """
+    return make() if world.sequence_size == 1 else _batches(make, world)
+
+
+def _batches(make: Callable[[], Iterator[T]], world: World) -> Iterator[T]:
+    source: Iterator[T] | None = None
+
+    def following() -> tuple[T] | None:
+        nonlocal source
+        if source is None:
+            source = iter(make())
+        for batch in source:
+            return (batch,)
+        return None
+
+    count = 0
+    while True:
+        found, checksum = _share(following, world)
+        require_agreement(world, {"batch": count, "checksum": checksum})
+        if found is None:
+            return
+        yield found[0]
+        count += 1
+
+
+def require_agreement(world: World, values: dict[str, int]) -> None:
+    """OpenSoraError on every rank of the sequence group unless all of them bring the same numbers."""
+    if world.sequence_size == 1:
+        return
+    own = torch.tensor(list(values.values()), dtype=torch.int64)
+    rows = collectives.gather_rows(own, world.sequence_group).tolist()
+    if all(row == rows[0] for row in rows):
+        return
+    first = world.global_rank - world.sequence_rank
+    said = (
+        f"rank {first + number} has {', '.join(f'{name} {value}' for name, value in zip(values, row, strict=True))}"
+        for number, row in enumerate(rows)
+    )
+    raise OpenSoraError(
+        f"sequence parallelism: ranks {first} to {first + len(rows) - 1} share each sample but do not hold the same: "
+        f"{'; '.join(said)}; they must be equal; start again from the last checkpoint, and look at that machine"
+    )
+
+
+class _Failure:
+    """What went wrong on the first rank."""
+
+    def __init__(self, error: Exception):
+        try:
+            pickle.loads(pickle.dumps(error))
+            self.error = error
+        except Exception:  # an exception that cannot travel
+            self.error = RuntimeError(f"{type(error).__name__}: {error}")
+
+
+def _share(make: Callable[[], T], world: World) -> tuple[T, int]:
+    """(what the first rank made, checksum of what this rank holds of it)."""
+    value: Any = None
+    if world.leads_group:
+        try:
+            value = make()
+        except Exception as error:
+            collectives.broadcast_object(_pack(_Failure(error))[0], world.sequence_group)
+            raise
+    message, tensors = _pack(value) if world.leads_group else (b"", [])
+    message = collectives.broadcast_object(message, world.sequence_group)
+    if not world.leads_group:
+        value, tensors = _unpack(message, world.device)
+        if isinstance(value, _Failure):
+            raise value.error
+    checksum = zlib.crc32(message)
+    for tensor in tensors:
+        if tensor.numel():
+            raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+            collectives.broadcast_from(raw, 0, world.sequence_group)
+            checksum = zlib.crc32(raw.cpu().numpy().data, checksum)
+    return value, checksum
+
+
+class _Packer(pickle.Pickler):
+    """Leaves tensors out and lists them."""
+
+    def __init__(self, file: io.BytesIO):
+        super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
+        self.tensors: list[Tensor] = []
+
+    def persistent_id(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return None
+        self.tensors.append(value)
+        return tuple(value.shape), value.dtype, value.device.type == "cpu"
+
+
+class _Unpacker(pickle.Unpickler):
+    """Puts empty tensors in their place and lists them."""
+
+    def __init__(self, file: io.BytesIO, device: torch.device):
+        super().__init__(file)
+        self.device = device
+        self.tensors: list[Tensor] = []
+
+    def persistent_load(self, found: Any) -> Tensor:
+        shape, dtype, on_cpu = found
+        self.tensors.append(torch.empty(shape, dtype=dtype, device="cpu" if on_cpu else self.device))
+        return self.tensors[-1]
+
+
+def _pack(value: Any) -> tuple[bytes, list[Tensor]]:
+    file = io.BytesIO()
+    packer = _Packer(file)
+    packer.dump(value)
+    return file.getvalue(), packer.tensors
+
+
+def _unpack(message: bytes, device: torch.device) -> tuple[Any, list[Tensor]]:
+    unpacker = _Unpacker(io.BytesIO(message), device)
+    return unpacker.load(), unpacker.tensors

@@ -1,0 +1,139 @@
+"""One rank works for its group: what travels, what is checked, and what happens when it fails."""
+
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor
+
+from opensora.errors import DataError, OpenSoraError
+from opensora.parallel import collectives, once, world
+from opensora.types import Batch
+from tests.dist import run_ranks
+
+
+def batch(number: int, data_rank: int) -> Batch:
+    """Nothing like it elsewhere; of every sort of tensor that a batch may hold."""
+    rng = torch.Generator().manual_seed(10 * data_rank + number)
+    return Batch(
+        video_BCTHW=torch.randn(2, 3, 1, 4, 5, generator=rng).transpose(3, 4),  # not contiguous
+        captions=["a cat", f"clip {number} of {data_rank}"],
+        fps_B=torch.randn(2, generator=rng).bfloat16(),
+        step=number,
+        places=[2 * data_rank, 2 * data_rank + 1],
+        rows=[number],
+        bad_rows=[],
+    )
+
+
+def take_all() -> tuple[int, list[bool]]:
+    """(batches this rank made, whether each it was given is its group's)."""
+    here, made = world.divide(2), 0
+
+    def load() -> Iterator[Batch]:
+        nonlocal made
+        for number in range(3):
+            made += 1
+            yield batch(number, here.data_rank)
+
+    found = list(once.batches_once(load, here))
+    assert len(found) == 3
+    return made, [same(each, batch(number, here.data_rank)) for number, each in enumerate(found)]
+
+
+def same(one: Batch, other: Batch) -> bool:
+    pairs = [(getattr(one, field.name), getattr(other, field.name)) for field in fields(Batch)]
+    return all(
+        a.dtype == b.dtype and torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a == b
+        for a, b in pairs
+    )
+
+
+def test_one_rank_loads_for_its_group() -> None:
+    assert run_ranks(take_all, 4) == [(3, [True] * 3), (0, [True] * 3)] * 2
+
+
+def shared_values() -> list[bool]:
+    """Odd values: none, without a number, of no dimension, truth values, nested."""
+    here = world.divide(2)
+    values: list[Any] = [
+        None,
+        {"empty": torch.empty(0, 3), "one": (torch.tensor(2.5, dtype=torch.float64), [torch.tensor([True, False])])},
+    ]
+    found = [once.once(lambda value=value: value if here.leads_group else 1 / 0, here) for value in values]
+    nested = found[1]
+    return [
+        found[0] is None,
+        nested["empty"].shape == (0, 3),
+        nested["one"][0].item() == 2.5,
+        nested["one"][1][0].tolist() == [True, False],
+    ]
+
+
+def test_what_travels_arrives_as_it_was() -> None:
+    assert run_ranks(shared_values, 2) == [[True] * 4] * 2
+
+
+class Stubborn(Exception):
+    """An exception that does not survive pickling."""
+
+    def __init__(self, one: int, two: int):
+        super().__init__(f"{one} and {two}")
+
+
+def fail(kind: str) -> str:
+    here = world.divide(2)
+
+    def load() -> Iterator[Batch]:
+        yield batch(0, 0)
+        raise DataError("rows.csv: all rows are bad") if kind == "data" else Stubborn(1, 2)
+
+    batches = once.batches_once(load, here)
+    next(batches)
+    with pytest.raises(Exception) as caught:
+        next(batches)
+    return f"{type(caught.value).__name__}: {caught.value}"
+
+
+def test_a_failure_reaches_the_whole_group() -> None:
+    assert run_ranks(fail, 2, "data") == ["DataError: rows.csv: all rows are bad"] * 2
+    assert run_ranks(fail, 2, "other") == ["Stubborn: 1 and 2", "RuntimeError: Stubborn: 1 and 2"]
+
+
+def receive_badly(what: str) -> str:
+    """Rank 3 of 4 gets a number wrong on the way, or has taken a batch more than the others."""
+    here = world.divide(2)
+    receive = collectives.broadcast_from
+
+    def damage(tensor: Tensor, source: int, group: Any) -> None:
+        receive(tensor, source, group)
+        if here.global_rank == 3 and tensor.numel() > 100:
+            tensor[7] += 1
+
+    def late(values: dict[str, int]) -> dict[str, int]:
+        return values | {"batch": values["batch"] + (what == "late" and here.global_rank == 3)}
+
+    agree = once.require_agreement
+    patches = (
+        mock.patch.object(collectives, "broadcast_from", damage if what == "damage" else receive),
+        mock.patch.object(once, "require_agreement", lambda w, values: agree(w, late(values))),
+    )
+    try:
+        with patches[0], patches[1]:
+            next(once.batches_once(lambda: iter([batch(0, here.data_rank)]), here))
+    except OpenSoraError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("what", ["damage", "late"])
+def test_batches_are_checked_to_agree(what: str) -> None:
+    """The ranks of the group that differs all stop and are named; the other group goes on."""
+    said = run_ranks(receive_badly, 4, what)
+    assert said[:2] == ["", ""]
+    assert said[2] == said[3]
+    assert "ranks 2 to 3 share each sample but do not hold the same: rank 2 has batch 0, checksum " in said[2]
+    assert "rank 3 has batch " + ("1" if what == "late" else "0") in said[2]
