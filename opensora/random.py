@@ -8,7 +8,9 @@ to be saved to resume.
 import hashlib
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Generator
 
 
@@ -21,6 +23,11 @@ def key_seed(seed: int, *keys: int | str) -> int:
 def generator(seed: int, *keys: int | str) -> Generator:
     """A fresh CPU generator for (seed, keys): the same numbers on every device; move the draws, not the generator."""
     return torch.Generator().manual_seed(key_seed(seed, *keys))
+
+
+def permutation(count: int, seed: int, *keys: int | str) -> NDArray[np.int64]:
+    """The numbers 0, ..., count - 1 in an order of their own for every (seed, keys)."""
+    return torch.randperm(count, generator=generator(seed, *keys)).numpy()
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,14 @@
 """Batches of one data rank, by torch's DataLoader: in order, with or without worker processes."""
 
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch.utils import data
 
-from opensora.datasets.protocol import Dataset
-from opensora.datasets.sampler import EpochOrder, Share
+from opensora.datasets.protocol import ClipSize, Dataset, SizedDataset
+from opensora.datasets.sampler import TRIED, EpochOrder, Order, Request, Share
 from opensora.errors import BadClip, DataError
 from opensora.log import logger
 from opensora.random import Draw
@@ -15,34 +16,36 @@ from opensora.types import Batch, Clip
 
 
 class _MicroBatches(data.Dataset[Batch]):
-    """Micro-batch `index` of this rank."""
+    """Makes what is requested; the same in any process."""
 
-    def __init__(self, dataset: Dataset, share: Share, seed: int) -> None:
+    def __init__(self, dataset: Dataset, seed: int) -> None:
         self.dataset = dataset
-        self.share = share
         self.seed = seed
-        self.order = EpochOrder(len(dataset), seed)
         self.bad: dict[int, str] = {}  # row -> why; only to tell it once, since a row may be bad in places only
 
-    def __len__(self) -> int:
-        return len(self.share)
-
-    def __getitem__(self, index: int) -> Batch:
-        step, places, samples = self.share.samples(index)
+    def __getitem__(self, request: Request) -> Batch:
+        step, places = request.step, request.places
         known = len(self.bad)
-        clips = [self._clip(sample, Draw(self.seed, step, place)) for sample, place in zip(samples, places)]
+        clips = [
+            self._clip(rows, Draw(self.seed, step, place), request.size)
+            for rows, place in zip(request.rows.tolist(), places, strict=True)
+        ]
         return collate(clips, step, places, bad_rows=list(self.bad.values())[known:])
 
-    def _clip(self, sample: int, draw: Draw) -> Clip:
-        """The sample's clip; in place of a bad row, the next of the epoch's order, the same on any number of ranks."""
-        for skip in range(self.order.rows):
-            row = self.order.row(sample, skip)
+    def _clip(self, rows: list[int], draw: Draw, size: ClipSize | None) -> Clip:
+        """The clip of the first row that is not bad, the same on any number of ranks."""
+        for row in rows:
             try:
-                return self.dataset.clip(row, draw)
+                return (
+                    self.dataset.clip(row, draw)
+                    if size is None
+                    else cast(SizedDataset, self.dataset).clip(row, draw, size)
+                )
             except BadClip as error:
                 self.bad.setdefault(row, str(error))
         why = next(iter(self.bad.values()))
-        raise DataError(f"{self.dataset.where}: all {self.order.rows} rows are bad, one is: {why}; mend the manifest")
+        which = f"all {len(rows)} rows" if len(rows) < TRIED else f"{len(rows)} rows in turn"
+        raise DataError(f"{self.dataset.where}: {which} are bad, one is: {why}; mend the manifest")
 
 
 def collate(clips: list[Clip], step: int, places: list[int], bad_rows: list[str]) -> Batch:
@@ -79,23 +82,30 @@ def build_loader(
     start_step: int = 0,
     steps: int,
     num_workers: int = 0,
+    order: Order | None = None,
 ) -> Iterator[Batch]:
     """This rank's micro-batches of steps `start_step` to `steps`, `micro_batches / data_size` for each.
 
+    order: what they are made of; None = every row once an epoch, in micro-batches of `batch_size`.
     The batches are a function of (dataset, seed, step): starting at any step gives what an uninterrupted run gives.
     A bad row is logged and listed in `Batch.bad_rows` the first time this process meets it.
     ConfigError: the micro-batches cannot be shared evenly. DataError: the data set is empty, or every row is bad.
     """
-    share = Share(batch_size, micro_batches, data_rank, data_size, start_step, steps)
+    share = Share(micro_batches, data_rank, data_size, start_step, steps)
+    chosen = order or EpochOrder(len(dataset), seed, batch_size, micro_batches)
     if not len(dataset):
         dataset.report().require_rows()
         raise DataError(f"{dataset.where}: found no rows; training needs at least one; add rows")
-    return _batches(_MicroBatches(dataset, share, seed), num_workers)
+    # Requests are made in this process, so that workers need no plan of the whole run.
+    requests = (chosen.request(step, micro_batch) for step, micro_batch in share)
+    return _batches(
+        data.DataLoader(_MicroBatches(dataset, seed), batch_size=None, sampler=requests, num_workers=num_workers)
+    )
 
 
-def _batches(micro_batches: _MicroBatches, num_workers: int) -> Iterator[Batch]:
+def _batches(batches: "data.DataLoader[Batch]") -> Iterator[Batch]:
     told: set[str] = set()  # workers meet the same bad row each for itself; it is told once
-    for batch in data.DataLoader(micro_batches, batch_size=None, shuffle=False, num_workers=num_workers):
+    for batch in batches:
         fresh = [message for message in batch.bad_rows if message not in told]
         told.update(fresh)
         for message in fresh:

@@ -25,7 +25,10 @@ class Dataset(Protocol):
         """Rows of one epoch, known without opening a video."""
 
     def clip(self, row: int, draw: Draw) -> Clip:
-        """The clip of `row` in [0, len); BadClip when it cannot be used, with the manifest line."""
+        """The clip of `row` in [0, len); BadClip when it cannot be used, with the manifest line.
+
+        One that keeps to `SizedDataset` takes a size as well.
+        """
 
     def report(self) -> Report:
         """Rows in, kept, dropped and why, as far as known without opening a video."""

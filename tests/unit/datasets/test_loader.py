@@ -89,13 +89,13 @@ def test_ranks_share_the_global_batch_exactly(rows: int, bad: set[int]) -> None:
 
 def test_micro_batches_are_dealt_in_turn() -> None:
     """Rank 1 of 2 makes micro-batches 1 and 3 of each step; sample numbers count over all steps."""
-    share = Share(batch_size=2, micro_batches=4, data_rank=1, data_size=2, start_step=5, steps=7)
-    assert [share.samples(index) for index in range(len(share))] == [
-        (5, [2, 3], [42, 43]),
-        (5, [6, 7], [46, 47]),
-        (6, [2, 3], [50, 51]),
-        (6, [6, 7], [54, 55]),
-    ]
+    share = Share(micro_batches=4, data_rank=1, data_size=2, start_step=5, steps=7)
+    assert list(share) == [(5, 1), (5, 3), (6, 1), (6, 3)]
+    order = EpochOrder(rows=20, seed=3, batch_size=2, micro_batches=4)
+    request = order.request(5, 3)
+    assert (request.step, request.places, request.size) == (5, [6, 7], None)
+    assert request.rows[:, 0].tolist() == [order.row(46), order.row(47)]
+    assert request.rows[0].tolist() == [order.row(46, skip) for skip in range(20)]
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -159,7 +159,7 @@ def test_uneven_share_is_refused() -> None:
     with pytest.raises(ConfigError, match="micro_batches=4 on 3 data ranks; it must be a multiple"):
         stream(Numbers(3), ranks=3)
     with pytest.raises(ConfigError, match="batch_size=0"):
-        Share(0, 1, 0, 1, 0, 1)
+        EpochOrder(1, 0, batch_size=0)
 
 
 def test_real_videos(tmp_path: Path) -> None:
