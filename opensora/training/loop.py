@@ -58,6 +58,7 @@ class Training:
     start_step: int = 0
     bad_rows: list[str] = field(default_factory=list)  # over all ranks
     rival: Rival | None = None  # the discriminator that the task's model is trained against
+    traced: Callable[[range], Iterator[int]] = iter  # the steps as given; some may be recorded on the way
     guard: Guard = field(default_factory=Guard)
     preview: Callable[[int], None] | None = None  # makes sample videos after so many steps; all ranks call it
 
@@ -68,7 +69,7 @@ def train(t: Training) -> bool:
     Raises TrainingDiverged where the guard ends the run, DataError above max_bad_rows.
     """
     run = t.run
-    for step in range(t.start_step, run.steps):
+    for step in t.traced(range(t.start_step, run.steps)):
         began, done = time.monotonic(), step + 1
         taken = optimizer_step(t, step)
         total = taken.total
