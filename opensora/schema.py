@@ -158,6 +158,7 @@ class TrainRun:
     preview_steps: int | None = None  # denoising steps; None = the scheduler's own
     preview_ema: bool = True  # with the averaged weights, where there are some
     wandb: bool = False
+    profile_steps: int = 0  # optimizer steps, after the first of a start, whose profiler trace is kept in run_dir/profile
 
     def check(self, where: str) -> None:
         """Raise ConfigError where values do not make sense together."""
@@ -168,6 +169,7 @@ class TrainRun:
         _not_negative(where, num_workers=self.num_workers, max_bad_rows=self.max_bad_rows, kl_weight=self.kl_weight)
         _not_negative(where, validate_every=self.validate_every, perceptual_weight=self.perceptual_weight)
         _not_negative(where, disc_start=self.disc_start, disc_weight=self.disc_weight)
+        _not_negative(where, profile_steps=self.profile_steps)
         _positive(where, spike_window=self.spike_window, validation_levels=self.validation_levels)
         _positive(where, preview_steps=self.preview_steps)
         _not_negative(where, max_skips=self.max_skips, preview_every=self.preview_every)

@@ -43,6 +43,7 @@ HARMLESS = {
     "validate_every",
     "validation_batches",
     "wandb",
+    "profile_steps",
     "validation_levels",
     *("preview_every", "preview_prompts", "preview_steps", "preview_ema"),
     *("on_nan", "spike_factor", "spike_window", "on_spike", "max_skips"),
