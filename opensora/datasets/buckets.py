@@ -120,6 +120,34 @@ class Buckets:
             first += len(lengths) * len(table.sizes)
         return found
 
+    def fits(
+        self,
+        num_frames: NDArray[np.integer],
+        height: NDArray[np.integer],
+        width: NDArray[np.integer],
+        *,
+        frame_interval: int = 1,
+    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Which of n clips have frames for some bucket that takes any, and which have the pixels for one of those too."""
+        pixels = height.astype(np.int64) * width
+        long_enough, both = (np.zeros(len(pixels), dtype=np.bool_) for _ in range(2))
+        for (name, frames), entry in self._entries.items():
+            if entry.keep > 0:
+                here = num_frames == 1 if frames == 1 else num_frames > frames * frame_interval
+                long_enough |= here
+                both |= here & (pixels >= aspect.resolution(name, self.version).num_pixels * SMALLEST)
+        return long_enough, both
+
+    @property
+    def certain(self) -> bool:
+        """Whether nothing is left to chance, so that every epoch has the same choices."""
+        entries = self._entries.values()
+        return all(entry.keep in (0, 1) and (entry.attempt is None or entry.attempt >= 1) for entry in entries)
+
+    def takes(self, bucket: Bucket) -> bool:
+        """Whether clips are ever put in it: its chance is above 0."""
+        return self._entries[bucket.resolution, bucket.num_frames].keep > 0
+
     def _kept(self, name: str, length: int, seeds: NDArray[np.integer], place: int = 0) -> NDArray[np.bool_]:
         """Which of the clips stay, by number `place` of each one's generator; certain answers are not drawn."""
         keep = self._entries[name, length].keep

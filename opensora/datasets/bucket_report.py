@@ -1,0 +1,128 @@
+"""What buckets make of a data set in one epoch: rows in, trained on, left out and why, bucket by bucket."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from opensora.datasets.buckets import Bucket
+from opensora.datasets.protocol import ClipSize
+from opensora.datasets.report import Report
+from opensora.errors import DataError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+NOT_FULL, OVER_RATIO = "would not fill an optimizer step of their bucket", "left out to keep image_ratio"
+
+
+@dataclass(frozen=True)
+class BucketLine:
+    """One bucket that rows were put in."""
+
+    bucket: Bucket
+    size: ClipSize
+    batch_size: int
+    rows: int
+    steps: int  # optimizer steps of an epoch
+    clips_per_step: int  # over all ranks
+
+    @property
+    def clips(self) -> int:
+        """Rows trained on in an epoch."""
+        return self.steps * self.clips_per_step
+
+    @property
+    def left_over(self) -> int:
+        """Rows that would not fill another step."""
+        return self.rows % self.clips_per_step
+
+    @property
+    def surplus(self) -> int:
+        """Rows of full steps that are not made, for the sake of image_ratio."""
+        return self.rows - self.left_over - self.clips
+
+    @property
+    def volume(self) -> int:
+        """Frames x rows x columns of a micro-batch."""
+        frames, height, width = self.size
+        return frames * height * width * self.batch_size
+
+    def name(self) -> str:
+        frames, height, width = self.size
+        return f"{self.bucket.resolution} {self.bucket.ratio}: {frames}x{height}x{width}"
+
+
+@dataclass(frozen=True)
+class BucketReport:
+    """Counts of one epoch; reads like `Report`."""
+
+    where: str
+    rows: int  # of the manifest
+    dropped_before: dict[str, int]  # reason -> rows that no bucket took
+    lines_by_bucket: list[BucketLine]
+    steps: int  # optimizer steps of an epoch
+    manifest: Report  # with the messages of the rows that the manifest itself rules out
+    image_ratio: float | None = None
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Reason -> rows that an epoch leaves out."""
+        left = {
+            NOT_FULL: sum(line.left_over for line in self.lines_by_bucket),
+            OVER_RATIO: sum(line.surplus for line in self.lines_by_bucket),
+        }
+        return {**self.dropped_before, **{reason: rows for reason, rows in left.items() if rows}}
+
+    @property
+    def kept(self) -> int:
+        return sum(line.clips for line in self.lines_by_bucket)
+
+    @property
+    def trained(self) -> Sequence[BucketLine]:
+        """Buckets with at least one step, the largest micro-batch first."""
+        return sorted((line for line in self.lines_by_bucket if line.steps), key=lambda line: -line.volume)
+
+    @property
+    def most_seen(self) -> BucketLine:
+        """The bucket that most pixels of an epoch are of."""
+        return max(self.trained, key=lambda line: line.volume * line.steps)
+
+    def lines(self) -> list[str]:
+        """The report as plain lines, for a log."""
+        found = [f"{self.where}: {self.rows} rows in, {self.kept} trained on in {self.steps} steps of the first epoch"]
+        found += [
+            f"  {line.name()}, batch {line.batch_size}: {line.rows} rows, {line.steps} steps, {line.left_over} left over"
+            for line in self.lines_by_bucket
+        ]
+        return found + [f"  dropped, {reason}: {rows}" for reason, rows in self.dropped.items()]
+
+    def table(self) -> "Table":
+        """The report as a table for a terminal."""
+        from rich.table import Table
+
+        table = Table(
+            "bucket", "clip", "batch", "rows", "steps", "trained on", "left over", title=f"{self.where}, one epoch"
+        )
+        for line in self.lines_by_bucket:
+            bucket, clip = line.name().split(": ")
+            numbers = (line.batch_size, line.rows, line.steps, line.clips, line.left_over + line.surplus)
+            table.add_row(bucket, clip, *(f"{number:,}" for number in numbers))
+        table.add_section()
+        table.add_row(
+            "all", "", "", f"{self.rows:,}", f"{self.steps:,}", f"{self.kept:,}", f"{self.rows - self.kept:,}"
+        )
+        table.add_section()
+        for reason, rows in self.dropped.items():
+            first = self.manifest.dropped.get(reason, [])[:1]
+            table.add_row(f"dropped: {reason}", *first, *[""] * (5 - len(first)), f"{rows:,}")
+        return table
+
+    def require_steps(self, micro_batches: int) -> None:
+        """Raise DataError when an epoch has no optimizer step."""
+        if self.steps:
+            return
+        why = "; ".join(f"{reason}: {rows}" for reason, rows in self.dropped.items()) or "it has no rows"
+        raise DataError(
+            f"{self.where}: bucket_config makes no optimizer step of {self.rows} rows ({why}); needed: one bucket with rows "
+            f"for {micro_batches} micro-batch(es); add rows, or lower batch sizes, micro_batches, frames or resolutions"
+        )

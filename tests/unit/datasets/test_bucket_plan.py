@@ -1,0 +1,244 @@
+"""Steps by buckets: a function of (rows, config, seed, step), each of one bucket, and nothing lost without a count."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from opensora.datasets import bucket_plan
+from opensora.datasets.bucket_plan import CHANCE, TOO_SHORT, TOO_SMALL, UNSIZED, BucketOrder
+from opensora.datasets.bucket_report import NOT_FULL, OVER_RATIO
+from opensora.datasets.buckets import Buckets
+from opensora.datasets.clip_sizes import ClipSizes
+from opensora.datasets.loader import build_loader
+from opensora.datasets.protocol import ClipSize
+from opensora.datasets.report import Report
+from opensora.errors import BadClip, ConfigError, DataError
+from opensora.random import Draw
+from opensora.types import Batch, Clip
+
+# a picture or a clip of 4 frames, large or small; large clips stay large half of the time
+CONFIG: dict[str, Any] = {"8x16": {1: (0.5, 4), 4: (0.5, 1)}, "8x8": {1: (1.0, 3), 4: (1.0, 2)}}
+CERTAIN: dict[str, Any] = {"8x16": {4: (1.0, 1)}, "8x8": {1: (1.0, 3), 4: (1.0, 2)}}
+
+
+@dataclass
+class Shapes:
+    """Row r has (frames, height, width) `rows[r]`; its clip is filled with r."""
+
+    rows: list[tuple[int, int, int]]
+    bad: set[int] = field(default_factory=set)
+    where: str = "shapes.csv"
+    num_frames: int = 0
+    image_size: tuple[int, int] = (0, 0)
+    frame_interval: int = 1
+    fps: float = 8.0
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def sizes(self) -> ClipSizes:
+        frames, height, width = np.array(self.rows, dtype=np.int32).reshape(-1, 3).T
+        return ClipSizes(np.arange(len(self.rows)), frames, height, width)
+
+    def clip(self, row: int, draw: Draw, size: ClipSize | None = None) -> Clip:
+        assert size is not None
+        if row in self.bad:
+            raise BadClip(f"shapes.csv:{row + 2}: is bad")
+        return Clip(torch.full((3, *size), float(row)), f"{draw.step} {draw.place}", self.fps, row)
+
+    def report(self) -> Report:
+        return Report(self.where, len(self.rows), len(self.rows))
+
+
+def mixed(count: int = 60) -> Shapes:
+    kinds = [(1, 8, 16), (6, 8, 16), (1, 8, 8), (6, 8, 8), (30, 10, 20)]
+    return Shapes([kinds[n % len(kinds)] for n in range(count)])
+
+
+def order(dataset: Shapes, config: Any = CONFIG, seed: int = 3, micro_batches: int = 2, **keys: Any) -> BucketOrder:
+    return BucketOrder(dataset, Buckets(config), seed=seed, micro_batches=micro_batches, **keys)
+
+
+def batches(
+    dataset: Shapes, steps: int = 12, ranks: int = 1, start: int = 0, workers: int = 0, **keys: Any
+) -> list[Batch]:
+    """All ranks' micro-batches; 4 in a step."""
+    found = []
+    for rank in range(ranks):
+        plan = order(dataset, micro_batches=4, **keys)  # each rank plans for itself
+        found += build_loader(
+            dataset, seed=3, batch_size=1, micro_batches=4, data_rank=rank, data_size=ranks, start_step=start,
+            steps=steps, num_workers=workers, order=plan,
+        )  # fmt: skip
+    return found
+
+
+def samples(found: list[Batch]) -> dict[tuple[int, int], Any]:
+    """(step, place) -> (row, size, caption)."""
+    taken: dict[tuple[int, int], Any] = {}
+    for batch in found:
+        size = tuple(batch.video_BCTHW.shape[2:])
+        for place, row, caption, video in zip(batch.places, batch.rows, batch.captions, batch.video_BCTHW, strict=True):
+            assert (batch.step, place) not in taken
+            assert video.unique().item() == row
+            taken[batch.step, place] = (row, size, caption)
+    return taken
+
+
+def test_a_step_is_of_one_bucket_and_full() -> None:
+    dataset = mixed(200)
+    buckets = Buckets(CONFIG)
+    clips = {buckets.size(b): 4 * buckets.batch_size(b) for b in buckets.all}
+    alone = samples(batches(dataset, steps=20))
+    seen = set()
+    for step in range(20):
+        places = sorted(place for s, place in alone if s == step)
+        sizes = {alone[step, place][1] for place in places}
+        assert len(sizes) == 1
+        [size] = sizes
+        seen.add(size)
+        assert places == list(range(clips[size]))
+        assert all(alone[step, place][2] == f"{step} {place}" for place in places)
+    assert seen == set(clips)
+
+
+@pytest.mark.parametrize("config", [CONFIG, CERTAIN], ids=["chance", "certain"])
+@pytest.mark.parametrize("image_ratio", [None, 0.4])
+def test_ranks_resume_and_workers_change_nothing(config: Any, image_ratio: float | None) -> None:
+    """Twelve steps are several epochs; 1, 2 or 4 ranks from any step on take the same rows at the same sizes."""
+    keys = {"config": config, "image_ratio": image_ratio}
+    whole = samples(batches(mixed(), **keys))
+    assert len({step for step, _ in whole}) == 12
+    for ranks, start in ((2, 0), (4, 5), (1, 7), (2, 11)):
+        rest = samples(batches(mixed(), ranks=ranks, start=start, **keys))
+        assert rest == {key: value for key, value in whole.items() if key[0] >= start}
+    assert samples(batches(mixed(), workers=2, **keys)) == whole
+
+
+def test_an_epoch_takes_a_row_at_most_once_into_its_bucket_and_counts_the_rest() -> None:
+    dataset = mixed(61)
+    plan = order(dataset)
+    for number in range(3):
+        epoch, chosen = plan.epoch(number), plan.choices(number)
+        begin = sum(len(plan.epoch(n)) for n in range(number))
+        taken = [
+            (int(row), int(epoch.step_bucket[step]))
+            for step in range(len(epoch))
+            for micro in range(2)
+            for row in plan.request(begin + step, micro).rows[:, 0]
+        ]
+        rows = [row for row, _ in taken]
+        assert len(rows) == len(set(rows)) > 30
+        assert all(chosen[row] == bucket for row, bucket in taken)
+        for bucket in set(chosen.tolist()) - {-1}:
+            left = np.count_nonzero(chosen == bucket) - sum(b == bucket for _, b in taken)
+            assert 0 <= left < 2 * plan.batch_sizes[bucket]
+    assert [plan.locate(step)[0] for step in (0, len(plan.epoch(0)) - 1, len(plan.epoch(0)))] == [0, 0, 1]
+
+
+def test_orders_differ_by_epoch_and_seed() -> None:
+    plan, other = order(mixed(), CERTAIN), order(mixed(), CERTAIN, seed=4)
+    first, second, third = plan.epoch(0), plan.epoch(1), other.epoch(0)
+    for epoch in (second, third):
+        assert len(epoch) == len(first)
+        assert sorted(epoch.step_bucket.tolist()) == sorted(first.step_bucket.tolist())
+        assert epoch.step_bucket.tolist() != first.step_bucket.tolist()
+        assert epoch.rows.tolist() != first.rows.tolist()
+        assert sorted(epoch.rows.tolist()) == sorted(first.rows.tolist())
+
+
+def test_choices_are_those_of_the_row_and_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Open-Sora's seed of a row, whatever block it is planned in; a row without a size goes nowhere."""
+    monkeypatch.setattr(bucket_plan, "_BLOCK", 7)
+    dataset = mixed(40)
+    dataset.rows[9] = (0, 8, 8)
+    plan, buckets = order(dataset, seed=11), Buckets(CONFIG)
+    for epoch in (0, 5):
+        for row, found in enumerate(plan.choices(epoch)):
+            expected = buckets.choose(*dataset.rows[row], seed=buckets.row_seed(11, epoch, row)) if row != 9 else None
+            assert (None if found < 0 else buckets.all[found]) == expected
+
+
+def test_bad_rows_are_replaced_within_the_bucket() -> None:
+    good = samples(batches(mixed()))
+    row = good[0, 0][0]
+    dataset = mixed()
+    dataset.bad = {row}
+    found = batches(dataset)
+    assert samples(found)[0, 0][1] == good[0, 0][1]
+    assert samples(found)[0, 0][0] == order(mixed(), micro_batches=4).request(0, 0).rows[0, 1] != row
+    assert {key for key, value in samples(found).items() if value != good[key]} == {
+        key for key, value in good.items() if value[0] == row
+    }
+    assert [message for batch in found for message in batch.bad_rows] == [f"shapes.csv:{row + 2}: is bad"]
+    assert samples(batches(dataset, ranks=4)) == samples(found)
+
+
+def test_report_counts_every_row() -> None:
+    """Ten rows each: too short, without a size, too small, and such as fit; a chance of 0 takes nothing."""
+    kinds = [(3, 8, 8), (6, 8, 0), (6, 4, 4), (6, 8, 8), (1, 8, 8), (6, 8, 16)]
+    dataset = Shapes([kind for kind in kinds for _ in range(10)])
+    config = {"8x16": {1: (0.0, None), 4: (0.5, 2)}, "8x8": {4: (0.5, 3)}}
+    plan = order(dataset, config, micro_batches=2)
+    report = plan.report()
+    chosen = plan.choices(0)
+    large, small = (int((chosen == n).sum()) for n in (0, 2))
+    assert (report.rows, report.steps) == (60, large // 4 + small // 6)
+    assert [(line.size, line.batch_size, line.rows, line.steps) for line in report.lines_by_bucket] == [
+        ((4, 8, 16), 2, large, large // 4),
+        ((4, 8, 8), 3, small, small // 6),
+    ]
+    assert report.dropped == {
+        UNSIZED: 10,
+        TOO_SHORT: 20,
+        TOO_SMALL: 10,
+        CHANCE: 20 - large - small,
+        NOT_FULL: large % 4 + small % 6,
+    }
+    assert report.kept + sum(report.dropped.values()) == report.rows
+    assert report.trained[0].size == (4, 8, 16)
+    assert f"8x16 0.50: 4x8x16, batch 2: {large} rows, {large // 4} steps" in "\n".join(report.lines())
+
+
+@pytest.mark.parametrize(
+    ("ratio", "images", "videos"), [(None, 4, 16), (0.5, 4, 4), (0.1, 2, 16), (0.0, 0, 16), (1.0, 4, 0)]
+)
+def test_share_of_image_steps(ratio: float | None, images: int, videos: int) -> None:
+    dataset = Shapes([(1, 8, 8)] * 25 + [(6, 8, 8)] * 65)
+    plan = order(dataset, {"8x8": {1: (1.0, 3), 4: (1.0, 2)}}, image_ratio=ratio)
+    for number in range(2):
+        epoch = plan.epoch(number)
+        assert sorted(Counter(plan.size(b)[0] for b in epoch.step_bucket).items()) == [
+            (frames, count) for frames, count in ((1, images), (4, videos)) if count
+        ]
+    if ratio is not None:
+        report = plan.report()
+        assert report.steps == images + videos
+        assert report.dropped[OVER_RATIO] == (4 - images) * 6 + (16 - videos) * 4
+        assert report.kept + sum(report.dropped.values()) == 90
+
+
+def test_steps_of_later_epochs_are_counted_without_planning_them() -> None:
+    plan = order(mixed(), image_ratio=0.3)
+    assert [plan._steps(number) for number in range(6)] == [len(plan._plan(number)) for number in range(6)]
+
+
+def test_an_empty_plan_is_a_sentence() -> None:
+    with pytest.raises(DataError, match=r"shapes\.csv: bucket_config makes no optimizer step of 3 rows \(smaller than"):
+        order(Shapes([(6, 4, 4)] * 3)).report()
+    with pytest.raises(DataError, match=r"of 3 rows \(would not fill an optimizer step of their bucket: 3\); needed"):
+        order(Shapes([(6, 8, 8)] * 3), CERTAIN).report()
+    for chance in (0.5, 1.0):
+        with pytest.raises(DataError, match="100 epochs in turn have no full step"):
+            order(Shapes([(6, 8, 8)] * 3), {"8x8": {4: (chance, 2)}}).locate(0)
+
+
+def test_mistakes() -> None:
+    with pytest.raises(ConfigError, match="key 'seed': found -1"):
+        order(mixed(), seed=-1)
+    with pytest.raises(ConfigError, match=r"key 'image_ratio': found 1\.5"):
+        order(mixed(), image_ratio=1.5)
