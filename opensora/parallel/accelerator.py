@@ -55,7 +55,13 @@ def set_accelerator(device: torch.device) -> None:
         return
 
     class HostAccelerator(CpuAccelerator):
-        """Shim S1: streams and events that do nothing, a device that needs no setting."""
+        """Shim S1: streams and events that do nothing, a device that needs no setting; one random generator."""
+
+        def get_rng_state(self, device: Any = "cpu") -> torch.Tensor:
+            return torch.get_rng_state()
+
+        def manual_seed(self, seed: int) -> None:
+            torch.manual_seed(seed)
 
         def Stream(self, *args: Any, **kwargs: Any) -> NoStream:
             return NoStream()

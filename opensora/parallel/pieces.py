@@ -1,5 +1,6 @@
 """Flat pieces of tensors that ranks hold: from the cut a plugin makes to the even one of checkpoints, and back."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -18,7 +19,7 @@ def even_cut(numels: Mapping[str, int]) -> dict[str, list[Range]]:
     for name, numel in numels.items():
         length = collectives.shard_length(numel)
         edges = [min(rank * length, numel) for rank in range(collectives.world_size() + 1)]
-        cut[name] = list(zip(edges[:-1], edges[1:], strict=True))
+        cut[name] = list(itertools.pairwise(edges))
     return cut
 
 

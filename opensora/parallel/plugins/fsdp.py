@@ -83,7 +83,7 @@ class FsdpEngine(Engine):
         blocks = getattr(module, "checkpoint_blocks", list)()
         self._booster, wrapped = boost(module, blocks, world.device, **options)
         if dtype == "bf16":  # as FSDP does it to the trained ones
-            for name, tensor in self._live_fixed():
+            for _, tensor in self._live_fixed():
                 tensor.data = tensor.data.to(torch.bfloat16) if tensor.is_floating_point() else tensor.data
         self.optimizer = optimizer_factory(list(self.trainable.values()))
         self.model = Forward(wrapped, dtype, world.device, cast_inputs=True)

@@ -1,0 +1,71 @@
+"""T5's encoder cut over ranks that encode the same captions: heads and hidden units, by ColossalAI's ShardFormer.
+
+Its policy for T5 is broken for the gated kind, which every T5 v1.1 is (colossalai 0.5.0): the name of one layer ends
+with a blank, so it stays whole, and the two after it are cut along the wrong axes. It is mended here.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from opensora.errors import ConfigError
+from opensora.parallel import collectives
+from opensora.parallel.accelerator import set_accelerator
+
+
+def shard_t5(model: nn.Module, group: dist.ProcessGroup | None, device: torch.device) -> nn.Module:
+    """`model` (transformers' T5EncoderModel, on the CPU) with this rank's heads, hidden units and words only.
+
+    device: where the rank will compute.
+    The ranks of `group` (None = all) must call it together, with the same tokens, and get the same numbers as of the
+    whole model, up to rounding: a block adds up what each has. Nothing is done in a group of one.
+    Raises ConfigError for another model, or one whose heads or hidden units the group does not divide.
+    """
+    size = collectives.world_size(group)
+    if size == 1:
+        return model
+    config: Any = model.config
+    if type(model).__name__ != "T5EncoderModel":
+        raise ConfigError(
+            f"text_encoder: {type(model).__name__} cannot be cut by heads; allowed: t5; use text_encoder_parallel='shard'"
+        )
+    for what, number in {"heads": config.num_heads, "hidden units": config.d_ff}.items():
+        if number % size:
+            raise ConfigError(
+                f"text_encoder: {number} {what} of T5 on groups of {size} ranks; allowed: a divisor of {number}; change "
+                "sp_size, or use text_encoder_parallel='shard'"
+            )
+    set_accelerator(device)
+    from colossalai.shardformer import ShardConfig, ShardFormer
+
+    shard_config = ShardConfig(
+        tensor_parallel_process_group=group if group is not None else dist.group.WORLD,
+        enable_tensor_parallelism=True,
+        make_vocab_size_divisible_by=1,
+    )
+    cut, _ = ShardFormer(shard_config).optimize(model, _policy())
+    return cut.eval().requires_grad_(False)
+
+
+def _policy() -> Any:
+    from colossalai.shardformer.layer import Linear1D_Col, Linear1D_Row
+    from colossalai.shardformer.policies.base_policy import SubModuleReplacementDescription
+    from colossalai.shardformer.policies.t5 import T5EncoderPolicy
+    from transformers.models.t5.modeling_t5 import T5DenseGatedActDense
+
+    class MendedPolicy(T5EncoderPolicy):
+        """Shim S6."""
+
+        def module_policy(self) -> dict:
+            policy = super().module_policy()
+            gated = policy[T5DenseGatedActDense]
+            kinds = {"wi_0": Linear1D_Col, "wi_1": Linear1D_Col, "wo": Linear1D_Row}
+            gated.sub_module_replacement = [
+                *[SubModuleReplacementDescription(suffix=name, target_module=kind) for name, kind in kinds.items()],
+                *[each for each in gated.sub_module_replacement if each.suffix == "dropout"],
+            ]
+            return policy
+
+    return MendedPolicy()

@@ -1,0 +1,97 @@
+"""FSDP's units, the ranges of parameters its ranks hold, and the way to the even cut of checkpoints and back."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from opensora.parallel import collectives, world
+from opensora.parallel.activation import checkpoint_activations
+from opensora.parallel.pieces import even_cut, recut
+from opensora.registry import MODELS, PLUGINS, build
+from tests.contract.test_models import inputs, open_gates, small
+from tests.dist import run_ranks
+from tests.distributed import tiny
+
+
+def recut_there_and_back() -> tuple[list[float], list[float], list[float]]:
+    """(what this rank held, what it got, what came back) of a tensor of 7 and one of 2 numbers."""
+    ranks = collectives.world_size()
+    uneven = {"a": [(0, 5), (5, 5), (5, 7), (7, 7)][:ranks], "b": [(0, 0), (0, 2), (2, 2), (2, 2)][:ranks]}
+    if ranks == 2:
+        uneven["a"][1] = (5, 7)
+    even = even_cut({"a": 7, "b": 2})
+    whole = {"a": torch.arange(7.0), "b": torch.arange(2.0) + 10}
+    held = {name: whole[name][slice(*uneven[name][collectives.rank()])] for name in whole}
+    cut = recut(held, uneven, even)
+    for name, piece in cut.items():
+        assert torch.equal(piece, collectives.shard(whole[name]))
+    back = recut(cut, even, uneven)
+    return tuple(torch.cat([each["a"], each["b"]]).tolist() for each in (held, cut, back))
+
+
+def test_pieces_of_any_ranges_become_even_and_come_back() -> None:
+    two = run_ranks(recut_there_and_back, 2)
+    assert [cut for _, cut, _ in two] == [[0, 1, 2, 3, 10], [4, 5, 6, 11]]
+    four = run_ranks(recut_there_and_back, 4)
+    assert [cut for _, cut, _ in four] == [[0, 1, 10], [2, 3, 11], [4, 5], [6]]
+    assert all(held == back for held, _, back in two + four)
+
+
+def build_model() -> Any:
+    torch.manual_seed(0)
+    return open_gates(build(MODELS, small("STDiT3-XL/2")))
+
+
+def train_model(plugin: str, checkpointed: bool) -> tuple[list[float], list[int]]:
+    """(gradient norms of three steps, most numbers that a rank had gathered at once, those it keeps)."""
+    model = build_model()
+    if checkpointed:
+        checkpoint_activations(model.checkpoint_blocks())
+    given, blocks = inputs(model), model.checkpoint_blocks()
+    engine = build(PLUGINS, {"type": plugin}).apply(model, tiny.make_optimizer, "fp32", 1.0, world.current())
+    gathered: list[int] = []
+
+    def count(*_: Any) -> None:
+        gathered.append(sum(view.numel() for view in {id(p): p for p in parameters_now(model)}.values()))
+
+    for block in blocks:
+        block.register_forward_hook(count)
+    norms = []
+    for _ in range(3):
+        out = engine.model(**given)
+        weight = torch.linspace(-1, 1, out.numel()).view_as(out) * (1 + world.current().data_rank)
+        engine.backward((out * weight).sum() / out.numel() ** 0.5, last=True)
+        norms.append(engine.step())
+    kept = sum(piece.numel() for _, piece in engine.masters())
+    return norms, [max(gathered), kept, sum(shape.numel() for shape in engine.shapes.values())]
+
+
+def parameters_now(model: nn.Module) -> Any:
+    return (each for module in model.modules() for each in module._parameters.values() if each is not None)
+
+
+def test_a_denoiser_of_several_units_trains_as_under_ddp() -> None:
+    expected, _ = run_ranks(train_model, 2, "ddp", False)[0]
+    for checkpointed in (False, True):
+        for norms, (gathered, kept, whole) in run_ranks(train_model, 2, "fsdp", checkpointed):
+            torch.testing.assert_close(norms, expected, rtol=1e-5, atol=1e-6)
+            assert abs(kept - whole / 2) < 0.01 * whole
+            assert gathered < 0.95 * whole, f"{gathered} of {whole}"
+
+
+def validate_then_load() -> tuple[list[float], list[float]]:
+    """Outputs without gradients before and after the weights were overwritten; the latter against a fresh engine."""
+    engine, other = tiny.make_engine("fsdp"), tiny.make_engine("fsdp", seed=3)
+    x, t, _ = tiny.micro_batch(0, 0)
+    with torch.no_grad():
+        before = engine.model(x, t, touch=True)  # leaves gathered weights behind
+        engine.load_state(other.state())
+        after, expected = engine.model(x, t, touch=True), other.model(x, t, touch=True)
+    assert not torch.equal(before, after)
+    return after.flatten().tolist(), expected.flatten().tolist()
+
+
+def test_a_forward_without_backward_leaves_no_old_weights() -> None:
+    for after, expected in run_ranks(validate_then_load, 2):
+        assert after == expected
