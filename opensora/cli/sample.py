@@ -2,6 +2,7 @@
 `torchrun --nproc_per_node N -m opensora.cli.sample CONFIG --prompt "..."`.
 
 Videos that are there already are skipped; the same prompt and seed give the same video on any number of ranks.
+With sp_size=N, N ranks make one video together.
 """
 
 import argparse
@@ -77,18 +78,19 @@ def sample_command(config: str, overrides: Sequence[str], prompts: Sequence[str]
     from opensora.parallel import world as worlds
     from opensora.platforms import select
     from opensora.sampling.build import build_sampler, plan_sampling
-    from opensora.sampling.run import sample
+    from opensora.sampling.run import sample, share_sampler
 
     with alike_on_all_ranks():
-        rank, _ = worlds.rank_from_environment()
+        rank, size = worlds.rank_from_environment()
+        worlds.check_sequence_size(loaded.run.sp_size, size, config)
         log.setup(rank)
         platform = select()
         use_kernels(platform)
         run = replace(loaded.run, dtype=platform.choose_dtype(loaded.run.dtype))
         plan = plan_sampling(run, config)
-    world = worlds.start(platform, timeout_seconds=3600)
+    world = worlds.start(platform, timeout_seconds=3600, sp_size=run.sp_size)
     sampler, settings = build_sampler(plan, world.device)
-    sample(plan.requests, sampler, world, run.save_dir, settings)
+    sample(plan.requests, share_sampler(sampler, world, run.sp_mode), world, run.save_dir, settings)
     worlds.stop()
     return 0
 

@@ -1,11 +1,18 @@
-"""Generate a list of requests on all ranks: what is done is skipped, what fails does not take the rest with it."""
+"""Generate a list of requests on all ranks: what is done is skipped, what fails does not take the rest with it.
+
+The ranks of a sequence group make each of their videos together, and its first rank writes it.
+"""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from opensora.errors import ConfigError, OpenSoraError
 from opensora.log import logger
 from opensora.parallel.collectives import broadcast_object, gather_objects
+from opensora.parallel.once import once
+from opensora.parallel.sequence import Mode, shard_sequence
+from opensora.parallel.tiles import share_pieces
 from opensora.parallel.world import World
 from opensora.sampling.generate import Sampler, check_size, generate, guidance, shape_key
 from opensora.sampling.given import overlap
@@ -33,6 +40,14 @@ def settings_of(
     return Settings(scale, int(sampler.scheduler.num_sampling_steps), batch_size, dtype, config_hash, weights)
 
 
+def share_sampler(sampler: Sampler, world: World, mode: Mode = "dsp") -> Sampler:
+    """Have the ranks of a sequence group share each video: the denoiser's tokens and the autoencoder's pieces."""
+    if world.sequence_size > 1:
+        shard_sequence(sampler.model, world.sequence_group, mode)
+        share_pieces(sampler.codec.vae, world.sequence_group)
+    return sampler
+
+
 def sample(
     requests: Sequence[SampleRequest], sampler: Sampler, world: World, save_dir: str | Path, settings: Settings
 ) -> list[Path]:
@@ -54,7 +69,8 @@ def sample(
     if missing < len(requests):
         logger().info("sampling: %d of %d videos are there already", len(requests) - missing, len(requests))
     mine = todo[world.data_rank :: world.data_size]
-    failed = [message for rank in gather_objects(_work(mine, sampler, folder, settings, world)) for message in rank]
+    found = gather_objects(_work(mine, sampler, folder, settings, world))
+    failed = [message for rank in found[:: world.sequence_size] for message in rank]  # one rank speaks for its group
     if world.is_main:
         for path, request in zip(paths, requests, strict=True):
             if is_done(path, request, settings):
@@ -85,21 +101,35 @@ def unfinished(batches: Sequence[Work], folder: Path, settings: Settings) -> lis
 
 
 def _work(batches: Sequence[Work], sampler: Sampler, folder: Path, settings: Settings, world: World) -> list[str]:
-    """Do this rank's batches; returns one message per video that is missing."""
+    """Do this rank's batches, with the others of its group; returns one message per video that is missing."""
     failed: list[str] = []
     with SamplingProgress(len(batches), visible=world.is_main) as progress:
         for number, batch in enumerate(batches):
             progress.begin(number)
+            trouble: str | None = None
+            hopeless = False
             try:
                 videos = generate(batch, sampler, guidance_scale=settings.guidance_scale, progress=progress.step)
-                for video_CTHW, request in zip(videos, batch, strict=True):
+                for video_CTHW, request in zip(videos, batch, strict=True) if world.leads_group else ():
                     if not is_done(output_path(folder, request), request, settings):
                         logger().info("sampling: wrote %s", write_sample(video_CTHW, request, settings, folder))
             except (WriteError, ConfigError) as error:  # the next batch would meet the same
+                trouble, hopeless = str(error), True
                 logger().error("%s", error)
-                return failed + [str(error)] * sum(map(len, batches[number:]))
             except Exception as error:
                 known = isinstance(error, OpenSoraError)
+                if world.sequence_size > 1 and not known:
+                    raise  # this rank alone may have failed, while the others wait for its part: the job must end
+                trouble = str(error)
                 logger().error("prompt %r: %s", batch[0].prompt, error, exc_info=not known)
-                failed += [f"prompt {request.prompt!r}: {error}" for request in batch]
+            # Only the first rank of a group writes: what it met there, all of them must know.
+            trouble, hopeless = once(partial(_told, trouble, hopeless), world)
+            if trouble is not None and hopeless:
+                return failed + [trouble] * sum(map(len, batches[number:]))
+            if trouble is not None:
+                failed += [f"prompt {request.prompt!r}: {trouble}" for request in batch]
     return failed
+
+
+def _told(trouble: str | None, hopeless: bool) -> tuple[str | None, bool]:
+    return trouble, hopeless

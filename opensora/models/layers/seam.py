@@ -1,5 +1,9 @@
-"""A seam: where parallel/ may cut a tensor over ranks. Here it is the identity and has no parameters."""
+"""Places where parallel/ may step in: a seam, where a tensor may be cut over ranks, and pieces that ranks may share.
 
+Here the first is the identity and the second a loop; neither has parameters.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
 from torch import Tensor, nn
@@ -31,3 +35,10 @@ class Seam(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.kind}, dim={self.dim}" + (f", other={self.other}" if self.other is not None else "")
+
+
+class Pieces(nn.Module):
+    """Codes pieces that do not depend on each other, as an autoencoder's tiles; results come in the pieces' order."""
+
+    def forward(self, code: Callable[[Tensor], Tensor], pieces: Iterable[Tensor]) -> Iterator[Tensor]:
+        return map(code, pieces)

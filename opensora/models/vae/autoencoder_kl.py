@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from opensora.errors import ConfigError, WeightsError
+from opensora.models.layers.seam import Pieces
 from opensora.models.shapes import ShapeError
 from opensora.models.vae.gaussian import Gaussian, LatentScale
 from opensora.models.vae.pretrained import fill_from_folder
@@ -63,6 +64,7 @@ class VideoAutoencoderKL(nn.Module):
         self.module.to(torch.empty(0).device)  # diffusers makes some factors by a call that ignores torch.device(...)
         self.config: dict[str, Any] = {"type": self._name, **given}  # rebuilds this without a folder
         self.micro_batch_size = given["micro_batch_size"]
+        self.pieces = Pieces()
         self.latents = LatentScale(given["scaling_factor"], given["latent_shift"], given["latent_scale"])
         self.in_channels: int = self.module.config.in_channels
         self.latent_channels: int = self.module.config.latent_channels
@@ -135,7 +137,7 @@ class VideoAutoencoderKL(nn.Module):
     def _by_frames(self, coder: Any, x_BCTHW: Tensor) -> Tensor:
         """Apply `coder` to every frame, `micro_batch_size` frames at a time."""
         frames = x_BCTHW.to(self.last_layer.dtype).transpose(1, 2).flatten(0, 1)
-        coded = torch.cat([coder(part) for part in frames.split(self.micro_batch_size or len(frames))])
+        coded = torch.cat([*self.pieces(coder, frames.split(self.micro_batch_size or len(frames)))])
         return coded.unflatten(0, (len(x_BCTHW), -1)).transpose(1, 2)
 
     def posterior(self, x_BCTHW: Tensor) -> Gaussian:
@@ -185,8 +187,10 @@ class VideoAutoencoderKLTemporalDecoder(VideoAutoencoderKL):
         return self.module.decoder.time_conv_out.weight
 
     def _decode(self, z: Tensor, num_frames: int | None = None) -> Tensor:
-        decoded = []
-        for group in z.to(self.last_layer.dtype).split(self.micro_batch_size or z.shape[2], dim=2):
-            frames = self.module.decode(group.transpose(1, 2).flatten(0, 1), num_frames=group.shape[2]).sample
-            decoded.append(frames.unflatten(0, (len(z), -1)).transpose(1, 2).float())
+        groups = z.to(self.last_layer.dtype).split(self.micro_batch_size or z.shape[2], dim=2)
+        decoded = list(self.pieces(self._decode_group, groups))
         return torch.cat(decoded, dim=2)[:, :, :num_frames]  # cut behind: earlier frames depend on later ones
+
+    def _decode_group(self, z: Tensor) -> Tensor:
+        frames = self.module.decode(z.transpose(1, 2).flatten(0, 1), num_frames=z.shape[2]).sample
+        return frames.unflatten(0, (len(z), -1)).transpose(1, 2).float()

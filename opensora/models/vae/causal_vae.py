@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from opensora.errors import ConfigError
+from opensora.models.layers.seam import Pieces
 from opensora.models.shapes import ShapeError
 from opensora.models.vae.causal_net import CONVOLUTIONS, Decoder, Encoder, Layout, named
 from opensora.models.vae.gaussian import Gaussian, LatentScale
@@ -118,6 +119,7 @@ class CausalVAEModel(nn.Module):
         self.latent_channels: int = embed
         self.compression = (2 ** self._halvings[1], 2 ** self._halvings[0], 2 ** self._halvings[0])
         self.latents = LatentScale(config["scaling_factor"], config["latent_shift"], config["latent_scale"])
+        self.pieces = Pieces()
         self.use_tiling: bool = config["use_tiling"]
         self.tiling = Tiling(
             config["tile_sample_min_size"],
@@ -167,7 +169,7 @@ class CausalVAEModel(nn.Module):
             )
         grid = self.tiling.encoding()
         if self.use_tiling and grid.exceeded(x_BCTHW.shape[2:]):
-            moments = torch.cat(list(code_windows(self.encode_tile, x_BCTHW, grid)), dim=2)
+            moments = torch.cat(list(code_windows(self.encode_tile, x_BCTHW, grid, self.pieces)), dim=2)
         else:
             moments = self.encode_tile(x_BCTHW)
         return Gaussian.from_moments(moments)
@@ -183,7 +185,7 @@ class CausalVAEModel(nn.Module):
     def _decode_windows(self, z: Tensor) -> Iterator[Tensor]:
         grid = self.tiling.decoding()
         if self.use_tiling and grid.exceeded(z.shape[2:]):
-            return code_windows(self.decode_tile, z, grid)
+            return code_windows(self.decode_tile, z, grid, self.pieces)
         return (self.decode_tile(whole) for whole in (z,))
 
     def _decode(self, z: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from opensora.errors import ConfigError
+from opensora.models.layers.seam import Pieces
 from opensora.models.shapes import ShapeError
 from opensora.models.vae.gaussian import Gaussian, LatentScale
 from opensora.models.vae.open_sora_1_3_net import Decoder, Encoder
@@ -98,6 +99,7 @@ class OpenSoraVAE_V1_3(nn.Module):
         self.latent_channels: int = z
         self.compression = (2 ** len(down), 2**last, 2**last)
         self._in_time = down
+        self.pieces = Pieces()
         self.micro_batch_size: int | None = config["micro_batch_size"]
         self.micro_frame_size: int | None = config["micro_frame_size"]
         self.temporal_overlap: bool = config["temporal_overlap"]
@@ -200,7 +202,7 @@ class OpenSoraVAE_V1_3(nn.Module):
         group = z.shape[2] if size is None else self._latent_frames(range(size))
         decoded = []
         for clips in z.split(self.micro_batch_size or len(z)):
-            pieces = [self.decoder(part).float() for part in clips.split(group, dim=2)]
+            pieces = list(self.pieces(lambda part: self.decoder(part).float(), clips.split(group, dim=2)))
             decoded.append(_join(pieces, self.temporal_overlap))
         return torch.cat(decoded)
 

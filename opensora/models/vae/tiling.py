@@ -19,6 +19,7 @@ from torch import Tensor
 from opensora.errors import ConfigError
 
 Code = Callable[[Tensor], Tensor]  # one tile's part of the input -> what the network makes of it
+Each = Callable[[Code, Iterable[Tensor]], Iterable[Tensor]]  # codes tiles, in their order; `map` or layers.seam.Pieces
 
 
 @dataclass(frozen=True)
@@ -120,18 +121,19 @@ def tiles(size: Sequence[int], grid: Grid) -> list[tuple[slice, slice]]:
     return [(rows, columns) for rows in spans(size[0], grid) for columns in spans(size[1], grid)]
 
 
-def code_window(code: Code, x: Tensor, grid: Grid, first: bool) -> Tensor:
+def code_window(code: Code, x: Tensor, grid: Grid, first: bool, each: Each = map) -> Tensor:
     """One window [B, C, T, H, W], tile by tile. Not the `first`: without the frame its predecessor already gave."""
     dropped = 0 if first else 1
     height, width = x.shape[3:]
-    parts = (code(x[..., rows, columns])[:, :, dropped:] for rows, columns in tiles((height, width), grid))
-    return join(parts, (height, width), grid)
+    parts = (x[..., rows, columns] for rows, columns in tiles((height, width), grid))
+    # map, as the variable of a comprehension would keep each tile until the next one is coded
+    return join(map(lambda tile: tile[:, :, dropped:], each(code, parts)), (height, width), grid)
 
 
-def code_windows(code: Code, x: Tensor, grid: Grid) -> Iterator[Tensor]:
+def code_windows(code: Code, x: Tensor, grid: Grid, each: Each = map) -> Iterator[Tensor]:
     """Each window's frames in order, as they are done; joined in time they are the clip. Keeps none of them."""
     for window in windows(x.shape[2], grid.frames):
-        yield code_window(code, x[:, :, window], grid, first=window.start == 0)
+        yield code_window(code, x[:, :, window], grid, first=window.start == 0, each=each)
 
 
 def first_frames(windows: Iterable[Tensor], frames: int) -> Iterator[Tensor]:
