@@ -1,9 +1,9 @@
 """Clips joined with pictures, as Open-Sora-Plan trains on them: sizes, frame choice, and one batch with masks.
 
 A sample is one clip and n pictures, each with its own caption. In a batch the clip is padded to one size and the pictures
-follow its frames; a mask over the latents says what is not padding.
+follow its frames; a mask over the latents says what is not padding. `joint_dataset.py` makes such samples of two data sets.
 Layout: B samples, C colours, T frames, H W rows and columns; L text tokens. Float videos lie in [0, 1] before `* 2 - 1`.
-Source: Open-Sora-Plan 1.1. No data set makes such batches yet; these are the functions one will be made of.
+Source: Open-Sora-Plan 1.1.
 """
 
 from collections.abc import Sequence
@@ -104,31 +104,35 @@ def collate(
     side = _up(max_image_size, ae_stride * patch_size)
     frames = 1 + _up(num_frames - 1, ae_stride_t)
     stride = (ae_stride_t, ae_stride)
-    videos, masks = [], []
-    for sample in samples:
-        parts = [_pad(sample.video_CTHW, frames, side, stride)]
-        parts += [_pad(picture, 1, side, stride) for picture in sample.pictures_C1HW]
-        videos.append(torch.cat([video for video, _ in parts], dim=1))
-        masks.append(torch.cat([mask for _, mask in parts]))
+    joined = [join(sample.video_CTHW, sample.pictures_C1HW, frames, (side, side), stride) for sample in samples]
     return JointBatch(
-        torch.stack(videos),
-        torch.stack(masks),
+        torch.stack([video for video, _ in joined]),
+        torch.stack([mask for _, mask in joined]),
         torch.stack([sample.input_ids for sample in samples]),
         torch.stack([sample.text_mask for sample in samples]),
     )
 
 
-def _pad(video_CTHW: Tensor, frames: int, side: int, stride: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def join(
+    video_CTHW: Tensor, pictures_C1HW: Sequence[Tensor], frames: int, size: tuple[int, int], stride: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """A clip padded to `frames` and `size` (rows, columns) with the padded pictures behind it, and the latents' mask.
+
+    stride: frames, and rows or columns, of one latent. ValueError when something is larger than that.
+    """
+    parts = [_pad(video_CTHW, frames, size, stride), *(_pad(picture, 1, size, stride) for picture in pictures_C1HW)]
+    return torch.cat([video for video, _ in parts], dim=1), torch.cat([mask for _, mask in parts])
+
+
+def _pad(video_CTHW: Tensor, frames: int, size: tuple[int, int], stride: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """The video with zeros behind, below and to the right, and the mask [t, h, w] of its latents."""
     _, t, h, w = video_CTHW.shape
-    if t > frames or max(h, w) > side:
-        raise ValueError(
-            f"collate: {(t, h, w)} (frames, rows, columns) do not fit {(frames, side, side)}; resize first"
-        )
+    if t > frames or h > size[0] or w > size[1]:
+        raise ValueError(f"collate: {(t, h, w)} (frames, rows, columns) do not fit {(frames, *size)}; resize first")
     time, space = stride
     mask_THW = torch.ones(_latent_frames(t, time), -(-h // space), -(-w // space))
-    full = (_latent_frames(frames, time), side // space, side // space)
-    return _zeros_after(video_CTHW, (frames, side, side)), _zeros_after(mask_THW, full)
+    full = (_latent_frames(frames, time), size[0] // space, size[1] // space)
+    return _zeros_after(video_CTHW, (frames, *size)), _zeros_after(mask_THW, full)
 
 
 def _zeros_after(x: Tensor, size: Sequence[int]) -> Tensor:

@@ -125,6 +125,6 @@ def _initial_weights(seed: int) -> Iterator[None]:
         yield
 
 
-def tokens(model: Any) -> int:
-    """Latent tokens of one sample: patches of the padded latent grid."""
-    return prod(-(-size // patch) for size, patch in zip(model.input_size, model.patch_size))
+def tokens(model: Any, size: Sequence[int] | None = None) -> int:
+    """Latent tokens of one sample of `size` (frames, rows, columns; None = input_size): patches of the padded grid."""
+    return prod(-(-length // patch) for length, patch in zip(size or model.input_size, model.patch_size, strict=True))

@@ -27,6 +27,7 @@ from opensora.training.ema import Ema
 from opensora.training.features import stored_clips, stored_latents, stored_texts
 from opensora.training.group_codec import GroupCodec
 from opensora.training.guard import Guard
+from opensora.training.joint import check_joint, check_strides
 from opensora.training.keep import RunFolder, resolve_part, resolve_weights
 from opensora.training.loop import Training
 from opensora.training.mesh import check_mesh
@@ -227,6 +228,7 @@ def _diffusion_task(
     run: TrainRun, world: World, dataset: Any, masks: FrameMasks | FrameConditions | None, where: str
 ) -> DiffusionTask:
     scheduler = build_scheduler(run)
+    check_joint(run, dataset, scheduler, where)
     vae = resolve_part(run.vae)
     parts: Parts = assemble(
         resolve_part(run.model or {}),
@@ -250,6 +252,7 @@ def _diffusion_task(
         "config_digest": digest(as_dict(run)),
         "opensora": __version__,
     }
+    check_strides(parts.vae, dataset, where)
     _say_size(parts.model)
     return DiffusionTask(
         trained=parts.model.to(world.device),

@@ -14,6 +14,7 @@ from opensora.models.assemble import tokens
 from opensora.models.codec import Codec
 from opensora.models.conditions import clip_conditions, given_latents
 from opensora.random import Draw
+from opensora.training.joint import encode_clips, text_and_pictures, valid_latents
 from opensora.training.metrics import BINS, bin_name, level_bins
 from opensora.training.task import StepLoss
 from opensora.types import Batch
@@ -50,7 +51,7 @@ class DiffusionTask:
         drop_B: Tensor,
         masks: FrameMasks | FrameConditions | None = None,
     ) -> StepLoss:
-        latents = self.codec.encode_video(batch.video_BCTHW, [draw.rng("latent") for draw in draws])
+        latents = encode_clips(self.codec, batch, draws)
         return self._loss_of_latents(model, batch, latents, draws, drop_B, masks)
 
     def _loss_of_latents(
@@ -65,8 +66,9 @@ class DiffusionTask:
     ) -> StepLoss:
         text = self.codec.encode_text(batch.captions)
         size = batch.clip_size
-        told = clip_conditions(self.trained, size, batch.fps_B.to(latents.device))
-        denoise = partial(model, y=text.text_B1LC, mask=text.mask_BL, drop_B=drop_B.to(latents.device), **told)
+        told: dict[str, Any] = clip_conditions(self.trained, size, batch.fps_B.to(latents.device))
+        told |= text_and_pictures(batch, text, latents)
+        denoise = partial(model, drop_B=drop_B.to(latents.device), **told)
         x_mask_BT = None
         if self.trained.conditioned:  # always told, with or without given frames, so that both mean what sampling says
             given = draw_given(masks, latents.shape[2], draws) if isinstance(masks, FrameConditions) else []
@@ -74,9 +76,11 @@ class DiffusionTask:
             denoise = partial(denoise, **given_latents(latents, given, y_null))
         elif isinstance(masks, FrameMasks):
             x_mask_BT = draw_masks(masks, latents.shape[2], draws).to(latents.device)
-        out = self.scheduler.training_loss(denoise, latents, draws, t_B=t_B, x_mask_BT=x_mask_BT, size=size)
+        out = self.scheduler.training_loss(
+            denoise, latents, draws, t_B=t_B, x_mask_BT=x_mask_BT, size=size, **valid_latents(batch, latents)
+        )
         level_B = out.t_B.float() / self.scheduler.num_timesteps
-        return StepLoss(out.loss_B, level_B, tokens(self.trained) * len(draws))
+        return StepLoss(out.loss_B, level_B, tokens(self.trained, latents.shape[2:]) * len(draws))
 
     @torch.no_grad()
     def validate(self, model: Callable[..., Any], batches: Iterable[Batch]) -> dict[str, tuple[float, int]]:
@@ -88,7 +92,7 @@ class DiffusionTask:
         losses, bins = [], []
         for batch in batches:
             first = [Draw(self.seed, VALIDATION_STEP, place) for place in batch.places]
-            latents = self.codec.encode_video(batch.video_BCTHW, [draw.rng("latent") for draw in first])
+            latents = encode_clips(self.codec, batch, first)
             within_B = torch.cat([torch.rand(1, generator=draw.rng("validation level")) for draw in first])
             for level in range(self.validation_levels):
                 draws = [Draw(self.seed, VALIDATION_STEP - level, place) for place in batch.places]

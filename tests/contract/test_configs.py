@@ -22,7 +22,8 @@ def short(path: Path) -> str:
 @pytest.mark.parametrize("path", [p for p in CONFIGS if "train" in p.parts], ids=short)
 def test_train_config_builds_on_meta(path: Path) -> None:
     run = load(str(path), [], TrainRun).run
-    size, image_size = run.dataset["num_frames"], run.dataset["image_size"]
+    clips = run.dataset["videos"] if run.dataset["type"] == "JointDataset" else run.dataset
+    size, image_size = clips["num_frames"], clips["image_size"]
     with torch.device("meta"):
         if run.task == "autoencoder":
             vae = build(VAES, run.vae)

@@ -1,0 +1,118 @@
+"""JointDataset: every clip comes with pictures behind its frames, as LatteT2V is trained.
+
+Layout: C colours, T frames, H W rows and columns.
+Source: Open-Sora-Plan 1.1, whose words `use_image_num` and `ae_stride` are kept.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from opensora.config import check_component
+from opensora.datasets.joint import join, picture_group, select_frames
+from opensora.datasets.protocol import Dataset
+from opensora.datasets.report import Report
+from opensora.errors import ConfigError
+from opensora.random import Draw, key_seed
+from opensora.registry import DATASETS, build
+from opensora.types import Clip
+
+
+@DATASETS.register_module()
+class JointDataset:
+    """Clips of one data set, each with `use_image_num` pictures of another.
+
+    videos, pictures: data sets as `dict(type=...)`, the pictures' with num_frames=1. pictures None: frames of the clip
+    itself, evenly spread, with its caption. Pictures go to clips in groups, in order, over and over; the last group is
+    left out, as in Open-Sora-Plan.
+    Clips and pictures of different sizes are padded with zeros to the larger one, and a mask tells the model and the loss:
+    ae_stride, ae_stride_t: rows and columns, and frames, that the autoencoder makes one latent of.
+    Raises ConfigError where the two do not fit together.
+    """
+
+    def __init__(
+        self,
+        videos: dict[str, Any],
+        pictures: dict[str, Any] | None,
+        use_image_num: int,
+        ae_stride: int = 8,
+        ae_stride_t: int = 4,
+    ) -> None:
+        self.videos, self.pictures = _part("videos", videos), None if pictures is None else _part("pictures", pictures)
+        self.use_image_num = use_image_num
+        self.stride = (ae_stride_t, ae_stride)
+        if use_image_num < 1 or min(self.stride) < 1:
+            raise ConfigError(
+                f"dataset: use_image_num={use_image_num}, ae_stride={ae_stride}, ae_stride_t={ae_stride_t}; allowed: 1 or "
+                "more; for clips without pictures use their data set itself"
+            )
+        self.num_frames = self.videos.num_frames
+        sizes = [self.videos.image_size]
+        if self.pictures is not None:
+            if self.pictures.num_frames != 1:
+                raise ConfigError(f"dataset.pictures.num_frames: found {self.pictures.num_frames}; allowed: 1; set it")
+            if len(self.pictures) <= use_image_num:
+                raise ConfigError(
+                    f"dataset.pictures: {self.pictures.where} has {len(self.pictures)} pictures for groups of "
+                    f"{use_image_num} (use_image_num); allowed: more than one group; add pictures or lower use_image_num"
+                )
+            sizes.append(self.pictures.image_size)
+        self.image_size = (max(height for height, _ in sizes), max(width for _, width in sizes))
+        self.padded = len(set(sizes)) > 1  # whether masks are needed
+        beside = "" if self.pictures is None else f" with pictures of {self.pictures.where}"
+        self.where = f"{self.videos.where}{beside}"
+
+    @property
+    def fps(self) -> float:
+        return self.videos.fps
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def report(self) -> Report:
+        """What became of the videos' rows, and of the pictures'."""
+        found = self.videos.report()
+        if self.pictures is None:
+            return found
+        beside = self.pictures.report()
+        dropped = {**found.dropped, **{f"picture, {reason}": rows for reason, rows in beside.dropped.items()}}
+        buckets = {**found.buckets, **{f"{size} beside them": rows for size, rows in beside.buckets.items()}}
+        return replace(found, dropped=dropped, buckets=buckets)
+
+    def clip(self, row: int, draw: Draw) -> Clip:
+        """The clip of a row with its pictures, `valid_THW` where there is padding; BadClip where one of them is bad."""
+        clip = self.videos.clip(row, draw)
+        pictures = self._pictures(row, clip, draw)
+        video, valid_THW = join(
+            clip.video_CTHW, [picture for picture, _ in pictures], self.num_frames, self.image_size, self.stride
+        )
+        captions = tuple(caption for _, caption in pictures)
+        return replace(clip, video_CTHW=video, picture_captions=captions, valid_THW=valid_THW if self.padded else None)
+
+    def captions(self, row: int) -> list[str]:
+        """Every caption that the row's clip and pictures can have."""
+        rows = [] if self.pictures is None else picture_group(row, len(self.pictures), self.use_image_num)
+        sources: Any = [(self.videos, row), *((self.pictures, each) for each in rows)]
+        return [caption for dataset, each in sources for caption in dataset.captions(each)]
+
+    def _pictures(self, row: int, clip: Clip, draw: Draw) -> Sequence[tuple[Tensor, str]]:
+        """Pictures [C, 1, H, W] with their captions."""
+        if self.pictures is None:
+            frames = select_frames(0, clip.video_CTHW.shape[1], self.use_image_num)
+            return [(clip.video_CTHW[:, frame : frame + 1], clip.caption) for frame in frames]
+        found = []
+        for place, each in enumerate(picture_group(row, len(self.pictures), self.use_image_num)):
+            own = Draw(key_seed(draw.seed, "picture", place), draw.step, draw.place)  # else alike crops in one sample
+            picture = self.pictures.clip(each, own)
+            found.append((picture.video_CTHW, picture.caption))
+        return found
+
+
+def _part(name: str, config: Mapping[str, Any]) -> Dataset:
+    check_component(DATASETS, config, f"dataset.{name}", lambda key: "config")
+    part: Dataset = build(DATASETS, dict(config))
+    if not part.num_frames:
+        raise ConfigError(f"dataset.{name}: num_frames and image_size are missing; clips with pictures have one size")
+    return part

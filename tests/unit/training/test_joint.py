@@ -1,0 +1,180 @@
+"""Clips with pictures behind their frames, from the data set to loss and gradients."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from opensora.config import load
+from opensora.datasets.joint_dataset import JointDataset
+from opensora.datasets.loader import build_loader
+from opensora.errors import BadClip, ConfigError
+from opensora.random import Draw, generator, key_seed
+from opensora.registry import DATASETS, build
+from opensora.schema import TrainRun
+from opensora.training.build import build_training
+from opensora.training.loop import train
+from opensora.training.metrics import read
+from opensora.types import Batch
+from tests.dist import one_rank
+from tests.e2e.processes import ROOT
+
+JOINT = str(ROOT / "configs/latte_t2v/train/debug_joint.py")
+VIDEOS = {"type": "MovingShapes", "clips": 5, "num_frames": 5, "image_size": (16, 16)}
+PICTURES = {"type": "MovingShapes", "clips": 7, "num_frames": 1, "image_size": (16, 12)}
+
+
+def joint(**changes: Any) -> JointDataset:
+    config = {"videos": VIDEOS, "pictures": PICTURES, "use_image_num": 2, "ae_stride": 2, "ae_stride_t": 2}
+    return JointDataset(**{**config, **changes})
+
+
+def test_a_clip_its_pictures_and_their_captions() -> None:
+    """Row 4 takes the second of the three whole groups that are not the last: pictures 2 and 3."""
+    dataset, draw = joint(), Draw(1, 2, 3)
+    clip = dataset.clip(4, draw)
+    alone = build(DATASETS, VIDEOS).clip(4, draw)
+    assert clip.video_CTHW.shape == (3, 7, 16, 16)
+    assert torch.equal(clip.video_CTHW[:, :5], alone.video_CTHW)
+    assert (clip.caption, clip.fps, clip.row) == (alone.caption, alone.fps, 4)
+    pictures = build(DATASETS, PICTURES)
+    for place, row in enumerate((2, 3)):
+        own = pictures.clip(row, Draw(key_seed(1, "picture", place), 2, 3))
+        assert torch.equal(clip.video_CTHW[:, 5 + place, :, :12], own.video_CTHW[:, 0])
+        assert clip.video_CTHW[:, 5 + place, :, 12:].abs().max() == 0
+        assert clip.picture_captions[place] == own.caption
+        assert own.caption in dataset.captions(4)
+    assert clip.valid_THW is not None
+    assert clip.valid_THW.shape == (5, 8, 8)
+    assert clip.valid_THW[:3].all()
+    assert clip.valid_THW[3:, :, :6].all()
+    assert not clip.valid_THW[3:, :, 6:].any()
+
+
+def test_pictures_of_the_clip_itself() -> None:
+    dataset = joint(pictures=None, use_image_num=3)
+    clip = dataset.clip(0, Draw(0, 0, 0))
+    assert clip.valid_THW is None
+    for place, frame in enumerate((0, 2, 4)):
+        assert torch.equal(clip.video_CTHW[:, 5 + place], clip.video_CTHW[:, frame])
+    assert clip.picture_captions == (clip.caption,) * 3
+    assert not dataset.padded
+
+
+def test_a_batch_lists_captions_clip_by_clip() -> None:
+    dataset = joint()
+    batch = next(build_loader(dataset, seed=3, batch_size=2, micro_batches=1, steps=1))
+    clips = [dataset.clip(row, Draw(3, 0, place)) for place, row in enumerate(batch.rows)]
+    assert batch.captions == [caption for clip in clips for caption in (clip.caption, *clip.picture_captions)]
+    assert (batch.pictures, batch.clip_size) == (2, (5, 16, 16))
+    assert batch.valid_BTHW is not None
+    assert batch.valid_BTHW.shape == (2, 5, 8, 8)
+
+
+def test_a_bad_picture_is_a_bad_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = joint()
+    good = dataset.pictures.clip
+
+    def clip(row: int, draw: Draw) -> Any:
+        if row == 2:
+            raise BadClip("pictures.csv:4: damaged")
+        return good(row, draw)
+
+    monkeypatch.setattr(dataset.pictures, "clip", clip)
+    assert dataset.clip(0, Draw(0, 0, 0)).picture_captions
+    with pytest.raises(BadClip, match="damaged"):
+        dataset.clip(1, Draw(0, 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"use_image_num": 0}, r"use_image_num=0, .*1 or more"),
+        ({"use_image_num": 7}, r"has 7 pictures for groups of 7"),
+        ({"pictures": {**PICTURES, "num_frames": 3}}, r"dataset\.pictures\.num_frames: found 3; allowed: 1"),
+        ({"videos": {**VIDEOS, "clip": 3}}, r"key 'dataset\.videos\.clip': unknown for MovingShapes; nearest: 'clips'"),
+    ],
+)
+def test_what_does_not_fit_is_a_sentence(changes: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        joint(**changes)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["model"], r"puts pictures beside clips, and STDiT takes clips alone"),
+        (["scheduler.type=rflow"], r"key 'scheduler': .* rflow cannot leave padding out of the loss; allowed: iddpm"),
+        (["dataset.ae_stride=4"], r"'dataset\.ae_stride': found \(2, 4\); allowed: \(2, 2\)"),
+    ],
+)
+def test_a_run_that_cannot_use_it_is_refused(tmp_path: Path, overrides: list[str], expected: str) -> None:
+    config = JOINT
+    if overrides == ["model"]:
+        config = str(tmp_path / "config.py")
+        Path(config).write_text(f"_base_ = [{JOINT!r}]\nmodel = dict(_delete_=True, type='STDiT', hidden_size=32)\n")
+        overrides = []
+    run = load(config, [f"run_dir={str(tmp_path / 'run')!r}", *overrides], TrainRun).run
+    with one_rank() as world, pytest.raises(ConfigError, match=expected):
+        build_training(run, world, config)
+
+
+def test_loss_and_gradients_are_those_composed_by_hand(tmp_path: Path) -> None:
+    run = load(JOINT, [f"run_dir={str(tmp_path)!r}", "plugin=ddp", "ema_decay=None"], TrainRun).run
+    with one_rank() as world:
+        training = build_training(run, world, JOINT)
+        task, model, batch = training.task, training.task.trained, next(training.batches)
+        with torch.no_grad():  # open the gates: shut, they would hide captions and neighbours from this test
+            for place, weights in enumerate(model.parameters()):
+                weights += 0.1 * torch.randn(weights.shape, generator=generator(5, place))
+        found = task.step(model, batch)
+        found.loss_B.mean().backward()
+        gradients = [weights.grad.clone() for weights in model.parameters()]
+        model.zero_grad()
+
+        losses = [by_hand(task, model, batch, sample) for sample in range(2)]
+        torch.testing.assert_close(found.loss_B, torch.cat(losses), rtol=1e-5, atol=1e-6)
+        torch.cat(losses).mean().backward()
+        for weights, expected in zip(model.parameters(), gradients, strict=True):
+            torch.testing.assert_close(weights.grad, expected, rtol=1e-4, atol=1e-6)
+        assert found.tokens == 2 * (3 + 2) * 4 * 4
+        training.metrics.close()
+
+
+def by_hand(task: Any, model: Any, batch: Batch, sample: int) -> Tensor:
+    """One sample: a clip of 5 frames, then two pictures with 8 of 12 columns of pixels."""
+    draw = Draw(task.seed, batch.step, batch.places[sample])
+    frames, vae = batch.video_BCTHW[sample : sample + 1], task.codec.vae
+    with torch.no_grad():
+        parts = [vae.encode(frames[:, :, :5], [draw.rng("latent")])]
+        for place in range(2):
+            rng = draw.rng(f"latent of picture {place}")
+            parts.append(vae.encode(frames[:, :, 5 + place : 6 + place], [rng]))
+    x0 = torch.cat(parts, dim=2)
+    texts = [task.codec.text_encoder.encode([caption]) for caption in batch.captions[3 * sample : 3 * sample + 3]]
+    y = torch.cat([text.text_B1LC[0] for text in texts])[None]
+    mask = torch.cat([text.mask_BL for text in texts])[None]
+    valid = torch.ones(1, 5, 8, 8)
+    valid[:, 3:, :, 6:] = 0
+    t_B = torch.randint(1000, (1,), generator=draw.rng("timestep"))
+    noise = torch.randn(x0.shape[1:], generator=draw.rng("noise"))[None]
+    x_t = task.scheduler.add_noise(x0, noise, t_B)
+    answer = model(x_t, t_B.float(), y, mask, use_image_num=2, attention_mask=valid)
+    loss = task.scheduler.training_loss(lambda *_, **__: answer, x0, t_B=t_B, noise=noise, valid_BTHW=valid)
+    squared = ((answer[:, :4] - noise) ** 2 * valid[:, None]).sum() / x0.numel()
+    torch.testing.assert_close(loss.terms["mse"], squared[None].detach())
+    return loss.loss_B
+
+
+def test_a_run_through_the_loop(tmp_path: Path) -> None:
+    """Two micro-batches on one rank: losses below the noise's variance, for padding counts as no error."""
+    run = load(JOINT, [f"run_dir={str(tmp_path)!r}", "steps=2", "save_every=0", "plugin=ddp"], TrainRun).run
+    with one_rank() as world:
+        training = build_training(run, world, JOINT)
+        assert train(training)
+        training.metrics.close()
+    records = [record for record in read(tmp_path / "metrics.jsonl") if "loss" in record]
+    assert [record["tokens"] for record in records] == [4 * 5 * 4 * 4] * 2
+    assert all(0.5 < record["loss"] < 1.0 for record in records)
