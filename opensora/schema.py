@@ -68,7 +68,6 @@ RENAMED = {
 
 # Words of the field that this version answers honestly instead of ignoring.
 NOT_YET = {
-    "bucket_config": "buckets of several sizes are not part of this version; set dataset.num_frames and dataset.image_size",
 }
 
 # What the run tells a component; a config need not repeat it, and must agree where it does.
@@ -101,8 +100,11 @@ class TrainRun:
 
     # on what
     dataset: Component = component(registry.DATASETS)
-    batch_size: int = 1  # clips in one micro-batch
+    batch_size: int = 1  # clips in one micro-batch; with bucket_config of validation only
     micro_batches: int = 1  # micro-batches in one optimizer step, shared by the data ranks; the rest is accumulated
+    bucket_config: dict[str, dict[Any, Any]] | None = None  # resolution -> frames -> (chance, batch_size); docs/training.md
+    image_ratio: float | None = None  # share of the optimizer steps that buckets of one frame make; None = as the data falls
+    warmup_buckets: bool = False  # run the largest bucket once, without an update, before the first step
     num_workers: int = 0  # loader processes per rank; 0 loads in the training process
     mask_ratios: dict[str, float] | None = None  # kind -> share of clips with given frames; see datasets/frame_masks.py
     load_video_features: str | None = None  # folder of latents made by tools.features.encode; None = the autoencoder runs
@@ -123,6 +125,7 @@ class TrainRun:
     plugin_config: Component = arguments_of(registry.PLUGINS, named_by="plugin")
     sp_size: int | None = None  # ranks that share the tokens of each sample; None: 1, with a '-seq' plugin a machine's
     sp_mode: Literal["dsp", "ulysses"] = "dsp"  # what attention exchanges: frames and patches, or heads and tokens
+    text_encoder_parallel: Literal["shard", "tensor"] | None = None  # None: a whole one on each rank; see docs/parallelism.md
     timeout_seconds: int = 600  # a collective that waits longer ends the job
 
     # what may go wrong
@@ -173,6 +176,7 @@ class TrainRun:
         _positive(where, spike_window=self.spike_window, validation_levels=self.validation_levels)
         _positive(where, preview_steps=self.preview_steps)
         _not_negative(where, max_skips=self.max_skips, preview_every=self.preview_every)
+        self._check_buckets(where)
         if self.spike_factor is not None and self.spike_factor <= 1:
             raise ConfigError(f"{where}: key 'spike_factor': found {self.spike_factor}; allowed: above 1, or None")
         if bool(self.preview_every) != bool(self.preview_prompts):
@@ -200,6 +204,20 @@ class TrainRun:
                     raise ConfigError(
                         f"{where}: key '{name}': missing; task 'diffusion' needs it; add {name} = dict(type=...)"
                     )
+
+
+    def _check_buckets(self, where: str) -> None:
+        if self.image_ratio is not None and not 0 <= self.image_ratio <= 1:
+            raise ConfigError(f"{where}: key 'image_ratio': found {self.image_ratio}; allowed: 0 to 1, or None")
+        for name in ("image_ratio", "warmup_buckets"):
+            if getattr(self, name) not in (None, False) and self.bucket_config is None:
+                raise ConfigError(f"{where}: key '{name}': belongs to bucket_config; set that as well, or remove the key")
+        if self.bucket_config is not None and self.seed < 0:
+            raise ConfigError(f"{where}: key 'seed': found {self.seed}; allowed with bucket_config: 0 or more")
+        if self.bucket_config is not None and self.load_video_features is not None:
+            raise ConfigError(
+                f"{where}: keys 'bucket_config', 'load_video_features': stored latents are of one size; remove one of the two"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,10 +251,10 @@ class SampleRun:
     condition_frame_length: int = 5  # latent frames of a clip that the next one begins with
     condition_frame_edit: float = 0.0  # 0 keeps those frames, 1 makes them anew
     seed: int = 42
-    dtype: Precision = "auto"  # auto: bf16 where the device has units for it, otherwise fp32
-    save_dir: str = "outputs/samples"
     sp_size: int = 1  # ranks that make one video together, sharing its tokens and the pieces it is decoded in
     sp_mode: Literal["dsp", "ulysses"] = "dsp"  # what attention exchanges: frames and patches, or heads and tokens
+    dtype: Precision = "auto"  # auto: bf16 where the device has units for it, otherwise fp32
+    save_dir: str = "outputs/samples"
 
     def check(self, where: str) -> None:
         """Raise ConfigError where values do not make sense together."""

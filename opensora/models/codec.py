@@ -93,14 +93,20 @@ class Codec:
         """
         encoded: dict[str, Condition] = {}
         for caption in captions:
-            if caption not in encoded:
-                encoded[caption] = self.captions.get(caption) or self._encode_caption(caption)
+            if (held := self.captions.get(caption)) is not None:
+                encoded[caption] = held
+        missing = [caption for caption in dict.fromkeys(captions) if caption not in encoded]
+        encoded |= zip(missing, self.encode_captions(missing), strict=True)
         rows = [encoded[caption] for caption in captions]
         masks = [row.mask_BL for row in rows if row.mask_BL is not None]
         return Condition(
             torch.cat([row.text_B1LC for row in rows]).to(self.device),
             torch.cat(masks).to(self.device) if masks else None,
         )
+
+    def encode_captions(self, captions: Sequence[str]) -> list[Condition]:
+        """What each of these captions gives by itself, on the host; they are kept from now on."""
+        return [self._encode_caption(caption) for caption in captions]
 
     def _encode_caption(self, caption: str) -> Condition:
         condition = self.text_encoder.encode([caption])

@@ -33,6 +33,7 @@ from opensora.training.loop import Training
 from opensora.training.mesh import check_mesh
 from opensora.training.metrics import Metrics
 from opensora.training.rival import Rival, build_discriminator
+from opensora.training.shared_text import SharedTextCodec
 from opensora.training.stop import StopRequest
 from opensora.training.task import Task
 from opensora.training.task_autoencoder import STATISTICS_CLIPS, AutoencoderTask
@@ -50,12 +51,15 @@ def check_world(run: TrainRun, data_size: int, where: str) -> None:
         )
 
 
-def build_training(run: TrainRun, world: World, where: str) -> Training:
-    """Build everything and restore the newest good checkpoint of `run_dir`; all ranks call it."""
+def build_training(run: TrainRun, world: World, where: str, folder: RunFolder | None = None) -> Training:
+    """Build everything and restore the newest good checkpoint of `run_dir`; all ranks call it.
+
+    folder: another way to use `run_dir` than to train in it.
+    """
     check_mesh(run, world, where)
     check_world(run, world.data_size, where)
     masks = build_masks(run, where)
-    folder = RunFolder(run, world)  # first: a folder that cannot be written costs nothing yet
+    folder = folder or RunFolder(run, world)  # first: a folder that cannot be written costs nothing yet
     stop = StopRequest()  # from here on a signal ends the run after a step, with its state saved
     stop.also_when(folder.save_failed)
     dataset = build(DATASETS, run.dataset)
@@ -83,7 +87,8 @@ def build_training(run: TrainRun, world: World, where: str) -> Training:
     guard = Guard(run.on_nan, run.spike_factor, run.spike_window, run.on_spike, run.max_skips)
     folder.attach(engine, ema, task, rival, guard)
     start_step, bad_rows = folder.resume()
-    metrics = Metrics(folder.path, start_step, run.steps, world.global_rank == 0, run.wandb, as_dict(run))
+    shown = world.is_main and folder.writes
+    metrics = Metrics(folder.path, start_step, run.steps, shown, run.wandb, as_dict(run))
     return Training(
         run=run,
         world=world,
@@ -256,7 +261,7 @@ def _diffusion_task(
     _say_size(parts.model)
     return DiffusionTask(
         trained=parts.model.to(world.device),
-        codec=GroupCodec(parts.vae, parts.text_encoder, world, DTYPES[run.dtype]),
+        codec=_codec(run, parts, world, where),
         scheduler=scheduler,
         seed=run.seed,
         model_config=parts.model_config,
@@ -264,6 +269,13 @@ def _diffusion_task(
         masks=masks,
         validation_levels=run.validation_levels,
     )
+
+
+def _codec(run: TrainRun, parts: Parts, world: World, where: str) -> GroupCodec:
+    around, dtype = (parts.vae, parts.text_encoder, world), DTYPES[run.dtype]
+    if run.text_encoder_parallel is None:
+        return GroupCodec(*around, dtype)
+    return SharedTextCodec(*around, dtype, run.text_encoder_parallel, where)
 
 
 def _say_size(model: nn.Module) -> None:

@@ -48,12 +48,15 @@ HARMLESS = {
     *("preview_every", "preview_prompts", "preview_steps", "preview_ema"),
     *("on_nan", "spike_factor", "spike_window", "on_spike", "max_skips"),
 }
-HARMLESS |= {"load_video_features", "load_text_features"}  # the same numbers, from elsewhere
+# the same numbers, from elsewhere
+HARMLESS |= {"load_video_features", "load_text_features", "text_encoder_parallel"}
 HARMLESS |= {"validation_dataset", "timeout_seconds", "max_bad_rows", "run_dir", "grad_checkpoint", "sp_size", "sp_mode"}
 
 
 class RunFolder:
     """Saves and resumes one run; every method is called by all ranks."""
+
+    writes = True  # whether the run is trained in this folder
 
     def __init__(self, run: TrainRun, world: World):
         self.path = Path(run.run_dir)

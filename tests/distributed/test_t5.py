@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from opensora.errors import ConfigError
-from opensora.parallel import collectives
+from opensora.models.codec import Codec
+from opensora.parallel import collectives, world
 from opensora.parallel.t5_shard import shard_frozen
 from opensora.parallel.t5_tensor import shard_t5
 from opensora.registry import TEXT_ENCODERS, build
+from opensora.training.shared_text import SharedTextCodec
 from tests.dist import run_ranks
 from tests.text_models import CAPTIONS, tiny_bert, tiny_clip, tiny_t5
 
@@ -92,3 +94,40 @@ def test_what_cannot_be_cut_by_heads_is_refused(tmp_path: Path) -> None:
 def test_a_network_that_trains_is_refused() -> None:
     with pytest.raises(ValueError, match="only frozen"):
         shard_frozen(torch.nn.Linear(2, 2))
+
+
+def encode_together(folder: str, how: str) -> int:
+    """Rounds in which the ranks (tensor: the groups of 2) miss different numbers of captions; calls of the encoder."""
+    here = world.divide(2) if how == "tensor" else world.current()
+    whole = Codec(torch.nn.Identity(), load("t5", folder), "cpu", torch.float32)
+    cut = SharedTextCodec(torch.nn.Identity(), load("t5", folder), here, torch.float32, how, "run.py")
+    calls: list[Any] = []
+    cut.text_encoder.model.register_forward_hook(lambda *_: calls.append(1))
+    a, b, c, d = CAPTIONS
+    rounds = [[[a, a], [b, c]], [[a, a], [b, c]], [[b, d], [b, c]], [[c, c], [a, d]]]
+    for batches in rounds:
+        mine = batches[here.data_rank]
+        found, expected = cut.encode_text(mine), whole.encode_text(mine)
+        exact = {"rtol": 0, "atol": 0} if how == "shard" else {"rtol": 1e-5, "atol": 1e-5}
+        torch.testing.assert_close(found.text_B1LC, expected.text_B1LC, **exact)
+        assert torch.equal(found.mask_BL, expected.mask_BL)
+    return len(calls)
+
+
+def test_ranks_encode_together_whatever_their_caches_hold(tmp_path: Path) -> None:
+    folder = str(tiny_t5(tmp_path))
+    assert run_ranks(encode_together, 2, folder, "shard") == [2 + 0 + 2 + 2] * 2
+    assert run_ranks(encode_together, 4, folder, "tensor") == [4, 4, 4, 4]  # each group by itself: a b d c, b c a d
+
+
+def without_groups(folder: str, kind: str, how: str) -> str:
+    encoder = load("t5", folder) if kind == "t5" else build(TEXT_ENCODERS, {"type": kind, "num_classes": 3})
+    with pytest.raises(ConfigError) as refused:
+        SharedTextCodec(torch.nn.Identity(), encoder, world.current(), torch.float32, how, "run.py")
+    return str(refused.value)
+
+
+def test_what_cannot_be_shared_is_refused(tmp_path: Path) -> None:
+    folder = str(tiny_t5(tmp_path))
+    assert "found 'tensor' with sp_size=1" in run_ranks(without_groups, 2, folder, "t5", "tensor")[0]
+    assert "holds no network" in run_ranks(without_groups, 2, folder, "classes", "shard")[0]

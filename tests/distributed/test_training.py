@@ -66,7 +66,7 @@ def test_losses_are_not_constant(alone: list[float]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ranks", "plugin"), [(1, "zero2"), (2, "ddp"), (2, "zero1"), (2, "zero2"), (4, "zero2")], ids=str
+    ("ranks", "plugin"), [(1, "zero2"), (2, "ddp"), (2, "zero1"), (2, "zero2"), (4, "zero2"), (2, "fsdp")], ids=str
 )
 def test_ranks_and_plugin_do_not_change_the_losses(tmp_path: Path, alone: list[float], ranks: int, plugin: str) -> None:
     """Four micro-batches a step, shared by 1, 2 or 4 ranks, clipped: the same curve to 1e-5 in fp32."""
@@ -74,8 +74,14 @@ def test_ranks_and_plugin_do_not_change_the_losses(tmp_path: Path, alone: list[f
     assert losses(tmp_path) == pytest.approx(alone, rel=1e-5)
 
 
+def test_a_text_encoder_held_together_changes_nothing(tmp_path: Path, alone: list[float]) -> None:
+    shared = "text_encoder_parallel=shard"
+    run_ranks(train_to, 2, DEBUG, str(tmp_path), "plugin=zero2", "micro_batches=4", "grad_clip=0.05", shared)
+    assert losses(tmp_path) == pytest.approx(alone, rel=1e-5)
+
+
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("plugin", ["zero2", "ddp"])
+@pytest.mark.parametrize("plugin", ["zero2", "ddp", "fsdp"])
 def test_resume_on_the_same_ranks_is_bit_for_bit(tmp_path: Path, plugin: str, dtype: str) -> None:
     """Cut after step 3, one step beyond the checkpoint: the repeated and the later steps are the very same numbers."""
     overrides = (f"plugin={plugin}", f"dtype={dtype}")

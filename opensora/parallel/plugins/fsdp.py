@@ -80,7 +80,7 @@ class FsdpEngine(Engine):
     ):
         super().__init__(module, world, grad_clip)
         set_accelerator(world.device)
-        blocks = getattr(module, "checkpoint_blocks", list)()
+        blocks: list[nn.Module] = getattr(module, "checkpoint_blocks", list)()
         self._booster, wrapped = boost(module, blocks, world.device, **options)
         if dtype == "bf16":  # as FSDP does it to the trained ones
             for _, tensor in self._live_fixed():
