@@ -31,3 +31,7 @@ class WeightsError(OpenSoraError):
 
 class TrainingDiverged(OpenSoraError):
     """The loss or the gradient became NaN or infinite."""
+
+
+class RankLost(OpenSoraError):
+    """A rank died or hangs, so the others cannot go on."""

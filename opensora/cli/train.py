@@ -30,6 +30,7 @@ def train_command(config: str, overrides: Sequence[str]) -> int:
     from opensora import log
     from opensora.models.layers.kernels import use_kernels
     from opensora.parallel import world as worlds
+    from opensora.parallel.watch import watching
     from opensora.platforms import select
     from opensora.training.build import build_training, check_world
     from opensora.training.loop import train
@@ -45,9 +46,12 @@ def train_command(config: str, overrides: Sequence[str]) -> int:
     run = replace(run, dtype=platform.choose_dtype(run.dtype))
     world = worlds.start(platform, run.timeout_seconds, sp_size)
     log.logger().info("%d rank(s), plugin %s, %s, device %s", size, run.plugin, run.dtype, world.device)
-    training = build_training(run, world, config)
-    finished = train(training)
-    training.metrics.close()
+    with watching(world, run.timeout_seconds) as watch:
+        training = build_training(run, world, config)
+        per_step = run.micro_batches // world.data_size
+        training.batches = watch.loading(training.batches, training.start_step, per_step)
+        finished = train(training)
+        training.metrics.close()
     log.logger().info("done: %s" if finished else "stopped on request, saved: %s", Path(run.run_dir).resolve())
     worlds.stop()
     return 0

@@ -21,9 +21,11 @@ class Background:
     """
 
     def __init__(self, timeout_seconds: float):
-        self._group = None
+        self._group: dist.ProcessGroup | None = None
         if dist.is_initialized():
-            self._group = dist.new_group(timeout=timedelta(seconds=timeout_seconds), backend="gloo")
+            made = dist.new_group(timeout=timedelta(seconds=timeout_seconds), backend="gloo")
+            assert isinstance(made, dist.ProcessGroup)  # every rank is in it
+            self._group = made
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
 
@@ -54,7 +56,7 @@ class Background:
             self._failure = error
 
 
-def finish_all() -> None:
-    """Wait for every job of this process: before its process groups go."""
+def finish_all(seconds: float | None = None) -> None:
+    """Wait for every job of this process, at most `seconds`: before its process groups go, or itself."""
     for thread in list(_threads):
-        thread.join()
+        thread.join(seconds)

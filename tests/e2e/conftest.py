@@ -15,7 +15,7 @@ Opensora = Callable[..., int]
 @pytest.fixture
 def opensora() -> Iterator[Opensora]:
     """`opensora("check", "config.py", ...)` as the console script would; returns the exit code."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
     log = logging.getLogger("opensora")
     before = (log.handlers[:], log.propagate, log.level)
 

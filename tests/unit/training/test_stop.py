@@ -6,18 +6,18 @@ from collections.abc import Iterator
 
 import pytest
 
-from opensora.training.stop import StopRequest
+from opensora.training.stop import SIGNALS, StopRequest
 
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_is_remembered(number: int) -> None:
     stop = StopRequest()
     assert not stop.requested
@@ -31,4 +31,12 @@ def test_the_second_interrupt_means_now_but_a_second_sigterm_does_not() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
+    assert stop.requested
+
+
+def test_a_reason_is_asked_every_time() -> None:
+    stop, found = StopRequest(), False
+    stop.also_when(lambda: found)
+    assert not stop.requested
+    found = True
     assert stop.requested
