@@ -13,7 +13,9 @@ from opensora.cli.report import run_main
 from opensora.errors import ConfigError
 
 BENCHES = {
+    "engine": "training under each plugin on one rank and on two; the loop, the loader, a save",
     "models": "training and sampling steps, kernels, memory",
+    "tokens": "a training step of a million tokens of one sample, by one rank and shared by two",
 }
 
 
