@@ -67,8 +67,7 @@ RENAMED = {
 }
 
 # Words of the field that this version answers honestly instead of ignoring.
-NOT_YET = {
-}
+NOT_YET: dict[str, str] = {}
 
 # What the run tells a component; a config need not repeat it, and must agree where it does.
 MODEL_GIVEN = ("input_size", "in_channels", "caption_channels", "model_max_length")
@@ -102,12 +101,18 @@ class TrainRun:
     dataset: Component = component(registry.DATASETS)
     batch_size: int = 1  # clips in one micro-batch; with bucket_config of validation only
     micro_batches: int = 1  # micro-batches in one optimizer step, shared by the data ranks; the rest is accumulated
-    bucket_config: dict[str, dict[Any, Any]] | None = None  # resolution -> frames -> (chance, batch_size); docs/training.md
-    image_ratio: float | None = None  # share of the optimizer steps that buckets of one frame make; None = as the data falls
+    bucket_config: dict[str, dict[Any, Any]] | None = (
+        None  # resolution -> frames -> (chance, batch_size); docs/training.md
+    )
+    image_ratio: float | None = (
+        None  # share of the optimizer steps that buckets of one frame make; None = as the data falls
+    )
     warmup_buckets: bool = False  # run the largest bucket once, without an update, before the first step
     num_workers: int = 0  # loader processes per rank; 0 loads in the training process
     mask_ratios: dict[str, float] | None = None  # kind -> share of clips with given frames; see datasets/frame_masks.py
-    load_video_features: str | None = None  # folder of latents made by tools.features.encode; None = the autoencoder runs
+    load_video_features: str | None = (
+        None  # folder of latents made by tools.features.encode; None = the autoencoder runs
+    )
     load_text_features: str | None = None  # folder of token states made by it; None = the text encoder runs
     max_bad_rows: int = 100  # distinct manifest rows that may fail before the run stops
 
@@ -125,13 +130,19 @@ class TrainRun:
     plugin_config: Component = arguments_of(registry.PLUGINS, named_by="plugin")
     sp_size: int | None = None  # ranks that share the tokens of each sample; None: 1, with a '-seq' plugin a machine's
     sp_mode: Literal["dsp", "ulysses"] = "dsp"  # what attention exchanges: frames and patches, or heads and tokens
-    text_encoder_parallel: Literal["shard", "tensor"] | None = None  # None: a whole one on each rank; see docs/parallelism.md
+    text_encoder_parallel: Literal["shard", "tensor"] | None = (
+        None  # None: a whole one on each rank; see docs/parallelism.md
+    )
     timeout_seconds: int = 600  # a collective that waits longer ends the job
 
     # what may go wrong
     on_nan: Literal["stop", "skip"] = "stop"  # at a loss or gradient norm that is not finite
-    spike_factor: float | None = None  # a loss or gradient norm above this many times its median is a spike; None = never
-    spike_window: int = 100  # optimizer steps that were made, of which that median is; before there are as many: no spikes
+    spike_factor: float | None = (
+        None  # a loss or gradient norm above this many times its median is a spike; None = never
+    )
+    spike_window: int = (
+        100  # optimizer steps that were made, of which that median is; before there are as many: no spikes
+    )
     on_spike: Literal["stop", "skip"] = "skip"
     max_skips: int = 10  # optimizer steps skipped in a row; one more ends the run
 
@@ -161,7 +172,9 @@ class TrainRun:
     preview_steps: int | None = None  # denoising steps; None = the scheduler's own
     preview_ema: bool = True  # with the averaged weights, where there are some
     wandb: bool = False
-    profile_steps: int = 0  # optimizer steps, after the first of a start, whose profiler trace is kept in run_dir/profile
+    profile_steps: int = (
+        0  # optimizer steps, after the first of a start, whose profiler trace is kept in run_dir/profile
+    )
 
     def check(self, where: str) -> None:
         """Raise ConfigError where values do not make sense together."""
@@ -205,13 +218,14 @@ class TrainRun:
                         f"{where}: key '{name}': missing; task 'diffusion' needs it; add {name} = dict(type=...)"
                     )
 
-
     def _check_buckets(self, where: str) -> None:
         if self.image_ratio is not None and not 0 <= self.image_ratio <= 1:
             raise ConfigError(f"{where}: key 'image_ratio': found {self.image_ratio}; allowed: 0 to 1, or None")
         for name in ("image_ratio", "warmup_buckets"):
             if getattr(self, name) not in (None, False) and self.bucket_config is None:
-                raise ConfigError(f"{where}: key '{name}': belongs to bucket_config; set that as well, or remove the key")
+                raise ConfigError(
+                    f"{where}: key '{name}': belongs to bucket_config; set that as well, or remove the key"
+                )
         if self.bucket_config is not None and self.seed < 0:
             raise ConfigError(f"{where}: key 'seed': found {self.seed}; allowed with bucket_config: 0 or more")
         if self.bucket_config is not None and self.load_video_features is not None:

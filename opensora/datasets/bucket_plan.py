@@ -74,6 +74,7 @@ class BucketOrder:
         self._is_image = np.array([bucket.num_frames == 1 for bucket in buckets.all])
         self._ends: list[int] = []  # optimizer steps of the run up to the end of each epoch
         self.epoch = functools.lru_cache(maxsize=2)(self._plan)
+        self.choices = functools.lru_cache(maxsize=1)(self._choose)
 
     def request(self, step: int, micro_batch: int) -> Request:
         number, within = self.locate(step)
@@ -101,7 +102,7 @@ class BucketOrder:
         number = bisect.bisect_right(self._ends, step)
         return number, step - (self._ends[number - 1] if number else 0)
 
-    def choices(self, epoch: int) -> NDArray[np.int16]:
+    def _choose(self, epoch: int) -> NDArray[np.int16]:
         """For every row of the data set the number of its bucket, or DROPPED."""
         sizes, found = self.sizes, np.full(len(self.sizes.index), DROPPED, dtype=np.int16)
         for begin in range(0, len(found), _BLOCK):
@@ -119,7 +120,7 @@ class BucketOrder:
 
     def report(self) -> BucketReport:
         """What becomes of the rows in the first epoch. Raises DataError when no optimizer step can be filled."""
-        chosen, epoch, whole = self.choices(0), self.epoch(0), self.dataset.report()
+        epoch, chosen, whole = self.epoch(0), self.choices(0), self.dataset.report()
         counts = np.diff(epoch.first)
         steps = np.bincount(epoch.step_bucket, minlength=len(counts))
         clips = self.micro_batches * self.batch_sizes

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from opensora.datasets.buckets import Bucket
 from opensora.datasets.protocol import ClipSize
-from opensora.datasets.report import Report
+from opensora.datasets.report import SHOWN, Report
 from opensora.errors import DataError
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Group
 
 NOT_FULL, OVER_RATIO = "would not fill an optimizer step of their bucket", "left out to keep image_ratio"
 
@@ -96,8 +96,9 @@ class BucketReport:
         ]
         return found + [f"  dropped, {reason}: {rows}" for reason, rows in self.dropped.items()]
 
-    def table(self) -> "Table":
-        """The report as a table for a terminal."""
+    def table(self) -> "Group":
+        """The report as tables for a terminal."""
+        from rich.console import Group
         from rich.table import Table
 
         table = Table(
@@ -111,11 +112,10 @@ class BucketReport:
         table.add_row(
             "all", "", "", f"{self.rows:,}", f"{self.steps:,}", f"{self.kept:,}", f"{self.rows - self.kept:,}"
         )
-        table.add_section()
+        dropped = Table("dropped of an epoch", "rows", "which")
         for reason, rows in self.dropped.items():
-            first = self.manifest.dropped.get(reason, [])[:1]
-            table.add_row(f"dropped: {reason}", *first, *[""] * (5 - len(first)), f"{rows:,}")
-        return table
+            dropped.add_row(reason, f"{rows:,}", "\n".join(self.manifest.dropped.get(reason, [])[:SHOWN]))
+        return Group(table, dropped) if self.dropped else Group(table)
 
     def require_steps(self, micro_batches: int) -> None:
         """Raise DataError when an epoch has no optimizer step."""

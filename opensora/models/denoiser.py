@@ -21,6 +21,7 @@ class Denoiser(nn.Module):
 
     size_conditions: tuple[str, ...] = ()  # what forward wants to know of the clips; see models/conditions.py
     fixed_size = True  # only latents of input_size
+    fixed_frames = False  # any rows and columns, but only the frames of input_size
     pads = False
     takes_x_mask = False  # forward can be told which frames are given
     conditioned = False  # forward takes given latents: cond, cond_mask, mask_index, y_null; see models/conditions.py

@@ -1,6 +1,7 @@
 """From a checked config to a `Training`: parts, engine, data, and the checkpoint to go on from."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from opensora.platforms import select
 from opensora.random import key_seed
 from opensora.registry import DATASETS, LR_SCHEDULERS, OPTIMIZERS, PERCEPTUAL, PLUGINS, SCHEDULERS, build
 from opensora.schema import TrainRun
+from opensora.training.buckets import Clips, check_latents, one_size_clips, plan_clips, require_size
 from opensora.training.ema import Ema
 from opensora.training.features import stored_clips, stored_latents, stored_texts
 from opensora.training.group_codec import GroupCodec
@@ -39,6 +41,7 @@ from opensora.training.task import Task
 from opensora.training.task_autoencoder import STATISTICS_CLIPS, AutoencoderTask
 from opensora.training.task_diffusion import DiffusionTask
 from opensora.training.trace import StepTrace
+from opensora.training.warmup import warm_up
 from opensora.types import Batch
 
 
@@ -62,13 +65,11 @@ def build_training(run: TrainRun, world: World, where: str, folder: RunFolder | 
     folder = folder or RunFolder(run, world)  # first: a folder that cannot be written costs nothing yet
     stop = StopRequest()  # from here on a signal ends the run after a step, with its state saved
     stop.also_when(folder.save_failed)
-    dataset = build(DATASETS, run.dataset)
-    report = dataset.report()
-    report.require_rows()
-    for line in report.lines():
+    clips = plan_clips(run, build(DATASETS, run.dataset), where)
+    for line in clips.report.lines():
         logger().info(line)
-    dataset = stored_clips(run, dataset, where)
-    task = _build_task(run, world, dataset, masks, where)
+    clips = replace(clips, dataset=stored_clips(run, clips.dataset, where))
+    task = _build_task(run, world, clips, masks, where)
     if run.load is not None:
         load_weights(task.trained, resolve_weights(run.load, ema=True))
     if run.grad_checkpoint:
@@ -87,6 +88,8 @@ def build_training(run: TrainRun, world: World, where: str, folder: RunFolder | 
     guard = Guard(run.on_nan, run.spike_factor, run.spike_window, run.on_spike, run.max_skips)
     folder.attach(engine, ema, task, rival, guard)
     start_step, bad_rows = folder.resume()
+    if run.warmup_buckets and folder.writes and start_step < run.steps:
+        warm_up(task, engine, clips.largest(task.autoencoder), run.seed)
     shown = world.is_main and folder.writes
     metrics = Metrics(folder.path, start_step, run.steps, shown, run.wandb, as_dict(run))
     return Training(
@@ -97,7 +100,7 @@ def build_training(run: TrainRun, world: World, where: str, folder: RunFolder | 
         ema=ema,
         schedule=build(LR_SCHEDULERS, run.lr_scheduler, steps=run.steps, warmup_steps=run.warmup_steps),
         base_lr=engine.optimizer.param_groups[0]["lr"],
-        batches=_batches(run, dataset, world, start_step),
+        batches=_batches(run, clips, world, start_step),
         validation=_validation(run, world, where),
         metrics=metrics,
         keeper=folder,
@@ -154,11 +157,11 @@ def build_masks(run: TrainRun, where: str) -> FrameMasks | FrameConditions | Non
         raise ConfigError(f"{where}: {error}") from None
 
 
-def _batches(run: TrainRun, dataset: Any, world: World, start_step: int) -> Iterator[Batch]:
+def _batches(run: TrainRun, clips: Clips, world: World, start_step: int) -> Iterator[Batch]:
     return batches_once(
         lambda: iter(
             build_loader(
-                dataset,
+                clips.dataset,
                 seed=run.seed,
                 batch_size=run.batch_size,
                 micro_batches=run.micro_batches,
@@ -167,6 +170,7 @@ def _batches(run: TrainRun, dataset: Any, world: World, start_step: int) -> Iter
                 start_step=start_step,
                 steps=run.steps,
                 num_workers=run.num_workers,
+                order=clips.order,
             )
         ),
         world,
@@ -177,7 +181,9 @@ def _validation(run: TrainRun, world: World, where: str) -> Callable[[], Iterato
     """Batches that do not depend on the number of ranks; each rank takes an equal share of them."""
     if run.validation_dataset is None:
         return None
-    dataset = stored_clips(run, build(DATASETS, run.validation_dataset), where)
+    dataset = build(DATASETS, run.validation_dataset)
+    require_size(dataset, f"{where}: key 'validation_dataset'")
+    dataset = stored_clips(run, dataset, where)
     count = -(-run.validation_batches // world.data_size) * world.data_size
 
     def load() -> Iterator[Batch]:
@@ -199,17 +205,18 @@ def _validation(run: TrainRun, world: World, where: str) -> Callable[[], Iterato
 
 
 def _build_task(
-    run: TrainRun, world: World, dataset: Any, masks: FrameMasks | FrameConditions | None, where: str
+    run: TrainRun, world: World, clips: Clips, masks: FrameMasks | FrameConditions | None, where: str
 ) -> Task:
     device = torch.device(world.device)
     if run.task == "autoencoder":
-        return _autoencoder_task(run, device, dataset)
-    return _diffusion_task(run, world, dataset, masks, where)
+        return _autoencoder_task(run, device, clips, where)
+    return _diffusion_task(run, world, clips, masks, where)
 
 
-def _autoencoder_task(run: TrainRun, device: torch.device, dataset: Any) -> AutoencoderTask:
+def _autoencoder_task(run: TrainRun, device: torch.device, clips: Clips, where: str) -> AutoencoderTask:
     config = resolve_part(run.vae)
     vae = build_autoencoder(config, seed=run.seed)
+    check_latents(clips, vae, None, where)
     vae.load()  # its own from_pretrained or those of its parts; without any, nothing
     return AutoencoderTask(
         trained=vae.to(device),
@@ -219,19 +226,19 @@ def _autoencoder_task(run: TrainRun, device: torch.device, dataset: Any) -> Auto
         device=device,
         perceptual=None if run.perceptual is None else build(PERCEPTUAL, run.perceptual).load().to(device),
         perceptual_weight=run.perceptual_weight,
-        statistics_clips=lambda: _statistics_clips(run, dataset),
+        statistics_clips=lambda: _statistics_clips(run, clips),
     )
 
 
-def _statistics_clips(run: TrainRun, dataset: Any) -> Iterator[Batch]:
+def _statistics_clips(run: TrainRun, clips: Clips) -> Iterator[Batch]:
     """The same clips at every save and on any number of ranks; bad rows are skipped as in training."""
-    seed = key_seed(run.seed, "latent statistics")
-    return iter(build_loader(dataset, seed=seed, batch_size=1, micro_batches=STATISTICS_CLIPS, steps=1))
+    return one_size_clips(clips, seed=key_seed(run.seed, "latent statistics"), micro_batches=STATISTICS_CLIPS)
 
 
 def _diffusion_task(
-    run: TrainRun, world: World, dataset: Any, masks: FrameMasks | FrameConditions | None, where: str
+    run: TrainRun, world: World, clips: Clips, masks: FrameMasks | FrameConditions | None, where: str
 ) -> DiffusionTask:
+    dataset = clips.dataset
     scheduler = build_scheduler(run)
     check_joint(run, dataset, scheduler, where)
     vae = resolve_part(run.vae)
@@ -239,8 +246,8 @@ def _diffusion_task(
         resolve_part(run.model or {}),
         vae,
         run.text_encoder or {},
-        num_frames=dataset.num_frames,
-        image_size=dataset.image_size,
+        num_frames=clips.num_frames,
+        image_size=clips.image_size,
         seed=run.seed,
         stored_vae=stored_latents(dataset),
         stored_text=stored_texts(run, where),
@@ -249,8 +256,8 @@ def _diffusion_task(
         "vae": vae,
         "text_encoder": run.text_encoder,
         "scheduler": run.scheduler,
-        "num_frames": dataset.num_frames,
-        "image_size": list(dataset.image_size),
+        "num_frames": clips.num_frames,
+        "image_size": list(clips.image_size),
         "fps": dataset.fps,
         "dtype": run.dtype,
         "seed": run.seed,
@@ -258,6 +265,7 @@ def _diffusion_task(
         "opensora": __version__,
     }
     check_strides(parts.vae, dataset, where)
+    check_latents(clips, parts.vae, parts.model, where)
     _say_size(parts.model)
     return DiffusionTask(
         trained=parts.model.to(world.device),

@@ -23,6 +23,10 @@ class StepLoss:
 class Task(Protocol):
     trained: Any  # the nn.Module whose weights change; the engine wraps it
 
+    @property
+    def autoencoder(self) -> Any:
+        """The one that makes the latents, trained or frozen."""
+
     def step(self, model: Callable[..., Any], batch: Batch) -> StepLoss:
         """`model` is `trained` as the engine runs it."""
 

@@ -32,6 +32,10 @@ class AutoencoderTask:
     perceptual_weight: float = 1.0  # of the perceptual distance, next to a mean over pixels
     rival: Rival | None = None
 
+    @property
+    def autoencoder(self) -> Any:
+        return self.trained
+
     def step(self, model: Callable[..., Any], batch: Batch) -> StepLoss:
         video = batch.video_BCTHW.to(self.device)
         rngs = [Draw(self.seed, batch.step, place).rng("latent") for place in batch.places]

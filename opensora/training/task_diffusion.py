@@ -34,6 +34,10 @@ class DiffusionTask:
     masks: FrameMasks | FrameConditions | None = None  # which frames of a clip are given in training
     validation_levels: int = BINS  # noise levels at which a validation clip is asked about
 
+    @property
+    def autoencoder(self) -> Any:
+        return self.codec.vae
+
     def step(self, model: Callable[..., Any], batch: Batch) -> StepLoss:
         draws = [Draw(self.seed, batch.step, place) for place in batch.places]
         return self._loss(model, batch, draws, self._drops(draws), self.masks)

@@ -9,6 +9,7 @@ from opensora.config import load
 from opensora.models.assemble import assemble
 from opensora.registry import VAES, build
 from opensora.schema import SampleRun, TrainRun
+from opensora.training.buckets import build_buckets
 from opensora.training.build import build_scheduler
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,7 +24,11 @@ def short(path: Path) -> str:
 def test_train_config_builds_on_meta(path: Path) -> None:
     run = load(str(path), [], TrainRun).run
     clips = run.dataset["videos"] if run.dataset["type"] == "JointDataset" else run.dataset
-    size, image_size = clips["num_frames"], clips["image_size"]
+    buckets = build_buckets(run, str(path))
+    if buckets is not None:
+        size, *image_size = buckets.size(buckets.all[0])
+    else:
+        size, image_size = clips["num_frames"], clips["image_size"]
     with torch.device("meta"):
         if run.task == "autoencoder":
             vae = build(VAES, run.vae)

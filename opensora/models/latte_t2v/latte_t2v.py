@@ -43,6 +43,8 @@ class LatteT2V(ScaleShiftTable):
 
     size_conditions = ()  # what forward wants to know of the clips; see models/conditions.py
     fixed_size = False
+    fixed_frames = False
+    pads = False  # rows and columns must be multiples of the patch
     takes_x_mask = False
     conditioned = False
     class_dropout_prob = 0.0  # captions are never dropped in training

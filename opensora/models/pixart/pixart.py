@@ -169,6 +169,7 @@ class PixArtMS(PixArt):
 
     size_conditions = ("height", "width", "ar")
     fixed_size = False
+    fixed_frames = True
 
     def add_conditioning(self) -> None:
         part = divides("PixArtMS: hidden_size over the three numbers of a size", self.hidden_size, 3)

@@ -1,0 +1,140 @@
+"""What sizes a run trains at: one, the data set's own, or those of `bucket_config`."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from opensora.datasets.bucket_plan import BucketOrder
+from opensora.datasets.bucket_report import BucketLine, BucketReport
+from opensora.datasets.buckets import Buckets
+from opensora.datasets.loader import build_loader
+from opensora.datasets.protocol import ClipSize
+from opensora.datasets.report import Report
+from opensora.datasets.sampler import EpochOrder, Request
+from opensora.errors import ConfigError
+from opensora.models.shapes import ShapeError
+from opensora.registry import MODELS, constructor
+from opensora.schema import TrainRun
+from opensora.types import Batch
+
+
+@dataclass(frozen=True)
+class Clips:
+    """The data set and the sizes of its clips."""
+
+    dataset: Any
+    num_frames: int  # that the run is planned for, and that sampling takes by default
+    image_size: tuple[int, int]  # height, width in pixels
+    report: Report | BucketReport
+    order: BucketOrder | None = None  # None: every row is taken at that one size
+
+    @property
+    def size(self) -> ClipSize:
+        return self.num_frames, *self.image_size
+
+    def largest(self, vae: Any) -> BucketLine:
+        """The bucket whose micro-batch has the most latents; only with `order`."""
+        assert isinstance(self.report, BucketReport)
+        return max(self.report.trained, key=lambda line: line.batch_size * prod(vae.latent_size(line.size)))
+
+
+def build_buckets(run: TrainRun, where: str) -> Buckets | None:
+    """`bucket_config` checked; None without one. Raises ConfigError, before any manifest or weight is read."""
+    if run.bucket_config is None:
+        return None
+    try:
+        buckets = Buckets(run.bucket_config)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    if run.model is not None:
+        create = constructor(MODELS, run.model["type"])
+        model: Any = getattr(create, "__wrapped_class__", create)
+        lengths = sorted({frames for lengths in buckets.lengths.values() for frames in lengths})
+        if model.fixed_size or (model.fixed_frames and len(lengths) > 1):
+            kind = "clips of several sizes" if model.fixed_size else f"clips of {lengths} frames"
+            raise ConfigError(
+                f"{where}: key 'bucket_config': {kind}, and {run.model['type']} trains on clips of one "
+                f"{'size' if model.fixed_size else 'length'}; allowed: a model of any size, such as STDiT2 or STDiT3; change "
+                "the model, or remove the key and set dataset.num_frames and dataset.image_size"
+            )
+    return buckets
+
+
+def plan_clips(run: TrainRun, dataset: Any, where: str) -> Clips:
+    """Which clips the run trains on.
+
+    Raises ConfigError where data set and `bucket_config` do not go together, DataError when nothing is left to train on.
+    """
+    buckets = build_buckets(run, where)
+    if buckets is None:
+        require_size(dataset, f"{where}: key 'dataset'")
+        report = dataset.report()
+        report.require_rows()
+        return Clips(dataset, dataset.num_frames, dataset.image_size, report)
+    if not hasattr(dataset, "sizes"):
+        raise ConfigError(
+            f"{where}: key 'bucket_config': {run.dataset['type']} makes clips of one size; allowed: VideoTextDataset, "
+            "MixedShapes; change the data set or remove the key"
+        )
+    if getattr(dataset, "has_size", False):
+        raise ConfigError(
+            f"{where}: keys 'dataset.num_frames', 'dataset.image_size': bucket_config says how long and large clips are; "
+            "remove them, or bucket_config"
+        )
+    dataset.report().require_rows()
+    order = BucketOrder(dataset, buckets, seed=run.seed, micro_batches=run.micro_batches, image_ratio=run.image_ratio)
+    report = order.report()
+    frames, height, width = report.most_seen.size
+    return Clips(dataset, frames, (height, width), report, order)
+
+
+def require_size(dataset: Any, where: str) -> None:
+    """Raise ConfigError for a data set that needs to be told the size of its clips."""
+    if not getattr(dataset, "has_size", True):
+        raise ConfigError(
+            f"{where}: num_frames or image_size is missing; allowed: the frames and the (height, width) in pixels of all "
+            "clips; set both, or set bucket_config for clips of many sizes"
+        )
+
+
+def check_latents(clips: Clips, vae: Any, model: Any, where: str) -> None:
+    """Raise ConfigError for a bucket whose latents the autoencoder does not make or the denoiser does not take.
+
+    model: None where the autoencoder itself is trained.
+    """
+    for line in clips.report.trained if isinstance(clips.report, BucketReport) else ():
+        try:
+            latents = vae.latent_size(line.size)
+        except ShapeError as error:
+            raise ConfigError(f"{where}: key 'bucket_config': {line.name()}: {error}") from None
+        if model is None or model.pads:
+            continue
+        if any(length % patch for length, patch in zip(latents, model.patch_size, strict=True)):
+            raise ConfigError(
+                f"{where}: key 'bucket_config': {line.name()} gives latents of {tuple(latents)}, which patches of "
+                f"{tuple(model.patch_size)} do not divide; allowed: sizes that they divide, for example resolutions that "
+                "end in _16d; change the bucket or the model"
+            )
+
+
+def one_size_clips(clips: Clips, *, seed: int, micro_batches: int) -> Iterator[Batch]:
+    """One optimizer step of single clips of the planned size, bad rows passed over as in training."""
+    order = None if clips.order is None else _OfOneBucket(clips, seed, micro_batches)
+    return build_loader(clips.dataset, seed=seed, batch_size=1, micro_batches=micro_batches, steps=1, order=order)
+
+
+class _OfOneBucket:
+    """An `Order` of the rows that the first epoch puts into the bucket of the planned size."""
+
+    def __init__(self, clips: Clips, seed: int, micro_batches: int) -> None:
+        assert clips.order is not None
+        numbers = [n for n in range(len(clips.order.buckets)) if clips.order.size(n) == clips.size]
+        self.rows = np.flatnonzero(np.isin(clips.order.choices(0), numbers))
+        self._order = EpochOrder(len(self.rows), seed, 1, micro_batches, clips.size)
+
+    def request(self, step: int, micro_batch: int) -> Request:
+        found = self._order.request(step, micro_batch)
+        return replace(found, rows=self.rows[found.rows])
