@@ -43,10 +43,11 @@ class FixedOrder:
 
 
 class Reducer:
-    """Sums gradients in buckets of `bucket_bytes`, each sent while the backward still runs."""
+    """Averages gradients over a group in buckets of `bucket_bytes`, each sent while the backward still runs."""
 
-    def __init__(self, parameters: Sequence[nn.Parameter], bucket_bytes: int):
+    def __init__(self, parameters: Sequence[nn.Parameter], bucket_bytes: int, group: collectives.Group = None):
         self._parameters = list(parameters)
+        self._group = group
         self._bucket_bytes = bucket_bytes
         # a backward reaches the last layers first
         self._order = FixedOrder(self._parameters[::-1], self._add)
@@ -59,8 +60,16 @@ class Reducer:
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """Add the gradients of `loss`; with `last`, average what was added since the step began."""
-        self._active = last and collectives.world_size() > 1
+        self.begin(last)
         loss.backward()
+        self.end()
+
+    def begin(self, last: bool) -> None:
+        """Before a backward of someone else's."""
+        self._active = last and collectives.world_size(self._group) > 1
+
+    def end(self) -> None:
+        """After it."""
         if self._active:
             self._order.flush()
             self._send()
@@ -86,16 +95,15 @@ class Reducer:
             if parameter.grad is not None:
                 self._used.add(id(parameter))
             pieces.append((torch.zeros_like(parameter) if parameter.grad is None else parameter.grad).flatten())
-        flat = torch.cat(pieces).div_(collectives.world_size())
-        work = dist.all_reduce(flat, async_op=True)
+        flat = torch.cat(pieces).div_(collectives.world_size(self._group))
+        work = dist.all_reduce(flat, group=self._group, async_op=True)
         self._flying.append((work, flat, self._bucket))
         self._bucket = []
 
     def _receive(self) -> None:
         used = torch.tensor([int(id(parameter) in self._used) for parameter in self._parameters])
-        used_anywhere = {
-            id(parameter) for parameter, count in zip(self._parameters, collectives.sum_over_ranks(used)) if count
-        }
+        counts = collectives.sum_over_ranks(used, self._group)
+        used_anywhere = {id(parameter) for parameter, count in zip(self._parameters, counts) if count}
         for work, flat, bucket in self._flying:
             work.wait()
             pieces = flat.split([parameter.numel() for parameter in bucket])

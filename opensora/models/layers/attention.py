@@ -121,8 +121,8 @@ class CrossAttention(nn.Module):
         return k, v
 
     def forward(self, x_BND: Tensor, y_BLD: Tensor, mask_BL: Tensor | None = None) -> Tensor:
-        b, n, dim = x_BND.shape
+        b, n, _ = x_BND.shape
         q = self.q_linear(x_BND).view(b, n, self.num_heads, self.head_dim).transpose(1, 2)
         k, v = self.keys_values(y_BLD)
         out = self.kernel(q, k, v, None if mask_BL is None else mask_BL[:, None, None, :])
-        return self.proj(out.transpose(1, 2).reshape(b, n, dim))
+        return self.proj(out.transpose(1, 2).flatten(2))

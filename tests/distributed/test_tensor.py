@@ -1,0 +1,155 @@
+"""Ranks that share the heads and hidden units of each block: the losses, norms and checkpoints are those of one rank."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from opensora.errors import ConfigError
+from opensora.parallel import collectives, world
+from opensora.parallel.activation import checkpoint_activations
+from opensora.parallel.engine import Engine
+from opensora.parallel.sequence import shard_sequence
+from opensora.parallel.tensor import token_group
+from opensora.registry import MODELS, PLUGINS, build
+from opensora.training import checkpoint
+from opensora.training.ema import Ema
+from tests.contract.test_models import inputs, open_gates, small
+from tests.dist import run_ranks
+from tests.distributed import tiny
+
+FAMILY = ["STDiT", "STDiT2", "STDiT3", "STDiT3-XL/2-v1.3", "PixArt", "DiT", "Latte"]
+STEPS = 3
+
+
+def build_model(name: str, seed: int = 0) -> Any:
+    torch.manual_seed(seed)
+    wide = {"hidden_size": 96, "num_heads": 4} if name != "LatteT2V" else {}
+    return open_gates(build(MODELS, small(name, **wide)))
+
+
+def make_engine(model: Any, tp_size: int, sp_size: int = 1, plugin: str = "hybrid") -> Engine:
+    here = world.divide(tp_size * sp_size) if tp_size * sp_size > 1 else world.current()
+    group = token_group(here.sequence_group, tp_size)
+    if sp_size > 1:
+        shard_sequence(model, group)
+    options = {"tp_size": tp_size} if plugin == "hybrid" else {}
+    return build(PLUGINS, {"type": plugin, **options}).apply(model, tiny.make_optimizer, "fp32", 0.05, here)
+
+
+def run(engine: Engine, given: dict[str, Any], first: int, last: int) -> tuple[list[float], list[float]]:
+    """(losses of the four samples' mean, gradient norms); the data ranks share four micro-batches a step."""
+    here = world.current()
+    mine = [m for m in range(4) if m % here.data_size == here.data_rank]
+    losses, norms = [], []
+    for step in range(first, last):
+        total = torch.zeros(())
+        for m in mine:
+            varied = {**given, "x": given["x"] * (1 + 0.1 * m + 0.05 * step)}
+            out = engine.model(**varied)
+            target = torch.linspace(-1, 1, out.numel()).view_as(out)
+            loss = (out - target).square().mean() / len(mine)
+            engine.backward(loss, last=m == mine[-1])
+            total += loss.detach()
+        losses.append((collectives.sum_over_ranks(total) / here.size).item())
+        norms.append(engine.step())
+    return losses, norms
+
+
+def train(name: str, tp_size: int, sp_size: int, plugin: str, checkpointed: bool) -> dict[str, Any]:
+    model = build_model(name)
+    given = inputs(model)
+    if checkpointed:
+        checkpoint_activations(model.checkpoint_blocks())
+    engine = make_engine(model, tp_size, sp_size, plugin)
+    losses, norms = run(engine, given, 0, STEPS)
+    kept = sum(parameter.numel() for parameter in engine.trainable.values())
+    return {"losses": losses, "norms": norms, "weights": engine.full_weights(), "kept": kept}
+
+
+def assert_same(results: list[dict[str, Any]], alone: dict[str, Any]) -> None:
+    for result in results:
+        torch.testing.assert_close(result["losses"], alone["losses"], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(result["norms"], alone["norms"], rtol=1e-5, atol=1e-6)
+        assert result["kept"] < 0.8 * alone["kept"]
+    assert list(results[0]["weights"]) == list(alone["weights"])
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_two_ranks_share_each_block(name: str) -> None:
+    alone = run_ranks(train, 1, name, 1, 1, "ddp", False)[0]
+    assert_same(run_ranks(train, 2, name, 2, 1, "hybrid", True), alone)
+
+
+@pytest.mark.parametrize(("tp_size", "sp_size"), [(2, 1), (4, 1), (2, 2)])
+def test_four_ranks_in_a_mesh(tp_size: int, sp_size: int) -> None:
+    """data x tensor x sequence: 2 x 2 x 1, 1 x 4 x 1 and 1 x 2 x 2."""
+    alone = run_ranks(train, 1, "STDiT3-XL/2-v1.3", 1, 1, "ddp", False)[0]
+    assert_same(run_ranks(train, 4, "STDiT3-XL/2-v1.3", tp_size, sp_size, "hybrid", False), alone)
+
+
+def save(folder: str, tp_size: int, plugin: str) -> dict[str, Any]:
+    model = build_model("STDiT3")
+    given = inputs(model)
+    engine = make_engine(model, tp_size, plugin=plugin)
+    ema = Ema(engine, decay=0.5)
+    run(engine, given, 0, 2)
+    ema.update()
+    checkpoint.save(folder, 2, {**engine.state(), **ema.state()}, {}, {}, {}, 0)
+    return go_on(engine, ema, given)
+
+
+def load(folder: str, tp_size: int, plugin: str) -> dict[str, Any]:
+    model = build_model("STDiT3", seed=8)
+    given = inputs(model)
+    engine = make_engine(model, tp_size, plugin=plugin)
+    ema = Ema(engine, decay=0.5)
+    found = checkpoint.find(folder)
+    assert found is not None
+    state = {**engine.state(), **ema.state()}
+    checkpoint.load(found, state)
+    engine.load_state(state)
+    ema.load_state(state)
+    return go_on(engine, ema, given)
+
+
+def go_on(engine: Engine, ema: Ema, given: dict[str, Any]) -> dict[str, Any]:
+    average = ema.weights()
+    losses, norms = run(engine, given, 2, 4)
+    return {"losses": losses, "norms": norms, "weights": engine.full_weights(), "ema": average}
+
+
+def test_checkpoints_know_nothing_of_it(tmp_path: Path) -> None:
+    first = run_ranks(save, 4, str(tmp_path), 2, "hybrid")[0]
+    again = run_ranks(load, 4, str(tmp_path), 2, "hybrid")[0]
+    torch.testing.assert_close(again, first, rtol=0, atol=0)
+    for ranks, tp_size, plugin in ((2, 1, "zero2"), (1, 1, "ddp"), (2, 2, "hybrid")):
+        other = run_ranks(load, ranks, str(tmp_path), tp_size, plugin)[0]
+        torch.testing.assert_close(other["ema"], first["ema"], rtol=0, atol=0)
+        for key in ("losses", "norms"):
+            torch.testing.assert_close(other[key], first[key], rtol=1e-5, atol=1e-6)
+
+
+def refused(name: str, tp_size: int, **options: Any) -> str:
+    with pytest.raises(ConfigError) as error:
+        here = world.divide(2)
+        plugin = build(PLUGINS, {"type": "hybrid", "tp_size": tp_size, **options})
+        plugin.apply(build_model(name), tiny.make_optimizer, "fp32", 0.0, here)
+    return str(error.value)
+
+
+def one_head() -> str:
+    torch.manual_seed(0)
+    model = build(MODELS, small("STDiT", num_heads=3, hidden_size=72))
+    with pytest.raises(ConfigError) as error:
+        build(PLUGINS, {"type": "hybrid", "tp_size": 2}).apply(model, tiny.make_optimizer, "fp32", 0.0, world.divide(2))
+    return str(error.value)
+
+
+def test_what_cannot_be_cut_is_refused() -> None:
+    assert "LatteT2V, which has no attention that can be cut" in run_ranks(refused, 2, "LatteT2V", 2)[0]
+    assert "2 for the 3 heads of STDiT; allowed: a divisor of 3" in run_ranks(one_head, 2)[0]
+    assert "groups of 2; allowed: groups of a multiple of 3" in run_ranks(refused, 2, "STDiT", 3)[0]
+    with pytest.raises(ConfigError, match=r"plugin_config.pp_size: 2 found; allowed: 1"):
+        build(PLUGINS, {"type": "hybrid", "pp_size": 2})
