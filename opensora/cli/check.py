@@ -30,6 +30,7 @@ def check_command(config: str, overrides: Sequence[str]) -> int:
     from rich.console import Console
     from rich.table import Table
 
+    from opensora.training.buckets import build_buckets
     from opensora.training.build import build_masks, build_scheduler, check_world
     from opensora.training.mesh import sequence_size
     from opensora.training.plan import plan
@@ -37,6 +38,7 @@ def check_command(config: str, overrides: Sequence[str]) -> int:
     sp_size = sequence_size(loaded.run, world, world, config)
     data_size = world // sp_size
     check_world(loaded.run, data_size, config)
+    build_buckets(loaded.run, config)
     if loaded.run.task == "diffusion":
         build_scheduler(loaded.run)
         build_masks(loaded.run, config)
@@ -55,11 +57,13 @@ def check_command(config: str, overrides: Sequence[str]) -> int:
         + (f" (frozen autoencoder: {found.frozen_parameters:,})" if found.frozen_parameters else "")
     )
     sizes = " x ".join(str(n) for n in found.latent_size)
+    if loaded.run.bucket_config is not None:
+        console.print("what follows is of the bucket with the largest micro-batch")
     console.print(f"latents: {sizes} (frames x rows x columns), {found.tokens_per_sample:,} tokens per sample")
     per_rank = loaded.run.micro_batches // data_size
     console.print(
         f"one optimizer step: {found.samples_per_step} samples, {found.samples_per_step * found.tokens_per_sample:,} "
-        f"tokens; {per_rank} micro-batch(es) of {loaded.run.batch_size} on each rank"
+        f"tokens; {per_rank} micro-batch(es) of {found.samples_per_step // loaded.run.micro_batches} on each rank"
         + (f", whose tokens {sp_size} ranks share" if sp_size > 1 else "")
     )
     memory = Table("memory per rank (estimate)", "MiB")
