@@ -8,6 +8,7 @@ COMMANDS = {
     "bench": "measure speed and memory on this machine",
     "check": "dry run of a training config: keys, parameters, tokens, rows, memory",
     "doctor": "what this machine has and what a missing feature needs",
+    "replay": "make one optimizer step of a run again: same weights, data and noise",
     "sample": "generate mp4s from prompts",
     "train": "train in this process; for several ranks: torchrun --nproc_per_node N -m opensora.cli.train",
 }

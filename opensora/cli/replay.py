@@ -1,0 +1,126 @@
+"""Make one optimizer step of a run again: `opensora replay RUN step=N [key=value ...]`, or on several ranks
+`torchrun --nproc_per_node N -m opensora.cli.replay RUN step=N`.
+
+Starts from the newest checkpoint before the step, with the same data and noise, and writes nothing into the run.
+key=value changes the run's config, for example dtype=fp32 or plugin=ddp; gradients=true measures each sample's gradient.
+"""
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from opensora.cli.report import alike_on_all_ranks, leave, run_main
+from opensora.config import load, parse_override
+from opensora.errors import ConfigError
+from opensora.schema import TrainRun
+
+if TYPE_CHECKING:
+    from opensora.training.replay import Replay
+
+CAPTION_LENGTH = 48  # characters shown
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="opensora replay", description=__doc__)
+    parser.add_argument("run", help="a run folder")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="step=N, and changes of the config")
+    arguments = parser.parse_args(argv)
+    return run_main(lambda: replay_command(arguments.run, arguments.overrides))
+
+
+def replay_command(run_dir: str, overrides: Sequence[str]) -> int:
+    """Rebuild the run, make the step, print it; returns the exit code."""
+    with alike_on_all_ranks():
+        step, gradients, changes = _own_words(overrides)
+        config = Path(run_dir) / "config.json"
+        if not config.is_file():
+            raise ConfigError(f"{run_dir}: no config.json there; allowed: the folder of a training run; check the path")
+        run = load(str(config), [*changes, f"run_dir={run_dir!r}"], TrainRun).run
+
+    # heavy, and not needed to answer a typo
+    from opensora import log
+    from opensora.models.layers.kernels import use_kernels
+    from opensora.parallel import world as worlds
+    from opensora.platforms import select
+    from opensora.training.build import check_world
+    from opensora.training.mesh import sequence_size
+    from opensora.training.replay import build_replay, replay
+
+    with alike_on_all_ranks():
+        rank, size = worlds.rank_from_environment()
+        sp_size = sequence_size(run, size, worlds.local_size_from_environment(), str(config))
+        check_world(run, size // sp_size, str(config))
+    log.setup(rank)
+    platform = select()
+    use_kernels(platform)
+    run = replace(run, dtype=platform.choose_dtype(run.dtype))
+    world = worlds.start(platform, run.timeout_seconds, sp_size)
+    found = replay(build_replay(run, world, str(config), step), step, gradients)
+    if world.is_main:
+        _show(found, Path(run_dir))
+    worlds.stop()
+    return 0
+
+
+def _own_words(overrides: Sequence[str]) -> tuple[int, bool, list[str]]:
+    """(step, gradients, changes of the config)."""
+    own: dict[str, Any] = {"gradients": False}
+    changes = []
+    for override in overrides:
+        key, value = parse_override(override)
+        if key in ("step", "gradients"):
+            own[key] = value
+        else:
+            changes.append(override)
+    if type(own.get("step")) is not int:
+        raise ConfigError(
+            f"command line: key 'step': found {own.get('step')!r}; allowed: a whole number from 1; add step=N"
+        )
+    if type(own["gradients"]) is not bool:
+        raise ConfigError(f"command line: key 'gradients': found {own['gradients']!r}; allowed: true or false")
+    return own["step"], own["gradients"], changes
+
+
+def _show(found: "Replay", run_dir: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from opensora.training.replay import compare, recorded
+
+    console = Console(soft_wrap=True)
+    table = Table(title=f"step {found.step} of {run_dir}, from the state after step {found.start}")
+    measured = any("grad_norm" in each for each in found.samples)
+    for heading in ("place", "row", "noise level", "loss", *(["gradient norm"] if measured else []), "caption"):
+        table.add_column(heading)
+    suspects = found.suspects()
+    for each in found.samples:
+        level = "" if each["level"] is None else f"{each['level']:.3f}"
+        norm = [_number(each["grad_norm"])] if measured else []
+        caption = (
+            each["caption"] if len(each["caption"]) <= CAPTION_LENGTH else each["caption"][: CAPTION_LENGTH - 1] + "…"
+        )
+        style = "red" if each in suspects else None
+        table.add_row(str(each["place"]), str(each["row"]), level, _number(each["loss"]), *norm, caption, style=style)
+    console.print(table)
+    then = recorded(run_dir, found.step)
+    for name, now in (("loss", found.loss), ("gradient norm", found.grad_norm)):
+        key = "loss" if name == "loss" else "grad_norm"
+        told = "not logged by the run (log_every)" if then is None else compare(now, then[key])
+        logged = "" if then is None else f", logged {then[key]!r}"
+        console.print(f"{name} {now!r}{logged}: {told}")
+    if found.trouble is not None:
+        console.print(f"the run does not make this step: {found.trouble}")
+    for each in suspects:
+        what = "loss" if not math.isfinite(each["loss"]) else "gradient"
+        console.print(f"not finite: the {what} of manifest row {each['row']} (counted from 0), place {each['place']}")
+
+
+def _number(value: float) -> str:
+    return f"{value:.6f}" if math.isfinite(value) else str(value)
+
+
+if __name__ == "__main__":
+    leave(main())

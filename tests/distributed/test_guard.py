@@ -1,0 +1,131 @@
+"""A step that one rank alone finds wrong is skipped on all, and a run that resumes decides as the one that was not cut."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+
+from opensora.config import load
+from opensora.errors import TrainingDiverged
+from opensora.parallel import world
+from opensora.schema import TrainRun
+from opensora.training.build import build_training
+from opensora.training.loop import Training, train
+from opensora.training.metrics import read
+from opensora.training.task import StepLoss
+from opensora.training.task_diffusion import DiffusionTask
+from opensora.types import Batch
+from tests.dist import run_ranks
+from tests.distributed.test_training import DEBUG, Killed
+
+STEPS = 6
+PLACE = 3  # with two ranks and micro-batches of two, a sample of the second rank's
+Spoilt = Mapping[int, float]  # step -> what the loss of the sample at PLACE is multiplied by
+
+
+def spoiling(spoilt: Spoilt) -> Any:
+    plain = DiffusionTask.step
+
+    def step(self: DiffusionTask, model: Callable[..., Any], batch: Batch) -> StepLoss:
+        loss = plain(self, model, batch)
+        factors = [spoilt.get(batch.step, 1.0) if place == PLACE else 1.0 for place in batch.places]
+        return replace(loss, loss_B=loss.loss_B * torch.tensor(factors))
+
+    return mock.patch.object(DiffusionTask, "step", step)
+
+
+def go(run_dir: str, spoilt: Spoilt, *overrides: str, until: int = STEPS, without: int | None = None) -> str | None:
+    """Train, killed after `until` steps, or as if step `without` were not in the data; what ended it."""
+    keys = [f"steps={STEPS}", f"run_dir={run_dir!r}", "save_every=2", *overrides]
+    t = build_training(load(DEBUG, keys, TrainRun).run, world.current(), DEBUG)
+    if until < STEPS:
+        die_at_trouble(t, until)
+    try:
+        with spoiling(spoilt):
+            if without is not None:
+                whole, t.run = t.run, replace(t.run, steps=without)
+                train(t)
+                for _ in range(whole.micro_batches // t.world.data_size):
+                    next(t.batches)
+                t.run, t.start_step = whole, without + 1
+            train(t)
+    except (Killed, TrainingDiverged) as error:
+        return str(error)
+    finally:
+        t.metrics.close()
+    return None
+
+
+def die_at_trouble(t: Training, step: int) -> None:
+    log = t.metrics.log_trouble
+
+    def log_then_die(found: int, trouble: Mapping[str, Any]) -> None:
+        log(found, trouble)
+        if found == step:
+            raise Killed
+
+    t.metrics.log_trouble = log_then_die  # type: ignore[method-assign]
+
+
+def killed_after_five(run_dir: str, spoilt: Spoilt, *overrides: str) -> None:
+    go(run_dir, spoilt, *overrides, until=5)
+
+
+def spare(run_dir: str, step: int, *overrides: str) -> None:
+    go(run_dir, {}, *overrides, without=step)
+
+
+def records(run_dir: Path) -> list[dict[str, Any]]:
+    """What was learnt and what was told, without times and saves."""
+    found = [{k: v for k, v in record.items() if k != "seconds"} for record in read(run_dir / "metrics.jsonl")]
+    return [record for record in found if "save" not in record]
+
+
+def weights(run_dir: Path) -> list[bytes]:
+    folder = run_dir / f"checkpoints/step-{STEPS:08d}/weights"
+    return [(folder / name / "model.safetensors").read_bytes() for name in ("model", "ema")]
+
+
+@pytest.mark.parametrize(("ranks", "plugin"), [(1, "ddp"), (2, "zero2")], ids=str)
+def test_a_skipped_step_is_as_if_it_had_not_been(tmp_path: Path, ranks: int, plugin: str) -> None:
+    keys = (f"plugin={plugin}", "on_nan=skip")
+    run_ranks(go, ranks, str(tmp_path / "met"), {3: math.nan}, *keys)
+    run_ranks(spare, ranks, str(tmp_path / "spared"), 3, *keys)
+    assert weights(tmp_path / "met") == weights(tmp_path / "spared")
+    found = records(tmp_path / "met")
+    losses = [(record["step"], record["loss"]) for record in found if "loss" in record]
+    assert losses == [(record["step"], record["loss"]) for record in records(tmp_path / "spared")]
+    assert [record["skipped"] for record in found if "loss" in record] == [0, 0, 0, 1, 1]
+    trouble = next(record["trouble"] for record in found if "trouble" in record)
+    assert [each["place"] for each in trouble["samples"]] == [0, 1, 2, 3]  # of both ranks
+    assert [each["loss"] == "nan" for each in trouble["samples"]] == [False, False, False, True]
+    assert len({each["row"] for each in trouble["samples"]}) == 4
+
+
+def test_a_resumed_run_finds_the_same_spikes(tmp_path: Path) -> None:
+    """Cut at step 5, whose spike is met twice; only with the steps before the checkpoint is it one."""
+    spoilt = {1: math.nan, 4: 40.0}
+    keys = ("on_nan=skip", "spike_factor=4", "spike_window=3")
+    run_ranks(go, 2, str(tmp_path / "whole"), spoilt, *keys)
+    run_ranks(killed_after_five, 2, str(tmp_path / "cut"), spoilt, *keys)
+    assert [r["step"] for r in records(tmp_path / "cut")] == [1, 2, 3, 4, 5]
+    run_ranks(go, 2, str(tmp_path / "cut"), spoilt, *keys)
+    found = records(tmp_path / "cut")
+    assert found == records(tmp_path / "whole")
+    assert [(r["step"], r["trouble"]["skipped"]) for r in found if "trouble" in r] == [(2, 1), (5, 2)]
+    assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
+
+
+def test_too_many_skips_end_the_run_on_every_rank(tmp_path: Path) -> None:
+    spoilt = {2: math.nan, 3: math.inf}
+    ended = run_ranks(go, 2, str(tmp_path), spoilt, "on_nan=skip", "max_skips=1")
+    for text in ended:
+        assert text.startswith(
+            "training: the loss is inf between step 3 and step 4 (2 in a row); the weights were not updated"
+        )
+        assert f"last good checkpoint: {tmp_path}/checkpoints/step-00000002; " in text

@@ -1,0 +1,171 @@
+"""`opensora replay`: a step of a run once more, with its numbers, and whose fault it was that they were none."""
+
+import hashlib
+import math
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from opensora.config import load
+from opensora.parallel import world
+from opensora.schema import TrainRun
+from opensora.training import keep
+from opensora.training.metrics import read
+from opensora.training.replay import Replay, build_replay, compare, replay
+from opensora.training.task import StepLoss
+from opensora.training.task_diffusion import DiffusionTask
+from opensora.types import Batch
+from tests.dist import run_ranks
+from tests.e2e.processes import ROOT, TRAIN
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of six steps that kept the states after step 2 to 6."""
+    folder = tmp_path_factory.mktemp("run")
+    run_ranks(train_here, 1, str(folder))
+    return folder
+
+
+def train_here(folder: str) -> None:
+    from opensora.training.build import build_training
+    from opensora.training.loop import train
+
+    # more than one row in a micro-batch, dropped captions and frames that are given: everything that is drawn
+    keys = [f"run_dir={folder!r}", "keep_last=9", "mask_ratios={'image_head': 0.5}", "model.class_dropout_prob=0.5"]
+    t = build_training(load(str(ROOT / TRAIN), keys, TrainRun).run, world.current(), TRAIN)
+    train(t)
+    t.metrics.close()
+
+
+def logged(run_dir: Path, step: int) -> tuple[float, float]:
+    return next(
+        (r["loss"], r["grad_norm"]) for r in read(run_dir / "metrics.jsonl") if r["step"] == step and "loss" in r
+    )
+
+
+def contents(folder: Path) -> dict[str, tuple[str, int]]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(f): (hashlib.sha256(f.read_bytes()).hexdigest(), f.stat().st_mtime_ns) for f in files}
+
+
+def test_a_step_again_has_the_numbers_that_were_logged(
+    run_dir: Path, opensora: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the state just before it, while another process may hold the folder; nothing in the folder changes."""
+
+    def refuse(*_: Any) -> Any:
+        raise AssertionError("a replay takes no lock")
+
+    monkeypatch.setattr(keep, "lock", refuse)
+    before = contents(run_dir)
+    assert opensora("replay", str(run_dir), "step=5", "gradients=true") == 0
+    assert contents(run_dir) == before
+    said = capsys.readouterr()
+    loss, norm = logged(run_dir, 5)
+    assert f"loss {loss!r}, logged {loss!r}: the same, bit for bit" in said.out
+    assert f"gradient norm {norm!r}, logged {norm!r}: the same, bit for bit" in said.out
+    assert "from the state after step 4" in said.out
+    rows = re.findall(r"│ (\d+) +│ (\d+) +│ (0\.\d+) +│ (\d\.\d+) +│ (\d\.\d+) +│ a", said.out)
+    assert [int(place) for place, *_ in rows] == [0, 1, 2, 3]
+    assert sum(float(each[3]) for each in rows) / 4 == pytest.approx(loss, abs=1e-6)
+    assert all(float(each[4]) > norm / 4 for each in rows)
+    assert "not finite" not in said.out
+
+
+def test_steps_between_two_checkpoints_are_gone_through(run_dir: Path) -> None:
+    found = run_ranks(again, 1, str(run_dir), 4)[0]
+    assert (found.start, found.step) == (2, 4)
+    assert (found.loss, found.grad_norm) == logged(run_dir, 4)
+
+
+def test_two_ranks_under_another_plugin_make_the_same_step(run_dir: Path) -> None:
+    one, two = run_ranks(again, 2, str(run_dir), 5, "plugin=ddp")
+    assert one == two
+    assert (one.loss, one.grad_norm) == pytest.approx(logged(run_dir, 5), rel=1e-5)
+    assert [each["place"] for each in one.samples] == [0, 1, 2, 3]
+    assert one.suspects() == []
+
+
+def test_without_a_checkpoint_before_it_the_run_is_begun_again(run_dir: Path) -> None:
+    found = run_ranks(again, 1, str(run_dir), 1)[0]
+    assert found.start == 0
+    assert (found.loss, found.grad_norm) == logged(run_dir, 1)
+
+
+def again(run_dir: str, step: int, *changes: str) -> Replay:
+    run = load(f"{run_dir}/config.json", [f"run_dir={run_dir!r}", *changes], TrainRun).run
+    return replay(build_replay(run, world.current(), run_dir, step), step)
+
+
+@pytest.fixture(params=["loss", "gradient"])
+def spoilt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The sample at place 2 of step 3 has no number for its loss, or for its gradient alone."""
+    plain = DiffusionTask.step
+
+    def step(self: DiffusionTask, model: Callable[..., Any], batch: Batch) -> StepLoss:
+        loss = plain(self, model, batch)
+        losses = list(loss.loss_B)
+        if batch.step == 2 and 2 in batch.places:
+            guilty = batch.places.index(2)
+            nothing = losses[guilty] - losses[guilty].detach()
+            # the root's slope at 0 is infinite
+            losses[guilty] = losses[guilty] * math.nan if request.param == "loss" else losses[guilty] + nothing.sqrt()
+        return replace(loss, loss_B=torch.stack(losses))
+
+    monkeypatch.setattr(DiffusionTask, "step", step)
+    return request.param
+
+
+def test_a_run_that_stopped_is_replayed_and_the_row_is_named(
+    tmp_path: Path, spoilt: str, opensora: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert opensora("train", str(ROOT / TRAIN), f"run_dir={tmp_path}") == 1
+    said = capsys.readouterr().err
+    assert f"look at the clips of that step with `opensora replay {tmp_path} step=3`" in said
+    trouble = read(tmp_path / "metrics.jsonl")[-1]["trouble"]
+    row = trouble["samples"][2]["row"]
+    assert opensora("replay", str(tmp_path), "step=3") == 0
+    told = capsys.readouterr().out
+    what = "loss is nan" if spoilt == "loss" else "gradient norm is (nan|inf)"
+    assert re.search(rf"the run does not make this step: the {what}", told)
+    assert re.findall(r"not finite: .*", told) == [
+        f"not finite: the {spoilt} of manifest row {row} (counted from 0), place 2"
+    ]
+    assert told.count("the same, bit for bit") == 2
+
+
+def test_numbers_are_compared_in_words() -> None:
+    assert compare(1.5, 1.5) == compare(math.nan, math.nan) == "the same, bit for bit"
+    assert compare(1.0, 1.0 + 5e-7) == "the same but for rounding: 5.0e-07 apart"
+    assert compare(1.0, 1.1).startswith("DIFFERENT: 9.1e-02")
+    assert compare(math.nan, 1.0).startswith("DIFFERENT")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["step=7"], "step=7 found; allowed: 1 to steps=6"),
+        (["step=0"], "step=0 found; allowed: 1 to steps=6"),
+        ([], "key 'step': found None; allowed: a whole number from 1; add step=N"),
+        (["step=2", "gradients=3"], "key 'gradients': found 3; allowed: true or false"),
+        (["step=2", "stepz=3"], "key 'stepz': unknown"),
+    ],
+)
+def test_mistakes_are_sentences(
+    run_dir: Path, opensora: Callable[..., int], capsys: pytest.CaptureFixture[str], words: list[str], told: str
+) -> None:
+    assert opensora("replay", str(run_dir), *words) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_run(tmp_path: Path, opensora: Callable[..., int], capsys: Any) -> None:
+    assert opensora("replay", str(tmp_path), "step=1") == 2
+    assert "no config.json there; allowed: the folder of a training run" in capsys.readouterr().err
