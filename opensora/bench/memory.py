@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from opensora.bench.peak import Peak
+from opensora.bench.peak import Peak, return_freed_memory
 from opensora.errors import OpenSoraError
 from opensora.parallel.activation import checkpoint_activations
 
@@ -123,6 +123,7 @@ def decoding_rows(frames: tuple[int, ...] = (65, 129, 257)) -> list[dict[str, An
 
 
 def main(argv: list[str]) -> int:
+    return_freed_memory()
     given: Mapping[str, str] = dict(argument.split("=", 1) for argument in argv[1:])
     work = CASES[argv[0]](**{key: int(value) for key, value in given.items()})
     print(json.dumps({"bytes": added_bytes(work)}))

@@ -133,6 +133,12 @@ class DiffusersSampler(NoiseSampler):
                 f"scheduler: diffusers' {cls.__name__} does not work with {self.num_sampling_steps} steps and"
                 f" {self.config} ({error}); correct scheduler.config or num_sampling_steps"
             ) from error
+        if float(solver.timesteps.max()) == 0:
+            raise ConfigError(
+                f"scheduler.num_sampling_steps: {self.num_sampling_steps} with diffusers' {cls.__name__} asks the model at"
+                " timestep 0 only, where clean latents are expected and not noise; allowed: 2 and more, or a spacing"
+                ' that begins in noise; set config=dict(timestep_spacing="trailing") or more steps'
+            )
         return solver
 
 

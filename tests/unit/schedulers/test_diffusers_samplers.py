@@ -10,6 +10,7 @@ from opensora.errors import ConfigError
 from opensora.random import Draw, generator
 from opensora.registry import SCHEDULERS, build
 from opensora.schedulers.ddpm import IDDPM
+from opensora.schedulers.diffusers_samplers import NAMES
 
 SHAPE = (2, 4, 2, 3, 3)
 
@@ -109,6 +110,27 @@ def test_what_diffusers_refuses_is_a_sentence() -> None:
         sampler("DDPM", config=dict(variance_type="learned_range"))
     with pytest.raises(ConfigError, match="num_sampling_steps: 0"):
         sampler("DDPM", num_sampling_steps=0)
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"PNDM"}))
+def test_one_step_begins_in_noise_or_is_refused(name: str) -> None:
+    """Evenly spaced from 0, a single timestep is 0: the noise would be taken for clean latents and come out as it went in."""
+    begins: list[float] = []
+
+    def denoise(x: Tensor, t_B: Tensor, x_mask: Tensor | None = None) -> Tensor:
+        begins.append(float(t_B[0]))
+        return half(x, t_B)
+
+    try:
+        scheduler = sampler(name, num_sampling_steps=1)
+    except ConfigError as error:
+        assert "num_sampling_steps: 1 with diffusers'" in str(error)
+        assert "'trailing'" in str(error).replace('"', "'")
+        scheduler = sampler(name, num_sampling_steps=1, config=dict(timestep_spacing="trailing"))
+    made = scheduler.sample(denoise, clip(), rngs())
+    assert begins[0] == 999
+    assert made.isfinite().all()
+    assert not torch.allclose(made, clip(), atol=0.1)
 
 
 @pytest.mark.parametrize(
