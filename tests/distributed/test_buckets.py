@@ -1,0 +1,135 @@
+"""Training on clips of many sizes: a function of config, manifest and seed, on any ranks and from any step on."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from opensora.config import load
+from opensora.datasets.manifest import write_table
+from opensora.parallel import world
+from opensora.schema import TrainRun
+from opensora.training.build import build_training
+from opensora.training.loop import train
+from opensora.training.metrics import read
+from tests.dist import run_ranks
+from tests.samples import write_picture, write_video
+
+ROOT = Path(__file__).resolve().parents[2]
+DEBUG = str(ROOT / "configs/stdit2/train/debug_buckets.py")
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Videos and pictures, lying and upright, a row without a size, and a file that turns out to be empty."""
+    folder = tmp_path_factory.mktemp("footage")
+    rows: list[dict[str, Any]] = []
+    for number in range(12):
+        height, width = ((16, 32), (20, 20))[number % 2]
+        told = {"text": f"clip {number}", "height": height, "width": width}
+        if number % 3 == 0:
+            path = write_picture(folder / f"{number}.png", number, (height, width))
+            rows.append({"path": path, "num_frames": 1, **told})
+        else:
+            path = write_video(folder / f"{number}.mp4", 8, size=(height, width), tint=(10 * number, 0, 0))
+            rows.append({"path": path, "num_frames": 8, "fps": 8.0, **told})
+    rows.append({"path": rows[1]["path"], "text": "of no size", "start": 0.5})
+    Path(rows[4]["path"]).write_bytes(b"")
+    write_table(str(folder / "train.parquet"), rows)
+    return str(folder / "train.parquet")
+
+
+@pytest.fixture(scope="module")
+def config(manifest: str) -> str:
+    """debug_buckets.py on that footage."""
+    path = Path(manifest).with_name("config.py")
+    path.write_text(
+        f"_base_ = [{DEBUG!r}]\n"
+        f"dataset = dict(_delete_=True, type='VideoTextDataset', data_path={manifest!r}, crop='random')\n"
+        "bucket_config = {'_delete_': True, '16x32': {1: (1.0, 1), 5: (0.5, 1)}, '16x16': {1: (1.0, 1), 5: (1.0, 1)}}\n"
+        "plugin, grad_clip = 'ddp', 0.05\n"
+    )
+    return str(path)
+
+
+def train_to(config: str, run_dir: str, *arguments: str, until: int = STEPS) -> list[list[tuple[int, int]]]:
+    """Train and leave without a save beyond step `until`; (place, row) of this rank's samples, step by step."""
+    run = load(config, [f"run_dir={run_dir!r}", f"steps={STEPS}", "save_every=2", *arguments], TrainRun).run
+    training = build_training(run, world.current(), config)
+    seen: dict[int, list[tuple[int, int]]] = {}
+    task_step = training.task.step
+
+    def noted(model: Any, batch: Any) -> Any:
+        seen.setdefault(batch.step, []).extend(zip(batch.places, batch.rows, strict=True))
+        return task_step(model, batch)
+
+    training.task.step = noted  # type: ignore[method-assign]
+    if until < STEPS:
+        log = training.metrics.log
+
+        def log_then_stop(record: Any) -> None:
+            log(record)
+            if record.step == until:
+                raise Killed
+
+        training.metrics.log = log_then_stop  # type: ignore[method-assign]
+    try:
+        train(training)
+    except Killed:
+        pass
+    finally:
+        training.metrics.close()
+    return [sorted(seen[step]) for step in sorted(seen)]
+
+
+class Killed(BaseException):
+    pass
+
+
+def kill_after_three(config: str, run_dir: str) -> list[list[tuple[int, int]]]:
+    return train_to(config, run_dir, until=3)
+
+
+def kill_after_five(config: str, run_dir: str) -> list[list[tuple[int, int]]]:
+    return train_to(config, run_dir, until=5)
+
+
+def records(run_dir: Path) -> list[tuple[int, float, int]]:
+    found = [record for record in read(run_dir / "metrics.jsonl") if "loss" in record]
+    assert [record["step"] for record in found] == list(range(1, STEPS + 1))
+    return [(record["tokens"], record["loss"], record["grad_norm"]) for record in found]
+
+
+def together(ranks: list[list[list[tuple[int, int]]]]) -> list[list[tuple[int, int]]]:
+    """The global batch of each step."""
+    return [sorted(sample for rank in step for sample in rank) for step in zip(*ranks, strict=True)]
+
+
+def test_resume_across_buckets_on_other_ranks(tmp_path: Path, config: str) -> None:
+    """1 rank; 2 ranks; and 1, 2, 1 ranks with a kill between: one curve, the same rows in the same places."""
+    [alone] = run_ranks(train_to, 1, config, str(tmp_path / "one"))
+    expected = records(tmp_path / "one")
+    assert len({tokens for tokens, _, _ in expected}) > 1  # buckets change
+    assert all(row not in (4, 12) for step in alone for _, row in step)
+
+    two = together(run_ranks(train_to, 2, config, str(tmp_path / "two")))
+    assert two == alone
+    run_ranks(kill_after_three, 1, config, str(tmp_path / "cut"))  # saved after 2
+    after_two = together(run_ranks(kill_after_five, 2, config, str(tmp_path / "cut")))  # saved after 4
+    [after_four] = run_ranks(train_to, 1, config, str(tmp_path / "cut"))
+    assert after_two == alone[2:5]
+    assert after_four == alone[4:]
+    for folder in ("two", "cut"):
+        for mine, theirs in zip(records(tmp_path / folder), expected, strict=True):
+            assert mine == pytest.approx(theirs, rel=1e-5)
+
+
+@pytest.mark.parametrize("plugin", ["ddp", "zero2"])
+def test_warming_up_changes_nothing(tmp_path: Path, plugin: str) -> None:
+    """The very same numbers with and without, from fresh weights on two ranks."""
+    for warm in ("true", "false"):
+        run_ranks(train_to, 2, DEBUG, str(tmp_path / warm), f"plugin={plugin}", f"warmup_buckets={warm}")
+    assert records(tmp_path / "true") == records(tmp_path / "false")
+    weights = [next((tmp_path / warm).rglob("step-00000006/weights/model/*.safetensors")) for warm in ("true", "false")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
