@@ -13,7 +13,8 @@ from torch import Generator, Tensor, nn
 from opensora.errors import ConfigError
 from opensora.parallel import collectives, sequence
 from opensora.parallel.activation import checkpoint_activations
-from opensora.parallel.sequence import Mode, shard_sequence
+from opensora.parallel.sequence import Mode, bytes_sent, shard_sequence
+from opensora.parallel.volume import sequence_bytes
 from opensora.registry import MODELS, build
 from tests.contract.test_models import DENOISERS, inputs, one_of, open_gates, small
 from tests.dist import run_ranks
@@ -235,3 +236,38 @@ def one_half_after_the_other() -> None:
 def test_groups_take_different_samples() -> None:
     """The mean over all ranks is over samples and tokens at once."""
     run_ranks(one_half_after_the_other, 4)
+
+
+def count_bytes(case: Case, mode: Mode) -> tuple[int, int]:
+    """(bytes counted at the seams in a forward and a backward, what the formula says)."""
+    alone = make(case)
+    assert bytes_sent(alone) == 0
+    model: Any = shard_sequence(alone, mode=mode)
+    if case.checkpointed:
+        checkpoint_activations(model.checkpoint_blocks())
+    given = arguments(model, case)
+    loss_of(model(**given)).backward()
+    frames, rows, columns = model.grid
+    expected = sequence_bytes(
+        ranks=collectives.world_size(),
+        mode=mode,
+        batch=len(given["x"]),
+        frames=frames,
+        patches=rows * columns,
+        width=model.hidden_size,
+        heads=model.num_heads,
+        depth=len(model.blocks),
+        out_features=model.patch_features,
+        recomputed=case.checkpointed,
+    )
+    return bytes_sent(model), expected
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_bytes_sent_are_those_of_the_formula(ranks: int, mode: Mode) -> None:
+    """Also where nothing divides: padding travels as well."""
+    for case in (Case("STDiT", EVEN), Case("STDiT", ODD, checkpointed=True)):
+        for counted, expected in run_ranks(count_bytes, ranks, case, mode):
+            assert counted == expected
+            assert (counted > 0) == (ranks > 1)

@@ -1,0 +1,213 @@
+"""`opensora bench tokens`: one training step of a million tokens of one sample, by one rank and shared by two.
+
+Every rank is a process of its own (`torchrun ... -m opensora.bench.tokens CASE RANKS ANSWER`), with one thread, so that
+two ranks have what two machines of one core would have. Activations are recomputed, tokens shared by "dsp".
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from opensora.bench.models import machine
+from opensora.bench.peak import Peak, return_freed_memory
+from opensora.errors import OpenSoraError
+from opensora.models.layers.kernels import use_kernels
+from opensora.models.stdit.stdit import STDiT
+from opensora.parallel import world as worlds
+from opensora.parallel.activation import checkpoint_activations
+from opensora.parallel.collectives import gather_objects
+from opensora.parallel.sequence import bytes_sent, shard_sequence
+from opensora.parallel.volume import sequence_bytes
+from opensora.platforms import Platform, select
+from opensora.random import generator
+from opensora.registry import OPTIMIZERS, PLUGINS, build
+
+RANKS = (1, 2)
+TEXT_TOKENS, TEXT_CHANNELS = 16, 64
+TIMEOUT_SECONDS = 3600
+
+
+@dataclass(frozen=True)
+class Case:
+    """Latents of frames x rows x columns and 4 channels, in patches of 1 x 2 x 2, and the model they go through.
+
+    Attention costs frames * patches * (frames + patches): as many frames as patches of one are the cheapest million.
+    """
+
+    frames: int
+    rows: int
+    columns: int
+    width: int = 32
+    heads: int = 2
+    depth: int = 2
+
+    @property
+    def patches(self) -> int:
+        return self.rows // 2 * (self.columns // 2)
+
+    @property
+    def tokens(self) -> int:
+        return self.frames * self.patches
+
+
+CASES = {"full": Case(1024, 64, 64), "quick": Case(64, 32, 32)}
+
+
+def make(case: Case) -> STDiT:
+    """A model none of whose branches is shut, as after some training; small, so that activations are what counts."""
+    model = STDiT(
+        input_size=(case.frames, case.rows, case.columns),
+        hidden_size=case.width,
+        depth=case.depth,
+        num_heads=case.heads,
+        caption_channels=TEXT_CHANNELS,
+        model_max_length=TEXT_TOKENS,
+    )
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if not parameter.any():
+                parameter.copy_(0.02 * torch.randn(parameter.shape, generator=generator(0, name)))
+    return model
+
+
+def step_on_rank(case: Case, platform: Platform, world: worlds.World) -> dict[str, Any]:
+    """Forward, backward and update of one sample that all ranks share; what it cost this rank."""
+    torch.manual_seed(0)
+    model = make(case)
+    checkpoint_activations(model.checkpoint_blocks())
+    if world.sequence_size > 1:
+        shard_sequence(model, world.sequence_group, "dsp")
+    engine = build(PLUGINS, {"type": "zero2"}).apply(
+        model.train(),
+        lambda parameters: build(OPTIMIZERS, {"type": "AdamW", "lr": 1e-4}, params=parameters),
+        dtype="fp32",
+        grad_clip=1.0,
+        world=world,
+    )
+    x = torch.randn(1, 4, case.frames, case.rows, case.columns, generator=generator(0, "latents"))
+    y = torch.randn(1, 1, TEXT_TOKENS, TEXT_CHANNELS, generator=generator(0, "text"))
+    x, y, t = x.to(world.device), y.to(world.device), torch.tensor([500.0], device=world.device)
+    before = bytes_sent(model)
+    peak = Peak(platform)  # weights and their gradients are small beside what it counts
+    start = time.perf_counter()
+    loss = _loss(engine.model(x, t, y), x)
+    engine.backward(loss, last=True)
+    norm = engine.step()
+    platform.synchronize()
+    return {
+        "seconds": time.perf_counter() - start,
+        "activation_bytes": peak.added_bytes(),
+        "peak_bytes": platform.peak_memory_bytes(),
+        "sent_bytes": bytes_sent(model) - before,
+        "formula_bytes": formula(case, world.sequence_size),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "loss": loss.item(),
+        "grad_norm": norm,
+    }
+
+
+def _loss(out: Tensor, x: Tensor) -> Tensor:
+    """The mean squared error of what a denoiser trained with a velocity would be asked; half its channels are spread."""
+    return (out[:, : x.shape[1]] - x).square().mean()
+
+
+def formula(case: Case, ranks: int) -> int:
+    """Bytes that docs/parallelism.md expects a rank to send."""
+    return sequence_bytes(
+        ranks=ranks,
+        mode="dsp",
+        batch=1,
+        frames=case.frames,
+        patches=case.patches,
+        width=case.width,
+        heads=case.heads,
+        depth=case.depth,
+        out_features=2 * 2 * 8,
+        recomputed=True,
+    )
+
+
+def run(platform: Platform, quick: bool) -> dict[str, Any]:
+    """One rank, then two, one after the other, so that their memory is never held at the same time."""
+    name = "quick" if quick else "full"
+    case = CASES[name]
+    rows = [{"ranks": ranks, **measured(name, ranks)} for ranks in RANKS]
+    alone, shared = rows
+    return {
+        "machine": machine(platform),
+        "case": {**case.__dict__, "patches": case.patches, "tokens": case.tokens},
+        "steps": rows,
+        "memory_ratio": shared["activation_bytes"] / alone["activation_bytes"],
+        "loss_difference": abs(shared["loss"] - alone["loss"]) / abs(alone["loss"]),
+        "grad_norm_difference": abs(shared["grad_norm"] - alone["grad_norm"]) / alone["grad_norm"],
+    }
+
+
+def measured(name: str, ranks: int) -> dict[str, Any]:
+    """The step in new processes; of figures that ranks differ in, the largest."""
+    with tempfile.TemporaryDirectory(prefix="opensora-bench-") as folder:
+        answer = Path(folder, "answer.json")
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+        command += ["-m", "opensora.bench.tokens", name, str(ranks), str(answer)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode or not answer.is_file():
+            raise OpenSoraError(
+                f"bench: {ranks} rank(s) failed: {done.stderr.strip()[-300:]}; run `{' '.join(command[1:])}` by itself"
+            )
+        return json.loads(answer.read_text(encoding="utf-8"))
+
+
+def tables(found: dict[str, Any]) -> list[Table | str]:
+    """The same for people."""
+    device, case = found["machine"], found["case"]
+    title = f"{device['device']}, {device['memory_gib']} GiB, torch {device['torch']}, {device['date']}"
+    shape = (
+        f"{case['tokens']:,} tokens ({case['frames']:,} frames of {case['patches']:,} patches) of one sample; STDiT of "
+        f"width {case['width']}, {case['heads']} heads, {case['depth']} blocks, {found['steps'][0]['parameters']:,} "
+        "parameters; fp32, activations recomputed, zero2, one thread per rank"
+    )
+    steps = Table(
+        "ranks", "tokens", "seconds", "peak per rank, MiB", "activations per rank, MiB", "of one rank's",
+        "sent per rank, MiB", "formula, MiB", title="One training step",
+    )  # fmt: skip
+    whole = found["steps"][0]["activation_bytes"]
+    for row in found["steps"]:
+        sizes = [f"{row[key] / 2**20:,.1f}" for key in ("sent_bytes", "formula_bytes")]
+        memory = [f"{row[key] / 2**20:,.0f}" for key in ("peak_bytes", "activation_bytes")]
+        share = f"{row['activation_bytes'] / whole:.2f}"
+        steps.add_row(str(row["ranks"]), f"{case['tokens']:,}", f"{row['seconds']:.1f}", *memory, share, *sizes)
+    same = (
+        f"2 ranks against 1: loss differs by {found['loss_difference']:.1e} of itself, the gradient norm by "
+        f"{found['grad_norm_difference']:.1e}"
+    )
+    return [title, shape, steps, same]
+
+
+def main(argv: list[str]) -> int:
+    """One rank."""
+    name, ranks, answer = argv
+    platform = select()
+    use_kernels(platform)
+    world = worlds.start(platform, TIMEOUT_SECONDS, sp_size=int(ranks))
+    torch.set_num_threads(1)
+    return_freed_memory()
+    found = step_on_rank(CASES[name], platform, world)
+    every = gather_objects(found)
+    if world.is_main:
+        largest = {key: max(each[key] for each in every) for key in found}
+        Path(answer).write_text(json.dumps(largest), encoding="utf-8")
+    worlds.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
