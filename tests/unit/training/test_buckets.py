@@ -1,0 +1,173 @@
+"""Which sizes a run trains at, and the sentences for what cannot be trained so."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from opensora.config import load
+from opensora.datasets.bucket_report import BucketLine
+from opensora.datasets.buckets import Bucket
+from opensora.errors import ConfigError, DataError
+from opensora.parallel import world
+from opensora.registry import DATASETS, PLUGINS, build
+from opensora.schema import TrainRun
+from opensora.training.buckets import Clips, build_buckets, check_latents, one_size_clips, plan_clips
+from opensora.training.plan import plan
+from opensora.training.task import StepLoss
+from opensora.training.warmup import warm_up
+from opensora.types import Batch
+from tests.dist import one_rank
+from tests.e2e.processes import ROOT
+from tests.samples import write_manifest
+
+DEBUG = str(ROOT / "configs/stdit2/train/debug_buckets.py")
+
+
+def run(**changes: Any) -> TrainRun:
+    return replace(load(DEBUG, [], TrainRun).run, **changes)
+
+
+def clips(base: TrainRun) -> Clips:
+    return plan_clips(base, build(DATASETS, base.dataset), "here.py")
+
+
+def test_the_run_is_planned_for_the_size_it_sees_most_of() -> None:
+    """Of 96 clips the 24 pictures of either size fill 6 and 3 steps, the videos more than twice as many pixels."""
+    found = clips(run(image_ratio=None))
+    steps = {line.size: line.steps for line in found.report.lines_by_bucket}  # type: ignore[union-attr]
+    assert steps[1, 16, 32] == 24 // 4
+    assert steps[1, 16, 16] == 24 // 8
+    pixels = {
+        size: count * size[0] * size[1] * size[2] * batch for (size, count), batch in zip(steps.items(), (1, 2, 2, 4))
+    }
+    assert found.size == max(pixels, key=lambda size: pixels[size])
+    vae = SimpleNamespace(latent_size=lambda size: size)
+    assert found.largest(vae).volume == 5 * 16 * 32
+    squeezing = SimpleNamespace(latent_size=lambda size: (1, *size[1:]))  # then four pictures are the most
+    assert found.largest(squeezing).size == (1, 16, 32)
+
+
+def test_one_size_clips_are_of_the_planned_size() -> None:
+    """Rows of that bucket alone, the same at every call."""
+    found = clips(run())
+    batches = list(one_size_clips(found, seed=5, micro_batches=6))
+    assert [tuple(batch.video_BCTHW.shape) for batch in batches] == [(1, 3, *found.size)] * 6
+    assert found.order is not None
+    chosen = found.order.choices(0)
+    assert {found.order.size(chosen[row]) for batch in batches for row in batch.rows} == {found.size}
+    again = list(one_size_clips(found, seed=5, micro_batches=6))
+    assert all(torch.equal(a.video_BCTHW, b.video_BCTHW) for a, b in zip(batches, again, strict=True))
+
+
+def test_without_buckets_a_data_set_says_its_size(tmp_path: Path) -> None:
+    plain = {"type": "VideoTextDataset", "data_path": write_manifest(tmp_path, clips=2)}
+    base = run(bucket_config=None, image_ratio=None, warmup_buckets=False)
+    with pytest.raises(ConfigError, match=r"here\.py: key 'dataset': num_frames or image_size is missing; allowed: "):
+        clips(replace(base, dataset=plain))
+    found = clips(replace(base, dataset={**plain, "num_frames": 4, "image_size": (16, 16)}))
+    assert (found.size, found.order) == ((4, 16, 16), None)
+    with pytest.raises(ConfigError, match=r"keys 'dataset\.num_frames', 'dataset\.image_size': bucket_config says"):
+        clips(run(dataset={**plain, "num_frames": 4, "image_size": (16, 16)}))
+    with pytest.raises(
+        DataError, match=r"train\.csv: bucket_config makes no optimizer step of 2 rows \(the manifest does"
+    ):
+        clips(run(dataset=plain))
+
+
+def test_what_cannot_be_trained_in_buckets() -> None:
+    with pytest.raises(
+        ConfigError, match=r"here\.py: key 'bucket_config': MovingShapes makes clips of one size; allowed: "
+    ):
+        clips(run(dataset={"type": "MovingShapes"}))
+    for model in ("STDiT-XL/2", "DiT-XL/2", "Latte-XL/2"):
+        with pytest.raises(
+            ConfigError, match=rf"clips of several sizes, and {model} trains on clips of one size; allowed"
+        ):
+            build_buckets(run(model={"type": model}), "here.py")
+    with pytest.raises(ConfigError, match=r"clips of \[1, 5\] frames, and PixArtMS-XL/2 trains on clips of one length"):
+        build_buckets(run(model={"type": "PixArtMS-XL/2"}), "here.py")
+    assert build_buckets(run(model={"type": "PixArtMS-XL/2"}, bucket_config={"512": {1: (1.0, 1)}}), "here.py")
+    with pytest.raises(ConfigError, match=r"here\.py: resolution: '513p'; allowed: 144p, "):
+        build_buckets(run(bucket_config={"513p": {1: (1.0, 1)}}), "here.py")
+
+
+def test_latents_that_do_not_fit_are_told_with_their_bucket() -> None:
+    found = clips(run())
+    halves = SimpleNamespace(latent_size=lambda size: (size[0], size[1] // 2, size[2] // 2))
+    check_latents(found, halves, SimpleNamespace(patch_size=(1, 3, 3), pads=True), "here.py")
+    check_latents(found, halves, None, "here.py")
+    message = re.escape(
+        "here.py: key 'bucket_config': 16x32 0.50: 5x16x32 gives latents of (5, 8, 16), which patches of "
+    )
+    with pytest.raises(ConfigError, match=message):
+        check_latents(found, halves, SimpleNamespace(patch_size=(1, 3, 3), pads=False), "here.py")
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("image_ratio=1.5", "key 'image_ratio': found 1.5; allowed: 0 to 1"),
+        ("bucket_config=none", "key 'image_ratio': belongs to bucket_config"),
+        ("seed=-1", "key 'seed': found -1; allowed with bucket_config: 0 or more"),
+        ("load_video_features='there'", "'load_video_features': stored latents are of one size"),
+        ("bucket_config={'16x16': 3}", "key 'bucket_config': found "),
+    ],
+)
+def test_mistaken_keys(override: str, expected: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(expected)):
+        load(DEBUG, [override], TrainRun)
+
+
+def test_the_dry_run_counts_the_largest_bucket() -> None:
+    """5x16x32 becomes 3x8x16 latents, 96 patches of 2x2; the videos are not opened, as there are none."""
+    found = plan(run(), world=1)
+    assert found.latent_size == (3, 8, 16)
+    assert (found.tokens_per_sample, found.samples_per_step) == (96, 2)
+    assert found.report.steps == 18
+    assert found.parameters == plan(run(bucket_config={"16x16": {1: (1.0, 4)}}, image_ratio=None), world=1).parameters
+
+
+class Sum:
+    """A task with a weight per channel, that uses up random numbers."""
+
+    def __init__(self) -> None:
+        self.trained = nn.Linear(3, 1)
+        self.batches: list[Batch] = []
+
+    def step(self, model: Any, batch: Batch) -> StepLoss:
+        self.batches.append(batch)
+        loss_B: Tensor = model(batch.video_BCTHW.mean((2, 3, 4)) + torch.rand(3)).flatten()
+        return StepLoss(loss_B, None, tokens=7)
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    with one_rank():
+        yield
+
+
+@pytest.mark.usefixtures("alone")
+def test_warming_up_leaves_no_trace() -> None:
+    task = Sum()
+    engine = build(PLUGINS, {"type": "ddp"}).apply(
+        task.trained, lambda params: torch.optim.AdamW(params, lr=1.0), "fp32", 0.0, world.current()
+    )
+    gradients = []
+    task.trained.weight.register_hook(lambda gradient: gradients.append(gradient.clone()))
+    weights = {name: value.clone() for name, value in task.trained.state_dict().items()}
+    state = torch.get_rng_state()
+    warm_up(task, engine, BucketLine(Bucket("8x16", 4, "0.50"), (4, 8, 16), 3, 99, 9, 6), seed=1)  # type: ignore[arg-type]
+    assert [tuple(batch.video_BCTHW.shape) for batch in task.batches] == [(3, 3, 4, 8, 16)]
+    assert task.batches[0].places == [0, 1, 2]
+    assert gradients[0].abs().sum() > 0  # it did go backward
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, weights[name]) for name, value in task.trained.state_dict().items())
+    assert all(parameter.grad is None for parameter in task.trained.parameters())
+    assert not engine.optimizer.state
