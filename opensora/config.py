@@ -21,7 +21,7 @@ from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from opensora.errors import ConfigError
 from opensora.registry import constructor, names
-from opensora.schema import NOT_YET, RENAMED, Run
+from opensora.schema import NOT_OFFERED, NOT_YET, RENAMED, Run
 
 T = TypeVar("T", bound=Run)
 COMMAND_LINE = "command line"
@@ -217,6 +217,11 @@ def check_component(
     allowed_names = names(registry)
     if not isinstance(name, str) or name not in allowed_names:
         found = "missing" if name is None else f"found {name!r}"
+        if f"{type_path} {name}" in NOT_OFFERED:
+            raise ConfigError(
+                f"{where(type_path)}: key '{type_path}': {found}; allowed: {', '.join(allowed_names)}; "
+                f"{NOT_OFFERED[f'{type_path} {name}']}"
+            )
         nearest = difflib.get_close_matches(str(name), allowed_names, n=1, cutoff=0.0)
         near = f"; nearest: '{nearest[0]}'" if nearest and name is not None else ""
         raise ConfigError(

@@ -28,6 +28,10 @@ OptimizerFactory = Callable[[Sequence[nn.Parameter]], Optimizer]
 class Plugin(Protocol):
     """What PLUGINS holds: built from `plugin_config`, then applied once."""
 
+    def check(self, world: World) -> None:
+        """Raise ConfigError when it cannot run here with its options; called before weights are read."""
+        ...
+
     def apply(
         self, model: nn.Module, optimizer_factory: OptimizerFactory, dtype: Precision, grad_clip: float, world: World
     ) -> "Engine":

@@ -19,6 +19,7 @@ from opensora.models.weights import load_weights
 from opensora.parallel.activation import checkpoint_activations
 from opensora.parallel.once import batches_once
 from opensora.parallel.sequence import shard_sequence
+from opensora.parallel.tensor import token_group
 from opensora.parallel.world import World
 from opensora.platforms import select
 from opensora.random import key_seed
@@ -32,7 +33,7 @@ from opensora.training.guard import Guard
 from opensora.training.joint import check_joint, check_strides
 from opensora.training.keep import RunFolder, resolve_part, resolve_weights
 from opensora.training.loop import Training
-from opensora.training.mesh import check_mesh
+from opensora.training.mesh import check_mesh, tensor_size
 from opensora.training.metrics import Metrics
 from opensora.training.rival import Rival, build_discriminator
 from opensora.training.shared_text import SharedTextCodec
@@ -61,6 +62,8 @@ def build_training(run: TrainRun, world: World, where: str, folder: RunFolder | 
     """
     check_mesh(run, world, where)
     check_world(run, world.data_size, where)
+    plugin = build(PLUGINS, {"type": run.plugin, **run.plugin_config})
+    plugin.check(world)
     masks = build_masks(run, where)
     folder = folder or RunFolder(run, world)  # first: a folder that cannot be written costs nothing yet
     stop = StopRequest()  # from here on a signal ends the run after a step, with its state saved
@@ -68,15 +71,15 @@ def build_training(run: TrainRun, world: World, where: str, folder: RunFolder | 
     clips = plan_clips(run, build(DATASETS, run.dataset), where)
     for line in clips.report.lines():
         logger().info(line)
-    clips = replace(clips, dataset=stored_clips(run, clips.dataset, where))
+    clips = replace(clips, dataset=stored_clips(run, clips.dataset, clips.sizes, where))
     task = _build_task(run, world, clips, masks, where)
     if run.load is not None:
         load_weights(task.trained, resolve_weights(run.load, ema=True))
     if run.grad_checkpoint:
         checkpoint_activations(task.trained.checkpoint_blocks())
-    if world.sequence_size > 1:
-        shard_sequence(task.trained, world.sequence_group, run.sp_mode)
-    engine = build(PLUGINS, {"type": run.plugin, **run.plugin_config}).apply(
+    if world.sequence_size > tensor_size(run):
+        shard_sequence(task.trained, token_group(world.sequence_group, tensor_size(run)), run.sp_mode)
+    engine = plugin.apply(
         task.trained.train(),
         lambda params: build(OPTIMIZERS, run.optimizer, params=params),
         dtype=run.dtype,
@@ -183,7 +186,7 @@ def _validation(run: TrainRun, world: World, where: str) -> Callable[[], Iterato
         return None
     dataset = build(DATASETS, run.validation_dataset)
     require_size(dataset, f"{where}: key 'validation_dataset'")
-    dataset = stored_clips(run, dataset, where)
+    dataset = stored_clips(run, dataset, [(dataset.num_frames, *dataset.image_size)], where)
     count = -(-run.validation_batches // world.data_size) * world.data_size
 
     def load() -> Iterator[Batch]:

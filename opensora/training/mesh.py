@@ -1,16 +1,21 @@
-"""How the ranks of a training run share samples and the tokens of a sample."""
+"""How the ranks of a training run share samples, the tokens of a sample and the heads of a block."""
 
 from opensora.errors import ConfigError
 from opensora.parallel.world import World, check_sequence_size
 from opensora.schema import TrainRun
 
 
+def tensor_size(run: TrainRun) -> int:
+    """Ranks that share the heads of each block."""
+    return run.plugin_config.get("tp_size", 1)
+
+
 def sequence_size(run: TrainRun, size: int, local_size: int, where: str) -> int:
-    """Ranks of a sequence group on `size` ranks, of which `local_size` are on one machine.
+    """Ranks that share each sample, its tokens or heads, on `size` ranks, of which `local_size` are on one machine.
 
     Raises ConfigError when they do not divide the ranks, or the task cannot share tokens.
     """
-    found = run.sp_size
+    found, tensor = run.sp_size, tensor_size(run)
     if found is None:
         found = local_size if run.plugin.endswith("-seq") else 1
     if found > 1 and run.task == "autoencoder":
@@ -19,12 +24,17 @@ def sequence_size(run: TrainRun, size: int, local_size: int, where: str) -> int:
             "no tokens to share; set sp_size=1 and a plugin without '-seq'"
         )
     check_sequence_size(found, size, where)
-    return found
+    if tensor < 1 or size % (found * tensor):
+        raise ConfigError(
+            f"{where}: key 'plugin_config.tp_size': found {tensor} with sp_size={found} on {size} rank(s); allowed: "
+            "a number that, times sp_size, divides the ranks; change it or start another number of ranks"
+        )
+    return found * tensor
 
 
 def check_mesh(run: TrainRun, world: World, where: str) -> None:
     """Raise ConfigError unless the ranks stand as the run asks."""
-    if run.sp_size is not None and run.sp_size != world.sequence_size:
+    if run.sp_size is not None and run.sp_size * tensor_size(run) != world.sequence_size:
         raise ConfigError(
             f"{where}: key 'sp_size': found {run.sp_size}, but the ranks stand in groups of {world.sequence_size}; "
             "allowed: the size they were started with"

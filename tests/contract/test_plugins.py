@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from opensora import config
+from opensora.errors import ConfigError
 from opensora.parallel.engine import Engine
 from opensora.registry import PLUGINS, constructor, names
+from opensora.schema import TrainRun
 from opensora.training import checkpoint
 from tests.dist import run_ranks
 from tests.distributed import tiny
@@ -30,6 +33,12 @@ def test_it_trains_as_plain_pytorch_does(plugin: str, ranks: int) -> None:
     for result in run_ranks(tiny.train, ranks, plugin, "fp32", 3, {}):
         torch.testing.assert_close(result["losses"], losses, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(result["norms"], norms, rtol=1e-5, atol=1e-6)
+
+
+def test_gemini_is_refused_with_what_to_take_instead(tmp_path: Path) -> None:
+    debug = str(Path(__file__).resolve().parents[2] / "configs/stdit/train/debug.py")
+    with pytest.raises(ConfigError, match=r"key 'plugin': found 'gemini'; allowed: ddp, .*; use 'fsdp', or 'zero2'"):
+        config.load(debug, ["plugin=gemini", f"run_dir={str(tmp_path)!r}"], TrainRun)
 
 
 def interface(plugin: str, dtype: str) -> None:

@@ -52,6 +52,7 @@ MESHES = {
     "2 ranks, one group": (2, 2, ("plugin=zero2-seq",)),
     "4 ranks, one group": (4, 4, ("plugin=zero2-seq", "sp_mode=ulysses")),
     "4 ranks, two groups": (4, 2, ("plugin=zero2-seq", "grad_checkpoint=True")),
+    "3 ranks, a head each": (3, 3, ("plugin=hybrid", "plugin_config.tp_size=3")),
     "ddp": (2, 2, ("plugin=ddp", "sp_mode=ulysses", "grad_checkpoint=True")),
 }
 

@@ -28,6 +28,9 @@ class DataParallel:
             )
         self.bucket_bytes = bucket_cap_mb * 2**20
 
+    def check(self, world: World) -> None:
+        """It runs everywhere."""
+
     def apply(
         self,
         model: nn.Module,

@@ -41,6 +41,14 @@ class FullyShardedDataParallel:
         self.communication_dtype = _DTYPES[communication_dtype]
         self.cpu_offload = cpu_offload
 
+    def check(self, world: World) -> None:
+        """ConfigError for cpu_offload on the CPU: torch would pin the memory for a device."""
+        if self.cpu_offload and world.device.type == "cpu":
+            raise ConfigError(
+                "plugin_config.cpu_offload: True on the CPU; allowed: False there, everything is in host memory already; "
+                "remove the key"
+            )
+
     def apply(
         self,
         model: nn.Module,
@@ -49,11 +57,7 @@ class FullyShardedDataParallel:
         grad_clip: float,
         world: World,
     ) -> "FsdpEngine":
-        if self.cpu_offload and world.device.type == "cpu":
-            raise ConfigError(
-                "plugin_config.cpu_offload: True on the CPU; allowed: False there, everything is in host memory already; "
-                "remove the key"
-            )
+        self.check(world)
         place(model, world.device)
         options = {
             "sharding_strategy": self.strategy,

@@ -40,6 +40,14 @@ class Hybrid:
         self.tp_size = tp_size
         self.bucket_bytes = bucket_cap_mb * 2**20
 
+    def check(self, world: World) -> None:
+        """ConfigError when the ranks that share a sample are not a multiple of tp_size."""
+        if world.sequence_size % self.tp_size:
+            raise ConfigError(
+                f"plugin_config.tp_size: {self.tp_size}, but the ranks share samples in groups of {world.sequence_size}; "
+                f"allowed: groups of a multiple of {self.tp_size} ranks; start a number of ranks that tp_size divides"
+            )
+
     def apply(
         self,
         model: nn.Module,
@@ -48,11 +56,7 @@ class Hybrid:
         grad_clip: float,
         world: World,
     ) -> "HybridEngine":
-        if world.sequence_size % self.tp_size:
-            raise ConfigError(
-                f"plugin_config.tp_size: {self.tp_size}, but the ranks share samples in groups of {world.sequence_size}; "
-                f"allowed: groups of a multiple of {self.tp_size} ranks; start a number of ranks that tp_size divides"
-            )
+        self.check(world)
         check_heads(model, self.tp_size)
         place(model, world.device)
         return HybridEngine(model, optimizer_factory, dtype, grad_clip, world, self.tp_size, self.bucket_bytes)

@@ -48,6 +48,14 @@ class Zero:
             "cpu_offload": cpu_offload,
         }
 
+    def check(self, world: World) -> None:
+        """ConfigError for overlap_communication on the CPU."""
+        if world.device.type == "cpu" and self.overlap_communication:
+            raise ConfigError(
+                "plugin_config.overlap_communication: True on the CPU; allowed: False or None there, "
+                "it has no streams; remove the key"
+            )
+
     def apply(
         self,
         model: nn.Module,
@@ -56,13 +64,8 @@ class Zero:
         grad_clip: float,
         world: World,
     ) -> "ZeroEngine":
-        on_cpu = world.device.type == "cpu"
-        if on_cpu and self.overlap_communication:
-            raise ConfigError(
-                "plugin_config.overlap_communication: True on the CPU; allowed: False or None there, "
-                "it has no streams; remove the key"
-            )
-        overlap = not on_cpu if self.overlap_communication is None else self.overlap_communication
+        self.check(world)
+        overlap = world.device.type != "cpu" if self.overlap_communication is None else self.overlap_communication
         place(model, world.device)
         return ZeroEngine(
             model,
