@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from opensora.errors import ConfigError
 from opensora.parallel.background import finish_all
+from opensora.parallel.round import own_store
 from opensora.platforms import Platform
 from opensora.platforms.cpu import cores
 
@@ -79,6 +80,8 @@ def start(platform: Platform, timeout_seconds: float, sp_size: int = 1) -> World
     _end_with_torchrun()
     if size > 1 or "RANK" in os.environ:
         store, rank, size = next(dist.rendezvous("env://", rank, size, timeout=timedelta(seconds=timeout_seconds)))
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            store = own_store(store, rank, size, timeout_seconds)
     else:
         store = dist.HashStore()  # in memory: no port that another run could hold
     return join(store, rank, size, local_rank, platform, timeout_seconds, sp_size)
@@ -112,6 +115,11 @@ def join(
     dist.init_process_group(platform.backend, store=store, rank=rank, world_size=size, timeout=timeout)
     _current = World(rank, size, data_rank=rank, data_size=size, local_rank=local_rank, device=device)
     return _current if sp_size == 1 else divide(sp_size, timeout_seconds)
+
+
+def meet_at(file: Path, rank: int, size: int, platform: Platform, timeout_seconds: float) -> World:
+    """Join ranks of this machine that meet at a file, for starts without torchrun; nothing but them may use it."""
+    return join(dist.FileStore(str(file), size), rank, size, rank, platform, timeout_seconds)
 
 
 def divide(sp_size: int, timeout_seconds: float | None = None) -> World:
