@@ -11,6 +11,7 @@ import sys
 import warnings
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
