@@ -15,16 +15,18 @@ from opensora.parallel import sequence, world
 from opensora.schema import TrainRun
 from opensora.training.build import build_training
 from opensora.training.loop import train
+from opensora.training.mesh import sequence_size
 from opensora.training.metrics import read
 from tests.dist import one_rank, run_ranks
-from tests.distributed.test_training import DEBUG
+from tests.distributed.test_training import DEBUG, ROOT
 
 STEPS = 20
 # 3 frames, 9 patches, 3 heads, which no group here divides; the clip is long enough to leave 4 ranks something.
 ODD = ("dataset.num_frames=3", "dataset.image_size=(24, 24)", "model.num_heads=3", "model.hidden_size=48")
 # No clipping, and an eps above most gradients: else Adam would hide gradients that are too large or too small alike.
 SENSITIVE = ("grad_clip=0", "optimizer.eps=0.01", "optimizer.lr=0.01")
-COMMON = ("micro_batches=2", "batch_size=1", "save_every=0", *ODD, *SENSITIVE)
+VALIDATION = "validation_dataset={'type': 'MovingShapes', 'clips': 8, 'num_frames': 3, 'image_size': (24, 24)}"
+COMMON = ("micro_batches=2", "batch_size=1", "save_every=0", *ODD, *SENSITIVE, VALIDATION, "validation_batches=2")
 
 
 def train_on_mesh(run_dir: str, sp_size: int, *overrides: str) -> tuple[int, int]:
@@ -67,9 +69,12 @@ def test_the_curve_is_that_of_one_rank(tmp_path: Path, alone: Path, mesh: str) -
     assert curve(tmp_path) == pytest.approx(curve(alone), rel=1e-5)
     assert records(tmp_path, "grad_norm") == pytest.approx(records(alone, "grad_norm"), rel=1e-4)
     assert records(tmp_path, "tokens") == records(alone, "tokens")
+    validations = [read(path / "metrics.jsonl") for path in (alone, tmp_path)]
+    expected, found = (next(r["validation"] for r in records if "validation" in r) for records in validations)
+    assert found == pytest.approx(expected, rel=1e-5)
     for rank, (decoded, encoded) in enumerate(results):
         leads = rank % sp_size == 0
-        assert decoded == (2 * STEPS * sp_size // ranks if leads else 0)
+        assert decoded == (2 * (STEPS + 1) * sp_size // ranks if leads else 0)
         assert (encoded > 0) == leads
 
 
@@ -134,6 +139,12 @@ def curve(run_dir: Path) -> list[float]:
 
 def records(run_dir: Path, key: str) -> list[Any]:
     return [record[key] for record in read(run_dir / "metrics.jsonl") if "loss" in record]
+
+
+def test_an_autoencoder_has_no_tokens_to_share() -> None:
+    run = load(str(ROOT / "configs/vae/train/debug.py"), ["sp_size=2", "run_dir=nowhere"], TrainRun).run
+    with pytest.raises(ConfigError, match=r"key 'sp_size': 2 ranks for each sample of task 'autoencoder'; allowed: 1"):
+        sequence_size(run, 2, 2, "run.py")
 
 
 def test_a_run_must_stand_as_it_asks() -> None:
