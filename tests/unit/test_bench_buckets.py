@@ -1,0 +1,43 @@
+"""The made-up manifest of `opensora bench buckets` and the numbers that are made of it."""
+
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from opensora.bench import buckets
+from opensora.cli import bench
+from opensora.datasets.manifest import read_manifest
+from opensora.errors import OpenSoraError
+from opensora.platforms import select
+
+
+def test_every_row_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "buckets" in bench.BENCHES
+    monkeypatch.setattr(buckets, "QUICK_ROWS", 20_000)
+    monkeypatch.setattr(buckets, "_BLOCK", 7_000)
+    found = buckets.run(select("cpu"), quick=True)
+    assert found["rows"] == 20_000
+    assert found["kept"] + sum(found["dropped"].values()) == 20_000
+    assert found["kept"] == sum(8 * row["batch"] * row["steps"] for row in found["buckets"]) > 5_000
+    assert found["steps"] == sum(row["steps"] for row in found["buckets"])
+    assert found["peak_bytes"] > 50 * 2**20
+    console = Console(width=200)
+    with console.capture() as capture:
+        for table in buckets.tables(found):
+            console.print(table)
+    assert f"{found['kept']:,}" in capture.get()
+
+
+def test_the_manifest_is_told_apart_from_pictures_to_long_videos(tmp_path: Path) -> None:
+    path = str(tmp_path / "m.parquet")
+    buckets.write_manifest(path, 5_000)
+    rows = read_manifest(path).rows
+    assert 0.25 < sum(row.num_frames == 1 for row in rows) / len(rows) < 0.35
+    assert len({row.path for row in rows}) == len(rows) > 4_900
+
+
+def test_a_failing_process_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buckets, "write_manifest", lambda path, rows: Path(path).write_text("path,text\n"))
+    with pytest.raises(OpenSoraError, match=r"bench: planning 100000 rows failed: .*not a Parquet file"):
+        buckets.run(select("cpu"), quick=True)
