@@ -13,6 +13,7 @@ from opensora.cli.report import run_main
 from opensora.errors import ConfigError
 
 BENCHES = {
+    "buckets": "ten million manifest rows to a plan of optimizer steps by buckets: seconds and memory",
     "engine": "training under each plugin on one rank and on two; the loop, the loader, a save",
     "models": "training and sampling steps, kernels, memory",
     "tokens": "a training step of a million tokens of one sample, by one rank and shared by two",
