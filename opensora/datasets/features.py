@@ -2,7 +2,7 @@
 
     FOLDER/files/                     of each source file: size, time of change, hash of its bytes; it is read once
     FOLDER/video-HASH/about.json      one folder per autoencoder (config, weights, precision)
-                      clips-HASH.json one file per way of cutting clips: frames, pixels, start, crop, ...
+                      clips-HASH.json one file per way of cutting clips (start, crop, frame interval, ...): sizes, draws
                       ab/cdef.safetensors  the moments of one clip: mean, then deviation, on channels
     FOLDER/text-HASH/                 the same for text encoders; items are named by the cleaned caption
 
@@ -13,7 +13,7 @@ renamed: whatever has its name is whole. tools/features/encode.py fills a folder
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from opensora.config import digest
-from opensora.datasets.protocol import Dataset
+from opensora.datasets.protocol import ClipSize, Dataset
 from opensora.datasets.report import Report
 from opensora.errors import BadClip, ConfigError, DataError
 from opensora.random import Draw, key_seed
@@ -36,7 +36,7 @@ class Storable(Dataset, Protocol):
     """A data set that can say what a clip is without making it."""
 
     def settings(self) -> dict[str, Any]:
-        """How clips are made of any row, as plain values."""
+        """How clips of any size are made of any row, as plain values."""
 
     def drawn(self) -> list[str]:
         """The settings by which a clip depends on the draw, in words; none where a row is always the same clip."""
@@ -239,7 +239,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
 
 
 class ClipNames:
-    """The names of a data set's items: (settings, identity of the row, variant) -> key.
+    """The names of a data set's items: (settings, identity of the row, size, variant) -> key.
 
     variants: how many draws of each row there are; a data set that draws nothing has one.
     """
@@ -250,13 +250,13 @@ class ClipNames:
         self.variants = variants
         self._settings = dataset.settings()
 
-    def of(self, row: int, variant: int) -> tuple[str, Draw]:
+    def of(self, row: int, size: ClipSize, variant: int) -> tuple[str, Draw]:
         """The item's key, and the draw that makes the clip; BadClip names the row."""
         try:
             identity = self.dataset.identity(row, self.contents.of)
         except BadClip as error:
             raise BadClip(f"{self.dataset.place(row)}: {error}") from error
-        key = key_of(self._settings, identity)
+        key = key_of(self._settings, identity, size)
         return key_of(key, variant), Draw(key_seed(0, "variant", key), 0, variant)
 
 
@@ -264,24 +264,44 @@ def settings_file(store: Store, dataset: Storable) -> Path:
     return store.path / f"clips-{digest(dataset.settings())}.json"
 
 
+def size_name(size: ClipSize) -> str:
+    """Frames x height x width, as files and messages have it."""
+    return "x".join(map(str, size))
+
+
 class StoredClips:
     """A data set whose clips are read from a store: `Clip.video_CTHW` then holds moments, `Clip.size` the pixels.
 
-    Raises ConfigError when the store holds no clips made by these settings.
+    sizes: that will be asked for. Raises ConfigError when the store holds no clips made by these settings, or none of
+    one of the sizes.
     """
 
-    def __init__(self, dataset: Storable, store: Store, contents: Contents, where: str, remedy: str):
+    def __init__(
+        self,
+        dataset: Storable,
+        store: Store,
+        contents: Contents,
+        sizes: Sequence[ClipSize],
+        where: str,
+        remedy: str,
+    ):
         made = read_json(settings_file(store, dataset))
         if made is None:
             others = [read_json(path) or {} for path in store.path.glob("clips-*.json")]
             told = [difference(dataset.settings(), other["settings"]) for other in others]
             nearest = min(told, key=len, default="no clips are stored there yet")
             raise ConfigError(f"{where}: {store.path} holds no clips of this data set's settings: {nearest}; {remedy}")
+        missing = [size for size in map(size_name, sizes) if size not in made["latent_sizes"]]
+        if missing:
+            raise ConfigError(
+                f"{where}: {store.path} holds clips of {', '.join(made['latent_sizes'])}; this run takes {missing[0]} "
+                f"(frames x height x width); {remedy}"
+            )
         self.dataset = dataset
         self.store = store
         self.remedy = remedy
         self.names = ClipNames(dataset, contents, made["variants"])
-        self.latent_size: list[int] = made["latent_size"]
+        self.latent_sizes: dict[str, list[int]] = made["latent_sizes"]
         self.fps: float = made["fps"]
         self.where = dataset.where
         self.num_frames = dataset.num_frames
@@ -293,23 +313,28 @@ class StoredClips:
     def report(self) -> Report:
         return self.dataset.report()
 
-    def clip(self, row: int, draw: Draw) -> Clip:
-        """The stored moments of one of the row's variants; BadClip where encoding met one, DataError where none was made."""
-        variant = 0
+    def clip(self, row: int, draw: Draw, size: ClipSize | None = None) -> Clip:
+        """The stored moments of one of the row's variants; BadClip where encoding met one, DataError where none was made.
+
+        size: in pixels; None = the data set's own.
+        """
+        size, variant = size or (self.num_frames, *self.image_size), 0
         if self.names.variants > 1:
             variant = int(torch.randint(self.names.variants, (), generator=draw.rng("variant")))
-        key, made_by = self.names.of(row, variant)
+        key, made_by = self.names.of(row, size, variant)
         found = self.store.read(key)
         if found is None:
             reason = self.store.refused(key)
             if reason is not None:
                 raise BadClip(reason)
-            raise DataError(f"{self.dataset.place(row)}: its latents are not in {self.store.path}; {self.remedy}")
+            raise DataError(
+                f"{self.dataset.place(row)}: its latents of {size_name(size)} are not in {self.store.path}; {self.remedy}"
+            )
         tensors, facts = found
         return Clip(
             tensors["moments"],
             self.dataset.caption(row, made_by),
             float(facts["fps"]),
             self.dataset.number(row),
-            size=(self.num_frames, *self.image_size),
+            size=size,
         )

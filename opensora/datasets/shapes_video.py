@@ -198,9 +198,8 @@ class MovingShapes:
         return [self.attributes(row).caption(template) for template in TEMPLATES]
 
     def settings(self) -> dict[str, Any]:
-        """How a clip is made of any row; see datasets/features.py."""
-        names = ("num_frames", "image_size", "fps")
-        return {"type": "MovingShapes", **{name: getattr(self, name) for name in names}}
+        """How a clip of any size is made of any row; see datasets/features.py."""
+        return {"type": "MovingShapes", "fps": self.fps}
 
     def drawn(self) -> list[str]:
         """What is another one every time."""

@@ -199,8 +199,8 @@ class VideoTextDataset:
         return self.num_frames, *self.image_size
 
     def settings(self) -> dict[str, Any]:
-        """How a clip is made of any row; see datasets/features.py."""
-        names = ("num_frames", "image_size", "frame_interval", "target_fps", "start", "crop", "flip", "time_range")
+        """How a clip of any size is made of any row; see datasets/features.py."""
+        names = ("frame_interval", "target_fps", "start", "crop", "flip", "time_range")
         return {"type": "VideoTextDataset", **{name: getattr(self, name) for name in names}}
 
     def drawn(self) -> list[str]:

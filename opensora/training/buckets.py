@@ -35,6 +35,12 @@ class Clips:
     def size(self) -> ClipSize:
         return self.num_frames, *self.image_size
 
+    @property
+    def sizes(self) -> list[ClipSize]:
+        """All that the run takes."""
+        trained = self.report.trained if isinstance(self.report, BucketReport) else []
+        return sorted({line.size for line in trained} | {self.size})
+
     def largest(self, vae: Any) -> BucketLine:
         """The bucket whose micro-batch has the most latents; only with `order`."""
         assert isinstance(self.report, BucketReport)

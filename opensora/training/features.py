@@ -12,7 +12,8 @@ from typing import Any, Self
 import torch
 from torch import Generator, Tensor, nn
 
-from opensora.datasets.features import Contents, Storable, Store, StoredClips, key_of
+from opensora.datasets.features import Contents, Storable, Store, StoredClips, key_of, size_name
+from opensora.datasets.protocol import ClipSize
 from opensora.errors import BadClip, ConfigError, DataError
 from opensora.models.codec import draw_latents
 from opensora.registry import TEXT_ENCODERS, constructor
@@ -78,8 +79,8 @@ def remedy(where: str, folder: str) -> str:
     return f"make them with `python -m tools.features.encode {where} {folder}` and the same key=value settings"
 
 
-def stored_clips(run: TrainRun, dataset: Any, where: str) -> Any:
-    """`dataset` with its clips taken from `load_video_features`, if the run names one.
+def stored_clips(run: TrainRun, dataset: Any, sizes: Sequence[ClipSize], where: str) -> Any:
+    """`dataset` with its clips, of these sizes, taken from `load_video_features`, if the run names one.
 
     Raises ConfigError when the folder's latents are of another autoencoder, size or choice of frames.
     """
@@ -88,7 +89,7 @@ def stored_clips(run: TrainRun, dataset: Any, where: str) -> Any:
         return dataset
     contents, here = Contents(Path(folder)), f"{where}: key 'load_video_features'"
     store = Store.find(folder, VIDEO, video_network(run, contents), here, remedy(where, folder))
-    return StoredClips(require_storable(dataset, where), store, contents, here, remedy(where, folder))
+    return StoredClips(require_storable(dataset, where), store, contents, sizes, here, remedy(where, folder))
 
 
 def stored_texts(run: TrainRun, where: str) -> "StoredTexts | None":
@@ -114,14 +115,18 @@ class StoredLatents(nn.Module):
         about = clips.store.about() or {}
         self.latent_channels: int = about["latent_channels"]
         self.where = str(clips.store.path)
-        self._sizes = {(clips.num_frames, *clips.image_size): tuple(clips.latent_size)}
+        self._sizes = clips.latent_sizes
 
     def load(self) -> Self:
         return self
 
-    def latent_size(self, size: Sequence[int]) -> tuple[int, ...]:
+    def latent_size(self, size: ClipSize) -> tuple[int, ...]:
         """(frames, rows, columns) in pixels of the stored clips -> the same of the latents."""
-        return self._sizes[tuple(size)]  # type: ignore[index]
+        return tuple(self._sizes[size_name(size)])
+
+    def clip_shape(self, size: ClipSize) -> tuple[int, ...]:
+        """What stands for a clip of a size in pixels: moments, [2 C, t, h, w]."""
+        return 2 * self.latent_channels, *self.latent_size(size)
 
     def encode(self, moments_BCTHW: Tensor, rngs: Sequence[Generator] | None = None) -> Tensor:
         """The latents that the autoencoder would have given with these generators; None = the mode."""

@@ -4,6 +4,8 @@ A run whose largest bucket does not fit then ends in its first minute rather tha
 allocator has met the largest blocks before smaller ones split its memory.
 """
 
+from collections.abc import Sequence
+
 import torch
 
 from opensora.datasets.bucket_report import BucketLine
@@ -14,11 +16,14 @@ from opensora.training.task import Task
 from opensora.types import Batch
 
 
-def largest_batch(line: BucketLine, seed: int) -> Batch:
-    """A micro-batch of the bucket, of noise: nothing is read. It stands in no optimizer step's place."""
-    video_BCTHW = torch.rand((line.batch_size, 3, *line.size), generator=generator(seed, "warm-up")) * 2 - 1
-    n = line.batch_size
-    return Batch(video_BCTHW, [""] * n, torch.full((n,), 24.0), step=0, places=list(range(n)), rows=[0] * n)
+def largest_batch(line: BucketLine, seed: int, shape: Sequence[int]) -> Batch:
+    """A micro-batch of the bucket, of noise: nothing is read. It stands in no optimizer step's place.
+
+    shape: of what stands for a clip, its pixels or stored moments.
+    """
+    video_BCTHW = torch.rand((line.batch_size, *shape), generator=generator(seed, "warm-up")) * 2 - 1
+    n, places = line.batch_size, list(range(line.batch_size))
+    return Batch(video_BCTHW, [""] * n, torch.full((n,), 24.0), step=0, places=places, rows=[0] * n, size=line.size)
 
 
 def warm_up(task: Task, engine: Engine, line: BucketLine, seed: int) -> None:
@@ -28,7 +33,9 @@ def warm_up(task: Task, engine: Engine, line: BucketLine, seed: int) -> None:
     """
     device = engine.world.device
     with torch.random.fork_rng([] if device.index is None else [device.index], device_type=device.type):
-        loss = task.step(engine.model, largest_batch(line, seed))
+        stored = getattr(task.autoencoder, "clip_shape", None)
+        shape = (3, *line.size) if stored is None else stored(line.size)
+        loss = task.step(engine.model, largest_batch(line, seed, shape))
         engine.backward(loss.loss_B.mean(), last=True)
         engine.step(lambda norm: False)
     logger().info("warm-up: %s, batch %d, %d tokens", line.name(), line.batch_size, loss.tokens)

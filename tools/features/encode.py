@@ -15,14 +15,27 @@ import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils import data
 
 from opensora.cli.report import alike_on_all_ranks, leave, run_main
 from opensora.config import load, parse_override
-from opensora.datasets.features import ClipNames, Contents, Storable, Store, read_json, settings_file, write_json
+from opensora.datasets.buckets import DROPPED
+from opensora.datasets.features import (
+    ClipNames,
+    Contents,
+    Storable,
+    Store,
+    read_json,
+    settings_file,
+    size_name,
+    write_json,
+)
+from opensora.datasets.protocol import ClipSize, SizedDataset
 from opensora.errors import BadClip, ConfigError, DataError
 from opensora.models.assemble import DTYPES, build_autoencoder, load_autoencoder
 from opensora.models.codec import Codec
@@ -31,6 +44,7 @@ from opensora.random import generator
 from opensora.registry import DATASETS, TEXT_ENCODERS, build
 from opensora.schema import TrainRun
 from opensora.training import features
+from opensora.training.buckets import Clips, plan_clips, require_size
 from opensora.training.keep import resolve_part
 from tools.progress import Progress
 
@@ -57,45 +71,59 @@ class Job:
     bad: str = ""
 
 
-class Clips(data.Dataset[list[Job]]):
-    """The clips of some rows, decoded where their items are missing; for loader processes."""
+@dataclass(frozen=True)
+class Wanted:
+    """The clips that a run will ask a data set for: rows [n] and, of each, the number of its size."""
 
-    def __init__(self, names: ClipNames, store: Store, rows: range):
-        self.names = names
+    names: ClipNames
+    rows: NDArray[np.int64]
+    size_of: NDArray[np.int64]
+    sizes: list[ClipSize]
+
+    def share(self, rank: int, size: int) -> "Wanted":
+        return replace(self, rows=self.rows[rank::size], size_of=self.size_of[rank::size])
+
+
+class Jobs(data.Dataset[list[Job]]):
+    """The clips that are wanted, decoded where their items are missing; for loader processes."""
+
+    def __init__(self, wanted: Wanted, store: Store):
+        self.wanted = wanted
         self.store = store
-        self.rows = rows
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.wanted.rows)
 
     def __getitem__(self, index: int) -> list[Job]:
-        return [self._job(self.rows[index], variant) for variant in range(self.names.variants)]
+        row, size = int(self.wanted.rows[index]), self.wanted.sizes[self.wanted.size_of[index]]
+        return [self._job(row, size, variant) for variant in range(self.wanted.names.variants)]
 
-    def _job(self, row: int, variant: int) -> Job:
-        key = None
+    def _job(self, row: int, size: ClipSize, variant: int) -> Job:
+        key, dataset = None, self.wanted.names.dataset
         try:
-            key, draw = self.names.of(row, variant)
+            key, draw = self.wanted.names.of(row, size, variant)
             if self.store.has(key):
                 return Job(key)
-            clip = self.names.dataset.clip(row, draw)
+            own = size == (dataset.num_frames, *dataset.image_size)
+            clip = dataset.clip(row, draw) if own else cast(SizedDataset, dataset).clip(row, draw, size)
         except BadClip as error:
             return Job(key, bad=str(error))
         return Job(key, clip.video_CTHW, clip.fps)
 
 
-def encode_clips(run: TrainRun, folder: str, datasets: Sequence[ClipNames], world: World) -> Count:
-    """Encode this rank's share of the rows, each clip alone, so that its numbers do not depend on its neighbours."""
+def encode_clips(run: TrainRun, folder: str, wanted: Sequence[Wanted], world: World) -> Count:
+    """Encode this rank's share of the clips, each alone, so that its numbers do not depend on its neighbours."""
     config, count = resolve_part(run.vae), Count()
     vae = load_autoencoder(build_autoencoder(config), config)
     codec = Codec(vae, nn.Identity(), world.device, DTYPES[run.dtype])  # type: ignore[arg-type]
     network = features.video_network(run, Contents(Path(folder), remember=True))
     store = _prepare(folder, features.VIDEO, network, latent_channels=vae.latent_channels)
-    for names in datasets:
-        _tell_settings(store, names, vae)
-        clips = Clips(names, store, range(world.global_rank, len(names.dataset), world.size))
-        title = f"clips of {names.dataset.where}"
-        with Progress(title, total=max(1, len(clips)), shown=world.is_main) as progress:
-            for jobs in data.DataLoader(clips, batch_size=None, num_workers=run.num_workers):
+    for each in wanted:
+        _tell_settings(store, each, vae)
+        jobs_of_rows = Jobs(each.share(world.global_rank, world.size), store)
+        title = f"clips of {each.names.dataset.where}"
+        with Progress(title, total=max(1, len(jobs_of_rows)), shown=world.is_main) as progress:
+            for jobs in data.DataLoader(jobs_of_rows, batch_size=None, num_workers=run.num_workers):
                 for job in jobs:
                     _keep(job, codec, store, count, progress)
                 progress.advance()
@@ -146,16 +174,19 @@ def _prepare(folder: str, kind: str, network: dict[str, Any], **tells: Any) -> S
     return store
 
 
-def _tell_settings(store: Store, names: ClipNames, vae: Any) -> None:
-    dataset = names.dataset
+def _tell_settings(store: Store, wanted: Wanted, vae: Any) -> None:
+    """Write down what will be found in the store, beside what is there already."""
+    dataset = wanted.names.dataset
+    file = settings_file(store, dataset)
+    known = read_json(file)
+    sizes = {size_name(size): list(vae.latent_size(size)) for size in wanted.sizes}
     made = {
         "settings": dataset.settings(),
-        "latent_size": list(vae.latent_size((dataset.num_frames, *dataset.image_size))),
-        "variants": names.variants,
+        "latent_sizes": sizes if known is None else {**known["latent_sizes"], **sizes},
+        "variants": wanted.names.variants,
         "fps": dataset.fps,
     }
-    file = settings_file(store, dataset)
-    if read_json(file) != made:
+    if known != made:
         write_json(file, made)
 
 
@@ -175,6 +206,26 @@ def named_clips(dataset: Storable, contents: Contents, variants: int | None, whe
     return ClipNames(dataset, contents, variants or 1)
 
 
+def wanted_clips(run: TrainRun, names: ClipNames, clips: Clips | None) -> Wanted:
+    """All that a run asks for until its last step: every row at its one size, or those that `bucket_config` chooses.
+
+    clips: None for validation, which has one size.
+    """
+    dataset = names.dataset
+    order = None if clips is None else clips.order
+    if order is None:
+        rows = np.arange(len(dataset), dtype=np.int64)
+        return Wanted(names, rows, np.zeros_like(rows), [(dataset.num_frames, *dataset.image_size)])
+    buckets, epochs = len(order.buckets), 1 if order.buckets.certain else order.locate(run.steps - 1)[0] + 1
+    pairs = np.empty(0, dtype=np.int64)
+    for epoch in range(epochs):
+        chosen = order.choices(epoch).astype(np.int64)
+        rows = np.flatnonzero(chosen != DROPPED)
+        pairs = np.union1d(pairs, rows * buckets + chosen[rows])
+    numbers, size_of = np.unique(pairs % buckets, return_inverse=True)
+    return Wanted(names, pairs // buckets, size_of, [order.size(int(number)) for number in numbers])
+
+
 def encode(
     run: TrainRun, where: str, folder: str, world: World, *, variants: int | None = None, only: str | None = None
 ) -> dict[str, Count]:
@@ -182,19 +233,24 @@ def encode(
 
     Raises ConfigError where clips cannot be stored, DataError where the folder cannot be written.
     """
-    datasets = [build(DATASETS, config) for config in (run.dataset, run.validation_dataset) if config is not None]
-    for dataset in datasets:
-        dataset.report().require_rows()
+    plan = plan_clips(run, build(DATASETS, run.dataset), where)
+    datasets = [plan.dataset]
+    if run.validation_dataset is not None:
+        datasets.append(build(DATASETS, run.validation_dataset))
+        require_size(datasets[1], f"{where}: key 'validation_dataset'")
+        datasets[1].report().require_rows()
     work: dict[str, Callable[[], Count]] = {}
     if only != features.TEXT:
         contents = Contents(Path(folder), remember=True)
         storable = [features.require_storable(dataset, where) for dataset in datasets]
         names = [named_clips(dataset, contents, variants, where) for dataset in storable]
-        work[features.VIDEO] = lambda: encode_clips(run, folder, names, world)
+        wanted = [wanted_clips(run, each, plan if each.dataset is plan.dataset else None) for each in names]
+        work[features.VIDEO] = lambda: encode_clips(run, folder, wanted, world)
     if only != features.VIDEO:
         if not all(hasattr(dataset, "captions") for dataset in datasets):
             raise ConfigError(f"{where}: key 'dataset': its captions are not known beforehand; use only=video")
         captions = [caption for dataset in datasets for row in range(len(dataset)) for caption in dataset.captions(row)]
+        captions += [""] * run.warmup_buckets  # whose batch has no words
         work[features.TEXT] = lambda: encode_captions(run, folder, captions, world)
     return {kind: encode_kind() for kind, encode_kind in work.items()}
 

@@ -193,7 +193,7 @@ def test_stored_draws_are_all_used(tmp_path: Path) -> None:
         counts(config, store, variants=2)
     assert counts(config, store, *random, variants=2)["video"] == said(2 * CLIPS, 0)
     run = load(str(config), [*random, *from_store(store)], TrainRun).run
-    clips = stored_clips(run, build(DATASETS, run.dataset), "config.py")
+    clips = stored_clips(run, build(DATASETS, run.dataset), [(5, 16, 16)], "config.py")
     seen = [clips.clip(0, Draw(0, step, 0)).video_CTHW for step in range(12)]
     assert len({tuple(moments.flatten().tolist()) for moments in seen}) == 2
     assert seen[0].shape == (8, 3, 8, 8)
@@ -211,14 +211,18 @@ def test_what_is_not_stored_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"'load_text_features'.*model_max_length is 12 there and 7 here"):
         curve(config, tmp_path / "run", *from_store(store), "text_encoder.model_max_length=7")
     with pytest.raises(
-        ConfigError, match=r"holds no clips of this data set's settings: num_frames is 5 there and 3 here"
+        ConfigError, match=r"holds no clips of this data set's settings: start is .center. there and .first"
+    ):
+        curve(config, tmp_path / "run", *from_store(store), "dataset.start=first")
+    with pytest.raises(
+        ConfigError, match=r"holds clips of 5x16x16; this run takes 3x16x16 \(frames x height x width\); make"
     ):
         curve(config, tmp_path / "run", *from_store(store), "dataset.num_frames=3")
     with pytest.raises(ConfigError, match=r"dtype is \"fp32\" there and \"bf16\" here"):
         curve(config, tmp_path / "run", *from_store(store), "dtype=bf16")
 
     write_video(tmp_path / "data" / "2.mp4", 12, tint=(0, 0, 90))
-    with pytest.raises(DataError, match=rf"train\.csv:4: its latents are not in .*; {command}"):
+    with pytest.raises(DataError, match=rf"train\.csv:4: its latents of 5x16x16 are not in .*; {command}"):
         curve(config, tmp_path / "run", *from_store(store))
     counts(config, store, only="video")
     tell(tmp_path / "data", ("one boat", "two boats", "a new caption"))
@@ -233,6 +237,20 @@ def test_only_text_needs_no_fixed_clips(tmp_path: Path) -> None:
     options = ["dataset.clips=2", "steps=2", "save_every=0", "plugin=ddp"]
     plain = curve(DEBUG, tmp_path / "plain", *options)
     assert curve(DEBUG, tmp_path / "text", *options, from_store(store)[1]) == pytest.approx(plain, rel=1e-6)
+
+
+def test_buckets_are_stored_as_they_are_chosen(tmp_path: Path) -> None:
+    """By chance half of the large clips are shrunk, anew each epoch: all that the run's steps ask for is there."""
+    config, store = ROOT / "configs/stdit2/train/debug_buckets.py", tmp_path / "store"
+    options = ["dataset.clips=24", "steps=14", "save_every=0", "plugin=ddp", "micro_batches=1"]
+    found = counts(config, store, *options, variants=1)
+    made = int(found["video"].split()[0])
+    assert made > 24
+    assert counts(config, store, *options, variants=1, only="video")["video"] == said(0, made)
+    losses = curve(config, tmp_path / "run", *options, *from_store(store))
+    assert len(losses) == 14
+    records = [record for record in read(tmp_path / "run" / "metrics.jsonl") if "loss" in record]
+    assert len({record["tokens"] for record in records}) > 1
 
 
 def test_a_hash_is_taken_again_when_a_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
