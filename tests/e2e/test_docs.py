@@ -48,7 +48,15 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     "document",
-    ["README.md", "docs/training.md", "docs/sampling.md", "docs/weights.md", "docs/models.md", "docs/numbers.md"],
+    [
+        "README.md",
+        "docs/training.md",
+        "docs/parallelism.md",
+        "docs/sampling.md",
+        "docs/weights.md",
+        "docs/models.md",
+        "docs/numbers.md",
+    ],
 )
 def test_commands_run_as_printed(workplace: Path, document: str) -> None:
     found = [command for command in commands(ROOT / document) if not command.startswith(ELSEWHERE)]
