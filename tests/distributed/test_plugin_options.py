@@ -1,0 +1,151 @@
+"""plugin_config does what it says: counted in collectives and in what travels, or seen where it arrives."""
+
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from opensora.errors import ConfigError
+from opensora.parallel import world
+from opensora.parallel.accelerator import set_accelerator
+from opensora.parallel.plugins import fsdp, zero
+from opensora.registry import PLUGINS, build
+from tests.dist import one_rank, run_ranks
+from tests.distributed import tiny
+
+# torch 2.14 has new names for some
+REDUCE = "all_reduce"
+SCATTER = ("reduce_scatter_tensor", "reduce_scatter_single")
+GATHER = ("all_gather_into_tensor", "all_gather_single", "all_gather")  # the last one on the CPU
+
+
+class Wide(nn.Module):
+    """Four layers of 2**19 weights, 2 MiB each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(512, 1024, bias=False) for _ in range(4))
+
+    def checkpoint_blocks(self) -> list[nn.Module]:
+        return list(self.layers)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([layer(x) for layer in self.layers]).sum()
+
+
+Sent = list[tuple[torch.dtype, int]]
+
+
+def watch(plugin: str, dtype: str, config: dict[str, Any]) -> tuple[Sent, Sent]:
+    """(type, numbers) of every large tensor that this rank gave away in a forward and a backward: (gradients, weights)."""
+    torch.manual_seed(0)
+    engine = build(PLUGINS, {"type": plugin, **config}).apply(Wide(), tiny.make_optimizer, dtype, 1.0, world.current())
+    gradients: Sent = []
+    weights: Sent = []
+
+    def counted(name: str, seen: Sent, place: int) -> Any:
+        real = getattr(dist, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            given = args[place] if len(args) > place else kwargs["input_tensor"]
+            if given.numel() > 2**16:
+                seen.append((given.dtype, given.numel()))
+            return real(*args, **kwargs)
+
+        return mock.patch.object(dist, name, call)
+
+    with ExitStack() as stack:
+        stack.enter_context(counted(REDUCE, gradients, 0))
+        for names, seen in ((SCATTER, gradients), (GATHER, weights)):
+            for name in names:
+                if hasattr(dist, name):
+                    stack.enter_context(counted(name, seen, 1))
+        engine.backward(engine.model(torch.ones(1, 512)), last=True)
+    return gradients, weights
+
+
+def gradients(plugin: str, dtype: str = "fp32", **config: Any) -> Sent:
+    return run_ranks(watch, 2, plugin, dtype, config)[0][0]
+
+
+FLOAT, BFLOAT = torch.float32, torch.bfloat16
+
+
+def test_ddp_sends_buckets_of_the_size_it_is_told() -> None:
+    assert gradients("ddp", bucket_cap_mb=1) == [(FLOAT, 2**19)] * 4
+    assert gradients("ddp", bucket_cap_mb=3) == [(FLOAT, 2**20)] * 2
+    assert gradients("ddp") == [(FLOAT, 2**21)]
+
+
+@pytest.mark.parametrize("plugin", ["zero1", "zero2"])
+def test_zero_sends_buckets_of_the_size_it_is_told(plugin: str) -> None:
+    assert gradients(plugin, reduce_bucket_size_in_m=1) == [(FLOAT, 2**20)] * 2
+    assert gradients(plugin) == [(FLOAT, 2**21)]
+
+
+@pytest.mark.parametrize("plugin", ["zero1", "zero2", "fsdp"])
+def test_gradients_travel_in_the_type_it_is_told(plugin: str) -> None:
+    """Also where the model itself runs in another."""
+    for dtype in ("fp32", "bf16"):
+        for told, expected in (("fp32", FLOAT), ("bf16", BFLOAT)):
+            sent = gradients(plugin, dtype, communication_dtype=told)
+            assert {each for each, _ in sent} == {expected}
+            assert sum(numel for _, numel in sent) == 2**21
+
+
+def test_fsdp_gathers_again_in_the_backward_when_it_is_told() -> None:
+    again = run_ranks(watch, 2, "fsdp", "bf16", {})[0][1]
+    once = run_ranks(watch, 2, "fsdp", "bf16", {"reshard_after_forward": False})[0][1]
+    assert again == [(BFLOAT, 2**18)] * 8
+    assert once == [(BFLOAT, 2**18)] * 4
+
+
+class ElsewhereAccelerator:
+    """Says that the rank's device is another one than the host."""
+
+    def __init__(self, real: Any):
+        self.real = real
+
+    def get_current_device(self) -> torch.device:
+        return torch.device("meta")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+
+def masters_lie(offload: bool) -> set[str]:
+    from colossalai.zero.low_level import low_level_optim
+
+    set_accelerator(torch.device("cpu"))
+    elsewhere = ElsewhereAccelerator(low_level_optim.get_accelerator())
+    with mock.patch.object(low_level_optim, "get_accelerator", return_value=elsewhere):
+        engine = tiny.make_engine("zero2", cpu_offload=offload)
+    return {piece.device.type for _, piece in engine.masters()}
+
+
+def test_cpu_offload_keeps_masters_on_the_host() -> None:
+    assert run_ranks(masters_lie, 1, True) == [{"cpu"}]
+    assert run_ranks(masters_lie, 1, False) == [{"meta"}]
+
+
+def test_options_arrive_on_a_device_and_are_refused_on_the_cpu() -> None:
+    with one_rank() as here:
+        device = replace(here, device=torch.device("cuda"))
+        for told, expected in ((None, True), (True, True), (False, False)):
+            with mock.patch.object(zero, "ZeroEngine") as engine, mock.patch.object(zero, "place"):
+                zero.Zero2(overlap_communication=told).apply(nn.Linear(1, 1), tiny.make_optimizer, "bf16", 1.0, device)
+            assert engine.call_args.args[-1]["overlap_communication"] is expected
+        with mock.patch.object(fsdp, "FsdpEngine") as engine, mock.patch.object(fsdp, "place"):
+            fsdp.FullyShardedDataParallel(cpu_offload=True).apply(
+                nn.Linear(1, 1), tiny.make_optimizer, "bf16", 1.0, device
+            )
+        assert engine.call_args.args[-1]["cpu_offload"].offload_params
+        for plugin in (zero.Zero2(overlap_communication=True), fsdp.FullyShardedDataParallel(cpu_offload=True)):
+            with pytest.raises(ConfigError, match=r"True on the CPU; allowed: False"):
+                plugin.check(here)
+            plugin.check(device)
