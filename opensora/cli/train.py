@@ -32,10 +32,11 @@ def train_command(config: str, overrides: Sequence[str]) -> int:
     from opensora.parallel import world as worlds
     from opensora.parallel.watch import watching
     from opensora.platforms import select
+    from opensora.sampling.preview import build_previews
     from opensora.training.build import build_training, check_world
     from opensora.training.loop import train
-
     from opensora.training.mesh import sequence_size
+
     with alike_on_all_ranks():
         rank, size = worlds.rank_from_environment()
         sp_size = sequence_size(run, size, worlds.local_size_from_environment(), config)
@@ -46,8 +47,11 @@ def train_command(config: str, overrides: Sequence[str]) -> int:
     run = replace(run, dtype=platform.choose_dtype(run.dtype))
     world = worlds.start(platform, run.timeout_seconds, sp_size)
     log.logger().info("%d rank(s), plugin %s, %s, device %s", size, run.plugin, run.dtype, world.device)
+    if sp_size > 1:
+        log.logger().info("%d data rank(s); %d ranks share each sample (%s)", world.data_size, sp_size, run.sp_mode)
     with watching(world, run.timeout_seconds) as watch:
         training = build_training(run, world, config)
+        training.preview = build_previews(training)
         per_step = run.micro_batches // world.data_size
         training.batches = watch.loading(training.batches, training.start_step, per_step)
         finished = train(training)

@@ -1,6 +1,7 @@
 """Exponential moving average of the weights, in float32, each rank keeping only its piece."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -22,6 +23,10 @@ class Ema:
         """Call after `engine.step()`, not after every micro-batch."""
         masters = dict(self._engine.masters())
         torch._foreach_lerp_(list(self._pieces.values()), [masters[name] for name in self._pieces], 1 - self._decay)
+
+    def in_place(self) -> AbstractContextManager[None]:
+        """The model runs on the average while the context is open, then on its own weights, bit for bit. All ranks call."""
+        return self._engine.replaced(self._pieces)
 
     def state(self) -> dict[str, Any]:
         """Tensors under `ema/NAME`, to save or to load into. All ranks call."""

@@ -66,7 +66,8 @@ class Metrics:
             return
         self._append({"step": step, "validation": dict(values)})
         self._scalars(step, {f"validation/{name}": value for name, value in values.items()})
-        logger().info("step %d validation: %s", step, ", ".join(f"{k} {v:.4f}" for k, v in values.items()))
+        heads = [f"{name} {value:.4f}" for name, value in values.items() if "/" not in name]  # parts go to the files
+        logger().info("step %d validation: %s", step, ", ".join(heads))
 
     def log_trouble(self, step: int, trouble: Mapping[str, Any]) -> None:
         """A step that was not made: what was wrong, what was done, and its samples, so that it can be replayed."""

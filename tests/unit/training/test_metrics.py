@@ -42,7 +42,7 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 def test_one_json_object_per_step_with_every_promised_key(tmp_path: Path, messages: Any) -> None:
     metrics = open_metrics(tmp_path)
     metrics.log(record(1))
-    metrics.log_validation(1, {"psnr": 20.5})
+    metrics.log_validation(1, {"psnr": 20.5, "loss_bin/0.0-0.1": 0.25})
     metrics.log(record(2))
     metrics.close()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -56,7 +56,7 @@ def test_one_json_object_per_step_with_every_promised_key(tmp_path: Path, messag
         "loss_per_bin": {"0.3-0.4": 1.5},
         "skipped": 0,
     }
-    assert lines[1] == {"step": 1, "validation": {"psnr": 20.5}}
+    assert lines[1] == {"step": 1, "validation": {"psnr": 20.5, "loss_bin/0.0-0.1": 0.25}}
     assert lines[2]["step"] == 2
     plain = [text.getMessage() for text in messages.records]
     assert plain[0].startswith("step 1/10  loss 1.5000  norm 0.50  0.25 s/step  384 tokens/s  ")
