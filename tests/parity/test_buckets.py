@@ -7,9 +7,12 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
+from opensora.config import as_dict, load
 from opensora.datasets import aspect
 from opensora.datasets.buckets import Buckets
 from opensora.errors import ConfigError
+from opensora.schema import TrainRun
+from tests.e2e.processes import ROOT
 from tests.parity.golden import Golden, directories
 
 
@@ -100,3 +103,16 @@ def test_bucket_choices(golden: Golden) -> None:
             many = buckets.choose_many(frames, height, width, frame_interval=interval, seeds=seeds)
             names = [None if number < 0 else list(buckets.all[number]) for number in many]
             assert names == [sample["bucket_id"] for sample in samples]
+
+
+@pytest.mark.parametrize("golden", directories(has_buckets, what="buckets"))
+def test_our_recipes_have_the_buckets_of_theirs(golden: Golden) -> None:
+    ours = {"1.1": "stdit2", "1.2": "stdit3"}
+    for file in sorted(golden.path.glob("stage*.json")):
+        recorded = read(golden, file.name)
+        if version(golden) not in ours or not recorded["config"].endswith("/train/stage1.py"):
+            continue
+        config = str(ROOT / f"configs/{ours[version(golden)]}/train/buckets.py")
+        mine = as_dict(load(config, [], TrainRun).run)["bucket_config"]
+        assert mine == recorded["bucket_config"]
+        assert list(mine) == list(recorded["bucket_config"])

@@ -7,9 +7,12 @@ from rich.console import Console
 
 from opensora.bench import buckets
 from opensora.cli import bench
+from opensora.config import load
 from opensora.datasets.manifest import read_manifest
 from opensora.errors import OpenSoraError
 from opensora.platforms import select
+from opensora.schema import TrainRun
+from tests.e2e.processes import ROOT
 
 
 def test_every_row_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,6 +30,10 @@ def test_every_row_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
         for table in buckets.tables(found):
             console.print(table)
     assert f"{found['kept']:,}" in capture.get()
+
+
+def test_the_buckets_are_those_of_the_recipe() -> None:
+    assert load(str(ROOT / "configs/stdit3/train/buckets.py"), [], TrainRun).run.bucket_config == buckets.CONFIG
 
 
 def test_the_manifest_is_told_apart_from_pictures_to_long_videos(tmp_path: Path) -> None:
