@@ -25,7 +25,7 @@ from opensora.errors import ConfigError, OpenSoraError, WeightsError
 from opensora.models.assemble import build_autoencoder, build_denoiser
 from opensora.models.conversion.families import FAMILIES, Family
 from opensora.models.conversion.fill import Report, fill
-from opensora.models.conversion.origin import arguments_in, config_beside, sizes_in
+from opensora.models.conversion.origin import arguments_in, classes_in, config_beside, sizes_in
 from opensora.models.conversion.recipes import clip_size, run_for
 from opensora.models.weights import find_weights, read_weights, save_weights
 from opensora.registry import MODELS, SCHEDULERS, TEXT_ENCODERS, VAES, constructor, names
@@ -69,7 +69,9 @@ def convert(
     told = sizes_in(state, accepted) if rule.same else {}
     if arguments.get(_SIZE, [1])[0] != 1:
         told.pop("no_temporal_pos_emb", None)  # an image model is made into one of several frames
-    config = {"type": name, **told, **arguments_in(rule.arguments(stored), accepted), **arguments}
+    given = {**arguments_in(rule.arguments(stored), accepted), **arguments}
+    told |= classes_in(state, given, accepted) if rule.same else {}
+    config = {"type": name, **told, **given}
     check_component(_registry(family), config, family.registry, lambda key: "command line")
     for key in _SAID:
         if key in accepted and key not in config and _is_said(accepted[key].default):

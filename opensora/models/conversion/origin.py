@@ -34,7 +34,7 @@ def arguments_in(config: Mapping[str, Any], accepted: Collection[str]) -> dict[s
 
 
 def sizes_in(state: Mapping[str, Tensor], accepted: Collection[str]) -> dict[str, Any]:
-    """Constructor arguments that the tensors decide: input_size, its scales, given frames, classes, caption tokens.
+    """Constructor arguments that the tensors decide: input_size, its scales, given frames, caption tokens.
 
     Tables on meta give the size of a square grid and no scale.
     """
@@ -56,11 +56,23 @@ def sizes_in(state: Mapping[str, Tensor], accepted: Collection[str]) -> dict[str
         found["no_temporal_pos_emb"] = True  # an image model: its one frame has no position
     if "x_embedder_cond.proj.weight" in state:
         found["conditioned"] = True
-    if "y_embedder.embedding_table.weight" in state:
-        found["condition"] = f"label_{len(state['y_embedder.embedding_table.weight']) - 1}"  # the last row: no class
     if "y_embedder.y_embedding" in state:
         found["model_max_length"] = len(state["y_embedder.y_embedding"])
     return {key: value for key, value in found.items() if value is not None and key in accepted}
+
+
+def classes_in(state: Mapping[str, Tensor], given: Mapping[str, Any], accepted: Collection[str]) -> dict[str, Any]:
+    """Constructor arguments that a table of classes decides, beside those that are `given`.
+
+    Its last row means "no class", unless it is told that labels were never dropped (class_dropout_prob=0) or that there
+    are as many classes as rows (condition="label_ROWS"): nothing in the table tells the one from the other.
+    """
+    rows = len(state.get("y_embedder.embedding_table.weight", ()))
+    if not rows or "condition" not in accepted:
+        return {}
+    if given.get("condition") == f"label_{rows}":
+        return {"class_dropout_prob": 0.0}
+    return {"condition": f"label_{rows - (given.get('class_dropout_prob') != 0)}"}
 
 
 def _first_of(state: Mapping[str, Tensor], *names: str) -> Tensor | None:

@@ -4,7 +4,6 @@ Shapes: B batch, C latent channels, T H W frames/rows/columns, lower case the la
 """
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -15,9 +14,9 @@ from opensora.models.layers.seam import Pieces
 from opensora.models.shapes import ShapeError
 from opensora.models.vae.causal_net import CONVOLUTIONS, Decoder, Encoder, Layout, named
 from opensora.models.vae.gaussian import Gaussian, LatentScale
-from opensora.models.vae.pretrained import fill_from_folder
+from opensora.models.vae.pretrained import fetched, fill_from_folder, stored_config
 from opensora.models.vae.tiling import Tiling, code_windows, first_frames, in_one
-from opensora.models.weights import load_weights, read_config
+from opensora.models.weights import load_weights
 from opensora.registry import VAES
 
 
@@ -25,7 +24,8 @@ from opensora.registry import VAES
 class CausalVAEModel(nn.Module):
     """The defaults are the released 1.1.0 layout; small ones come from hidden_size, hidden_size_mult and the lists.
 
-    from_pretrained: a folder with config.json and weights. Building reads the config only, `load()` the weights.
+    from_pretrained: a folder with config.json and weights, or a hub id, whose layout the other arguments say; `subfolder`
+    lies in it. Building reads a folder's config only, `load()` the weights.
     Block lists have one entry per level, the finest first, "" for none. norm_groups: groups of every GroupNorm.
     scaling_factor, or latent_shift and latent_scale (one number per latent channel): diffusion sees
     (z - shift) * scale.
@@ -39,6 +39,7 @@ class CausalVAEModel(nn.Module):
     def __init__(
         self,
         from_pretrained: str | None = None,
+        subfolder: str | None = None,
         hidden_size: int = 128,
         hidden_size_mult: Sequence[int] = (1, 2, 4, 4),
         num_res_blocks: int = 2,
@@ -72,11 +73,12 @@ class CausalVAEModel(nn.Module):
         tile_sample_min_size_t: int = 65,
         tile_overlap_factor: float = 0.25,
     ):
-        given = {key: value for key, value in locals().items() if key not in ("self", "__class__", "from_pretrained")}
+        where = ("self", "__class__", "from_pretrained", "subfolder")
+        given = {key: value for key, value in locals().items() if key not in (*where, "where")}
         super().__init__()
         if from_pretrained is not None:
-            given = fill_from_folder(type(self), given, read_config(from_pretrained), from_pretrained)
-        self.from_pretrained = from_pretrained
+            given = fill_from_folder(type(self), given, stored_config(from_pretrained, subfolder), from_pretrained)
+        self.from_pretrained, self.subfolder = from_pretrained, subfolder
         self.config: dict[str, Any] = {"type": "CausalVAEModel", **given}  # rebuilds this module without a folder
         self._build(**given)
 
@@ -131,7 +133,8 @@ class CausalVAEModel(nn.Module):
     def load(self) -> Self:
         """Read the weights of `from_pretrained`; without one the fresh initial weights stay."""
         if self.from_pretrained is not None:
-            load_weights(self, Path(self.from_pretrained), ignore=["loss."])  # Lightning saves its loss networks too
+            folder = fetched(self.from_pretrained, self.subfolder)
+            load_weights(self, folder, ignore=["loss."])  # Lightning saves its loss networks too
         return self
 
     @property

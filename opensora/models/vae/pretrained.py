@@ -22,19 +22,23 @@ def is_hub_id(source: str) -> bool:
     return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) is not None and not Path(source).exists()
 
 
-def stored_config(source: str) -> dict[str, Any]:
+def stored_config(source: str, subfolder: str | None = None) -> dict[str, Any]:
     """config.json of a folder. {} for a hub id: the arguments say its layout, so that nothing is asked to plan a run."""
-    return {} if is_hub_id(source) else read_config(source)
+    return {} if is_hub_id(source) else read_config(Path(source, subfolder or ""))
 
 
-def fetched(source: str) -> Path:
-    """The folder or file that `source` names; for a hub id the folder in the local cache that it is fetched to."""
+def fetched(source: str, subfolder: str | None = None) -> Path:
+    """The folder or file that `source` names; for a hub id the folder in the local cache that it is fetched to.
+
+    subfolder: where in it; only that is fetched.
+    """
     if not is_hub_id(source):
-        return Path(source)
+        return Path(source, subfolder or "")
     from huggingface_hub import snapshot_download
 
+    wanted = [f"{subfolder}/{kind}" if subfolder else kind for kind in ("*.json", "*.safetensors")]
     try:
-        return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors"]))
+        return Path(snapshot_download(source, allow_patterns=wanted), subfolder or "")
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise WeightsError(

@@ -1,6 +1,7 @@
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 
@@ -145,3 +146,38 @@ def test_a_folder_that_is_none(tmp_path: Path) -> None:
 def test_layouts_that_cannot_be_built(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(OpenSoraError, match=message):
         make(**changes)
+
+
+@torch.no_grad()
+def test_weights_of_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Building asks nobody: the arguments say the layout. Only the subfolder is fetched."""
+    model = make()
+    save_weights(tmp_path / "vae", model.state_dict(), {})
+    asked: list[Any] = []
+
+    def snapshot_download(name: str, allow_patterns: list[str]) -> str:
+        asked.append((name, allow_patterns))
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    torch.manual_seed(9)
+    built = CausalVAEModel(from_pretrained="somebody/some-model", subfolder="vae", **TINY)
+    assert not asked
+    assert "subfolder" not in built.config
+    assert torch.equal(built.load().eval().encode(video(5)), model.eval().encode(video(5)))
+    assert asked == [("somebody/some-model", ["vae/*.json", "vae/*.safetensors"])]
+    monkeypatch.undo()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(WeightsError, match="somebody/some-model: neither a folder nor fetched from the hub"):
+        built.load()
+
+
+@torch.no_grad()
+def test_a_folder_may_lie_in_another(tmp_path: Path) -> None:
+    model = make()
+    save_weights(tmp_path / "model" / "vae", model.state_dict(), model.config)
+    built = CausalVAEModel(from_pretrained=str(tmp_path / "model"), subfolder="vae")
+    assert built.config == {**model.config, "hidden_size_mult": [1, 1, 2, 2]} | {
+        key: list(value) if isinstance(value, tuple) else value for key, value in model.config.items()
+    }
+    assert torch.equal(built.load().eval().encode(video(5)), model.eval().encode(video(5)))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from opensora.errors import OpenSoraError
 from opensora.models.assemble import build_denoiser
 from opensora.models.layers.embed import spatial_table, temporal_table
 from opensora.models.weights import load_weights, read_config, read_weights, save_weights
@@ -53,6 +54,28 @@ def test_dit(tmp_path: Path) -> None:
     assert torch.equal(found["pos_embed_spatial"], state["pos_embed"])
     for name in state.keys() - {"pos_embed"}:
         assert torch.equal(found[name].reshape(state[name].shape), state[name]), name
+
+
+@pytest.mark.parametrize("told", ["condition=label_5", "class_dropout_prob=0"])
+def test_classes_without_one_for_no_class(tmp_path: Path, told: str) -> None:
+    """A table of five rows is five classes when either is said; unsaid, its last row means "no class"."""
+    state = by_class("DiT", frames=1)
+    rows = "y_embedder.embedding_table.weight"
+    state[rows] = state[rows][:5]
+    torch.save(state, tmp_path / "DiT.pt")
+    source, words = str(tmp_path / "DiT.pt"), ["--from", "dit", *WORDS]
+    assert main([source, str(tmp_path / "out"), *words, told]) == 0
+    found, config = rebuilt(tmp_path / "out")
+    assert (config["condition"], config["class_dropout_prob"]) == ("label_5", 0)
+    assert config["run"]["text_encoder"] == {"type": "classes", "num_classes": 5}
+    assert torch.equal(found[rows], state[rows])
+    del config["run"]
+    model = build_denoiser(config)
+    with pytest.raises(OpenSoraError, match="class_dropout_prob=0 leaves no null class; guidance needs one"):
+        model.null_text(1)
+    assert main([source, str(tmp_path / "other"), *words]) == 0
+    assert rebuilt(tmp_path / "other")[1]["condition"] == "label_4"
+    assert main([source, str(tmp_path / "wrong"), *words, "condition=label_7"]) == 2
 
 
 def test_latte(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
