@@ -206,13 +206,16 @@ class TrainRun:
             raise ConfigError(f"{where}: key 'preview_every': belongs to task 'diffusion'; remove the key")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ConfigError(f"{where}: key 'ema_decay': found {self.ema_decay}; allowed: from 0 to below 1, or None")
+        if self.task == "autoencoder" and self.plugin == "fsdp":
+            raise ConfigError(
+                f"{where}: key 'plugin': found 'fsdp' for task 'autoencoder', whose parts are asked one by one while fsdp "
+                "gathers weights for a whole forward only; allowed: ddp, zero1, zero2; choose one of them"
+            )
+        if self.task == "autoencoder" and self.text_encoder_parallel is not None:
+            raise ConfigError(f"{where}: key 'text_encoder_parallel': belongs to task 'diffusion'; remove the key")
         if self.task == "autoencoder" and self.mask_ratios is not None:
             raise ConfigError(f"{where}: key 'mask_ratios': given frames belong to task 'diffusion'; remove the key")
-        if self.task == "autoencoder" and (self.load_video_features or self.load_text_features):
-            raise ConfigError(
-                f"{where}: key 'load_video_features', 'load_text_features': stored features belong to task 'diffusion'; "
-                "remove the key"
-            )
+        self._check_stored(where)
         if self.task == "diffusion":
             for name in ("perceptual", "discriminator"):
                 if getattr(self, name) is not None:
@@ -222,6 +225,23 @@ class TrainRun:
                     raise ConfigError(
                         f"{where}: key '{name}': missing; task 'diffusion' needs it; add {name} = dict(type=...)"
                     )
+
+    def _check_stored(self, where: str) -> None:
+        if self.task == "autoencoder" and (self.load_video_features or self.load_text_features):
+            raise ConfigError(
+                f"{where}: key 'load_video_features', 'load_text_features': stored features belong to task 'diffusion'; "
+                "remove the key"
+            )
+        if self.preview_every and self.load_video_features:
+            raise ConfigError(
+                f"{where}: keys 'preview_every', 'load_video_features': previews need the autoencoder, which is not loaded "
+                "beside stored latents; remove one of the two"
+            )
+        if self.text_encoder_parallel is not None and self.load_text_features:
+            raise ConfigError(
+                f"{where}: keys 'text_encoder_parallel', 'load_text_features': with stored features there is no text encoder "
+                "to share; remove one of the two"
+            )
 
     def _check_buckets(self, where: str) -> None:
         if self.image_ratio is not None and not 0 <= self.image_ratio <= 1:
