@@ -1,0 +1,86 @@
+"""A run that moves between 1, 2, 4 and 1 ranks and between plugins, in the middle of epochs: one run all the same."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from opensora.config import load
+from opensora.parallel import world
+from opensora.schema import TrainRun
+from opensora.training.build import build_training
+from opensora.training.loop import train
+from opensora.training.metrics import read
+from tests.dist import run_ranks
+from tests.distributed.test_training import DEBUG
+
+STEPS = 9
+# Four clips a step: an epoch is a step and a half, and a rank accumulates four, two or one of them.
+OPTIONS = ["dataset.clips=6", "batch_size=1", "micro_batches=4", "grad_clip=0.05", "warmup_steps=3", "ema_decay=0.8"]
+OPTIONS += ["lr_scheduler.type=cosine", "save_every=3", f"steps={STEPS}", "keep_last=9"]
+# (ranks, plugin, the step after which somebody asks it to stop)
+MOVES = [(1, "ddp", 2), (2, "zero2", 4), (4, "zero1", 6), (2, "fsdp", 7), (1, "zero2", STEPS)]
+
+
+def train_until(run_dir: str, plugin: str, until: int) -> int:
+    """Train as a scheduler lets it: asked to stop in the middle of the accumulation of step `until`. Where it began."""
+    run = load(DEBUG, [*OPTIONS, f"run_dir={run_dir!r}", f"plugin={plugin}"], TrainRun).run
+    training = build_training(run, world.current(), DEBUG)
+    seen: list[int] = []
+
+    def watched(batches: Any) -> Any:
+        for batch in batches:
+            seen.append(batch.step)
+            yield batch
+
+    training.batches = watched(training.batches)
+    training.stop.also_when(lambda: until < STEPS and seen[-1] + 1 == until)
+    assert train(training) is (until == STEPS)
+    training.metrics.close()
+    return training.start_step
+
+
+def records(run_dir: Path) -> list[dict[str, Any]]:
+    found = [record for record in read(run_dir / "metrics.jsonl") if "loss" in record]
+    assert [record["step"] for record in found] == list(range(1, STEPS + 1))
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same on one rank, undisturbed."""
+    folder = tmp_path_factory.mktemp("alone")
+    run_ranks(train_until, 1, str(folder), "ddp", STEPS)
+    return folder
+
+
+def test_from_one_rank_to_two_to_four_and_back(tmp_path: Path, alone: Path) -> None:
+    begun = 0
+    for ranks, plugin, until in MOVES:
+        assert run_ranks(train_until, ranks, str(tmp_path), plugin, until) == [begun] * ranks
+        begun = until
+    moved, whole = records(tmp_path), records(alone)
+    assert [record["lr"] for record in moved] == [record["lr"] for record in whole]
+    assert (
+        len({record["lr"] for record in whole}) == STEPS - 1
+    )  # the warm-up ends at the rate that the cosine begins with
+    for name in ("loss", "grad_norm"):
+        assert [record[name] for record in moved] == pytest.approx([record[name] for record in whole], rel=1e-4)
+    for name in ("model", "ema"):
+        file = f"checkpoints/step-{STEPS:08d}/weights/{name}/model.safetensors"
+        one, other = load_file(tmp_path / file), load_file(alone / file)
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_moved_on_the_same_ranks_it_is_the_same_bit_for_bit(tmp_path: Path) -> None:
+    """Stopped twice in the middle of an epoch, with sharded state, and compared with two ranks undisturbed."""
+    run_ranks(train_until, 2, str(tmp_path / "whole"), "zero2", STEPS)
+    for until in (2, 5, STEPS):
+        run_ranks(train_until, 2, str(tmp_path / "moved"), "zero2", until)
+    moved, whole = ([{**each, "seconds": 0} for each in records(tmp_path / name)] for name in ("moved", "whole"))
+    assert moved == whole
+    for name in ("model", "ema"):
+        file = f"checkpoints/step-{STEPS:08d}/weights/{name}/model.safetensors"
+        assert (tmp_path / "moved" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
