@@ -59,9 +59,10 @@ def text_network(run: TrainRun, contents: Contents) -> dict[str, Any]:
 
 def caption_key(text_encoder: Mapping[str, Any]) -> Callable[[str], str]:
     """From a caption to the name of its item: captions that the encoder cannot tell apart share one."""
-    create = constructor(TEXT_ENCODERS, text_encoder["type"])
+    create: Any = constructor(TEXT_ENCODERS, text_encoder["type"])
     arguments = {key: value for key, value in text_encoder.items() if key != "type"}
-    cleaned = functools.partial(getattr(create, "__wrapped_class__", create).cleaned, **arguments)
+    encoder = getattr(create, "__wrapped_class__", create)
+    cleaned = functools.partial(encoder.cleaned, **arguments)
     return lambda caption: key_of(cleaned(caption))
 
 

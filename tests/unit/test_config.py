@@ -114,6 +114,19 @@ def test_words_of_a_later_version_are_refused_not_ignored(write, monkeypatch: py
     assert "key 'holograms': holograms are not part of this version" in error(write(BASE), ["holograms=True"])
 
 
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["load_video_features=f", "preview_every=2", "preview_prompts=['a']"], "previews need the autoencoder"),
+        (["load_text_features=f", "text_encoder_parallel=shard"], "there is no text encoder to share"),
+    ],
+)
+def test_stored_features_go_with_what_needs_no_network(write, overrides: list[str], expected: str) -> None:
+    debug = Path(__file__).resolve().parents[2] / "configs/stdit/train/debug.py"
+    assert expected in error(str(debug), overrides)
+    assert "stored features belong to task 'diffusion'" in error(write(BASE), overrides[:1])
+
+
 def test_missing_keys(write) -> None:
     assert "key 'steps': missing; allowed: int" in error(write(BASE.replace("steps = 4", "")))
     assert "key 'model': missing; task 'diffusion' needs it" in error(write(BASE), ["task=diffusion"])

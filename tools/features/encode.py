@@ -250,7 +250,8 @@ def encode(
         if not all(hasattr(dataset, "captions") for dataset in datasets):
             raise ConfigError(f"{where}: key 'dataset': its captions are not known beforehand; use only=video")
         captions = [caption for dataset in datasets for row in range(len(dataset)) for caption in dataset.captions(row)]
-        captions += [""] * run.warmup_buckets  # whose batch has no words
+        captions += run.preview_prompts
+        captions += [""] * (run.warmup_buckets or bool(run.preview_prompts))  # a warm-up has no words, guidance none
         work[features.TEXT] = lambda: encode_captions(run, folder, captions, world)
     return {kind: encode_kind() for kind, encode_kind in work.items()}
 
