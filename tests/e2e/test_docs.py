@@ -51,6 +51,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         "README.md",
         "docs/training.md",
+        "docs/data.md",
         "docs/parallelism.md",
         "docs/sampling.md",
         "docs/weights.md",
