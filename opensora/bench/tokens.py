@@ -176,8 +176,8 @@ def tables(found: dict[str, Any]) -> list[Table | str]:
         "parameters; fp32, activations recomputed, zero2, one thread per rank"
     )
     steps = Table(
-        "ranks", "tokens", "seconds", "peak per rank, MiB", "activations per rank, MiB", "of one rank's",
-        "sent per rank, MiB", "formula, MiB", title="One training step",
+        "ranks", "tokens", "seconds", "peak", "activations", "share", "sent", "formula",
+        title="One training step; memory and bytes in MiB, of each rank; share: of one rank's activations",
     )  # fmt: skip
     whole = found["steps"][0]["activation_bytes"]
     for row in found["steps"]:
