@@ -113,7 +113,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "LatteT2V": {
         "vae": {
             "type": "CausalVAEModel",
-            "from_pretrained": "Open-Sora-Plan-v1.1.0/vae",  # a folder: this one is read from no hub
+            "from_pretrained": "LanguageBind/Open-Sora-Plan-v1.1.0",
+            "subfolder": "vae",
             "use_tiling": True,
             "scaling_factor": 0.18215,
         },

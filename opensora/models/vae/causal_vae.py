@@ -133,7 +133,7 @@ class CausalVAEModel(nn.Module):
     def load(self) -> Self:
         """Read the weights of `from_pretrained`; without one the fresh initial weights stay."""
         if self.from_pretrained is not None:
-            folder = fetched(self.from_pretrained, self.subfolder)
+            folder = fetched(self.from_pretrained, self.subfolder, ("*.safetensors", "*.ckpt"))
             load_weights(self, folder, ignore=["loss."])  # Lightning saves its loss networks too
         return self
 

@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +27,16 @@ def stored_config(source: str, subfolder: str | None = None) -> dict[str, Any]:
     return {} if is_hub_id(source) else read_config(Path(source, subfolder or ""))
 
 
-def fetched(source: str, subfolder: str | None = None) -> Path:
+def fetched(source: str, subfolder: str | None = None, kinds: Sequence[str] = ("*.safetensors",)) -> Path:
     """The folder or file that `source` names; for a hub id the folder in the local cache that it is fetched to.
 
-    subfolder: where in it; only that is fetched.
+    subfolder: where in it; only that is fetched. kinds: of the files with weights.
     """
     if not is_hub_id(source):
         return Path(source, subfolder or "")
     from huggingface_hub import snapshot_download
 
-    wanted = [f"{subfolder}/{kind}" if subfolder else kind for kind in ("*.json", "*.safetensors")]
+    wanted = [f"{subfolder}/{kind}" if subfolder else kind for kind in ("*.json", *kinds)]
     try:
         return Path(snapshot_download(source, allow_patterns=wanted), subfolder or "")
     except (OSError, ValueError) as error:

@@ -165,7 +165,7 @@ def test_weights_of_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert not asked
     assert "subfolder" not in built.config
     assert torch.equal(built.load().eval().encode(video(5)), model.eval().encode(video(5)))
-    assert asked == [("somebody/some-model", ["vae/*.json", "vae/*.safetensors"])]
+    assert asked == [("somebody/some-model", ["vae/*.json", "vae/*.safetensors", "vae/*.ckpt"])]
     monkeypatch.undo()
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(WeightsError, match="somebody/some-model: neither a folder nor fetched from the hub"):
