@@ -10,6 +10,7 @@ COMMANDS = {
     "doctor": "what this machine has and what a missing feature needs",
     "replay": "make one optimizer step of a run again: same weights, data and noise",
     "sample": "generate mp4s from prompts",
+    "tune-batch": "find micro-batch sizes per bucket for a step time, and write them into a config",
     "train": "train in this process; for several ranks: torchrun --nproc_per_node N -m opensora.cli.train",
 }
 

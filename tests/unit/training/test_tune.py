@@ -1,0 +1,159 @@
+"""Batch sizes per bucket: the search with a made-up clock, and the command on a model of a few thousand weights."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from opensora.cli.tune_batch import main
+from opensora.config import load
+from opensora.datasets.buckets import Buckets
+from opensora.datasets.protocol import ClipSize
+from opensora.schema import TrainRun
+from opensora.training import tune as tuning
+from opensora.training.tune import Line, largest, tune, tuned_config
+from tests.e2e.processes import ROOT
+
+CONFIG = {
+    "144p": {1: (1.0, 7), 51: (1.0, 3)},
+    "480p": {1: (0.5, 2), 51: ((0.4, 0.3), 1), 102: (0.0, None)},
+}
+GOAL, MEMORY = 10.0, 10**9
+
+
+@pytest.mark.parametrize("first", [1, 3, 8, 64, 200])
+def test_the_largest_that_fits_whatever_the_start(first: int) -> None:
+    for limit in range(67):
+        asked: list[int] = []
+
+        def fits(n: int, asked: list[int] = asked, limit: int = limit) -> bool:
+            asked.append(n)
+            return n <= limit
+
+        assert largest(fits, first, most=64) == min(limit, 64)
+        assert len(asked) == len(set(asked)) <= 14
+        assert all(1 <= n <= 64 for n in asked)
+
+
+def seconds(size: ClipSize, n: int) -> float:
+    """A tenth of a second, and one for four million pixels of clips."""
+    return 0.1 + n * math.prod(size) / 4e6
+
+
+def needed(size: ClipSize, n: int) -> int:
+    return 10**8 + n * math.prod(size)
+
+
+def test_goal_and_memory_decide() -> None:
+    asked: list[tuple[ClipSize, int]] = []
+
+    def clock(size: ClipSize, n: int) -> float:
+        asked.append((size, n))
+        return seconds(size, n)
+
+    buckets = Buckets(CONFIG)
+    lines = tune(buckets, clock, needed, step_seconds=GOAL, memory=MEMORY, most=512)
+    assert [(line.resolution, line.num_frames) for line in lines] == [
+        ("480p", 51), ("144p", 51), ("480p", 1), ("144p", 1)
+    ]  # fmt: skip
+    for line in lines:
+        by_time = int((GOAL - 0.1) * 4e6 / math.prod(line.size))
+        assert line.batch_size == min(512, by_time)
+        assert line.seconds == seconds(line.size, line.batch_size) <= GOAL
+        assert line.bytes == needed(line.size, line.batch_size)
+    assert [line.before for line in lines] == [1, 3, 2, 7]
+    assert lines[0].batch_size == 1
+    assert not any(line.too_slow for line in lines)
+    assert len(asked) == len(set(asked)) < 60
+    # the aspect ratio with the most pixels speaks for its resolution
+    sizes = {bucket.resolution: [] for bucket in buckets.all}
+    for bucket in buckets.all:
+        sizes[bucket.resolution].append(math.prod(buckets.size(bucket)[1:]))
+    assert all(math.prod(line.size[1:]) == max(sizes[line.resolution]) for line in lines)
+
+
+def test_nothing_larger_than_the_memory_is_run() -> None:
+    def clock(size: ClipSize, n: int) -> float:
+        assert needed(size, n) <= 2 * 10**8
+        return 1e-3 * n
+
+    lines = tune(Buckets(CONFIG), clock, needed, step_seconds=GOAL, memory=2 * 10**8, most=10**4)
+    for line in lines:
+        assert line.batch_size == 10**8 // math.prod(line.size)
+        assert not line.too_slow
+
+
+def test_too_slow_by_itself_stays_and_too_large_goes() -> None:
+    def clock(size: ClipSize, n: int) -> float:
+        return math.inf if size[0] == 51 and size[1] > 300 else 99.0 if size[0] == 51 else seconds(size, n)
+
+    lines = tune(Buckets(CONFIG), clock, needed, step_seconds=GOAL, memory=MEMORY, most=32)
+    assert [(line.batch_size, line.too_slow) for line in lines[:2]] == [(0, False), (1, True)]
+    assert lines[1].seconds == 99.0
+    found = tuned_config(CONFIG, lines)
+    assert found["480p"] == {1: (0.5, lines[2].batch_size), 51: (0.0, None), 102: (0.0, None)}
+    assert found["144p"][51] == (1.0, 1)
+    assert not any(bucket[:2] == ("480p", 51) for bucket in tuning._widest(Buckets(found)))
+
+
+def test_chances_stay_as_they_are() -> None:
+    line = Line("480p", 51, (51, 480, 854), 1, 9, 1.0, 1, False)
+    assert tuned_config({"480p": {"51": [[0.4, 0.3], 1]}}, [line]) == {"480p": {51: ([0.4, 0.3], 9)}}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    """One bucket of the debug run: each estimate costs a rehearsal of the step."""
+    file = tmp_path / "config.py"
+    base = ROOT / "configs/stdit2/train/debug_buckets.py"
+    file.write_text(f"_base_ = [{str(base)!r}]\nbucket_config = {{'_delete_': True, '16x16': {{5: (0.5, 1)}}}}\n")
+    return str(file)
+
+
+def test_the_command_writes_a_config_that_loads(
+    config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Steps are really run; memory, a byte per clip, decides alone, so that no clock is asserted on."""
+    asked: list[tuple[int, float]] = []
+    time_step = tuning.StepTimer.__call__
+
+    def watch(self: tuning.StepTimer, size: ClipSize, n: int) -> float:
+        asked.append((n, time_step(self, size, n)))
+        return asked[-1][1]
+
+    monkeypatch.setattr(tuning.StepTimer, "__call__", watch)
+    out = tmp_path / "new" / "tuned.py"
+    run = load(config, [], TrainRun).run
+    monkeypatch.setattr(tuning, "step_bytes", lambda run, world: lambda size, n: n)
+    assert main([config, str(out), "step_seconds=1000", "memory_gb=3.5e-9"]) == 0
+    tuned = load(str(out), [], TrainRun).run
+    assert tuned.bucket_config == {"16x16": {5: (0.5, 3)}}
+    assert (tuned.model, tuned.dataset) == (run.model, run.dataset)
+    assert [n for n, _ in asked] == [1, 2, 3]
+    assert all(0 < taken < 1000 for _, taken in asked)
+    assert "at most 1000 s" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["CONFIG", "out.py"], "key 'step_seconds': missing; allowed: a number above 0"),
+        (["CONFIG", "out.py", "step_seconds=0"], "key 'step_seconds': found 0"),
+        (["CONFIG", "out.txt", "step_seconds=1"], "OUT_CONFIG out.txt: allowed: another file than CONFIG"),
+        (["CONFIG", "CONFIG", "step_seconds=1"], "allowed: another file than CONFIG"),
+        (["CONFIG", "out.py", "step_seconds=1", "memory_gb=1e-6"], "not one clip of any bucket fits into 0.0 GB"),
+        ([str(ROOT / "configs/stdit/train/debug.py"), "out.py", "step_seconds=1"], "set bucket_config"),
+    ],
+)
+def test_what_cannot_be_done_is_a_sentence(
+    config: str,
+    arguments: list[str],
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([config if word == "CONFIG" else word for word in arguments]) == 2
+    assert expected in capsys.readouterr().err
+    assert not (tmp_path / "out.py").exists()
