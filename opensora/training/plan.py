@@ -1,8 +1,9 @@
 """What a run would need, worked out without weights, data decoding or an accelerator.
 
-Parameters and activations are counted on the meta device: the same modules, no memory.
+The run's own modules go through a step on the meta device: see opensora/planning.
 """
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,13 +11,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from opensora.models.assemble import DTYPES, assemble, tokens
-from opensora.models.conditions import clip_conditions
-from opensora.parallel.activation import checkpoint_activations
-from opensora.registry import DATASETS, DISCRIMINATORS, PERCEPTUAL, VAES, build
+from opensora.models.assemble import DTYPES, Parts, assemble, build_denoiser, tokens
+from opensora.models.conditions import clip_conditions, given_latents
+from opensora.models.given_frames import told_by
+from opensora.parallel.paper import shard_on_paper
+from opensora.planning.depth import rehearse_deep
+from opensora.planning.estimate import Estimate, Frozen, Subject, estimate
+from opensora.planning.memory import WIDTHS, Layout, M, Sizes, state_bytes
+from opensora.planning.rehearsal import Rehearsal, observe, rehearse
+from opensora.planning.text import text_parameters
+from opensora.registry import DATASETS, DISCRIMINATORS, MODELS, PERCEPTUAL, PLUGINS, VAES, build, constructor
 from opensora.schema import TrainRun
+from opensora.training.buckets import plan_clips
 
-BYTES = {name: dtype.itemsize for name, dtype in DTYPES.items()}
+Forward = Callable[[Any], Any]
+DEPTHS = ("depth", "num_layers")  # what constructors call the number of blocks
+# Arguments of plugins that a plan depends on, as they are where a plugin does not take them.
+_OPTIONS: dict[str, Any] = {
+    "cpu_offload": False,
+    "communication_dtype": "fp32",
+    "reduce_bucket_size_in_m": 12,
+    "overlap_communication": None,  # wherever there are streams
+    "reshard_after_forward": True,
+    "tp_size": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -26,72 +44,144 @@ class Plan:
     model: str
     parameters: int  # of the trained module
     frozen_parameters: int
+    text_parameters: int | None  # of the text encoder; None: nothing tells them, and nothing counts them
     latent_size: tuple[int, ...]  # frames, rows, columns
     tokens_per_sample: int
     samples_per_step: int
     report: Any  # datasets.report.Report
-    memory: dict[str, int]
+    estimate: Estimate
+    subject: Subject
+
+    @property
+    def memory(self) -> dict[str, int]:
+        return self.estimate.memory
 
     @property
     def memory_total(self) -> int:
-        return sum(self.memory.values())
+        return self.estimate.total
 
 
-def plan(run: TrainRun, world: int, sp_size: int = 1) -> Plan:
+def plan(run: TrainRun, world: int, sp_size: int = 1, gloo: bool = False) -> Plan:
     """Count parameters, tokens, rows and bytes for `world` ranks; raises ConfigError or DataError as training would.
 
-    sp_size: ranks that share the tokens of a sample; what lies before and after the blocks each of them holds whole.
+    Of buckets it is the one with the largest micro-batch. sp_size: ranks that share the tokens of a sample. gloo: they
+    are processes on CPUs.
     """
-    if run.dtype == "auto":
-        run = replace(run, dtype="bf16")  # what every accelerator of today chooses
+    run = chosen(run)
     dataset = build(DATASETS, run.dataset)
-    report = dataset.inspect() if hasattr(dataset, "inspect") else dataset.report()  # inspect opens every video
-    report.require_rows()
-    height, width = dataset.image_size
-    size = (dataset.num_frames, height, width)
+    clips = plan_clips(run, dataset, "config")
+    report: Any = clips.report
+    size = clips.size
+    if clips.order is not None:  # what the largest bucket needs
+        with torch.device("meta"):
+            line = clips.largest(build(VAES, run.vae))
+        run, size = replace(run, batch_size=line.batch_size), line.size
+    elif hasattr(dataset, "inspect"):
+        report = dataset.inspect()  # opens every video
+        report.require_rows()
+    return replace(work_out(run, size, world, sp_size, gloo), report=report)
+
+
+def chosen(run: TrainRun) -> TrainRun:
+    """The run with the dtype that every accelerator of today chooses, where it says auto."""
+    return replace(run, dtype="bf16") if run.dtype == "auto" else run
+
+
+def work_out(run: TrainRun, size: tuple[int, int, int], world: int, sp_size: int = 1, gloo: bool = False) -> Plan:
+    """`plan` for clips of (frames, height, width) in pixels, without a data set."""
     with torch.device("meta"):
-        if run.task == "autoencoder":
-            trained: Any = build(VAES, run.vae)
-            video = torch.empty(run.batch_size, 3, *size, dtype=DTYPES[run.dtype])
-            latent_size = tuple(trained.latent_size(size))
-            forward: Callable[[nn.Module], Any] = lambda model: model(video, None)  # noqa: E731
-            count, frozen = latent_size[0] * latent_size[1] * latent_size[2], 0
-            beside = _loss_bytes(run, video.float().requires_grad_(), world)
-        else:
-            parts = assemble(
-                run.model or {},
-                run.vae,
-                run.text_encoder or {},
-                num_frames=dataset.num_frames,
-                image_size=dataset.image_size,
-                weights=False,
-            )
-            trained = parts.model
-            latent_size = tuple(trained.input_size)
-            latents = torch.empty(run.batch_size, trained.in_channels, *latent_size, dtype=DTYPES[run.dtype])
-            text = _text(trained, run.batch_size, DTYPES[run.dtype])
-            times = torch.empty(run.batch_size)
-            told = clip_conditions(trained, size, torch.empty(run.batch_size))
-            forward = lambda model: model(latents, times, text, **told)  # noqa: E731
-            count, frozen, beside = tokens(trained), _parameters(parts.vae), {}
-        trained = trained.to(DTYPES[run.dtype] if run.plugin.startswith("zero") else torch.float32)
-        activations = activation_bytes(trained, forward, run.grad_checkpoint) // sp_size
-    parameters = _parameters(trained)
-    memory = _state_bytes(run, parameters, world) | {
-        "frozen autoencoder": frozen * BYTES[run.dtype],
-        f"activations of {run.batch_size} sample(s)": activations,
-        **beside,
-    }
-    return Plan(
-        model=type(trained).__name__,
-        parameters=parameters,
-        frozen_parameters=frozen,
-        latent_size=latent_size,
-        tokens_per_sample=count,
-        samples_per_step=run.batch_size * run.micro_batches,
-        report=report,
-        memory={name: value for name, value in memory.items() if value},
+        prepare = _autoencoder if run.task == "autoencoder" else _denoiser
+        return prepare(run, size, layout_of(run, world, sp_size, gloo))
+
+
+def layout_of(run: TrainRun, world: int, sp_size: int = 1, gloo: bool = False) -> Layout:
+    """How the run's own plugin shares a step between `world` ranks."""
+    takes = inspect.signature(constructor(PLUGINS, run.plugin)).parameters
+    defaults = {name: each.default for name, each in takes.items() if name in _OPTIONS}
+    asked = {**_OPTIONS, **defaults, **run.plugin_config}
+    overlap = asked["overlap_communication"]
+    return Layout(
+        plugin=run.plugin,
+        world=world,
+        micro_batches=max(1, run.micro_batches * sp_size // world),
+        dtype=run.dtype,
+        sp_size=sp_size,
+        sp_mode=run.sp_mode,
+        grad_checkpoint=run.grad_checkpoint,
+        cpu_offload=asked["cpu_offload"],
+        communication_dtype=asked["communication_dtype"],
+        bucket_elements=M * asked["reduce_bucket_size_in_m"],
+        overlap=not gloo if overlap is None else overlap,
+        keep_gathered=not asked["reshard_after_forward"],
+        tp_size=asked["tp_size"],
+        gloo=gloo,
     )
+
+
+def _denoiser(run: TrainRun, size: tuple[int, int, int], layout: Layout) -> Plan:
+    parts = assemble(
+        run.model or {}, run.vae, run.text_encoder or {}, num_frames=size[0], image_size=size[1:], weights=False
+    )
+    whole = parts.model
+    takes = inspect.signature(constructor(MODELS, parts.model_config["type"])).parameters
+    key = next((name for name in DEPTHS if name in takes), None)
+
+    def rehearse_layout(asked: Layout) -> Rehearsal:
+        def at(depth: int | None) -> Rehearsal:
+            config = parts.model_config if depth is None else {**parts.model_config, key: depth}
+            with torch.device("meta"):
+                model = build_denoiser(config).to(_working(asked))
+                layout_on_paper = shard_on_paper(model, asked.sp_size, asked.sp_mode)  # type: ignore[arg-type]
+                found = _rehearse(model, _denoise(run, size), asked)
+            return replace(found, sent=layout_on_paper.sent)
+
+        if key is None:
+            return at(None)
+        return rehearse_deep(at, parts.model_config[key] if key in parts.model_config else takes[key].default)
+
+    text = text_parameters(parts.text_encoder)
+    subject = Subject(
+        sizes=_sizes(whole),
+        frozen=_frozen(run, parts, text, size, layout),
+        rehearse=rehearse_layout,
+        tokens=run.batch_size * tokens(whole),
+        ema=run.ema_decay is not None,
+        heads=getattr(whole, "num_heads", None),
+        frames=-(-whole.input_size[0] // whole.patch_size[0]),
+    )
+    return Plan(
+        model=type(whole).__name__,
+        parameters=_parameters(whole),
+        frozen_parameters=_parameters(parts.vae),
+        text_parameters=None if text is None else text[0],
+        latent_size=tuple(whole.input_size),
+        tokens_per_sample=tokens(whole),
+        samples_per_step=run.batch_size * run.micro_batches,
+        report=None,
+        estimate=estimate(subject, layout),
+        subject=subject,
+    )
+
+
+def _denoise(run: TrainRun, size: tuple[int, int, int]) -> Forward:
+    """A call of the model as the task makes it, with the text's mask and, where the run gives frames, theirs."""
+    n = run.batch_size
+
+    def forward(model: Any) -> Any:
+        narrow = DTYPES[run.dtype] if run.plugin != "ddp" else torch.float32
+        latents = torch.empty(n, model.in_channels, *model.input_size, dtype=narrow)
+        told: dict[str, Any] = clip_conditions(model, size, torch.empty(n))
+        text = _text(model, n, DTYPES[run.dtype])
+        if text.is_floating_point():
+            told["mask"] = torch.ones(n, model.model_max_length, dtype=torch.long)
+            told["drop_B"] = torch.zeros(n, dtype=torch.bool)
+        if model.conditioned:
+            told |= given_latents(latents, [], model.null_text(n).to(text))
+        elif run.mask_ratios is not None and told_by(run.model or {}, "mask_ratios") == "masks":
+            told["x_mask"] = torch.ones(n, latents.shape[2], dtype=torch.bool)
+        return model(latents, torch.empty(n), text, **told)
+
+    return forward
 
 
 def _text(model: Any, n: int, dtype: torch.dtype) -> Tensor:
@@ -101,26 +191,80 @@ def _text(model: Any, n: int, dtype: torch.dtype) -> Tensor:
     return torch.empty(n, 1, model.model_max_length, model.caption_channels, dtype=dtype)
 
 
+def _frozen(
+    run: TrainRun, parts: Parts, text: tuple[int, int] | None, size: tuple[int, int, int], layout: Layout
+) -> Frozen:
+    """The autoencoder and the text encoder, as far as the run loads them."""
+    weights, peak, flops = {}, 0, 0
+    if run.load_video_features is None:
+        vae = parts.vae.to(DTYPES[run.dtype]).eval().requires_grad_(False)
+        video = torch.empty(run.batch_size, 3, *size, dtype=DTYPES[run.dtype])
+        peak, flops = observe(lambda: vae.encode(video), vae)
+        peak += video.nbytes
+        weights["frozen autoencoder"] = WIDTHS[run.dtype] * _parameters(vae)
+    if run.load_text_features is None and text is not None:
+        shared = layout.world if run.text_encoder_parallel is not None else 1
+        weights["text encoder"] = WIDTHS[run.dtype] * text[0] // shared
+        flops += 2 * text[1] * run.batch_size * getattr(parts.text_encoder, "max_tokens", 0)
+    return Frozen(weights, peak, flops)
+
+
+def _autoencoder(run: TrainRun, size: tuple[int, int, int], layout: Layout) -> Plan:
+    def rehearse_layout(asked: Layout) -> Rehearsal:
+        with torch.device("meta"):
+            video = torch.empty(run.batch_size, 3, *size, dtype=_working(asked))
+            return _rehearse(build(VAES, run.vae).to(_working(asked)), lambda model: model(video, None), asked)
+
+    vae = build(VAES, run.vae)
+    latent_size = tuple(vae.latent_size(size))
+    count = latent_size[0] * latent_size[1] * latent_size[2]
+    subject = Subject(
+        sizes=_sizes(vae),
+        frozen=Frozen(),
+        rehearse=rehearse_layout,
+        tokens=run.batch_size * count,
+        ema=run.ema_decay is not None,
+        beside=_loss_bytes(run, torch.empty(run.batch_size, 3, *size).requires_grad_(), layout),
+    )
+    return Plan(
+        model=type(vae).__name__,
+        parameters=_parameters(vae),
+        frozen_parameters=0,
+        text_parameters=0,
+        latent_size=latent_size,
+        tokens_per_sample=count,
+        samples_per_step=run.batch_size * run.micro_batches,
+        report=None,
+        estimate=estimate(subject, layout),
+        subject=subject,
+    )
+
+
+def _working(layout: Layout) -> torch.dtype:
+    return DTYPES[layout.dtype] if layout.width == WIDTHS[layout.dtype] else torch.float32
+
+
+def _rehearse(model: nn.Module, forward: Forward, layout: Layout) -> Rehearsal:
+    return rehearse(model, forward, checkpointed=layout.grad_checkpoint, autocast=layout.dtype == "bf16")
+
+
+def _sizes(model: Any) -> Sizes:
+    trained = [p.numel() for p in model.parameters() if p.requires_grad]
+    blocks = [sum(p.numel() for p in block.parameters() if p.requires_grad) for block in model.checkpoint_blocks()]
+    return Sizes(
+        trained=sum(trained),
+        fixed=_parameters(model) - sum(trained) + sum(b.numel() for b in model.buffers()),
+        largest=max(trained),
+        blocks=max(blocks, default=0),
+        outside=sum(trained) - sum(blocks),
+    )
+
+
 def _parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def _state_bytes(run: TrainRun, parameters: int, world: int) -> dict[str, int]:
-    """Weights, gradients, fp32 masters and moments, as each plugin keeps them."""
-    shards = world if run.plugin.startswith("zero") else 1
-    working = BYTES[run.dtype] if run.plugin.startswith("zero") else 4
-    masters = 4 * parameters // shards if run.plugin.startswith("zero") else 0  # ddp trains the fp32 weights themselves
-    gradients = working * parameters // (world if run.plugin.startswith("zero2") else 1)
-    return {
-        "weights": working * parameters,
-        "fp32 master weights": masters,
-        "gradients": gradients,
-        "optimizer moments": 8 * parameters // shards,
-        "averaged weights (EMA)": 4 * parameters // shards if run.ema_decay is not None else 0,
-    }
-
-
-def _loss_bytes(run: TrainRun, video: Tensor, world: int) -> dict[str, int]:
+def _loss_bytes(run: TrainRun, video: Tensor, layout: Layout) -> dict[str, int]:
     """The networks beside an autoencoder that its loss needs, with what they keep of one reconstruction."""
     found = {}
     if run.perceptual is not None:
@@ -130,27 +274,22 @@ def _loss_bytes(run: TrainRun, video: Tensor, world: int) -> dict[str, int]:
         found["perceptual network"] = 4 * _parameters(distance) + kept
     if run.discriminator is not None:
         rival = build(DISCRIMINATORS, run.discriminator)
-        state = sum(_state_bytes(replace(run, ema_decay=None), _parameters(rival), world).values())
-        working = DTYPES[run.dtype] if run.plugin.startswith("zero") else torch.float32
+        sizes = Sizes(_parameters(rival))
+        gradients = 4 * sizes.trained // (layout.world if layout.family in ("zero2", "fsdp") else 1)
+        state = sum(state_bytes(layout, sizes, ema=False).values()) + gradients
+        working = _working(layout)
         kept = _saved_bytes(rival.to(working), lambda model: model(video.to(working), learn=False))
         found["discriminator"] = state + kept
     return found
 
 
-def activation_bytes(model: Any, forward: Callable[[nn.Module], Any], checkpointed: bool) -> int:
-    """Bytes autograd keeps for backward, counted once per storage; parameters are not activations.
-
-    With checkpointing: the block inputs, and one block's activations while it is recomputed.
-    """
-    everything = _saved_bytes(model, forward)
-    if not checkpointed:
-        return everything
-    blocks = model.checkpoint_blocks()
-    checkpoint_activations(blocks)
-    return _saved_bytes(model, forward) + everything // max(1, len(blocks))
+def activation_bytes(model: Any, forward: Forward, checkpointed: bool) -> int:
+    """Bytes alive at most in a forward and backward besides parameters and finished gradients, on the meta device."""
+    return rehearse(model, forward, checkpointed=checkpointed).peak
 
 
-def _saved_bytes(model: nn.Module, forward: Callable[[nn.Module], Any]) -> int:
+def _saved_bytes(model: nn.Module, forward: Forward) -> int:
+    """Bytes autograd keeps for backward, counted once per storage; parameters are not activations."""
     parameters = {p.untyped_storage()._cdata for p in model.parameters()}
     seen: dict[int, tuple[int, Tensor]] = {}  # the tensor is held so that its storage id stays its own
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BASE = {"registry", "config", "schema", "types", "errors", "log", "random"}
 SEAM = "opensora.models.layers.seam"  # where a model may be cut: what models and parallel agree on
 PARTS = {"models", "schedulers", "datasets", "parallel", "platforms"}
-JOBS = {"training", "sampling", "evaluation"}
+JOBS = {"planning", "training", "sampling", "evaluation"}
 # package -> packages of opensora it may import besides itself
 ALLOWED = {
     **{name: BASE for name in BASE},
@@ -23,7 +23,8 @@ ALLOWED = {
     "platforms": BASE,
     "parallel": BASE | {"platforms"},
     "evaluation": BASE | PARTS,
-    "training": BASE | PARTS | {"evaluation"},
+    "planning": BASE | PARTS,
+    "training": BASE | PARTS | {"evaluation", "planning"},
     "sampling": BASE | PARTS | {"evaluation", "training"},  # reads what training saved
     "bench": BASE | PARTS | JOBS,
     "cli": BASE | PARTS | JOBS | {"bench"},

@@ -1,0 +1,130 @@
+"""One layout of one step: memory of a rank, arithmetic, traffic, and the time it takes at stated rates."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from opensora.parallel.traffic import Traffic, plugin_traffic
+from opensora.planning.memory import WIDTHS, Layout, Sizes, held_gradients, host_bytes, moments, state_bytes
+from opensora.planning.rates import EFFICIENCY, LINK_EFFICIENCY, Gpu
+from opensora.planning.rehearsal import Rehearsal
+
+ENCODING, STEP = "while a clip is encoded", "in forward, backward or update"
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """The networks that only encode: bytes of their weights, and what one micro-batch costs."""
+
+    weights: dict[str, int] = field(default_factory=dict)
+    encoding_bytes: int = 0  # alive at most while clips are encoded
+    flops: int = 0
+
+
+@dataclass
+class Subject:
+    """A training step, however it is going to be shared: `rehearse(layout)` gives one micro-batch of one rank."""
+
+    sizes: Sizes
+    frozen: Frozen
+    rehearse: Callable[[Layout], Rehearsal]
+    tokens: int  # of one micro-batch
+    ema: bool
+    heads: int | None = None  # attention heads, where there are some
+    frames: int | None = None  # of the token grid
+    beside: dict[str, int] = field(default_factory=dict)  # networks that only the loss needs, bytes
+    _known: dict[tuple, Rehearsal] = field(default_factory=dict)
+
+    def rehearsal(self, layout: Layout) -> Rehearsal:
+        """As `rehearse`, once for layouts that are alike in it."""
+        key = (layout.sp_size, layout.sp_mode, layout.grad_checkpoint, layout.width, layout.dtype)
+        if key not in self._known:
+            self._known[key] = self.rehearse(layout)
+        return self._known[key]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of one rank and one optimizer step; bytes and operations."""
+
+    layout: Layout
+    memory: dict[str, int]  # at the fullest moment
+    when: str  # that moment, in words
+    host: int
+    kept: int  # activations between forward and backward
+    activations: int  # alive at most, with what is recomputed and what lives for a moment
+    traffic: Traffic
+    sequence_bytes: int  # sent to the other ranks of the sequence group
+    model_flops: int
+    frozen_flops: int
+    update_bytes: float  # read and written by the optimizer
+    tokens: int  # of the step, over all ranks
+
+    @property
+    def total(self) -> int:
+        return sum(self.memory.values())
+
+    @property
+    def bytes_sent(self) -> int:
+        return self.traffic.total + self.sequence_bytes
+
+
+def estimate(subject: Subject, layout: Layout) -> Estimate:
+    """Work a layout out; the costly part is done once for layouts with the same activations."""
+    rehearsal, sizes = subject.rehearsal(layout), subject.sizes
+    state = state_bytes(layout, sizes, subject.ema) | subject.frozen.weights | subject.beside
+    encoding = {"activations": subject.frozen.encoding_bytes, "gradients": held_gradients(layout, sizes)}
+    stages = [(STEP, each) for each in moments(layout, sizes, rehearsal)] + [(ENCODING, encoding)]
+    when, fullest = max(stages, key=lambda stage: sum(stage[1].values()))
+    wire = WIDTHS[layout.communication_dtype]
+    return Estimate(
+        layout=layout,
+        memory={name: value for name, value in (state | fullest).items() if value},
+        when=when,
+        host=host_bytes(layout, sizes, subject.ema),
+        kept=rehearsal.kept,
+        activations=rehearsal.peak,
+        traffic=plugin_traffic(
+            layout.plugin,
+            parameters=sizes.trained,
+            ranks=layout.world,
+            micro_batches=layout.micro_batches,
+            weight_bytes=layout.width,
+            wire_bytes=wire,
+        ),
+        sequence_bytes=layout.micro_batches * rehearsal.sent,
+        model_flops=layout.micro_batches * (rehearsal.forward_flops + rehearsal.backward_flops),
+        frozen_flops=layout.micro_batches * subject.frozen.flops,
+        # gradient, master and two moments are read, all but the gradient written, and the weights
+        update_bytes=(28 + layout.width) * sizes.trained / (1 if layout.replicated else layout.world),
+        tokens=subject.tokens * layout.micro_batches * layout.data_size,
+    )
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Where a step's time goes; nothing is taken to overlap."""
+
+    compute: float
+    exchange: float
+    sequence: float
+    update: float
+
+    @property
+    def total(self) -> float:
+        return self.compute + self.exchange + self.sequence + self.update
+
+
+def seconds(found: Estimate, gpu: Gpu, efficiency: float = EFFICIENCY) -> Seconds:
+    """The time of a step at the stated rates, of which products reach `efficiency` and links LINK_EFFICIENCY."""
+    layout = found.layout
+    inside, outside = (1e9 * LINK_EFFICIENCY * rate for rate in (gpu.node_gbs, gpu.network_gbs))
+    # rings over many machines use every network card of a machine, each for a part of the bytes
+    ring = inside if layout.world <= gpu.per_node else min(inside, outside * gpu.per_node)
+    # of an all-to-all each rank sends its share of every other rank's bytes by itself
+    far = max(0, layout.sp_size - gpu.per_node) / max(1, layout.sp_size - 1)
+    return Seconds(
+        compute=(found.model_flops + found.frozen_flops) / (1e12 * gpu.tflops(layout.dtype) * efficiency),
+        exchange=found.traffic.total / ring,
+        sequence=found.sequence_bytes * (far / outside + (1 - far) / inside),
+        update=found.update_bytes / (1e9 * gpu.memory_gbs),
+    )

@@ -1,0 +1,147 @@
+"""A step that allocates nothing, against hand counts and against the same step on the CPU."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from opensora.models.stdit.stdit3 import STDiT3
+from opensora.planning.depth import rehearse_deep, repeated
+from opensora.planning.rehearsal import Live, Rehearsal, fused_attention, observe, rehearse
+
+
+class Two(nn.Module):
+    """Two linear layers of 8 x 8 without bias, and a square between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x).square())
+
+    def checkpoint_blocks(self) -> list[nn.Module]:
+        return [self.first]
+
+
+def test_by_hand() -> None:
+    """Ten rows of 8 numbers are 320 bytes: first's result and its square wait for the backward, and the loss' input."""
+    with torch.device("meta"):
+        found = rehearse(Two(), lambda model: model(torch.empty(10, 8)))
+    assert found.forward_flops == 2 * 2 * 10 * 8 * 8
+    assert found.backward_flops == 3 * 2 * 10 * 8 * 8  # two for second, one for first, whose input needs no gradient
+    assert [moment.delivered for moment in found.moments] == [0, 64, 128]
+    waiting = 320 + 3 * 320  # the input, made in the forward, and three results
+    assert waiting <= found.kept <= waiting + 64
+
+
+def stdit3(depth: int = 3, **changes: Any) -> STDiT3:
+    return STDiT3(
+        depth=depth,
+        input_size=(4, 8, 8),
+        hidden_size=48,
+        num_heads=2,
+        caption_channels=16,
+        model_max_length=8,
+        **changes,
+    )
+
+
+def call(model: Any) -> Tensor:
+    one = torch.ones(2)
+    return model(torch.ones(2, 4, 4, 8, 8), one, torch.ones(2, 1, 8, 16), height=one, width=one, fps=one)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_meta_and_cpu_hold_the_same(checkpointed: bool) -> None:
+    with torch.device("meta"):
+        on_paper = rehearse(stdit3(), call, checkpointed=checkpointed)
+    assert rehearse(stdit3(), call, checkpointed=checkpointed).moments[1:] == on_paper.moments[1:]
+
+
+def test_recomputation_keeps_little_and_costs_a_forward() -> None:
+    with torch.device("meta"):
+        plain, again = (rehearse(stdit3(5), call, checkpointed=flag) for flag in (False, True))
+    assert again.kept < 0.2 * plain.kept
+    assert again.peak < 0.4 * plain.peak
+    assert again.forward_flops == plain.forward_flops
+    more = again.backward_flops - plain.backward_flops
+    assert 0.9 * plain.forward_flops < more <= plain.forward_flops
+    assert plain.backward_flops == pytest.approx(2 * plain.forward_flops, rel=0.1)
+
+
+def test_arithmetic_is_what_torch_counts() -> None:
+    model = stdit3(2)
+    with torch.no_grad(), FlopCounterMode(display=False) as theirs:
+        call(model)
+    q = torch.ones(1, 2, 16, 24)
+    with torch.device("meta"):
+        attention = observe(lambda: fused_attention(*[torch.empty(1, 2, 16, 24)] * 3))[1]
+        ours = observe(lambda: call(stdit3(2)))[1]
+    assert attention == 2 * 2 * q.numel() * 16
+    # torch's counter passes the CPU's fused attention over: 2 x 2 blocks on 2 x (4 x 16) tokens, with text of 8
+    spatial, temporal, text = 2 * 4 * 16 * 16, 2 * 16 * 4 * 4, 2 * 64 * 8
+    assert ours - theirs.get_total_flops() == 2 * 4 * 48 * (spatial + temporal + 2 * text)
+
+
+def test_scores_are_never_kept() -> None:
+    """Four times the patches: what waits grows as they do, not as their square."""
+
+    def kept(side: int) -> int:
+        with torch.device("meta"):
+            one = torch.ones(1)
+            model, text = stdit3(2), torch.ones(1, 1, 8, 16)
+            x = torch.ones(1, 4, 1, side, side)
+            return rehearse(model, lambda m: m(x, one, text, height=one, width=one, fps=one)).kept
+
+    assert kept(128) / kept(64) == pytest.approx(4, rel=0.02)
+
+
+def test_bf16_under_autocast_keeps_norms_in_float32() -> None:
+    """Half of float32 would be 0.5; the norms' inputs and results are wide."""
+    with torch.device("meta"):
+        wide = rehearse(stdit3(), call).kept
+        narrow = rehearse(stdit3().to(torch.bfloat16), call, autocast=True).kept
+        beside = rehearse(stdit3(), call, autocast=True).kept  # float32 weights, cast as they are used
+    assert 0.5 < narrow / wide < 0.8
+    assert narrow < beside
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_a_deep_model_by_two_shallow_ones(checkpointed: bool) -> None:
+    depth = 6
+    asked = []
+
+    def at(depth: int) -> Rehearsal:
+        asked.append(depth)
+        with torch.device("meta"):
+            return rehearse(stdit3(depth), call, checkpointed=checkpointed)
+
+    assert rehearse_deep(at, depth) == at(depth)
+    assert asked == [3, 4, depth]
+
+
+def test_what_does_not_repeat_is_rehearsed_whole() -> None:
+    with torch.device("meta"):
+        two, other = rehearse(stdit3(2), call), rehearse(stdit3(3, mlp_ratio=2.0), call)
+    assert repeated(two, two, 1) is None
+    assert repeated(two, other, 1) is None
+    asked = []
+
+    def at(depth: int) -> Rehearsal:
+        asked.append(depth)
+        with torch.device("meta"):
+            return rehearse(stdit3(depth, mlp_ratio=float(depth)), call)
+
+    assert rehearse_deep(at, 7).moments[-1].delivered > 0
+    assert asked[-1] == 7
+
+
+def test_freed_memory_is_not_counted() -> None:
+    with torch.device("meta"), Live() as live:
+        first = torch.empty(100)
+        del first
+        torch.empty(50)
+        assert (live.now, live.take_peak()) == (0, 400)
