@@ -19,10 +19,12 @@ from torch.autograd import Function
 
 from opensora.errors import ConfigError
 from opensora.parallel import collectives
+from opensora.registry import PLATFORMS, names
 
 _INTO = {"qkv": 3, "q_linear": 1, "kv_linear": 2, "fc1": 1}  # parts that each hold all heads or hidden units
 _OUT_OF = ("proj", "fc2")
 _SELF, _CROSS, _PERCEPTRON = ("qkv", "proj"), ("q_linear", "kv_linear", "proj"), ("fc1", "fc2")
+_SEES_PART = "sees_part"  # a mark on parameters
 _BY_HEAD = ("q_norm", "k_norm")  # their weights are whole, and see this rank's heads only
 
 
@@ -54,7 +56,7 @@ def cut_of(parameter: nn.Parameter) -> Cut | None:
 
 def sees_part(parameter: nn.Parameter) -> bool:
     """Whether a whole parameter gets gradients from this rank's heads only, so that they must be added up."""
-    return getattr(parameter, "sees_part", False)
+    return getattr(parameter, _SEES_PART, False)
 
 
 class _Enter(Function):
@@ -66,7 +68,7 @@ class _Enter(Function):
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return collectives.sum_over_ranks(grad.contiguous(), ctx.group), None
 
 
@@ -78,7 +80,7 @@ class _Leave(Function):
         return collectives.sum_over_ranks(x.contiguous(), group)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad, None
 
 
@@ -122,7 +124,7 @@ class OutOfParts(_CutLinear):
         return out if self.bias is None else out + self.bias.to(out.dtype)
 
 
-def _keep(parameter: nn.Parameter, cut: Cut) -> None:
+def _keep(parameter: Tensor, cut: Cut) -> None:
     parameter.data = cut.own(parameter.data)
     parameter.tensor_cut = cut  # type: ignore[attr-defined]
 
@@ -158,7 +160,7 @@ def boost(model: nn.Module, tensor_size: int, token_size: int) -> tuple[Any, Any
         def __del__(self) -> None: ...  # the process groups end with the world
 
         def supported_devices(self) -> list[str]:
-            return ["cpu", "cuda", "npu"]
+            return names(PLATFORMS)
 
         def configure(
             self,
@@ -255,4 +257,4 @@ def _policy(model: nn.Module, size: int) -> Any:
 def _mark_norms(module: nn.Module) -> None:
     for name in _BY_HEAD:
         for parameter in getattr(module, name, nn.Identity()).parameters():
-            parameter.sees_part = True  # type: ignore[attr-defined]
+            setattr(parameter, _SEES_PART, True)
