@@ -103,6 +103,14 @@ def test_choosing_for_many_is_choosing_for_each(config: Any, interval: int) -> N
     assert len(set(each)) > 5
 
 
+def test_of_two_ratios_as_near_the_first_is_taken() -> None:
+    """1.875 lies in the middle of 1.75 and 2.0, and halves are exact."""
+    buckets, clip = Buckets({"256": {1: (1.0, 1)}}), (1, 375, 200)
+    assert buckets.choose(*clip, seed=0) == Bucket("256", 1, "1.75")
+    [found] = buckets.choose_many(*(np.array([value]) for value in clip), seeds=np.array([0]))
+    assert buckets.all[found].ratio == "1.75"
+
+
 def test_frames_may_be_written_as_text() -> None:
     assert Buckets({"144p": {"1": (1.0, 2), "16": (1.0, 1)}}).lengths == {"144p": [16, 1]}
 
