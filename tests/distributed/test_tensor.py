@@ -34,13 +34,13 @@ def make_optimizer(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=1.0, momentum=0.9)
 
 
-def make_engine(model: Any, tp_size: int, sp_size: int = 1, plugin: str = "hybrid") -> Engine:
+def make_engine(model: Any, tp_size: int, sp_size: int = 1, plugin: str = "hybrid", dtype: str = "fp32") -> Engine:
     here = world.divide(tp_size * sp_size) if tp_size * sp_size > 1 else world.current()
     group = token_group(here.sequence_group, tp_size)
     if sp_size > 1:
         shard_sequence(model, group)
     options = {"tp_size": tp_size} if plugin == "hybrid" else {}
-    return build(PLUGINS, {"type": plugin, **options}).apply(model, make_optimizer, "fp32", 0.05, here)
+    return build(PLUGINS, {"type": plugin, **options}).apply(model, make_optimizer, dtype, 0.05, here)
 
 
 def run(engine: Engine, given: dict[str, Any], first: int, last: int) -> tuple[list[float], list[float]]:
@@ -62,12 +62,14 @@ def run(engine: Engine, given: dict[str, Any], first: int, last: int) -> tuple[l
     return losses, norms
 
 
-def train(name: str, tp_size: int, sp_size: int, plugin: str, checkpointed: bool) -> dict[str, Any]:
+def train(
+    name: str, tp_size: int, sp_size: int, plugin: str, checkpointed: bool, dtype: str = "fp32"
+) -> dict[str, Any]:
     model = build_model(name)
     given = inputs(model)
     if checkpointed:
         checkpoint_activations(model.checkpoint_blocks())
-    engine = make_engine(model, tp_size, sp_size, plugin)
+    engine = make_engine(model, tp_size, sp_size, plugin, dtype)
     start = engine.full_weights()
     losses, norms = run(engine, given, 0, STEPS)
     kept = sum(parameter.numel() for parameter in engine.trainable.values())
@@ -90,6 +92,14 @@ def assert_same(results: list[dict[str, Any]], alone: dict[str, Any]) -> None:
 def test_two_ranks_share_each_block(name: str) -> None:
     alone = run_ranks(train, 1, name, 1, 1, "ddp", False)[0]
     assert_same(run_ranks(train, 2, name, 2, 1, "hybrid", True), alone)
+
+
+def test_bfloat16_runs_under_autocast() -> None:
+    exact = run_ranks(train, 1, "STDiT2", 1, 1, "ddp", False)[0]["losses"]
+    for result in run_ranks(train, 2, "STDiT2", 2, 1, "hybrid", False, "bf16"):
+        torch.testing.assert_close(result["losses"], exact, rtol=2e-2, atol=2e-3)
+        assert result["losses"] != exact
+        assert all(value.dtype is not torch.bfloat16 for value in result["weights"].values())
 
 
 @pytest.mark.parametrize(("tp_size", "sp_size"), [(2, 1), (4, 1), (2, 2)])
