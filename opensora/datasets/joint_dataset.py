@@ -77,9 +77,13 @@ class JointDataset:
         if self.pictures is None:
             return found
         beside = self.pictures.report()
-        dropped = {**found.dropped, **{f"picture, {reason}": rows for reason, rows in beside.dropped.items()}}
-        buckets = {**found.buckets, **{f"{size} beside them": rows for size, rows in beside.buckets.items()}}
-        return replace(found, dropped=dropped, buckets=buckets)
+        return replace(
+            found,
+            rows=found.rows + beside.rows - beside.kept,
+            dropped={**found.dropped, **{f"picture, {reason}": rows for reason, rows in beside.dropped.items()}},
+            more={**found.more, **{f"picture, {reason}": rows for reason, rows in beside.more.items()}},
+            buckets={**found.buckets, **{f"{size} beside them": rows for size, rows in beside.buckets.items()}},
+        )
 
     def clip(self, row: int, draw: Draw) -> Clip:
         """The clip of a row with its pictures, `valid_THW` where there is padding; BadClip where one of them is bad."""

@@ -14,7 +14,13 @@ from opensora.datasets.loader import build_loader
 from opensora.random import Draw
 from tests.samples import write_manifest
 
-GIVEN = {"num_frames": 4, "image_size": (32, 32)}
+GIVEN = {
+    "num_frames": 4,
+    "image_size": (32, 32),
+    "videos": {"type": "MovingShapes", "clips": 6},
+    "pictures": {"type": "MovingShapes", "clips": 6, "num_frames": 1},
+    "use_image_num": 2,
+}
 NAMES = registry.names(registry.DATASETS)
 
 
@@ -36,7 +42,8 @@ def test_some_are_registered() -> None:
 
 def test_clip(dataset: Any) -> None:
     clip = dataset.clip(0, Draw(0, 0, 0))
-    assert clip.video_CTHW.shape == (3, dataset.num_frames, *dataset.image_size)
+    frames = dataset.num_frames + len(clip.picture_captions)
+    assert clip.video_CTHW.shape == (3, frames, *dataset.image_size)
     assert clip.video_CTHW.dtype == torch.float32
     assert -1 <= clip.video_CTHW.min() < clip.video_CTHW.max() <= 1
     assert clip.caption

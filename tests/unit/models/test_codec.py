@@ -1,12 +1,17 @@
 from collections.abc import Iterator, Sequence
 
+import pytest
 import torch
 from torch import Generator, Tensor, nn
 
-from opensora.models.codec import CaptionCache, Codec
+from opensora.config import load
+from opensora.models.assemble import build_autoencoder
+from opensora.models.codec import CaptionCache, Codec, draw_latents
 from opensora.models.text.classes import ClassLabels
 from opensora.random import generator
+from opensora.schema import TrainRun
 from opensora.types import Condition
+from tests.e2e.processes import ROOT
 
 LENGTH, WIDTH = 5, 3
 CAPTION_BYTES = LENGTH * WIDTH * 4 + LENGTH * 8  # float32 states and an int64 mask
@@ -63,6 +68,32 @@ def test_video_there_and_back_in_the_compute_type() -> None:
     assert (z.dtype, z.requires_grad) == (torch.float32, False)
     assert torch.equal(made.decode_video(z, 3), video[:, :, :3])
     assert not any(parameter.requires_grad for parameter in made.vae.parameters())
+
+
+VAE_CONFIGS = sorted(path.stem for path in (ROOT / "configs/vae/train").glob("debug*.py"))
+
+
+@pytest.mark.parametrize("name", VAE_CONFIGS)
+def test_latents_drawn_from_stored_moments_are_those_of_encoding(name: str) -> None:
+    """OpenSoraVAE_V1_2 draws its spatial latents while the moments are made; the others only afterwards."""
+    run = load(str(ROOT / f"configs/vae/train/{name}.py"), [], TrainRun).run
+    vae = build_autoencoder(run.vae, seed=3)
+    made = Codec(vae, nn.Identity(), "cpu", torch.float32)  # type: ignore[arg-type]
+    size = (run.dataset["num_frames"], *run.dataset["image_size"])
+    video = torch.rand(2, vae.in_channels, *size, generator=generator(1)) * 2 - 1
+    seeds = (5, 6)
+    moments = made.encode_moments(video, [generator(seed) for seed in seeds])
+    if name == "debug_1_2":
+        with torch.no_grad():
+            posterior = vae.posterior(video, [generator(seed) for seed in seeds])
+            expected = vae.normalise(posterior.draw([generator(seed) for seed in seeds]))
+    else:
+        expected = made.encode_video(video, [generator(seed) for seed in seeds])
+        torch.testing.assert_close(draw_latents(moments, None), made.encode_video(video))
+    assert moments.dtype == torch.float32
+    torch.testing.assert_close(
+        draw_latents(moments, [generator(seed) for seed in seeds]), expected, rtol=1e-5, atol=2e-6
+    )
 
 
 def test_windows_are_joined_as_they_come() -> None:

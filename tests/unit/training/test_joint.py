@@ -20,6 +20,7 @@ from opensora.training.metrics import read
 from opensora.types import Batch
 from tests.dist import one_rank
 from tests.e2e.processes import ROOT
+from tests.samples import write_picture
 
 JOINT = str(ROOT / "configs/latte_t2v/train/debug_joint.py")
 VIDEOS = {"type": "MovingShapes", "clips": 5, "num_frames": 5, "image_size": (16, 16)}
@@ -71,6 +72,20 @@ def test_a_batch_lists_captions_clip_by_clip() -> None:
     assert (batch.pictures, batch.clip_size) == (2, (5, 16, 16))
     assert batch.valid_BTHW is not None
     assert batch.valid_BTHW.shape == (2, 5, 8, 8)
+
+
+def test_rows_of_both_are_reported(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png", "c.png"):
+        write_picture(tmp_path / name)
+    (tmp_path / "pictures.csv").write_text("path,text\na.png,one\nb.png,two\nc.png,three\nd.png,\n")
+    pictures = {"type": "VideoTextDataset", "data_path": str(tmp_path / "pictures.csv"), "num_frames": 1}
+    dataset = joint(pictures={**pictures, "image_size": (16, 16)})
+    report = dataset.report()
+    assert (report.rows, report.kept) == (6, 5)
+    assert list(report.dropped) == ["picture, empty caption"]
+    assert report.buckets == {"5x16x16": 5, "1x16x16 beside them": 3}
+    assert dataset.clip(0, Draw(0, 0, 0)).picture_captions == ("one", "two")
+    assert not dataset.padded
 
 
 def test_a_bad_picture_is_a_bad_sample(monkeypatch: pytest.MonkeyPatch) -> None:
