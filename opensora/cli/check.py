@@ -1,41 +1,88 @@
-"""Dry run: `opensora check CONFIG [world=N] [key=value ...]`. Needs no weights and no accelerator."""
+"""Dry run: `opensora check CONFIG [world=N] [gpu=NAME] [gpus_per_node=N] [key=value ...]`. Needs no weights and no accelerator.
+
+With gpu=h100 (or another of opensora/planning/rates.py) also the time that N of them take, and the smallest layout that
+fits. With --table only the table of docs/parallelism.md, for the config's model and gpu.
+"""
 
 import argparse
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 from opensora.cli.report import run_main
 from opensora.config import explain, load, parse_override
 from opensora.errors import ConfigError
+from opensora.planning.rates import Gpu, gpu_named
 from opensora.schema import TrainRun
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="opensora check", description=__doc__)
     parser.add_argument("config", help="a training config")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="world=N plans for N ranks")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="world=N plans for N ranks, gpu=NAME for these"
+    )
+    parser.add_argument("--table", action="store_true", help="sizes of clips and numbers of GPUs, as markdown")
     arguments = parser.parse_args(argv)
-    return run_main(lambda: check_command(arguments.config, arguments.overrides))
+    command = table_command if arguments.table else check_command
+    return run_main(lambda: command(arguments.config, arguments.overrides))
+
+
+OURS = ("world", "gpu", "gpus_per_node")  # what the command line says of the machines, not of the run
+
+
+def machines(overrides: Sequence[str]) -> tuple[int, Gpu | None, list[str]]:
+    """(ranks, accelerator or None, what is left for the config); the last of each key counts."""
+    given = dict(parse_override(each) for each in overrides if each.partition("=")[0] in OURS)
+    world = whole_number("world", given.get("world", 1))
+    gpu = None
+    if "gpu" in given:
+        gpu = gpu_named(str(given["gpu"]))
+    if "gpus_per_node" in given:
+        if gpu is None:
+            raise ConfigError("command line: key 'gpus_per_node': found without gpu; allowed: with it; add gpu=h100")
+        gpu = replace(gpu, per_node=whole_number("gpus_per_node", given["gpus_per_node"]))
+    return world, gpu, [each for each in overrides if each.partition("=")[0] not in OURS]
+
+
+def whole_number(name: str, value: Any) -> int:
+    """A value of the command line; ConfigError unless it is a whole number from 1."""
+    if type(value) is not int or value < 1:
+        raise ConfigError(f"command line: key '{name}': found {value!r}; allowed: a whole number from 1")
+    return value
+
+
+def table_command(config: str, overrides: Sequence[str]) -> int:
+    """Print the table of docs/parallelism.md for the config's model, autoencoder, text encoder and plugin options."""
+    _, gpu, rest = machines(overrides)
+    loaded = load(config, rest, TrainRun)
+
+    from opensora.cli.check_planning import searched
+    from opensora.planning.table import markdown, rows
+    from opensora.training.plan import chosen, layout_of, subject_of
+
+    run = replace(chosen(loaded.run), batch_size=1)
+    found = rows(lambda clip: (subject_of(run, clip), layout_of(run, 1)), gpu or gpu_named("h100"), searched())
+    sys.stdout.write(markdown(found) + "\n")
+    return 0
 
 
 def check_command(config: str, overrides: Sequence[str]) -> int:
-    """Print the resolved config, parameters, tokens, rows and memory."""
-    world = 1
-    for override in [o for o in overrides if o.startswith("world=")]:
-        _, value = parse_override(override)
-        if type(value) is not int or value < 1:
-            raise ConfigError(f"command line: key 'world': found {value!r}; allowed: a whole number from 1")
-        world = value
-    loaded = load(config, [o for o in overrides if not o.startswith("world=")], TrainRun)
+    """Print the resolved config, parameters, tokens, rows and memory; with a gpu, time and the smallest layout."""
+    world, gpu, rest = machines(overrides)
+    loaded = load(config, rest, TrainRun)
 
     from rich.console import Console
     from rich.table import Table
 
+    from opensora.cli.check_planning import fit_lines, step_lines
     from opensora.training.buckets import build_buckets
     from opensora.training.build import build_masks, build_scheduler, check_world
     from opensora.training.mesh import sequence_size
     from opensora.training.plan import plan
 
-    sp_size = sequence_size(loaded.run, world, world, config)
+    sp_size = sequence_size(loaded.run, world, min(world, gpu.per_node) if gpu else world, config)
     data_size = world // sp_size
     check_world(loaded.run, data_size, config)
     build_buckets(loaded.run, config)
@@ -50,7 +97,7 @@ def check_command(config: str, overrides: Sequence[str]) -> int:
         keys.add_row(*row)
     console.print(keys)
 
-    found = plan(loaded.run, world, sp_size)
+    found = plan(loaded.run, world, sp_size, gloo=gpu is not None and gpu.name == "cpu")
     console.print(found.report.table())
     console.print(
         f"model: {found.model}, {found.parameters:,} parameters"
@@ -66,9 +113,27 @@ def check_command(config: str, overrides: Sequence[str]) -> int:
         f"tokens; {per_rank} micro-batch(es) of {found.samples_per_step // loaded.run.micro_batches} on each rank"
         + (f", whose tokens {sp_size} ranks share" if sp_size > 1 else "")
     )
-    memory = Table("memory per rank (estimate)", "MiB")
-    for name, value in found.memory.items():
+    estimate = found.estimate
+    memory = Table(f"memory per rank {estimate.when}, when it is fullest (estimate)", "MiB")
+    for name, value in estimate.memory.items():
         memory.add_row(name, f"{value / 2**20:,.1f}")
-    memory.add_row("total, without text encoder and framework", f"{found.memory_total / 2**20:,.1f}")
+    memory.add_row("total, without the framework", f"{estimate.total / 2**20:,.1f}")
     console.print(memory)
+    if estimate.host:
+        console.print(f"in host memory, for each rank: {estimate.host / 2**20:,.1f} MiB")
+    if found.text_parameters is None:
+        console.print("not counted: the text encoder, whose size nothing here tells")
+    for recomputed in (False, True):
+        other = found.with_layout(grad_checkpoint=recomputed)
+        console.print(
+            f"activations of a micro-batch with grad_checkpoint={recomputed}: {other.kept / 2**20:,.1f} MiB wait for the "
+            f"backward, {other.activations / 2**20:,.1f} MiB at most"
+        )
+    if estimate.layout.family == "hybrid":
+        console.print("hybrid: activations are counted whole, and what tensor groups exchange is not counted")
+    lines = list(step_lines(estimate, gpu))
+    if gpu is not None:
+        lines += fit_lines(found.subject, estimate, loaded.run.micro_batches, gpu)
+    for line in lines:
+        console.print(line)
     return 0

@@ -50,7 +50,7 @@ class Layout:
 
     @property
     def data_size(self) -> int:
-        return self.world // self.sp_size
+        return self.world // (self.sp_size * self.tp_size)
 
     @property
     def width(self) -> int:

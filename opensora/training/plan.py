@@ -60,12 +60,16 @@ class Plan:
     def memory_total(self) -> int:
         return self.estimate.total
 
+    def with_layout(self, **changes: Any) -> Estimate:
+        """The same step, shared in another way."""
+        return estimate(self.subject, replace(self.estimate.layout, **changes))
+
 
 def plan(run: TrainRun, world: int, sp_size: int = 1, gloo: bool = False) -> Plan:
     """Count parameters, tokens, rows and bytes for `world` ranks; raises ConfigError or DataError as training would.
 
-    Of buckets it is the one with the largest micro-batch. sp_size: ranks that share the tokens of a sample. gloo: they
-    are processes on CPUs.
+    Of buckets it is the one with the largest micro-batch. sp_size: ranks that share each sample, its tokens or, under
+    hybrid, its heads. gloo: ranks are processes on CPUs.
     """
     run = chosen(run)
     dataset = build(DATASETS, run.dataset)
@@ -82,6 +86,11 @@ def plan(run: TrainRun, world: int, sp_size: int = 1, gloo: bool = False) -> Pla
     return replace(work_out(run, size, world, sp_size, gloo), report=report)
 
 
+def subject_of(run: TrainRun, size: tuple[int, int, int]) -> Subject:
+    """The step of a run with clips of (frames, height, width), however it is going to be shared."""
+    return work_out(run, size, 1).subject
+
+
 def chosen(run: TrainRun) -> TrainRun:
     """The run with the dtype that every accelerator of today chooses, where it says auto."""
     return replace(run, dtype="bf16") if run.dtype == "auto" else run
@@ -95,7 +104,7 @@ def work_out(run: TrainRun, size: tuple[int, int, int], world: int, sp_size: int
 
 
 def layout_of(run: TrainRun, world: int, sp_size: int = 1, gloo: bool = False) -> Layout:
-    """How the run's own plugin shares a step between `world` ranks."""
+    """How the run's own plugin shares a step between `world` ranks, of which `sp_size` see the same samples."""
     takes = inspect.signature(constructor(PLUGINS, run.plugin)).parameters
     defaults = {name: each.default for name, each in takes.items() if name in _OPTIONS}
     asked = {**_OPTIONS, **defaults, **run.plugin_config}
@@ -105,7 +114,7 @@ def layout_of(run: TrainRun, world: int, sp_size: int = 1, gloo: bool = False) -
         world=world,
         micro_batches=max(1, run.micro_batches * sp_size // world),
         dtype=run.dtype,
-        sp_size=sp_size,
+        sp_size=sp_size // asked["tp_size"],
         sp_mode=run.sp_mode,
         grad_checkpoint=run.grad_checkpoint,
         cpu_offload=asked["cpu_offload"],
@@ -203,7 +212,7 @@ def _frozen(
         peak += video.nbytes
         weights["frozen autoencoder"] = WIDTHS[run.dtype] * _parameters(vae)
     if run.load_text_features is None and text is not None:
-        shared = layout.world if run.text_encoder_parallel is not None else 1
+        shared = {None: 1, "shard": layout.world, "tensor": layout.sp_size * layout.tp_size}[run.text_encoder_parallel]
         weights["text encoder"] = WIDTHS[run.dtype] * text[0] // shared
         flops += 2 * text[1] * run.batch_size * getattr(parts.text_encoder, "max_tokens", 0)
     return Frozen(weights, peak, flops)

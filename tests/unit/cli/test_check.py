@@ -1,14 +1,19 @@
-"""How many ranks `opensora check` plans for."""
+"""What `opensora check` plans for, and what it says of it."""
 
-from types import SimpleNamespace
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from opensora.cli.check import check_command
+from opensora.cli.check import check_command, table_command
 from opensora.datasets.report import Report
 from opensora.errors import ConfigError
+from opensora.planning import rates, table
+from opensora.planning.estimate import Frozen, Subject, estimate
+from opensora.planning.memory import Layout, Sizes
+from opensora.planning.rehearsal import Moment, Rehearsal
 from opensora.training import plan as planning
+from opensora.training.plan import Plan
 from tests.e2e.processes import ROOT, TRAIN
 
 CONFIG = str(ROOT / TRAIN)
@@ -16,18 +21,22 @@ CONFIG = str(ROOT / TRAIN)
 
 @pytest.fixture
 def worlds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The number of ranks of each plan that was made; the plan itself is a stand-in."""
+    """The number of ranks of each plan that was made; the plan is a small one."""
     asked: list[int] = []
+    subject = Subject(Sizes(100, largest=10), Frozen(), rehearse, tokens=6, ema=False, heads=2, frames=2)
 
-    def plan(run: Any, world: int) -> Any:
+    def plan(run: Any, world: int, sp_size: int = 1, gloo: bool = False) -> Plan:
         asked.append(world)
-        return SimpleNamespace(
-            report=Report("here", 1, 1), model="M", parameters=1, frozen_parameters=0, latent_size=(1, 2, 3),
-            tokens_per_sample=6, samples_per_step=run.batch_size * run.micro_batches, memory={"weights": 4}, memory_total=4,
-        )  # fmt: skip
+        found = estimate(subject, Layout(run.plugin, world, run.micro_batches // world, sp_size=sp_size, gloo=gloo))
+        return Plan("M", 100, 0, None, (1, 2, 3), 6, 4, Report("here", 1, 1), found, subject)
 
     monkeypatch.setattr(planning, "plan", plan)
     return asked
+
+
+def rehearse(layout: Layout) -> Rehearsal:
+    live = 9 * 10**9 // (10 if layout.grad_checkpoint else 1)
+    return Rehearsal(live // 2, (Moment(0, live), Moment(100, 0)), 10**12, 2 * 10**12)
 
 
 @pytest.mark.parametrize(
@@ -62,3 +71,60 @@ def test_values_that_only_the_scheduler_can_judge_are_judged(worlds: list[int]) 
     with pytest.raises(ConfigError):
         check_command(CONFIG, ["scheduler.num_sampling_steps=0"])
     assert worlds == []
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_without_a_gpu_no_time_is_told(worlds: list[int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert check_command(CONFIG, []) == 0
+    text = said(capsys)
+    assert "arithmetic of one step on each rank: 6 TFLOP of the trained model, 0 TFLOP of the frozen networks" in text
+    assert "grad_checkpoint=True: 429.2 MiB wait for the backward, 858.3 MiB at most" in text
+    assert "not counted: the text encoder" in text
+    assert "expected on" not in text
+
+
+def test_time_and_the_smallest_layout_that_fits(worlds: list[int], capsys: pytest.CaptureFixture[str]) -> None:
+    """6 TFLOP at 0.4 of 165.2 TFLOP/s; nothing else takes time."""
+    assert check_command(CONFIG, ["gpu=rtx4090", "dtype=bf16"]) == 0
+    text = said(capsys)
+    assert (
+        "expected on 1 x rtx4090, 8 to a machine (a plan from data sheets, not a measurement): 0.091 s a step" in text
+    )
+    assert "132 tokens/s" in text
+    assert (
+        "(plugin=zero2 sp_size=1 grad_checkpoint=False): 8.4 GiB, fits into the 20.1 GiB that are left of 24 GB" in text
+    )
+    assert "smallest layout that fits: plugin=ddp sp_size=1 grad_checkpoint=False with 8.4 GiB" in text
+
+
+def test_nothing_that_fits(worlds: list[int], capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    tiny = replace(rates.GPUS["a100-40"], memory_gb=0.1)
+    monkeypatch.setitem(rates.GPUS, "a100-40", tiny)
+    assert check_command(CONFIG, ["gpu=a100-40", "gpus_per_node=4"]) == 0
+    text = said(capsys)
+    assert "needs 8.3 GiB more than the 0.1 GiB that are left of 0.1 GB after 10% for the framework" in text
+    assert "nothing fits: of " in text and "needs 0.8 GiB, 0.8 GiB too much; take a smaller batch_size" in text
+    assert "4 to a machine" in text
+
+
+def test_machines_that_cannot_be(worlds: list[int]) -> None:
+    with pytest.raises(ConfigError, match="key 'gpu': found 'h101'; allowed: h100"):
+        check_command(CONFIG, ["gpu=h101"])
+    with pytest.raises(ConfigError, match="key 'gpus_per_node': found 0; allowed: a whole number from 1"):
+        check_command(CONFIG, ["gpu=h100", "gpus_per_node=0"])
+    with pytest.raises(ConfigError, match="key 'gpus_per_node': found without gpu"):
+        check_command(CONFIG, ["gpus_per_node=4"])
+    assert worlds == []
+
+
+def test_the_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes of clips times numbers of GPUs, from the config's own model."""
+    monkeypatch.setattr(table, "CLIPS", ((5, 16, 16),))
+    assert table_command(CONFIG, ["gpu=a100-40", "dtype=bf16"]) == 0
+    head, rule, *rows = capsys.readouterr().out.splitlines()
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    assert head.count("|") == rule.count("|") == 1 + len(table.HEAD)
+    assert [row[:4] for row in cells] == [["5x16x16", "48", str(n), "zero2, sp 1, kept"] for n in (8, 64, 512)]

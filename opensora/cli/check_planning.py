@@ -1,0 +1,76 @@
+"""The part of `opensora check` that is about accelerators: arithmetic, traffic, time, and the smallest layout that fits."""
+
+from collections.abc import Iterator
+
+from opensora.planning.estimate import Estimate, Subject, seconds
+from opensora.planning.rates import EFFICIENCY, LINK_EFFICIENCY, Gpu
+from opensora.planning.search import RESERVE, RULE, Search, smallest, usable_bytes
+from opensora.registry import PLUGINS
+
+SEARCHED = ("ddp", "fsdp", "zero1", "zero2", "zero1-seq", "zero2-seq")
+GIB, GB, TERA = 2**30, 1e9, 1e12
+
+
+def described(found: Estimate) -> str:
+    """A layout in the config's words."""
+    layout = found.layout
+    words = [f"plugin={layout.plugin}", f"sp_size={layout.sp_size}", f"grad_checkpoint={layout.grad_checkpoint}"]
+    if layout.cpu_offload:
+        words.append("plugin_config.cpu_offload=True")
+    return " ".join(words)
+
+
+def step_lines(found: Estimate, gpu: Gpu | None) -> Iterator[str]:
+    """Arithmetic and traffic of a rank, and with a named accelerator the time they take."""
+    yield (
+        f"arithmetic of one step on each rank: {found.model_flops / TERA:,.4g} TFLOP of the trained model, "
+        f"{found.frozen_flops / TERA:,.4g} TFLOP of the frozen networks"
+    )
+    traffic = found.traffic
+    yield (
+        f"sent by each rank in one step: {traffic.gradients / GB:,.4g} GB of gradients, {traffic.weights / GB:,.4g} GB of "
+        f"weights, {found.sequence_bytes / GB:,.4g} GB of tokens within sequence groups"
+    )
+    if gpu is None:
+        return
+    spent = seconds(found, gpu)
+    yield (
+        f"expected on {found.layout.world} x {gpu.name}, {gpu.per_node} to a machine (a plan from data sheets, not a "
+        f"measurement): {spent.total:,.3f} s a step (arithmetic {spent.compute:,.3f}, gradients and weights "
+        f"{spent.exchange:,.3f}, tokens {spent.sequence:,.3f}, update {spent.update:,.3f}), "
+        f"{found.tokens / spent.total:,.0f} tokens/s"
+    )
+    yield (
+        f"stated rates: {gpu.tflops(found.layout.dtype):,g} TFLOP/s {found.layout.dtype}, {gpu.memory_gb:,g} GB at "
+        f"{gpu.memory_gbs:,g} GB/s, {gpu.node_gbs:,g} GB/s inside a machine, {gpu.network_gbs:,g} GB/s between machines; "
+        f"assumed: {EFFICIENCY:.0%} of the TFLOP/s, {LINK_EFFICIENCY:.0%} of the links, nothing overlaps"
+    )
+
+
+def fit_lines(subject: Subject, found: Estimate, micro_batches: int, gpu: Gpu) -> Iterator[str]:
+    """Whether the layout fits, and the smallest that does."""
+    limit = usable_bytes(gpu)
+    usable = f"the {limit / GIB:,.1f} GiB that are left of {gpu.memory_gb:,g} GB after {RESERVE:.0%} for the framework"
+    over = found.total - limit
+    word = "fits into" if over <= 0 else f"needs {over / GIB:,.1f} GiB more than"
+    yield f"this layout ({described(found)}): {found.total / GIB:,.1f} GiB, {word} {usable}"
+    yield recommendation(smallest(subject, found.layout, micro_batches, gpu, searched()), gpu)
+
+
+def searched() -> list[str]:
+    return [name for name in SEARCHED if name in PLUGINS]
+
+
+def recommendation(search: Search, gpu: Gpu) -> str:
+    """What to set, or by how much nothing fits."""
+    if search.best is None:
+        return (
+            f"nothing fits: of {search.tried} layouts the nearest ({described(search.nearest)}) needs "
+            f"{search.nearest.total / GIB:,.1f} GiB, {search.missing / GIB:,.1f} GiB too much; take a smaller batch_size or "
+            "clip, more ranks, or an accelerator with more memory"
+        )
+    spent = seconds(search.best, gpu)
+    return (
+        f"smallest layout that fits: {described(search.best)} with {search.best.total / GIB:,.1f} GiB, "
+        f"{spent.total:,.3f} s a step, {search.best.tokens / spent.total:,.0f} tokens/s (order: {RULE})"
+    )
