@@ -85,7 +85,9 @@ class Table:
 
     def culprit(self, now: float, silence: float) -> str | None:
         """After an exchange failed: who failed first, or is gone, not heard of for `silence` seconds; None so far."""
-        there = {rank: seen for rank, seen in self._seen.items() if not seen.progress.cut_off and seen.progress.left != ""}
+        there = {
+            rank: seen for rank, seen in self._seen.items() if not seen.progress.cut_off and seen.progress.left != ""
+        }
         for rank, seen in there.items():
             if seen.progress.left:
                 return f"rank {rank}: failed, {seen.progress.where()}: {seen.progress.left}"
