@@ -62,7 +62,8 @@ def tune_command(config: str, out: str, overrides: Sequence[str]) -> int:
     memory = int(1e9 * _positive(own, "memory_gb", SHARE * platform.memory_bytes() / 1e9))
     run = replace(run, dtype=platform.choose_dtype(run.dtype))
     buckets = build_buckets(run, config)
-    assert buckets is not None and run.bucket_config is not None
+    assert buckets is not None
+    assert run.bucket_config is not None
     size = max((buckets.size(each) for each in buckets.all if buckets.takes(each)), key=math.prod)
     timer = StepTimer(run, size, platform)
     lines = tune(buckets, timer, step_bytes(run, int(world)), step_seconds=goal, memory=memory)
