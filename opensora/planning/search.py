@@ -36,9 +36,13 @@ def usable_bytes(gpu: Gpu) -> int:
 def smallest(subject: Subject, current: Layout, micro_batches: int, gpu: Gpu, plugins: Sequence[str]) -> Search:
     """Try layouts in the order of RULE until one fits; `micro_batches` of the whole step stays as it is."""
     limit, nearest, tried = usable_bytes(gpu), None, 0
+    first: dict[bool, int] = {}  # what waits for the backward, times the ranks that share it
     for group in _groups(current, micro_batches, subject):
+        if first.get(group.grad_checkpoint, 0) > group.sp_size * limit:
+            continue  # tokens that n ranks share take an n-th at the least: no need to look
         found = [estimate(subject, layout) for layout in _plugins(group, plugins)]
         tried += len(found)
+        first.setdefault(group.grad_checkpoint, found[0].kept * group.sp_size)
         fitting = [each for each in found if each.total <= limit]
         if fitting:
             best = min(fitting, key=lambda each: each.bytes_sent)

@@ -126,15 +126,26 @@ def test_the_smallest_layout_that_fits() -> None:
 
 
 def test_nothing_fits() -> None:
-    found = fitting(5 * P, activations=4000 * P)
+    found = fitting(5 * P, activations=10 * P)
     assert found.best is None
     assert found.missing == found.nearest.total - found.limit > 0
     assert found.nearest.layout.sp_size == 4
 
 
+def test_hopeless_layouts_are_not_rehearsed() -> None:
+    """4000 P on four ranks is more than 50 P, recomputed 400 P too; one rank is tried with and without."""
+    asked = []
+    found = subject(4000 * P, frames=8)
+    rehearse = found.rehearse
+    found.rehearse = lambda layout: asked.append((layout.sp_size, layout.grad_checkpoint)) or rehearse(layout)  # type: ignore[func-returns-value]
+    card = replace(CARD, memory_gb=50 * P / 0.9e9)
+    assert smallest(found, layout("ddp", world=4), 4, card, PLUGINS).best is None
+    assert set(asked) == {(1, False), (1, True)}
+
+
 @pytest.mark.parametrize(("mode", "frames", "expected"), [("dsp", 2, 2), ("dsp", 8, 4), ("ulysses", 8, 2)])
 def test_no_more_ranks_than_frames_or_heads(mode: str, frames: int, expected: int) -> None:
-    assert fitting(5 * P, activations=4000 * P, frames=frames, sp_mode=mode).nearest.layout.sp_size == expected
+    assert fitting(5 * P, activations=10 * P, frames=frames, sp_mode=mode).nearest.layout.sp_size == expected
 
 
 def test_stated_rates() -> None:
