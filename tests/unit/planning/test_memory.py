@@ -126,7 +126,7 @@ def test_the_smallest_layout_that_fits() -> None:
 
 
 def test_nothing_fits() -> None:
-    found = fitting(5 * P, activations=10 * P)
+    found = fitting(2 * P, activations=10 * P)
     assert found.best is None
     assert found.missing == found.nearest.total - found.limit > 0
     assert found.nearest.layout.sp_size == 4
@@ -145,7 +145,7 @@ def test_hopeless_layouts_are_not_rehearsed() -> None:
 
 @pytest.mark.parametrize(("mode", "frames", "expected"), [("dsp", 2, 2), ("dsp", 8, 4), ("ulysses", 8, 2)])
 def test_no_more_ranks_than_frames_or_heads(mode: str, frames: int, expected: int) -> None:
-    assert fitting(5 * P, activations=10 * P, frames=frames, sp_mode=mode).nearest.layout.sp_size == expected
+    assert fitting(2 * P, activations=10 * P, frames=frames, sp_mode=mode).nearest.layout.sp_size == expected
 
 
 def test_stated_rates() -> None:
