@@ -3,9 +3,7 @@
 The manifest is made up, in a temporary folder; a process of its own reads and plans it, as each rank of a run does.
 """
 
-import json
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -15,8 +13,8 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from opensora.bench.launch import answer_of, heading, machine, tell
 from opensora.datasets.buckets import BucketConfig
-from opensora.errors import OpenSoraError
 from opensora.platforms import Platform
 
 ROWS, QUICK_ROWS = 10_000_000, 100_000
@@ -106,24 +104,21 @@ def run(platform: Platform, quick: bool) -> dict[str, Any]:
         begin = time.perf_counter()
         write_manifest(path, rows)
         made = time.perf_counter()
-        done = subprocess.run([sys.executable, "-m", __name__, path], capture_output=True, text=True, check=False)
+        found = answer_of("opensora.bench.buckets", path)
         whole = time.perf_counter() - made
-        if done.returncode:
-            why = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-            raise OpenSoraError(f"bench: planning {rows} rows failed: {why}")
         size = Path(path).stat().st_size
     return {
-        **json.loads(done.stdout),
+        **found,
         "making_seconds": made - begin,
         "process_seconds": whole,
         "file_bytes": size,
-        "machine": platform.device_name(),
+        "machine": machine(platform),
     }
 
 
 def tables(found: dict[str, Any]) -> list[Table | str]:
     """The same for people."""
-    whole = Table("what", "number", title=f"A manifest to optimizer steps, on {found['machine']}")
+    whole = Table("what", "number", title="A manifest to optimizer steps")
     for name, value in {
         "rows of the manifest": f"{found['rows']:,}",
         "its size, MiB": f"{found['file_bytes'] / 2**20:,.0f}",
@@ -141,8 +136,8 @@ def tables(found: dict[str, Any]) -> list[Table | str]:
     buckets = Table("bucket", "batch", "rows", "steps", title="Buckets")
     for row in found["buckets"]:
         buckets.add_row(row["bucket"], str(row["batch"]), f"{row['rows']:,}", f"{row['steps']:,}")
-    return [whole, buckets]
+    return [heading(found), whole, buckets]
 
 
 if __name__ == "__main__":
-    print(json.dumps(plan(sys.argv[1])))
+    tell(plan(sys.argv[1]))

@@ -4,8 +4,6 @@ Every case is a run of its own, started as users start theirs; `engine_rank.py` 
 """
 
 import json
-import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +11,8 @@ from typing import Any
 
 from rich.table import Table
 
-from opensora.bench.models import machine
+from opensora.bench.launch import answer_of, heading, machine
 from opensora.datasets.shapes_video import TEMPLATES, MovingShapes, combinations
-from opensora.errors import OpenSoraError
 from opensora.platforms import Platform
 from opensora.random import Draw
 from opensora.sampling.write import write_video
@@ -93,18 +90,10 @@ def footage(folder: Path, files: int, frames: int, size: tuple[int, int]) -> Pat
 
 
 def ranks(config: dict[str, Any], folder: Path, number: int, task: str) -> dict[str, Any]:
-    """Start `number` ranks on one thread each; what their main rank measured."""
-    file, answer = folder / "config.json", folder / "answer.json"
+    """What the main one of `number` ranks measured."""
+    file = folder / "config.json"
     file.write_text(json.dumps(config), encoding="utf-8")
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(number)]
-    command = [sys.executable, *launcher, "-m", "opensora.bench.engine_rank", task, str(file), str(answer)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode or not answer.is_file():
-        why = next((line for line in done.stderr.splitlines() if "Error" in line), done.stderr[-300:])
-        raise OpenSoraError(
-            f"bench: a run of {number} ranks failed: {why.strip()}; start {' '.join(command[1:])} by itself"
-        )
-    return json.loads(answer.read_text(encoding="utf-8"))
+    return answer_of("opensora.bench.engine_rank", task, str(file), ranks=number)
 
 
 def run(platform: Platform, quick: bool) -> dict[str, Any]:
@@ -144,8 +133,6 @@ def _data(folder: Path, quick: bool) -> dict[str, Any]:
 
 def tables(found: dict[str, Any]) -> list[Table | str]:
     """The same for people."""
-    device = found["machine"]
-    title = f"{device['device']}, {device['memory_gib']} GiB, torch {device['torch']}, {device['date']}"
     steps = Table(
         "plugin", "ranks", "parameters, M", "s/step", "efficiency", "peak, MiB per rank", title="Training step"
     )
@@ -160,7 +147,7 @@ def tables(found: dict[str, Any]) -> list[Table | str]:
         )
     loop, data = found["loop"], found["data"]
     return [
-        title,
+        heading(found),
         steps,
         f"loop: {loop['loop_seconds']:.3f} s/step, forward + backward + step alone {loop['bare_seconds']:.3f} s: "
         f"{loop['overhead']:+.1%}",

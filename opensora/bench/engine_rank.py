@@ -1,6 +1,5 @@
-"""One rank of `opensora bench engine`: `torchrun ... -m opensora.bench.engine_rank TASK CONFIG ANSWER`."""
+"""One rank of `opensora bench engine`: `torchrun ... -m opensora.bench.engine_rank TASK CONFIG`."""
 
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 
+from opensora.bench.launch import tell
 from opensora.bench.peak import Peak
 from opensora.config import load
 from opensora.datasets.loader import build_loader
@@ -123,7 +123,7 @@ TASKS = {"steps": steps, "overhead": overhead, "data": data}
 
 
 def main(argv: list[str]) -> int:
-    task, config, answer = argv
+    task, config = argv
     run = load(config, [], TrainRun).run
     platform = select()
     use_kernels(platform)
@@ -137,7 +137,7 @@ def main(argv: list[str]) -> int:
     found["parameters"] = sum(p.numel() for p in t.task.trained.parameters())
     t.metrics.close()
     if world.is_main:
-        Path(answer).write_text(json.dumps(found), encoding="utf-8")
+        tell(found)
     worlds.stop()
     return 0
 

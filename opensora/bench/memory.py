@@ -4,14 +4,13 @@ A process keeps its high-water mark for good, so every case needs a fresh one. W
 memory held before it starts.
 """
 
-import json
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
+from opensora.bench.launch import answer_of, tell
 from opensora.bench.peak import Peak, return_freed_memory
 from opensora.errors import OpenSoraError
 from opensora.parallel.activation import checkpoint_activations
@@ -80,12 +79,8 @@ def added_bytes(work: Callable[[], object]) -> int:
 
 def measured(name: str, **arguments: int) -> int:
     """Bytes that the case adds, measured in a new process."""
-    command = [sys.executable, "-m", "opensora.bench.memory", name]
-    command += [f"{key}={value}" for key, value in arguments.items()]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise OpenSoraError(f"bench: {' '.join(command[2:])} failed: {done.stderr.strip()[-300:]}; run it by itself")
-    return json.loads(done.stdout.splitlines()[-1])["bytes"]
+    given = [f"{key}={value}" for key, value in arguments.items()]
+    return answer_of("opensora.bench.memory", name, *given)["bytes"]
 
 
 def training_rows() -> list[dict[str, Any]]:
@@ -126,7 +121,7 @@ def main(argv: list[str]) -> int:
     return_freed_memory()
     given: Mapping[str, str] = dict(argument.split("=", 1) for argument in argv[1:])
     work = CASES[argv[0]](**{key: int(value) for key, value in given.items()})
-    print(json.dumps({"bytes": added_bytes(work)}))
+    tell({"bytes": added_bytes(work)})
     return 0
 
 

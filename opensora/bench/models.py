@@ -1,12 +1,11 @@
 """`opensora bench models`: what models cost here, in one run, as tables and as JSON."""
 
-import datetime
 from typing import Any
 
 import torch
 from rich.table import Table
 
-from opensora import __version__
+from opensora.bench.launch import heading, machine
 from opensora.bench.memory import decoding_rows, training_rows
 from opensora.bench.steps import Case, kernel_choices, sampling_step, training_step
 from opensora.platforms import Platform
@@ -25,19 +24,6 @@ SAMPLING = (
 # For a look: the same kinds of numbers in seconds.
 QUICK_TRAINING = (Case(width=96, heads=4, frames=4, rows=8, columns=8),)
 QUICK_SAMPLING = ((Case(width=96, heads=4, frames=2, rows=8, columns=8), 20),)
-
-
-def machine(platform: Platform) -> dict[str, Any]:
-    """What the numbers belong to."""
-    return {
-        "device": platform.device_name(),
-        "platform": platform.name,
-        "memory_gib": round(platform.memory_bytes() / 2**30, 1),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "opensora": __version__,
-        "date": datetime.date.today().isoformat(),
-    }
 
 
 def run(platform: Platform, quick: bool) -> dict[str, Any]:
@@ -59,8 +45,6 @@ def run(platform: Platform, quick: bool) -> dict[str, Any]:
 
 def tables(found: dict[str, Any]) -> list[Table | str]:
     """The same for people."""
-    device = found["machine"]
-    title = f"{device['device']}, {device['memory_gib']} GiB, torch {device['torch']}, {device['date']}"
     training = Table("dtype", "model", "GFLOP", "seconds", "GFLOP/s", "matmul GFLOP/s", "share", title="Training step")
     for row in found["training"]:
         numbers = (
@@ -89,7 +73,7 @@ def tables(found: dict[str, Any]) -> list[Table | str]:
     memory = Table("work", "peak, MiB", "ratio", "expected", title="Memory that the work adds")
     for row in found["memory"]:
         memory.add_row(row["work"], f"{row['bytes'] / 2**20:,.0f}", f"{row['ratio']:.2f}", f"{row['expected']:.2f}")
-    shown: list[Table | str] = [title, training, sampling, chosen]
+    shown: list[Table | str] = [heading(found), training, sampling, chosen]
     if not found["bf16"]:
         shown.insert(1, "bf16 was not timed: this device has no units for it")
     return shown + ([memory] if found["memory"] else [])

@@ -1,25 +1,20 @@
 """`opensora bench tokens`: one training step of a million tokens of one sample, by one rank and shared by two.
 
-Every rank is a process of its own (`torchrun ... -m opensora.bench.tokens CASE RANKS ANSWER`), with one thread, so that
+Every rank is a process of its own (`torchrun ... -m opensora.bench.tokens CASE RANKS`), with one thread, so that
 two ranks have what two machines of one core would have. Activations are recomputed, tokens shared by "dsp".
 """
 
-import json
-import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from rich.table import Table
 from torch import Tensor
 
-from opensora.bench.models import machine
+from opensora.bench.launch import answer_of, heading, machine, tell
 from opensora.bench.peak import Peak, return_freed_memory
-from opensora.errors import OpenSoraError
 from opensora.models.layers.kernels import use_kernels
 from opensora.models.stdit.stdit import STDiT
 from opensora.parallel import world as worlds
@@ -154,22 +149,12 @@ def run(platform: Platform, quick: bool) -> dict[str, Any]:
 
 def measured(name: str, ranks: int) -> dict[str, Any]:
     """The step in new processes; of figures that ranks differ in, the largest."""
-    with tempfile.TemporaryDirectory(prefix="opensora-bench-") as folder:
-        answer = Path(folder, "answer.json")
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-        command += ["-m", "opensora.bench.tokens", name, str(ranks), str(answer)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode or not answer.is_file():
-            raise OpenSoraError(
-                f"bench: {ranks} rank(s) failed: {done.stderr.strip()[-300:]}; run `{' '.join(command[1:])}` by itself"
-            )
-        return json.loads(answer.read_text(encoding="utf-8"))
+    return answer_of("opensora.bench.tokens", name, str(ranks), ranks=ranks)
 
 
 def tables(found: dict[str, Any]) -> list[Table | str]:
     """The same for people."""
-    device, case = found["machine"], found["case"]
-    title = f"{device['device']}, {device['memory_gib']} GiB, torch {device['torch']}, {device['date']}"
+    case = found["case"]
     shape = (
         f"{case['tokens']:,} tokens ({case['frames']:,} frames of {case['patches']:,} patches) of one sample; STDiT of "
         f"width {case['width']}, {case['heads']} heads, {case['depth']} blocks, {found['steps'][0]['parameters']:,} "
@@ -189,12 +174,12 @@ def tables(found: dict[str, Any]) -> list[Table | str]:
         f"2 ranks against 1: loss differs by {found['loss_difference']:.1e} of itself, the gradient norm by "
         f"{found['grad_norm_difference']:.1e}"
     )
-    return [title, shape, steps, same]
+    return [heading(found), shape, steps, same]
 
 
 def main(argv: list[str]) -> int:
     """One rank."""
-    name, ranks, answer = argv
+    name, ranks = argv
     platform = select()
     use_kernels(platform)
     world = worlds.start(platform, TIMEOUT_SECONDS, sp_size=int(ranks))
@@ -203,8 +188,7 @@ def main(argv: list[str]) -> int:
     found = step_on_rank(CASES[name], platform, world)
     every = gather_objects(found)
     if world.is_main:
-        largest = {key: max(each[key] for each in every) for key in found}
-        Path(answer).write_text(json.dumps(largest), encoding="utf-8")
+        tell({key: max(each[key] for each in every) for key in found})
     worlds.stop()
     return 0
 

@@ -33,22 +33,24 @@ def test_every_plugin_of_the_issue_is_measured_on_one_rank_and_on_two() -> None:
     assert all(case.sp_size == case.ranks for case in engine.CASES if case.plugin == "zero2-seq")
 
 
-def _answer(tmp_path: Path, task: str, **changes: Any) -> dict[str, Any]:
+def _answer(tmp_path: Path, capsys: pytest.CaptureFixture[str], task: str, **changes: Any) -> dict[str, Any]:
     """What a rank of its own writes for `task`."""
     config = engine.run_config(Case("ddp", 1), tmp_path, quick=True) | changes
     (tmp_path / "config.json").write_text(json.dumps(config))
     threads = torch.get_num_threads()
     try:
         with one_rank():
-            engine_rank.main([task, str(tmp_path / "config.json"), str(tmp_path / "answer.json")])
+            engine_rank.main([task, str(tmp_path / "config.json")])
     finally:
         torch.set_num_threads(threads)
-    return json.loads((tmp_path / "answer.json").read_text())
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
-def test_overhead_is_the_loop_over_its_bare_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overhead_is_the_loop_over_its_bare_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(engine_rank, "_seconds", _Turns([6.0, 9.0, 6.0, 9.0, 3.0, 6.0, 9.0, 12.0]))
-    found = _answer(tmp_path, "overhead")
+    found = _answer(tmp_path, capsys, "overhead")
     assert found["bare_seconds"] == 1.0  # of the fastest round after the first, three steps each
     assert found["loop_seconds"] == 2.0
     assert found["overhead"] == 1.0
@@ -66,10 +68,10 @@ class _Turns:
         return self.times.pop(0)
 
 
-def test_a_run_on_files_counts_its_steps_and_saves(tmp_path: Path) -> None:
+def test_a_run_on_files_counts_its_steps_and_saves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = engine.footage(tmp_path, files=2, frames=8, size=(16, 16))
     dataset = {"type": "VideoTextDataset", "data_path": str(manifest), "num_frames": 5, "image_size": [16, 16]}
-    found = _answer(tmp_path, "data", dataset=dataset, steps=3, save_every=2)
+    found = _answer(tmp_path, capsys, "data", dataset=dataset, steps=3, save_every=2)
     assert found["steps"] == 2  # the first waits for its loader to start
     assert 0 <= found["waited"] <= 2
     assert found["clip"] == "5x16x16"
