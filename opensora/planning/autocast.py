@@ -49,7 +49,7 @@ class MetaAutocast(TorchFunctionMode):
 
 def autocast_on_meta(block: nn.Module) -> None:
     """Have `block` run under MetaAutocast wherever it is called: what a backward computes again is out of a mode's reach."""
-    block.__class__ = _casting(type(block))  # type: ignore[assignment]
+    block.__class__ = _casting(type(block))  # type: ignore[arg-type]
 
 
 @functools.cache

@@ -12,7 +12,9 @@ from typing import Any
 from weakref import ref
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -85,7 +87,7 @@ def rehearse(
             handles.append(parameter.register_post_accumulate_grad_hook(on_gradient))
         try:
             with live:
-                with MetaAutocast() if autocast else nullcontext():
+                with _FusedEverywhere(), MetaAutocast() if autocast else nullcontext():
                     found = forward(model)
                 loss = _loss(found)
                 del found
@@ -100,7 +102,7 @@ def rehearse(
 
 def observe(work: Callable[[], Any], *held: nn.Module) -> tuple[int, int]:
     """(peak bytes, operations) of `work` without gradients; the parameters of `held` are not counted."""
-    with torch.no_grad(), _kernels(False), Live(*held) as live:
+    with torch.no_grad(), _kernels(False), _FusedEverywhere(), Live(*held) as live:
         work()
         return live.take_peak(), live.flops
 
@@ -197,6 +199,17 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None)
     """The shapes of a fused kernel: the result and one number per query are kept, never the scores."""
     bias = None if mask is None else torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, float("-inf"))
     return _fused(q, k, v, 0.0, False, attn_mask=bias)[0]
+
+
+class _FusedEverywhere(TorchFunctionMode):
+    """Torch's own call of attention, as autoencoders make it, with the shapes of a fused kernel as well."""
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        if function is F.scaled_dot_product_attention and len(args) >= 3 and args[0].is_meta:
+            return fused_attention(args[0], args[1], args[2], (kwargs or {}).get("attn_mask"))
+        return function(*args, **(kwargs or {}))
 
 
 def _short_or_fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -133,7 +133,7 @@ def _denoiser(run: TrainRun, size: tuple[int, int, int], layout: Layout) -> Plan
     )
     whole = parts.model
     takes = inspect.signature(constructor(MODELS, parts.model_config["type"])).parameters
-    key = next((name for name in DEPTHS if name in takes), None)
+    key = next((name for name in DEPTHS if name in takes), "")
 
     def rehearse_layout(asked: Layout) -> Rehearsal:
         def at(depth: int | None) -> Rehearsal:
@@ -144,7 +144,7 @@ def _denoiser(run: TrainRun, size: tuple[int, int, int], layout: Layout) -> Plan
                 found = _rehearse(model, _denoise(run, size), asked)
             return replace(found, sent=layout_on_paper.sent)
 
-        if key is None:
+        if not key:
             return at(None)
         return rehearse_deep(at, parts.model_config[key] if key in parts.model_config else takes[key].default)
 

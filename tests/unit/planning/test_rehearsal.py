@@ -99,6 +99,15 @@ def test_scores_are_never_kept() -> None:
     assert kept(128) / kept(64) == pytest.approx(4, rel=0.02)
 
 
+def test_autoencoders_keep_no_scores_either() -> None:
+    """One head of 4096 places: the scores alone would be 64 MiB."""
+    with torch.device("meta"):
+        q = torch.empty(1, 1, 4096, 8)
+        peak, flops = observe(lambda: nn.functional.scaled_dot_product_attention(q, q, q))
+    assert peak < 2 * 2**20
+    assert flops == 4 * 4096 * 4096 * 8
+
+
 def test_bf16_under_autocast_keeps_norms_in_float32() -> None:
     """Half of float32 would be 0.5; the norms' inputs and results are wide."""
     with torch.device("meta"):

@@ -1,0 +1,36 @@
+"""The table of docs/parallelism.md is what its command prints."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from opensora.cli.check import table_command
+from opensora.planning import table
+from tests.e2e.processes import ROOT
+
+DOCUMENT = Path(ROOT, "docs", "parallelism.md").read_text(encoding="utf-8")
+
+
+def rows(text: str) -> list[str]:
+    """Lines of the table: those that begin with a clip's size, and its head."""
+    return [line for line in text.splitlines() if re.match(r"\| (\d+x\d+x\d+|clip) \|", line)]
+
+
+def test_the_document_has_every_row() -> None:
+    head, *found = rows(DOCUMENT)
+    assert head == f"| {' | '.join(table.HEAD)} |"
+    clips = ["x".join(map(str, clip)) for clip in table.CLIPS]
+    assert [row.split(" | ")[0].strip("| ") for row in found] == [clip for clip in clips for _ in table.WORLDS]
+
+
+def test_the_document_says_what_the_command_prints(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The two smaller clips; each of the others takes half a minute."""
+    (line,) = [each for each in DOCUMENT.splitlines() if each.startswith("opensora check") and "--table" in each]
+    _, _, config, gpu, flag = line.split()
+    assert flag == "--table"
+    monkeypatch.setattr(table, "CLIPS", table.CLIPS[:2])
+    assert table_command(str(ROOT / config), [gpu]) == 0
+    assert rows(capsys.readouterr().out) == rows(DOCUMENT)[:7]
