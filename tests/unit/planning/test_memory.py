@@ -58,6 +58,17 @@ def test_activations_and_gradients_are_not_added_up_at_their_own_peaks() -> None
     assert later.memory == {**alone.memory, "gradients": 4 * P}
 
 
+@pytest.mark.parametrize(
+    ("plugin", "exchanged"), [("ddp", 2 * P + 2 * P), ("zero1", 4 * 400 + 8 * 100), ("zero2", 2 * 400 + (8 + 2) * 100)]
+)
+def test_half_way_through_the_backward(plugin: str, exchanged: int) -> None:
+    """Half of the gradients are made; under zero all but a bucket of them have been exchanged."""
+    middle = Rehearsal(0, (Moment(0, 0), Moment(P // 2, 90 * P), Moment(P, 0)), 1, 2)
+    found = estimate(subject(rehearse=lambda layout: middle), layout(plugin)).memory
+    assert found["activations"] == 90 * P
+    assert found.get("gradients", 0) + found.get("communication buffers", 0) == exchanged
+
+
 def test_encoding_may_be_the_fullest_moment() -> None:
     found = estimate(subject(frozen=Frozen({"frozen autoencoder": 7}, encoding_bytes=90 * P)), layout("ddp", 1))
     assert (found.when, found.memory["activations"], found.memory["frozen autoencoder"]) == (ENCODING, 90 * P, 7)
