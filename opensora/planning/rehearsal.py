@@ -130,7 +130,7 @@ class Live(TorchDispatchMode):
         return peak
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = function(*args, **(kwargs or {}))
+        found = _RULES.get(function, function)(*args, **(kwargs or {}))
         if function._overloadpacket in _FLOPS:
             self.flops += _FLOPS[function._overloadpacket](*args, **(kwargs or {}), out_val=found)
         for each in found if isinstance(found, list | tuple) else (found,):
@@ -150,6 +150,19 @@ class Live(TorchDispatchMode):
     def _forget(self, key: int, _: ref) -> None:
         self.now -= self._known.pop(key)
         del self._ends[key]
+
+
+def _layer_norm_backward(
+    grad: Tensor, x: Tensor, shape: Any, mean: Tensor, rstd: Tensor, weight: Any, bias: Any, wanted: list[bool]
+) -> tuple[Tensor | None, ...]:
+    return tuple(
+        torch.empty_like(each) if want and each is not None else None
+        for each, want in zip((x, weight, bias), wanted, strict=True)
+    )
+
+
+# Importing colossalai puts a rule of its own in place of torch's, which fails on norms without weights.
+_RULES: dict[Any, Callable[..., Any]] = {torch.ops.aten.native_layer_norm_backward.default: _layer_norm_backward}
 
 
 def _loss(found: Any) -> Tensor:

@@ -50,7 +50,15 @@ HARMLESS = {
 }
 # the same numbers, from elsewhere
 HARMLESS |= {"load_video_features", "load_text_features", "text_encoder_parallel"}
-HARMLESS |= {"validation_dataset", "timeout_seconds", "max_bad_rows", "run_dir", "grad_checkpoint", "sp_size", "sp_mode"}
+HARMLESS |= {
+    "validation_dataset",
+    "timeout_seconds",
+    "max_bad_rows",
+    "run_dir",
+    "grad_checkpoint",
+    "sp_size",
+    "sp_mode",
+}
 
 
 class RunFolder:

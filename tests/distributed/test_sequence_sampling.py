@@ -180,17 +180,19 @@ def test_pieces_with_gradients_are_each_ranks_own() -> None:
     assert run_ranks(encode_with_gradients, 2) == [True, True]
 
 
-def commands(port: int, folder: str, sp_size: int) -> None:
+def commands(ports: tuple[int, int], folder: str, sp_size: int) -> None:
     """Train, then sample, as two commands on the ranks that torchrun starts."""
     rank, size = world.current().global_rank, world.current().size
     world.stop()
-    changes = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
+    changes = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
     changes |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": 1}
     with mock.patch.dict(os.environ, {name: str(value) for name, value in changes.items()}):
         overrides = ["steps=2", "save_every=0", f"run_dir={folder!r}", f"sp_size={sp_size}", "plugin=zero2-seq"]
         if sp_size > 1:
             overrides.remove(f"sp_size={sp_size}")  # the plugin's name is enough
+        os.environ["MASTER_PORT"] = str(ports[0])
         assert train_command(DEBUG, overrides) == 0
+        os.environ["MASTER_PORT"] = str(ports[1])  # the server of the first command may still be there
         overrides = [f"load={folder!r}", f"save_dir={folder + '/samples'!r}", f"sp_size={sp_size}"]
         with contextlib.redirect_stdout(io.StringIO()):
             assert sample_command(str(ROOT / "configs/stdit/sample/debug.py"), overrides, ["a red circle"]) == 0
@@ -198,8 +200,9 @@ def commands(port: int, folder: str, sp_size: int) -> None:
 
 def test_the_commands_share_each_sample(tmp_path: Path) -> None:
     for ranks in (1, 2):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        run_ranks(commands, ranks, port, str(tmp_path / str(ranks)), ranks)
+        with socket.socket() as one, socket.socket() as other:
+            for each in (one, other):
+                each.bind(("127.0.0.1", 0))
+            ports = (one.getsockname()[1], other.getsockname()[1])
+        run_ranks(commands, ranks, ports, str(tmp_path / str(ranks)), ranks)
     assert_same_videos(tmp_path / "1" / "samples", tmp_path / "2" / "samples", 1)

@@ -47,7 +47,7 @@ def test_check_prints_keys_with_origins_rows_tokens_and_memory(printed) -> None:
     assert row(text, "kept") == ["kept", "64", "5x16x16: 64 clips"]
     assert "latents: 3 x 8 x 8 (frames x rows x columns), 48 tokens per sample" in text
     assert "one optimizer step: 4 samples, 192 tokens; 1 micro-batch(es) of 2 on each rank" in text
-    for name in ("weights", "gradients", "optimizer moments", "activations of 2 sample(s)"):
+    for name in ("weights", "optimizer moments", "averaged weights (EMA)", "activations"):
         assert float(row(text, name)[1]) > 0
     assert "2 rank(s)" in text
 

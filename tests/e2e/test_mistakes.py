@@ -63,7 +63,10 @@ def test_the_missing_weights_are_told_when_the_keys_are_right(opensora, config, 
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("stepz=3", r"command line \(.*debug\.py\): key 'stepz': unknown; nearest: 'steps'; allowed: batch_size, "),
+        (
+            "stepz=3",
+            r"command line \(.*debug\.py\): key 'stepz': unknown; nearest: 'steps'; allowed: background_save, ",
+        ),
         ("model.dept=3", r"command line .*: key 'model\.dept': unknown for STDiT; nearest: 'depth'; allowed: "),
         ("steps=many", r"command line .*: key 'steps': found 'many' \(str\); allowed: int; "),
         ("model.depth=deep", r"command line .*: key 'model\.depth': found 'deep' \(str\); allowed: int; "),
@@ -130,7 +133,7 @@ def test_worlds_that_cannot_be(told, world: str) -> None:
 
 def test_unknown_command(told) -> None:
     line = told("trian")
-    assert "found 'trian'; allowed: bench, check, doctor, sample, train" in line
+    assert "found 'trian'; allowed: bench, check, doctor, replay, sample, tune-batch, train" in line
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def test_an_unknown_name_lists_the_known_ones(registry: Registry) -> None:
 def test_autoload_finds_what_the_packages_register() -> None:
     assert {"STDiT", "STDiT-XL/2", "STDiT-B/2", "STDiT-S/2"} <= set(names(MODELS))
     assert {"rflow", "iddpm"} <= set(names(SCHEDULERS))
-    assert names(PLUGINS) == ["ddp", "zero1", "zero2"]
+    assert names(PLUGINS) == ["ddp", "fsdp", "hybrid", "zero1", "zero1-seq", "zero2", "zero2-seq"]
     assert names(PLATFORMS) == ["cpu", "cuda", "npu"]
     assert names(OPTIMIZERS) == ["AdamW"]
 

@@ -1,5 +1,7 @@
 """A step that allocates nothing, against hand counts and against the same step on the CPU."""
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -154,3 +156,19 @@ def test_freed_memory_is_not_counted() -> None:
         del first
         torch.empty(50)
         assert (live.now, live.take_peak()) == (0, 400)
+
+
+def test_a_norm_without_weights_is_rehearsed_after_colossalai_was_imported() -> None:
+    """Its import changes what torch does on meta for the whole process, so the plan is made in one of its own."""
+    script = (
+        "import colossalai.booster, torch\n"
+        "from opensora.planning.rehearsal import Live\n"
+        "with torch.device('meta'), Live() as live:\n"
+        "    x = torch.empty(4, 8, requires_grad=True)\n"
+        "    torch.nn.functional.layer_norm(x, (8,)).sum().backward()\n"
+        "    assert x.grad.shape == (4, 8), x.grad\n"
+        "    print(live.take_peak())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-500:]
+    assert int(done.stdout.split()[-1]) >= 3 * 4 * 8 * 4  # x, its norm, its gradient
