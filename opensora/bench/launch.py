@@ -33,10 +33,13 @@ def answer_of(module: str, *arguments: str, ranks: int | None = None) -> dict[st
 
 
 def _why(stderr: str, code: int) -> str:
-    """The message of the first exception, before torchrun's own; without one, the last line."""
+    """The message of the first exception, before torchrun's own; else a rank's exit code, or the last line."""
     raised = re.search(r"^(?:\[rank\d+\]:\s*)?(?:[\w.]*Error): (.+)$", stderr, re.MULTILINE)
     if raised is not None:
         return raised[1].removeprefix("bench: ")
+    ended = re.search(r"rank\s*: (\d+).*?exitcode\s*: (-?\d+)", stderr, re.DOTALL)
+    if ended is not None:
+        return f"rank {ended[1]} ended with exit code {ended[2]}"
     return (stderr.strip().splitlines() or [f"exit code {code}"])[-1]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from opensora.bench import memory, models, steps
+from opensora.bench import launch, memory, models, steps
 from opensora.bench.clock import Timing
 from opensora.bench.steps import Case
 from opensora.cli import bench
@@ -79,6 +79,12 @@ def test_the_measured_process_gives_back_what_it_frees() -> None:
 def test_a_failing_case_is_a_sentence() -> None:
     with pytest.raises(OpenSoraError, match=r"bench: .*nonsense.*opensora.bench.memory training nonsense=1`"):
         memory.measured("training", nonsense=1)
+
+
+def test_a_rank_that_a_signal_ended_is_told_by_its_code() -> None:
+    told = "Root Cause\n[0]:\n  rank      : 1 (local_rank: 1)\n  exitcode  : -11 (pid: 7)\n===="
+    assert launch._why(told, 1) == "rank 1 ended with exit code -11"
+    assert launch._why(f"[rank0]: ValueError: no such thing\n{told}", 1) == "no such thing"
 
 
 def test_one_run_is_printed_and_written(
