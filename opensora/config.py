@@ -21,7 +21,7 @@ from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from opensora.errors import ConfigError
 from opensora.registry import constructor, names
-from opensora.schema import NOT_OFFERED, NOT_YET, RENAMED, Run
+from opensora.schema import NOT_OFFERED, RENAMED, Run
 
 T = TypeVar("T", bound=Run)
 COMMAND_LINE = "command line"
@@ -161,8 +161,6 @@ def _unknown_key(where: str, key: str, allowed: Sequence[str], owner: str = "") 
     last = key.rsplit(".", 1)[-1]
     if not owner and key in RENAMED:
         return f"{where}: key '{key}': called '{RENAMED[key]}' here; allowed: {', '.join(sorted(allowed))}; rename it"
-    if not owner and key in NOT_YET:
-        return f"{where}: key '{key}': {NOT_YET[key]}"
     nearest = difflib.get_close_matches(last, allowed, n=1, cutoff=0.0)
     near = f"; nearest: '{nearest[0]}'" if nearest else ""
     of = f" for {owner}" if owner else ""

@@ -66,9 +66,7 @@ RENAMED = {
     "enable_sequence_parallelism": "sp_size (above 1 switches it on)",
 }
 
-# Words of the field that this version answers honestly instead of ignoring.
-NOT_YET: dict[str, str] = {}
-# The same for names of components: key, name -> why not, and what instead.
+# Names of the field that this version answers honestly: key and name -> why not, and what instead.
 NOT_OFFERED = {
     "plugin gemini": "ColossalAI's Gemini trains wrongly on the CPU, and this version has not been tried with it on "
     "devices, so it offers none; use 'fsdp', or 'zero2' with plugin_config=dict(cpu_offload=True)",

@@ -7,7 +7,7 @@ import pytest
 
 from opensora.config import as_dict, digest, explain, load, parse_override
 from opensora.errors import ConfigError
-from opensora.schema import NOT_YET, SampleRun, TrainRun
+from opensora.schema import SampleRun, TrainRun
 
 BASE = """
 _size = 16
@@ -107,11 +107,6 @@ def test_wrong_values(write, override: str, expected: str) -> None:
 )
 def test_names_of_other_projects_are_answered_with_ours(write, old: str, new: str) -> None:
     assert f"key '{old}': called '{new}' here" in error(write(BASE), [f"{old}=1"])
-
-
-def test_words_of_a_later_version_are_refused_not_ignored(write, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(NOT_YET, "holograms", "holograms are not part of this version; remove the key")
-    assert "key 'holograms': holograms are not part of this version" in error(write(BASE), ["holograms=True"])
 
 
 @pytest.mark.parametrize(
