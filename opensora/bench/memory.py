@@ -60,7 +60,7 @@ CASES: dict[str, Callable[..., Callable[[], object]]] = {"training": training, "
 
 
 def activation_bytes(checkpointed: bool) -> int:
-    """What `opensora check` expects autograd to keep in the training case."""
+    """The most that `opensora check` expects activations to take in the training case."""
     from opensora.models.stdit.stdit import STDiT
     from opensora.training.plan import activation_bytes as estimate
 

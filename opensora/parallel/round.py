@@ -1,8 +1,8 @@
 """A store of their own for the ranks of one start, when the server behind it has served an earlier start.
 
 torchrun keeps one server over its restarts (torch 2.14). The addresses that the ranks of the start before left there would
-be taken for those of the ranks now. The number of restarts cannot tell the starts apart: on several machines the
-agents count differently.
+be taken for those of the ranks now. The number of restarts cannot tell the starts apart: every machine
+counts for itself.
 """
 
 import time

@@ -1,5 +1,7 @@
-"""Stated rates of accelerators, from their vendors' data sheets: what plans reckon with, nothing that was measured here.
+"""Stated rates of accelerators: what plans reckon with, nothing that was measured here.
 
+The comments name the data sheets that the figures go back to. They were not compared with the sheets line by line; the
+network figures of l40s, rtx4090 and ascend-910b and the float32 rate of ascend-910b are the least certain.
 TFLOP/s are dense, without sparsity. Bandwidths are one way, where data sheets give both ways added up.
 """
 
