@@ -1,11 +1,13 @@
-"""Seconds of an action, and what a device's matrix products reach at best, taken in the same minutes.
+"""Seconds of an action, and the rate of a device's matrix products, taken in the same minutes.
 
-A shared machine is never quiet: rates and times are measured in turns, and the best of each counts.
+A shared machine is never quiet. An action and matrix products of as many FLOP take turns, so that both meet the same
+disturbances; the middle one of the rounds counts, and the least and the most are told as well.
 """
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import median
 
 import torch
 
@@ -13,9 +15,36 @@ from opensora.platforms import Platform
 
 
 @dataclass(frozen=True)
+class Round:
+    """One turn: an action, and matrix products of about as many FLOP beside it."""
+
+    flops: float  # of the action
+    seconds: float
+    matmul_flops_per_second: float
+
+    @property
+    def share(self) -> float:
+        """The action's FLOP/s over the matrix products'."""
+        return self.flops / self.seconds / self.matmul_flops_per_second
+
+
+@dataclass(frozen=True)
 class Timing:
-    seconds: float  # of the fastest run
-    flops_per_second: float  # of the fastest matrix product between the runs
+    rounds: list[Round]
+
+    @property
+    def seconds(self) -> float:
+        return median(each.seconds for each in self.rounds)
+
+    @property
+    def matmul_flops_per_second(self) -> float:
+        return median(each.matmul_flops_per_second for each in self.rounds)
+
+    @property
+    def shares(self) -> tuple[float, float, float]:
+        """The least, the middle one, the most."""
+        shares = [each.share for each in self.rounds]
+        return min(shares), median(shares), max(shares)
 
 
 def seconds_of(action: Callable[[], object], platform: Platform) -> float:
@@ -26,24 +55,31 @@ def seconds_of(action: Callable[[], object], platform: Platform) -> float:
     return time.perf_counter() - start
 
 
-def matmul_rate(platform: Platform, dtype: torch.dtype, shape: tuple[int, int, int], repeats: int = 4) -> float:
-    """FLOP/s of the fastest of `repeats` products [n, k] x [k, m]."""
+def measure(
+    action: Callable[[], object],
+    flops: float,
+    platform: Platform,
+    dtype: torch.dtype,
+    shape: tuple[int, int, int],
+    repeats: int = 5,
+) -> Timing:
+    """`repeats` rounds after one run to warm up: the action of `flops` FLOP, then products [n, k] x [k, m] of as many."""
     n, k, m = shape
     device = platform.device()
     a, b = (torch.randn(size, device=device).to(dtype) for size in ((n, k), (k, m)))
-    return 2 * n * k * m / min(seconds_of(lambda: a @ b, platform) for _ in range(repeats))
+    product = 2 * n * k * m
+    count = max(1, round(flops / product))
 
+    def products() -> None:
+        for _ in range(count):
+            a @ b
 
-def measure(
-    action: Callable[[], object], platform: Platform, dtype: torch.dtype, shape: tuple[int, int, int], repeats: int = 3
-) -> Timing:
-    """The fastest of `repeats` runs after one to warm up, and the matrix product rate beside it."""
     action()
-    rates, times = [], []
+    rounds = []
     for _ in range(repeats):
-        rates.append(matmul_rate(platform, dtype, shape))
-        times.append(seconds_of(action, platform))
-    return Timing(min(times), max(rates))
+        rate = count * product / seconds_of(products, platform)
+        rounds.append(Round(flops, seconds_of(action, platform), rate))
+    return Timing(rounds)
 
 
 def alternate(actions: list[Callable[[], object]], platform: Platform, repeats: int = 3) -> list[float]:

@@ -45,14 +45,20 @@ def run(platform: Platform, quick: bool) -> dict[str, Any]:
 
 def tables(found: dict[str, Any]) -> list[Table | str]:
     """The same for people."""
-    training = Table("dtype", "model", "GFLOP", "seconds", "GFLOP/s", "matmul GFLOP/s", "share", title="Training step")
+    training = Table(
+        "dtype", "model", "GFLOP", "seconds", "GFLOP/s", "matmul GFLOP/s", "share", "least to most",
+        title="Training step",
+    )  # fmt: skip
     for row in found["training"]:
         numbers = (
             f"{row[key]:,.3g}" if row[key] < 100 else f"{row[key]:,.0f}"
             for key in ("gflop", "gflop_per_second", "matmul_gflop_per_second")
         )
         gflop, rate, best = numbers
-        training.add_row(row["dtype"], _model(row), gflop, f"{row['seconds']:.2f}", rate, best, f"{row['share']:.2f}")
+        training.add_row(
+            row["dtype"], _model(row), gflop, f"{row['seconds']:.2f}", rate, best, f"{row['share']:.2f}",
+            f"{row['least_share']:.2f} to {row['most_share']:.2f}",
+        )  # fmt: skip
     sampling = Table(
         "dtype", "model", "text tokens", "two forwards, s", "text kept, s", "speed-up", "difference",
         title="Guided sampling step",

@@ -80,16 +80,19 @@ def training_step(case: Case, platform: Platform, dtype: torch.dtype) -> dict[st
 
     with FlopCounterMode(display=False) as counter:
         step()
-    timing = measure(step, platform, dtype, (case.tokens, case.width, 4 * case.width))
     flops = counter.get_total_flops()
+    timing = measure(step, flops, platform, dtype, (case.tokens, case.width, 4 * case.width))
+    least, share, most = timing.shares
     return {
         **asdict(case),
         "dtype": str(dtype).removeprefix("torch."),
         "gflop": flops / 1e9,
         "seconds": timing.seconds,
         "gflop_per_second": flops / timing.seconds / 1e9,
-        "matmul_gflop_per_second": timing.flops_per_second / 1e9,
-        "share": flops / timing.seconds / timing.flops_per_second,
+        "matmul_gflop_per_second": timing.matmul_flops_per_second / 1e9,
+        "share": share,
+        "least_share": least,
+        "most_share": most,
     }
 
 
