@@ -9,21 +9,30 @@ from torch.utils import data
 
 from opensora.datasets.protocol import ClipSize, Dataset, SizedDataset
 from opensora.datasets.sampler import TRIED, EpochOrder, Order, Request, Share
-from opensora.errors import BadClip, DataError
+from opensora.errors import BadClip, DataError, OpenSoraError
 from opensora.log import logger
 from opensora.random import Draw
 from opensora.types import Batch, Clip
 
 
-class _MicroBatches(data.Dataset[Batch]):
-    """Makes what is requested; the same in any process."""
+class _MicroBatches(data.Dataset[Batch | OpenSoraError]):
+    """Makes what is requested; the same in any process.
+
+    An error for the user is given back: raised in a worker process it would reach him as a traceback.
+    """
 
     def __init__(self, dataset: Dataset, seed: int) -> None:
         self.dataset = dataset
         self.seed = seed
         self.bad: dict[int, str] = {}  # row -> why; only to tell it once, since a row may be bad in places only
 
-    def __getitem__(self, request: Request) -> Batch:
+    def __getitem__(self, request: Request) -> Batch | OpenSoraError:
+        try:
+            return self._batch(request)
+        except OpenSoraError as error:
+            return error
+
+    def _batch(self, request: Request) -> Batch:
         step, places = request.step, request.places
         known = len(self.bad)
         clips = [
@@ -103,9 +112,11 @@ def build_loader(
     )
 
 
-def _batches(batches: "data.DataLoader[Batch]") -> Iterator[Batch]:
+def _batches(batches: "data.DataLoader[Batch | OpenSoraError]") -> Iterator[Batch]:
     told: set[str] = set()  # workers meet the same bad row each for itself; it is told once
     for batch in batches:
+        if isinstance(batch, OpenSoraError):
+            raise batch
         fresh = [message for message in batch.bad_rows if message not in told]
         told.update(fresh)
         for message in fresh:

@@ -221,3 +221,8 @@ def test_every_kind_of_bad_file_is_skipped_and_told_with_its_line(tmp_path: Path
         assert told_again == told
         assert all(row == alone[key][0] and torch.equal(video, alone[key][1]) for key, (row, video) in found.items())
         assert found.keys() == alone.keys()
+
+
+def test_all_rows_bad_is_the_same_sentence_from_worker_processes() -> None:
+    with pytest.raises(DataError, match=r"^numbers\.csv: all 3 rows are bad, one is: numbers\.csv:\d: is bad; mend"):
+        stream(Numbers(3, {0, 1, 2}), workers=1)
