@@ -28,6 +28,7 @@ UNSIZED, TOO_SMALL, TOO_SHORT, CHANCE = (
 )
 _BLOCK = 1 << 20  # rows
 _EMPTY_EPOCHS = 100  # in a row, by chance, before it is called an error
+_SEEDS = 2**62  # so that a row and an epoch may be added
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,8 @@ class BucketOrder:
         micro_batches: int,
         image_ratio: float | None = None,
     ) -> None:
-        if seed < 0:
-            raise ConfigError(f"config: key 'seed': found {seed}; allowed with bucket_config: 0 or more")
+        if not 0 <= seed < _SEEDS:
+            raise ConfigError(f"config: key 'seed': found {seed}; allowed with bucket_config: 0 to {_SEEDS - 1}")
         if image_ratio is not None and not 0 <= image_ratio <= 1:
             raise ConfigError(f"config: key 'image_ratio': found {image_ratio}; allowed: 0 to 1, or None")
         self.dataset = dataset
@@ -142,7 +143,7 @@ class BucketOrder:
         frames, height, width = (
             values[rows] for values in (self.sizes.num_frames, self.sizes.height, self.sizes.width)
         )
-        known = (frames > 0) & (height > 0) & (width > 0)
+        known = (frames != 0) & (height > 0) & (width > 0)
         long_enough, both = self.buckets.fits(frames, height, width, frame_interval=self.dataset.frame_interval)
         found = {
             UNSIZED: ~known,

@@ -94,7 +94,13 @@ class BucketReport:
             f"  {line.name()}, batch {line.batch_size}: {line.rows} rows, {line.steps} steps, {line.left_over} left over"
             for line in self.lines_by_bucket
         ]
-        return found + [f"  dropped, {reason}: {rows}" for reason, rows in self.dropped.items()]
+        for reason, rows in self.dropped.items():
+            found.append(f"  dropped, {reason}: {rows}")
+            told = self.manifest.dropped.get(reason, [])[:SHOWN]
+            found += [f"    {message}" for message in told]
+            if told and rows > SHOWN:
+                found.append(f"    ... and {rows - SHOWN} more")
+        return found
 
     def table(self) -> "Group":
         """The report as tables for a terminal."""

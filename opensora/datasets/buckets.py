@@ -53,6 +53,8 @@ class Buckets:
         pairs = [(name, frames) for name, lengths in self.lengths.items() for frames in lengths]
         self.pairs = {pair: index for index, pair in enumerate(pairs)}  # the index is a part of the seed of each choice
         self._entries = {(name, frames): _entry(name, frames, config[name][frames]) for name, frames in pairs}
+        if not any(entry.keep > 0 for entry in self._entries.values()):
+            raise ConfigError("bucket_config: every chance is 0, so no clip is taken; allowed: one above 0; raise one")
         self.all = [
             Bucket(name, frames, ratio) for name, frames in pairs for ratio in aspect.resolution(name, version).sizes
         ]

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from opensora.datasets.manifest import Columns
 
 ROUNDING = 1e-3  # frames: times are written with few digits, and must not move a boundary by one
+NONE = -1  # frames of a row whose start, end or time_range leave none
 
 
 @dataclass(frozen=True)
@@ -15,13 +16,13 @@ class ClipSizes:
     """An array [n] each, for the n rows of a data set; 0: not known."""
 
     index: NDArray[np.int64]  # row of the manifest, from 0
-    num_frames: NDArray[np.int32]  # that a clip may take, at the rate of the clips; a picture has 1
+    num_frames: NDArray[np.int32]  # that a clip may take, at its rate; a picture has 1; NONE: none is left
     height: NDArray[np.int32]  # pixels
     width: NDArray[np.int32]  # pixels
 
 
 def spans(columns: Columns, time_range: tuple[float, float]) -> NDArray[np.int64]:
-    """Frames that each row's start and end and `time_range` leave; 0 where the manifest does not tell."""
+    """Frames that each row's start and end and `time_range` leave, or NONE; 0 where the manifest does not tell."""
     known = (columns.num_frames > 0) & ((np.isnan(columns.start) & np.isnan(columns.end)) | ~np.isnan(columns.fps))
     first = np.ceil(np.nan_to_num(columns.start * columns.fps) - ROUNDING * ~np.isnan(columns.start))
     end = np.ceil(columns.end * columns.fps - ROUNDING)
@@ -29,13 +30,14 @@ def spans(columns: Columns, time_range: tuple[float, float]) -> NDArray[np.int64
     length = np.maximum(0, stop - first)
     low, high = (np.trunc(length * part + ROUNDING) for part in time_range)
     picture = (columns.num_frames == 1) & (length == 1)  # cannot be divided
-    return np.where(known, np.where(picture, 1, high - low), 0).astype(np.int64)
+    frames = np.where(picture, 1, high - low)
+    return np.where(known, np.where(frames > 0, frames, NONE), 0).astype(np.int64)
 
 
 def at_rate(frames: NDArray[np.int64], fps: NDArray[np.float64], rate: float | None) -> NDArray[np.int64]:
     """Frames of each span once it is brought from `fps` to `rate` frames per second (None: as it is).
 
-    0 where fps is not known, but for pictures.
+    0 where fps is not known, but for pictures and where no frame is left.
     """
     if rate is None:
         return frames

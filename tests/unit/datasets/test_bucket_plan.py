@@ -12,10 +12,10 @@ from opensora.datasets import bucket_plan
 from opensora.datasets.bucket_plan import CHANCE, TOO_SHORT, TOO_SMALL, UNSIZED, BucketOrder
 from opensora.datasets.bucket_report import NOT_FULL, OVER_RATIO
 from opensora.datasets.buckets import Buckets
-from opensora.datasets.clip_sizes import ClipSizes
+from opensora.datasets.clip_sizes import NONE, ClipSizes
 from opensora.datasets.loader import build_loader
 from opensora.datasets.protocol import ClipSize
-from opensora.datasets.report import Report
+from opensora.datasets.report import Dropped, Report
 from opensora.errors import BadClip, ConfigError, DataError
 from opensora.random import Draw
 from opensora.types import Batch, Clip
@@ -245,5 +245,22 @@ def test_an_empty_plan_is_a_sentence() -> None:
 def test_mistakes() -> None:
     with pytest.raises(ConfigError, match="key 'seed': found -1"):
         order(mixed(), seed=-1)
+    with pytest.raises(ConfigError, match="key 'seed': found 9223372036854775808; allowed"):
+        order(mixed(), seed=2**63)
     with pytest.raises(ConfigError, match=r"key 'image_ratio': found 1\.5"):
         order(mixed(), image_ratio=1.5)
+
+
+def test_a_row_of_which_no_frame_is_left_is_too_short() -> None:
+    """Its start lies behind the end: the manifest tells all, so it must not be blamed."""
+    report = order(Shapes([(NONE, 8, 8)] * 2 + [(0, 8, 8)] + [(6, 8, 8)] * 4), CERTAIN).report()
+    assert (report.dropped[TOO_SHORT], report.dropped[UNSIZED]) == (2, 1)
+
+
+def test_the_log_names_rows_that_the_manifest_rules_out() -> None:
+    dataset = mixed()
+    told = [f"shapes.csv:{line}: the caption is empty" for line in range(2, 7)]
+    dataset.report = lambda: Report.of("shapes.csv", 60, [Dropped("empty caption", each) for each in told])  # type: ignore[method-assign]
+    lines = order(dataset).report().lines()
+    place = lines.index("  dropped, empty caption: 5")
+    assert lines[place + 1 : place + 5] == [f"    {each}" for each in told[:3]] + ["    ... and 2 more"]

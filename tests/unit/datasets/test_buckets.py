@@ -64,6 +64,7 @@ def test_size_and_batch_size() -> None:
         ({"144p": {1: (1.0, None)}}, r"batch size None; allowed: 1 or more"),
         ({"144p": {"one": (1.0, 1)}}, r"allowed: frames -> \(chance, batch size\)"),
         ({"144p": {}}, r"names no bucket"),
+        ({"144p": {1: (0, None), 16: (0.0, 2)}}, r"every chance is 0, so no clip is taken; allowed: one above 0"),
     ],
 )
 def test_bad_configs_are_sentences(config: Any, message: str) -> None:
