@@ -149,7 +149,8 @@ def readable(path: str) -> Iterator[None]:
     except FileNotFoundError:
         raise DataError(f"{path}: no such manifest; a .csv or .parquet file is needed; check the path") from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+        reason = error.strerror or error  # pyarrow says in its own words what is damaged
+        raise DataError(f"{path}: cannot be read ({reason}); check that it is whole, and its permissions") from error
 
 
 def _read_parquet(path: str) -> Table:

@@ -124,7 +124,7 @@ class _Block:
 
         self.texts = {}
         for name in TEXTS if captions else TEXTS[:1]:
-            text = pyarrow.compute.cast(table.column(name), pyarrow.large_string()).combine_chunks()
+            text = _as_text(path, name, table.column(name)).combine_chunks()
             self.texts[name] = pyarrow.compute.fill_null(pyarrow.compute.utf8_trim_whitespace(text), "")
         self.numbers: dict[str, Any] = {}
         bad = np.zeros(table.num_rows, dtype=np.bool_)
@@ -176,6 +176,18 @@ def _blocks(path: str, captions: bool) -> Iterator[_Block]:
         for batch in file.iter_batches(_BLOCK_ROWS, columns=wanted):
             yield _Block(path, pyarrow.Table.from_batches([batch]), first, captions)
             first += batch.num_rows
+
+
+def _as_text(path: str, name: str, column: "pyarrow.ChunkedArray") -> "pyarrow.ChunkedArray":
+    import pyarrow
+    import pyarrow.compute
+
+    try:
+        return pyarrow.compute.cast(column, pyarrow.large_string())
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError) as error:
+        raise DataError(
+            f"{path}: column {name!r} holds {column.type}, which is no text ({error}); strings are needed; write it again"
+        ) from error
 
 
 def _numbers(column: "pyarrow.ChunkedArray", name: str, lowest: float) -> tuple[NDArray[np.float64], Flags]:

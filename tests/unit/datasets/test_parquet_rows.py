@@ -129,3 +129,27 @@ def test_hashes_tell_paths_apart() -> None:
     assert len(set(hashes.tolist())) == len(paths)
     part = parquet_rows._hashes(pyarrow.array(paths, pyarrow.large_string())[3:50])
     assert part.tolist() == hashes[3:50].tolist()  # wherever the path lies in memory
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "says"),
+    [
+        ([["a", "cat"]], pyarrow.list_(pyarrow.string()), r"column 'text' holds list<.*>, which is no text"),
+        ([b"\xff\xfe"], pyarrow.binary(), r"column 'text' holds binary, which is no text \(.*UTF8"),
+    ],
+    ids=["lists", "bytes"],
+)
+def test_a_column_that_is_no_text(tmp_path: Path, values: list[Any], kind: Any, says: str) -> None:
+    path = str(tmp_path / "train.parquet")
+    pyarrow.parquet.write_table(pyarrow.table({"path": ["a.mp4"], "text": pyarrow.array(values, kind)}), path)
+    with pytest.raises(DataError, match=rf"train\.parquet: {says}.*; strings are needed"):
+        read_manifest(path)
+
+
+def test_damage_inside_a_file_is_told(tmp_path: Path) -> None:
+    path = Path(write(tmp_path, [{"path": f"{n}.mp4", "text": f"clip {n}"} for n in range(2000)]))
+    whole = bytearray(path.read_bytes())
+    whole[4:1000] = bytes(996)
+    path.write_bytes(whole)
+    with pytest.raises(DataError, match=r"train\.parquet: (cannot be read|not a Parquet file) \((?!None)"):
+        read_manifest(str(path))
