@@ -27,7 +27,8 @@ class JointDataset:
     videos, pictures: data sets as `dict(type=...)`, the pictures' with num_frames=1. pictures None: frames of the clip
     itself, evenly spread, with its caption. Pictures go to clips in groups, in order, over and over; the last group is
     left out, as in Open-Sora-Plan.
-    Clips and pictures of different sizes are padded with zeros to the larger one, and a mask tells the model and the loss:
+    Clips and pictures of different sizes (those of multi_scale always) are padded with zeros to the larger one, and a mask
+    tells the model and the loss:
     ae_stride, ae_stride_t: rows and columns, and frames, that the autoencoder makes one latent of.
     Raises ConfigError where the two do not fit together.
     """
@@ -60,7 +61,8 @@ class JointDataset:
                 )
             sizes.append(self.pictures.image_size)
         self.image_size = (max(height for height, _ in sizes), max(width for _, width in sizes))
-        self.padded = len(set(sizes)) > 1  # whether masks are needed
+        free = any(getattr(part, "multi_scale", False) for part in (self.videos, self.pictures))
+        self.padded = free or len(set(sizes)) > 1  # whether masks are needed
         beside = "" if self.pictures is None else f" with pictures of {self.pictures.where}"
         self.where = f"{self.videos.where}{beside}"
 

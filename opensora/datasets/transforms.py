@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 from torch.nn import functional
 
 from opensora.datasets.decode import Frames
+from opensora.datasets.joint import crop_to_stride, long_side_resize
 
 
 def cover_size(height: int, width: int, target: Sequence[int]) -> tuple[int, int]:
@@ -27,6 +28,15 @@ def resize_to_cover(picture_HWC: Frames, target: Sequence[int]) -> Tensor:
     if size == (height, width):
         return picture_CHW
     return functional.interpolate(picture_CHW[None], size=size, mode="bilinear", antialias=True)[0]
+
+
+def resize_inside(picture_HWC: Frames, side: int) -> Tensor:
+    """One frame, its longer side at most `side` and both multiples of 16; float32 [C, H, W] in [-1, 1].
+
+    Source: Open-Sora-Plan 1.1, `multi_scale`.
+    """
+    picture_TCHW = torch.from_numpy(picture_HWC).permute(2, 0, 1)[None].to(torch.float32) / 255
+    return crop_to_stride(long_side_resize(picture_TCHW, side))[0] * 2 - 1
 
 
 def crop(video_TCHW: Tensor, target: Sequence[int], place: Literal["center", "random"], rng: Generator) -> Tensor:

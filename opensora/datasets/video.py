@@ -44,7 +44,7 @@ class _Span:
 class _Decoded:
     """A whole span in memory."""
 
-    video_TCHW: Tensor  # uint8
+    video_TCHW: Tensor  # as `_resized` gives it
     span: _Span
 
 
@@ -60,6 +60,9 @@ class VideoTextDataset:
     start: where in the video a clip begins. crop: where in the picture. flip: mirror every second clip left to right.
     time_range: the part of each video to use, as fractions of its length; (0, 0.8) for training leaves (0.8, 1) for
     a held-back measurement.
+    multi_scale: keep the aspect ratio of each clip, as Open-Sora-Plan does by that name: where its longer side exceeds that of
+    image_size, a square, it is resized to it, and then cut at the bottom and the right to multiples of 16 pixels. Such clips
+    differ in size: JointDataset pads them.
     captions: False for training without text, as an autoencoder does; the text column may then be missing.
     cache_megabytes: keep whole decoded videos, resized, in memory up to this limit per process; for sets so small that
     every video comes back soon. The clips are the same with any limit.
@@ -78,24 +81,36 @@ class VideoTextDataset:
         time_range: Sequence[float] = (0.0, 1.0),
         captions: bool = True,
         cache_megabytes: int = 0,
+        multi_scale: bool = False,
     ) -> None:
         self.where = data_path
         if (num_frames is not None and num_frames < 1) or frame_interval < 1 or (fps is not None and fps <= 0):
             raise ConfigError(
                 f"dataset: num_frames={num_frames}, frame_interval={frame_interval}, fps={fps}; all must be above 0"
             )
+        if (num_frames is None) != (image_size is None):
+            raise ConfigError(
+                f"dataset: num_frames={num_frames}, image_size={image_size}; allowed: both, or with bucket_config neither; "
+                "set or remove the other one"
+            )
         if image_size is not None and (len(image_size) != 2 or min(image_size) < 1):
             raise ConfigError(f"dataset: image_size={image_size}; allowed: (height, width) in pixels, both above 0")
         if len(time_range) != 2 or not 0 <= time_range[0] < time_range[1] <= 1:
             raise ConfigError(f"dataset: time_range={time_range}; allowed: (from, to) with 0 <= from < to <= 1")
+        if multi_scale and (image_size is None or image_size[0] != image_size[1] or crop != "center"):
+            raise ConfigError(
+                f"dataset: multi_scale=True with image_size={image_size}, crop={crop!r}; allowed: a square, and no crop, for "
+                "clips keep their aspect ratio; correct image_size, remove crop, or remove multi_scale"
+            )
         self.num_frames = num_frames or 0
         self.image_size = (0, 0) if image_size is None else (image_size[0], image_size[1])
         self.frame_interval = frame_interval
-        self.target_fps = fps
+        self.target_fps = None if fps is None else float(fps)
         self.start = start
         self.crop = crop
         self.flip = flip
-        self.time_range = (time_range[0], time_range[1])
+        self.time_range = (float(time_range[0]), float(time_range[1]))
+        self.multi_scale = multi_scale
         self._cache: dict[tuple[int, Size], _Decoded] = {}
         self._cache_left = cache_megabytes * 2**20  # bytes
         self._counts: dict[int, int] = {}  # row -> frames of its file, where that took reading the file to know
@@ -134,10 +149,12 @@ class VideoTextDataset:
 
     @property
     def fps(self) -> float:
-        """Frames per second of the clips; where files keep their own rate, of the first one that opens."""
+        """Frames per second of the clips; where files keep their own rate, of the first video that tells it."""
         if self.target_fps is not None:
             return self.target_fps / self.frame_interval
-        for row in self._rows:
+        pictures = (self._rows.columns.num_frames == 1) | self._rows.ending_with(IMAGE_SUFFIXES)
+        for place in np.argsort(pictures, kind="stable"):  # they come last, for they have no rate of their own
+            row = self._rows[int(place)]
             try:
                 return (row.fps or probe(row.path).fps) / self.frame_interval
             except BadClip:
@@ -187,10 +204,13 @@ class VideoTextDataset:
             video_TCHW, fps = self._read(row, draw, num_frames, (image_size[0], image_size[1]))
         except BadClip as error:
             raise BadClip(f"{entry.place}: {error}") from error
-        video_TCHW = transforms.crop(video_TCHW, image_size, self.crop, draw.rng("crop"))
+        if not self.multi_scale:
+            video_TCHW = transforms.crop(video_TCHW, image_size, self.crop, draw.rng("crop"))
         if self.flip and float(torch.rand((), generator=draw.rng("flip"))) < 0.5:
             video_TCHW = video_TCHW.flip(-1)
-        video_CTHW = transforms.to_range(video_TCHW.transpose(0, 1).contiguous())
+        video_CTHW = video_TCHW.transpose(0, 1).contiguous()
+        if not self.multi_scale:
+            video_CTHW = transforms.to_range(video_CTHW)
         return Clip(video_CTHW, entry.text, fps, entry.index)
 
     def _own_size(self) -> ClipSize:
@@ -226,7 +246,7 @@ class VideoTextDataset:
         return [self._rows[row].text]
 
     def _read(self, row: int, draw: Draw, num_frames: int, image_size: Size) -> tuple[Tensor, float]:
-        """One clip's frames, resized but not cropped, uint8 [T, C, H, W], and its frames per second."""
+        """One clip's frames as `_resized` gives them, [T, C, H, W], not cropped, and its frames per second."""
         decoded = self._cache.get((row, image_size))
         if decoded is None:
             entry = self._rows[row]
@@ -240,7 +260,7 @@ class VideoTextDataset:
                     raise BadClip(f"{entry.path}: {error}") from error
                 whole_TCHW = self._whole(video, span, image_size)
                 if whole_TCHW is None:
-                    return _resized(video, sources, image_size), self._clip_fps(span)
+                    return self._resized(video, sources, image_size), self._clip_fps(span)
             decoded = self._cache[row, image_size] = _Decoded(whole_TCHW, span)
         sources = self._sources(decoded.span, draw, num_frames)
         first = decoded.span.first
@@ -249,15 +269,27 @@ class VideoTextDataset:
     def _whole(self, video: Video, span: _Span, image_size: Size) -> Tensor | None:
         """All frames of the span, to be kept; None when they exceed the limit or some of them are damaged."""
         height, width = transforms.cover_size(video.info.height, video.info.width, image_size)
-        needed = (span.stop - span.first) * height * width * 3
+        needed = (span.stop - span.first) * height * width * 3 * (4 if self.multi_scale else 1)  # bytes of a float
         if needed > self._cache_left:
             return None
         try:
-            video_TCHW = _resized(video, list(range(span.first, span.stop)), image_size)
+            video_TCHW = self._resized(video, list(range(span.first, span.stop)), image_size)
         except BadClip:  # the clip asked for may lie in the sound part: reading it alone decides
             return None
         self._cache_left -= needed
         return video_TCHW
+
+    def _resized(self, video: Video, sources: list[int], image_size: Size) -> Tensor:
+        """The frames at these indices, uint8; with multi_scale float32 in [-1, 1]."""
+        if self.multi_scale:
+            shorter, longer = sorted((video.info.height, video.info.width))
+            if (shorter if longer <= image_size[0] else shorter * image_size[0] // longer) < 16:
+                raise BadClip(
+                    f"{video.path}: is {longer} by {shorter} pixels, of which fewer than 16 rows or columns are left where the "
+                    f"longer side is at most {image_size[0]}; remove the row"
+                )
+            return torch.stack([transforms.resize_inside(frame, image_size[0]) for frame in video.frames(sources)])
+        return torch.stack([transforms.resize_to_cover(frame, image_size) for frame in video.frames(sources)])
 
     def _span(self, row: ManifestRow, num_frames: int, fps: float) -> _Span:
         """The frames that the row's start and end and `time_range` leave."""
@@ -295,10 +327,6 @@ class VideoTextDataset:
         else:
             begin = span.first if self.start == "first" else (span.first + last) // 2
         return [begin + _nearest(k * self._step(span)) for k in range(num_frames)]
-
-
-def _resized(video: Video, sources: list[int], image_size: Size) -> Tensor:
-    return torch.stack([transforms.resize_to_cover(frame, image_size) for frame in video.frames(sources)])
 
 
 def _nearest(value: float) -> int:

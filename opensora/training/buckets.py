@@ -98,7 +98,12 @@ def plan_clips(run: TrainRun, dataset: Any, where: str) -> Clips:
 
 
 def require_size(dataset: Any, where: str) -> None:
-    """Raise ConfigError for a data set that needs to be told the size of its clips."""
+    """Raise ConfigError for a data set that needs to be told the size of its clips, or whose clips differ in size."""
+    if getattr(dataset, "multi_scale", False):
+        raise ConfigError(
+            f"{where}: multi_scale=True: clips keep their aspect ratio and make no batch by themselves; allowed: as videos or "
+            "pictures of a JointDataset, which pads them; use one, remove multi_scale, or set bucket_config"
+        )
     if not getattr(dataset, "has_size", True):
         raise ConfigError(
             f"{where}: num_frames or image_size is missing; allowed: the frames and the (height, width) in pixels of all "

@@ -104,7 +104,7 @@ def build_training(run: TrainRun, world: World, where: str, folder: RunFolder | 
         schedule=build(LR_SCHEDULERS, run.lr_scheduler, steps=run.steps, warmup_steps=run.warmup_steps),
         base_lr=engine.optimizer.param_groups[0]["lr"],
         batches=_batches(run, clips, world, start_step),
-        validation=_validation(run, world, where),
+        validation=_validation(run, world, task, where),
         metrics=metrics,
         keeper=folder,
         stop=stop,
@@ -180,12 +180,14 @@ def _batches(run: TrainRun, clips: Clips, world: World, start_step: int) -> Iter
     )
 
 
-def _validation(run: TrainRun, world: World, where: str) -> Callable[[], Iterator[Batch]] | None:
+def _validation(run: TrainRun, world: World, task: Task, where: str) -> Callable[[], Iterator[Batch]] | None:
     """Batches that do not depend on the number of ranks; each rank takes an equal share of them."""
     if run.validation_dataset is None:
         return None
     dataset = build(DATASETS, run.validation_dataset)
     require_size(dataset, f"{where}: key 'validation_dataset'")
+    check_joint(run, dataset, getattr(task, "scheduler", None), where, "validation_dataset")
+    check_strides(task.autoencoder, dataset, where, "validation_dataset")
     dataset = stored_clips(run, dataset, [(dataset.num_frames, *dataset.image_size)], where)
     count = -(-run.validation_batches // world.data_size) * world.data_size
 
@@ -217,6 +219,7 @@ def _build_task(
 
 
 def _autoencoder_task(run: TrainRun, device: torch.device, clips: Clips, where: str) -> AutoencoderTask:
+    check_joint(run, clips.dataset, None, where)
     config = resolve_part(run.vae)
     vae = build_autoencoder(config, seed=run.seed)
     check_latents(clips, vae, None, where)

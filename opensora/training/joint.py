@@ -18,16 +18,24 @@ from opensora.schema import TrainRun
 from opensora.types import Batch, Condition
 
 
-def check_joint(run: TrainRun, dataset: Any, scheduler: Any, where: str) -> None:
-    """ConfigError when the data set puts pictures beside clips, and model or scheduler do not know them."""
-    if not hasattr(dataset, "use_image_num") or run.model is None:
+def check_joint(run: TrainRun, dataset: Any, scheduler: Any, where: str, key: str = "dataset") -> None:
+    """ConfigError when the data set puts pictures beside clips, and task, model or scheduler do not know them.
+
+    key: of the data set. scheduler: None for task "autoencoder".
+    """
+    if not hasattr(dataset, "use_image_num"):
         return
+    if scheduler is None or run.model is None:
+        raise ConfigError(
+            f"{where}: key {key!r}: JointDataset puts pictures beside clips, and task {run.task!r} takes clips alone; allowed: "
+            f"task 'diffusion'; use {key}.videos as the data set"
+        )
     create = constructor(MODELS, run.model["type"])
     model: Any = getattr(create, "__wrapped_class__", create)
     if not _takes(model.forward, "use_image_num"):
         raise ConfigError(
-            f"{where}: key 'dataset': JointDataset puts pictures beside clips, and {run.model['type']} takes clips alone; "
-            "allowed: LatteT2V; change the model, or use dataset.videos as the data set"
+            f"{where}: key {key!r}: JointDataset puts pictures beside clips, and {run.model['type']} takes clips alone; "
+            f"allowed: LatteT2V; change the model, or use {key}.videos as the data set"
         )
     if dataset.padded and not _takes(scheduler.training_loss, "valid_BTHW"):
         raise ConfigError(
@@ -36,14 +44,14 @@ def check_joint(run: TrainRun, dataset: Any, scheduler: Any, where: str) -> None
         )
 
 
-def check_strides(vae: Any, dataset: Any, where: str) -> None:
+def check_strides(vae: Any, dataset: Any, where: str, key: str = "dataset") -> None:
     """ConfigError when the masks of a data set are not made for the autoencoder's latents."""
     if not getattr(dataset, "padded", False):
         return
     time, rows, _ = vae.compression
     if dataset.stride != (time, rows):
         raise ConfigError(
-            f"{where}: keys 'dataset.ae_stride_t', 'dataset.ae_stride': found {dataset.stride}; allowed: {(time, rows)}, "
+            f"{where}: keys '{key}.ae_stride_t', '{key}.ae_stride': found {dataset.stride}; allowed: {(time, rows)}, "
             "the frames and pixels of the autoencoder's latents; set them"
         )
 

@@ -1,9 +1,11 @@
 """Transforms, joint batches and metrics against numbers recorded from Open-Sora-Plan."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from opensora.datasets.joint import (
     JointSample,
@@ -14,9 +16,12 @@ from opensora.datasets.joint import (
     long_side_resize,
     select_frames,
 )
+from opensora.datasets.manifest import write_table
+from opensora.datasets.video import VideoTextDataset
 from opensora.evaluation.frechet import clip_for_features, frechet_distance
 from opensora.evaluation.psnr import psnr_frames
 from opensora.evaluation.ssim import over_clips, ssim_frames
+from opensora.random import Draw
 from tests.parity.golden import Golden, assert_parity, directories
 
 DATA = directories(lambda golden: golden.has("data") and "transforms" in golden.config, what="transforms and batches")
@@ -82,3 +87,20 @@ def test_frechet_distance_and_its_clips(golden: Golden) -> None:
     assert found == pytest.approx(golden.config["fvd_videogpt"], rel=1e-6)
     expected = recorded["fvd.video_pre_small"]
     assert_parity(clip_for_features(recorded["fvd.video"], expected.shape[-1]), expected, 1e-6)
+
+
+@pytest.mark.parametrize("golden", DATA)
+def test_multi_scale_from_files(golden: Golden, tmp_path: Path) -> None:
+    """The frames as pictures of a manifest, through the data set."""
+    sizes, recorded = golden.config["transforms"], golden.tensors("data")
+    if sizes["stride"] != 16:
+        pytest.skip(f"recorded for sides of multiples of {sizes['stride']}; the original's multi_scale has 16")
+    rows = []
+    for number, frame_CHW in enumerate(recorded["clip"].to(torch.uint8)):
+        rows.append({"path": str(tmp_path / f"{number}.png"), "text": "x"})
+        Image.fromarray(frame_CHW.permute(1, 2, 0).numpy()).save(rows[-1]["path"])
+    write_table(str(tmp_path / "train.csv"), rows)
+    side = sizes["long_side"]
+    data = VideoTextDataset(str(tmp_path / "train.csv"), num_frames=1, image_size=(side, side), multi_scale=True)
+    found = torch.stack([data.clip(row, Draw(0, 0, 0)).video_CTHW[:, 0] for row in range(len(rows))])
+    assert_parity(found, recorded["long_side_then_stride"], 1e-6)

@@ -6,13 +6,14 @@ from typing import Any
 import pytest
 import torch
 
+from opensora.datasets.clip_sizes import NONE
 from opensora.datasets.manifest import write_table
 from opensora.datasets.transforms import to_uint8
 from opensora.datasets.video import VideoTextDataset
 from opensora.errors import BadClip, ConfigError, DataError
 from opensora.random import Draw
 from opensora.types import Clip
-from tests.samples import frame_number, write_audio, write_picture, write_video
+from tests.samples import frame_number, frame_picture, write_audio, write_picture, write_video
 
 
 def numbers(clip: Clip) -> list[int]:
@@ -255,3 +256,56 @@ def test_no_usable_row_is_an_error(tmp_path: Path) -> None:
 def test_wrong_arguments(tmp_path: Path, arguments: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(arguments))):
         dataset(tmp_path, [{"path": "a.mp4", "text": "x"}], **arguments)
+
+
+def test_frames_per_second_are_those_of_videos(tmp_path: Path, video: str) -> None:
+    """A picture has no rate; FFmpeg says 25 of it."""
+    pictures = [{"path": write_picture(tmp_path / f"{n}.png", n), "text": "x"} for n in range(2)]
+    assert dataset(tmp_path, [*pictures, {"path": video, "text": "x"}], num_frames=1).fps == 8.0
+    told = [{**pictures[0], "num_frames": 1, "fps": 25.0}, {"path": "gone", "text": "x", "num_frames": 40, "fps": 12.0}]
+    assert dataset(tmp_path, told, num_frames=1).fps == 12.0
+
+
+def test_no_frame_left_is_not_unknown(tmp_path: Path) -> None:
+    told = {"text": "x", "num_frames": 40, "fps": 8.0, "height": 32, "width": 64}
+    rows = [{"path": "a.mp4", "start": 7.0, **told}, {"path": "b.mp4", "end": 0.2, **told}]
+    data = dataset(tmp_path, rows, num_frames=None, image_size=None, time_range=(0.0, 0.4))
+    assert data.sizes().num_frames.tolist() == [NONE, NONE]
+    assert len(dataset(tmp_path, rows, num_frames=1, time_range=(0.0, 0.4))) == 0
+
+
+def test_a_size_is_given_whole_or_not_at_all(tmp_path: Path) -> None:
+    for size in ({"num_frames": None}, {"image_size": None}):
+        with pytest.raises(
+            ConfigError, match=r"dataset: num_frames=.*, image_size=.*; allowed: both, or with bucket_config neither"
+        ):
+            dataset(tmp_path, [{"path": "a.mp4", "text": "x"}], **size)
+
+
+def test_multi_scale_keeps_the_aspect_ratio(tmp_path: Path) -> None:
+    """Sides become multiples of 16, cut at the bottom and the right; what is small already keeps its size."""
+    sizes = {"wide": (48, 100), "upright": (100, 48), "small": (20, 40)}
+    rows = [{"path": write_picture(tmp_path / f"{name}.png", 5, size), "text": name} for name, size in sizes.items()]
+    for megabytes in (0, 1):
+        data = dataset(tmp_path, rows, num_frames=1, image_size=(64, 64), multi_scale=True, cache_megabytes=megabytes)
+        found = [data.clip(row, Draw(0, 0, 0)).video_CTHW for row in (0, 1, 2)]
+        assert [tuple(clip.shape) for clip in found] == [(3, 1, 16, 64), (3, 1, 64, 16), (3, 1, 16, 32)]
+    cut = torch.from_numpy(frame_picture(5, 20, 40)[:16, :32].copy()).permute(2, 0, 1)[:, None] / 127.5 - 1
+    torch.testing.assert_close(found[2], cut, rtol=0, atol=1e-6)
+    flipped = dataset(tmp_path, rows, num_frames=1, image_size=(64, 64), multi_scale=True, flip=True)
+    seen = [flipped.clip(2, draw).video_CTHW for draw in draws(8)]
+    assert any(torch.equal(clip, found[2].flip(-1)) for clip in seen)
+
+    narrow = [
+        {"path": write_picture(tmp_path / f"{n}.png", 5, size), "text": "x"}
+        for n, size in enumerate([(8, 64), (1, 200)])
+    ]
+    data = dataset(tmp_path, narrow, num_frames=1, image_size=(64, 64), multi_scale=True)
+    for row in (0, 1):
+        with pytest.raises(
+            BadClip, match=rf"train\.csv:{row + 2}: .*{row}\.png: .* fewer than 16 rows or columns are left"
+        ):
+            data.clip(row, Draw(0, 0, 0))
+    for wrong in ({"image_size": (32, 64)}, {"crop": "random"}, {"num_frames": None, "image_size": None}):
+        with pytest.raises(ConfigError, match=r"multi_scale=True with image_size=.*; allowed: a square, and no crop"):
+            dataset(tmp_path, rows, multi_scale=True, **{"image_size": (64, 64), **wrong})

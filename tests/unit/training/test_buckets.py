@@ -73,6 +73,10 @@ def test_without_buckets_a_data_set_says_its_size(tmp_path: Path) -> None:
         clips(replace(base, dataset=plain))
     found = clips(replace(base, dataset={**plain, "num_frames": 4, "image_size": (16, 16)}))
     assert (found.size, found.order) == ((4, 16, 16), None)
+    with pytest.raises(
+        ConfigError, match=r"dataset: num_frames=4, image_size=None; allowed: both, or with bucket_config neither"
+    ):
+        clips(run(dataset={**plain, "num_frames": 4}))
     with pytest.raises(ConfigError, match=r"keys 'dataset\.num_frames', 'dataset\.image_size': bucket_config says"):
         clips(run(dataset={**plain, "num_frames": 4, "image_size": (16, 16)}))
     with pytest.raises(

@@ -1,5 +1,6 @@
 """Clips with pictures behind their frames, from the data set to loss and gradients."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from opensora.config import load
 from opensora.datasets.joint_dataset import JointDataset
 from opensora.datasets.loader import build_loader
+from opensora.datasets.manifest import write_table
 from opensora.errors import BadClip, ConfigError
 from opensora.random import Draw, generator, key_seed
 from opensora.registry import DATASETS, build
@@ -20,7 +22,7 @@ from opensora.training.metrics import read
 from opensora.types import Batch
 from tests.dist import one_rank
 from tests.e2e.processes import ROOT
-from tests.samples import write_picture
+from tests.samples import write_picture, write_video
 
 JOINT = str(ROOT / "configs/latte_t2v/train/debug_joint.py")
 VIDEOS = {"type": "MovingShapes", "clips": 5, "num_frames": 5, "image_size": (16, 16)}
@@ -193,3 +195,85 @@ def test_a_run_through_the_loop(tmp_path: Path) -> None:
     records = [record for record in read(tmp_path / "metrics.jsonl") if "loss" in record]
     assert [record["tokens"] for record in records] == [4 * 5 * 4 * 4] * 2
     assert all(0.5 < record["loss"] < 1.0 for record in records)
+
+
+def multi_scale_config(folder: Path) -> str:
+    """Videos and pictures that lie or stand, in a square of 32 pixels."""
+    videos, pictures = [], []
+    for number, size in enumerate([(32, 64), (64, 32), (32, 32)]):
+        videos.append({"path": write_video(folder / f"{number}.mp4", 8, size=size), "text": f"clip {number}"})
+        pictures.append(
+            {"path": write_picture(folder / f"{number}.png", number, size[::-1]), "text": f"still {number}"}
+        )
+    for name, rows in (("videos", videos), ("pictures", pictures)):
+        write_table(str(folder / f"{name}.csv"), rows)
+    part = "type='VideoTextDataset', image_size=(32, 32), multi_scale=True, start='first'"
+    (folder / "config.py").write_text(
+        f"_base_ = [{JOINT!r}]\n"
+        "dataset = dict(_delete_=True, type='JointDataset', use_image_num=2, ae_stride=2, ae_stride_t=2,\n"
+        f"    videos=dict(data_path={str(folder / 'videos.csv')!r}, num_frames=5, {part}),\n"
+        f"    pictures=dict(data_path={str(folder / 'pictures.csv')!r}, num_frames=1, {part}))\n"
+    )
+    return str(folder / "config.py")
+
+
+def test_multi_scale_clips_are_padded_and_masked(tmp_path: Path) -> None:
+    """A lying clip of 16x32 pixels has 8x16 latents of 16x16, its upright pictures 16x8; the rest counts for nothing."""
+    config = multi_scale_config(tmp_path)
+    run = load(config, [f"run_dir={str(tmp_path / 'run')!r}", "steps=1", "save_every=0", "plugin=ddp"], TrainRun).run
+    dataset = build(DATASETS, run.dataset)
+    assert dataset.padded
+    clip = dataset.clip(0, Draw(0, 0, 0))
+    assert clip.video_CTHW.shape == (3, 7, 32, 32)
+    assert clip.valid_THW is not None
+    assert clip.valid_THW.shape == (5, 16, 16)
+    expected = torch.zeros(5, 16, 16)
+    expected[:3, :8] = 1  # the clip
+    expected[3, :, :8] = 1  # an upright picture and a lying one
+    expected[4, :8, :] = 1
+    assert torch.equal(clip.valid_THW, expected)
+    assert not clip.video_CTHW[:, :5, 16:].any()
+    with one_rank() as world:
+        training = build_training(run, world, config)
+        assert train(training)
+        training.metrics.close()
+    [record] = [record for record in read(tmp_path / "run" / "metrics.jsonl") if "loss" in record]
+    assert 0 < record["loss"] < 1
+
+
+def test_multi_scale_clips_make_no_batch_by_themselves(tmp_path: Path) -> None:
+    config = multi_scale_config(tmp_path)
+    run = load(config, [f"run_dir={str(tmp_path / 'run')!r}"], TrainRun).run
+    with one_rank() as world, pytest.raises(ConfigError, match=r"key 'dataset': multi_scale=True: .*JointDataset"):
+        build_training(replace(run, dataset=run.dataset["videos"]), world, config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (["validation_dataset.ae_stride=4"], r"'validation_dataset\.ae_stride': found \(2, 4\); allowed: \(2, 2\)"),
+        (["model"], r"key 'validation_dataset': JointDataset puts pictures beside clips, and STDiT takes clips alone"),
+        (["task=autoencoder"], r"key 'validation_dataset': JointDataset .* task 'autoencoder' takes clips alone"),
+    ],
+)
+def test_validation_clips_with_pictures_are_checked_as_well(tmp_path: Path, changes: list[str], expected: str) -> None:
+    config = tmp_path / "config.py"
+    config.write_text(
+        f"_base_ = [{JOINT!r}]\n"
+        "validation_dataset = {{_base_.dataset}}\n"
+        "dataset = dict(_delete_=True, type='MovingShapes', clips=8, num_frames=5, image_size=(16, 16))\n"
+        + ("model = dict(_delete_=True, type='STDiT', hidden_size=32)\n" if changes == ["model"] else "")
+    )
+    overrides = [change for change in changes if change != "model"]
+    run = load(str(config), [f"run_dir={str(tmp_path / 'run')!r}", *overrides], TrainRun).run
+    with one_rank() as world, pytest.raises(ConfigError, match=expected):
+        build_training(run, world, str(config))
+
+
+def test_an_autoencoder_does_not_train_on_clips_with_pictures(tmp_path: Path) -> None:
+    run = load(JOINT, [f"run_dir={str(tmp_path / 'run')!r}", "task=autoencoder"], TrainRun).run
+    with (
+        one_rank() as world,
+        pytest.raises(ConfigError, match=r"key 'dataset': JointDataset .* task 'autoencoder' takes"),
+    ):
+        build_training(run, world, JOINT)
