@@ -1,5 +1,9 @@
 """Batches of one data rank, by torch's DataLoader: in order, with or without worker processes."""
 
+import os
+import signal
+import sys
+import threading
 from collections.abc import Iterator
 from typing import cast
 
@@ -108,8 +112,28 @@ def build_loader(
     # Requests are made in this process, so that workers need no plan of the whole run.
     requests = (chosen.request(step, micro_batch) for step, micro_batch in share)
     return _batches(
-        data.DataLoader(_MicroBatches(dataset, seed), batch_size=None, sampler=requests, num_workers=num_workers)
+        data.DataLoader(
+            _MicroBatches(dataset, seed),
+            batch_size=None,
+            sampler=requests,
+            num_workers=num_workers,
+            worker_init_fn=_obey_parent_alone,
+        )
     )
+
+
+def _obey_parent_alone(worker: int) -> None:
+    """Launchers send SIGTERM to all processes of a rank, which needs its workers to finish the step before it leaves."""
+    if sys.platform != "linux":
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def _batches(batches: "data.DataLoader[Batch | OpenSoraError]") -> Iterator[Batch]:

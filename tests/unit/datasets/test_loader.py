@@ -1,6 +1,8 @@
 """Batches: a function of (data set, seed, step), shared out over ranks, with bad rows passed over the same everywhere."""
 
 import logging
+import multiprocessing
+import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -221,6 +223,21 @@ def test_every_kind_of_bad_file_is_skipped_and_told_with_its_line(tmp_path: Path
         assert told_again == told
         assert all(row == alone[key][0] and torch.equal(video, alone[key][1]) for key, (row, video) in found.items())
         assert found.keys() == alone.keys()
+
+
+def test_a_worker_obeys_its_own_process_alone() -> None:
+    """torchrun and Slurm send SIGTERM to all processes of a rank, which needs its workers to finish the step."""
+    batches = build_loader(Numbers(40), seed=3, batch_size=1, micro_batches=1, steps=40, num_workers=1)
+    first = next(batches)
+    [worker] = multiprocessing.active_children()
+    subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)  # from another process than ours
+    assert [first.step, *(batch.step for batch in batches)] == list(range(40))
+    batches = build_loader(Numbers(40), seed=3, batch_size=1, micro_batches=1, steps=40, num_workers=1)
+    next(batches)
+    [worker] = [child for child in multiprocessing.active_children() if child is not worker]
+    worker.terminate()
+    worker.join(60)
+    assert worker.exitcode == 0
 
 
 def test_all_rows_bad_is_the_same_sentence_from_worker_processes() -> None:
