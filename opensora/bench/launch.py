@@ -3,6 +3,7 @@
 import datetime
 import json
 import re
+import signal
 import subprocess
 import sys
 from typing import Any
@@ -33,14 +34,23 @@ def answer_of(module: str, *arguments: str, ranks: int | None = None) -> dict[st
 
 
 def _why(stderr: str, code: int) -> str:
-    """The message of the first exception, before torchrun's own; else a rank's exit code, or the last line."""
+    """The message of the first exception, before torchrun's own; else what ended a rank or the process; else the last line."""
     raised = re.search(r"^(?:\[rank\d+\]:\s*)?(?:[\w.]*Error): (.+)$", stderr, re.MULTILINE)
     if raised is not None:
         return raised[1].removeprefix("bench: ")
     ended = re.search(r"rank\s*: (\d+).*?exitcode\s*: (-?\d+)", stderr, re.DOTALL)
     if ended is not None:
-        return f"rank {ended[1]} ended with exit code {ended[2]}"
-    return (stderr.strip().splitlines() or [f"exit code {code}"])[-1]
+        return f"rank {ended[1]} {_ended(int(ended[2]))}"
+    told = [line for line in stderr.splitlines() if line.strip("*= ")]
+    return told[-1].strip() if told and code >= 0 else f"the process {_ended(code)}"
+
+
+def _ended(code: int) -> str:
+    """In words; a negative code is the signal that did it, as subprocess and torchrun have it."""
+    if code >= 0:
+        return f"ended with exit code {code}"
+    hint = ", as the system does when memory runs out" if code == -signal.SIGKILL else ""
+    return f"was ended by signal {-code} ({signal.strsignal(-code)}){hint}"
 
 
 def tell(found: dict[str, Any]) -> None:

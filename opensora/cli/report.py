@@ -52,7 +52,8 @@ def alike_on_all_ranks() -> Iterator[None]:
         if _is_main():
             raise
         # A launcher ends all ranks when the first one leaves: let that be the main rank, once it has said why.
-        signal.sigtimedwait({signal.SIGTERM}, WAIT_SECONDS)
+        if signal.sigtimedwait({signal.SIGTERM}, WAIT_SECONDS) is None:
+            raise  # it has not left: the mistake is on this machine alone
         raise _SaidByMain(error.exit_code) from error
 
 

@@ -52,7 +52,7 @@ def mistake() -> int:
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What a rank waited for instead of leaving."""
     found: list[Any] = []
-    monkeypatch.setattr(report.signal, "sigtimedwait", lambda *arguments: found.append(arguments))
+    monkeypatch.setattr(report.signal, "sigtimedwait", lambda *arguments: found.append(arguments) or found)
     return found
 
 
@@ -86,3 +86,13 @@ def test_other_ranks_are_silent_and_leave_after_it(
     assert run_main(mistake) == 2
     assert capsys.readouterr().err == ""
     assert waits == [({signal.SIGTERM}, report.WAIT_SECONDS)]
+
+
+def test_a_mistake_of_one_machine_alone_is_told_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The main rank found nothing wrong, so nobody else says why this rank leaves."""
+    environment(monkeypatch, RANK="1", **MEETING)
+    monkeypatch.setattr(report.signal, "sigtimedwait", lambda *arguments: None)
+    assert run_main(mistake) == 2
+    assert capsys.readouterr().err == "error: a.py: key 'x': wrong\n"
