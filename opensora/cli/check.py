@@ -1,7 +1,8 @@
 """Dry run: `opensora check CONFIG [world=N] [gpu=NAME] [gpus_per_node=N] [key=value ...]`. Needs no weights and no accelerator.
 
 With gpu=h100 (or another of opensora/planning/rates.py) also the time that N of them take, and the smallest layout that
-fits. With --table only the table of docs/parallelism.md, for the config's model and gpu.
+fits. With --no-data it plans by the config alone, where the manifest is on another machine; with --table it prints only
+the table of docs/parallelism.md, for the config's model and gpu.
 """
 
 import argparse
@@ -24,9 +25,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "overrides", nargs="*", metavar="key=value", help="world=N plans for N ranks, gpu=NAME for these"
     )
     parser.add_argument("--table", action="store_true", help="sizes of clips and numbers of GPUs, as markdown")
+    parser.add_argument(
+        "--no-data", action="store_true", help="plan by the config alone, where the manifest is elsewhere"
+    )
     arguments = parser.parse_args(argv)
-    command = table_command if arguments.table else check_command
-    return run_main(lambda: command(arguments.config, arguments.overrides))
+    if arguments.table:
+        return run_main(lambda: table_command(arguments.config, arguments.overrides))
+    return run_main(lambda: check_command(arguments.config, arguments.overrides, data=not arguments.no_data))
 
 
 OURS = ("world", "gpu", "gpus_per_node")  # what the command line says of the machines, not of the run
@@ -68,8 +73,11 @@ def table_command(config: str, overrides: Sequence[str]) -> int:
     return 0
 
 
-def check_command(config: str, overrides: Sequence[str]) -> int:
-    """Print the resolved config, parameters, tokens, rows and memory; with a gpu, time and the smallest layout."""
+def check_command(config: str, overrides: Sequence[str], data: bool = True) -> int:
+    """Print the resolved config, parameters, tokens, rows and memory; with a gpu, time and the smallest layout.
+
+    data: False leaves the manifest unopened; sizes are the config's.
+    """
     world, gpu, rest = machines(overrides)
     loaded = load(config, rest, TrainRun)
 
@@ -80,7 +88,7 @@ def check_command(config: str, overrides: Sequence[str]) -> int:
     from opensora.training.buckets import build_buckets
     from opensora.training.build import build_masks, build_scheduler, check_world
     from opensora.training.mesh import sequence_size
-    from opensora.training.plan import plan
+    from opensora.training.plan import plan, plan_without_data
 
     sp_size = sequence_size(loaded.run, world, min(world, gpu.per_node) if gpu else world, config)
     data_size = world // sp_size
@@ -97,8 +105,9 @@ def check_command(config: str, overrides: Sequence[str]) -> int:
         keys.add_row(*row)
     console.print(keys)
 
-    found = plan(loaded.run, world, sp_size, gloo=gpu is not None and gpu.name == "cpu")
-    console.print(found.report.table())
+    make = plan if data else plan_without_data
+    found = make(loaded.run, world, sp_size, gloo=gpu is not None and gpu.name == "cpu")
+    console.print(found.report.table() if data else "rows: not looked at (--no-data)")
     console.print(
         f"model: {found.model}, {found.parameters:,} parameters"
         + (f" (frozen autoencoder: {found.frozen_parameters:,})" if found.frozen_parameters else "")

@@ -6,11 +6,13 @@ The run's own modules go through a step on the meta device: see opensora/plannin
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from opensora.errors import ConfigError
 from opensora.models.assemble import DTYPES, Parts, assemble, build_denoiser, tokens
 from opensora.models.conditions import clip_conditions, given_latents
 from opensora.models.given_frames import told_by
@@ -22,7 +24,7 @@ from opensora.planning.rehearsal import Rehearsal, observe, rehearse
 from opensora.planning.text import text_parameters
 from opensora.registry import DATASETS, DISCRIMINATORS, MODELS, PERCEPTUAL, PLUGINS, VAES, build, constructor
 from opensora.schema import TrainRun
-from opensora.training.buckets import plan_clips
+from opensora.training.buckets import build_buckets, plan_clips
 
 Forward = Callable[[Any], Any]
 DEPTHS = ("depth", "num_layers")  # what constructors call the number of blocks
@@ -48,7 +50,7 @@ class Plan:
     latent_size: tuple[int, ...]  # frames, rows, columns
     tokens_per_sample: int
     samples_per_step: int
-    report: Any  # datasets.report.Report
+    report: Any  # datasets.report.Report; None: the data were not looked at
     estimate: Estimate
     subject: Subject
 
@@ -84,6 +86,33 @@ def plan(run: TrainRun, world: int, sp_size: int = 1, gloo: bool = False) -> Pla
         report = dataset.inspect()  # opens every video
         report.require_rows()
     return replace(work_out(run, size, world, sp_size, gloo), report=report)
+
+
+def plan_without_data(run: TrainRun, world: int, sp_size: int = 1, gloo: bool = False) -> Plan:
+    """`plan` by the config alone, where the data are elsewhere: no rows are judged, and every bucket is reckoned with."""
+    run = chosen(run)
+    buckets = build_buckets(run, "config")
+    if buckets is None:
+        return work_out(run, _size_in(run.dataset), world, sp_size, gloo)
+    with torch.device("meta"):
+        vae: Any = build(VAES, run.vae)
+    taken = [(buckets.batch_size(each), buckets.size(each)) for each in buckets.all if buckets.takes(each)]
+    batch_size, size = max(taken, key=lambda each: each[0] * prod(vae.latent_size(each[1])))
+    return work_out(replace(run, batch_size=batch_size), size, world, sp_size, gloo)
+
+
+def _size_in(dataset: dict[str, Any]) -> tuple[int, int, int]:
+    """Frames, height, width that a data set is told, or has by default."""
+    takes = inspect.signature(constructor(DATASETS, dataset["type"])).parameters
+    told = {name: takes[name].default for name in ("num_frames", "image_size") if name in takes} | dataset
+    if not all(
+        name in told and told[name] not in (None, inspect.Parameter.empty) for name in ("num_frames", "image_size")
+    ):
+        raise ConfigError(
+            "config: key 'dataset': num_frames or image_size is missing; allowed: both, or bucket_config; set them, or plan "
+            "with the data"
+        )
+    return told["num_frames"], *told["image_size"]
 
 
 def subject_of(run: TrainRun, size: tuple[int, int, int]) -> Subject:

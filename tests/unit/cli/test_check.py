@@ -7,7 +7,7 @@ import pytest
 
 from opensora.cli.check import check_command, table_command
 from opensora.datasets.report import Report
-from opensora.errors import ConfigError
+from opensora.errors import ConfigError, DataError
 from opensora.planning import rates, table
 from opensora.planning.estimate import Frozen, Subject, estimate
 from opensora.planning.memory import Layout, Sizes
@@ -52,6 +52,14 @@ def rehearse(layout: Layout) -> Rehearsal:
 def test_world_is_taken_out_of_the_overrides(worlds: list[int], overrides: list[str], expected: int) -> None:
     assert check_command(CONFIG, overrides) == 0
     assert worlds == [expected]
+
+
+def test_a_plan_without_data_says_what_it_did_not_look_at(capsys: pytest.CaptureFixture[str]) -> None:
+    config, missing = str(ROOT / "configs/stdit/train/demo.py"), ["dataset.data_path=nowhere.csv", "model.depth=1"]
+    assert check_command(config, missing, data=False) == 0
+    assert "rows: not looked at (--no-data)" in said(capsys)
+    with pytest.raises(DataError, match=r"nowhere.csv: no such manifest; .*; check the path"):
+        check_command(config, missing)
 
 
 @pytest.mark.parametrize("value", ["0", "-2", "two", "1.0", "true", "none"])
