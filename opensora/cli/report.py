@@ -1,6 +1,5 @@
 """Errors as sentences, exit codes that are true."""
 
-import logging
 import os
 import signal
 import sys
@@ -15,7 +14,6 @@ WAIT_SECONDS = 20  # for the launcher to end this rank because the main rank has
 
 def run_main(command: Callable[[], int]) -> int:
     """Run `command`; an error the user can act on is one line on stderr, anything else keeps its traceback."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of optional kernels nobody here uses
     try:
         return command()
     except _SaidByMain as said:

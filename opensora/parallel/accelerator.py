@@ -1,22 +1,35 @@
 """ColossalAI's idea of the device. Its CPU accelerator raises where ZeRO asks for a stream; ours answers with none."""
 
-import logging
+import sys
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import Any
 
 import torch
 
 from opensora.errors import ConfigError
 
+# What the booster takes from adapters, low-rank gradients and 8-bit optimizers when it is imported. Nothing here uses
+# them; the packages would take longer than all the rest, and bitsandbytes starts every device it finds.
+_UNUSED: dict[str, tuple[str, ...]] = {
+    "peft": ("PeftModel", "PeftType"),
+    "peft.utils.other": ("EMBEDDING_LAYER_NAMES", "check_file_exists_on_hf_hub"),
+    "peft.utils.save_and_load": ("get_embedding_layer_name", "has_valid_embedding_base_layer"),
+    "galore_torch": ("GaLoreAdafactor", "GaLoreAdamW"),
+    "bitsandbytes": (),
+    "bitsandbytes.optim.optimizer": ("Optimizer2State",),
+}
+
 
 def import_colossalai() -> None:
-    """Import the booster: seconds, nearly all for packages it does not use here, whose advice is kept quiet.
+    """Import the booster. Every use of colossalai comes after this: by itself it asks for packages that need not be here.
 
     Raises ConfigError with the command that installs it.
     """
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _stand_ins(), _nothing_compiled():
         warnings.simplefilter("ignore")
         try:
             import colossalai.booster  # noqa: F401
@@ -25,6 +38,35 @@ def import_colossalai() -> None:
                 f"plugin: colossalai cannot be imported ({error}); allowed without it: ddp; "
                 "install it with `pip install --no-deps -r requirements/colossalai.txt`"
             ) from error
+
+
+@contextmanager
+def _stand_ins() -> Iterator[None]:
+    """Modules of empty classes in place of _UNUSED while the context is open; packages that are imported already stay."""
+    made: dict[str, ModuleType] = {}
+    for name, wanted in _UNUSED.items():
+        if name.partition(".")[0] not in sys.modules:
+            made[name] = ModuleType(name)
+            made[name].__spec__ = ModuleSpec(name, None)  # by it others ask what is installed
+            vars(made[name]).update({each: type(each, (), {}) for each in wanted})
+    sys.modules.update(made)
+    try:
+        yield
+    finally:
+        for name in made:
+            del sys.modules[name]
+
+
+@contextmanager
+def _nothing_compiled() -> Iterator[None]:
+    """torch.compile leaves functions as they are: it decorates some for fp8 and ring attention, which nothing here uses,
+    and brings torch's compiler for them."""
+    compiler = torch.compile
+    torch.compile = lambda *_, **__: lambda function: function  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.compile = compiler
 
 
 class NoStream:

@@ -109,8 +109,10 @@ class VideoAutoencoderKL(nn.Module):
         if self.own_export:
             load_weights(self, self._folder())
         elif self.from_pretrained is not None:
-            try:  # by diffusers, which renames the attention keys of old files
-                read = self._kind().from_pretrained(self.from_pretrained, subfolder=self.subfolder)
+            try:  # by diffusers, which renames the attention keys of old files; low_cpu_mem_usage asks for `accelerate`
+                read = self._kind().from_pretrained(
+                    self.from_pretrained, subfolder=self.subfolder, low_cpu_mem_usage=False
+                )
             except (OSError, ValueError, RuntimeError) as error:
                 raise WeightsError(
                     f"{self._name}: {self.from_pretrained} cannot be read ({error}); copy the folder again"

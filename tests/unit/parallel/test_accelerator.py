@@ -1,4 +1,8 @@
 import builtins
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,6 +11,9 @@ import torch
 from opensora.errors import ConfigError
 from opensora.parallel.accelerator import import_colossalai, set_accelerator
 from tests.dist import run_ranks
+from tests.distributed import tiny
+
+UNUSED = {"peft", "galore_torch", "bitsandbytes"}
 
 
 def streams_of_the_host() -> tuple[str, str]:
@@ -36,3 +43,47 @@ def test_a_missing_colossalai_is_explained(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ConfigError, match=r"requirements/colossalai.txt"):
         import_colossalai()
+
+
+IMPORT = """
+import sys
+import galore_torch  # the user's own, before
+import torch
+from opensora.parallel.accelerator import import_colossalai
+compiler = torch.compile
+for _ in range(2):
+    import_colossalai()
+    assert torch.compile is compiler
+    assert not {"peft", "bitsandbytes"} & {name.partition(".")[0] for name in sys.modules}
+import colossalai.nn.optimizer
+assert "torch._inductor.compile_fx" not in sys.modules
+assert colossalai.nn.optimizer.GaLoreAdamW == galore_torch.GaLoreAdamW == "theirs"
+import peft  # and after
+import peft.utils.other
+assert peft.PeftModel == peft.utils.other.EMBEDDING_LAYER_NAMES == "theirs"
+print("whole")
+"""
+
+
+def test_what_it_asks_for_and_nobody_uses_is_not_imported(tmp_path: Path) -> None:
+    """Neither does it stand in the way of a user who has it."""
+    for file in ("peft/__init__.py", "peft/utils/__init__.py", "peft/utils/other.py", "galore_torch.py"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        names = ("PeftModel", "EMBEDDING_LAYER_NAMES", "GaLoreAdamW", "GaLoreAdafactor")
+        (tmp_path / file).write_text("".join(f"{name} = 'theirs'\n" for name in names))
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT], env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert done.stdout == "whole\n", done.stderr[-800:]
+
+
+def train_and_look(plugin: str) -> tuple[list[float], set[str]]:
+    """(losses, packages of UNUSED that were imported on the way)."""
+    return tiny.train(plugin, "fp32", 2, {})["losses"], UNUSED & {name.partition(".")[0] for name in sys.modules}
+
+
+@pytest.mark.parametrize("plugin", ["zero1", "zero2", "fsdp", "hybrid"])
+def test_plugins_train_without_it(plugin: str) -> None:
+    losses, imported = run_ranks(train_and_look, 1, plugin)[0]
+    assert losses == pytest.approx(tiny.run_plainly(2)[0], rel=1e-5)
+    assert imported == set()
