@@ -48,6 +48,45 @@ def test_sample_config_is_valid(path: Path) -> None:
     assert run.load or run.model
 
 
+def recipes(use: str) -> list[Path]:
+    """Configs named by a clip's size, as published recipes are."""
+    return [path for path in CONFIGS if use in path.parts and path.stem[0].isdigit() and path.parts[-3] != "vae"]
+
+
+def test_every_released_family_that_is_trained_is_sampled() -> None:
+    assert {path.parts[-3] for path in recipes("train")} == {path.parts[-3] for path in recipes("sample")}
+
+
+@pytest.mark.parametrize("path", recipes("sample"), ids=short)
+def test_a_recipe_samples_what_its_training_made(path: Path) -> None:
+    """Where the one names the run of the other; images of a video model are the exception that is meant."""
+    run = load(str(path), [], SampleRun).run
+    trained = [each for each in (load(str(p), [], TrainRun).run for p in recipes("train")) if each.run_dir == run.load]
+    for each in trained:
+        clips = each.dataset["videos"] if each.dataset["type"] == "JointDataset" else each.dataset
+        assert run.num_frames in (clips["num_frames"], 1)
+        assert run.image_size is not None
+        assert tuple(run.image_size) == tuple(clips["image_size"])
+    assert trained or "tools.weights.convert" in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("frames", "batch_size", "save_every", "workers", "sp_size"),
+    [(65, 2, 500, 10, None), (221, 1, 250, 8, 8), (513, 1, 250, 8, 8)],
+)
+def test_stages_of_open_sora_plan(
+    frames: int, batch_size: int, save_every: int, workers: int, sp_size: int | None
+) -> None:
+    """Its published stage cards: four pictures beside each clip, learning rate, batch, and eight devices to a clip."""
+    run = load(str(ROOT / f"configs/latte_t2v/train/{frames}x512x512.py"), [], TrainRun).run
+    assert (run.dataset["use_image_num"], run.dataset["videos"]["num_frames"]) == (4, frames)
+    assert tuple(run.dataset["videos"]["image_size"]) == tuple(run.dataset["pictures"]["image_size"]) == (512, 512)
+    assert (run.batch_size, run.save_every, run.num_workers, run.sp_size) == (batch_size, save_every, workers, sp_size)
+    assert (run.optimizer["lr"], run.warmup_steps, run.lr_scheduler["type"]) == (2e-5, 0, "constant")
+    assert run.text_encoder is not None
+    assert (run.text_encoder["model_max_length"], run.steps, run.grad_checkpoint) == (300, 1_000_000, True)
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=short)
 def test_place_says_the_use(path: Path) -> None:
     """configs/family/use/name.py, with what it is, how to run it and what to expect at its head."""

@@ -224,6 +224,7 @@ FILES = {
     "DiT-XL-2-256x256.pt": lambda: by_class_file("os1_0_DiT-XL-2_label1000_256", 1),
     "ucf101.pt": lambda: by_class_file("os1_0_Latte-XL-2_label101_16x256x256", 16),
     "OpenSora-v1-HQ-16x256x256.pth": lambda: on_meta("os1_0_STDiT-XL-2_16x256x256"),
+    "OpenSora-v1-HQ-16x512x512.pth": lambda: on_meta("os1_0_STDiT-XL-2_16x512x512"),
     "OpenSora-STDiT-v3": lambda: on_meta("os1_2_STDiT3-XL-2"),
 }
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,6 +1,9 @@
 """Open-Sora 1.0, stage 1: STDiT-XL/2 on 16 frames of 256x256, every third frame of the video.
 
-Run:    torchrun --nproc_per_node 8 -m opensora.cli.train configs/stdit/train/16x256x256.py dataset.data_path=clips.csv
+Run:    torchrun --nproc_per_node 8 -m opensora.cli.train configs/stdit/train/16x256x256.py \
+            dataset.data_path=clips.csv load=pixart-stdit
+        load: PixArt-alpha as docs/weights.md converts it (input_size=[16,32,32] space_scale=0.5); without it training
+        starts anew.
 Cost:   `opensora check` with the same arguments and world=8 prints parameters, tokens and memory per device.
 Expect: not run here (needs accelerators and T5-XXL); the recipe is Open-Sora 1.0's, batch 8 on each of 8 devices.
 """

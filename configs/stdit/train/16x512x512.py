@@ -1,8 +1,10 @@
 """Open-Sora 1.0, stage 2: STDiT-XL/2 on 16 frames of 512x512, from the weights of stage 1.
 
-Run:    torchrun --nproc_per_node 8 -m opensora.cli.train configs/stdit/train/16x512x512.py dataset.data_path=clips.csv
-Expect: not run here (needs accelerators and T5-XXL). Position tables are computed for the new size, so `load` takes
-        the weights of another size only through a conversion; this config starts from its own initial weights.
+Run:    torchrun --nproc_per_node 8 -m opensora.cli.train configs/stdit/train/16x512x512.py \
+            dataset.data_path=clips.csv load=stdit-512
+        load: stage 1 as `python -m tools.weights.convert ... --from stdit input_size=[16,64,64] space_scale=1.0` writes it,
+        with position tables of this size; without it training starts anew.
+Expect: not run here (needs accelerators and T5-XXL).
 """
 
 _base_ = ["../../_base_/open_sora_1_0.py"]

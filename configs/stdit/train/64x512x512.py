@@ -1,6 +1,9 @@
 """Open-Sora 1.0: STDiT-XL/2 on 64 frames of 512x512.
 
-Run:    torchrun --nproc_per_node 8 -m opensora.cli.train configs/stdit/train/64x512x512.py dataset.data_path=clips.csv
+Run:    torchrun --nproc_per_node 8 -m opensora.cli.train configs/stdit/train/64x512x512.py \
+            dataset.data_path=clips.csv load=stdit-64x512
+        load: stage 2 as `python -m tools.weights.convert ... --from stdit input_size=[64,64,64] time_scale=0.6666666666666666`
+        writes it, with position tables of this size; without it training starts anew.
 Expect: not run here (needs accelerators and T5-XXL).
 """
 

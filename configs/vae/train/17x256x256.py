@@ -12,7 +12,12 @@ task = "autoencoder"
 vae = dict(type="CausalVAEModel")
 dataset = dict(type="VideoTextDataset", data_path="clips.csv", num_frames=17, image_size=(256, 256), captions=False)
 validation_dataset = dict(
-    type="VideoTextDataset", data_path="held-back.csv", num_frames=17, image_size=(256, 256), start="center", captions=False
+    type="VideoTextDataset",
+    data_path="held-back.csv",
+    num_frames=17,
+    image_size=(256, 256),
+    start="center",
+    captions=False,
 )
 optimizer = dict(type="AdamW", lr=1e-5, betas=(0.5, 0.9))
 disc_optimizer = dict(type="AdamW", lr=1e-5, betas=(0.5, 0.9))

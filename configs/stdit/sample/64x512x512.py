@@ -1,0 +1,10 @@
+"""Videos of 64 frames of 512x512 as Open-Sora 1.0 samples them: 100 steps, guidance 7 on three channels, 8 frames/s.
+
+Run:    opensora sample configs/stdit/sample/64x512x512.py --prompt "a calm sea at dawn"
+Expect: not run here (needs accelerators and T5-XXL).
+"""
+
+load = "outputs/stdit-64x512x512"
+scheduler = dict(type="iddpm", num_sampling_steps=100, cfg_scale=7.0, cfg_channel=3)
+num_frames, image_size, fps = 64, (512, 512), 8
+save_dir = "outputs/stdit-64x512x512/samples"
