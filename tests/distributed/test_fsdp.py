@@ -1,13 +1,17 @@
 """FSDP's units, the ranges of parameters its ranks hold, and the way to the even cut of checkpoints and back."""
 
 from typing import Any
+from unittest import mock
 
+import pytest
 import torch
 from torch import nn
+from torch.distributed.fsdp._flat_param import FlatParamHandle
 
 from opensora.parallel import collectives, world
 from opensora.parallel.activation import checkpoint_activations
 from opensora.parallel.pieces import even_cut, recut
+from opensora.parallel.plugins.fsdp import FullyShardedDataParallel
 from opensora.registry import MODELS, PLUGINS, build
 from tests.contract.test_models import inputs, open_gates, small
 from tests.dist import run_ranks
@@ -95,3 +99,31 @@ def validate_then_load() -> tuple[list[float], list[float]]:
 def test_a_forward_without_backward_leaves_no_old_weights() -> None:
     for after, expected in run_ranks(validate_then_load, 2):
         assert after == expected
+
+
+def train_offloaded(steps: int) -> dict[str, Any]:
+    """With nothing to pin and all on one device, but with torch's limit: what a backward finds in the host, it forgets."""
+    prepare = FlatParamHandle.prepare_gradient_for_backward
+
+    def prepare_and_forget(handle: FlatParamHandle) -> None:
+        prepare(handle)
+        vars(handle.flat_param).pop("_saved_grad_shard", None)
+
+    with (
+        mock.patch.object(torch.Tensor, "pin_memory", lambda tensor: tensor),
+        mock.patch.object(torch.cpu.Stream, "synchronize", create=True),
+        mock.patch.object(FlatParamHandle, "prepare_gradient_for_backward", prepare_and_forget),
+        mock.patch.object(FullyShardedDataParallel, "check"),
+    ):
+        return tiny.train("fsdp", "fp32", steps, {"cpu_offload": True})
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_offloaded_gradients_of_all_micro_batches_are_added_up(ranks: int) -> None:
+    losses, norms, weights = tiny.run_plainly(4)
+    results = run_ranks(train_offloaded, ranks, 4)
+    for result in results:
+        torch.testing.assert_close(result["losses"], losses, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(result["norms"], norms, rtol=1e-5, atol=1e-6)
+    found = tiny.without_noise(results[0]["weights"])
+    torch.testing.assert_close(found, tiny.without_noise(weights), rtol=1e-4, atol=1e-5)

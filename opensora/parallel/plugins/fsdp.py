@@ -96,9 +96,25 @@ class FsdpEngine(Engine):
         held = collectives.gather_objects({name: mine[id(each)] for name, each in self.trainable.items()})
         self._have = {name: [ranges[name] for ranges in held] for name in self.trainable}
         self._even = even_cut({name: shape.numel() for name, shape in self.shapes.items()})
+        self._offloads = options["cpu_offload"] is not None
+        self._earlier: dict[str, Tensor] = {}  # gradients of earlier micro-batches
 
     def backward(self, loss: Tensor, last: bool) -> None:
         loss.backward()  # every backward exchanges; the pieces of the gradients are added up in float32
+        if self._offloads:
+            self._add_up(last)
+
+    def _add_up(self, last: bool) -> None:
+        """FSDP adds up on the device only: gradients in host memory are written over by those of the next backward."""
+        for name, parameter in self.trainable.items():
+            earlier = self._earlier.pop(name, None)
+            if parameter.grad is not None and earlier is not None:
+                parameter.grad.add_(earlier)
+            elif earlier is not None:
+                parameter.grad = earlier
+            if parameter.grad is not None and not last:
+                self._earlier[name] = parameter.grad.clone()
+                parameter.grad = None
 
     def step(self, accept: Callable[[float], bool] = is_finite) -> float:
         parameters = list(self.trainable.values())
