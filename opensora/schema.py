@@ -287,12 +287,14 @@ class SampleRun:
     sp_size: int = 1  # ranks that make one video together, sharing its tokens and the pieces it is decoded in
     sp_mode: Literal["dsp", "ulysses"] = "dsp"  # what attention exchanges: frames and patches, or heads and tokens
     dtype: Precision = "auto"  # auto: bf16 where the device has units for it, otherwise fp32
+    timeout_seconds: int = 3600  # a rank that keeps others waiting so long and takes no step ends them all
     save_dir: str = "outputs/samples"
 
     def check(self, where: str) -> None:
         """Raise ConfigError where values do not make sense together."""
         _positive(where, num_sample=self.num_sample, num_frames=self.num_frames, fps=self.fps, align=self.align)
         _positive(where, loop=self.loop, condition_frame_length=self.condition_frame_length, sp_size=self.sp_size)
+        _positive(where, timeout_seconds=self.timeout_seconds)
         if not 0 <= self.condition_frame_edit <= 1:
             raise ConfigError(
                 f"{where}: key 'condition_frame_edit': found {self.condition_frame_edit}; allowed: 0 (keep) to 1 (new)"

@@ -6,12 +6,17 @@ With sp_size=N, N ranks make one video together.
 """
 
 import argparse
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import timedelta
+from functools import partial
 
 from opensora.cli.report import alike_on_all_ranks, leave, run_main
 from opensora.config import load
 from opensora.schema import SampleRun
+
+AS_LONG_AS_IT_TAKES = timedelta(days=365)
 
 # flag -> config key; the flags are the config's keys for people who type
 FLAGS: dict[str, tuple[str, str]] = {
@@ -76,6 +81,7 @@ def sample_command(config: str, overrides: Sequence[str], prompts: Sequence[str]
     from opensora import log
     from opensora.models.layers.kernels import use_kernels
     from opensora.parallel import world as worlds
+    from opensora.parallel.watch import watching
     from opensora.platforms import select
     from opensora.sampling.build import build_sampler, plan_sampling
     from opensora.sampling.run import sample, share_sampler
@@ -88,9 +94,13 @@ def sample_command(config: str, overrides: Sequence[str], prompts: Sequence[str]
         use_kernels(platform)
         run = replace(loaded.run, dtype=platform.choose_dtype(loaded.run.dtype))
         plan = plan_sampling(run, config)
-    world = worlds.start(platform, timeout_seconds=3600, sp_size=run.sp_size)
-    sampler, settings = build_sampler(plan, world.device)
-    sample(plan.requests, share_sampler(sampler, world, run.sp_mode), world, run.save_dir, settings)
+    world = worlds.start(platform, run.timeout_seconds, run.sp_size)
+    with watching(world, run.timeout_seconds) as watch:
+        sampler, settings = build_sampler(plan, world.device)
+        # Groups finish at different times, and however long that takes: the watch sees who still goes on.
+        worlds.set_timeout(AS_LONG_AS_IT_TAKES)
+        step = partial(next, watch.loading(itertools.count(), 0, 1))
+        sample(plan.requests, share_sampler(sampler, world, run.sp_mode), world, run.save_dir, settings, step)
     worlds.stop()
     return 0
 

@@ -44,6 +44,7 @@ class World:
     sequence_rank: int = 0  # in the sequence group
     sequence_size: int = 1
     sequence_group: dist.ProcessGroup | None = field(default=None, compare=False, repr=False)  # None: a group of one
+    timeout: timedelta | None = field(default=None, compare=False, repr=False)  # of an exchange; None: its backend's
 
     @property
     def is_main(self) -> bool:
@@ -114,8 +115,8 @@ def join(
     device = platform.device(local_rank)
     timeout = timedelta(seconds=timeout_seconds)
     dist.init_process_group(platform.backend, store=store, rank=rank, world_size=size, timeout=timeout)
-    _current = World(rank, size, data_rank=rank, data_size=size, local_rank=local_rank, device=device)
-    return _current if sp_size == 1 else divide(sp_size, timeout_seconds)
+    _current = World(rank, size, data_rank=rank, data_size=size, local_rank=local_rank, device=device, timeout=timeout)
+    return _current if sp_size == 1 else divide(sp_size)
 
 
 def meet_at(file: Path, rank: int, size: int, platform: Platform, timeout_seconds: float) -> World:
@@ -123,19 +124,17 @@ def meet_at(file: Path, rank: int, size: int, platform: Platform, timeout_second
     return join(dist.FileStore(str(file), size), rank, size, rank, platform, timeout_seconds)
 
 
-def divide(sp_size: int, timeout_seconds: float | None = None) -> World:
+def divide(sp_size: int) -> World:
     """Cut the ranks into sequence groups of `sp_size` that follow each other; every rank calls it. The world now.
 
-    timeout_seconds: of the groups' collectives, None = the default of the backend.
     Raises ConfigError when `sp_size` does not divide the number of ranks.
     """
     global _current
     here = current()
     check_sequence_size(sp_size, here.size, "world")
-    timeout = None if timeout_seconds is None else timedelta(seconds=timeout_seconds)
     group: Any = None
     for first in range(0, here.size, sp_size) if sp_size > 1 else ():  # a group is made by all ranks, its own or not
-        made = dist.new_group(list(range(first, first + sp_size)), timeout=timeout)
+        made = dist.new_group(list(range(first, first + sp_size)), timeout=here.timeout)
         if first <= here.global_rank < first + sp_size:
             group = made
     data_rank, sequence_rank = divmod(here.global_rank, sp_size)
@@ -148,6 +147,12 @@ def divide(sp_size: int, timeout_seconds: float | None = None) -> World:
         sequence_group=group,
     )
     return _current
+
+
+def set_timeout(timeout: timedelta, group: dist.ProcessGroup | None = None) -> None:
+    """How long an exchange of `group` (None = all ranks) may take from now on."""
+    change = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout  # its name before torch 2.14
+    change(timeout, group)
 
 
 def check_sequence_size(sp_size: int, size: int, where: str) -> None:

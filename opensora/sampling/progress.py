@@ -1,6 +1,7 @@
 """How far sampling is: a rich bar on a terminal, plain lines elsewhere, both on stderr."""
 
 import sys
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -10,10 +11,11 @@ LINES = 4  # plain lines per batch of videos
 
 
 class SamplingProgress:
-    """Counts denoising steps over all batches of this rank; silent unless `visible`."""
+    """Counts denoising steps over all batches of this rank; silent unless `visible`. `each` is called after every step."""
 
-    def __init__(self, batches: int, visible: bool):
+    def __init__(self, batches: int, visible: bool, each: Callable[[], object] = lambda: None):
         self.batches = batches
+        self.each = each
         self.visible = visible and batches > 0
         self.batch = 0
         self.bar: Any = None
@@ -42,6 +44,7 @@ class SamplingProgress:
 
     def step(self, done: int, steps: int) -> None:
         """Called by the scheduler after each of its `steps`."""
+        self.each()
         if not self.visible:
             return
         text = f"batch {self.batch + 1} of {self.batches}, step {done} of {steps}"

@@ -3,7 +3,7 @@
 The ranks of a sequence group make each of their videos together, and its first rank writes it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -49,10 +49,16 @@ def share_sampler(sampler: Sampler, world: World, mode: Mode = "dsp") -> Sampler
 
 
 def sample(
-    requests: Sequence[SampleRequest], sampler: Sampler, world: World, save_dir: str | Path, settings: Settings
+    requests: Sequence[SampleRequest],
+    sampler: Sampler,
+    world: World,
+    save_dir: str | Path,
+    settings: Settings,
+    step: Callable[[], object] = lambda: None,
 ) -> list[Path]:
     """Write every request's video below `save_dir`, a folder all ranks see; the main rank prints the paths.
 
+    step: called after each of this rank's denoising steps.
     Returns the paths in the order of `requests`, on every rank. A failing batch is logged and the others go on; a disk
     that refuses ends this rank's share. Raises ConfigError before any work when a size does not fit the model or the
     folder cannot be used, OpenSoraError at the end when a video is missing.
@@ -69,7 +75,7 @@ def sample(
     if missing < len(requests):
         logger().info("sampling: %d of %d videos are there already", len(requests) - missing, len(requests))
     mine = todo[world.data_rank :: world.data_size]
-    found = gather_objects(_work(mine, sampler, folder, settings, world))
+    found = gather_objects(_work(mine, sampler, folder, settings, world, step))
     failed = [message for rank in found[:: world.sequence_size] for message in rank]  # one rank speaks for its group
     if world.is_main:
         for path, request in zip(paths, requests, strict=True):
@@ -100,10 +106,17 @@ def unfinished(batches: Sequence[Work], folder: Path, settings: Settings) -> lis
     ]
 
 
-def _work(batches: Sequence[Work], sampler: Sampler, folder: Path, settings: Settings, world: World) -> list[str]:
+def _work(
+    batches: Sequence[Work],
+    sampler: Sampler,
+    folder: Path,
+    settings: Settings,
+    world: World,
+    step: Callable[[], object],
+) -> list[str]:
     """Do this rank's batches, with the others of its group; returns one message per video that is missing."""
     failed: list[str] = []
-    with SamplingProgress(len(batches), visible=world.is_main) as progress:
+    with SamplingProgress(len(batches), world.is_main, step) as progress:
         for number, batch in enumerate(batches):
             progress.begin(number)
             trouble: str | None = None

@@ -1,0 +1,103 @@
+"""Ranks that sample together: one that dies or hangs ends all, by its number; one that is only slow does not."""
+
+import multiprocessing
+import os
+import re
+import signal
+import threading
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.distributed.test_training import ROOT
+from tests.distributed.test_watch import PATIENCE, die, free_port, hang
+
+TIMEOUT = 4  # seconds
+STEPS = 4
+CONFIG = f"""
+_base_ = ["{ROOT}/configs/_base_/tiny_vae.py"]
+text_encoder = dict(type="classes", names=["circle", "square"])
+model = dict(type="Latte", condition="label_2", hidden_size=32, depth=2, num_heads=2, patch_size=(1, 2, 2))
+scheduler = dict(type="rflow", num_sampling_steps={STEPS}, cfg_scale=2.0)
+num_frames, image_size, fps, dtype = 5, (16, 16), 8, "fp32"
+prompt = ["circle", "square"]
+timeout_seconds = {TIMEOUT}
+"""
+
+
+def be_slow() -> None:
+    threading.Event().wait(1.5 * TIMEOUT / STEPS)
+
+
+def run_rank(rank: int, port: int, folder: str, sp_size: int, trouble: Any) -> None:
+    """`opensora sample` on two ranks; on rank 1 there is trouble after a denoising step: after the second, or each."""
+    import torch
+
+    from opensora.cli import sample as command
+    from opensora.cli.report import leave
+    from opensora.sampling import run
+
+    torch.set_num_threads(1)
+    for name, number in (("out", 1), ("log", 2)):
+        with Path(folder, f"rank-{rank}.{name}").open("w") as file:
+            os.dup2(file.fileno(), number)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE="2")
+    real = run.generate
+
+    def generate_in_trouble(*arguments: Any, progress: Any, **options: Any) -> Any:
+        def step(done: int, steps: int) -> None:
+            progress(done, steps)
+            if rank == 1 and (done == 2 or trouble is be_slow):
+                trouble()
+
+        return real(*arguments, progress=step, **options)
+
+    run.generate = generate_in_trouble
+    leave(command.main([str(Path(folder, "config.py")), f"save_dir={folder}/videos", f"sp_size={sp_size}"]))
+
+
+def sample_on_two_ranks(folder: Path, sp_size: int, trouble: Any) -> tuple[list[int | None], str]:
+    """(exit codes, what rank 0 said)."""
+    (folder / "config.py").write_text(CONFIG)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.dist_imports"])
+    port = free_port()
+    ranks: list[BaseProcess] = [
+        context.Process(target=run_rank, args=(rank, port, str(folder), sp_size, trouble)) for rank in range(2)
+    ]
+    for process in ranks:
+        process.start()
+    try:
+        for process in ranks:
+            process.join(PATIENCE)
+        return [process.exitcode for process in ranks], (folder / "rank-0.log").read_text()
+    finally:
+        for process in ranks:
+            process.kill()
+            process.join()
+
+
+@pytest.mark.parametrize(
+    ("sp_size", "trouble", "told"),
+    [
+        (1, hang, r"rank 1: kept the others waiting( for \d s)?, at work on step 2"),
+        (1, die, r"rank 1: sent no sign of life for \d s, (starting|at work on step [12])"),
+        (2, hang, r"rank 1: kept the others waiting, at work on step 2"),
+    ],
+    ids=["hangs", "is killed", "hangs in its part of a video"],
+)
+def test_the_others_end_with_the_number_of_the_rank(tmp_path: Path, sp_size: int, trouble: Any, told: str) -> None:
+    codes, said = sample_on_two_ranks(tmp_path, sp_size, trouble)
+    assert codes == [1, -signal.SIGKILL if trouble is die else 1], said
+    errors = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, said
+    assert re.search(told, errors[0]), errors[0]
+
+
+def test_ranks_wait_for_one_that_goes_on_however_slowly(tmp_path: Path) -> None:
+    """Longer than the timeout, and not for a step longer than that."""
+    codes, said = sample_on_two_ranks(tmp_path, 1, be_slow)
+    assert codes == [0, 0], said
+    assert len((tmp_path / "rank-0.out").read_text().splitlines()) == 2
