@@ -12,6 +12,7 @@ from opensora.parallel import world
 from opensora.schema import TrainRun
 from opensora.training.build import build_training
 from opensora.training.loop import train
+from opensora.training.mesh import sequence_size
 from opensora.training.metrics import read
 from tests.dist import run_ranks
 from tests.distributed.test_training import DEBUG
@@ -20,14 +21,31 @@ STEPS = 9
 # Four clips a step: an epoch is a step and a half, and a rank accumulates four, two or one of them.
 OPTIONS = ["dataset.clips=6", "batch_size=1", "micro_batches=4", "grad_clip=0.05", "warmup_steps=3", "ema_decay=0.8"]
 OPTIONS += ["lr_scheduler.type=cosine", "save_every=3", f"steps={STEPS}", "keep_last=9"]
-# (ranks, plugin, the step after which somebody asks it to stop)
-MOVES = [(1, "ddp", 2), (2, "zero2", 4), (4, "zero1", 6), (2, "fsdp", 7), (1, "zero2", STEPS)]
+# (ranks, plugin and its keys, the step after which somebody asks it to stop)
+JOURNEYS = {
+    "ranks with samples of their own": [
+        (1, "plugin=ddp", 2),
+        (2, "plugin=zero2", 4),
+        (4, "plugin=zero1", 6),
+        (2, "plugin=fsdp", 7),
+        (1, "plugin=zero2", STEPS),
+    ],
+    "ranks that share tokens or heads": [
+        (1, "plugin=zero2-seq", 2),
+        (2, "plugin=zero2-seq", 4),
+        (4, "plugin=hybrid plugin_config.tp_size=2 sp_size=2", 5),
+        (4, "plugin=zero1-seq sp_size=2", 7),
+        (2, "plugin=hybrid plugin_config.tp_size=2", 8),
+        (1, "plugin=hybrid", STEPS),
+    ],
+}
 
 
-def train_until(run_dir: str, plugin: str, until: int) -> int:
+def train_until(run_dir: str, keys: str, until: int) -> int:
     """Train as a scheduler lets it: asked to stop in the middle of the accumulation of step `until`. Where it began."""
-    run = load(DEBUG, [*OPTIONS, f"run_dir={run_dir!r}", f"plugin={plugin}"], TrainRun).run
-    training = build_training(run, world.current(), DEBUG)
+    run = load(DEBUG, [*OPTIONS, f"run_dir={run_dir!r}", *keys.split()], TrainRun).run
+    ranks = world.current().size
+    training = build_training(run, world.divide(sequence_size(run, ranks, ranks, DEBUG)), DEBUG)
     seen: list[int] = []
 
     def watched(batches: Any) -> Any:
@@ -52,14 +70,15 @@ def records(run_dir: Path) -> list[dict[str, Any]]:
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same on one rank, undisturbed."""
     folder = tmp_path_factory.mktemp("alone")
-    run_ranks(train_until, 1, str(folder), "ddp", STEPS)
+    run_ranks(train_until, 1, str(folder), "plugin=ddp", STEPS)
     return folder
 
 
-def test_from_one_rank_to_two_to_four_and_back(tmp_path: Path, alone: Path) -> None:
+@pytest.mark.parametrize("journey", JOURNEYS)
+def test_from_one_rank_to_two_to_four_and_back(tmp_path: Path, alone: Path, journey: str) -> None:
     begun = 0
-    for ranks, plugin, until in MOVES:
-        assert run_ranks(train_until, ranks, str(tmp_path), plugin, until) == [begun] * ranks
+    for ranks, keys, until in JOURNEYS[journey]:
+        assert run_ranks(train_until, ranks, str(tmp_path), keys, until) == [begun] * ranks
         begun = until
     moved, whole = records(tmp_path), records(alone)
     assert [record["lr"] for record in moved] == [record["lr"] for record in whole]
@@ -74,11 +93,12 @@ def test_from_one_rank_to_two_to_four_and_back(tmp_path: Path, alone: Path) -> N
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
-def test_moved_on_the_same_ranks_it_is_the_same_bit_for_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("keys", ["plugin=zero2", "plugin=zero2-seq", "plugin=hybrid plugin_config.tp_size=2"])
+def test_moved_on_the_same_ranks_it_is_the_same_bit_for_bit(tmp_path: Path, keys: str) -> None:
     """Stopped twice in the middle of an epoch, with sharded state, and compared with two ranks undisturbed."""
-    run_ranks(train_until, 2, str(tmp_path / "whole"), "zero2", STEPS)
+    run_ranks(train_until, 2, str(tmp_path / "whole"), keys, STEPS)
     for until in (2, 5, STEPS):
-        run_ranks(train_until, 2, str(tmp_path / "moved"), "zero2", until)
+        run_ranks(train_until, 2, str(tmp_path / "moved"), keys, until)
     moved, whole = ([{**each, "seconds": 0} for each in records(tmp_path / name)] for name in ("moved", "whole"))
     assert moved == whole
     for name in ("model", "ema"):
