@@ -56,6 +56,11 @@ class Background:
             self._failure = error
 
 
+def busy() -> bool:
+    """Whether a job of this process is being done."""
+    return any(thread.is_alive() for thread in list(_threads))
+
+
 def finish_all(seconds: float | None = None) -> None:
     """Wait for every job of this process, at most `seconds`: before its process groups go, or itself."""
     for thread in list(_threads):

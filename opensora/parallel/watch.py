@@ -13,15 +13,16 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TypeVar
 
 import torch.distributed as dist
 
 from opensora.errors import RankLost
-from opensora.parallel.background import finish_all
-from opensora.parallel.progress import AT_WORK, LOADING, STARTING, Progress, Table
+from opensora.log import logger
+from opensora.parallel.background import busy, finish_all
+from opensora.parallel.progress import AT_WORK, LOADING, STARTING, Clock, Progress, Table
 from opensora.parallel.world import World
 
 T = TypeVar("T")
@@ -41,13 +42,13 @@ class Watch:
         self._interval = min(_LONGEST_INTERVAL, timeout_seconds / 20)
         self._store = dist.distributed_c10d._get_default_store().clone()  # one that waits for nobody
         self._store.set_timeout(timedelta(seconds=timeout_seconds))
-        self._group = dist.distributed_c10d._get_default_group()
         self._beat = 0
         self._place = (STARTING, 0)
         self._left: str | None = None
         self._cut_off = False
         self._main = threading.get_ident()
-        self._table = Table(world.size, time.monotonic())
+        self._clock = Clock(time.monotonic(), longest=timeout_seconds / 2)
+        self._table = Table(world.size, self._clock.read(time.monotonic()))
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._thread.start()
@@ -111,8 +112,7 @@ class Watch:
     def _tell(self) -> None:
         self._beat += 1
         doing, step = self._place
-        exchanges = self._group._get_sequence_number_for_group()  # type: ignore[attr-defined]
-        mine = Progress(self._beat, doing, step, exchanges, self._left, self._cut_off)
+        mine = Progress(self._beat, doing, step, _entered(), self._left, self._cut_off)
         self._store.set(_key(self._world.global_rank), mine.text())
 
     def _hear(self, ranks: Iterable[int]) -> dict[int, Progress]:
@@ -128,7 +128,7 @@ class Watch:
         told = self._told()
         if told is not None:
             return told
-        now = time.monotonic()
+        now = self._clock.read(time.monotonic())
         if self._world.is_main:
             self._table.note(self._hear(range(self._world.size)), now)
             verdict = self._table.standstill(now, self._limit)
@@ -165,7 +165,11 @@ def watching(world: World, timeout_seconds: float) -> Iterator[Watch]:
         verdict = watch.explain(error) if of_collective and world.size > 1 else None
         if verdict is None:
             watch.close(error)
-        finish_all(min(timeout_seconds, _FOR_A_SAVE))  # the checkpoint that is being written, if all ranks can
+        if busy():  # told now: a launcher may not wait for this rank
+            seconds = min(timeout_seconds, _FOR_A_SAVE)
+            told = "%s; waits up to %.0f s for the checkpoint that is being written"
+            logger().warning(told, verdict or _in_short(error), seconds)
+            finish_all(seconds)
         if verdict is None:
             raise
         raise RankLost(f"{verdict}; {_REMEDY}") from error
@@ -174,6 +178,17 @@ def watching(world: World, timeout_seconds: float) -> Iterator[Watch]:
 
 def _key(rank: int) -> str:
     return f"watch/{rank}"
+
+
+def _entered() -> dict[str, int]:
+    """Collectives that this rank has entered: in the group of all ranks, and in those of some, whoever made them."""
+    found = {}
+    for group, name in list(dist.distributed_c10d._world.pg_names.items()):
+        for device in group._device_types:
+            backend = group._get_backend(device)
+            with suppress(RuntimeError):  # one that does not count
+                found[f"{name} {backend.name()}"] = backend._get_sequence_number_for_group()
+    return found
 
 
 def _in_short(error: BaseException) -> str:

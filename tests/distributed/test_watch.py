@@ -14,6 +14,7 @@ import pytest
 from tests.distributed.test_training import DEBUG
 
 TIMEOUT = 4  # seconds
+PATIENT = ["timeout_seconds=40"]  # with a save that takes its time
 PATIENCE = 60  # seconds for two ranks to start, train four steps, wait TIMEOUT and end, on a busy machine
 
 
@@ -34,8 +35,8 @@ def fail() -> None:
     raise KeyError("the disk of this machine")
 
 
-def run_rank(rank: int, port: int, run_dir: str, where: str, trouble: Any) -> None:
-    """`opensora train` on two ranks; in step 5, on rank 1, in its data or in its computation, there is trouble."""
+def run_rank(rank: int, port: int, run_dir: str, where: str, trouble: Any, options: list[str]) -> None:
+    """`opensora train` on two ranks; in step 5, on rank 1, in its data, its computation or a block, there is trouble."""
     import torch
 
     from opensora.cli import train as command
@@ -52,6 +53,11 @@ def run_rank(rank: int, port: int, run_dir: str, where: str, trouble: Any) -> No
         training = real(*arguments)
         if where == "data":
             training.batches = (in_trouble(batch) for batch in training.batches)
+        elif where == "block":
+            seen = []
+            training.batches = (seen.append(batch) or batch for batch in training.batches)
+            first = next(iter(training.task.trained.checkpoint_blocks()))
+            first.register_forward_pre_hook(lambda *_: in_trouble(seen[-1]) and None)
         else:
             step = training.task.step
             training.task.step = lambda model, batch: step(model, in_trouble(batch))
@@ -63,7 +69,7 @@ def run_rank(rank: int, port: int, run_dir: str, where: str, trouble: Any) -> No
         return batch
 
     build.build_training = build_with_trouble
-    leave(command.main([DEBUG, f"run_dir={run_dir}", f"timeout_seconds={TIMEOUT}", "steps=9"]))
+    leave(command.main([DEBUG, f"run_dir={run_dir}", f"timeout_seconds={TIMEOUT}", "steps=9", *options]))
 
 
 def free_port() -> int:
@@ -73,21 +79,34 @@ def free_port() -> int:
 
 
 @pytest.mark.parametrize(
-    ("where", "trouble", "told"),
+    ("where", "trouble", "told", "options"),
     [
-        ("data", hang, r"rank 1: kept the others waiting( for 4 s)?, loading the data of step 5"),
-        ("work", stop_oneself, r"rank 1: sent no sign of life for \d s, (at work on|loading the data of) step [45]"),
-        ("work", die, r"rank 1: sent no sign of life for \d s, (at work on|loading the data of) step [1-5]"),
-        ("data", fail, r"rank 1: failed, loading the data of step 5: KeyError: 'the disk of this machine'"),
+        ("data", hang, r"rank 1: kept the others waiting( for \d s)?, loading the data of step 5", []),
+        (
+            "work",
+            stop_oneself,
+            r"rank 1: sent no sign of life for \d s, (at work on|loading the data of) step [45]",
+            [],
+        ),
+        ("work", die, r"rank 1: sent no sign of life for \d s, (at work on|loading the data of) step [1-5]", []),
+        ("data", fail, r"rank 1: failed, loading the data of step 5: KeyError: 'the disk of this machine'", PATIENT),
+        (
+            "block",
+            hang,
+            r"rank 1: kept the others waiting( for \d s)?, at work on step 5",
+            ["plugin=hybrid", "plugin_config.tp_size=2"],  # whose groups have timeouts of their own
+        ),
     ],
-    ids=["hangs in its data", "is stopped", "is killed", "fails"],
+    ids=["hangs in its data", "is stopped", "is killed", "fails", "hangs in a group"],
 )
-def test_the_others_end_with_the_number_of_the_rank(tmp_path: Path, where: str, trouble: Any, told: str) -> None:
+def test_the_others_end_with_the_number_of_the_rank(
+    tmp_path: Path, where: str, trouble: Any, told: str, options: list[str]
+) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.dist_imports"])
     port = free_port()
     ranks: list[BaseProcess] = [
-        context.Process(target=run_rank, args=(rank, port, str(tmp_path), where, trouble)) for rank in range(2)
+        context.Process(target=run_rank, args=(rank, port, str(tmp_path), where, trouble, options)) for rank in range(2)
     ]
     for process in ranks:
         process.start()
