@@ -19,6 +19,7 @@ from torch.autograd import Function
 
 from opensora.errors import ConfigError
 from opensora.parallel import collectives
+from opensora.parallel.world import current, set_timeout
 from opensora.registry import PLATFORMS, names
 
 _INTO = {"qkv": 3, "q_linear": 1, "kv_linear": 2, "fc1": 1}  # parts that each hold all heads or hidden units
@@ -139,7 +140,7 @@ def token_group(sample_group: dist.ProcessGroup | None, tensor_size: int) -> dis
     size = collectives.world_size(sample_group) // tensor_size
     mine: Any = None
     for first in range(0, collectives.world_size(), size):
-        made = dist.new_group(list(range(first, first + size)))
+        made = dist.new_group(list(range(first, first + size)), timeout=current().timeout)
         if first <= collectives.rank() < first + size:
             mine = made
     return mine
@@ -186,6 +187,10 @@ def boost(model: nn.Module, tensor_size: int, token_size: int) -> tuple[Any, Any
         zero_stage=0,
         custom_policy=_policy(model, tensor_size),
     )
+    timeout = current().timeout
+    if timeout is not None:  # ColossalAI's mesh takes none
+        set_timeout(timeout, plugin.tp_group)
+        set_timeout(timeout, plugin.mixed_dp_group)
     booster = Booster(plugin=plugin)
     wrapped, *_ = booster.boost(model)
     return booster, wrapped, plugin

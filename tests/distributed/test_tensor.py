@@ -109,6 +109,27 @@ def test_four_ranks_in_a_mesh(tp_size: int, sp_size: int) -> None:
     assert_same(run_ranks(train, 4, "STDiT3-XL/2-v1.3", tp_size, sp_size, "hybrid", False), alone)
 
 
+def waits() -> tuple[set[float], float]:
+    """(seconds that exchanges of the groups of a hybrid run may take, of the run)."""
+    here = world.divide(4)
+    plugin = build(PLUGINS, {"type": "hybrid", "tp_size": 2})
+    engine: Any = plugin.apply(build_model("STDiT"), make_optimizer, "fp32", 0.05, here)
+    groups = [
+        token_group(here.sequence_group, 2),
+        engine._tensor_group,
+        engine._reducers[1]._group,
+        here.sequence_group,
+    ]
+    options = [group._get_backend(here.device).options for group in groups]
+    assert here.timeout is not None
+    return {each._timeout.total_seconds() for each in options}, here.timeout.total_seconds()
+
+
+def test_every_group_has_the_timeout_of_the_run() -> None:
+    for found, expected in run_ranks(waits, 4, timeout=77):
+        assert found == {expected} == {77}
+
+
 def save(folder: str, tp_size: int, plugin: str) -> dict[str, Any]:
     model = build_model("STDiT3")
     given = inputs(model)
