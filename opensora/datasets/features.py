@@ -13,6 +13,7 @@ renamed: whatever has its name is whole. tools/features/encode.py fills a folder
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,10 +66,14 @@ def key_of(*parts: Any) -> str:
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     """Have `write` fill a file beside `path`, flush and rename it; DataError when the place cannot be written."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # Ranks on several machines may write the same file at once, and have the same process id in their containers.
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        beside.touch()
+        mode = beside.stat().st_mode
         write(beside)
+        beside.chmod(mode)  # safetensors makes files that only their owner can read
         with beside.open("rb") as written:
             os.fsync(written.fileno())
         beside.replace(path)
@@ -107,6 +112,7 @@ class Contents:
     def __init__(self, folder: Path, remember: bool = False):
         self.folder = folder / "files"
         self.remember = remember
+        self._hashed: dict[str, dict[str, Any]] = {}  # what this process hashed and may not write down
 
     def of(self, path: str) -> str:
         """The hash; BadClip when the path neither exists nor was ever read."""
@@ -116,7 +122,7 @@ class Contents:
             found = key_of([(name, self.of(os.path.join(path, name))) for name in names])
             self._keep(path, {"contents": found})
             return found
-        known = read_json(self._record(path))
+        known = self._hashed.get(path) or read_json(self._record(path))
         try:
             stat = os.stat(path)
         except OSError as error:
@@ -136,6 +142,8 @@ class Contents:
     def _keep(self, path: str, record: dict[str, Any]) -> None:
         if self.remember:
             write_json(self._record(path), {"path": path, **record})
+        else:
+            self._hashed[path] = record
 
     def _record(self, path: str) -> Path:
         name = key_of(path)
@@ -190,10 +198,18 @@ class Store:
             return False
 
     def write(self, key: str, tensors: Mapping[str, Tensor], **facts: str) -> None:
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        write_whole(self.file(key), lambda beside: save_file(whole, beside, metadata=facts))
+
+        def save(beside: Path) -> None:
+            try:
+                save_file(whole, beside, metadata=facts)
+            except SafetensorError as error:  # what it makes of a full disk
+                raise OSError(str(error)) from error
+
+        write_whole(self.file(key), save)
         self._bad(key).unlink(missing_ok=True)
 
     def read(self, key: str) -> tuple[dict[str, Tensor], dict[str, str]] | None:
@@ -300,9 +316,11 @@ class StoredClips:
         self.dataset = dataset
         self.store = store
         self.remedy = remedy
-        self.names = ClipNames(dataset, contents, made["variants"])
+        # another data set of these settings may have others; one whose manifest was moved gets the last ones
+        own = made.get("data_sets", {}).get(dataset.where, made)
+        self.names = ClipNames(dataset, contents, own["variants"])
         self.latent_sizes: dict[str, list[int]] = made["latent_sizes"]
-        self.fps: float = made["fps"]
+        self.fps: float = own["fps"]
         self.where = dataset.where
         self.num_frames = dataset.num_frames
         self.image_size = dataset.image_size

@@ -4,39 +4,45 @@ datasets/features.py says how they lie on the disk, tools/features/encode.py mak
 """
 
 import functools
+import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import torch
+from mmengine.registry import Registry
 from torch import Generator, Tensor, nn
 
 from opensora.datasets.features import Contents, Storable, Store, StoredClips, key_of, size_name
 from opensora.datasets.protocol import ClipSize
 from opensora.errors import BadClip, ConfigError, DataError
 from opensora.models.codec import draw_latents
-from opensora.registry import TEXT_ENCODERS, constructor
+from opensora.registry import TEXT_ENCODERS, VAES, constructor
 from opensora.schema import TrainRun
 from opensora.training.keep import resolve_part
 from opensora.types import Condition
 
 VIDEO, TEXT = "video", "text"
 _FILES = ("from_pretrained", "names")  # arguments that may name a file or a folder, by whatever word
+_NO_MATTER = ("micro_batch_size",)  # frames or clips coded at a time, each for itself
 SHOWN = 60  # letters of a caption in a message
 
 
-def network_of(config: Mapping[str, Any], dtype: str, contents: Contents) -> dict[str, Any]:
+def network_of(of: Registry, config: Mapping[str, Any], dtype: str, contents: Contents) -> dict[str, Any]:
     """What decides a network's features, as plain values: its config, where files count by what is in them, and its type.
 
-    A name that is no file here and never was one, such as a hub id, stands for itself.
+    Arguments that the config leaves out are those of the constructor, so that writing one down changes nothing. A name that
+    is no file here and never was one, such as a hub id, stands for itself.
     """
-    return {"config": _described(dict(config), "", contents), "dtype": dtype}
+    parameters = inspect.signature(constructor(of, config["type"])).parameters.values()
+    defaults = {each.name: each.default for each in parameters if each.default is not each.empty}
+    return {"config": _described({**defaults, **config}, "", contents), "dtype": dtype}
 
 
 def _described(value: Any, name: str, contents: Contents) -> Any:
     if isinstance(value, Mapping):
-        return {key: _described(inner, key, contents) for key, inner in value.items()}
+        return {key: _described(inner, key, contents) for key, inner in value.items() if key not in _NO_MATTER}
     if isinstance(value, list | tuple):
         return [_described(inner, name, contents) for inner in value]
     if isinstance(value, str) and name != "type" and (name in _FILES or os.sep in value):
@@ -49,12 +55,12 @@ def _described(value: Any, name: str, contents: Contents) -> Any:
 
 def video_network(run: TrainRun, contents: Contents) -> dict[str, Any]:
     """The autoencoder of a run whose dtype is chosen; see `network_of`."""
-    return network_of(resolve_part(run.vae), run.dtype, contents)
+    return network_of(VAES, resolve_part(run.vae), run.dtype, contents)
 
 
 def text_network(run: TrainRun, contents: Contents) -> dict[str, Any]:
     """The text encoder of a run whose dtype is chosen; see `network_of`."""
-    return network_of(run.text_encoder or {}, run.dtype, contents)
+    return network_of(TEXT_ENCODERS, run.text_encoder or {}, run.dtype, contents)
 
 
 def caption_key(text_encoder: Mapping[str, Any]) -> Callable[[str], str]:

@@ -36,7 +36,7 @@ from opensora.datasets.features import (
     write_json,
 )
 from opensora.datasets.protocol import ClipSize, SizedDataset
-from opensora.errors import BadClip, ConfigError, DataError
+from opensora.errors import BadClip, ConfigError, DataError, OpenSoraError
 from opensora.models.assemble import DTYPES, build_autoencoder, load_autoencoder
 from opensora.models.codec import Codec
 from opensora.parallel.world import World
@@ -84,8 +84,11 @@ class Wanted:
         return replace(self, rows=self.rows[rank::size], size_of=self.size_of[rank::size])
 
 
-class Jobs(data.Dataset[list[Job]]):
-    """The clips that are wanted, decoded where their items are missing; for loader processes."""
+class Jobs(data.Dataset[list[Job] | OpenSoraError]):
+    """The clips that are wanted, decoded where their items are missing; for loader processes.
+
+    An error for the user is given back: raised in a loader process it would reach him as a traceback.
+    """
 
     def __init__(self, wanted: Wanted, store: Store):
         self.wanted = wanted
@@ -94,9 +97,12 @@ class Jobs(data.Dataset[list[Job]]):
     def __len__(self) -> int:
         return len(self.wanted.rows)
 
-    def __getitem__(self, index: int) -> list[Job]:
+    def __getitem__(self, index: int) -> list[Job] | OpenSoraError:
         row, size = int(self.wanted.rows[index]), self.wanted.sizes[self.wanted.size_of[index]]
-        return [self._job(row, size, variant) for variant in range(self.wanted.names.variants)]
+        try:
+            return [self._job(row, size, variant) for variant in range(self.wanted.names.variants)]
+        except OpenSoraError as error:
+            return error
 
     def _job(self, row: int, size: ClipSize, variant: int) -> Job:
         key, dataset = None, self.wanted.names.dataset
@@ -124,6 +130,8 @@ def encode_clips(run: TrainRun, folder: str, wanted: Sequence[Wanted], world: Wo
         title = f"clips of {each.names.dataset.where}"
         with Progress(title, total=max(1, len(jobs_of_rows)), shown=world.is_main) as progress:
             for jobs in data.DataLoader(jobs_of_rows, batch_size=None, num_workers=run.num_workers):
+                if isinstance(jobs, OpenSoraError):
+                    raise jobs
                 for job in jobs:
                     _keep(job, codec, store, count, progress)
                 progress.advance()
@@ -152,6 +160,8 @@ def encode_captions(run: TrainRun, folder: str, captions: Sequence[str], world: 
     codec = Codec(nn.Identity(), encoder, world.device, DTYPES[run.dtype], cache_bytes=0)
     network = features.text_network(run, Contents(Path(folder), remember=True))
     store = _prepare(folder, features.TEXT, network, tells=encoder.tells)
+    if encoder.tells["condition"] != "text":
+        captions = [caption for caption in captions if caption]  # no class goes by no name
     different = sorted({key_of(caption): caption for caption in captions}.items())[world.global_rank :: world.size]
     with Progress("captions", total=max(1, len(different)), shown=world.is_main) as progress:
         for key, caption in different:
@@ -178,32 +188,29 @@ def _tell_settings(store: Store, wanted: Wanted, vae: Any) -> None:
     """Write down what will be found in the store, beside what is there already."""
     dataset = wanted.names.dataset
     file = settings_file(store, dataset)
-    known = read_json(file)
+    known = read_json(file) or {}
     sizes = {size_name(size): list(vae.latent_size(size)) for size in wanted.sizes}
+    own = {"variants": wanted.names.variants, "fps": dataset.fps}
     made = {
         "settings": dataset.settings(),
-        "latent_sizes": sizes if known is None else {**known["latent_sizes"], **sizes},
-        "variants": wanted.names.variants,
-        "fps": dataset.fps,
+        "latent_sizes": {**known.get("latent_sizes", {}), **sizes},
+        "data_sets": {**known.get("data_sets", {}), dataset.where: own},
+        **own,
     }
     if known != made:
         write_json(file, made)
 
 
 def named_clips(dataset: Storable, contents: Contents, variants: int | None, where: str) -> ClipNames:
-    """The names of a data set's items; ConfigError where `variants` is needed or makes no sense."""
+    """The names of a data set's items; ConfigError where `variants` is needed. where: the config and its key."""
     drawn = ", ".join(dataset.drawn())
     if drawn and variants is None:
         raise ConfigError(
-            f"{where}: key 'dataset': each clip is drawn anew ({drawn}), which cannot be stored; allowed: for example "
-            "dataset.start=center dataset.crop=center dataset.flip=false, or variants=N to store N draws of each row; "
+            f"{where}: each clip is drawn anew ({drawn}), which cannot be stored; allowed: for example "
+            "start=center, crop=center and flip=False there, or variants=N to store N draws of each row; "
             "choose one"
         )
-    if not drawn and variants is not None:
-        raise ConfigError(
-            f"command line: variants={variants}, but a row of {dataset.where} is always the same clip; remove it"
-        )
-    return ClipNames(dataset, contents, variants or 1)
+    return ClipNames(dataset, contents, variants if drawn and variants is not None else 1)
 
 
 def wanted_clips(run: TrainRun, names: ClipNames, clips: Clips | None) -> Wanted:
@@ -243,7 +250,14 @@ def encode(
     if only != features.TEXT:
         contents = Contents(Path(folder), remember=True)
         storable = [features.require_storable(dataset, where) for dataset in datasets]
-        names = [named_clips(dataset, contents, variants, where) for dataset in storable]
+        if variants is not None and not any(dataset.drawn() for dataset in storable):
+            raise ConfigError(
+                f"command line: variants={variants}, but a row of {plan.dataset.where} is always the same clip; remove it"
+            )
+        names = [
+            named_clips(dataset, contents, variants, f"{where}: key {key!r}")
+            for key, dataset in zip(("dataset", "validation_dataset"), storable, strict=False)
+        ]
         wanted = [wanted_clips(run, each, plan if each.dataset is plan.dataset else None) for each in names]
         work[features.VIDEO] = lambda: encode_clips(run, folder, wanted, world)
     if only != features.VIDEO:
@@ -259,6 +273,7 @@ def encode(
 def encode_command(config: str, folder: str, overrides: Sequence[str]) -> int:
     """Check, encode this rank's share, say what was done; returns the exit code."""
     from opensora import log
+    from opensora.models.layers.kernels import use_kernels
     from opensora.parallel import world as worlds
     from opensora.platforms import select
 
@@ -275,6 +290,7 @@ def encode_command(config: str, folder: str, overrides: Sequence[str]) -> int:
         rank, size = worlds.rank_from_environment()
     log.setup(rank)
     platform = select()
+    use_kernels(platform)
     run = replace(run, dtype=platform.choose_dtype(run.dtype))
     world = worlds.start(platform, run.timeout_seconds)
     counts = encode(run, config, folder, world, variants=variants, only=only)
@@ -282,8 +298,9 @@ def encode_command(config: str, folder: str, overrides: Sequence[str]) -> int:
     for kind, count in counts.items():
         print(f"{share}{kind}: {count}")
     worlds.stop()
-    if any(count.bad and not count.made and not count.kept for count in counts.values()):
-        raise DataError(f"{run.dataset}: no clip could be encoded; see the rows above; mend the manifest")
+    # Of several ranks one may have had nothing but bad rows, and leaving with an error would end the others.
+    if size == 1 and any(count.bad and not count.made and not count.kept for count in counts.values()):
+        raise DataError(f"{config}: key 'dataset': no clip could be encoded; see the rows above; mend the manifest")
     return 0
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from opensora.config import load
 from opensora.datasets import features as stored
@@ -16,16 +17,17 @@ from opensora.models import assemble
 from opensora.models.weights import read_config, save_weights
 from opensora.parallel.world import World
 from opensora.random import Draw
-from opensora.registry import DATASETS, build
+from opensora.registry import DATASETS, VAES, build
 from opensora.sampling.build import plan_sampling
 from opensora.schema import SampleRun, TrainRun
 from opensora.training.build import build_training
-from opensora.training.features import stored_clips
+from opensora.training.features import network_of, stored_clips
 from opensora.training.loop import train
 from opensora.training.metrics import read
 from tests.dist import one_rank
 from tests.e2e.processes import ROOT
 from tests.samples import write_video
+from tools.features import encode as tool
 from tools.features.encode import encode
 
 DEBUG = ROOT / "configs/stdit/train/debug.py"
@@ -206,7 +208,7 @@ def test_what_is_not_stored_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=rf"'load_video_features': .*nothing is stored there yet; {command}"):
         curve(config, tmp_path / "run", *from_store(store))
     counts(config, store)
-    with pytest.raises(ConfigError, match=r"config\.scaling_factor is not set there and 0\.5 here; make"):
+    with pytest.raises(ConfigError, match=r"config\.scaling_factor is 0\.18215 there and 0\.5 here; make"):
         curve(config, tmp_path / "run", *from_store(store), "vae.scaling_factor=0.5")
     with pytest.raises(ConfigError, match=r"'load_text_features'.*model_max_length is 12 there and 7 here"):
         curve(config, tmp_path / "run", *from_store(store), "text_encoder.model_max_length=7")
@@ -268,3 +270,128 @@ def test_a_hash_is_taken_again_when_a_file_changes(tmp_path: Path, monkeypatch: 
     assert stored.Contents(tmp_path / "store").of(str(file)) == "read"
     with pytest.raises(DataError, match=r"nowhere: No such file"):
         contents.of(str(tmp_path / "nowhere"))
+
+
+def test_what_makes_no_difference_is_no_other_address(tmp_path: Path) -> None:
+    """A default that is written down, a whole number for a broken one, and how many frames are coded at a time."""
+    config, store = footage(tmp_path / "data"), tmp_path / "store"
+    counts(config, store, "dataset.fps=8.0")
+    same = ("vae.resolution=256", "text_encoder.from_pretrained=minilm", "dataset.fps=8", "dataset.time_range=(0, 1)")
+    assert counts(config, store, *same) == {"video": said(0, CLIPS), "text": said(0, CLIPS)}
+
+    def network(**arguments: Any) -> dict[str, Any]:
+        spatial = {"config": {}, **arguments}
+        return network_of(
+            VAES, {"type": "OpenSoraVAE_V1_2", "spatial": spatial, **arguments}, "fp32", stored.Contents(store)
+        )
+
+    assert network() == network(micro_batch_size=1)
+    assert network() != network(scaling_factor=1.0)
+
+
+def test_fixed_validation_clips_beside_drawn_ones(tmp_path: Path) -> None:
+    """`variants` is of the data set that is drawn; the other one has a single variant."""
+    config, store = footage(tmp_path / "data"), tmp_path / "store"
+    with config.open("a") as file:
+        file.write("validation_dataset = {**_clips, 'start': 'first'}\n")
+    drawn = "dataset.start=random"
+    assert counts(config, store, drawn, variants=3)["video"] == said(3 * CLIPS + CLIPS, 0)
+    assert len(curve(config, tmp_path / "run", drawn, *from_store(store))) == 5
+    with pytest.raises(ConfigError, match=r"key 'validation_dataset': each clip is drawn anew \(crop='random'\)"):
+        counts(config, store, "validation_dataset.crop=random")
+
+
+def test_data_sets_of_the_same_settings_keep_their_own_rate_and_variants(tmp_path: Path) -> None:
+    """They share a store; a checkpoint records the frames per second of the clips that it was trained on."""
+    store, found = tmp_path / "store", {}
+    for name, fps, variants in (("fast", 8, 3), ("slow", 4, 2)):
+        config = footage(tmp_path / name)
+        for index in range(CLIPS):
+            write_video(tmp_path / name / f"{index}.mp4", 8 + index, fps=fps)
+        run = load(str(config), ["dataset.start=random", *from_store(store)], TrainRun).run
+        counts(config, store, "dataset.start=random", only="video", variants=variants)
+        found[name] = run
+    for name, fps, variants in (("fast", 8.0, 3), ("slow", 4.0, 2)):
+        clips = stored_clips(found[name], build(DATASETS, found[name].dataset), [(5, 16, 16)], "config.py")
+        assert (clips.fps, clips.names.variants) == (fps, variants)
+        assert clips.clip(0, Draw(0, 0, 0)).fps == fps
+
+
+def test_classes_have_no_empty_caption(tmp_path: Path) -> None:
+    config = ROOT / "configs/dit/train/debug.py"
+    previews = ("preview_every=2", "preview_prompts=['a red circle moves left']", "dataset.clips=4")
+    made = counts(config, tmp_path / "store", *previews, only="text")["text"]
+    assert made == said(int(made.split()[0]), 0)
+
+
+def test_a_full_disk_is_a_sentence_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, store = footage(tmp_path / "data"), tmp_path / "store"
+
+    def full(tensors: Any, path: Path, metadata: Any) -> None:
+        path.write_bytes(b"half")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(DataError, match=r"\.safetensors: cannot be written \(.*No space left on device .*\); choose"):
+        counts(config, store, only="video")
+    assert not list(store.rglob("*.part"))
+    assert not list(store.rglob("*.safetensors"))
+
+
+def test_items_can_be_read_by_whoever_reads_the_folder(tmp_path: Path) -> None:
+    config, store = footage(tmp_path / "data"), tmp_path / "store"
+    counts(config, store, only="text")
+    modes = {path.suffix: path.stat().st_mode & 0o777 for path in store.rglob("*") if path.is_file()}
+    (tmp_path / "plain").touch()
+    plain = (tmp_path / "plain").stat().st_mode & 0o777
+    assert modes == {".json": plain, ".safetensors": plain}
+
+
+def test_two_ranks_write_one_file_at_once(tmp_path: Path) -> None:
+    """Whatever their process ids: on two machines these may be equal."""
+    path = tmp_path / "about.json"
+
+    def while_another_does(beside: Path) -> None:
+        beside.write_text("mine")
+        stored.write_whole(path, lambda other: print("theirs", file=other.open("w")))
+
+    stored.write_whole(path, while_another_does)
+    assert path.read_text() == "mine"
+    assert os.listdir(tmp_path) == ["about.json"]
+
+
+def test_an_error_of_a_loader_process_is_its_sentence(tmp_path: Path) -> None:
+    config, store = footage(tmp_path / "data"), tmp_path / "store"
+    store.mkdir()
+    (store / "files").touch()
+    with pytest.raises(DataError, match=r"^/.*/files/.*\.json: cannot be read \(.*Not a directory"):
+        counts(config, store, "num_workers=1", only="video")
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_rank_with_bad_rows_alone_does_not_end_the_others(
+    tmp_path: Path, ranks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = footage(tmp_path / "data")
+    monkeypatch.setattr(tool, "encode", lambda *_, **__: {"video": tool.Count(bad=1)})
+    monkeypatch.setattr("opensora.parallel.world.rank_from_environment", lambda: (0, ranks))
+    monkeypatch.setattr("opensora.parallel.world.start", lambda *_: None)
+    if ranks == 1:
+        with pytest.raises(DataError, match="no clip could be encoded"):
+            tool.encode_command(str(config), str(tmp_path / "store"), [])
+    else:
+        assert tool.encode_command(str(config), str(tmp_path / "store"), []) == 0
+
+
+def test_footage_that_changed_since_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training writes nothing down, but does not read a video again for every clip either."""
+    file, hashed = tmp_path / "file", []
+    file.write_bytes(b"one")
+    stored.Contents(tmp_path / "store", remember=True).of(str(file))
+    os.utime(file, ns=(1, 1))
+    monkeypatch.setattr(stored, "_hash_bytes", lambda path: hashed.append(path) or "read")
+    contents = stored.Contents(tmp_path / "store")
+    assert [contents.of(str(file)) for _ in range(3)] == ["read"] * 3
+    os.utime(file, ns=(2, 2))
+    assert contents.of(str(file)) == "read"
+    assert len(hashed) == 2
