@@ -35,12 +35,14 @@ class Loaded(Generic[T]):
     run: T
     path: str
     origins: dict[str, str]  # key -> "file:line", "command line" or "default"
+    written: frozenset[str]  # run-level keys that the file or a base of it sets
 
 
 def load(path: str, overrides: Sequence[str], schema: type[T]) -> Loaded[T]:
     """Read `path`, put `overrides` on top, check everything; raises ConfigError with one sentence."""
     values, origins = _read(path)
     values = {key: value for key, value in values.items() if not key.startswith("_")}
+    written = frozenset(values)
     for override in overrides:
         dotted, value = parse_override(override)
         _set(values, dotted, value, schema, path)
@@ -77,7 +79,8 @@ def load(path: str, overrides: Sequence[str], schema: type[T]) -> Loaded[T]:
             typed = {"type": getattr(run, named_by), **value}
             check_component(field.metadata["arguments_registry"], typed, name, where, type_key=named_by)
     run.check(path)
-    return Loaded(run, path, {name: origins.get(name, "default") for name in fields} | _nested(origins))
+    told = {name: origins.get(name, "default") for name in fields} | _nested(origins)
+    return Loaded(run, path, told, written)
 
 
 def _nested(origins: Mapping[str, str]) -> dict[str, str]:

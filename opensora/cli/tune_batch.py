@@ -2,7 +2,7 @@
 
 Runs forward and backward of the config's model on noise for growing batch sizes, from the largest bucket down, and writes
 OUT_CONFIG: CONFIG with the bucket_config found. Run it on one of the devices you train on; no data is read. Besides
-key=value settings of CONFIG:
+key=value settings of CONFIG, which OUT_CONFIG has as well:
   step_seconds=N   a micro-batch may take so long, forward and backward
   memory_gb=M      it may need so many GB (10^9 bytes), by the estimate of `opensora check`; default: 0.9 of the device
   world=N          ranks that will train, among which ZeRO spreads the optimizer; default 1
@@ -12,6 +12,7 @@ import argparse
 import math
 import os
 import pprint
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def tune_command(config: str, out: str, overrides: Sequence[str]) -> int:
     """Measure, print what was found, write the config; returns the exit code."""
     own = dict(parse_override(each) for each in overrides if each.partition("=")[0] in OWN)
-    run = load(config, [each for each in overrides if each.partition("=")[0] not in OWN], TrainRun).run
+    changes = [each for each in overrides if each.partition("=")[0] not in OWN]
+    loaded = load(config, changes, TrainRun)
+    run = loaded.run
     if run.bucket_config is None or run.task != "diffusion":
         raise ConfigError(
             f"{config}: tune-batch finds the batch sizes of 'bucket_config' for task 'diffusion'; found "
@@ -55,12 +58,13 @@ def tune_command(config: str, out: str, overrides: Sequence[str]) -> int:
     from opensora.models.layers.kernels import use_kernels
     from opensora.platforms import select
     from opensora.training.buckets import build_buckets
+    from opensora.training.keep import resolve_part
     from opensora.training.tune import StepTimer, step_bytes, tune, tuned_config
 
     platform = select()
     use_kernels(platform)
     memory = int(1e9 * _positive(own, "memory_gb", SHARE * platform.memory_bytes() / 1e9))
-    run = replace(run, dtype=platform.choose_dtype(run.dtype))
+    run = replace(run, dtype=platform.choose_dtype(run.dtype), vae=resolve_part(run.vae))
     buckets = build_buckets(run, config)
     assert buckets is not None
     assert run.bucket_config is not None
@@ -73,7 +77,9 @@ def tune_command(config: str, out: str, overrides: Sequence[str]) -> int:
             "buckets, grad_checkpoint=True, another plugin, or more ranks (world=N)"
         )
     Console(soft_wrap=True).print(_table(lines, goal, memory))
-    _write(out, config, platform.device_name(), goal, tuned_config(run.bucket_config, lines))
+    changed = {key: getattr(loaded.run, key) for key in dict.fromkeys(re.split("[.=]", each)[0] for each in changes)}
+    changed["bucket_config"] = tuned_config(run.bucket_config, lines)
+    _write(out, config, platform.device_name(), goal, changed, loaded.written)
     load(out, [], TrainRun)
     print(f"written: {out}")
     return 0
@@ -111,11 +117,15 @@ def _table(lines: Sequence[Any], goal: float, memory: int) -> Any:
     return table
 
 
-def _write(out: str, config: str, device: str, goal: float, buckets: dict[str, Any]) -> None:
+def _write(out: str, config: str, device: str, goal: float, changed: dict[str, Any], written: frozenset[str]) -> None:
+    """changed: keys of CONFIG that are others. written: those that CONFIG sets, with whose values none is to be merged."""
     base = os.path.relpath(Path(config).resolve(), Path(out).resolve().parent)
-    shown = pprint.pformat({"_delete_": True, **buckets}, width=110, sort_dicts=False)
+    lines = ""
+    for key, value in changed.items():
+        whole = {"_delete_": True, **value} if isinstance(value, dict) and key in written else value
+        lines += f"{key} = {pprint.pformat(whole, width=110, sort_dicts=False)}\n"
     head = f"Batch sizes for steps of {goal:g} s, found by `opensora tune-batch` on {device}."
-    text = f'"""{head}\n\nRun:    opensora train {out}\n"""\n\n_base_ = [{base!r}]\nbucket_config = {shown}\n'
+    text = f'"""{head}\n\nRun:    opensora train {out}\n"""\n\n_base_ = [{base!r}]\n{lines}'
     try:
         Path(out).parent.mkdir(parents=True, exist_ok=True)
         Path(out).write_text(text, encoding="utf-8")

@@ -1,6 +1,7 @@
 """Batch sizes per bucket: the search with a made-up clock, and the command on a model of a few thousand weights."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,14 @@ from opensora.cli.tune_batch import main
 from opensora.config import load
 from opensora.datasets.buckets import Buckets
 from opensora.datasets.protocol import ClipSize
+from opensora.models.assemble import build_autoencoder
+from opensora.models.weights import save_weights
 from opensora.schema import TrainRun
 from opensora.training import tune as tuning
+from opensora.training.build import build_training
+from opensora.training.loop import train
 from opensora.training.tune import Line, largest, tune, tuned_config
+from tests.dist import one_rank
 from tests.e2e.processes import ROOT
 
 CONFIG = {
@@ -141,6 +147,10 @@ def test_the_command_writes_a_config_that_loads(
         (["CONFIG", "out.py", "step_seconds=0"], "key 'step_seconds': found 0"),
         (["CONFIG", "out.txt", "step_seconds=1"], "OUT_CONFIG out.txt: allowed: another file than CONFIG"),
         (["CONFIG", "CONFIG", "step_seconds=1"], "allowed: another file than CONFIG"),
+        (
+            ["CONFIG", "out.py", "step_seconds=1", "bucket_config={'16x16': {5: (0, None)}}"],
+            "every chance is 0, so no clip",
+        ),
         (["CONFIG", "out.py", "step_seconds=1", "memory_gb=1e-6"], "not one clip of any bucket fits into 0.0 GB"),
         ([str(ROOT / "configs/stdit/train/debug.py"), "out.py", "step_seconds=1"], "set bucket_config"),
     ],
@@ -157,3 +167,47 @@ def test_what_cannot_be_done_is_a_sentence(
     assert main([config if word == "CONFIG" else word for word in arguments]) == 2
     assert expected in capsys.readouterr().err
     assert not (tmp_path / "out.py").exists()
+
+
+def test_the_config_written_has_what_the_command_line_changed(
+    config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sizes found with activation checkpointing fit with it only; and the file trains by itself."""
+    monkeypatch.setattr(tuning.StepTimer, "__call__", lambda self, size, n: 1.0)
+    monkeypatch.setattr(tuning, "step_bytes", lambda run, world: lambda size, n: n)
+    out = tmp_path / "tuned.py"
+    vae = build_autoencoder(load(config, [], TrainRun).run.vae)
+    save_weights(tmp_path / "vae" / "weights" / "model", vae.state_dict(), vae.config)
+    changes = [
+        "grad_checkpoint=true",
+        f"vae.from_pretrained={str(tmp_path / 'vae')!r}",
+        "model.depth=1",
+        "optimizer.lr=0.5",
+        "validation_dataset={'type': 'MovingShapes', 'clips': 2}",
+        "dataset.clips=24",
+        "bucket_config={'16x32': {1: (1.0, 1)}}",
+        f"run_dir={str(tmp_path / 'run')!r}",
+        "steps=1",
+        "save_every=0",
+        "plugin=ddp",
+    ]
+    assert main([config, str(out), "step_seconds=1000", "memory_gb=2e-9", *changes]) == 0
+    asked, tuned = load(config, changes, TrainRun).run, load(str(out), [], TrainRun).run
+    assert tuned.bucket_config == {"16x16": {5: (0.5, 2)}, "16x32": {1: (1.0, 2)}}
+    assert replace(tuned, bucket_config=None) == replace(asked, bucket_config=None)
+    assert (tuned.grad_checkpoint, tuned.model["depth"]) == (True, 1)
+    with one_rank() as world:
+        training = build_training(tuned, world, str(out))
+        assert train(training)
+        training.metrics.close()
+
+
+def test_buckets_from_the_command_line_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A config without bucket_config has none to be replaced."""
+    monkeypatch.setattr(tuning.StepTimer, "__call__", lambda self, size, n: 1.0)
+    monkeypatch.setattr(tuning, "step_bytes", lambda run, world: lambda size, n: n)
+    plain = str(ROOT / "configs/stdit2/train/debug.py")
+    out = tmp_path / "tuned.py"
+    buckets = "bucket_config={'16x16': {5: (1.0, 1)}}"
+    assert main([plain, str(out), "step_seconds=9", "memory_gb=2e-9", buckets]) == 0
+    assert load(str(out), [], TrainRun).run.bucket_config == {"16x16": {5: (1.0, 2)}}
