@@ -73,6 +73,7 @@ class Engine(ABC):
     """See the module's docstring. `model` is called for a forward; `module` is the bare nn.Module."""
 
     model: Callable[..., Any]
+    sees_gradients = True  # whether torch.autograd.grad for `trainable` gives this rank's gradients
 
     def __init__(self, module: nn.Module, world: World, grad_clip: float):
         self.module = module

@@ -184,8 +184,7 @@ def compare(now: float, then: float) -> str:
 
 
 def _whole_gradients(t: Training) -> bool:
-    whole = all(each.numel() > 0 and type(each) is torch.nn.Parameter for each in t.engine.trainable.values())
-    return whole and t.world.sequence_size == 1
+    return t.engine.sees_gradients and t.world.sequence_size == 1
 
 
 def _norm(gradients: Sequence[Tensor]) -> float:

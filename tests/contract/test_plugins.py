@@ -48,6 +48,23 @@ def test_what_an_autoencoder_cannot_train_with_is_refused(tmp_path: Path, overri
         config.load(str(CONFIGS / "vae/train/debug.py"), [override, f"run_dir={str(tmp_path)!r}"], TrainRun)
 
 
+def gradients(plugin: str) -> dict[str, list[float]] | None:
+    """What autograd gives of one micro-batch, before anything is exchanged; None where an engine says that it cannot."""
+    engine = tiny.make_engine(plugin)
+    x, t, _ = tiny.micro_batch(0, 0)
+    loss = engine.model(x, t, touch=True).square().mean()
+    if not engine.sees_gradients:
+        return None
+    found = torch.autograd.grad(loss, list(engine.trainable.values()), allow_unused=True)
+    return {name: grad.flatten().tolist() for name, grad in zip(engine.trainable, found) if grad is not None}
+
+
+@pytest.mark.parametrize("plugin", EVERY)
+def test_gradients_of_single_samples_are_true_or_refused(plugin: str) -> None:
+    one, two = run_ranks(gradients, 2, plugin)
+    assert one == two == (None if plugin == "fsdp" else run_ranks(gradients, 1, "ddp")[0])
+
+
 def interface(plugin: str, dtype: str) -> None:
     engine = tiny.make_engine(plugin, dtype)
     assert isinstance(engine, Engine)

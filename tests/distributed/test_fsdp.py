@@ -1,5 +1,6 @@
 """FSDP's units, the ranges of parameters its ranks hold, and the way to the even cut of checkpoints and back."""
 
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -8,11 +9,13 @@ import torch
 from torch import nn
 from torch.distributed.fsdp._flat_param import FlatParamHandle
 
+from opensora.errors import ConfigError
 from opensora.parallel import collectives, world
 from opensora.parallel.activation import checkpoint_activations
 from opensora.parallel.pieces import even_cut, recut
 from opensora.parallel.plugins.fsdp import FullyShardedDataParallel
 from opensora.registry import MODELS, PLUGINS, build
+from opensora.training.replay import sample_gradients
 from tests.contract.test_models import inputs, open_gates, small
 from tests.dist import run_ranks
 from tests.distributed import tiny
@@ -127,3 +130,14 @@ def test_offloaded_gradients_of_all_micro_batches_are_added_up(ranks: int) -> No
         torch.testing.assert_close(result["norms"], norms, rtol=1e-5, atol=1e-6)
     found = tiny.without_noise(results[0]["weights"])
     torch.testing.assert_close(found, tiny.without_noise(weights), rtol=1e-4, atol=1e-5)
+
+
+def measure_samples() -> None:
+    run: Any = SimpleNamespace(plugin="fsdp")
+    t: Any = SimpleNamespace(engine=tiny.make_engine("fsdp"), world=world.current(), run=run)
+    with pytest.raises(ConfigError, match=r"gradients=true under plugin 'fsdp' with 1 rank.*add plugin=ddp"):
+        sample_gradients(t, [], 0)
+
+
+def test_single_samples_cannot_be_measured_on_one_rank_either() -> None:
+    run_ranks(measure_samples, 1)

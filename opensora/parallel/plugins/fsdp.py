@@ -73,6 +73,8 @@ class FullyShardedDataParallel:
 
 
 class FsdpEngine(Engine):
+    sees_gradients = False  # its graphs know FSDP's flat tensors, on one rank too
+
     def __init__(
         self,
         module: nn.Module,
