@@ -15,6 +15,7 @@ from opensora.cli.report import run_main
 from opensora.config import explain, load, parse_override
 from opensora.errors import ConfigError
 from opensora.planning.rates import Gpu, gpu_named
+from opensora.registry import PLUGINS, build
 from opensora.schema import TrainRun
 
 
@@ -60,17 +61,38 @@ def whole_number(name: str, value: Any) -> int:
 
 def table_command(config: str, overrides: Sequence[str]) -> int:
     """Print the table of docs/parallelism.md for the config's model, autoencoder, text encoder and plugin options."""
+    if any(each.partition("=")[0] == "world" for each in overrides):
+        raise ConfigError(
+            "command line: key 'world': found with --table; allowed: without, it has rows for several; remove it"
+        )
     _, gpu, rest = machines(overrides)
+    gpu = gpu or gpu_named("h100")
     loaded = load(config, rest, TrainRun)
 
     from opensora.cli.check_planning import searched
     from opensora.planning.table import markdown, rows
     from opensora.training.plan import chosen, layout_of, subject_of
 
-    run = replace(chosen(loaded.run), batch_size=1)
-    found = rows(lambda clip: (subject_of(run, clip), layout_of(run, 1)), gpu or gpu_named("h100"), searched())
+    check_options(loaded.run)
+    run = replace(chosen(on_gpu(loaded.run, gpu)), batch_size=1)
+    plugins = searched(run.task)
+    if run.plugin not in plugins:  # its options are of no use to others
+        run = replace(run, plugin=plugins[0], plugin_config={})
+    layout = layout_of(run, 1, gloo=gpu.name == "cpu")
+    found = rows(lambda clip: (subject_of(run, clip), layout), gpu, plugins)
     sys.stdout.write(markdown(found) + "\n")
     return 0
+
+
+def check_options(run: TrainRun) -> None:
+    """ConfigError for values in plugin_config that the plugin itself refuses."""
+    build(PLUGINS, {"type": run.plugin, **run.plugin_config})
+
+
+def on_gpu(run: TrainRun, gpu: Gpu | None) -> TrainRun:
+    """The run, with float32 where it says auto and the accelerator is slower in bfloat16."""
+    slower = gpu is not None and gpu.bf16_tflops < gpu.fp32_tflops
+    return replace(run, dtype="fp32") if slower and run.dtype == "auto" else run
 
 
 def check_command(config: str, overrides: Sequence[str], data: bool = True) -> int:
@@ -84,19 +106,21 @@ def check_command(config: str, overrides: Sequence[str], data: bool = True) -> i
     from rich.console import Console
     from rich.table import Table
 
-    from opensora.cli.check_planning import fit_lines, step_lines
+    from opensora.cli.check_planning import fit_lines, searched, step_lines
     from opensora.training.buckets import build_buckets
     from opensora.training.build import build_masks, build_scheduler, check_world
     from opensora.training.mesh import sequence_size
     from opensora.training.plan import plan, plan_without_data
 
-    sp_size = sequence_size(loaded.run, world, min(world, gpu.per_node) if gpu else world, config)
+    run = on_gpu(loaded.run, gpu)
+    check_options(run)
+    sp_size = sequence_size(run, world, min(world, gpu.per_node) if gpu else world, config)
     data_size = world // sp_size
-    check_world(loaded.run, data_size, config)
-    build_buckets(loaded.run, config)
-    if loaded.run.task == "diffusion":
-        build_scheduler(loaded.run)
-        build_masks(loaded.run, config)
+    check_world(run, data_size, config)
+    build_buckets(run, config)
+    if run.task == "diffusion":
+        build_scheduler(run)
+        build_masks(run, config)
     console = Console(soft_wrap=True)
     keys = Table(title=f"{config}, {world} rank(s)")
     for heading in ("key", "value", "from"):
@@ -106,20 +130,20 @@ def check_command(config: str, overrides: Sequence[str], data: bool = True) -> i
     console.print(keys)
 
     make = plan if data else plan_without_data
-    found = make(loaded.run, world, sp_size, gloo=gpu is not None and gpu.name == "cpu")
+    found = make(run, world, sp_size, gloo=gpu is not None and gpu.name == "cpu")
     console.print(found.report.table() if data else "rows: not looked at (--no-data)")
     console.print(
         f"model: {found.model}, {found.parameters:,} parameters"
         + (f" (frozen autoencoder: {found.frozen_parameters:,})" if found.frozen_parameters else "")
     )
     sizes = " x ".join(str(n) for n in found.latent_size)
-    if loaded.run.bucket_config is not None:
+    if run.bucket_config is not None:
         console.print("what follows is of the bucket with the largest micro-batch")
     console.print(f"latents: {sizes} (frames x rows x columns), {found.tokens_per_sample:,} tokens per sample")
-    per_rank = loaded.run.micro_batches // data_size
+    per_rank = run.micro_batches // data_size
     console.print(
         f"one optimizer step: {found.samples_per_step} samples, {found.samples_per_step * found.tokens_per_sample:,} "
-        f"tokens; {per_rank} micro-batch(es) of {found.samples_per_step // loaded.run.micro_batches} on each rank"
+        f"tokens; {per_rank} micro-batch(es) of {found.samples_per_step // run.micro_batches} on each rank"
         + (f", whose tokens {sp_size} ranks share" if sp_size > 1 else "")
     )
     estimate = found.estimate
@@ -138,11 +162,11 @@ def check_command(config: str, overrides: Sequence[str], data: bool = True) -> i
             f"activations of a micro-batch with grad_checkpoint={recomputed}: {other.kept / 2**20:,.1f} MiB wait for the "
             f"backward, {other.activations / 2**20:,.1f} MiB at most"
         )
-    if estimate.layout.family == "hybrid":
-        console.print("hybrid: activations are counted whole, and what tensor groups exchange is not counted")
     lines = list(step_lines(estimate, gpu))
+    if run.perceptual is not None or run.discriminator is not None:
+        lines.append("not counted: arithmetic and exchange of the perceptual network and the discriminator")
     if gpu is not None:
-        lines += fit_lines(found.subject, estimate, loaded.run.micro_batches, gpu)
+        lines += fit_lines(found.subject, estimate, run.micro_batches, gpu, searched(run.task))
     for line in lines:
         console.print(line)
     return 0

@@ -1,6 +1,6 @@
 """The part of `opensora check` that is about accelerators: arithmetic, traffic, time, and the smallest layout that fits."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from opensora.planning.estimate import Estimate, Subject, seconds
 from opensora.planning.rates import EFFICIENCY, LINK_EFFICIENCY, Gpu
@@ -9,12 +9,15 @@ from opensora.registry import PLUGINS
 
 SEARCHED = ("ddp", "fsdp", "zero1", "zero2", "zero1-seq", "zero2-seq")
 GIB, GB, TERA = 2**30, 1e9, 1e12
+HOST_UPDATES = "the update not counted: the host makes it"
 
 
 def described(found: Estimate) -> str:
     """A layout in the config's words."""
     layout = found.layout
     words = [f"plugin={layout.plugin}", f"sp_size={layout.sp_size}", f"grad_checkpoint={layout.grad_checkpoint}"]
+    if layout.tp_size > 1:
+        words.append(f"plugin_config.tp_size={layout.tp_size}")
     if layout.cpu_offload:
         words.append("plugin_config.cpu_offload=True")
     return " ".join(words)
@@ -29,15 +32,16 @@ def step_lines(found: Estimate, gpu: Gpu | None) -> Iterator[str]:
     traffic = found.traffic
     yield (
         f"sent by each rank in one step: {traffic.gradients / GB:,.4g} GB of gradients, {traffic.weights / GB:,.4g} GB of "
-        f"weights, {found.sequence_bytes / GB:,.4g} GB of tokens within sequence groups"
+        f"weights, {found.sequence_bytes / GB:,.4g} GB of tokens between the ranks that share samples"
     )
     if gpu is None:
         return
     spent = seconds(found, gpu)
+    update = HOST_UPDATES if found.layout.cpu_offload else f"update {spent.update:,.3f}"
     yield (
         f"expected on {found.layout.world} x {gpu.name}, {gpu.per_node} to a machine (a plan from data sheets, not a "
         f"measurement): {spent.total:,.3f} s a step (arithmetic {spent.compute:,.3f}, gradients and weights "
-        f"{spent.exchange:,.3f}, tokens {spent.sequence:,.3f}, update {spent.update:,.3f}), "
+        f"{spent.exchange:,.3f}, tokens {spent.sequence:,.3f}, {update}), "
         f"{found.tokens / spent.total:,.0f} tokens/s"
     )
     yield (
@@ -47,18 +51,19 @@ def step_lines(found: Estimate, gpu: Gpu | None) -> Iterator[str]:
     )
 
 
-def fit_lines(subject: Subject, found: Estimate, micro_batches: int, gpu: Gpu) -> Iterator[str]:
+def fit_lines(subject: Subject, found: Estimate, micro_batches: int, gpu: Gpu, plugins: Sequence[str]) -> Iterator[str]:
     """Whether the layout fits, and the smallest that does."""
     limit = usable_bytes(gpu)
     usable = f"the {limit / GIB:,.1f} GiB that are left of {gpu.memory_gb:,g} GB after {RESERVE:.0%} for the framework"
     over = found.total - limit
     word = "fits into" if over <= 0 else f"needs {over / GIB:,.1f} GiB more than"
     yield f"this layout ({described(found)}): {found.total / GIB:,.1f} GiB, {word} {usable}"
-    yield recommendation(smallest(subject, found.layout, micro_batches, gpu, searched()), gpu)
+    yield recommendation(smallest(subject, found.layout, micro_batches, gpu, plugins), gpu)
 
 
-def searched() -> list[str]:
-    return [name for name in SEARCHED if name in PLUGINS]
+def searched(task: str) -> list[str]:
+    """Plugins that the smallest layout is looked for among; an autoencoder does not train under fsdp."""
+    return [name for name in SEARCHED if name in PLUGINS and (task, name) != ("autoencoder", "fsdp")]
 
 
 def recommendation(search: Search, gpu: Gpu) -> str:
@@ -70,7 +75,8 @@ def recommendation(search: Search, gpu: Gpu) -> str:
             "clip, more ranks, or an accelerator with more memory"
         )
     spent = seconds(search.best, gpu)
+    left_out = f", {HOST_UPDATES}" if search.best.layout.cpu_offload else ""
     return (
         f"smallest layout that fits: {described(search.best)} with {search.best.total / GIB:,.1f} GiB, "
-        f"{spent.total:,.3f} s a step, {search.best.tokens / spent.total:,.0f} tokens/s (order: {RULE})"
+        f"{spent.total:,.3f} s a step, {search.best.tokens / spent.total:,.0f} tokens/s{left_out} (order: {RULE})"
     )

@@ -1,8 +1,14 @@
-"""Sequence parallelism on paper: shapes, memory and traffic of one rank of a group that is not there."""
+"""Sequence and tensor parallelism on paper: shapes, memory and traffic of one rank of a group that is not there."""
 
+from typing import Any
+
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import Function
 
+from opensora.models.layers.seam import Seam
 from opensora.parallel.sequence import Layout, Mode, fill_seams
+from opensora.parallel.tensor import OUT_OF, cut_modules
 
 
 class PaperLayout(Layout):
@@ -24,3 +30,76 @@ def shard_on_paper(model: nn.Module, size: int, mode: Mode = "dsp") -> PaperLayo
     if size > 1:
         fill_seams(model, layout, mode)
     return layout
+
+
+def switched_axes(model: nn.Module, mode: Mode) -> set[str]:
+    """What ranks that share tokens divide between them for attention: "frames", "heads" or both. Fills the seams."""
+    shard_on_paper(model, 2, mode)
+    filled = [each for each in model.modules() if isinstance(each, Seam) and type(each) is not Seam]
+    return {each.over for each in filled if each.kind == "switch"}
+
+
+class PaperGroup:
+    """Ranks that share heads and hidden units, of which this is one; `sent` counts its bytes."""
+
+    def __init__(self, size: int):
+        self.size, self.sent = size, 0
+
+    def sum_over_ranks(self, x: Tensor) -> Tensor:
+        """As of collectives: a copy, all-reduced."""
+        self.sent += 2 * (self.size - 1) * x.nbytes // self.size
+        return x.clone()
+
+
+class _Enter(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: PaperGroup) -> Tensor:
+        ctx.group = group
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.group.sum_over_ranks(grad), None
+
+
+class _Leave(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: PaperGroup) -> Tensor:
+        return group.sum_over_ranks(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+class _IntoParts(nn.Linear):
+    group: PaperGroup
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(_Enter.apply(input, self.group))
+
+
+class _OutOfParts(nn.Linear):
+    group: PaperGroup
+
+    def forward(self, input: Tensor) -> Tensor:
+        out = _Leave.apply(F.linear(input, self.weight), self.group)
+        return out if self.bias is None else out + self.bias.to(out.dtype)
+
+
+def cut_on_paper(model: nn.Module, size: int) -> PaperGroup:
+    """Give a model on the meta device the layers of one of `size` ranks that share heads and hidden units."""
+    group = PaperGroup(size)
+    for module, names in cut_modules(model, size):
+        if "fc1" not in names:
+            module.num_heads //= size
+        for name in names:
+            linear = getattr(module, name)
+            linear.__class__ = _OutOfParts if name in OUT_OF else _IntoParts
+            linear.group = group
+            out, into = linear.weight.shape
+            shape = (out, into // size) if name in OUT_OF else (out // size, into)
+            linear.weight = nn.Parameter(linear.weight.new_empty(shape), linear.weight.requires_grad)
+            if linear.bias is not None and name not in OUT_OF:
+                linear.bias = nn.Parameter(linear.bias.new_empty(out // size), linear.bias.requires_grad)
+    return group

@@ -23,7 +23,7 @@ from opensora.parallel.world import current, set_timeout
 from opensora.registry import PLATFORMS, names
 
 _INTO = {"qkv": 3, "q_linear": 1, "kv_linear": 2, "fc1": 1}  # parts that each hold all heads or hidden units
-_OUT_OF = ("proj", "fc2")
+OUT_OF = ("proj", "fc2")
 _SELF, _CROSS, _PERCEPTRON = ("qkv", "proj"), ("q_linear", "kv_linear", "proj"), ("fc1", "fc2")
 _SEES_PART = "sees_part"  # a mark on parameters
 _BY_HEAD = ("q_norm", "k_norm")  # their weights are whole, and see this rank's heads only
@@ -221,6 +221,13 @@ def _made_of(model: nn.Module) -> Iterator[tuple[Any, tuple[str, ...]]]:
                 yield module, parts
 
 
+def cut_modules(model: nn.Module, size: int) -> Iterator[tuple[Any, tuple[str, ...]]]:
+    """(module, names of its linear layers) of what `size` ranks share: not hidden units that they do not divide."""
+    for module, parts in _made_of(model):
+        if size > 1 and (parts != _PERCEPTRON or module.fc1.out_features % size == 0):
+            yield module, parts
+
+
 def _policy(model: nn.Module, size: int) -> Any:
     from colossalai.shardformer.policies.base_policy import (
         ModulePolicyDescription,
@@ -239,17 +246,13 @@ def _policy(model: nn.Module, size: int) -> Any:
 
         def module_policy(self) -> dict:
             descriptions: dict[type, Any] = {}
-            if size == 1:
-                return descriptions
-            for module, parts in _made_of(self.model):
-                if parts == _PERCEPTRON and module.fc1.out_features % size:
-                    continue
+            for module, parts in cut_modules(self.model, size):
                 descriptions[type(module)] = ModulePolicyDescription(
                     attribute_replacement={} if parts == _PERCEPTRON else {"num_heads": module.num_heads // size},
                     param_replacement=[_mark_norms],
                     sub_module_replacement=[
                         SubModuleReplacementDescription(name, OutOfParts)
-                        if name in _OUT_OF
+                        if name in OUT_OF
                         else SubModuleReplacementDescription(name, IntoParts, {"parts": _INTO[name]})
                         for name in parts
                     ],

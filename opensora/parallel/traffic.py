@@ -20,11 +20,19 @@ class Traffic:
 
 
 def plugin_traffic(
-    plugin: str, *, parameters: int, ranks: int, micro_batches: int, weight_bytes: int, wire_bytes: int
+    plugin: str,
+    *,
+    parameters: int,
+    ranks: int,
+    micro_batches: int,
+    weight_bytes: int,
+    wire_bytes: int,
+    stays_gathered: int = 0,
 ) -> Traffic:
     """What a plugin sends for `parameters` trained elements shared by `ranks`, of which each has `micro_batches` a step.
 
-    weight_bytes: of an element the model runs with. wire_bytes: of a gradient element on its way.
+    weight_bytes: of an element the model runs with. wire_bytes: of a gradient element on its way. stays_gathered: elements
+    that fsdp gathers for the forward and keeps until the backward has used them.
     """
     once = parameters * (ranks - 1) / ranks  # elements passed on for one reduce-scatter or all-gather
     family = plugin.removesuffix("-seq")
@@ -33,8 +41,9 @@ def plugin_traffic(
     elif family == "zero2":
         sent = micro_batches * wire_bytes * once, weight_bytes * once
     elif family == "fsdp":
-        # forward and backward each gather the weights
-        sent = micro_batches * wire_bytes * once, micro_batches * 2 * weight_bytes * once
+        # forward and backward each gather what does not stay
+        gathers = 2 - stays_gathered / parameters
+        sent = micro_batches * wire_bytes * once, micro_batches * gathers * weight_bytes * once
     else:
         sent = 2 * 4 * once, 0.0  # ddp: float32, once per step
     return Traffic(int(sent[0]), int(sent[1]))

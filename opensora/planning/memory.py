@@ -22,6 +22,7 @@ class Sizes:
     largest: int = 0  # of one trained parameter
     blocks: int = 0  # of the largest checkpoint block
     outside: int = 0  # of what is in no checkpoint block
+    cut: int = 0  # of what tensor parallelism cuts
 
 
 @dataclass(frozen=True)
@@ -88,12 +89,12 @@ def state_bytes(layout: Layout, sizes: Sizes, ema: bool) -> dict[str, int]:
 
 def own_elements(layout: Layout, sizes: Sizes) -> float:
     """Trained elements that a rank's model has."""
-    return sizes.outside + (sizes.trained - sizes.outside) / layout.tp_size
+    return sizes.trained - sizes.cut * (1 - 1 / layout.tp_size)
 
 
 def host_bytes(layout: Layout, sizes: Sizes, ema: bool) -> int:
-    """What cpu_offload puts into host memory for one rank."""
-    return int((16 if ema else 12) * sizes.trained / layout.world) if layout.cpu_offload else 0
+    """What cpu_offload puts into host memory for one rank: masters, moments, the average, and gradients for the update."""
+    return int((20 if ema else 16) * sizes.trained / layout.world) if layout.cpu_offload else 0
 
 
 def moments(layout: Layout, sizes: Sizes, rehearsal: Rehearsal) -> Iterator[dict[str, int]]:
@@ -111,6 +112,8 @@ def held_gradients(layout: Layout, sizes: Sizes) -> int:
         return 0
     if layout.replicated or layout.family == "zero1":
         return int(4 * own_elements(layout, sizes))  # added up in float32
+    if layout.family == "fsdp" and layout.cpu_offload:
+        return 0
     return int(4 * sizes.trained / layout.world)
 
 
@@ -124,12 +127,13 @@ def _in_backward(layout: Layout, sizes: Sizes, delivered: int) -> tuple[float, f
     bucket = min(layout.bucket_elements, delivered)
     if layout.replicated:
         # the reducer's flat copies stay until all are received
-        own = 4 * delivered * own_elements(layout, sizes) / sizes.trained
-        return max(held, own), own if layout.data_size > 1 else 0
+        made = 4 * delivered
+        return max(held, made), made * _exchanged(layout, sizes) / own_elements(layout, sizes)
     if layout.family == "fsdp":
         # the unit that is computed, the next one on its way, and what lies outside of all units
-        units = layout.width * (sizes.outside + (sizes.trained if layout.keep_gathered else 2 * sizes.blocks))
-        return max(held, 4 * delivered / layout.world), units + _wire(layout) * (sizes.blocks if delivered else 0)
+        units = layout.width * (sizes.trained if layout.keep_gathered else sizes.outside + 2 * sizes.blocks)
+        pieces = 0 if layout.cpu_offload else max(held, 4 * delivered / layout.world)
+        return pieces, units + _wire(layout) * (sizes.blocks if delivered else 0)
     if layout.family == "zero1" and not layout.overlap:
         working = held if layout.dtype == "fp32" and held else layout.width * delivered
         return working + (held if layout.dtype != "fp32" else 0), 0
@@ -141,10 +145,10 @@ def _after_backward(layout: Layout, sizes: Sizes) -> Iterator[tuple[float, float
     """(gradients, buffers) while the rest is exchanged, and while the weights are updated."""
     whole = sizes.trained
     if layout.replicated:
-        yield 4 * own_elements(layout, sizes), 4 * own_elements(layout, sizes) if layout.data_size > 1 else 0
+        yield 4 * own_elements(layout, sizes), 4 * _exchanged(layout, sizes)
         return
     if layout.family == "fsdp":
-        yield 4 * whole / layout.world, 0
+        yield 0 if layout.cpu_offload else 4 * whole / layout.world, 0
         return
     if layout.family == "zero1" and not layout.overlap:
         waiting = (4 if layout.dtype == "bf16" and layout.micro_batches > 1 else 0) + layout.width
@@ -152,6 +156,13 @@ def _after_backward(layout: Layout, sizes: Sizes) -> Iterator[tuple[float, float
         yield max(4, waiting) * (whole - bucket), _reduction(layout, bucket)
     kept = 4 * whole if layout.family == "zero1" else 4 * whole / layout.world
     yield kept, _gathering(layout, sizes)
+
+
+def _exchanged(layout: Layout, sizes: Sizes) -> float:
+    """Elements of a rank's gradients that other ranks have as well, where ranks hold whole weights: all are averaged."""
+    if layout.world == layout.tp_size:
+        return sizes.trained - sizes.cut if layout.world > 1 else 0
+    return own_elements(layout, sizes)
 
 
 def _wire(layout: Layout) -> int:

@@ -42,7 +42,7 @@ def smallest(subject: Subject, current: Layout, micro_batches: int, gpu: Gpu, pl
             continue  # tokens that n ranks share take an n-th at the least: no need to look
         found = [estimate(subject, layout) for layout in _plugins(group, plugins)]
         tried += len(found)
-        first.setdefault(group.grad_checkpoint, found[0].kept * group.sp_size)
+        first.setdefault(group.grad_checkpoint, min(each.kept for each in found) * group.sp_size)
         fitting = [each for each in found if each.total <= limit]
         if fitting:
             best = min(fitting, key=lambda each: each.bytes_sent)
@@ -54,14 +54,14 @@ def smallest(subject: Subject, current: Layout, micro_batches: int, gpu: Gpu, pl
 
 def _groups(current: Layout, micro_batches: int, subject: Subject) -> Iterator[Layout]:
     """Layouts apart from the plugin, the smallest first."""
-    sizes = [1] if subject.frames is None else sequence_sizes(current, micro_batches, subject)
-    for offload in (False, True):
-        for sp_size in sizes:
+    for offload in (False,) if current.gloo else (False, True):  # the CPU has one memory
+        for sp_size in sequence_sizes(current, micro_batches, subject):
             for recompute in (False, True):
                 yield replace(
                     current,
                     cpu_offload=offload,
                     sp_size=sp_size,
+                    tp_size=1,
                     grad_checkpoint=recompute,
                     micro_batches=micro_batches * sp_size // current.world,
                 )
@@ -69,11 +69,11 @@ def _groups(current: Layout, micro_batches: int, subject: Subject) -> Iterator[L
 
 def sequence_sizes(current: Layout, micro_batches: int, subject: Subject) -> list[int]:
     """Numbers of ranks that may share a sample: they divide the ranks, what is left of these divides the micro-batches,
-    and no rank of a group is without work, which needs as many heads (ulysses) or frames (dsp)."""
-    most = subject.heads if current.sp_mode == "ulysses" else subject.frames
+    and no rank of a group is without work, unless the run itself has it so."""
+    may = range(1, min(current.world, subject.most_ranks) + 1)
     return [
         size
-        for size in range(1, min(current.world, most or 1) + 1)
+        for size in sorted({*may, current.sp_size * current.tp_size})
         if current.world % size == 0 and micro_batches % (current.world // size) == 0
     ]
 

@@ -1,6 +1,7 @@
 """The table of docs/parallelism.md: what a model needs at several sizes of clips on several numbers of accelerators."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from opensora.planning.estimate import Estimate, Subject, seconds
 from opensora.planning.memory import Layout
@@ -23,9 +24,7 @@ def rows(
     for clip in CLIPS:
         subject, layout = subject_of(clip)
         for world in WORLDS:
-            current = Layout(
-                plugin=layout.plugin, world=world, micro_batches=1, dtype=layout.dtype, sp_mode=layout.sp_mode
-            )
+            current = replace(layout, world=world, micro_batches=1, sp_size=1, tp_size=1)
             search = smallest(subject, current, world, gpu, plugins)
             name = "x".join(str(length) for length in clip)
             yield [name, f"{subject.tokens:,}", str(world), *_figures(search.best, search.nearest, gpu)]

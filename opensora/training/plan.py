@@ -16,10 +16,11 @@ from opensora.errors import ConfigError
 from opensora.models.assemble import DTYPES, Parts, assemble, build_denoiser, tokens
 from opensora.models.conditions import clip_conditions, given_latents
 from opensora.models.given_frames import told_by
-from opensora.parallel.paper import shard_on_paper
+from opensora.parallel.paper import cut_on_paper, shard_on_paper, switched_axes
+from opensora.parallel.tensor import check_heads
 from opensora.planning.depth import rehearse_deep
 from opensora.planning.estimate import Estimate, Frozen, Subject, estimate
-from opensora.planning.memory import WIDTHS, Layout, M, Sizes, state_bytes
+from opensora.planning.memory import WIDTHS, Layout, M, Sizes
 from opensora.planning.rehearsal import Rehearsal, observe, rehearse
 from opensora.planning.text import text_parameters
 from opensora.registry import DATASETS, DISCRIMINATORS, MODELS, PERCEPTUAL, PLUGINS, VAES, build, constructor
@@ -137,6 +138,7 @@ def layout_of(run: TrainRun, world: int, sp_size: int = 1, gloo: bool = False) -
     takes = inspect.signature(constructor(PLUGINS, run.plugin)).parameters
     defaults = {name: each.default for name, each in takes.items() if name in _OPTIONS}
     asked = {**_OPTIONS, **defaults, **run.plugin_config}
+    sp_size = max(sp_size, asked["tp_size"])
     overlap = asked["overlap_communication"]
     return Layout(
         plugin=run.plugin,
@@ -161,6 +163,7 @@ def _denoiser(run: TrainRun, size: tuple[int, int, int], layout: Layout) -> Plan
         run.model or {}, run.vae, run.text_encoder or {}, num_frames=size[0], image_size=size[1:], weights=False
     )
     whole = parts.model
+    check_heads(whole, layout.tp_size)
     takes = inspect.signature(constructor(MODELS, parts.model_config["type"])).parameters
     key = next((name for name in DEPTHS if name in takes), "")
 
@@ -169,9 +172,10 @@ def _denoiser(run: TrainRun, size: tuple[int, int, int], layout: Layout) -> Plan
             config = parts.model_config if depth is None else {**parts.model_config, key: depth}
             with torch.device("meta"):
                 model = build_denoiser(config).to(_working(asked))
-                layout_on_paper = shard_on_paper(model, asked.sp_size, asked.sp_mode)  # type: ignore[arg-type]
-                found = _rehearse(model, _denoise(run, size), asked)
-            return replace(found, sent=layout_on_paper.sent)
+                tokens_on_paper = shard_on_paper(model, asked.sp_size, asked.sp_mode)  # type: ignore[arg-type]
+                heads_on_paper = cut_on_paper(model, asked.tp_size)
+                found = _rehearse(model, _denoise(run, size, asked), asked)
+            return replace(found, sent=tokens_on_paper.sent + heads_on_paper.sent)
 
         if not key:
             return at(None)
@@ -179,13 +183,12 @@ def _denoiser(run: TrainRun, size: tuple[int, int, int], layout: Layout) -> Plan
 
     text = text_parameters(parts.text_encoder)
     subject = Subject(
-        sizes=_sizes(whole),
-        frozen=_frozen(run, parts, text, size, layout),
+        sizes=replace(_sizes(whole), cut=_cut_elements(parts.model_config, layout.tp_size)),
+        frozen=_frozen(run, parts, text, size),
         rehearse=rehearse_layout,
         tokens=run.batch_size * tokens(whole),
         ema=run.ema_decay is not None,
-        heads=getattr(whole, "num_heads", None),
-        frames=-(-whole.input_size[0] // whole.patch_size[0]),
+        most_ranks=_most_ranks(whole, run.sp_mode),
     )
     return Plan(
         model=type(whole).__name__,
@@ -201,13 +204,12 @@ def _denoiser(run: TrainRun, size: tuple[int, int, int], layout: Layout) -> Plan
     )
 
 
-def _denoise(run: TrainRun, size: tuple[int, int, int]) -> Forward:
+def _denoise(run: TrainRun, size: tuple[int, int, int], layout: Layout) -> Forward:
     """A call of the model as the task makes it, with the text's mask and, where the run gives frames, theirs."""
     n = run.batch_size
 
     def forward(model: Any) -> Any:
-        narrow = DTYPES[run.dtype] if run.plugin != "ddp" else torch.float32
-        latents = torch.empty(n, model.in_channels, *model.input_size, dtype=narrow)
+        latents = torch.empty(n, model.in_channels, *model.input_size, dtype=_working(layout))
         told: dict[str, Any] = clip_conditions(model, size, torch.empty(n))
         text = _text(model, n, DTYPES[run.dtype])
         if text.is_floating_point():
@@ -229,11 +231,9 @@ def _text(model: Any, n: int, dtype: torch.dtype) -> Tensor:
     return torch.empty(n, 1, model.model_max_length, model.caption_channels, dtype=dtype)
 
 
-def _frozen(
-    run: TrainRun, parts: Parts, text: tuple[int, int] | None, size: tuple[int, int, int], layout: Layout
-) -> Frozen:
+def _frozen(run: TrainRun, parts: Parts, text: tuple[int, int] | None, size: tuple[int, int, int]) -> Frozen:
     """The autoencoder and the text encoder, as far as the run loads them."""
-    weights, peak, flops = {}, 0, 0
+    weights, held, peak, flops = {}, 0, 0, 0
     if run.load_video_features is None:
         vae = parts.vae.to(DTYPES[run.dtype]).eval().requires_grad_(False)
         video = torch.empty(run.batch_size, 3, *size, dtype=DTYPES[run.dtype])
@@ -241,10 +241,9 @@ def _frozen(
         peak += video.nbytes
         weights["frozen autoencoder"] = WIDTHS[run.dtype] * _parameters(vae)
     if run.load_text_features is None and text is not None:
-        shared = {None: 1, "shard": layout.world, "tensor": layout.sp_size * layout.tp_size}[run.text_encoder_parallel]
-        weights["text encoder"] = WIDTHS[run.dtype] * text[0] // shared
+        held = WIDTHS[run.dtype] * text[0]
         flops += 2 * text[1] * run.batch_size * getattr(parts.text_encoder, "max_tokens", 0)
-    return Frozen(weights, peak, flops)
+    return Frozen(weights, held, run.text_encoder_parallel, peak, flops)
 
 
 def _autoencoder(run: TrainRun, size: tuple[int, int, int], layout: Layout) -> Plan:
@@ -254,6 +253,7 @@ def _autoencoder(run: TrainRun, size: tuple[int, int, int], layout: Layout) -> P
             return _rehearse(build(VAES, run.vae).to(_working(asked)), lambda model: model(video, None), asked)
 
     vae = build(VAES, run.vae)
+    check_heads(vae, layout.tp_size)
     latent_size = tuple(vae.latent_size(size))
     count = latent_size[0] * latent_size[1] * latent_size[2]
     subject = Subject(
@@ -263,6 +263,7 @@ def _autoencoder(run: TrainRun, size: tuple[int, int, int], layout: Layout) -> P
         tokens=run.batch_size * count,
         ema=run.ema_decay is not None,
         beside=_loss_bytes(run, torch.empty(run.batch_size, 3, *size).requires_grad_(), layout),
+        rival=None if run.discriminator is None else Sizes(_parameters(build(DISCRIMINATORS, run.discriminator))),
     )
     return Plan(
         model=type(vae).__name__,
@@ -298,12 +299,32 @@ def _sizes(model: Any) -> Sizes:
     )
 
 
+def _cut_elements(config: dict[str, Any], size: int) -> int:
+    """Trained elements of the whole denoiser of which each of `size` ranks gets its part under hybrid."""
+    if size == 1:
+        return 0
+    model = build_denoiser(config)
+    whole = _sizes(model).trained
+    cut_on_paper(model, size)
+    return (whole - _sizes(model).trained) * size // (size - 1)
+
+
+def _most_ranks(model: Any, mode: Any) -> int:
+    """Ranks that can share the tokens of a sample, each with some of the frames or heads that attention divides.
+
+    Fills the seams of the model, which must be on the meta device.
+    """
+    counts = {"frames": -(-model.input_size[0] // model.patch_size[0]), "heads": getattr(model, "num_heads", 1)}
+    return min((counts[axis] for axis in switched_axes(model, mode)), default=1)
+
+
 def _parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
 def _loss_bytes(run: TrainRun, video: Tensor, layout: Layout) -> dict[str, int]:
-    """The networks beside an autoencoder that its loss needs, with what they keep of one reconstruction."""
+    """What networks beside an autoencoder, that its loss needs, hold; of the discriminator, what it keeps of one
+    reconstruction: Subject.rival is the rest."""
     found = {}
     if run.perceptual is not None:
         distance = build(PERCEPTUAL, run.perceptual)
@@ -311,13 +332,9 @@ def _loss_bytes(run: TrainRun, video: Tensor, layout: Layout) -> dict[str, int]:
         kept = _saved_bytes(distance, lambda model: model(frames.detach(), frames))
         found["perceptual network"] = 4 * _parameters(distance) + kept
     if run.discriminator is not None:
-        rival = build(DISCRIMINATORS, run.discriminator)
-        sizes = Sizes(_parameters(rival))
-        gradients = 4 * sizes.trained // (layout.world if layout.family in ("zero2", "fsdp") else 1)
-        state = sum(state_bytes(layout, sizes, ema=False).values()) + gradients
         working = _working(layout)
-        kept = _saved_bytes(rival.to(working), lambda model: model(video.to(working), learn=False))
-        found["discriminator"] = state + kept
+        rival = build(DISCRIMINATORS, run.discriminator).to(working)
+        found["discriminator"] = _saved_bytes(rival, lambda model: model(video.to(working), learn=False))
     return found
 
 

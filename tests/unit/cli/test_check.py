@@ -5,13 +5,16 @@ from typing import Any
 
 import pytest
 
-from opensora.cli.check import check_command, table_command
+from opensora.cli.check import check_command, on_gpu, table_command
+from opensora.cli.check_planning import searched
+from opensora.config import load
 from opensora.datasets.report import Report
 from opensora.errors import ConfigError, DataError
 from opensora.planning import rates, table
 from opensora.planning.estimate import Frozen, Subject, estimate
 from opensora.planning.memory import Layout, Sizes
 from opensora.planning.rehearsal import Moment, Rehearsal
+from opensora.schema import TrainRun
 from opensora.training import plan as planning
 from opensora.training.plan import Plan
 from tests.e2e.processes import ROOT, TRAIN
@@ -23,7 +26,7 @@ CONFIG = str(ROOT / TRAIN)
 def worlds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of ranks of each plan that was made; the plan is a small one."""
     asked: list[int] = []
-    subject = Subject(Sizes(100, largest=10), Frozen(), rehearse, tokens=6, ema=False, heads=2, frames=2)
+    subject = Subject(Sizes(100, largest=10), Frozen(), rehearse, tokens=6, ema=False, most_ranks=2)
 
     def plan(run: Any, world: int, sp_size: int = 1, gloo: bool = False) -> Plan:
         asked.append(world)
@@ -73,6 +76,37 @@ def test_ranks_that_cannot_share_the_micro_batches(worlds: list[int]) -> None:
     with pytest.raises(ConfigError, match="key 'micro_batches': found 2 for 3 data ranks"):
         check_command(CONFIG, ["world=3"])
     assert worlds == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["plugin_config.reduce_bucket_size_in_m=0"], "plugin_config.reduce_bucket_size_in_m: 0 found"),
+        (["plugin=hybrid", "plugin_config.pp_size=2"], "plugin_config.pp_size: 2 found"),
+        (["plugin=hybrid", "plugin_config.tp_size=0"], "plugin_config.tp_size: 0 found"),
+    ],
+)
+def test_values_that_only_the_plugin_can_judge_are_judged(
+    worlds: list[int], overrides: list[str], expected: str
+) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        check_command(CONFIG, overrides)
+    with pytest.raises(ConfigError, match=expected):
+        table_command(CONFIG, overrides)
+    assert worlds == []
+
+
+def test_heads_that_ranks_cannot_share() -> None:
+    with pytest.raises(ConfigError, match="tp_size: 4 for the 2 heads of STDiT; allowed: a divisor of 2"):
+        check_command(CONFIG, ["world=4", "plugin=hybrid", "plugin_config.tp_size=4"])
+
+
+def test_auto_is_float32_where_that_is_faster() -> None:
+    run = load(CONFIG, ["dtype=auto"], TrainRun).run
+    assert on_gpu(run, rates.gpu_named("cpu")).dtype == "fp32"
+    assert {on_gpu(run, gpu).dtype for gpu in (rates.gpu_named("h100"), None)} == {"auto"}
+    asked = replace(run, dtype="bf16")
+    assert on_gpu(asked, rates.gpu_named("cpu")) is asked
 
 
 def test_values_that_only_the_scheduler_can_judge_are_judged(worlds: list[int]) -> None:
@@ -137,3 +171,22 @@ def test_the_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monke
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
     assert head.count("|") == rule.count("|") == 1 + len(table.HEAD)
     assert [row[:4] for row in cells] == [["5x16x16", "48", str(n), "zero2, sp 1, kept"] for n in (8, 64, 512)]
+
+
+def test_the_table_of_a_plugin_it_does_not_try(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table, "CLIPS", ((5, 16, 16),))
+    assert table_command(CONFIG, ["plugin=hybrid", "plugin_config.tp_size=2"]) == 0
+    assert capsys.readouterr().out.count("sp 1, kept") == 3
+
+
+def test_a_table_has_worlds_of_its_own() -> None:
+    with pytest.raises(ConfigError, match="key 'world': found with --table"):
+        table_command(CONFIG, ["world=8"])
+
+
+def test_an_autoencoder_is_not_sent_to_fsdp() -> None:
+    """Training refuses it there."""
+    assert "fsdp" in searched("diffusion")
+    assert searched("autoencoder") == [name for name in searched("diffusion") if name != "fsdp"]

@@ -7,6 +7,7 @@ import pytest
 
 from opensora.errors import ConfigError
 from opensora.parallel.traffic import plugin_traffic
+from opensora.planning import table
 from opensora.planning.estimate import ENCODING, Frozen, Subject, estimate, seconds
 from opensora.planning.memory import Layout, Sizes, host_bytes
 from opensora.planning.rates import Gpu, gpu_named
@@ -45,6 +46,15 @@ CASES = {
 }
 
 
+def test_ranks_that_share_a_sample_average_their_gradients_too() -> None:
+    assert estimate(subject(), layout("ddp", 2, sp_size=2)).total == CASES["ddp", 2]
+
+
+def test_weights_that_stay_gathered_are_there_once() -> None:
+    units = estimate(subject(), layout("fsdp", keep_gathered=True)).memory["communication buffers"]
+    assert units == 2 * P + 4 * 250
+
+
 @pytest.mark.parametrize(("plugin", "world"), CASES, ids=str)
 def test_the_fullest_moment(plugin: str, world: int) -> None:
     assert estimate(subject(), layout(plugin, world)).total == CASES[plugin, world]
@@ -77,8 +87,47 @@ def test_encoding_may_be_the_fullest_moment() -> None:
 def test_offloaded_state_is_on_the_host() -> None:
     here, there = (estimate(subject(), layout("zero2", cpu_offload=flag)) for flag in (False, True))
     assert here.total - there.total == (4 + 8) * P / 2
-    assert (here.host, there.host) == (0, 12 * P // 2)
-    assert host_bytes(layout("zero2", cpu_offload=True), SIZES, ema=True) == 16 * P // 2
+    assert (here.host, there.host) == (0, 16 * P // 2)  # gradients come over for the update
+    assert host_bytes(layout("zero2", cpu_offload=True), SIZES, ema=True) == 20 * P // 2
+
+
+def test_offloaded_pieces_leave_no_gradients_behind() -> None:
+    """fsdp moves the gradients of its pieces as well, even while earlier ones wait."""
+    here, there = (estimate(subject(), layout("fsdp", micro_batches=2, cpu_offload=flag)) for flag in (False, True))
+    assert here.memory["gradients"] == 2 * P
+    assert set(there.memory) == {"communication buffers"}
+    assert there.host == 16 * P // 2
+
+
+CUT = replace(SIZES, cut=600)
+
+
+def hybrid(world: int, **changes: Any) -> Any:
+    """Of 1000 elements 600 are cut in two: a rank has 700."""
+    part = Rehearsal(0, (Moment(0, 0), Moment(700, 0)), 1, 2)
+    return estimate(subject(sizes=CUT, rehearse=lambda layout: part, **changes), layout("hybrid", world, tp_size=2))
+
+
+def test_tensor_parallelism_by_hand() -> None:
+    """Two ranks average what both hold, 400 elements; of four, pairs the other 300 as well."""
+    assert hybrid(2).total == (4 + 8 + 4) * 700 + 4 * 400
+    assert hybrid(4).total == (4 + 8 + 4 + 4) * 700
+    assert hybrid(2).traffic.gradients == 2 * 4 * 400 // 2
+    assert hybrid(4).traffic.gradients == 2 * 4 * 400 * 3 // 4 + 2 * 4 * 300 // 2
+    assert hybrid(2).traffic.weights == 0
+    assert hybrid(2).update_bytes == 28 * 700
+
+
+def test_what_is_held_beside_the_model_follows_the_layout() -> None:
+    def text(parallel: str | None) -> int:
+        frozen = Frozen(text=800, text_parallel=parallel)
+        return estimate(subject(frozen=frozen), layout("zero2", world=4, sp_size=2)).memory["text encoder"]
+
+    assert (text(None), text("shard"), text("tensor")) == (800, 200, 400)
+    both = subject(rival=Sizes(10), beside={"discriminator": 7, "perceptual network": 5})
+    assert estimate(both, layout("ddp")).memory["discriminator"] == 7 + (4 + 8 + 4) * 10
+    assert estimate(both, layout("zero2")).memory["discriminator"] == 7 + 2 * 10 + (4 + 8 + 4) * 10 // 2
+    assert estimate(both, layout("zero2")).memory["perceptual network"] == 5
 
 
 def test_gloo_holds_once_more_what_it_gathers() -> None:
@@ -95,10 +144,13 @@ def test_traffic_by_hand() -> None:
     assert (sent["zero2"].gradients, sent["zero2"].weights) == (3 * 4 * once, 2 * once)
     assert sent["zero2-seq"] == sent["zero2"]
     assert (sent["fsdp"].gradients, sent["fsdp"].weights) == (3 * 4 * once, 3 * 2 * 2 * once)
+    stays = plugin_traffic("fsdp", stays_gathered=P // 2, **given)  # type: ignore[arg-type]
+    assert stays.weights == 3 * (2 + 1) * 2 * once // 2
     assert plugin_traffic("zero2", **{**given, "ranks": 1}).total == 0  # type: ignore[arg-type]
 
 
 CARD = Gpu("card", 100, 10, 1.0, 1000, 100, 10, per_node=2)
+ROOMY = replace(CARD, memory_gb=1000)
 
 
 def test_seconds_by_hand() -> None:
@@ -116,13 +168,22 @@ def test_seconds_by_hand() -> None:
     assert slow.compute == pytest.approx(10 * spent.compute)
 
 
+def test_update_by_hand() -> None:
+    """Gradient 4, master 8, two moments 16 bytes; a working weight of 2; 12 for the average."""
+    assert estimate(subject(), layout("ddp")).update_bytes == 28 * P
+    assert estimate(subject(), layout("fsdp")).update_bytes == 28 * P / 2
+    assert estimate(subject(), layout("zero2")).update_bytes == 30 * P / 2
+    assert estimate(subject(ema=True), layout("zero2")).update_bytes == (30 + 12) * P / 2
+    assert seconds(estimate(subject(), layout("zero2", cpu_offload=True)), CARD).update == 0
+
+
 PLUGINS = ("ddp", "fsdp", "zero1", "zero2", "zero1-seq", "zero2-seq")
 
 
-def fitting(limit: float, activations: int, frames: int = 8, **changes: Any) -> Any:
+def fitting(limit: float, activations: int, most_ranks: int = 8, **changes: Any) -> Any:
     card = replace(CARD, memory_gb=limit / 0.9e9)
     current = layout("ddp", world=4, **changes)
-    return smallest(subject(activations, frames=frames, heads=2), current, 4, card, PLUGINS)
+    return smallest(subject(activations, most_ranks=most_ranks), current, 4, card, PLUGINS)
 
 
 def test_the_smallest_layout_that_fits() -> None:
@@ -146,7 +207,7 @@ def test_nothing_fits() -> None:
 def test_hopeless_layouts_are_not_rehearsed() -> None:
     """4000 P on four ranks is more than 50 P, recomputed 400 P too; one rank is tried with and without."""
     asked = []
-    found = subject(4000 * P, frames=8)
+    found = subject(4000 * P, most_ranks=8)
     rehearse = found.rehearse
     found.rehearse = lambda layout: asked.append((layout.sp_size, layout.grad_checkpoint)) or rehearse(layout)  # type: ignore[func-returns-value]
     card = replace(CARD, memory_gb=50 * P / 0.9e9)
@@ -154,9 +215,48 @@ def test_hopeless_layouts_are_not_rehearsed() -> None:
     assert set(asked) == {(1, False), (1, True)}
 
 
-@pytest.mark.parametrize(("mode", "frames", "expected"), [("dsp", 2, 2), ("dsp", 8, 4), ("ulysses", 8, 2)])
-def test_no_more_ranks_than_frames_or_heads(mode: str, frames: int, expected: int) -> None:
-    assert fitting(2 * P, activations=10 * P, frames=frames, sp_mode=mode).nearest.layout.sp_size == expected
+def test_what_only_one_plugin_keeps_is_no_reason_to_skip_the_others() -> None:
+    """ddp keeps narrow copies of its weights as well: 150 P are too much for two ranks of 62 P, 100 P are not."""
+
+    def rehearse(layout: Layout) -> Rehearsal:
+        kept = 100 * P // layout.sp_size + (50 * P if layout.replicated else 0)
+        return Rehearsal(kept, (Moment(0, kept), Moment(P, 0)), 100, 200)
+
+    card = replace(CARD, memory_gb=62 * P / 0.9e9)
+    best = smallest(subject(rehearse=rehearse, most_ranks=4), layout("ddp", world=4), 4, card, PLUGINS).best
+    assert best is not None
+    assert (best.layout.plugin, best.layout.sp_size) == ("zero1-seq", 2)
+
+
+def test_no_more_ranks_than_have_work() -> None:
+    assert fitting(2 * P, activations=10 * P, most_ranks=2).nearest.layout.sp_size == 2
+
+
+@pytest.mark.parametrize(
+    "current",
+    [layout("zero2-seq", 4, sp_size=4), layout("hybrid", 4, tp_size=4), layout("hybrid", 4, tp_size=2, sp_size=2)],
+)
+def test_a_run_whose_ranks_idle_is_searched_as_it_is(current: Any) -> None:
+    """One micro-batch leaves one group of four ranks, though only two of them have work."""
+    found = smallest(subject(10 * P, most_ranks=2), current, 1, CARD, PLUGINS).best.layout  # type: ignore[union-attr]
+    assert (found.sp_size, found.tp_size, found.micro_batches) == (4, 1, 1)
+
+
+def test_the_cpu_has_no_other_memory() -> None:
+    assert fitting(2 * P, activations=0, gloo=True).nearest.layout.cpu_offload is False
+    assert fitting(2 * P, activations=0).nearest.layout.cpu_offload is True
+
+
+def test_the_table_keeps_the_plugins_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients of half the width on the wire, beside bfloat16 weights: 4 bytes of an element in place of 6."""
+    monkeypatch.setattr(table, "CLIPS", ((1, 8, 8),))
+    monkeypatch.setattr(table, "WORLDS", (2,))
+    big = subject(sizes=Sizes(trained=10**9))
+
+    def sent(dtype: str) -> str:
+        return next(table.rows(lambda clip: (big, layout("zero2", communication_dtype=dtype)), ROOMY, ["zero2"]))[5]
+
+    assert (sent("fp32"), sent("bf16")) == ("3.00", "2.00")
 
 
 def test_stated_rates() -> None:

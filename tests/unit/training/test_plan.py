@@ -163,6 +163,33 @@ def test_what_ranks_of_a_sequence_group_share() -> None:
     )
 
 
+def test_what_ranks_of_a_tensor_group_share() -> None:
+    """Of each block of width 32 two self-attentions, the one to the text and the perceptron are cut, and the perceptron
+    that takes captions of 384 numbers, but not the biases behind their sums. Sums are made of 48 tokens of 2 clips, in a
+    block four going forward, four back, and of 12 words one back, and one forward where they come in."""
+    base = run("stdit", plugin="hybrid", plugin_config={"tp_size": 2})
+    whole, shared = plan(run("stdit", plugin="ddp"), 2), plan(base, 2, sp_size=2)
+    square = 32 * 32
+    block = 2 * (4 * square + 3 * 32) + (4 * square + 3 * 32) + (8 * square + 4 * 32)
+    captions = 384 * 32 + 32 + square
+    assert shared.subject.sizes.cut == 2 * block + captions
+    assert whole.memory["optimizer moments"] - shared.memory["optimizer moments"] == 8 * (2 * block + captions) // 2
+    assert 0.5 < activations(shared) / activations(whole) < 0.9
+    flops = [each.estimate.model_flops / each.estimate.layout.micro_batches for each in (whole, shared)]
+    assert 0.5 < flops[1] / flops[0] < 0.7
+    tokens, words = 2 * 48 * 32 * 4, 2 * 12 * 32 * 4
+    assert shared.estimate.sequence_bytes == 2 * (2 * (8 * tokens + words) + words)  # two micro-batches of two blocks
+    assert shared.estimate.layout.micro_batches == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "mode", "expected"), [("stdit", "dsp", 3), ("stdit", "ulysses", 2), ("dit", "dsp", 2)]
+)
+def test_ranks_that_can_share_a_sample(config: str, mode: Any, expected: int) -> None:
+    """Three frames or two heads; DiT has no whole frames to give, so its heads count in either mode."""
+    assert plan(run(config, sp_mode=mode), 1).subject.most_ranks == expected
+
+
 def test_text_encoders_whose_weights_are_not_here() -> None:
     """The encoder of T5 v1.1-XXL has 4,762,310,656 parameters; MiniLM-L6 has 22,713,216 and a row of 512 positions."""
     assert text_parameters(T5Encoder("DeepFloyd/t5-v1_1-xxl"))[0] == 4_762_310_656  # type: ignore[index]
