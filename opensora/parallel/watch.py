@@ -187,7 +187,7 @@ def _entered() -> dict[str, int]:
         for device in group._device_types:
             backend = group._get_backend(device)
             with suppress(RuntimeError):  # one that does not count
-                found[f"{name} {backend.name()}"] = backend._get_sequence_number_for_group()
+                found[f"{name} {backend.name()}"] = backend._get_sequence_number_for_group()  # type: ignore[attr-defined]
     return found
 
 
