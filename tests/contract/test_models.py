@@ -165,7 +165,7 @@ def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("name", DENOISERS)
 def test_denoiser_builds_on_meta(name: str) -> None:
-    """At its full size, allocating nothing."""
+    """At its full size, allocating nothing; called as training calls it, for a run is planned so."""
     with torch.device("meta"):
         model = build(MODELS, full(name) | {"input_size": (4, 32, 32)})
     assert all(tensor.is_meta for tensor in model.state_dict().values())
@@ -173,6 +173,7 @@ def test_denoiser_builds_on_meta(name: str) -> None:
         torch.zeros(1, model.in_channels, *model.input_size, device="meta"),
         torch.zeros(1, device="meta"),
         no_caption(model).to("meta"),
+        drop_B=torch.zeros(1, dtype=torch.bool, device="meta"),
         **clip_conditions(model, (17, 256, 256), torch.zeros(1, device="meta")),
     )
     assert out.shape == (1, model.out_channels, *model.input_size)

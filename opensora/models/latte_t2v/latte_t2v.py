@@ -16,7 +16,7 @@ from opensora.models.latte_t2v.blocks import SpatialBlock, TemporalBlock
 from opensora.models.latte_t2v.checks import check_config, check_inputs, clip_and_native_size
 from opensora.models.latte_t2v.embed import CaptionProjection, PatchEmbed, TimestepModulation
 from opensora.models.latte_t2v.positions import Rotate, frame_scale, frame_table, grid_rotation, patch_scale, rotation
-from opensora.models.layers.embed import shut_linear, text_mask
+from opensora.models.layers.embed import is_any, shut_linear, text_mask
 from opensora.models.layers.modulation import ScaleShiftTable
 from opensora.models.layers.norm import norm_modulate
 from opensora.models.layers.patch import unpatchify, widened
@@ -144,7 +144,7 @@ class LatteT2V(ScaleShiftTable):
 
         A clip's caption comes first, those of its images follow. ShapeError when a caption is to be dropped.
         """
-        if drop_B is not None and bool(drop_B.any()):
+        if is_any(drop_B):
             raise ShapeError(
                 "LatteT2V: drop_B: captions to drop; this model has no null caption of its own and trains without dropping;"
                 " encode an empty prompt in their place"

@@ -82,6 +82,11 @@ class SizeEmbedder(TimestepEmbedder):
         shut_linear(self.mlp[2])
 
 
+def is_any(drop_B: Tensor | None) -> bool:
+    """Whether a condition is to be dropped; on the meta device, where a run is planned, none is."""
+    return drop_B is not None and not drop_B.is_meta and bool(drop_B.any())
+
+
 class LabelEmbedder(nn.Module):
     """Classes by number; `num_classes` itself is the null class, which exists only where labels are ever dropped."""
 
@@ -105,7 +110,7 @@ class LabelEmbedder(nn.Module):
     def forward(self, labels_B: Tensor, drop_B: Tensor | None = None) -> Tensor:
         """[B] -> [B, D]; samples with `drop_B` True take the null class."""
         labels_B = labels_B.long()
-        if drop_B is not None and drop_B.any():
+        if drop_B is not None and is_any(drop_B):
             labels_B = torch.where(drop_B.to(labels_B.device).bool(), self.null(len(labels_B)), labels_B)
         return self.embedding_table(labels_B)
 
