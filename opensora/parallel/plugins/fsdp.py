@@ -9,7 +9,7 @@ from torch.distributed.fsdp import CPUOffload, MixedPrecision, ShardingStrategy
 
 from opensora.errors import ConfigError
 from opensora.parallel import collectives
-from opensora.parallel.accelerator import set_accelerator
+from opensora.parallel.accelerator import import_colossalai, set_accelerator
 from opensora.parallel.engine import Engine, Forward, OptimizerFactory, clip_factor, is_finite, place, squared_norm
 from opensora.parallel.fsdp import FsdpPieces, boost
 from opensora.parallel.pieces import even_cut, recut
@@ -42,7 +42,8 @@ class FullyShardedDataParallel:
         self.cpu_offload = cpu_offload
 
     def check(self, world: World) -> None:
-        """ConfigError for cpu_offload on the CPU: torch would pin the memory for a device."""
+        """ConfigError without colossalai, and for cpu_offload on the CPU: torch would pin the memory for a device."""
+        import_colossalai()
         if self.cpu_offload and world.device.type == "cpu":
             raise ConfigError(
                 "plugin_config.cpu_offload: True on the CPU; allowed: False there, everything is in host memory already; "

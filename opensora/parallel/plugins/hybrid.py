@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from opensora.errors import ConfigError
 from opensora.parallel import collectives
-from opensora.parallel.accelerator import set_accelerator
+from opensora.parallel.accelerator import import_colossalai, set_accelerator
 from opensora.parallel.engine import Engine, Forward, OptimizerFactory, clip_factor, is_finite, place, squared_norm
 from opensora.parallel.reducer import Reducer
 from opensora.parallel.tensor import boost, check_heads, cut_of, sees_part
@@ -41,7 +41,8 @@ class Hybrid:
         self.bucket_bytes = bucket_cap_mb * 2**20
 
     def check(self, world: World) -> None:
-        """ConfigError when the ranks that share a sample are not a multiple of tp_size."""
+        """ConfigError without colossalai, and when the ranks that share a sample are not a multiple of tp_size."""
+        import_colossalai()
         if world.sequence_size % self.tp_size:
             raise ConfigError(
                 f"plugin_config.tp_size: {self.tp_size}, but the ranks share samples in groups of {world.sequence_size}; "

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from opensora.errors import ConfigError
 from opensora.parallel import collectives
-from opensora.parallel.accelerator import set_accelerator
+from opensora.parallel.accelerator import import_colossalai, set_accelerator
 from opensora.parallel.engine import Engine, Forward, OptimizerFactory, is_finite, place
 from opensora.parallel.low_level_zero import ZeroShards, boost
 from opensora.parallel.world import World
@@ -49,7 +49,8 @@ class Zero:
         }
 
     def check(self, world: World) -> None:
-        """ConfigError for overlap_communication on the CPU."""
+        """ConfigError for overlap_communication on the CPU, and without colossalai."""
+        import_colossalai()
         if world.device.type == "cpu" and self.overlap_communication:
             raise ConfigError(
                 "plugin_config.overlap_communication: True on the CPU; allowed: False or None there, "
