@@ -140,8 +140,7 @@ def test_two_ranks_equal_one(name: str) -> None:
 
 def test_four_ranks_equal_one() -> None:
     """More than there are frames or heads, and one of them without tokens of its own."""
-    names = ["STDiT", "STDiT3-XL/2-v1.3", "PixArt", "Latte", "LatteT2V"]
-    run_ranks(compare_all, 4, [Case(name, ODD, given_frames=True) for name in names])
+    run_ranks(compare_all, 4, [Case(name, ODD, given_frames=True, checkpointed=True) for name in architectures()])
 
 
 @pytest.mark.parametrize("special", SPECIAL)
