@@ -18,11 +18,13 @@ def sequence_size(run: TrainRun, size: int, local_size: int, where: str) -> int:
     found, tensor = run.sp_size, tensor_size(run)
     if found is None:
         found = local_size if run.plugin.endswith("-seq") else 1
-    if found > 1 and run.task == "autoencoder":
-        raise ConfigError(
-            f"{where}: key 'sp_size': {found} ranks for each sample of task 'autoencoder'; allowed: 1, an autoencoder has "
-            "no tokens to share; set sp_size=1 and a plugin without '-seq'"
-        )
+    if run.task == "autoencoder":
+        for key, ranks, what in (("sp_size", found, "tokens"), ("plugin_config.tp_size", tensor, "heads")):
+            if ranks > 1:
+                raise ConfigError(
+                    f"{where}: key '{key}': {ranks} ranks for each sample of task 'autoencoder'; allowed: 1, an "
+                    f"autoencoder has no {what} to share; set {key}=1 and a plugin without '-seq'"
+                )
     check_sequence_size(found, size, where)
     if tensor < 1 or size % (found * tensor):
         raise ConfigError(

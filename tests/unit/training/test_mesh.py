@@ -1,5 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,3 +32,19 @@ def test_sizes_that_do_not_divide_the_ranks_are_refused(run: TrainRun) -> None:
         sequence_size(hybrid, 4, 4, "run.py")
     with pytest.raises(ConfigError, match=r"found 3 with sp_size=2 on 8 rank"):
         sequence_size(replace(hybrid, sp_size=2), 8, 4, "run.py")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"sp_size": 2}, "key 'sp_size': 2 ranks .* no tokens to share; set sp_size=1"),
+        ({"plugin": "zero1-seq"}, "key 'sp_size': 4 ranks"),
+        (
+            {"plugin": "hybrid", "plugin_config": {"tp_size": 2}},
+            "key 'plugin_config.tp_size': 2 ranks .* no heads to share; set plugin_config.tp_size=1",
+        ),
+    ],
+)
+def test_an_autoencoder_has_nothing_to_share(run: TrainRun, changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        sequence_size(replace(run, task="autoencoder", **changes), 4, 4, "run.py")
