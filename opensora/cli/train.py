@@ -54,7 +54,11 @@ def train_command(config: str, overrides: Sequence[str]) -> int:
         training.preview = build_previews(training)
         per_step = run.micro_batches // world.data_size
         training.batches = watch.loading(training.batches, training.start_step, per_step)
-        finished = train(training)
+        try:
+            finished = train(training)
+        except BaseException:
+            training.metrics.close(failed=True)  # the numbers of the last minutes tell why
+            raise
         training.metrics.close()
     log.logger().info("done: %s" if finished else "stopped on request, saved: %s", Path(run.run_dir).resolve())
     worlds.stop()

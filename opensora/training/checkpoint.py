@@ -67,7 +67,9 @@ def save(
         on_main(lambda: _make_room(root, beside))
         on_all(lambda: storage.save_sharded(state, beside / "state", group))
         on_main(lambda: _write_weights(beside / "weights", weights, configs))
-        shares = on_all(lambda: _describe(beside, _share(_files(beside))))
+        # a machine may not see at once what another one has written, but each sees its own
+        names = sorted(set().union(*on_all(lambda: _files(beside))))
+        shares = on_all(lambda: _describe(beside, _share(names)))
         files = {name: entry for share in shares for name, entry in share.items()}
         on_main(lambda: _publish(beside, final, {"step": step, "meta": dict(meta), "files": files}))
     except _Failed as failed:
@@ -86,13 +88,22 @@ def prepare(run_dir: Path | str) -> None:
     Raises CheckpointError now rather than at the first save when `run_dir` cannot take them.
     """
     root = Path(run_dir) / "checkpoints"
-    probe = root / f".probe-{collectives.rank()}"
+    probe = _probe(root, collectives.rank())
     try:
         _on_main(partial(_clean, root))
-        _on_all(lambda: probe.write_bytes(b"x"))
+        _on_all(partial(_write_probe, probe))
+        elsewhere = _on_main(
+            lambda: [rank for rank in range(collectives.world_size()) if not _probe(root, rank).exists()]
+        )
         _on_all(probe.unlink)
     except _Failed as failed:
         raise CheckpointError(_explain(failed, root, "it was being tried")) from None
+    if elsewhere:
+        ranks = ", ".join(map(str, elsewhere[:8]))
+        raise CheckpointError(
+            f"{root}: what rank(s) {ranks} wrote there is not seen by rank 0; allowed: a folder that all machines share; "
+            "choose a run_dir on a shared file system"
+        )
 
 
 def find(run_dir: Path | str, up_to: int | None = None) -> Checkpoint | None:
@@ -101,14 +112,20 @@ def find(run_dir: Path | str, up_to: int | None = None) -> Checkpoint | None:
     up_to: the newest of those with at most so many optimizer steps.
     Each damaged checkpoint passed over is reported. Raises CheckpointError when all there are are damaged.
     """
-    root = Path(run_dir) / "checkpoints"
+    root, damaged = Path(run_dir) / "checkpoints", set[int]()
     try:
-        steps = [step for step in _on_main(partial(_steps, root)) if up_to is None or step <= up_to]
-        for step in steps:
-            folder = root / f"{_STEP}{step:08d}"
+        while True:
+            steps = [step for step in _on_main(partial(_steps, root)) if up_to is None or step <= up_to]
+            left = [step for step in steps if step not in damaged]
+            if not left:
+                break
+            folder = root / f"{_STEP}{left[0]:08d}"
             faults = [fault for share in _on_all(partial(_verify, folder)) for fault in share]
             if not faults:
-                return Checkpoint(step, folder, _on_main(partial(_manifest, folder))["meta"])
+                return Checkpoint(left[0], folder, _on_main(partial(_manifest, folder))["meta"])
+            if not _on_main(folder.exists):
+                continue  # the run that trains there has deleted it meanwhile
+            damaged.add(left[0])
             if collectives.rank() == 0:
                 log.logger().warning("%s: damaged, taking the one before: %s", folder, "; ".join(sorted(set(faults))))
     except _Failed as failed:
@@ -192,7 +209,18 @@ def _clean(root: Path) -> None:
         if folder.name.startswith(_REPLACED) and not original.exists():
             folder.rename(original)  # killed between the two renames of a replacement
         elif folder.name.startswith((_PARTIAL, _REPLACED, _PRUNED)):
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)  # one that a reader still has open goes next time
+
+
+def _probe(root: Path, rank: int) -> Path:
+    return root / f".probe-{rank}"
+
+
+def _write_probe(probe: Path) -> None:
+    probe.parent.mkdir(
+        parents=True, exist_ok=True
+    )  # a machine that does not share the folder is found out by the probe
+    probe.write_bytes(b"x")
 
 
 def _steps(root: Path) -> list[int]:

@@ -11,6 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -190,7 +191,9 @@ class RunFolder:
     def _write_config(self) -> None:
         if self.world.is_main:
             text = json.dumps(as_dict(self.run), indent=2) + "\n"
-            (self.path / "config.json").write_text(text, encoding="utf-8")
+            beside = self.path / ".config.json.new"
+            beside.write_text(text, encoding="utf-8")
+            beside.replace(self.path / "config.json")  # whole at any moment: a replay may read it
 
     def _report_changes(self, before: Mapping[str, Any]) -> None:
         now = as_dict(self.run)
@@ -211,12 +214,16 @@ def lock(folder: Path) -> tuple[IO[str] | None, str | None]:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EAGAIN):
-            return file, None  # a file system without locks
+            logger().warning(
+                "%s: no locks on this file system (%s): see to it that no second run uses it", folder, error
+            )
+            return file, None
         file.seek(0)
         return None, file.read().strip() or "unknown process"
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
+    with suppress(OSError):  # a full disk, which `checkpoint.prepare` tells as well
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
     return file, None
 
 

@@ -78,15 +78,16 @@ def train(t: Training) -> bool:
         _stop_if_too_many_bad_rows(t, total.bad_rows, taken.tally.bad_rows)
         if taken.outcome.trouble is None and (done % run.log_every == 0 or done == run.steps or total.stop):
             t.metrics.log(taken.record(done, time.monotonic() - began, t.guard.skipped))
+        if total.stop:  # nothing else first: who asked may not wait long
+            _save(t, done)
+            t.keeper.finish()
+            return done == run.steps
         if t.validation is not None and _due(run.validate_every, done, run.steps):
             t.metrics.log_validation(done, validate(t))
         if t.preview is not None and _due(run.preview_every, done, run.steps):
             t.preview(done)
-        if total.stop or _due(run.save_every, done, run.steps):
-            t.metrics.log_save(done, t.keeper.save(done, t.bad_rows))
-        if total.stop:
-            t.keeper.finish()
-            return done == run.steps
+        if _due(run.save_every, done, run.steps):
+            _save(t, done)
     t.keeper.finish()
     return True
 
@@ -119,6 +120,10 @@ def validate(t: Training) -> dict[str, float]:
     names = sorted(values)
     sums = sum_over_ranks(torch.tensor([values[name] for name in names], dtype=torch.float64).view(-1, 2))
     return {name: total / count for name, (total, count) in zip(names, sums.tolist(), strict=True) if count}
+
+
+def _save(t: Training, step: int) -> None:
+    t.metrics.log_save(step, t.keeper.save(step, t.bad_rows))
 
 
 def _due(every: int, done: int, steps: int) -> bool:

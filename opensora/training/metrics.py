@@ -41,6 +41,7 @@ class Metrics:
     def __init__(self, run_dir: Path, start_step: int, steps: int, main: bool, wandb: bool, config: Mapping[str, Any]):
         self.main = main
         self.steps = steps
+        self._whole, self._told = True, False  # whether the last line went in whole; that one did not was told
         if not main:
             return
         self.path = run_dir / "metrics.jsonl"
@@ -84,22 +85,43 @@ class Metrics:
         self._append({"step": step, "save": {"waited": round(waited, 4)}})
         self._scalars(step, {"save/waited": waited})
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
+        """Flush. failed: wandb, which may take minutes, is left as it is, and calls the run crashed."""
         if self.main:
             self.progress.close()
-            self.board.close()
-            if self.wandb is not None:
+            try:
+                self.board.close()
+            except OSError as error:
+                self._bear(error)
+            if self.wandb is not None and not failed:
                 self.wandb.finish()
 
     def _append(self, values: Mapping[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(_plain(values), allow_nan=False) + "\n")
+        line = json.dumps(_plain(values), allow_nan=False) + "\n"
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(line if self._whole else f"\n{line}")
+            self._whole = True
+        except OSError as error:
+            self._whole = False
+            self._bear(error)
 
     def _scalars(self, step: int, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self.board.add_scalar(name, value, step)
+        try:
+            for name, value in values.items():
+                self.board.add_scalar(name, value, step)
+        except OSError as error:
+            self._bear(error)
         if self.wandb is not None:
             self.wandb.log(dict(values), step=step)
+
+    def _bear(self, error: OSError) -> None:
+        """Numbers that the disk refuses do not end a run: its next save will, with a sentence, if there is no room by then."""
+        if not self._told:
+            self._told = True
+            logger().warning(
+                "%s: cannot be written (%s); training goes on, without some of its numbers", self.path, error
+            )
 
 
 def bin_name(index: int) -> str:

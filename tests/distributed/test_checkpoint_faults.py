@@ -2,6 +2,7 @@
 
 import errno
 import io
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -158,3 +159,37 @@ def test_weights_leave_as_safetensors(tmp_path: Path) -> None:
     saved = load_file(tmp_path / "checkpoints/step-00000001/weights/model/model.safetensors")
     torch.testing.assert_close(saved, weights, rtol=0, atol=0)
     assert saved.keys() == tiny.make().state_dict().keys()  # tied ones under both names
+
+
+def save_on_two_machines(folder: str) -> None:
+    """Each rank lists its own files and those of a moment ago, as a network file system may have it."""
+    listed, mine = checkpoint._files, f"__{collectives.rank()}_"
+    checkpoint._files = lambda path: [
+        n for n in listed(path) if mine in n or ("__" not in n and not collectives.rank())
+    ]
+    try:
+        save_steps(folder, 10)
+    finally:
+        checkpoint._files = listed
+
+
+def test_the_manifest_has_the_files_of_all_machines(tmp_path: Path) -> None:
+    run_ranks(save_on_two_machines, 2, str(tmp_path))
+    folder = tmp_path / "checkpoints/step-00000010"
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert {"state/__0_0.distcp", "state/__1_0.distcp"} < files
+    assert json.loads((folder / "manifest.json").read_text())["files"].keys() == files - {"manifest.json"}
+
+
+def prepare_one_each(folder: str) -> str:
+    try:
+        checkpoint.prepare(Path(folder) / str(collectives.rank()))
+    except CheckpointError as error:
+        return str(error)
+    return "prepared"
+
+
+def test_machines_that_do_not_share_the_folder_are_told(tmp_path: Path) -> None:
+    for text in run_ranks(prepare_one_each, 2, str(tmp_path)):
+        assert "what rank(s) 1 wrote there is not seen by rank 0" in text
+        assert "a folder that all machines share" in text

@@ -207,3 +207,39 @@ def test_another_model_is_refused_and_extra_parts_are_not(tmp_path: Path) -> Non
     assert "ema/a" not in str(caught.value)
     with pytest.raises(CheckpointError, match=r"missing: optimizer/x.*another size: master/a \(\(5,\) saved, \(6,\)"):
         checkpoint.load(found, {"master/a": torch.zeros(6), "master/b": torch.zeros(2), "optimizer/x": torch.zeros(1)})
+
+
+def test_what_a_training_run_deletes_while_it_is_looked_at_is_not_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warnings: pytest.LogCaptureFixture
+) -> None:
+    """A replay reads while the run goes on and keeps the newest only."""
+    for step in (10, 20, 30):
+        save(tmp_path, step)
+    verify = checkpoint._verify
+
+    def prune_then_verify(folder: Path) -> list[str]:
+        if folder.name.endswith("20"):
+            checkpoint._prune(tmp_path / "checkpoints", 30, 1)
+        return verify(folder)
+
+    monkeypatch.setattr(checkpoint, "_verify", prune_then_verify)
+    assert checkpoint.find(tmp_path, up_to=29) is None
+    assert "damaged" not in warnings.text
+    assert checkpoint.find(tmp_path).step == 30  # type: ignore[union-attr]
+
+
+def test_leftovers_that_cannot_go_do_not_fail_a_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a network file system where another process still has one of their files open."""
+    save(tmp_path, 1)
+    stuck = tmp_path / "checkpoints/.pruned-step-00000000"
+    (stuck / "state").mkdir(parents=True)
+    rmdir = os.rmdir
+
+    def refuse(path: Any, **options: Any) -> None:
+        if str(path) == "state" or str(path).startswith(str(stuck)):
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(path))
+        rmdir(path, **options)
+
+    monkeypatch.setattr(os, "rmdir", refuse)
+    save(tmp_path, 2)
+    assert names(tmp_path) == [stuck.name, "step-00000001", "step-00000002"]

@@ -23,6 +23,7 @@ from opensora.parallel import storage, world
 from opensora.parallel.background import finish_all
 from opensora.registry import PLUGINS, build
 from opensora.schema import TrainRun
+from opensora.training import keep as keep_module
 from opensora.training.ema import Ema
 from opensora.training.keep import RunFolder, resolve_part, resolve_weights
 from tests.dist import one_rank
@@ -31,9 +32,11 @@ ROOT = Path(__file__).resolve().parents[3]
 RUN = load(str(ROOT / "configs/stdit/train/debug.py"), [], TrainRun).run
 
 HOLD = """
-import sys
+import resource, sys
 from pathlib import Path
 from opensora.training.keep import lock
+if len(sys.argv) > 2:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # no byte can be written, as on a full disk
 held, holder = lock(Path(sys.argv[1]))
 print("held" if held is not None and holder is None else "refused", flush=True)
 sys.stdin.read()
@@ -276,3 +279,20 @@ def test_the_last_good_checkpoint_is_the_one_being_written(tmp_path: Path, monke
     folder.save(1, [])
     threading.Timer(0.2, gate.open.set).start()
     assert folder.last_good() == str(tmp_path / "checkpoints/step-00000001")
+
+
+def test_a_full_disk_is_left_to_be_told_by_who_tries_the_folder(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLD, str(tmp_path), "full"]
+    done = subprocess.run(command, input="", capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "held\n", done.stderr
+
+
+def test_a_file_system_without_locks_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warnings: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(keep_module.fcntl, "lockf", refuse)
+    open_folder(tmp_path)
+    assert f"{tmp_path}: no locks on this file system" in warnings.text

@@ -77,6 +77,7 @@ class Log:
         self.validations: list[tuple[int, dict[str, float]]] = []
         self.saved: list[tuple[int, list[str]]] = []
         self.troubles: list[tuple[int, dict[str, Any]]] = []
+        self.previews: list[int] = []
 
     def log(self, record: StepRecord) -> None:
         self.records.append(record)
@@ -226,10 +227,12 @@ def test_a_signal_ends_the_run_after_the_step_with_its_state_saved() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         return loss_B
 
-    t, log = training(VALUES * 3, change=ask, log_every=100, save_every=100)
+    t, log = training(VALUES * 3, change=ask, log_every=100, save_every=100, validate_every=2, preview_every=2)
+    t.validation, t.preview = lambda: batches(VALUES), log.previews.append
     t.stop = StopRequest()
     assert train(t) is False
     assert log.saved == [(2, [])]
+    assert (log.validations, log.previews) == ([], [])  # who asked may not wait for them
     assert log.finished
     assert [record.step for record in log.records] == [2]
 

@@ -1,8 +1,10 @@
 """What a run tells about itself, and what it takes back when it resumes."""
 
+import errno
 import json
 import logging
 import math
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -151,6 +153,18 @@ def test_wandb_gets_the_config_and_the_numbers(tmp_path: Path, monkeypatch: pyte
     assert (values["loss"], values["loss_bin/0.3-0.4"], step) == (1.5, 1.5, 3)
 
 
+def test_a_run_that_fails_keeps_its_last_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorBoard is flushed every two minutes by itself; wandb is not waited for."""
+    monkeypatch.setitem(
+        sys.modules, "wandb", SimpleNamespace(init=lambda **_: SimpleNamespace(log=lambda *_, **__: None))
+    )
+    metrics = open_metrics(tmp_path, wandb=True)
+    for step in range(1, 4):
+        metrics.log(record(step))
+    metrics.close(failed=True)
+    assert [step for step, _ in scalars(tmp_path)["loss"]] == [1, 2, 3]
+
+
 def test_wandb_that_is_missing_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ConfigError, match=r"key 'wandb': found True, but the package is missing; .*pip install wandb"):
@@ -159,3 +173,31 @@ def test_wandb_that_is_missing_is_a_sentence(tmp_path: Path, monkeypatch: pytest
 
 def test_bins_are_tenths() -> None:
     assert [bin_name(0), bin_name(BINS - 1)] == ["0.0-0.1", "0.9-1.0"]
+
+
+def test_a_full_disk_is_told_once_and_does_not_end_the_run(
+    tmp_path: Path, messages: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The save that is due next tells it with the remedy, and may find room again; half a line hides no whole one."""
+    metrics = open_metrics(tmp_path)
+    metrics.log(record(1))
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "lo')
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as full:
+        full.setattr(Path, "open", refuse)
+        full.setattr(metrics.board, "add_scalar", refuse)
+        metrics.log(record(2))
+        metrics.log_trouble(3, {"what": "the loss is nan", "skipped": 1})
+    metrics.log(record(4))
+    monkeypatch.setattr(metrics.board, "close", refuse)
+    metrics.close()
+    assert [each["step"] for each in read(tmp_path / "metrics.jsonl")] == [1, 4]
+    told = [each.getMessage() for each in messages.records if each.levelno == logging.WARNING]
+    assert [line for line in told if "cannot be written" in line] == [
+        f"{tmp_path}/metrics.jsonl: cannot be written ([Errno 28] No space left on device); training goes on, without "
+        "some of its numbers"
+    ]
