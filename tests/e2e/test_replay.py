@@ -24,6 +24,7 @@ from tests.dist import run_ranks
 from tests.e2e.processes import ROOT, TRAIN
 
 STEPS = 6
+BUCKETS = "configs/stdit2/train/debug_buckets.py"
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +35,19 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train_here(folder: str) -> None:
+def train_here(folder: str, config: str = TRAIN, *overrides: str) -> None:
     from opensora.training.build import build_training
     from opensora.training.loop import train
 
     # more than one row in a micro-batch, dropped captions and frames that are given: everything that is drawn
-    keys = [f"run_dir={folder!r}", "keep_last=9", "mask_ratios={'image_head': 0.5}", "model.class_dropout_prob=0.5"]
-    t = build_training(load(str(ROOT / TRAIN), keys, TrainRun).run, world.current(), TRAIN)
+    keys = [
+        f"run_dir={folder!r}",
+        "keep_last=9",
+        "mask_ratios={'image_head': 0.5}",
+        "model.class_dropout_prob=0.5",
+        *overrides,
+    ]
+    t = build_training(load(str(ROOT / config), keys, TrainRun).run, world.current(), config)
     train(t)
     t.metrics.close()
 
@@ -98,6 +105,45 @@ def test_without_a_checkpoint_before_it_the_run_is_begun_again(run_dir: Path) ->
     found = run_ranks(again, 1, str(run_dir), 1)[0]
     assert found.start == 0
     assert (found.loss, found.grad_norm) == logged(run_dir, 1)
+
+
+def train_shared(folder: str, *overrides: str) -> None:
+    world.divide(2)
+    train_here(folder, TRAIN, "plugin=zero2-seq", "sp_size=2", *overrides)
+
+
+def again_shared(folder: str, step: int, *changes: str) -> Replay:
+    world.divide(2)
+    return again(folder, step, *changes)
+
+
+def test_a_run_whose_ranks_share_each_sample(
+    tmp_path: Path, opensora: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On as many ranks bit for bit, on one to rounding; whose numbers of ranks do not go together are told."""
+    run_ranks(train_shared, 2, str(tmp_path))
+    one, two = run_ranks(again_shared, 2, str(tmp_path), 4)
+    assert one == two
+    assert (one.start, one.loss, one.grad_norm) == (2, *logged(tmp_path, 4))
+    assert [each["place"] for each in one.samples] == [0, 1, 2, 3]
+    [alone] = run_ranks(again, 1, str(tmp_path), 4, "sp_size=1")
+    assert (alone.loss, alone.grad_norm) == pytest.approx(logged(tmp_path, 4), rel=1e-5)
+    assert opensora("replay", str(tmp_path), "step=4") == 2
+    assert "key 'sp_size': found 2 on 1 rank(s)" in capsys.readouterr().err
+
+
+def test_a_run_of_many_sizes(tmp_path: Path, opensora: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    """Steps of pictures and of clips, from a config that went through JSON."""
+    run_ranks(train_here, 1, str(tmp_path), BUCKETS)
+    tokens = {r["step"]: r["tokens"] for r in read(tmp_path / "metrics.jsonl") if "loss" in r}
+    assert len(set(tokens.values())) > 1
+    for step in range(1, STEPS + 1):
+        assert opensora("replay", str(tmp_path), f"step={step}") == 0
+        said = capsys.readouterr()
+        loss, norm = logged(tmp_path, step)
+        assert f"loss {loss!r}, logged {loss!r}: the same, bit for bit" in said.out
+        assert f"gradient norm {norm!r}, logged {norm!r}: the same, bit for bit" in said.out
+        assert " was " not in said.err  # no key is called changed
 
 
 def again(run_dir: str, step: int, *changes: str) -> Replay:
