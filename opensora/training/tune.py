@@ -166,7 +166,7 @@ class StepTimer:
         model: Any = build_denoiser(parts.model_config, seed=run.seed)
         if run.grad_checkpoint:
             checkpoint_activations(model.checkpoint_blocks())
-        narrow = run.plugin != "ddp"  # which keeps fp32 weights and casts as it goes
+        narrow = run.plugin not in ("ddp", "hybrid")  # which keep fp32 weights and cast as they go
         self.model = model.to(platform.device(), dtype if narrow else None).train()
         self.platform = platform
         self.cast: Callable[[], Any] = nullcontext if narrow else lambda: platform.autocast(dtype)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from opensora.cli.tune_batch import main
 from opensora.config import load
@@ -12,6 +13,7 @@ from opensora.datasets.buckets import Buckets
 from opensora.datasets.protocol import ClipSize
 from opensora.models.assemble import build_autoencoder
 from opensora.models.weights import save_weights
+from opensora.platforms import select
 from opensora.schema import TrainRun
 from opensora.training import tune as tuning
 from opensora.training.build import build_training
@@ -114,6 +116,15 @@ def config(tmp_path: Path) -> str:
     base = ROOT / "configs/stdit2/train/debug_buckets.py"
     file.write_text(f"_base_ = [{str(base)!r}]\nbucket_config = {{'_delete_': True, '16x16': {{5: (0.5, 1)}}}}\n")
     return str(file)
+
+
+@pytest.mark.parametrize(("plugin", "dtype"), [("ddp", "float32"), ("hybrid", "float32"), ("zero2", "bfloat16")])
+def test_weights_are_timed_in_the_type_that_the_plugin_keeps(config: str, plugin: str, dtype: str) -> None:
+    run = load(config, [f"plugin={plugin}", "dtype=bf16"], TrainRun).run
+    timer = tuning.StepTimer(run, (5, 16, 16), select("cpu"))
+    assert {each.dtype for each in timer.model.parameters()} == {getattr(torch, dtype)}
+    with timer.cast():
+        assert torch.is_autocast_enabled("cpu") is (dtype == "float32")
 
 
 def test_the_command_writes_a_config_that_loads(
