@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from opensora.bench import launch, memory, models, steps
-from opensora.bench.clock import Timing
+from opensora.bench.clock import Round, Timing, measure
 from opensora.bench.steps import Case
 from opensora.cli import bench
 from opensora.errors import OpenSoraError
@@ -21,7 +21,7 @@ TINY = Case(width=32, heads=2, frames=2, rows=8, columns=8, text_tokens=5)
 
 def test_flops_are_those_of_the_matrix_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """Per token: qkv and proj twice, queries and proj to the text, a perceptron of 4 D, backward twice as much."""
-    monkeypatch.setattr(steps, "measure", lambda *_: Timing(seconds=0.5, flops_per_second=1e9))
+    monkeypatch.setattr(steps, "measure", lambda _, flops, *__: Timing([Round(flops, 0.5, 1e9)]))
     row = steps.training_step(TINY, select("cpu"), torch.float32)
     tokens, width, depth = 32, 32, 2
     products = depth * tokens * (4 + 4 + 2 + 8) * width**2 * 2 * 3
@@ -30,6 +30,31 @@ def test_flops_are_those_of_the_matrix_products(monkeypatch: pytest.MonkeyPatch)
     assert row["gflop"] * 1e9 == pytest.approx(products + text + attention, rel=0.05)
     assert row["share"] == pytest.approx(row["gflop"] / 0.5)
     assert row["gflop_per_second"] == pytest.approx(row["gflop"] / 0.5)
+
+
+def test_a_step_is_measured_beside_products_of_as_many_flops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock says how long each took; the middle round counts, the others are told."""
+    products = [0]
+    plain = torch.Tensor.__matmul__
+    took = iter([2.0, 1.0, 1.0, 2.0, 1.0, 1.0])  # products and action by turns
+
+    def counted(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        products[0] += 1
+        return plain(a, b)
+
+    def clock(action: Any, platform: Any) -> float:
+        action()
+        return next(took)
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", counted)
+    monkeypatch.setattr("opensora.bench.clock.seconds_of", clock)
+    runs: list[int] = []
+    timing = measure(lambda: runs.append(1), 7 * 2 * 2 * 3 * 4, select("cpu"), torch.float32, (2, 3, 4), repeats=3)
+    assert products[0] == 3 * 7
+    assert len(runs) == 1 + 3
+    assert timing.seconds == 1.0
+    assert timing.matmul_flops_per_second == 7 * 48
+    assert timing.shares == (0.5, 1.0, 2.0)
 
 
 def test_keeping_the_text_changes_no_number_and_the_ratio_is_that_of_the_times(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,8 +108,17 @@ def test_a_failing_case_is_a_sentence() -> None:
 
 def test_a_rank_that_a_signal_ended_is_told_by_its_code() -> None:
     told = "Root Cause\n[0]:\n  rank      : 1 (local_rank: 1)\n  exitcode  : -11 (pid: 7)\n===="
-    assert launch._why(told, 1) == "rank 1 ended with exit code -11"
+    assert launch._why(told, 1) == "rank 1 was ended by signal 11 (Segmentation fault)"
+    assert launch._why(told.replace("-11", "3"), 1) == "rank 1 ended with exit code 3"
     assert launch._why(f"[rank0]: ValueError: no such thing\n{told}", 1) == "no such thing"
+
+
+def test_a_launcher_that_a_signal_ended_is_told_and_not_the_end_of_what_it_said_before() -> None:
+    before = "****\nSetting OMP_NUM_THREADS environment variable\n****"
+    expected = "the process was ended by signal 9 (Killed), as the system does when memory runs out"
+    assert launch._why(before, -9) == expected
+    assert launch._why("", 3) == "the process ended with exit code 3"
+    assert launch._why(f"no such thing\n{before[:4]}\n", 1) == "no such thing"
 
 
 def test_one_run_is_printed_and_written(
