@@ -1,5 +1,6 @@
 """Errors as sentences, exit codes that are true."""
 
+import faulthandler
 import os
 import signal
 import sys
@@ -14,6 +15,8 @@ WAIT_SECONDS = 20  # for the launcher to end this rank because the main rank has
 
 def run_main(command: Callable[[], int]) -> int:
     """Run `command`; an error the user can act on is one line on stderr, anything else keeps its traceback."""
+    if sys.__stderr__ is not None and not faulthandler.is_enabled():
+        faulthandler.enable(sys.__stderr__)  # a crash of compiled code says where it was
     try:
         return command()
     except _SaidByMain as said:

@@ -1,6 +1,8 @@
 """Errors as one line and true exit codes."""
 
 import signal
+import subprocess
+import sys
 from typing import Any, NoReturn
 
 import pytest
@@ -37,6 +39,16 @@ def test_anything_else_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -
     said = capsys.readouterr().err
     assert said.startswith("Traceback")
     assert "ZeroDivisionError: by hand" in said
+
+
+def test_a_crash_of_compiled_code_says_where_it_was() -> None:
+    script = (
+        "import ctypes; from opensora.cli.report import run_main\ndef crash(): ctypes.string_at(0)\nrun_main(crash)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGSEGV
+    assert "Segmentation fault" in done.stderr
+    assert "in crash" in done.stderr
 
 
 def test_success_is_the_commands_own_code() -> None:
