@@ -1,7 +1,7 @@
 """Tensor parallelism of attention and perceptrons: ranks share the heads and the hidden units of each block.
 
 A projection into heads or hidden units keeps this rank's rows, the one out of them this rank's columns, and the results
-are added up: two exchanges per attention or perceptron and direction (Shoeybi et al. 2019, arXiv:1909.08053).
+are added up: one exchange per attention or perceptron and direction (Shoeybi et al. 2019, arXiv:1909.08053).
 ColossalAI's ShardFormer puts the layers in under our policy, which goes by what a module is made of, so every denoiser
 whose attention is `qkv`, `proj` or `q_linear`, `kv_linear`, `proj`, and whose perceptrons are `fc1`, `fc2`, is cut.
 The layers are ours because ColossalAI's do not run under autocast. Written against colossalai 0.5.0.

@@ -27,10 +27,11 @@ def test_the_document_has_every_row() -> None:
 def test_the_document_says_what_the_command_prints(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The two smaller clips; each of the others takes half a minute."""
+    """The clip that fits only with recomputation, so that both are rehearsed; all of them take minutes."""
     (line,) = [each for each in DOCUMENT.splitlines() if each.startswith("opensora check") and "--table" in each]
     _, _, config, gpu, flag = line.split()
     assert flag == "--table"
-    monkeypatch.setattr(table, "CLIPS", table.CLIPS[:2])
+    monkeypatch.setattr(table, "CLIPS", table.CLIPS[1:2])
     assert table_command(str(ROOT / config), [gpu]) == 0
-    assert rows(capsys.readouterr().out) == rows(DOCUMENT)[:7]
+    head, *found = rows(DOCUMENT)
+    assert rows(capsys.readouterr().out) == [head, *found[3:6]]
