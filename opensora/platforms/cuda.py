@@ -1,5 +1,7 @@
 """NVIDIA devices (and AMD ones through ROCm, which answers to the same names)."""
 
+import functools
+import importlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from importlib.util import find_spec
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity
 
+from opensora.log import logger
 from opensora.platforms.base import Feature, Platform, torch_profile
 from opensora.registry import PLATFORMS
 
@@ -54,10 +57,10 @@ class CudaPlatform(Platform):
     def attention(self, dtype: torch.dtype, head_dim: int, masked: bool) -> Callable[..., Tensor] | None:
         """flash-attn (Dao 2023, arXiv:2307.08691) where it is installed; it takes no masks and half precision only."""
         fits = not masked and dtype in (torch.bfloat16, torch.float16) and head_dim <= 256
-        return flash_attention if fits and find_spec("flash_attn") is not None else None
+        return flash_attention if fits and works("flash_attn") else None
 
     def layer_norm(self) -> Callable[[Tensor, Tensor | None, Tensor | None, float], Tensor] | None:
-        return apex_layer_norm if find_spec("apex") is not None else None
+        return apex_layer_norm if works("apex.normalization.fused_layer_norm") else None
 
     def profile(self, folder: Path, name: str) -> AbstractContextManager[Any]:
         return torch_profile([ProfilerActivity.CPU, ProfilerActivity.CUDA], folder, name)
@@ -67,6 +70,19 @@ class CudaPlatform(Platform):
 
     def release_memory(self) -> None:
         torch.cuda.empty_cache()
+
+
+@functools.cache
+def works(module: str) -> bool:
+    """Whether a module of an optional package imports. One that was built for another torch is told once, and left out."""
+    if find_spec(module.partition(".")[0]) is None:
+        return False
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # it may fail in any way
+        logger().warning("%s is installed but cannot be imported (%s): torch's own is used", module, error)
+        return False
+    return True
 
 
 def flash_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:

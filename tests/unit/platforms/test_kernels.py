@@ -1,7 +1,9 @@
 """Kernels of accelerators, with stand-ins for their packages: what is passed on, and when. Numerics need the device."""
 
+import logging
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from opensora.platforms.npu import NpuPlatform
 @pytest.fixture(autouse=True)
 def own_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "_by_device", {})
+    cuda.works.cache_clear()
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, name: str, **functions: object) -> None:
@@ -70,6 +73,24 @@ def test_without_the_packages_torch_does_it() -> None:
         pytest.skip("this machine may have them")
     assert CudaPlatform().attention(torch.bfloat16, 72, masked=False) is None
     assert CudaPlatform().layer_norm() is None
+
+
+def test_a_package_that_does_not_import_is_left_out_and_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A wheel for another torch, and the other package that is called apex."""
+    (tmp_path / "flash_attn.py").write_text("raise ImportError('undefined symbol: _ZN3c105Error')")
+    (tmp_path / "apex.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("flash_attn", "apex"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr(logging.getLogger("opensora"), "propagate", True)
+    for _ in range(2):
+        assert CudaPlatform().attention(torch.bfloat16, 72, masked=False) is None
+        assert CudaPlatform().layer_norm() is None
+    first, second = [record.getMessage() for record in caplog.records]
+    assert first.startswith("flash_attn is installed but cannot be imported (undefined symbol")
+    assert second.startswith("apex.normalization.fused_layer_norm is installed but cannot be imported")
 
 
 def test_apex_gets_both_vectors_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
