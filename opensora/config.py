@@ -154,7 +154,9 @@ def _set(values: dict[str, Any], dotted: str, value: Any, schema: type[Any], pat
             raise ConfigError(
                 f"{COMMAND_LINE} ({path}): key '{dotted}': '{parent}' is {here!r}, not a dict; set '{parent}' itself"
             )
-    if isinstance(here.get(last), dict) and isinstance(value, dict):
+    if isinstance(value, dict) and value.pop("_delete_", False):  # as in config files
+        here[last] = value
+    elif isinstance(here.get(last), dict) and isinstance(value, dict):
         here[last].update(value)
     else:
         here[last] = value

@@ -51,6 +51,17 @@ def test_override_reaches_into_a_default_component(write) -> None:
     assert run.optimizer == {"type": "AdamW", "lr": 0.5}
 
 
+def test_an_override_may_replace_a_component_or_the_options_of_a_plugin_whole(write) -> None:
+    """Which else keep what the file says, so that another plugin could not be named on the command line."""
+    path = write(BASE + 'plugin = "zero2"\nplugin_config = dict(communication_dtype="bf16")\n')
+    assert "'plugin_config.communication_dtype': unknown for ddp" in error(path, ["plugin=ddp", "plugin_config={}"])
+    run = load(path, ["plugin=ddp", "plugin_config={'_delete_': True, 'bucket_cap_mb': 3}"], TrainRun).run
+    assert (run.plugin, run.plugin_config) == ("ddp", {"bucket_cap_mb": 3})
+    run = load(path, ["vae={'_delete_': True, 'type': 'CausalVAEModel'}"], TrainRun).run
+    assert run.vae == {"type": "CausalVAEModel"}
+    assert load(path, ["vae={'hidden_size': 64}"], TrainRun).run.vae == {"type": "CausalVAEModel", "hidden_size": 64}
+
+
 def test_origins_name_file_and_line(write) -> None:
     base = write("steps = 3\nseed = 7\n", "base.py")
     child = write("_base_ = ['base.py']\n" + BASE.replace("steps = 4", ""), "child.py")
