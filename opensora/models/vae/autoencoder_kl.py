@@ -4,7 +4,9 @@ and 1.1 use it, and VideoAutoencoderKLTemporalDecoder, Stable Video Diffusion's,
 Shapes: B batch, C latent channels, T H W frames/rows/columns, lower case the latent ones.
 """
 
-from collections.abc import Sequence
+import difflib
+import inspect
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,9 +17,12 @@ from opensora.errors import ConfigError, WeightsError
 from opensora.models.layers.seam import Pieces
 from opensora.models.shapes import ShapeError
 from opensora.models.vae.gaussian import Gaussian, LatentScale
-from opensora.models.vae.pretrained import fill_from_folder
+from opensora.models.vae.pretrained import fill_from_folder, pieces_of, plain
 from opensora.models.weights import CONFIG_FILE, load_weights, read_config
 from opensora.registry import VAES
+
+# Of diffusers' config, what says nothing of the weights.
+NO_LAYOUT = ("sample_size", "scaling_factor", "shift_factor", "latents_mean", "latents_std", "force_upcast")
 
 
 @VAES.register_module()
@@ -52,18 +57,18 @@ class VideoAutoencoderKL(nn.Module):
         self.from_pretrained, self.subfolder = from_pretrained, subfolder
         if from_pretrained is None and config is None:
             raise ConfigError(f"{self._name}: neither from_pretrained nor config is given; give one of them")
+        self._refuse_unknown(config or {})
         self.own_export = self._is_own_export()
-        if self.own_export:
-            folder = self._folder()
-            given = fill_from_folder(type(self), given, read_config(folder), str(folder))
-        elif from_pretrained is not None and (config is None or self._folder().exists()):
-            stored = {"config": self._released_config()}
-            given = fill_from_folder(type(self), given, stored, from_pretrained)
+        if from_pretrained is not None and (config is None or self._folder().exists()):
+            stored = read_config(self._folder()) if self.own_export else {"config": self._released_config()}
+            stored["config"] = {key: value for key, value in stored["config"].items() if key in self._known()}
+            self._require_agreement(config or {}, stored["config"])
+            given = fill_from_folder(type(self), {**given, "config": None}, stored, from_pretrained)
         assert isinstance(given["config"], dict)
-        self.module = self._kind().from_config(given["config"])
+        self.module = self._built(given["config"])
         self.module.to(torch.empty(0).device)  # diffusers makes some factors by a call that ignores torch.device(...)
         self.config: dict[str, Any] = {"type": self._name, **given}  # rebuilds this without a folder
-        self.micro_batch_size = given["micro_batch_size"]
+        self.micro_batch_size = pieces_of(self._name, given["micro_batch_size"])
         self.pieces = Pieces()
         self.latents = LatentScale(given["scaling_factor"], given["latent_shift"], given["latent_scale"])
         self.in_channels: int = self.module.config.in_channels
@@ -96,13 +101,54 @@ class VideoAutoencoderKL(nn.Module):
                 f"{self._name}: {self._folder()}: no such folder; allowed: a folder with config.json or a hub id"
             )
         try:
-            stored = self._kind().load_config(self.from_pretrained, subfolder=self.subfolder)
+            return self._kind().load_config(self.from_pretrained, subfolder=self.subfolder)
         except OSError as error:
             raise WeightsError(
                 f"{self._name}: {self.from_pretrained}: no diffusers config.json found ({error}); "
                 "give a folder that holds one, or a hub id while the hub can be reached"
             ) from error
-        return {key: value for key, value in stored.items() if not key.startswith("_")}
+
+    def _known(self) -> dict[str, Any]:
+        """Arguments of diffusers' class, and their defaults."""
+        parameters = inspect.signature(self._kind().__init__).parameters
+        return {name: each.default for name, each in parameters.items() if name != "self"}
+
+    def _refuse_unknown(self, config: Mapping[str, Any]) -> None:
+        """ConfigError for what diffusers would pass over."""
+        known = self._known()
+        for key in config:
+            if key not in known:
+                nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+                raise ConfigError(
+                    f"{self._name}: config: unknown key {key!r}; nearest: {nearest!r}; allowed: {', '.join(known)}; correct it"
+                )
+
+    def _require_agreement(self, told: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
+        """ConfigError where the config tells another layout than the folder holds weights for."""
+        held = {**self._known(), **stored}
+        for key, value in told.items():
+            if key in held and key not in NO_LAYOUT and plain(value) != plain(held[key]):
+                raise ConfigError(
+                    f"{self._name}: config.{key}={value!r}, but {self._folder()} holds weights for {held[key]!r}; leave config"
+                    " out or give another from_pretrained"
+                )
+
+    def _built(self, config: dict[str, Any]) -> Any:
+        """Diffusers' autoencoder; ConfigError for a layout that it does not take."""
+        where = f"{self._name}: config"
+        said = {**self._known(), **config}
+        levels = len(said["block_out_channels"])
+        for key in ("down_block_types", "up_block_types"):
+            if key in said and len(said[key]) != levels:
+                raise ConfigError(
+                    f"{where}: block_out_channels has {levels} levels, {key} {len(said[key])}; give as many of each"
+                )
+        try:
+            return self._kind().from_config(config)
+        except (ValueError, TypeError, LookupError) as error:
+            raise ConfigError(
+                f"{where}: diffusers' {self._kind().__name__} cannot be built of {config} ({error}); correct it"
+            ) from error
 
     def load(self) -> Self:
         """Read the weights of `from_pretrained`; without one the fresh initial weights stay."""

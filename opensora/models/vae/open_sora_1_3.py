@@ -14,7 +14,7 @@ from opensora.models.layers.seam import Pieces
 from opensora.models.shapes import ShapeError
 from opensora.models.vae.gaussian import Gaussian, LatentScale
 from opensora.models.vae.open_sora_1_3_net import Decoder, Encoder
-from opensora.models.vae.pretrained import fetched, fill_from_folder, stored_config
+from opensora.models.vae.pretrained import fetched, fill_from_folder, pieces_of, stored_config
 from opensora.models.weights import load_weights
 from opensora.registry import VAES
 
@@ -100,7 +100,7 @@ class OpenSoraVAE_V1_3(nn.Module):
         self.compression = (2 ** len(down), 2**last, 2**last)
         self._in_time = down
         self.pieces = Pieces()
-        self.micro_batch_size: int | None = config["micro_batch_size"]
+        self.micro_batch_size = pieces_of("OpenSoraVAE_V1_3", config["micro_batch_size"])
         self.micro_frame_size: int | None = config["micro_frame_size"]
         self.temporal_overlap: bool = config["temporal_overlap"]
         self.latents = LatentScale(config["scaling_factor"], config["latent_shift"], config["latent_scale"])

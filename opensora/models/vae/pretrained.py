@@ -47,7 +47,15 @@ def fetched(source: str, subfolder: str | None = None, kinds: Sequence[str] = ("
         ) from error
 
 
-def _plain(value: Any) -> Any:
+def pieces_of(where: str, micro_batch_size: int | None) -> int | None:
+    """How many to code at a time, None = all; ConfigError for less than one."""
+    if micro_batch_size is not None and micro_batch_size < 1:
+        raise ConfigError(f"{where}: micro_batch_size: {micro_batch_size}; allowed: 1 or more, or None; change it")
+    return micro_batch_size
+
+
+def plain(value: Any) -> Any:
+    """Lists and tuples alike, as a config may hold either."""
     return list(value) if isinstance(value, list | tuple) else value
 
 
@@ -61,10 +69,10 @@ def fill_from_folder(cls: type, given: Mapping[str, Any], stored: Mapping[str, A
     for name, parameter in inspect.signature(cls).parameters.items():
         if name not in given or name not in stored:
             continue
-        meant = _plain(given[name]) != _plain(parameter.default)
+        meant = plain(given[name]) != plain(parameter.default)
         if not meant:
             filled[name] = stored[name]
-        elif name not in _FREE and _plain(given[name]) != _plain(stored[name]):
+        elif name not in _FREE and plain(given[name]) != plain(stored[name]):
             raise ConfigError(
                 f"{cls.__name__}: {name}={given[name]!r}, but {where} holds weights for {stored[name]!r}; "
                 f"leave {name} out or give another from_pretrained"

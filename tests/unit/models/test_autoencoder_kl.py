@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,24 @@ def test_a_diffusers_folder(tmp_path: Path) -> None:
     assert torch.equal(built.load().eval().encode(video()), model.encode(video()))
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_a_folder_beside_a_config_of_the_same_layout(tmp_path: Path, own: bool) -> None:
+    """Recipes tell the layout behind a hub id, so that nothing is fetched to plan a run; a folder may take the id's place."""
+    model = make()
+    if own:
+        save_weights(tmp_path, model.state_dict(), {**model.config, "config": dict(model.module.config)})
+    else:
+        model.module.save_pretrained(tmp_path)
+    told = {**CONFIG, "block_out_channels": (4, 8), "sample_size": 256}
+    built = VideoAutoencoderKL(from_pretrained=str(tmp_path), config=told)
+    assert built.config["config"]["sample_size"] == model.module.config.sample_size
+    assert torch.equal(built.load().last_layer, model.last_layer)
+    with pytest.raises(ConfigError, match=r"config\.layers_per_block=2, but .* holds weights for 1; leave"):
+        VideoAutoencoderKL(from_pretrained=str(tmp_path), config={**told, "layers_per_block": 2})
+    with pytest.raises(ConfigError, match="unknown key 'layers_per_blocks'"):
+        VideoAutoencoderKL(from_pretrained=str(tmp_path), config={**told, "layers_per_blocks": 2})
+
+
 @torch.no_grad()
 def test_an_exported_folder(tmp_path: Path) -> None:
     model = make(latent_shift=[0.1] * 4, latent_scale=[2.0] * 4)
@@ -72,6 +91,37 @@ def test_nothing_to_build_from(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(WeightsError, match="not JSON"):
         VideoAutoencoderKL(from_pretrained=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"block_out_channel": [4, 8]}, r"config: unknown key 'block_out_channel'; nearest: 'block_out_channels'"),
+        ({"up_block_types": ["UpDecoderBlock2D"]}, r"block_out_channels has 2 levels, up_block_types 1; .* as many"),
+        ({"norm_num_groups": 3}, r"diffusers' AutoencoderKL cannot be built .*divisible by num_groups"),
+        ({"down_block_types": ["Down"] * 2}, r"diffusers' AutoencoderKL cannot be built .*Down does not exist"),
+    ],
+)
+def test_a_wrong_layout_is_a_sentence(changes: dict[str, Any], message: str) -> None:
+    """diffusers alone passes over keys that it does not know, and ends in a traceback for the rest."""
+    with pytest.raises(ConfigError, match=message):
+        VideoAutoencoderKL(config={**CONFIG, **changes})
+
+
+def test_what_diffusers_does_not_know_in_a_folder_is_left_out(tmp_path: Path) -> None:
+    """Its other versions may have written it; the record of a run must be one that can be given again."""
+    make().module.save_pretrained(tmp_path / "vae")
+    file = tmp_path / "vae" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "of_tomorrow": 3}))
+    built = VideoAutoencoderKL(from_pretrained=str(tmp_path), subfolder="vae")
+    assert "of_tomorrow" not in built.config["config"]
+    VideoAutoencoderKL(config=built.config["config"])
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_no_frames_at_a_time_are_refused(size: int) -> None:
+    with pytest.raises(ConfigError, match=rf"micro_batch_size: {size}; allowed: 1 or more, or None"):
+        make(micro_batch_size=size)
 
 
 def test_a_folder_without_weights(tmp_path: Path) -> None:
