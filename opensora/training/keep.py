@@ -66,6 +66,7 @@ class RunFolder:
     """Saves and resumes one run; every method is called by all ranks."""
 
     writes = True  # whether the run is trained in this folder
+    with_changes = "the run goes on with the new value"
 
     def __init__(self, run: TrainRun, world: World):
         self.path = Path(run.run_dir)
@@ -199,8 +200,8 @@ class RunFolder:
         now = as_dict(self.run)
         changed = [key for key in now if key not in HARMLESS and key in before and now[key] != before[key]]
         for key in changed:
-            logger().warning("%s: '%s' was %s and is now %s; the run goes on with the new value", self.path, key,
-                             before[key], now[key])  # fmt: skip
+            logger().warning("%s: '%s' was %s and is now %s; %s", self.path, key, before[key], now[key],
+                             self.with_changes)  # fmt: skip
 
 
 def lock(folder: Path) -> tuple[IO[str] | None, str | None]:

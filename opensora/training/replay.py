@@ -49,6 +49,7 @@ class ReadOnlyFolder(RunFolder):
     """A run's folder from which the newest checkpoint of at most `up_to` steps is taken; nothing is locked or written."""
 
     writes = False
+    with_changes = "the step is made with the new value"
 
     def __init__(self, run: TrainRun, world: World, up_to: int):
         self.path = Path(run.run_dir)
@@ -65,6 +66,7 @@ class ReadOnlyFolder(RunFolder):
                 "%s: no checkpoint of step %d or before is kept: from the beginning", self.path, self._up_to
             )
             return 0, []
+        self._report_changes({**found.meta["config"], "ema_decay": self.run.ema_decay})  # which a replay leaves out
         self.take_over(found)
         logger().info("replaying from %s", found.folder)
         return found.step, list(found.meta["bad_rows"])

@@ -146,6 +146,17 @@ def test_a_run_of_many_sizes(tmp_path: Path, opensora: Callable[..., int], capsy
         assert " was " not in said.err  # no key is called changed
 
 
+def test_a_key_that_is_another_than_when_the_checkpoint_was_written_is_told(
+    run_dir: Path, opensora: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run was started again with it, or the command line has it."""
+    assert opensora("replay", str(run_dir), "step=5", "seed=7") == 0
+    said = capsys.readouterr()
+    assert f"{run_dir}: 'seed' was 42 and is now 7; the step is made with the new value" in said.err
+    assert said.err.count("with the new value") == 1
+    assert "DIFFERENT" in said.out
+
+
 def again(run_dir: str, step: int, *changes: str) -> Replay:
     run = load(f"{run_dir}/config.json", [f"run_dir={run_dir!r}", *changes], TrainRun).run
     return replay(build_replay(run, world.current(), run_dir, step), step)

@@ -34,10 +34,10 @@ def checkpoints(run_dir: Path) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(tmp_path_factory: pytest.TempPathFactory, warm: str) -> Path:
     """A run that nothing disturbs."""
     run_dir = tmp_path_factory.mktemp("whole")
-    with running(*train_command(run_dir)) as command:
+    with running(*train_command(run_dir), python=warm) as command:
         assert command.finish() == 0, "\n".join(command.lines)
     assert [record["step"] for record in records(run_dir)] == list(range(1, STEPS + 1))
     assert checkpoints(run_dir) == list(range(2, STEPS + 1, 2))
@@ -65,7 +65,7 @@ def kill_torchrun(run_dir: Path) -> None:
 
 def terminate_torchrun(run_dir: Path) -> None:
     """torchrun passes the signal on and leaves with an error of its own, but the ranks have saved."""
-    with running(*train_command(run_dir)) as command:
+    with running(*train_command(run_dir), "num_workers=1") as command:  # who get the signal as well
         command.read_until(" saved: ")
         assert command.said("resumed from")
         command.process.terminate()
@@ -112,7 +112,7 @@ def test_one_rank_goes_on_where_two_stopped(whole: Path, disturbed: Path, openso
 
 
 def test_sampling_is_the_same_on_one_and_two_ranks_and_skips_what_is_done(
-    whole: Path, tmp_path: Path, opensora, capsys: pytest.CaptureFixture[str]
+    whole: Path, tmp_path: Path, opensora, capsys: pytest.CaptureFixture[str], warm: str
 ) -> None:
     """As console command and under torchrun: byte-identical mp4s; the second run starts no work."""
     prompts = [word for prompt in PROMPTS for word in ("--prompt", prompt)]
@@ -123,11 +123,11 @@ def test_sampling_is_the_same_on_one_and_two_ranks_and_skips_what_is_done(
             *("--num-sample", "2", *prompts),
         ]
 
-    with running("-m", "opensora.cli.main", "sample", *options("one")) as command:
+    with running("-m", "opensora.cli.main", "sample", *options("one"), python=warm) as command:
         assert command.finish() == 0, "\n".join(command.lines)
         assert command.process.stdout is not None
         assert sorted(command.process.stdout.read().split()) == sorted(map(str, (tmp_path / "one").glob("*.mp4")))
-    with running(*TORCHRUN, "-m", "opensora.cli.sample", *options("two")) as command:
+    with running(*TORCHRUN, "-m", "opensora.cli.sample", *options("two"), python=warm) as command:
         assert command.finish() == 0, "\n".join(command.lines)
     one, two = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "two"))
     assert one == two
