@@ -295,7 +295,9 @@ def number(cells: Mapping[str, Any], name: str, low: float) -> float | None:
     try:
         value = float(cell)
     except (TypeError, ValueError):
-        value = float("nan")
+        value = -float("inf")
+    if value != value:  # "nan", as some programs write an empty cell
+        return None
     if not low <= value < float("inf"):
         raise Refused(
             "bad number", f"{name} is {cell!r}; a number of at least {low:g} is allowed; mend it or leave it empty"

@@ -76,6 +76,9 @@ def test_rows_and_reasons_are_those_of_a_csv(
 def test_a_number_that_is_none_says_nothing(tmp_path: Path) -> None:
     rows = read_manifest(write(tmp_path, [{"path": "a.mp4", "text": "x", "fps": float("nan"), "height": None}])).rows
     assert (rows[0].fps, rows[0].height) == (None, None)
+    (tmp_path / "train.csv").write_text("path,text,fps,height\na.mp4,x,nan,NaN\n")
+    rows = read_manifest(str(tmp_path / "train.csv")).rows
+    assert (rows[0].fps, rows[0].height) == (None, None)
 
 
 def test_a_part_of_the_rows(tmp_path: Path) -> None:
