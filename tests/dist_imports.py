@@ -1,8 +1,29 @@
-"""What every rank of the pool needs, imported once before the ranks are forked."""
+"""What ranks and commands import, once before they are forked. Nothing is computed: no threads are to be lost."""
 
-import torch.distributed.checkpoint  # noqa: F401
+import gc
 
-import opensora.parallel.engine  # noqa: F401
+import av  # noqa: F401
+import rich.logging  # noqa: F401
+import torch.distributed.checkpoint
+import torch.distributed.launcher.api
+import torch.utils.tensorboard  # noqa: F401
+from diffusers import AutoencoderKL  # noqa: F401
+from mmengine.registry import Registry
+from transformers import AutoTokenizer, BertModel, CLIPTextModel, T5EncoderModel  # noqa: F401
+
+import opensora.parallel.watch
+import opensora.sampling.build
+import opensora.sampling.preview
+import opensora.sampling.run
+import opensora.training.build
+import opensora.training.loop  # noqa: F401
+from opensora import registry
 from opensora.parallel.accelerator import import_colossalai
 
 import_colossalai()
+for each in [*vars(registry).values()]:
+    if isinstance(each, Registry):
+        registry.autoload(each)
+
+gc.collect()
+gc.freeze()  # a collection in a fork leaves alone, and so shares, what is here now

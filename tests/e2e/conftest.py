@@ -8,8 +8,16 @@ import pytest
 
 from opensora.cli.main import main
 from opensora.parallel import world
+from tests.e2e.warm import warm_python
 
 Opensora = Callable[..., int]
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[str]:
+    """What starts programs as `python` does, without the seconds that imports take."""
+    with warm_python() as executable:
+        yield executable
 
 
 @pytest.fixture

@@ -14,13 +14,16 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "
 
 
 class Command:
-    """`python ARGUMENTS` in the repository, running; `lines` is what it has said so far."""
+    """`python ARGUMENTS` in the repository, running; `lines` is what it has said so far.
 
-    def __init__(self, arguments: Sequence[str]):
+    python: another one, for torchrun's ranks too.
+    """
+
+    def __init__(self, arguments: Sequence[str], python: str):
         # two CPU cores and many processes: one thread each, as torchrun has it
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON_EXEC": python}
         self.process = subprocess.Popen(
-            [sys.executable, *arguments],
+            [python, *arguments],
             cwd=ROOT,
             env=environment,
             stdout=subprocess.PIPE,
@@ -58,9 +61,9 @@ class Command:
 
 
 @contextmanager
-def running(*arguments: str) -> Iterator[Command]:
+def running(*arguments: str, python: str = sys.executable) -> Iterator[Command]:
     """A command that does not outlive the block."""
-    command = Command(arguments)
+    command = Command(arguments, python)
     try:
         yield command
     finally:

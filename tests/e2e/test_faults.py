@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def counts(folder: Path) -> list[dict[str, Any]]:
+def counts(folder: Path, warm: str) -> list[dict[str, Any]]:
     done = subprocess.run(
-        [sys.executable, "-m", "opensora.bench.faults", str(folder), *map(str, KILLS.values())],
+        [warm, "-m", "opensora.bench.faults", str(folder), *map(str, KILLS.values())],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,

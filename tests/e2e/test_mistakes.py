@@ -141,9 +141,10 @@ def test_unknown_command(told) -> None:
     [("micro_batches=3", "found 3 for 2 data ranks; allowed: a multiple of 2; set micro_batches=4"),
      ("stepz=3", "nearest: 'steps'")],
 )  # fmt: skip
-def test_under_torchrun_one_rank_speaks_for_all(tmp_path: Path, mistake: str, expected: str) -> None:
+def test_under_torchrun_one_rank_speaks_for_all(warm: str, tmp_path: Path, mistake: str, expected: str) -> None:
     """torchrun adds its own report; of ours there is one line, and no rank has begun."""
-    with running(*TORCHRUN, "-m", "opensora.cli.train", TRAIN, f"run_dir={tmp_path / 'run'}", mistake) as command:
+    command_line = (*TORCHRUN, "-m", "opensora.cli.train", TRAIN, f"run_dir={tmp_path / 'run'}", mistake)
+    with running(*command_line, python=warm) as command:
         assert command.finish() == 1  # torchrun's own
     assert len(command.said("error: ")) == 1, "\n".join(command.lines)
     assert expected in command.said("error: ")[0]

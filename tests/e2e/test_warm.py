@@ -1,0 +1,88 @@
+"""A warm start is a start: what a program is given, what it leaves, and how it ends are those of `python ARGUMENTS`."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+import atexit, json, os, random, signal, sys, threading
+atexit.register(print, "left", flush=True)
+print(json.dumps([sys.argv[1:], os.getcwd(), sorted(os.environ), __name__, sys.path[0], sys.stdin.read()]), flush=True)
+print("said", file=sys.stderr)
+how = sys.argv[1]
+if how == "raise":
+    raise ValueError("no")
+if how == "words":
+    sys.exit("in words")
+if how == "kill":
+    os.kill(os.getpid(), signal.SIGKILL)
+if how == "thread":
+    threading.Timer(0.05, print, ["thread"]).start()
+sys.exit(7 if how == "seven" else None)
+"""
+WAITING = """
+import signal, sys
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(9))
+print("here", flush=True)
+while True:
+    signal.pause()
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "program.py").write_text(PROGRAM)
+    (tmp_path / "waiting.py").write_text(WAITING)
+    (tmp_path / "elsewhere").mkdir()
+    return tmp_path
+
+
+def outcome(python: str, arguments: list[str], folder: Path) -> tuple[int, str, str]:
+    environment = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", "PWD": str(folder), "MINE": "1"}
+    done = subprocess.run(
+        [python, *arguments], cwd=folder, env=environment, input="given", capture_output=True, text=True
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("how", ["none", "seven", "raise", "words", "kill", "thread"])
+@pytest.mark.parametrize("program", [["-m", "program"], ["-u", "-m", "program"], ["../program.py"]], ids=str)
+def test_a_program_is_given_and_leaves_the_same(warm: str, folder: Path, program: list[str], how: str) -> None:
+    if program[-1] == "../program.py":
+        folder = folder / "elsewhere"
+    cold, found = (outcome(python, [*program, how, "b c"], folder) for python in (sys.executable, warm))
+    assert found[:2] == cold[:2]
+    assert json.loads(found[1].splitlines()[0])[2] == ["LC_CTYPE", "MINE", "OMP_NUM_THREADS", "PATH", "PWD"]
+    assert found[2].splitlines()[0] == "said"
+    assert found[2].splitlines()[-1] == cold[2].splitlines()[-1]
+
+
+def test_it_is_warm(warm: str, folder: Path) -> None:
+    """Else it is the interpreter, and the tests take their time without a word."""
+    (folder / "program.py").write_text("import sys; sys.exit(0 if 'torch' in sys.modules else 3)")
+    assert outcome(warm, ["-m", "program"], folder)[0] == 0
+
+
+def test_signals_reach_it(warm: str, folder: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for number, code in ((signal.SIGTERM, 9), (signal.SIGUSR1, -signal.SIGUSR1)):
+        with subprocess.Popen([warm, "-m", "waiting"], cwd=folder, env=environment, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"here\n"
+            process.send_signal(number)
+            assert process.wait(30) == code
+
+
+def test_it_ends_with_what_was_called(warm: str, folder: Path) -> None:
+    """Its output ends, as that of a program that is killed does."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen([warm, "-m", "waiting"], cwd=folder, env=environment, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"here\n"
+        process.kill()
+        assert process.stdout.read() == b""

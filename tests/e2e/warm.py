@@ -1,0 +1,168 @@
+"""Programs that start warm: `python ARGUMENTS`, forked from a process that has imported the heavy packages already.
+
+What `warm_python` gives is called as the interpreter is: with `-m MODULE ...` or a script, by a test or by
+torchrun (PYTHON_EXEC). The program has the arguments, folder, environment and standard streams of its caller, ends as a
+Python program does, and its exit code or signal is passed on. Signals that ask are passed to it, and it is killed when
+its caller kills what it called. Not the same: who its parent is. What is about that, or about starting, starts cold.
+"""
+
+import atexit
+import contextlib
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+ROOT = Path(__file__).resolve().parents[2]
+PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+@contextmanager
+def warm_python() -> Iterator[str]:
+    """The executable, while the server runs. The interpreter itself, with a warning, where the server cannot run."""
+    with tempfile.TemporaryDirectory(prefix="warm-") as folder, contextlib.ExitStack() as stack:
+        address, executable = Path(folder, "server"), Path(folder, "python")
+        server = subprocess.Popen(
+            [sys.executable, "-m", "tests.e2e.warm", "serve", str(address)],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE,  # its end tells the server that this process is gone
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # an interrupt from the keyboard is for the programs
+        )
+        stack.enter_context(server)  # waits
+        stack.callback(server.kill)
+        assert server.stdout is not None
+        if server.stdout.readline() == "ready\n":
+            executable.write_text(f"#!/bin/sh\nexec '{sys.executable}' -I -S '{__file__}' start '{address}' \"$@\"\n")
+            executable.chmod(0o755)
+            yield str(executable)
+        else:
+            warnings.warn("the server of warm starts does not run; every program starts cold", stacklevel=2)
+            yield sys.executable
+
+
+def serve(address: str) -> list[str]:
+    """Fork a program for each caller. Returns in the programs only: their arguments."""
+    import tests.dist_imports  # noqa: F401
+
+    threads = os.listdir("/proc/self/task")
+    assert len(threads) == 1, f"a fork has one thread, {len(threads)} run after the imports"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen()
+        print("ready", flush=True)
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the keepers
+        while listener in select.select([listener, sys.stdin], [], [])[0]:
+            connection, _ = listener.accept()
+            with connection:
+                if os.fork() == 0:
+                    listener.close()
+                    return keep(connection)
+    sys.exit()
+
+
+def keep(connection: socket.socket) -> list[str]:
+    """Fork the program and stay with it: its number to the caller first, its exit code in the end."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    size, streams, _, _ = socket.recv_fds(connection, 4, 3)
+    with connection.makefile("rb") as file:
+        request = json.loads(file.read(int.from_bytes(size, "big")))
+    program = os.fork()
+    if program:
+        for stream in streams:
+            os.close(stream)
+        ended = os.pidfd_open(program)
+        connection.sendall(program.to_bytes(4, "big"))
+        if ended not in select.select([ended, connection], [], [])[0]:  # the caller is gone
+            os.kill(program, signal.SIGKILL)
+        code = os.waitstatus_to_exitcode(os.waitpid(program, 0)[1])
+        with contextlib.suppress(BrokenPipeError):
+            connection.sendall(code.to_bytes(4, "big", signed=True))
+        os._exit(0)
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    assert os.environ.get("OMP_NUM_THREADS") == "1", "the server was started with one thread, so must be its programs"
+    os.chdir(request["folder"])
+    return request["arguments"]
+
+
+def run(arguments: list[str]) -> None:
+    """What the interpreter does with its arguments."""
+    if arguments[0] == "-u":
+        arguments = arguments[1:]
+        sys.stdout.reconfigure(write_through=True)  # type: ignore[union-attr]
+    if arguments[0] == "-m":
+        sys.argv, sys.path[0] = arguments[1:], os.getcwd()
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv, sys.path[0] = arguments, str(Path(arguments[0]).resolve().parent)
+        runpy.run_path(arguments[0], run_name="__main__")
+
+
+def run_to_the_end(arguments: list[str]) -> NoReturn:
+    """As the interpreter does, but that it does not take apart the million objects that are shared with the server."""
+    code: Any = 0
+    try:
+        run(arguments)
+    except SystemExit as ended:
+        code = ended.code
+        if code is not None and not isinstance(code, int):
+            print(code, file=sys.stderr)
+            code = 1
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit((code or 0) & 0xFF)
+
+
+def start(address: str, arguments: list[str]) -> int:
+    """The caller's side: have the program started, pass signals on; its exit code."""
+    request = json.dumps({"arguments": arguments, "folder": os.getcwd(), "environment": dict(os.environ)}).encode()
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(address)
+        socket.send_fds(connection, [len(request).to_bytes(4, "big")], [0, 1, 2])
+        connection.sendall(request)
+        program = int.from_bytes(receive(connection), "big")
+        for number in PASSED_ON:
+            signal.signal(number, lambda number, _: os.kill(program, number))
+        code = int.from_bytes(receive(connection), "big", signed=True)
+    if code < 0:
+        with contextlib.suppress(OSError):  # of a signal that has no other action
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    return code
+
+
+def receive(connection: socket.socket) -> bytes:
+    found = connection.recv(4)
+    if len(found) != 4:
+        sys.exit("tests/e2e/warm.py: the server is gone")
+    return found
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "serve":
+        run_to_the_end(serve(sys.argv[2]))
+    else:
+        sys.exit(start(sys.argv[2], sys.argv[3:]))
