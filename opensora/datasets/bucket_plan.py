@@ -115,7 +115,7 @@ class BucketOrder:
                 sizes.height[known],
                 sizes.width[known],
                 frame_interval=self.dataset.frame_interval,
-                seeds=self.seed + epoch + sizes.index[known] * len(self.buckets),
+                seeds=self.buckets.row_seed(self.seed, epoch, sizes.index[known]),
             )
         return found
 

@@ -6,7 +6,7 @@ Open-Sora 1.1 and 1.2 give. `choose` is for one clip, `choose_many` for millions
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ BucketConfig = Mapping[str, Mapping[int, Sequence[Any]]]
 
 SMALLEST = 0.8  # of a resolution's pixels: a smaller clip would be blown up too far
 DROPPED = -1
+Integers = TypeVar("Integers", int, NDArray[np.int64])
 
 
 class Bucket(NamedTuple):
@@ -63,8 +64,8 @@ class Buckets:
         """How many buckets there are: every ratio of every resolution and length."""
         return len(self.all)
 
-    def row_seed(self, seed: int, epoch: int, row: int) -> int:
-        """The seed for one row of the data set in one epoch: rows are so far apart that no two choices share a draw."""
+    def row_seed(self, seed: int, epoch: int, row: Integers) -> Integers:
+        """The seed for a row, or for each of many, in one epoch: rows are so far apart that no two share a draw in it."""
         return seed + epoch + row * len(self)
 
     def choose(self, num_frames: int, height: int, width: int, *, frame_interval: int = 1, seed: int) -> Bucket | None:
