@@ -74,6 +74,10 @@ def sample(
     missing = sum(map(len, todo))
     if missing < len(requests):
         logger().info("sampling: %d of %d videos are there already", len(requests) - missing, len(requests))
+    if 0 < len(todo) < world.data_size and world.is_main:
+        idle = world.size - len(todo) * world.sequence_size
+        logger().warning("sampling: %d of %d ranks have no video to make; with sp_size=N, N ranks make each together",
+                         idle, world.size)  # fmt: skip
     mine = todo[world.data_rank :: world.data_size]
     found = gather_objects(_work(mine, sampler, folder, settings, world, step))
     failed = [message for rank in found[:: world.sequence_size] for message in rank]  # one rank speaks for its group

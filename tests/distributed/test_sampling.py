@@ -1,12 +1,14 @@
 import contextlib
 import io
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 
 from opensora.errors import OpenSoraError
 from opensora.parallel import world
+from opensora.sampling import run
 from opensora.sampling.run import sample
 from tests.dist import run_ranks
 from tests.unit.sampling.fakes import SETTINGS, request, stdit_sampler
@@ -33,6 +35,22 @@ def sample_all(folder: str, broken: str | None = None) -> tuple[list[Path], str,
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         paths = sample(REQUESTS, sampler, world.current(), folder, SETTINGS)
     return paths, printed.getvalue(), made
+
+
+def warned(folder: str, count: int) -> list[str]:
+    """What is said beforehand of `count` videos."""
+    with mock.patch.object(run, "logger") as log, contextlib.redirect_stdout(io.StringIO()):
+        sample(REQUESTS[:count], stdit_sampler(), world.current(), folder, SETTINGS)
+    return [call.args[0] % call.args[1:] for call in log().warning.call_args_list]
+
+
+def test_ranks_without_a_video_are_told_how_to_share_one(tmp_path: Path) -> None:
+    (said,), others = run_ranks(warned, 2, str(tmp_path / "one"), 1)
+    assert others == []
+    assert "1 of 2 ranks have no video to make" in said
+    assert "sp_size=N" in said
+    assert run_ranks(warned, 2, str(tmp_path / "two"), 2) == [[], []]
+    assert run_ranks(warned, 2, str(tmp_path / "two"), 2) == [[], []]  # all are there already
 
 
 def expect_failure(folder: str) -> str:
