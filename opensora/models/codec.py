@@ -68,7 +68,7 @@ class Codec:
         drawn = {"rngs": rngs} if "rngs" in inspect.signature(self.vae.posterior).parameters else {}
         posterior = self.vae.posterior(video_BCTHW.to(self.device, self._video_dtype), **drawn)
         normalise = self.vae.normalise if hasattr(self.vae, "normalise") else self.vae.latents.normalise
-        ones = torch.ones_like(posterior.mean, dtype=torch.float64)
+        ones = torch.ones_like(posterior.mean)
         deviation = (0.5 * posterior.logvar).exp() * (
             normalise(ones) - normalise(0 * ones)
         )  # the scale of each channel

@@ -16,6 +16,8 @@ from opensora.log import logger
 from opensora.platforms.base import Feature, Platform, torch_profile
 from opensora.registry import PLATFORMS
 
+COMPILED_NORM = "fused_layer_norm_cuda"  # apex installed without its options lacks it, and fails at the first call
+
 
 @PLATFORMS.register_module(name="cuda")
 class CudaPlatform(Platform):
@@ -26,8 +28,9 @@ class CudaPlatform(Platform):
         Feature("flash-attn (CUDA, optional)", ("flash_attn",), "pip install flash-attn --no-build-isolation"),
         Feature(
             "apex' fused layer norm (CUDA, optional)",
-            ("apex",),
-            "pip install --no-build-isolation git+https://github.com/NVIDIA/apex",
+            ("apex", COMPILED_NORM),
+            "pip install --no-build-isolation --config-settings=--build-option=--cpp_ext "
+            "--config-settings=--build-option=--cuda_ext git+https://github.com/NVIDIA/apex",
         ),
     )
 
@@ -60,7 +63,7 @@ class CudaPlatform(Platform):
         return flash_attention if fits and works("flash_attn") else None
 
     def layer_norm(self) -> Callable[[Tensor, Tensor | None, Tensor | None, float], Tensor] | None:
-        return apex_layer_norm if works("apex.normalization.fused_layer_norm") else None
+        return apex_layer_norm if works("apex.normalization.fused_layer_norm") and works(COMPILED_NORM) else None
 
     def profile(self, folder: Path, name: str) -> AbstractContextManager[Any]:
         return torch_profile([ProfilerActivity.CPU, ProfilerActivity.CUDA], folder, name)

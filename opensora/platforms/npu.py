@@ -33,7 +33,7 @@ class NpuPlatform(Platform):
             import torch_npu
 
             return torch_npu.npu.is_available()
-        except (ImportError, OSError, RuntimeError):  # the wheel is there, but not CANN's libraries or the driver
+        except Exception:  # the wheel is there, but not CANN's libraries or the driver, or it is one for another torch
             return False
 
     @cached_property

@@ -190,7 +190,7 @@ def _whole_gradients(t: Training) -> bool:
 
 
 def _norm(gradients: Sequence[Tensor]) -> float:
-    return math.sqrt(sum(each.double().square().sum().item() for each in gradients))
+    return math.sqrt(sum(each.cpu().double().square().sum().item() for each in gradients))
 
 
 def _refused(taken: Taken) -> str:

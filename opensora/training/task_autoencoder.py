@@ -60,10 +60,9 @@ class AutoencoderTask:
         """PSNR in decibels of reconstructions from the posterior's mode, (sum, clips)."""
         figures = []
         for batch in batches:
-            video = batch.video_BCTHW.to(self.device)
-            output, _ = model(video, None)
-            figures.append(psnr(output.float().clamp(-1, 1), video))
-        psnr_B = torch.cat(figures).cpu().double()
+            output, _ = model(batch.video_BCTHW.to(self.device), None)
+            figures.append(psnr(output.float().cpu(), batch.video_BCTHW))
+        psnr_B = torch.cat(figures).double()
         return {"psnr": (psnr_B.sum().item(), len(psnr_B))}
 
     def config(self) -> dict[str, Any]:

@@ -109,7 +109,9 @@ def test_process_groups_and_settings_have_one_place(path: Path) -> None:
 DEVICES = ("cuda", "npu", "xpu", "hpu", "mps")
 DEVICE_PACKAGES = ("torch_npu", "flash_attn", "apex", "acl")
 # the word alone, as "cuda", "cuda:0", "cpu:gloo,npu:hccl" or "torch.cuda"; words in a sentence are no use of a device
-_DEVICE_WORD = re.compile(rf"[^\s]*\b({'|'.join((*DEVICES, *DEVICE_PACKAGES, 'nccl', 'hccl'))})\b[^\s]*")
+_DEVICE_WORD = re.compile(
+    rf"[^\s]*(?:\b|is_)({'|'.join((*DEVICES, *DEVICE_PACKAGES, 'nccl', 'hccl'))})\b[^\s]*", re.IGNORECASE
+)
 
 
 def devices_named(tree: ast.AST) -> list[str]:
@@ -165,6 +167,8 @@ def test_devices_have_one_place(path: Path) -> None:
         "f(npu=1)",
         'find_spec("torch_npu")',
         'getattr(torch, "mps")',
+        "if x.is_cuda: pass",
+        "profile(activities=[ProfilerActivity.CUDA])",
     ],
 )
 def test_a_device_is_found_where_one_is_named(code: str) -> None:

@@ -134,6 +134,18 @@ class Npu(types.ModuleType):
         self.waited += 1
 
 
+class OnDevice(Tensor):
+    """A tensor that behaves as on a device without float64; `.cpu()` brings it to the host."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.cpu:
+            return args[0].as_subclass(Tensor)
+        out = super().__torch_function__(func, types, args, kwargs or {})
+        assert not (isinstance(out, OnDevice) and out.dtype is torch.float64), f"float64 on a device, by {func}"
+        return out
+
+
 def install(monkeypatch: pytest.MonkeyPatch, **npu: Any) -> Npu:
     """`import torch_npu` gives the stand-in from now on."""
     module: Any = types.ModuleType("torch_npu")

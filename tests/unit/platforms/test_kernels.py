@@ -104,6 +104,7 @@ def test_apex_gets_both_vectors_or_none(monkeypatch: pytest.MonkeyPatch) -> None
         asked.append("plain")
         return F.layer_norm(x, shape, None, None, eps)
 
+    stand_in(monkeypatch, "fused_layer_norm_cuda")
     stand_in(monkeypatch, "apex")
     stand_in(monkeypatch, "apex.normalization")
     stand_in(monkeypatch, "apex.normalization.fused_layer_norm", fused_layer_norm=plain, fused_layer_norm_affine=affine)
@@ -114,6 +115,17 @@ def test_apex_gets_both_vectors_or_none(monkeypatch: pytest.MonkeyPatch) -> None
     torch.testing.assert_close(norm_modulate(x, vector, vector), expected * (1 + vector) + vector)
     torch.testing.assert_close(norm_modulate(x, per_frame, per_frame), expected * (1 + per_frame) + per_frame)
     assert asked == ["affine", "plain"]
+
+
+def test_apex_without_its_compiled_part_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Installed from source without its options, apex is Python alone, and its norm fails when it is first called."""
+    for part in ("apex", "apex.normalization"):
+        stand_in(monkeypatch, part)
+    stand_in(monkeypatch, "apex.normalization.fused_layer_norm", fused_layer_norm=None, fused_layer_norm_affine=None)
+    assert CudaPlatform().layer_norm() is None
+    stand_in(monkeypatch, "fused_layer_norm_cuda")
+    cuda.works.cache_clear()
+    assert CudaPlatform().layer_norm() is cuda.apex_layer_norm
 
 
 @pytest.mark.gpu

@@ -14,12 +14,18 @@ from torch import Tensor
 
 from opensora.cli.doctor import missing
 from opensora.errors import ConfigError
+from opensora.models.codec import Codec
 from opensora.models.layers import kernels
 from opensora.models.layers.attention import CrossAttention, SelfAttention, choose_kernel, sdpa_attention
 from opensora.models.layers.kernels import use_kernels
 from opensora.models.layers.norm import RMSNorm
+from opensora.models.text.classes import ClassLabels
+from opensora.models.vae.causal_vae import CausalVAEModel
+from opensora.models.vae.gaussian import Gaussian
 from opensora.platforms import device_features, npu, select
 from opensora.platforms.npu import NpuPlatform
+from opensora.training import replay
+from opensora.training.task_autoencoder import AutoencoderTask
 from tests.unit.platforms import ascend
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -172,6 +178,8 @@ def test_the_wheel_without_devices_libraries_or_driver(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(device, "is_available", no_driver)
     assert not NpuPlatform.is_available()
+    monkeypatch.delattr(sys.modules["torch_npu"], "npu")  # as of a wheel for another torch
+    assert not NpuPlatform.is_available()
     monkeypatch.delitem(sys.modules, "torch_npu")
     (tmp_path / "torch_npu.py").write_text("raise ImportError('libhccl.so: cannot open shared object file')")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -236,6 +244,23 @@ def test_colossalai_is_given_its_own_accelerator(device: ascend.Npu, monkeypatch
     assert (chosen.name, chosen.communication_backend) == ("npu", "hccl")
     assert (chosen.Stream(), chosen.Event(), chosen.current_stream()) == ("a stream", "an event", "the stream")
     assert chosen.current_device() == 3
+
+
+@torch.no_grad()
+def test_float64_stays_on_the_host() -> None:
+    """These devices have none; where more precision is wanted, tensors are brought to the host first."""
+    video = torch.rand(1, 3, 5, 16, 16) * 2 - 1
+    vae = CausalVAEModel(hidden_size=8, hidden_size_mult=(1, 1, 1, 1), num_res_blocks=1, norm_groups=4)
+    codec = Codec(vae, ClassLabels(num_classes=2), "cpu", torch.float32)
+    expected = codec.encode_moments(video, [])
+    there = vae.posterior(video)
+    vae.posterior = lambda *_: Gaussian(*(x.as_subclass(ascend.OnDevice) for x in (there.mean, there.logvar)))  # type: ignore[method-assign]
+    assert torch.equal(codec.encode_moments(video, []).cpu(), expected)
+    batch = types.SimpleNamespace(video_BCTHW=video)
+    task = types.SimpleNamespace(device="cpu")
+    model = lambda x, rngs: (x.as_subclass(ascend.OnDevice), None)  # noqa: E731
+    assert AutoencoderTask.validate(task, model, [batch])["psnr"] == (100.0, 1)  # type: ignore[arg-type]
+    assert replay._norm([torch.full((4,), 2.0).as_subclass(ascend.OnDevice)]) == 4.0
 
 
 def pinned(file: str) -> dict[str, str]:
