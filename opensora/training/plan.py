@@ -26,6 +26,7 @@ from opensora.planning.text import text_parameters
 from opensora.registry import DATASETS, DISCRIMINATORS, MODELS, PERCEPTUAL, PLUGINS, VAES, build, constructor
 from opensora.schema import TrainRun
 from opensora.training.buckets import build_buckets, plan_clips
+from opensora.training.keep import resolve_part
 
 Forward = Callable[[Any], Any]
 DEPTHS = ("depth", "num_layers")  # what constructors call the number of blocks
@@ -83,7 +84,7 @@ def plan(run: TrainRun, world: int, sp_size: int = 1, gloo: bool = False) -> Pla
         with torch.device("meta"):
             line = clips.largest(build(VAES, run.vae))
         run, size = replace(run, batch_size=line.batch_size), line.size
-    elif hasattr(dataset, "inspect"):
+    elif hasattr(dataset, "inspect") and run.load_video_features is None:  # with these no footage is needed
         report = dataset.inspect()  # opens every video
         report.require_rows()
     return replace(work_out(run, size, world, sp_size, gloo), report=report)
@@ -122,8 +123,8 @@ def subject_of(run: TrainRun, size: tuple[int, int, int]) -> Subject:
 
 
 def chosen(run: TrainRun) -> TrainRun:
-    """The run with the dtype that every accelerator of today chooses, where it says auto."""
-    return replace(run, dtype="bf16") if run.dtype == "auto" else run
+    """The run with the dtype that every accelerator of today chooses, where it says auto, and the weights that it names."""
+    return replace(run, dtype="bf16" if run.dtype == "auto" else run.dtype, vae=resolve_part(run.vae))
 
 
 def work_out(run: TrainRun, size: tuple[int, int, int], world: int, sp_size: int = 1, gloo: bool = False) -> Plan:

@@ -8,13 +8,14 @@ import pytest
 
 from opensora.config import load
 from opensora.errors import ConfigError, DataError
-from opensora.models.assemble import assemble
+from opensora.models.assemble import assemble, build_autoencoder
 from opensora.models.text.t5 import T5Encoder
+from opensora.models.weights import save_weights
 from opensora.parallel.volume import sequence_bytes
 from opensora.planning.text import text_parameters
 from opensora.registry import TEXT_ENCODERS, build
 from opensora.schema import TrainRun
-from opensora.training.plan import Plan, plan
+from opensora.training.plan import Plan, plan, plan_without_data
 from tests.e2e.processes import ROOT
 from tests.samples import write_manifest, write_video
 from tests.text_models import tiny_t5
@@ -42,6 +43,24 @@ def test_counts_are_those_of_the_real_model() -> None:
     assert found.tokens_per_sample == 3 * 4 * 4
     assert found.samples_per_step == 4
     assert found.report.kept == 64
+
+
+def test_without_data_the_config_tells_the_size() -> None:
+    dataset = {"type": "VideoTextDataset", "data_path": "nowhere.csv", "num_frames": 5, "image_size": (16, 16)}
+    found = plan_without_data(run(dataset=dataset), world=1)
+    assert found.report is None
+    assert replace(found, report=0, subject=None) == replace(plan(run(), world=1), report=0, subject=None)
+    with pytest.raises(ConfigError, match=r"key 'dataset': num_frames or image_size is missing"):
+        plan_without_data(run(dataset={"type": "VideoTextDataset", "data_path": "nowhere.csv"}), world=1)
+
+
+def test_without_data_every_bucket_that_takes_clips_counts() -> None:
+    """The micro-batch of the most latents: 25 clips of 3 latent frames outweigh 60 pictures; none comes into the last bucket."""
+    lengths = {1: (1.0, 60), 5: (1.0, 25), 9: (0.0, 99)}
+    dataset = {"type": "VideoTextDataset", "data_path": "nowhere.csv"}
+    found = plan_without_data(run("stdit2", dataset=dataset, bucket_config={"144p": lengths}), world=1)
+    assert found.samples_per_step == 25 * run("stdit2").micro_batches
+    assert found.latent_size[0] == 3
 
 
 def test_a_model_by_class_is_planned_with_labels() -> None:
@@ -203,3 +222,26 @@ def test_t5_as_transformers_makes_it(tmp_path: Path) -> None:
     assert found is not None
     total = sum(p.numel() for p in encoder.load().model.parameters())  # type: ignore[union-attr]
     assert found == (total, total - 192 * 32)
+
+
+def test_an_autoencoder_may_be_named_by_its_run(tmp_path: Path) -> None:
+    """As in training; the folder's config says its sizes."""
+    base = run()
+    vae = build_autoencoder(base.vae)
+    save_weights(tmp_path / "run" / "weights" / "model", vae.state_dict(), vae.config)
+    named = {"type": base.vae["type"], "from_pretrained": str(tmp_path / "run")}
+    found = plan(replace(base, vae=named), world=1)
+    assert (found.latent_size, found.frozen_parameters) == ((3, 8, 8), plan(base, world=1).frozen_parameters)
+
+
+def test_with_stored_latents_no_video_is_opened(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("path,text\ngone.mp4,a boat\n")
+    footage = {
+        "type": "VideoTextDataset",
+        "data_path": str(tmp_path / "train.csv"),
+        "num_frames": 5,
+        "image_size": (16, 16),
+    }
+    with pytest.raises(DataError, match="no such file"):
+        plan(run(dataset=footage), world=1)
+    assert plan(run(dataset=footage, load_video_features="features"), world=1).report.kept == 1
