@@ -152,6 +152,12 @@ class Live(TorchDispatchMode):
         del self._ends[key]
 
 
+def _layer_norm(x: Tensor, shape: Any, weight: Any, bias: Any, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    ones = (1,) * len(shape)
+    mean, rstd = (x.new_empty((*x.shape[: x.dim() - len(shape)], *ones), dtype=torch.float32) for _ in range(2))
+    return torch.empty_like(x, memory_format=torch.contiguous_format), mean, rstd
+
+
 def _layer_norm_backward(
     grad: Tensor, x: Tensor, shape: Any, mean: Tensor, rstd: Tensor, weight: Any, bias: Any, wanted: list[bool]
 ) -> tuple[Tensor | None, ...]:
@@ -161,8 +167,12 @@ def _layer_norm_backward(
     )
 
 
-# Importing colossalai puts a rule of its own in place of torch's, which fails on norms without weights.
-_RULES: dict[Any, Callable[..., Any]] = {torch.ops.aten.native_layer_norm_backward.default: _layer_norm_backward}
+# Importing colossalai puts rules of its own in place of torch's, and that of the backward fails on norms without weights.
+# Torch's for the forward takes milliseconds, most of a rehearsal.
+_RULES: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten.native_layer_norm.default: _layer_norm,
+    torch.ops.aten.native_layer_norm_backward.default: _layer_norm_backward,
+}
 
 
 def _loss(found: Any) -> Tensor:
