@@ -3,6 +3,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c requirements/constraints.txt
+# Processes that run tests, each with one thread; the tests of a file stay together in one of them.
+WORKERS ?= 2
 LISTS := $(wildcard requirements/*.txt) setup.py
 
 .PHONY: help install install-demo install-test demo test lint bench clean
@@ -38,7 +40,7 @@ demo: install-demo
 	$(BIN)/python -m tools.demo.run
 
 test: install-test
-	$(BIN)/python -m pytest tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: install-test
 	$(BIN)/ruff check .
