@@ -73,7 +73,7 @@ def table_command(config: str, overrides: Sequence[str]) -> int:
     from opensora.planning.table import markdown, rows
     from opensora.training.plan import chosen, layout_of, subject_of
 
-    check_options(loaded.run)
+    check_options(loaded.run, gpu)
     run = replace(chosen(on_gpu(loaded.run, gpu)), batch_size=1)
     plugins = searched(run.task)
     if run.plugin not in plugins:  # its options are of no use to others
@@ -84,9 +84,16 @@ def table_command(config: str, overrides: Sequence[str]) -> int:
     return 0
 
 
-def check_options(run: TrainRun) -> None:
-    """ConfigError for values in plugin_config that the plugin itself refuses."""
-    build(PLUGINS, {"type": run.plugin, **run.plugin_config})
+def check_options(run: TrainRun, gpu: Gpu | None) -> None:
+    """ConfigError for values in plugin_config that the plugin itself refuses, anywhere or on the CPU."""
+    plugin = build(PLUGINS, {"type": run.plugin, **run.plugin_config})
+    if gpu is not None and gpu.name == "cpu":
+        import torch
+
+        from opensora.parallel.world import World
+
+        tensor = run.plugin_config.get("tp_size", 1)
+        plugin.check(World(0, tensor, 0, 1, 0, torch.device("cpu"), sequence_size=tensor))
 
 
 def on_gpu(run: TrainRun, gpu: Gpu | None) -> TrainRun:
@@ -113,7 +120,7 @@ def check_command(config: str, overrides: Sequence[str], data: bool = True) -> i
     from opensora.training.plan import plan, plan_without_data
 
     run = on_gpu(loaded.run, gpu)
-    check_options(run)
+    check_options(run, gpu)
     sp_size = sequence_size(run, world, min(world, gpu.per_node) if gpu else world, config)
     data_size = world // sp_size
     check_world(run, data_size, config)

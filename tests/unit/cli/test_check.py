@@ -96,6 +96,20 @@ def test_values_that_only_the_plugin_can_judge_are_judged(
     assert worlds == []
 
 
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        (["plugin=fsdp", "plugin_config.cpu_offload=true"], "cpu_offload: True on the CPU"),
+        (["plugin_config.overlap_communication=true"], "overlap_communication: True on the CPU"),
+    ],
+)
+def test_options_that_the_cpu_does_not_have(worlds: list[int], option: list[str], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        check_command(CONFIG, ["gpu=cpu", *option])
+    assert worlds == []
+    assert check_command(CONFIG, ["gpu=h100", *option]) == 0
+
+
 def test_heads_that_ranks_cannot_share() -> None:
     with pytest.raises(ConfigError, match="tp_size: 4 for the 2 heads of STDiT; allowed: a divisor of 2"):
         check_command(CONFIG, ["world=4", "plugin=hybrid", "plugin_config.tp_size=4"])
