@@ -3,7 +3,10 @@
 import logging
 import multiprocessing
 import subprocess
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -225,16 +228,22 @@ def test_every_kind_of_bad_file_is_skipped_and_told_with_its_line(tmp_path: Path
         assert found.keys() == alone.keys()
 
 
+def worker_at_work() -> tuple[Iterator[Batch], BaseProcess]:
+    """Batches of 40 steps, the first one taken, and the process that loads them."""
+    before = set(multiprocessing.active_children())
+    batches = build_loader(Numbers(40), seed=3, batch_size=1, micro_batches=1, steps=40, num_workers=1)
+    assert next(batches).step == 0
+    [worker] = set(multiprocessing.active_children()) - before
+    return batches, worker
+
+
 def test_a_worker_obeys_its_own_process_alone() -> None:
     """torchrun and Slurm send SIGTERM to all processes of a rank, which needs its workers to finish the step."""
-    batches = build_loader(Numbers(40), seed=3, batch_size=1, micro_batches=1, steps=40, num_workers=1)
-    first = next(batches)
-    [worker] = multiprocessing.active_children()
-    subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)  # from another process than ours
-    assert [first.step, *(batch.step for batch in batches)] == list(range(40))
-    batches = build_loader(Numbers(40), seed=3, batch_size=1, micro_batches=1, steps=40, num_workers=1)
-    next(batches)
-    [worker] = [child for child in multiprocessing.active_children() if child is not worker]
+    batches, worker = worker_at_work()
+    other = f"import os, signal; os.kill({worker.pid}, signal.SIGTERM)"  # from another process than ours
+    subprocess.run([sys.executable, "-c", other], check=True)
+    assert [batch.step for batch in batches] == list(range(1, 40))
+    batches, worker = worker_at_work()
     worker.terminate()
     worker.join(60)
     assert worker.exitcode == 0
