@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--no-data", action="store_true", help="plan by the config alone, where the manifest is elsewhere"
     )
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     if arguments.table:
         return run_main(lambda: table_command(arguments.config, arguments.overrides))
     return run_main(lambda: check_command(arguments.config, arguments.overrides, data=not arguments.no_data))

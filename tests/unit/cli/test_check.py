@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from opensora.cli.check import check_command, on_gpu, table_command
+from opensora.cli.check import check_command, main, on_gpu, table_command
 from opensora.cli.check_planning import searched
 from opensora.config import load
 from opensora.datasets.report import Report
@@ -204,3 +204,8 @@ def test_an_autoencoder_is_not_sent_to_fsdp() -> None:
     """Training refuses it there."""
     assert "fsdp" in searched("diffusion")
     assert searched("autoencoder") == [name for name in searched("diffusion") if name != "fsdp"]
+
+
+def test_flags_may_stand_anywhere(worlds: list[int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([CONFIG, "--table", "world=8"]) == 2
+    assert "key 'world': found with --table" in capsys.readouterr().err
