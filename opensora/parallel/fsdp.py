@@ -1,7 +1,7 @@
 """torch's FSDP as ColossalAI's Booster applies it, and the one place that knows its private attributes.
 
 FSDP cuts the parameters of a unit as one flat tensor, so a rank's piece of one parameter is any range of it.
-The classes are made inside functions because importing colossalai takes seconds and the package is optional.
+The classes are made inside functions because colossalai is optional.
 Written against colossalai 0.5.0 and torch 2.14 (FSDP version 1, which is what colossalai has).
 """
 

@@ -1,6 +1,6 @@
 """ColossalAI's low-level ZeRO as this project needs it, and the one place that knows its private attributes.
 
-The classes are made inside functions because importing colossalai takes seconds and the package is optional.
+The classes are made inside functions because colossalai is optional.
 Written against colossalai 0.5.0.
 """
 
