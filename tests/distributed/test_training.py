@@ -13,7 +13,7 @@ from opensora.training.metrics import read
 from tests.dist import run_ranks
 
 ROOT = Path(__file__).resolve().parents[2]
-DEBUG = str(ROOT / "configs/stdit/train/debug.py")
+DEBUG = str(ROOT / "tests/distributed/debug.py")
 AUTOENCODER = str(ROOT / "configs/vae/train/debug.py")
 STEPS = 5
 
@@ -137,11 +137,11 @@ def test_frame_masks_are_the_samples_own(tmp_path: Path, alone: list[float]) -> 
 def test_given_latents_are_the_samples_own(tmp_path: Path) -> None:
     """Other ranks, another plugin and other micro-batches, in which samples are told of other frames: the same losses."""
     config = str(ROOT / "configs/stdit3/train/debug_1_3.py")
-    run_ranks(train_to, 1, config, str(tmp_path / "one"), "plugin=ddp", "micro_batches=4", "batch_size=1")
-    run_ranks(train_to, 2, config, str(tmp_path / "two"), "plugin=zero2", "micro_batches=2", "batch_size=2")
-    run_ranks(
-        train_to, 1, config, str(tmp_path / "none"), "plugin=ddp", "micro_batches=4", "batch_size=1", "mask_ratios=None"
-    )
+    alone = ("plugin=ddp", "micro_batches=4", "batch_size=1", "dataset.clips=12")
+    run_ranks(train_to, 1, config, str(tmp_path / "one"), *alone)
+    shared = ("plugin=zero2", "micro_batches=2", "batch_size=2", "dataset.clips=12")
+    run_ranks(train_to, 2, config, str(tmp_path / "two"), *shared)
+    run_ranks(train_to, 1, config, str(tmp_path / "none"), *alone, "mask_ratios=None")
     one, two, none = (losses(tmp_path / name) for name in ("one", "two", "none"))
     assert two == pytest.approx(one, rel=1e-5)
     assert max(abs(mine - plain) for mine, plain in zip(one, none, strict=True)) > 1e-3
