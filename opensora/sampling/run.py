@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from opensora.errors import ConfigError, OpenSoraError
+from opensora.errors import BadClip, ConfigError, OpenSoraError
 from opensora.log import logger
 from opensora.parallel.collectives import broadcast_object, gather_objects
 from opensora.parallel.once import once
@@ -135,7 +135,7 @@ def _work(
                 logger().error("%s", error)
             except Exception as error:
                 known = isinstance(error, OpenSoraError)
-                if world.sequence_size > 1 and not known:
+                if world.sequence_size > 1 and (not known or isinstance(error, BadClip)):  # each reads for itself
                     raise  # this rank alone may have failed, while the others wait for its part: the job must end
                 trouble = str(error)
                 logger().error("prompt %r: %s", batch[0].prompt, error, exc_info=not known)

@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import socket
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from opensora.cli.sample import sample_command
 from opensora.cli.train import train_command
 from opensora.datasets.decode import probe, read_frames
-from opensora.errors import OpenSoraError
+from opensora.errors import BadClip, OpenSoraError
 from opensora.parallel import world
 from opensora.parallel.tiles import share_pieces
 from opensora.sampling import run
@@ -123,6 +124,29 @@ def test_the_group_hears_of_what_its_first_rank_met(tmp_path: Path, kind: str, e
     messages = run_ranks(fail_together, 2, str(tmp_path), kind)
     assert messages[0] == messages[1]
     assert expected in messages[0]
+
+
+def lose_a_reference(folder: str) -> str:
+    """One rank cannot read what the others read, and they are in the middle of the video."""
+    sampler, here = shared_sampler(2)
+    world.set_timeout(timedelta(seconds=3), here.sequence_group)
+    make = run.generate
+
+    def generate(*arguments: Any, **options: Any) -> Any:
+        if here.sequence_rank == 1:
+            raise BadClip("clip.mp4: cannot be read")
+        return make(*arguments, **options)
+
+    with mock.patch.object(run, "generate", generate), pytest.raises(Exception) as caught:
+        sample(REQUESTS, sampler, here, folder, SETTINGS)
+    return f"{type(caught.value).__name__}: {caught.value}"
+
+
+def test_a_reference_that_one_rank_cannot_read_ends_the_job(tmp_path: Path) -> None:
+    """At once: the others would wait for that rank's part of the video."""
+    others, said = run_ranks(lose_a_reference, 2, str(tmp_path))
+    assert said == "BadClip: clip.mp4: cannot be read"
+    assert "BadClip" not in others
 
 
 def alone_and_shared(model: Any, z: Tensor, coder: str) -> tuple[int, int]:
