@@ -14,6 +14,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from opensora.errors import ConfigError, WeightsError
+from opensora.models.layers.patch import widened
 from opensora.models.layers.seam import Pieces
 from opensora.models.shapes import ShapeError
 from opensora.models.vae.gaussian import Gaussian, LatentScale
@@ -196,7 +197,7 @@ class VideoAutoencoderKL(nn.Module):
         return Gaussian.from_moments(moments)
 
     def _decode(self, z: Tensor, num_frames: int | None = None) -> Tensor:
-        return self._by_frames(lambda part: self.module.decode(part).sample, z[:, :, :num_frames]).float()
+        return widened(self._by_frames(lambda part: self.module.decode(part).sample, z[:, :, :num_frames]))
 
     def encode(self, x_BCTHW: Tensor, rngs: Sequence[Generator] | None = None) -> Tensor:
         """Latents ready for diffusion, float32; `rngs` has one CPU generator per clip, None takes the mode."""
@@ -241,4 +242,4 @@ class VideoAutoencoderKLTemporalDecoder(VideoAutoencoderKL):
 
     def _decode_group(self, z: Tensor) -> Tensor:
         frames = self.module.decode(z.transpose(1, 2).flatten(0, 1), num_frames=z.shape[2]).sample
-        return frames.unflatten(0, (len(z), -1)).transpose(1, 2).float()
+        return widened(frames.unflatten(0, (len(z), -1)).transpose(1, 2))

@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from opensora.errors import ConfigError
+from opensora.models.layers.patch import widened
 from opensora.models.layers.seam import Pieces
 from opensora.models.shapes import ShapeError
 from opensora.models.vae.causal_net import CONVOLUTIONS, Decoder, Encoder, Layout, named
@@ -183,7 +184,7 @@ class CausalVAEModel(nn.Module):
 
     def decode_tile(self, z: Tensor) -> Tensor:
         """Frames, float32, of latents as the posterior gives them, or of a tile of such, in one go."""
-        return self.decoder(self.post_quant_conv(z.to(self._dtype))).float()
+        return widened(self.decoder(self.post_quant_conv(z.to(self._dtype))))
 
     def _decode_windows(self, z: Tensor) -> Iterator[Tensor]:
         grid = self.tiling.decoding()

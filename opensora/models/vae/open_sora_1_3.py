@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from opensora.errors import ConfigError
+from opensora.models.layers.patch import widened
 from opensora.models.layers.seam import Pieces
 from opensora.models.shapes import ShapeError
 from opensora.models.vae.gaussian import Gaussian, LatentScale
@@ -202,7 +203,7 @@ class OpenSoraVAE_V1_3(nn.Module):
         group = z.shape[2] if size is None else self._latent_frames(range(size))
         decoded = []
         for clips in z.split(self.micro_batch_size or len(z)):
-            pieces = list(self.pieces(lambda part: self.decoder(part).float(), clips.split(group, dim=2)))
+            pieces = list(self.pieces(lambda part: widened(self.decoder(part)), clips.split(group, dim=2)))
             decoded.append(_join(pieces, self.temporal_overlap))
         return torch.cat(decoded)
 

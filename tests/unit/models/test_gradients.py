@@ -1,17 +1,18 @@
-"""Gradients of every denoiser against finite differences in float64.
+"""Gradients of every denoiser and autoencoder against finite differences in float64.
 
 Every registered class is tried at a tiny size; OPTIONS adds calls and arguments that take other ways through one.
 A model must keep float64 for this: what it widens, it widens to float32 at least (layers/patch.py, `widened`).
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Generator, Tensor
 
-from opensora.registry import MODELS, build, constructor
-from tests.contract.test_models import DENOISERS, full, inputs, open_gates, small
+from opensora.registry import MODELS, VAES, build, constructor, names
+from tests.contract.test_models import DENOISERS, full, inputs, open_gates, small, vae
 
 # class, arguments, what its forward is told besides the usual inputs
 OPTIONS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
@@ -38,17 +39,15 @@ OPTIONS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 CLASSES = [name for name in DENOISERS if not hasattr(constructor(MODELS, full(name)["type"]), "__wrapped_class__")]
 
 
-def directional_derivatives(model: Any, given: dict[str, Any], seed: int) -> tuple[float, float]:
-    """Of a random linear function of the output, in one random direction of all parameters and inputs:
+def directional_derivatives(call: Callable[[], Tensor], free: list[Tensor], seed: int) -> tuple[float, float]:
+    """Of a random linear function of what `call` gives, in one random direction of the `free` tensors it depends on:
     by autograd, and by central differences."""
     rng = Generator().manual_seed(seed)
-    free = [p for p in model.parameters() if p.requires_grad]
-    free += [given[key].requires_grad_() for key in ("x", "y", "cond", "cond_mask", "y_null") if _is_real(given, key)]
     direction = [torch.randn(each.shape, dtype=torch.float64, generator=rng) for each in free]
-    weights = torch.randn(model(**given).shape, dtype=torch.float64, generator=rng)
+    weights = torch.randn(call().shape, dtype=torch.float64, generator=rng)
 
     def value() -> Tensor:
-        out = model(**given)
+        out = call()
         assert out.dtype == torch.float64
         return (out * weights).sum()
 
@@ -72,8 +71,10 @@ def check(model: Any, **told: Any) -> None:
     model = open_gates(model).double().train()
     given = {**inputs(model), **told}
     given = {key: value.double() if _is_real(given, key) and value.ndim > 2 else value for key, value in given.items()}
+    free = [p for p in model.parameters() if p.requires_grad]
+    free += [given[key].requires_grad_() for key in ("x", "y", "cond", "cond_mask", "y_null") if _is_real(given, key)]
     for seed in (1, 2):
-        exact, measured = directional_derivatives(model, given, seed)
+        exact, measured = directional_derivatives(lambda: model(**given), free, seed)
         assert exact == pytest.approx(measured, rel=1e-6)
 
 
@@ -90,3 +91,20 @@ def test_gradients_with_options(name: str) -> None:
         told = {"x_mask": torch.tensor([told["x_mask"]] * 2)}
     torch.manual_seed(0)
     check(build(MODELS, small(cls) | arguments), **told)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in names(VAES) if not hasattr(constructor(VAES, name), "__wrapped_class__")]
+)
+def test_gradients_of_autoencoders(name: str) -> None:
+    """Of the reconstruction from the posterior's mode, and of both its moments."""
+    model = vae(name).double()
+    rng = Generator().manual_seed(3)
+    x = torch.rand(1, 3, model.compression[0] + 1, 16, 16, generator=rng).double().requires_grad_()
+
+    def call() -> Tensor:
+        output, posterior = model(x, None)
+        return torch.cat([each.flatten() for each in (output, posterior.mean, posterior.logvar)])
+
+    exact, measured = directional_derivatives(call, [*model.parameters(), x], seed=1)
+    assert exact == pytest.approx(measured, rel=1e-5)
