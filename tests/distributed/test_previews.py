@@ -19,9 +19,9 @@ from opensora.training.build import build_training
 from opensora.training.loop import train
 from opensora.training.metrics import BINS, bin_name, read
 from tests.dist import run_ranks
+from tests.distributed.test_training import DEBUG
 from tests.e2e.processes import ROOT, SAMPLE
 
-DEBUG = str(ROOT / "configs/stdit/train/debug.py")
 STEPS = 4
 PROMPTS = ["a red circle moves left", "a blue square moves up", "a green cross moving down"]
 ASIDE = (
