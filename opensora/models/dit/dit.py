@@ -20,6 +20,7 @@ from opensora.models.layers.embed import (
     CaptionEmbedder,
     LabelEmbedder,
     TimestepEmbedder,
+    chance,
     shut_linear,
     spatial_table,
     temporal_table,
@@ -78,7 +79,7 @@ class DiT(Denoiser):
         self.learn_sigma, self.no_temporal_pos_emb = learn_sigma, no_temporal_pos_emb
         self.depth, self.num_heads = depth, num_heads
         self.condition, self.num_classes = condition, classes_of(condition)
-        self.class_dropout_prob = class_dropout_prob
+        self.class_dropout_prob = chance(class_dropout_prob)
         self.caption_channels, self.model_max_length = caption_channels, one_token(model_max_length)
 
         frames, rows, columns = self.grid

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from timm.layers import GELUTanh, Mlp
 from torch import Tensor, nn
 
+from opensora.errors import ConfigError
 from opensora.models.shapes import ShapeError, divides
 
 
@@ -182,9 +183,23 @@ def sine_table(width: int, positions: NDArray) -> NDArray:
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
 
 
+def above_zero(scale: float) -> float:
+    """The number that divides positions; ShapeError for one that would make them infinite or turn them round."""
+    if not scale > 0:
+        raise ShapeError(f"position table: scale {scale}; allowed: above 0; correct space_scale or time_scale")
+    return scale
+
+
+def chance(class_dropout_prob: float) -> float:
+    """The share of captions or classes that training leaves out; ConfigError for what is no share."""
+    if not 0 <= class_dropout_prob <= 1:
+        raise ConfigError(f"model.class_dropout_prob: {class_dropout_prob}; allowed: 0 to 1; correct it")
+    return class_dropout_prob
+
+
 def temporal_table(width: int, frames: int, scale: float = 1.0) -> NDArray:
     """float64 [frames, width]; position = frame / scale."""
-    return sine_table(width, np.arange(frames) / scale)
+    return sine_table(width, np.arange(frames) / above_zero(scale))
 
 
 def spatial_table(width: int, rows: int, columns: int, scale: float = 1.0, base_size: int | None = None) -> NDArray:
@@ -194,6 +209,7 @@ def spatial_table(width: int, rows: int, columns: int, scale: float = 1.0, base_
     as in the tables that released weights were trained with.
     """
     divides("position table: hidden_size", width, 4)
+    scale = above_zero(scale)
     r = np.arange(rows, dtype=np.float32) / scale
     c = np.arange(columns, dtype=np.float32) / scale
     if base_size is not None:

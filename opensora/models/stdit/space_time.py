@@ -9,10 +9,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from opensora.errors import ConfigError
 from opensora.models.denoiser import Denoiser
 from opensora.models.layers.embed import (
     CaptionEmbedder,
     TimestepEmbedder,
+    chance,
     dynamic_table,
     embed_captions,
     small_linear,
@@ -42,7 +44,7 @@ class SpaceTimeDenoiser(Denoiser):
         super().__init__(input_size, in_channels, patch_size, hidden_size, pred_sigma)
         self.pred_sigma = pred_sigma
         self.depth, self.num_heads = depth, num_heads
-        self.class_dropout_prob = class_dropout_prob
+        self.class_dropout_prob = chance(class_dropout_prob)
         self.model_max_length, self.caption_channels = model_max_length, caption_channels
         self.t_embedder = TimestepEmbedder(hidden_size)
         self.t_block = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 6 * hidden_size))
@@ -99,6 +101,8 @@ class AnySizeDenoiser(SpaceTimeDenoiser):
 
 def drop_rates(drop_path: float, depth: int) -> list[float]:
     """Stochastic depth that grows from 0 in the first block (Huang et al. 2016, arXiv:1603.09382, sec. 3)."""
+    if not 0 <= drop_path < 1:
+        raise ConfigError(f"model.drop_path: {drop_path}; allowed: from 0 to below 1; correct it")
     return [drop_path * i / max(depth - 1, 1) for i in range(depth)]
 
 

@@ -1,14 +1,15 @@
 """What the parts tell a denoiser, and what it is built with."""
 
+import inspect
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from opensora.errors import ConfigError
+from opensora.errors import ConfigError, OpenSoraError
 from opensora.models.assemble import build_denoiser, complete, given_by
 from opensora.models.text.classes import ClassLabels
-from opensora.registry import MODELS
+from opensora.registry import MODELS, constructor
 
 VAE = SimpleNamespace(latent_channels=4, latent_size=lambda size: (size[0], size[1] // 8, size[2] // 8))
 TEXT = SimpleNamespace(tells={"condition": "text", "caption_channels": 6, "model_max_length": 3})
@@ -60,3 +61,23 @@ def test_another_condition_than_the_text_encoder_gives_is_refused(text: Any, con
 def test_captions_of_many_tokens_are_refused_by_a_model_of_one() -> None:
     with pytest.raises(ConfigError, match=r"model\.model_max_length: 3 tokens; this model is conditioned on one"):
         build_denoiser(completed("DiT", TEXT))
+
+
+@pytest.mark.parametrize("model", ["STDiT", "PixArt", "DiT", "STDiT2", "STDiT3"])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"class_dropout_prob": 1.5}, r"class_dropout_prob: 1\.5; allowed: 0 to 1"),
+        ({"drop_path": 1.0}, r"drop_path: 1\.0; allowed: from 0 to below 1"),
+        ({"space_scale": 0.0}, r"position table: scale 0\.0; allowed: above 0"),
+        ({"time_scale": -1.0}, r"position table: scale -1\.0; allowed: above 0"),
+    ],
+)
+def test_numbers_that_training_would_stumble_over_are_refused(
+    model: str, wrong: dict[str, float], message: str
+) -> None:
+    config = {"type": model, "hidden_size": 48, "depth": 1, "num_heads": 2, "input_size": [2, 4, 4]}
+    if not wrong.keys() <= inspect.signature(constructor(MODELS, model)).parameters.keys():
+        pytest.skip("it has no such argument")
+    with pytest.raises(OpenSoraError, match=message):
+        build_denoiser({**config, **wrong})
