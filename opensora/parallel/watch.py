@@ -29,7 +29,7 @@ T = TypeVar("T")
 _VERDICT = "watch/verdict"
 _LONGEST_INTERVAL = 1.0  # seconds between two signs of life
 _SILENCE = 2.0  # seconds, at least: a rank that sent none for so long after an exchange failed is gone
-_REMEDY = "look at that rank's log and machine, and start the same command again: it resumes from the last checkpoint"
+_REMEDY = "look at that rank's log and machine, and start the same command again: it goes on from what was saved"
 _FOR_A_SAVE = 30.0  # seconds
 _OF_COLLECTIVES = re.compile(r"gloo|nccl|hccl|connection (closed|reset)|timed out|broken pipe|socket", re.IGNORECASE)
 

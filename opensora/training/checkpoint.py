@@ -217,9 +217,8 @@ def _probe(root: Path, rank: int) -> Path:
 
 
 def _write_probe(probe: Path) -> None:
-    probe.parent.mkdir(
-        parents=True, exist_ok=True
-    )  # a machine that does not share the folder is found out by the probe
+    # a machine that does not share the folder has none yet, and is found out by the probe
+    probe.parent.mkdir(parents=True, exist_ok=True)
     probe.write_bytes(b"x")
 
 
