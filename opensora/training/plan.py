@@ -105,6 +105,11 @@ def plan_without_data(run: TrainRun, world: int, sp_size: int = 1, gloo: bool = 
 
 def _size_in(dataset: dict[str, Any]) -> tuple[int, int, int]:
     """Frames, height, width that a data set is told, or has by default."""
+    if "videos" in dataset:  # with pictures beside them, padded to the larger of the two
+        frames, *sides = _size_in(dataset["videos"])
+        if dataset["pictures"] is not None:
+            sides = [max(pair) for pair in zip(sides, _size_in(dataset["pictures"])[1:], strict=True)]
+        return frames, sides[0], sides[1]
     takes = inspect.signature(constructor(DATASETS, dataset["type"])).parameters
     told = {name: takes[name].default for name in ("num_frames", "image_size") if name in takes} | dataset
     if not all(
@@ -183,11 +188,13 @@ def _denoiser(run: TrainRun, size: tuple[int, int, int], layout: Layout) -> Plan
         return rehearse_deep(at, parts.model_config[key] if key in parts.model_config else takes[key].default)
 
     text = text_parameters(parts.text_encoder)
+    frames, *grid = whole.input_size
+    per_sample = tokens(whole, (frames + _pictures(run), *grid))
     subject = Subject(
         sizes=replace(_sizes(whole), cut=_cut_elements(parts.model_config, layout.tp_size)),
         frozen=_frozen(run, parts, text, size),
         rehearse=rehearse_layout,
-        tokens=run.batch_size * tokens(whole),
+        tokens=run.batch_size * per_sample,
         ema=run.ema_decay is not None,
         most_ranks=_most_ranks(whole, run.sp_mode),
     )
@@ -197,7 +204,7 @@ def _denoiser(run: TrainRun, size: tuple[int, int, int], layout: Layout) -> Plan
         frozen_parameters=_parameters(parts.vae),
         text_parameters=None if text is None else text[0],
         latent_size=tuple(whole.input_size),
-        tokens_per_sample=tokens(whole),
+        tokens_per_sample=per_sample,
         samples_per_step=run.batch_size * run.micro_batches,
         report=None,
         estimate=estimate(subject, layout),
@@ -206,16 +213,20 @@ def _denoiser(run: TrainRun, size: tuple[int, int, int], layout: Layout) -> Plan
 
 
 def _denoise(run: TrainRun, size: tuple[int, int, int], layout: Layout) -> Forward:
-    """A call of the model as the task makes it, with the text's mask and, where the run gives frames, theirs."""
-    n = run.batch_size
+    """A call of the model as the task makes it, with the text's mask, and pictures and frame masks where the run has them."""
+    n, pictures = run.batch_size, _pictures(run)
 
     def forward(model: Any) -> Any:
-        latents = torch.empty(n, model.in_channels, *model.input_size, dtype=_working(layout))
+        frames, *grid = model.input_size
+        latents = torch.empty(n, model.in_channels, frames + pictures, *grid, dtype=_working(layout))
         told: dict[str, Any] = clip_conditions(model, size, torch.empty(n))
         text = _text(model, n, DTYPES[run.dtype])
         if text.is_floating_point():
             told["mask"] = torch.ones(n, model.model_max_length, dtype=torch.long)
             told["drop_B"] = torch.zeros(n, dtype=torch.bool)
+        if pictures:  # a caption each, after the clip's
+            text = text.repeat(1, 1 + pictures, 1, 1)
+            told |= {"mask": told["mask"][:, None].repeat(1, 1 + pictures, 1), "use_image_num": pictures}
         if model.conditioned:
             told |= given_latents(latents, [], model.null_text(n).to(text))
         elif run.mask_ratios is not None and told_by(run.model or {}, "mask_ratios") == "masks":
@@ -223,6 +234,11 @@ def _denoise(run: TrainRun, size: tuple[int, int, int], layout: Layout) -> Forwa
         return model(latents, torch.empty(n), text, **told)
 
     return forward
+
+
+def _pictures(run: TrainRun) -> int:
+    """How many a JointDataset puts beside each clip."""
+    return run.dataset.get("use_image_num", 0)
 
 
 def _text(model: Any, n: int, dtype: torch.dtype) -> Tensor:
@@ -235,15 +251,20 @@ def _text(model: Any, n: int, dtype: torch.dtype) -> Tensor:
 def _frozen(run: TrainRun, parts: Parts, text: tuple[int, int] | None, size: tuple[int, int, int]) -> Frozen:
     """The autoencoder and the text encoder, as far as the run loads them."""
     weights, held, peak, flops = {}, 0, 0, 0
+    pictures = _pictures(run)
     if run.load_video_features is None:
         vae = parts.vae.to(DTYPES[run.dtype]).eval().requires_grad_(False)
         video = torch.empty(run.batch_size, 3, *size, dtype=DTYPES[run.dtype])
         peak, flops = observe(lambda: vae.encode(video), vae)
         peak += video.nbytes
+        if pictures:
+            stills = torch.empty(run.batch_size * pictures, 3, 1, *size[1:], dtype=DTYPES[run.dtype])
+            still_peak, still_flops = observe(lambda: vae.encode(stills), vae)
+            peak, flops = max(peak, still_peak + video.nbytes) + stills.nbytes, flops + still_flops
         weights["frozen autoencoder"] = WIDTHS[run.dtype] * _parameters(vae)
     if run.load_text_features is None and text is not None:
         held = WIDTHS[run.dtype] * text[0]
-        flops += 2 * text[1] * run.batch_size * getattr(parts.text_encoder, "max_tokens", 0)
+        flops += 2 * text[1] * run.batch_size * (1 + pictures) * getattr(parts.text_encoder, "max_tokens", 0)
     return Frozen(weights, held, run.text_encoder_parallel, peak, flops)
 
 

@@ -63,6 +63,23 @@ def test_without_data_every_bucket_that_takes_clips_counts() -> None:
     assert found.latent_size[0] == 3
 
 
+def test_pictures_beside_clips_are_counted() -> None:
+    """Two of them are two more latent frames of 4 x 4 patches, with captions of their own."""
+    base = run(
+        "latte_t2v", dataset=load(str(ROOT / "configs/latte_t2v/train/debug_joint.py"), [], TrainRun).run.dataset
+    )
+    found = plan(base, world=1)
+    assert found.tokens_per_sample == (3 + 2) * 4 * 4
+    alone = plan(replace(base, dataset=base.dataset["videos"]), world=1)
+    assert alone.tokens_per_sample == 3 * 4 * 4
+    # each token goes through the blocks within frames alike, pictures not through those along time
+    assert 1.2 < found.estimate.model_flops / alone.estimate.model_flops < 5 / 3
+    assert found.estimate.frozen_flops > alone.estimate.frozen_flops
+    assert activations(found) > 1.2 * activations(alone)
+    without = plan_without_data(base, world=1)
+    assert replace(without, report=0, subject=None) == replace(found, report=0, subject=None)
+
+
 def test_a_model_by_class_is_planned_with_labels() -> None:
     found = plan(run("dit"), world=1)
     assert found.model == "DiT"
