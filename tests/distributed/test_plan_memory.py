@@ -98,3 +98,20 @@ def test_estimate_is_within_a_fifth_of_what_is_held(
         ranks.close()
     found = plan(run, size, sp_size=shared, gloo=True)
     assert found.memory_total == pytest.approx(held, rel=0.2)
+
+
+def test_pictures_beside_clips_are_held_too(folder: Path) -> None:
+    """Six behind five latent frames, each with a caption of its own."""
+    joint = load(str(ROOT / "configs/latte_t2v/train/debug_joint.py"), [], TrainRun).run
+    model = {**(joint.model or {}), "num_attention_heads": 4, "attention_head_dim": 64, "num_layers": 2}
+    drawn = {"type": "MovingShapes", "clips": 8, "image_size": (40, 40)}
+    pictures = {**joint.dataset, "videos": {**drawn, "num_frames": 9}, "pictures": {**drawn, "num_frames": 1}}
+    pictures["use_image_num"] = 6
+    run = large(folder, model=model, scheduler=joint.scheduler, dataset=pictures, plugin="ddp", plugin_config={})
+    ranks = Pool()
+    try:
+        held = ranks.run(added_bytes, 1, (small(folder), run, 1), timeout=120)[0]
+    finally:
+        ranks.close()
+    assert plan(run, 1, gloo=True).memory_total == pytest.approx(held, rel=0.2)
+    assert plan(replace(run, dataset=pictures["videos"]), 1, gloo=True).memory_total < 0.8 * held
