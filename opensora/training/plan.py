@@ -55,6 +55,7 @@ class Plan:
     report: Any  # datasets.report.Report; None: the data were not looked at
     estimate: Estimate
     subject: Subject
+    pictures: int = 0  # beside each clip, their tokens among those of the sample
 
     @property
     def memory(self) -> dict[str, int]:
@@ -209,6 +210,7 @@ def _denoiser(run: TrainRun, size: tuple[int, int, int], layout: Layout) -> Plan
         report=None,
         estimate=estimate(subject, layout),
         subject=subject,
+        pictures=_pictures(run),
     )
 
 
