@@ -38,7 +38,8 @@ def _why(stderr: str, code: int) -> str:
     raised = re.search(r"^(?:\[rank\d+\]:\s*)?(?:[\w.]*Error): (.+)$", stderr, re.MULTILINE)
     if raised is not None:
         return raised[1].removeprefix("bench: ")
-    ended = re.search(r"rank\s*: (\d+).*?exitcode\s*: (-?\d+)", stderr, re.DOTALL)
+    first = stderr.rpartition("Root Cause")[2]  # the others are those that torchrun ended because of it
+    ended = re.search(r"rank\s*: (\d+).*?exitcode\s*: (-?\d+)", first, re.DOTALL)
     if ended is not None:
         return f"rank {ended[1]} {_ended(int(ended[2]))}"
     told = [line for line in stderr.splitlines() if line.strip("*= ")]

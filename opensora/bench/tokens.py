@@ -20,6 +20,7 @@ from opensora.models.stdit.stdit import STDiT
 from opensora.parallel import world as worlds
 from opensora.parallel.activation import checkpoint_activations
 from opensora.parallel.collectives import gather_objects
+from opensora.parallel.leave import leave
 from opensora.parallel.sequence import bytes_sent, shard_sequence
 from opensora.parallel.volume import sequence_bytes
 from opensora.platforms import Platform, select
@@ -194,4 +195,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

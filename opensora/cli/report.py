@@ -1,7 +1,6 @@
 """Errors as sentences, exit codes that are true."""
 
 import faulthandler
-import os
 import signal
 import sys
 import traceback
@@ -30,18 +29,6 @@ def run_main(command: Callable[[], int]) -> int:
     except Exception:
         traceback.print_exc()
         return 1
-
-
-def leave(code: int) -> None:
-    """End a process that may be one of several ranks.
-
-    After a failure another rank may wait for this one in a collective; leaving at once ends the job instead of hanging
-    in Python's own exit.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if code:
-        os._exit(code)
 
 
 @contextmanager

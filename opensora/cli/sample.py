@@ -12,8 +12,9 @@ from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 
-from opensora.cli.report import alike_on_all_ranks, leave, run_main
+from opensora.cli.report import alike_on_all_ranks, run_main
 from opensora.config import load
+from opensora.parallel.leave import leave
 from opensora.schema import SampleRun
 
 AS_LONG_AS_IT_TAKES = timedelta(days=365)

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from opensora.cli.report import alike_on_all_ranks, leave, run_main
+from opensora.cli.report import alike_on_all_ranks, run_main
 from opensora.config import load
+from opensora.parallel.leave import leave
 from opensora.schema import TrainRun
 
 

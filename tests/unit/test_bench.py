@@ -107,7 +107,10 @@ def test_a_failing_case_is_a_sentence() -> None:
 
 
 def test_a_rank_that_a_signal_ended_is_told_by_its_code() -> None:
-    told = "Root Cause\n[0]:\n  rank      : 1 (local_rank: 1)\n  exitcode  : -11 (pid: 7)\n===="
+    ended = (
+        "Failures:\n[1]:\n  rank      : 0 (local_rank: 0)\n  exitcode  : -15 (pid: 6)\n"  # by torchrun, after rank 1
+    )
+    told = f"{ended}Root Cause\n[0]:\n  rank      : 1 (local_rank: 1)\n  exitcode  : -11 (pid: 7)\n===="
     assert launch._why(told, 1) == "rank 1 was ended by signal 11 (Segmentation fault)"
     assert launch._why(told.replace("-11", "3"), 1) == "rank 1 ended with exit code 3"
     assert launch._why(f"[rank0]: ValueError: no such thing\n{told}", 1) == "no such thing"

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils import data
 
-from opensora.cli.report import alike_on_all_ranks, leave, run_main
+from opensora.cli.report import alike_on_all_ranks, run_main
 from opensora.config import load, parse_override
 from opensora.datasets.buckets import DROPPED
 from opensora.datasets.features import (
@@ -39,6 +39,7 @@ from opensora.datasets.protocol import ClipSize, SizedDataset
 from opensora.errors import BadClip, ConfigError, DataError, OpenSoraError
 from opensora.models.assemble import DTYPES, build_autoencoder, load_autoencoder
 from opensora.models.codec import Codec
+from opensora.parallel.leave import leave
 from opensora.parallel.world import World
 from opensora.random import generator
 from opensora.registry import DATASETS, TEXT_ENCODERS, build

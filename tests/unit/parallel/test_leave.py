@@ -1,0 +1,27 @@
+"""How a rank ends."""
+
+import signal
+import subprocess
+import sys
+
+
+def test_a_rank_that_is_done_leaves_without_the_destructors_of_libraries() -> None:
+    """An abort among those is no failure of the run; what Python does at its end is done."""
+    script = (
+        "import atexit, ctypes, sys, threading, time\n"
+        "from opensora.parallel.leave import leave\n"
+        "library = ctypes.CDLL(None)\n"
+        "library.on_exit(ctypes.cast(library.abort, ctypes.c_void_p), None)\n"
+        "atexit.register(lambda: sys.stdout.write('handlers '))\n"
+        "done = threading.Event()\n"
+        "threading.Thread(target=lambda: (done.wait(), sys.stdout.write('threads '))).start()\n"
+        "done.set()\n"
+        "{}(0)\n"
+    )
+    codes, texts = [], []
+    for way in ("sys.exit", "leave"):
+        ended = subprocess.run([sys.executable, "-c", script.format(way)], capture_output=True, text=True, check=False)
+        codes.append(ended.returncode)
+        texts.append(ended.stdout)
+    assert codes == [-signal.SIGABRT, 0]
+    assert texts[1] == "threads handlers "
