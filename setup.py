@@ -24,5 +24,5 @@ setup(
     python_requires=">=3.11",
     install_requires=requirements("runtime"),
     extras_require={name: requirements(name) for name in ("tools", "test")},
-    entry_points={"console_scripts": ["opensora = opensora.cli.main:main"]},
+    entry_points={"console_scripts": ["opensora = opensora.cli.main:program"]},
 )

@@ -4,6 +4,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from opensora.parallel.leave import leave
+
 COMMANDS = {
     "bench": "measure speed and memory on this machine",
     "check": "dry run of a training config: keys, parameters, tokens, rows, memory",
@@ -32,5 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return importlib.import_module(f"opensora.cli.{name.replace('-', '_')}").main(arguments[1:])
 
 
+def program() -> None:
+    """`main` for a process of its own: one rank has the threads of a group, too."""
+    leave(main())
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

@@ -62,7 +62,7 @@ def _nothing_compiled() -> Iterator[None]:
     """torch.compile leaves functions as they are: it decorates some for fp8 and ring attention, which nothing here uses,
     and brings torch's compiler for them."""
     compiler = torch.compile
-    torch.compile = lambda *_, **__: lambda function: function  # type: ignore[assignment]
+    torch.compile = lambda model=None, **_: model or (lambda function: function)  # type: ignore[assignment]
     try:
         yield
     finally:

@@ -11,7 +11,8 @@ def leave(code: int) -> None:
 
     After a failure at once: another rank may wait for this one in a collective, and Python's own exit would hang. After
     success with all that Python does at its end, but without the destructors of libraries: now and then one of two ranks,
-    done and saved, was aborted there by a thread that nobody had joined, and torchrun called the job failed.
+    done and saved, was aborted there by a thread that nobody had joined (gloo's outlive their group), and torchrun
+    called the job failed.
     """
     if not code:
         threading._shutdown()  # type: ignore[attr-defined]

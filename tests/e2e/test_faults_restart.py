@@ -1,6 +1,6 @@
 """torchrun --max-restarts: the job comes back by itself from its last checkpoint, whether a rank dies or hangs.
 
-torchrun's agent is called as torchrun calls it, with ranks that are forked rather than started: they need not import
+torchrun's launcher is called as torchrun calls it, with ranks that are forked rather than started: they need not import
 everything three times.
 """
 
@@ -49,7 +49,7 @@ def run_rank(run_dir: str) -> None:
 
     rank, restarts = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     torch.set_num_threads(1)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a fork has the agent's handler
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a fork has the launcher's handler
     os.dup2(os.open(Path(run_dir) / f"rank-{rank}-{restarts}.log", os.O_WRONLY | os.O_CREAT), 2)
     real = build.build_training
 

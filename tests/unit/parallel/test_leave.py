@@ -25,3 +25,20 @@ def test_a_rank_that_is_done_leaves_without_the_destructors_of_libraries() -> No
         texts.append(ended.stdout)
     assert codes == [-signal.SIGABRT, 0]
     assert texts[1] == "threads handlers "
+
+
+def test_the_command_line_leaves_so() -> None:
+    script = (
+        "import ctypes, sys\n"
+        "from opensora.cli.main import program\n"
+        "library = ctypes.CDLL(None)\n"
+        "library.on_exit(ctypes.cast(library.abort, ctypes.c_void_p), None)\n"
+        "program()\n"
+    )
+    ended = [
+        subprocess.run([sys.executable, "-c", script, word], capture_output=True, text=True, check=False)
+        for word in ("--help", "trian")
+    ]
+    assert [each.returncode for each in ended] == [0, 2]
+    assert "usage: opensora COMMAND" in ended[0].stdout
+    assert "found 'trian'" in ended[1].stderr
