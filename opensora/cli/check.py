@@ -114,9 +114,9 @@ def check_command(config: str, overrides: Sequence[str], data: bool = True) -> i
     from rich.table import Table
 
     from opensora.cli.check_planning import fit_lines, searched, step_lines
-    from opensora.training.buckets import build_buckets
+    from opensora.training.clip_plan import build_buckets
     from opensora.training.build import build_masks, build_scheduler, check_world
-    from opensora.training.mesh import sequence_size
+    from opensora.training.parallel_sizes import sequence_size
     from opensora.training.plan import plan, plan_without_data
 
     run = on_gpu(loaded.run, gpu)

@@ -47,7 +47,7 @@ def replay_command(run_dir: str, overrides: Sequence[str]) -> int:
     from opensora.parallel import world as worlds
     from opensora.platforms import select
     from opensora.training.build import check_world
-    from opensora.training.mesh import sequence_size
+    from opensora.training.parallel_sizes import sequence_size
     from opensora.training.replay import build_replay, replay
 
     with alike_on_all_ranks():

@@ -36,7 +36,7 @@ def train_command(config: str, overrides: Sequence[str]) -> int:
     from opensora.sampling.preview import build_previews
     from opensora.training.build import build_training, check_world
     from opensora.training.loop import train
-    from opensora.training.mesh import sequence_size
+    from opensora.training.parallel_sizes import sequence_size
 
     with alike_on_all_ranks():
         rank, size = worlds.rank_from_environment()

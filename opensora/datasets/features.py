@@ -7,7 +7,7 @@
     FOLDER/text-HASH/                 the same for text encoders; items are named by the cleaned caption
 
 A changed caption, video or setting is another name, so nothing else is made again. Every file is written beside and
-renamed: whatever has its name is whole. tools/features/encode.py fills a folder, training/features.py opens it.
+renamed: whatever has its name is whole. tools/features/encode.py fills a folder, training/cached_features.py opens it.
 """
 
 import hashlib

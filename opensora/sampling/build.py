@@ -21,7 +21,7 @@ from opensora.sampling.record import Settings, hash_config, weights_id
 from opensora.sampling.requests import collect_requests
 from opensora.sampling.run import settings_of
 from opensora.schema import SampleRun
-from opensora.training.keep import resolve_part, resolve_weights
+from opensora.training.run_folder import resolve_part, resolve_weights
 from opensora.types import Given, SampleRequest
 
 PARTS = ("model", "vae", "text_encoder", "scheduler")

@@ -14,9 +14,9 @@ from opensora.sampling.record import hash_config
 from opensora.sampling.requests import collect_requests
 from opensora.sampling.run import settings_of
 from opensora.sampling.write import prepare_folder, write_sample
-from opensora.training.aside import aside
+from opensora.training.isolation import aside
 from opensora.training.loop import Training
-from opensora.training.task_diffusion import DiffusionTask
+from opensora.training.diffusion_task import DiffusionTask
 from opensora.types import SampleRequest
 
 

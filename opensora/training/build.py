@@ -25,24 +25,24 @@ from opensora.platforms import select
 from opensora.random import key_seed
 from opensora.registry import DATASETS, LR_SCHEDULERS, OPTIMIZERS, PERCEPTUAL, PLUGINS, SCHEDULERS, build
 from opensora.schema import TrainRun
-from opensora.training.buckets import Clips, check_latents, one_size_clips, plan_clips, require_size
+from opensora.training.clip_plan import Clips, check_latents, one_size_clips, plan_clips, require_size
 from opensora.training.ema import Ema
-from opensora.training.features import stored_clips, stored_latents, stored_texts
+from opensora.training.cached_features import stored_clips, stored_latents, stored_texts
 from opensora.training.group_codec import GroupCodec
-from opensora.training.guard import Guard
-from opensora.training.joint import check_joint, check_strides
-from opensora.training.keep import RunFolder, resolve_part, resolve_weights
+from opensora.training.anomalies import Guard
+from opensora.training.image_joint import check_joint, check_strides
+from opensora.training.run_folder import RunFolder, resolve_part, resolve_weights
 from opensora.training.loop import Training
-from opensora.training.mesh import check_mesh, tensor_size
+from opensora.training.parallel_sizes import check_mesh, tensor_size
 from opensora.training.metrics import Metrics
-from opensora.training.rival import Rival, build_discriminator
+from opensora.training.discriminator import Rival, build_discriminator
 from opensora.training.shared_text import SharedTextCodec
-from opensora.training.stop import StopRequest
+from opensora.training.signals import StopRequest
 from opensora.training.task import Task
-from opensora.training.task_autoencoder import STATISTICS_CLIPS, AutoencoderTask
-from opensora.training.task_diffusion import DiffusionTask
-from opensora.training.trace import StepTrace
-from opensora.training.warmup import warm_up
+from opensora.training.autoencoder_task import STATISTICS_CLIPS, AutoencoderTask
+from opensora.training.diffusion_task import DiffusionTask
+from opensora.training.profiling import StepTrace
+from opensora.training.memory_warmup import warm_up
 from opensora.types import Batch
 
 

@@ -15,13 +15,13 @@ from opensora.parallel.engine import Engine
 from opensora.parallel.world import World
 from opensora.random import key_seed
 from opensora.schema import TrainRun
-from opensora.training.aside import aside
+from opensora.training.isolation import aside
 from opensora.training.ema import Ema
-from opensora.training.guard import Guard, Outcome
+from opensora.training.anomalies import Guard, Outcome
 from opensora.training.metrics import BINS, Metrics, StepRecord, bin_name, level_bins
 from opensora.training.optimizer import Schedule
-from opensora.training.rival import Rival
-from opensora.training.stop import StopRequest
+from opensora.training.discriminator import Rival
+from opensora.training.signals import StopRequest
 from opensora.training.task import StepLoss, Task
 from opensora.types import Batch
 

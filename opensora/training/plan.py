@@ -25,8 +25,8 @@ from opensora.planning.rehearsal import Rehearsal, observe, rehearse
 from opensora.planning.text import text_parameters
 from opensora.registry import DATASETS, DISCRIMINATORS, MODELS, PERCEPTUAL, PLUGINS, VAES, build, constructor
 from opensora.schema import TrainRun
-from opensora.training.buckets import build_buckets, plan_clips
-from opensora.training.keep import resolve_part
+from opensora.training.clip_plan import build_buckets, plan_clips
+from opensora.training.run_folder import resolve_part
 
 Forward = Callable[[Any], Any]
 DEPTHS = ("depth", "num_layers")  # what constructors call the number of blocks

@@ -20,7 +20,7 @@ from opensora.random import key_seed
 from opensora.schema import TrainRun
 from opensora.training import checkpoint
 from opensora.training.build import build_training
-from opensora.training.keep import RunFolder
+from opensora.training.run_folder import RunFolder
 from opensora.training.loop import Taken, Training, optimizer_step
 from opensora.training.metrics import read
 from opensora.types import Batch

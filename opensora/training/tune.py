@@ -22,7 +22,7 @@ from opensora.parallel.activation import checkpoint_activations
 from opensora.platforms import Platform
 from opensora.schema import TrainRun
 from opensora.training.build import build_scheduler
-from opensora.training.task_diffusion import DiffusionTask
+from opensora.training.diffusion_task import DiffusionTask
 from opensora.types import Batch, Condition
 
 Seconds = Callable[[ClipSize, int], float]  # of a micro-batch of so many clips; math.inf where it does not fit

@@ -9,7 +9,7 @@ from opensora.config import load
 from opensora.models.assemble import assemble
 from opensora.registry import VAES, build
 from opensora.schema import SampleRun, TrainRun
-from opensora.training.buckets import build_buckets
+from opensora.training.clip_plan import build_buckets
 from opensora.training.build import build_scheduler
 
 ROOT = Path(__file__).resolve().parents[2]

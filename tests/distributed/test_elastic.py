@@ -12,7 +12,7 @@ from opensora.parallel import world
 from opensora.schema import TrainRun
 from opensora.training.build import build_training
 from opensora.training.loop import train
-from opensora.training.mesh import sequence_size
+from opensora.training.parallel_sizes import sequence_size
 from opensora.training.metrics import read
 from tests.dist import run_ranks
 from tests.distributed.test_training import DEBUG

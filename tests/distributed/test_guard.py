@@ -18,7 +18,7 @@ from opensora.training.build import build_training
 from opensora.training.loop import Training, train
 from opensora.training.metrics import read
 from opensora.training.task import StepLoss
-from opensora.training.task_diffusion import DiffusionTask
+from opensora.training.diffusion_task import DiffusionTask
 from opensora.types import Batch
 from tests.dist import run_ranks
 from tests.distributed.test_training import DEBUG, Killed

@@ -15,7 +15,7 @@ from opensora.parallel import sequence, world
 from opensora.schema import TrainRun
 from opensora.training.build import build_training
 from opensora.training.loop import train
-from opensora.training.mesh import sequence_size
+from opensora.training.parallel_sizes import sequence_size
 from opensora.training.metrics import read
 from tests.dist import one_rank, run_ranks
 from tests.distributed.test_training import DEBUG, ROOT

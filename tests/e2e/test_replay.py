@@ -14,11 +14,11 @@ import torch
 from opensora.config import load
 from opensora.parallel import world
 from opensora.schema import TrainRun
-from opensora.training import keep
+from opensora.training import run_folder
 from opensora.training.metrics import read
 from opensora.training.replay import Replay, build_replay, compare, replay
 from opensora.training.task import StepLoss
-from opensora.training.task_diffusion import DiffusionTask
+from opensora.training.diffusion_task import DiffusionTask
 from opensora.types import Batch
 from tests.dist import run_ranks
 from tests.e2e.processes import ROOT, TRAIN
@@ -71,7 +71,7 @@ def test_a_step_again_has_the_numbers_that_were_logged(
     def refuse(*_: Any) -> Any:
         raise AssertionError("a replay takes no lock")
 
-    monkeypatch.setattr(keep, "lock", refuse)
+    monkeypatch.setattr(run_folder, "lock", refuse)
     before = contents(run_dir)
     assert opensora("replay", str(run_dir), "step=5", "gradients=true") == 0
     assert contents(run_dir) == before

@@ -10,7 +10,7 @@ from torch import Tensor
 from opensora.models.vae.causal_vae import CausalVAEModel
 from opensora.models.vae.discriminator import PatchDiscriminator, PatchDiscriminator2D, PatchDiscriminator3D
 from opensora.models.vae.perceptual import LPIPS
-from opensora.training import adversarial as gan
+from opensora.training import autoencoder_losses as gan
 from tests.parity.golden import Golden, assert_parity, directories, golden_folder, released_keys
 from tests.parity.test_vae import causal, is_causal
 

@@ -44,9 +44,9 @@ from opensora.parallel.world import World
 from opensora.random import generator
 from opensora.registry import DATASETS, TEXT_ENCODERS, build
 from opensora.schema import TrainRun
-from opensora.training import features
-from opensora.training.buckets import Clips, plan_clips, require_size
-from opensora.training.keep import resolve_part
+from opensora.training import cached_features
+from opensora.training.clip_plan import Clips, plan_clips, require_size
+from opensora.training.run_folder import resolve_part
 from tools.progress import Progress
 
 
@@ -123,8 +123,8 @@ def encode_clips(run: TrainRun, folder: str, wanted: Sequence[Wanted], world: Wo
     config, count = resolve_part(run.vae), Count()
     vae = load_autoencoder(build_autoencoder(config), config)
     codec = Codec(vae, nn.Identity(), world.device, DTYPES[run.dtype])  # type: ignore[arg-type]
-    network = features.video_network(run, Contents(Path(folder), remember=True))
-    store = _prepare(folder, features.VIDEO, network, latent_channels=vae.latent_channels)
+    network = cached_features.video_network(run, Contents(Path(folder), remember=True))
+    store = _prepare(folder, cached_features.VIDEO, network, latent_channels=vae.latent_channels)
     for each in wanted:
         _tell_settings(store, each, vae)
         jobs_of_rows = Jobs(each.share(world.global_rank, world.size), store)
@@ -156,11 +156,11 @@ def _keep(job: Job, codec: Codec, store: Store, count: Count, progress: Progress
 def encode_captions(run: TrainRun, folder: str, captions: Sequence[str], world: World) -> Count:
     """Encode this rank's share of the captions that are not stored yet, each alone."""
     config, count = dict(run.text_encoder or {}), Count()
-    key_of = features.caption_key(config)
+    key_of = cached_features.caption_key(config)
     encoder = build(TEXT_ENCODERS, config).load()
     codec = Codec(nn.Identity(), encoder, world.device, DTYPES[run.dtype], cache_bytes=0)
-    network = features.text_network(run, Contents(Path(folder), remember=True))
-    store = _prepare(folder, features.TEXT, network, tells=encoder.tells)
+    network = cached_features.text_network(run, Contents(Path(folder), remember=True))
+    store = _prepare(folder, cached_features.TEXT, network, tells=encoder.tells)
     if encoder.tells["condition"] != "text":
         captions = [caption for caption in captions if caption]  # no class goes by no name
     different = sorted({key_of(caption): caption for caption in captions}.items())[world.global_rank :: world.size]
@@ -248,9 +248,9 @@ def encode(
         require_size(datasets[1], f"{where}: key 'validation_dataset'")
         datasets[1].report().require_rows()
     work: dict[str, Callable[[], Count]] = {}
-    if only != features.TEXT:
+    if only != cached_features.TEXT:
         contents = Contents(Path(folder), remember=True)
-        storable = [features.require_storable(dataset, where) for dataset in datasets]
+        storable = [cached_features.require_storable(dataset, where) for dataset in datasets]
         if variants is not None and not any(dataset.drawn() for dataset in storable):
             raise ConfigError(
                 f"command line: variants={variants}, but a row of {plan.dataset.where} is always the same clip; remove it"
@@ -260,14 +260,14 @@ def encode(
             for key, dataset in zip(("dataset", "validation_dataset"), storable, strict=False)
         ]
         wanted = [wanted_clips(run, each, plan if each.dataset is plan.dataset else None) for each in names]
-        work[features.VIDEO] = lambda: encode_clips(run, folder, wanted, world)
-    if only != features.VIDEO:
+        work[cached_features.VIDEO] = lambda: encode_clips(run, folder, wanted, world)
+    if only != cached_features.VIDEO:
         if not all(hasattr(dataset, "captions") for dataset in datasets):
             raise ConfigError(f"{where}: key 'dataset': its captions are not known beforehand; use only=video")
         captions = [caption for dataset in datasets for row in range(len(dataset)) for caption in dataset.captions(row)]
         captions += run.preview_prompts
         captions += [""] * (run.warmup_buckets or bool(run.preview_prompts))  # a warm-up has no words, guidance none
-        work[features.TEXT] = lambda: encode_captions(run, folder, captions, world)
+        work[cached_features.TEXT] = lambda: encode_captions(run, folder, captions, world)
     return {kind: encode_kind() for kind, encode_kind in work.items()}
 
 
@@ -283,7 +283,7 @@ def encode_command(config: str, folder: str, overrides: Sequence[str]) -> int:
         variants, only = own.pop("variants", None), own.pop("only", None)
         if variants is not None and (type(variants) is not int or variants < 1):
             raise ConfigError(f"command line: key 'variants': found {variants!r}; allowed: a whole number from 1")
-        if only not in (None, features.VIDEO, features.TEXT):
+        if only not in (None, cached_features.VIDEO, cached_features.TEXT):
             raise ConfigError(f"command line: key 'only': found {only!r}; allowed: 'video' or 'text'; choose one")
         run = load(config, [each for each in overrides if not each.startswith(("variants=", "only="))], TrainRun).run
         if run.task != "diffusion":

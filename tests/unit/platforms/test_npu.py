@@ -25,7 +25,7 @@ from opensora.models.vae.gaussian import Gaussian
 from opensora.platforms import device_features, npu, select
 from opensora.platforms.npu import NpuPlatform
 from opensora.training import replay
-from opensora.training.task_autoencoder import AutoencoderTask
+from opensora.training.autoencoder_task import AutoencoderTask
 from tests.unit.platforms import ascend
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -21,7 +21,7 @@ from opensora.registry import DATASETS, VAES, build
 from opensora.sampling.build import plan_sampling
 from opensora.schema import SampleRun, TrainRun
 from opensora.training.build import build_training
-from opensora.training.features import network_of, stored_clips
+from opensora.training.cached_features import network_of, stored_clips
 from opensora.training.loop import train
 from opensora.training.metrics import read
 from tests.dist import one_rank

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from opensora.datasets.frame_masks import FrameConditions
 from opensora.random import generator
 from opensora.schedulers.rectified_flow import RectifiedFlow
-from opensora.training.task_diffusion import DiffusionTask
+from opensora.training.diffusion_task import DiffusionTask
 from opensora.types import Batch, Condition
 
 FRAMES = 4

@@ -21,7 +21,7 @@ from opensora.schema import TrainRun
 from opensora.training.ema import Ema
 from opensora.training.loop import Tally, Training, train, validate
 from opensora.training.metrics import StepRecord
-from opensora.training.stop import StopRequest
+from opensora.training.signals import StopRequest
 from opensora.training.task import StepLoss
 from opensora.types import Batch
 from tests.dist import one_rank

@@ -15,8 +15,8 @@ from opensora.models.vae.gaussian import Gaussian
 from opensora.random import Draw, generator
 from opensora.schedulers.rectified_flow import RectifiedFlow
 from opensora.schema import TrainRun
-from opensora.training.task_autoencoder import AutoencoderTask
-from opensora.training.task_diffusion import DiffusionTask
+from opensora.training.autoencoder_task import AutoencoderTask
+from opensora.training.diffusion_task import DiffusionTask
 from opensora.types import Batch, Condition
 from tests.e2e.processes import ROOT
 

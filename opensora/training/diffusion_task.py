@@ -14,7 +14,7 @@ from opensora.models.assemble import tokens
 from opensora.models.codec import Codec
 from opensora.models.conditions import clip_conditions, given_latents
 from opensora.random import Draw
-from opensora.training.joint import encode_clips, text_and_pictures, valid_latents
+from opensora.training.image_joint import encode_clips, text_and_pictures, valid_latents
 from opensora.training.metrics import BINS, bin_name, level_bins
 from opensora.training.task import StepLoss
 from opensora.types import Batch

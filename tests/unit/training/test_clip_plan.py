@@ -18,10 +18,10 @@ from opensora.errors import ConfigError, DataError
 from opensora.parallel import world
 from opensora.registry import DATASETS, PLUGINS, build
 from opensora.schema import TrainRun
-from opensora.training.buckets import Clips, build_buckets, check_latents, one_size_clips, plan_clips
+from opensora.training.clip_plan import Clips, build_buckets, check_latents, one_size_clips, plan_clips
 from opensora.training.plan import plan
 from opensora.training.task import StepLoss
-from opensora.training.warmup import warm_up
+from opensora.training.memory_warmup import warm_up
 from opensora.types import Batch
 from tests.dist import one_rank
 from tests.e2e.processes import ROOT

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from opensora.platforms.cpu import CpuPlatform
-from opensora.training.aside import aside
+from opensora.training.isolation import aside
 
 CPU = torch.device("cpu")
 

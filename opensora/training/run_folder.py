@@ -28,8 +28,8 @@ from opensora.parallel.world import World
 from opensora.schema import TrainRun
 from opensora.training import checkpoint
 from opensora.training.ema import Ema
-from opensora.training.guard import Guard
-from opensora.training.rival import Rival
+from opensora.training.anomalies import Guard
+from opensora.training.discriminator import Rival
 from opensora.training.task import Task
 
 WEIGHTS, AVERAGE, RIVAL = "model", "ema", "discriminator"  # names below a checkpoint's weights/

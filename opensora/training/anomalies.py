@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from opensora.parallel.collectives import any_rank
 from opensora.parallel.engine import Engine
-from opensora.training.rival import Rival
+from opensora.training.discriminator import Rival
 
 Policy = Literal["stop", "skip"]
 

@@ -23,9 +23,9 @@ from opensora.parallel import storage, world
 from opensora.parallel.background import finish_all
 from opensora.registry import PLUGINS, build
 from opensora.schema import TrainRun
-from opensora.training import keep as keep_module
+from opensora.training import run_folder as keep_module
 from opensora.training.ema import Ema
-from opensora.training.keep import RunFolder, resolve_part, resolve_weights
+from opensora.training.run_folder import RunFolder, resolve_part, resolve_weights
 from tests.dist import one_rank
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -34,7 +34,7 @@ RUN = load(str(ROOT / "configs/stdit/train/debug.py"), [], TrainRun).run
 HOLD = """
 import resource, sys
 from pathlib import Path
-from opensora.training.keep import lock
+from opensora.training.run_folder import lock
 if len(sys.argv) > 2:
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # no byte can be written, as on a full disk
 held, holder = lock(Path(sys.argv[1]))

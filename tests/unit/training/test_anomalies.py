@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from opensora.errors import ConfigError, TrainingDiverged
-from opensora.training.guard import Guard
+from opensora.training.anomalies import Guard
 from opensora.training.loop import train
 from tests.unit.training.test_loop import RATE, VALUES, Change, alone, batches, handlers, number, training
 

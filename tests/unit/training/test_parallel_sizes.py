@@ -7,7 +7,7 @@ import pytest
 from opensora.config import load
 from opensora.errors import ConfigError
 from opensora.schema import TrainRun
-from opensora.training.mesh import sequence_size
+from opensora.training.parallel_sizes import sequence_size
 
 DEBUG = str(Path(__file__).resolve().parents[3] / "configs/stdit/train/debug.py")
 

@@ -12,8 +12,8 @@ import torch
 
 from opensora.evaluation.psnr import psnr
 from opensora.random import Draw
-from opensora.training.adversarial import Distance, perceptual_error, reconstruction_error
-from opensora.training.rival import Rival
+from opensora.training.autoencoder_losses import Distance, perceptual_error, reconstruction_error
+from opensora.training.discriminator import Rival
 from opensora.training.task import StepLoss
 from opensora.types import Batch
 

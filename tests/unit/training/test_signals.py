@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from opensora.training.stop import SIGNALS, StopRequest
+from opensora.training.signals import SIGNALS, StopRequest
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ import torch
 
 from opensora.platforms import select
 from opensora.platforms.cpu import CpuPlatform
-from opensora.training.trace import StepTrace
+from opensora.training.profiling import StepTrace
 
 
 class Diary(CpuPlatform):

@@ -13,8 +13,8 @@ from opensora.parallel import collectives
 from opensora.parallel.engine import Engine, is_finite
 from opensora.random import key_seed
 from opensora.registry import DISCRIMINATORS, build
-from opensora.training import adversarial
-from opensora.training.adversarial import GanLoss
+from opensora.training import autoencoder_losses
+from opensora.training.autoencoder_losses import GanLoss
 
 _PREFIX = "discriminator/"  # of its entries in a checkpoint's state
 
@@ -39,9 +39,9 @@ class Rival:
         """What the autoencoder's loss gains, [B], next to its mean error per number `error_B`; and figures to log."""
         frame_size = fake_BCTHW[0, :, 0].numel()
         logits = self.engine.model(fake_BCTHW, learn=False)
-        gan_B = adversarial.generator_loss(logits, len(fake_BCTHW))
-        nll = adversarial.negative_log_likelihood(error_B, frame_size).mean()
-        adaptive = adversarial.adaptive_weight(nll, gan_B.mean(), last_layer)
+        gan_B = autoencoder_losses.generator_loss(logits, len(fake_BCTHW))
+        nll = autoencoder_losses.negative_log_likelihood(error_B, frame_size).mean()
+        adaptive = autoencoder_losses.adaptive_weight(nll, gan_B.mean(), last_layer)
         weight = self.weight * adaptive
         return weight * gan_B / frame_size, {"gan_weight": weight}
 
@@ -53,7 +53,7 @@ class Rival:
         if self._statistics is None:
             self._statistics = [buffer.clone() for buffer in self.engine.module.buffers()]
         real, fake = self.engine.model(real_BCTHW), self.engine.model(fake_BCTHW)
-        loss = adversarial.discriminator_loss(real, fake, self.kind)
+        loss = autoencoder_losses.discriminator_loss(real, fake, self.kind)
         self.engine.backward(loss * share, last=last)
         self._joined = True
         figures = {"discriminator": loss, "logits_real": real.mean(), "logits_fake": fake.mean()}
