@@ -11,14 +11,14 @@ from diffusers import AutoencoderKL  # noqa: F401
 from mmengine.registry import Registry
 from transformers import AutoTokenizer, BertModel, CLIPTextModel, T5EncoderModel  # noqa: F401
 
-import opensora.parallel.watch
+import opensora.parallel.watchdog.watchdog
 import opensora.sampling.build
 import opensora.sampling.preview
 import opensora.sampling.run
 import opensora.training.build
 import opensora.training.loop  # noqa: F401
 from opensora import registry
-from opensora.parallel.accelerator import import_colossalai
+from opensora.parallel.colossal.accelerator import import_colossalai
 
 import_colossalai()
 for each in [*vars(registry).values()]:

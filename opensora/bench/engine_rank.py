@@ -17,7 +17,7 @@ from opensora.datasets.loader import build_loader
 from opensora.models.layers.kernels import use_kernels
 from opensora.parallel import world as worlds
 from opensora.parallel.collectives import gather_objects
-from opensora.parallel.leave import leave
+from opensora.parallel.watchdog.process_exit import leave
 from opensora.platforms import select
 from opensora.registry import DATASETS, build
 from opensora.schema import TrainRun

@@ -166,7 +166,7 @@ def train(run_dir: str, rank: int, ranks: int, store: str, log_file: str) -> Non
 
     from opensora import log
     from opensora.parallel import world as worlds
-    from opensora.parallel.watch import watching
+    from opensora.parallel.watchdog.watchdog import watching
     from opensora.platforms import select
     from opensora.training.build import build_training
     from opensora.training.loop import train as train_on
@@ -225,11 +225,11 @@ def import_all() -> None:
     """What a start needs, before it is forked; nothing is computed, so no threads are there to be lost."""
     import torch.utils.tensorboard  # noqa: F401
 
-    import opensora.parallel.storage
-    import opensora.parallel.watch
+    import opensora.parallel.dcp
+    import opensora.parallel.watchdog.watchdog
     import opensora.training.build
     import opensora.training.loop  # noqa: F401
-    from opensora.parallel.accelerator import import_colossalai
+    from opensora.parallel.colossal.accelerator import import_colossalai
 
     import_colossalai()
     with tempfile.TemporaryDirectory() as folder:

@@ -13,7 +13,7 @@ import torch
 from opensora.bench.launch import answer_of, tell
 from opensora.bench.peak import Peak, return_freed_memory
 from opensora.errors import OpenSoraError
-from opensora.parallel.activation import checkpoint_activations
+from opensora.parallel.activation_checkpointing import checkpoint_activations
 
 TRAINING = {"hidden_size": 256, "num_heads": 4, "depth": 8, "input_size": (16, 32, 32)}
 # CausalVAEModel as released, narrower, so that 257 frames are decoded in seconds.

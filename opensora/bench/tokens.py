@@ -18,10 +18,10 @@ from opensora.bench.peak import Peak, return_freed_memory
 from opensora.models.layers.kernels import use_kernels
 from opensora.models.stdit.stdit import STDiT
 from opensora.parallel import world as worlds
-from opensora.parallel.activation import checkpoint_activations
+from opensora.parallel.activation_checkpointing import checkpoint_activations
 from opensora.parallel.collectives import gather_objects
-from opensora.parallel.leave import leave
-from opensora.parallel.sequence import bytes_sent, shard_sequence
+from opensora.parallel.watchdog.process_exit import leave
+from opensora.parallel.sequence_parallel import bytes_sent, shard_sequence
 from opensora.parallel.volume import sequence_bytes
 from opensora.platforms import Platform, select
 from opensora.random import generator

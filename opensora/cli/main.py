@@ -4,7 +4,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from opensora.parallel.leave import leave
+from opensora.parallel.watchdog.process_exit import leave
 
 COMMANDS = {
     "bench": "measure speed and memory on this machine",

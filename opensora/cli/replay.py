@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from opensora.cli.report import alike_on_all_ranks, run_main
 from opensora.config import load, parse_override
 from opensora.errors import ConfigError
-from opensora.parallel.leave import leave
+from opensora.parallel.watchdog.process_exit import leave
 from opensora.schema import TrainRun
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from functools import partial
 
 from opensora.cli.report import alike_on_all_ranks, run_main
 from opensora.config import load
-from opensora.parallel.leave import leave
+from opensora.parallel.watchdog.process_exit import leave
 from opensora.schema import SampleRun
 
 AS_LONG_AS_IT_TAKES = timedelta(days=365)
@@ -82,7 +82,7 @@ def sample_command(config: str, overrides: Sequence[str], prompts: Sequence[str]
     from opensora import log
     from opensora.models.layers.kernels import use_kernels
     from opensora.parallel import world as worlds
-    from opensora.parallel.watch import watching
+    from opensora.parallel.watchdog.watchdog import watching
     from opensora.platforms import select
     from opensora.sampling.build import build_sampler, plan_sampling
     from opensora.sampling.run import sample, share_sampler

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from opensora.cli.report import alike_on_all_ranks, run_main
 from opensora.config import load
-from opensora.parallel.leave import leave
+from opensora.parallel.watchdog.process_exit import leave
 from opensora.schema import TrainRun
 
 
@@ -31,7 +31,7 @@ def train_command(config: str, overrides: Sequence[str]) -> int:
     from opensora import log
     from opensora.models.layers.kernels import use_kernels
     from opensora.parallel import world as worlds
-    from opensora.parallel.watch import watching
+    from opensora.parallel.watchdog.watchdog import watching
     from opensora.platforms import select
     from opensora.sampling.preview import build_previews
     from opensora.training.build import build_training, check_world

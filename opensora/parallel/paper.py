@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from opensora.models.layers.seam import Seam
-from opensora.parallel.sequence import Layout, Mode, fill_seams
-from opensora.parallel.tensor import OUT_OF, cut_modules
+from opensora.parallel.sequence_parallel import Layout, Mode, fill_seams
+from opensora.parallel.tensor_parallel import OUT_OF, cut_modules
 
 
 class PaperLayout(Layout):

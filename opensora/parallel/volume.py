@@ -1,6 +1,6 @@
 """Bytes that sequence parallelism sends, by arithmetic: what docs/parallelism.md says, and what the seams must count."""
 
-from opensora.parallel.sequence import Mode
+from opensora.parallel.sequence_parallel import Mode
 
 
 def sequence_bytes(

@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from opensora.errors import ConfigError
 from opensora.parallel.background import finish_all
-from opensora.parallel.round import own_store
+from opensora.parallel.watchdog.rendezvous import own_store
 from opensora.platforms import Platform
 from opensora.platforms.cpu import cores
 

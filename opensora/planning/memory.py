@@ -1,7 +1,7 @@
 """Memory of one rank over an optimizer step, moment by moment, for each way of sharing it between ranks.
 
 What a plugin holds follows from what its code does: opensora/parallel/plugins, parallel/reducer.py and
-parallel/low_level_zero.py with colossalai's low-level ZeRO underneath. tests/distributed/test_plan_memory.py measures it.
+parallel/colossal/zero_adapter.py with colossalai's low-level ZeRO underneath. tests/distributed/test_plan_memory.py measures it.
 """
 
 from collections.abc import Iterator

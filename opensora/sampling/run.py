@@ -10,9 +10,9 @@ from pathlib import Path
 from opensora.errors import BadClip, ConfigError, OpenSoraError
 from opensora.log import logger
 from opensora.parallel.collectives import broadcast_object, gather_objects
-from opensora.parallel.once import once
-from opensora.parallel.sequence import Mode, shard_sequence
-from opensora.parallel.tiles import share_pieces
+from opensora.parallel.group_leader import once
+from opensora.parallel.sequence_parallel import Mode, shard_sequence
+from opensora.parallel.tile_parallel import share_pieces
 from opensora.parallel.world import World
 from opensora.sampling.generate import Sampler, check_size, generate, guidance, shape_key
 from opensora.sampling.given import overlap

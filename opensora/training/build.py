@@ -16,10 +16,10 @@ from opensora.log import logger
 from opensora.models.assemble import DTYPES, Parts, assemble, build_autoencoder
 from opensora.models.given_frames import told_by
 from opensora.models.weights import load_weights
-from opensora.parallel.activation import checkpoint_activations
-from opensora.parallel.once import batches_once
-from opensora.parallel.sequence import shard_sequence
-from opensora.parallel.tensor import token_group
+from opensora.parallel.activation_checkpointing import checkpoint_activations
+from opensora.parallel.group_leader import batches_once
+from opensora.parallel.sequence_parallel import shard_sequence
+from opensora.parallel.tensor_parallel import token_group
 from opensora.parallel.world import World
 from opensora.platforms import select
 from opensora.random import key_seed

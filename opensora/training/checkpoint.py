@@ -25,7 +25,8 @@ from torch import Tensor
 
 from opensora import log
 from opensora.errors import CheckpointError
-from opensora.parallel import collectives, storage
+from opensora.parallel import collectives
+from opensora.parallel import dcp
 
 T = TypeVar("T")
 _STEP, _PARTIAL, _REPLACED, _PRUNED = "step-", ".partial-", ".replaced-", ".pruned-"
@@ -65,7 +66,7 @@ def save(
     on_main, on_all = partial(_on_main, group=group), partial(_on_all, group=group)
     try:
         on_main(lambda: _make_room(root, beside))
-        on_all(lambda: storage.save_sharded(state, beside / "state", group))
+        on_all(lambda: dcp.save_sharded(state, beside / "state", group))
         on_main(lambda: _write_weights(beside / "weights", weights, configs))
         # a machine may not see at once what another one has written, but each sees its own
         names = sorted(set().union(*on_all(lambda: _files(beside))))
@@ -144,7 +145,7 @@ def load(checkpoint: Checkpoint, state: Mapping[str, Any]) -> None:
     Raises CheckpointError when the checkpoint belongs to another model.
     """
     try:
-        storage.load_sharded(state, checkpoint.folder / "state")
+        dcp.load_sharded(state, checkpoint.folder / "state")
     except OSError as error:
         raise CheckpointError(f"{checkpoint.folder}: cannot be read ({error}); see to the disk") from error
 

@@ -6,7 +6,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from opensora.models.codec import Codec, TextEncoder
-from opensora.parallel.once import once
+from opensora.parallel.group_leader import once
 from opensora.parallel.world import World
 from opensora.types import Condition
 

@@ -17,7 +17,7 @@ from opensora.models.assemble import DTYPES, Parts, assemble, build_denoiser, to
 from opensora.models.conditions import clip_conditions, given_latents
 from opensora.models.given_frames import told_by
 from opensora.parallel.paper import cut_on_paper, shard_on_paper, switched_axes
-from opensora.parallel.tensor import check_heads
+from opensora.parallel.tensor_parallel import check_heads
 from opensora.planning.depth import rehearse_deep
 from opensora.planning.estimate import Estimate, Frozen, Subject, estimate
 from opensora.planning.memory import WIDTHS, Layout, M, Sizes

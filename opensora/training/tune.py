@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 from opensora.datasets.buckets import Bucket, Buckets
 from opensora.datasets.protocol import ClipSize
 from opensora.models.assemble import DTYPES, assemble, build_denoiser
-from opensora.parallel.activation import checkpoint_activations
+from opensora.parallel.activation_checkpointing import checkpoint_activations
 from opensora.platforms import Platform
 from opensora.schema import TrainRun
 from opensora.training.build import build_scheduler

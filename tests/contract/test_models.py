@@ -16,7 +16,7 @@ from opensora.models.conditions import clip_conditions
 from opensora.models.layers.seam import Seam
 from opensora.models.shapes import ShapeError
 from opensora.models.vae.gaussian import Gaussian
-from opensora.parallel.activation import checkpoint_activations
+from opensora.parallel.activation_checkpointing import checkpoint_activations
 from opensora.registry import MODELS, VAES, build, constructor, names
 from opensora.sampling.prompt_cache import prompt_cache
 

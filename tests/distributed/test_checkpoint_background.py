@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from opensora.config import load
 from opensora.errors import CheckpointError
-from opensora.parallel import collectives, storage, world
+from opensora.parallel import collectives, world
+from opensora.parallel import dcp
 from opensora.schema import TrainRun
 from opensora.training.build import build_training
 from opensora.training.loop import Training, train
@@ -30,7 +31,7 @@ def build_run(run_dir: str, *overrides: str) -> Training:
 def train_slowly_saved(run_dir: str, background: bool) -> None:
     """Every file of a save is opened only after the step that follows the save has changed everything."""
     training = build_run(run_dir, f"background_save={background}")
-    stepped, real, log = threading.Event(), storage.open_file, training.metrics.log
+    stepped, real, log = threading.Event(), dcp.open_file, training.metrics.log
     stepped.set()
 
     def save(step: int, bad_rows: list[str]) -> float:
@@ -50,11 +51,11 @@ def train_slowly_saved(run_dir: str, background: bool) -> None:
 
     training.keeper.save = save  # type: ignore[method-assign]
     training.metrics.log = log_and_let_through  # type: ignore[method-assign]
-    storage.open_file = open_late
+    dcp.open_file = open_late
     try:
         assert train(training)
     finally:
-        storage.open_file = real
+        dcp.open_file = real
         training.metrics.close()
 
 
@@ -99,20 +100,20 @@ def test_saving_beside_training_changes_neither_the_run_nor_the_checkpoints(
 def train_until_the_disk_is_full(run_dir: str, rank: int) -> str:
     """The disk of one rank is full when step 4 is saved."""
     training = build_run(run_dir, "steps=12")
-    real = storage.open_file
+    real = dcp.open_file
 
     def fill(path: Path, mode: str) -> Any:
         if "step-00000004" in str(path) and collectives.rank() == rank and "w" in mode:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         return real(path, mode)
 
-    storage.open_file = fill
+    dcp.open_file = fill
     try:
         train(training)
     except CheckpointError as error:
         return str(error)
     finally:
-        storage.open_file = real
+        dcp.open_file = real
         training.metrics.close()
     return "trained on"
 

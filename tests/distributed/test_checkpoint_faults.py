@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from opensora.errors import CheckpointError
-from opensora.parallel import collectives, storage, world
+from opensora.parallel import collectives, world
+from opensora.parallel import dcp
 from opensora.registry import PLUGINS, build
 from opensora.training import checkpoint
 from tests.dist import run_ranks
@@ -68,7 +69,7 @@ class FullDisk(io.FileIO):
 def fill_the_disk_in_the_state() -> None:
     """The state's file of the last rank alone."""
     if collectives.rank() == collectives.world_size() - 1:
-        storage.open_file = lambda path, mode: FullDisk(path, mode) if "w" in mode else path.open(mode)
+        dcp.open_file = lambda path, mode: FullDisk(path, mode) if "w" in mode else path.open(mode)
 
 
 def fill_the_disk_in_the_weights() -> None:
@@ -88,14 +89,14 @@ def refuse_the_manifest() -> None:
 
 def save_in_trouble(folder: str, make_trouble: Callable[[], None]) -> str:
     save_steps(folder, 10)
-    kept = storage.open_file, checkpoint._write_tensors, checkpoint._write_json
+    kept = dcp.open_file, checkpoint._write_tensors, checkpoint._write_json
     make_trouble()
     try:
         save_steps(folder, 20, keep_last=1)
     except CheckpointError as error:
         return str(error)
     finally:
-        storage.open_file, checkpoint._write_tensors, checkpoint._write_json = kept
+        dcp.open_file, checkpoint._write_tensors, checkpoint._write_json = kept
     return "saved"
 
 

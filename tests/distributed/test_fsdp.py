@@ -11,8 +11,8 @@ from torch.distributed.fsdp._flat_param import FlatParamHandle
 
 from opensora.errors import ConfigError
 from opensora.parallel import collectives, world
-from opensora.parallel.activation import checkpoint_activations
-from opensora.parallel.pieces import even_cut, recut
+from opensora.parallel.activation_checkpointing import checkpoint_activations
+from opensora.parallel.reshard import even_cut, recut
 from opensora.parallel.plugins.fsdp import FullyShardedDataParallel
 from opensora.registry import MODELS, PLUGINS, build
 from opensora.training.replay import sample_gradients

@@ -12,7 +12,7 @@ from torch import nn
 
 from opensora.errors import ConfigError
 from opensora.parallel import world
-from opensora.parallel.accelerator import set_accelerator
+from opensora.parallel.colossal.accelerator import set_accelerator
 from opensora.parallel.plugins import fsdp, zero
 from opensora.registry import PLUGINS, build
 from tests.dist import one_rank, run_ranks

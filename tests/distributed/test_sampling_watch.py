@@ -36,7 +36,7 @@ def run_rank(rank: int, port: int, folder: str, sp_size: int, trouble: Any) -> N
     import torch
 
     from opensora.cli import sample as command
-    from opensora.parallel.leave import leave
+    from opensora.parallel.watchdog.process_exit import leave
     from opensora.sampling import run
 
     torch.set_num_threads(1)

@@ -11,9 +11,10 @@ import torch.distributed as dist
 from torch import Generator, Tensor, nn
 
 from opensora.errors import ConfigError
-from opensora.parallel import collectives, sequence
-from opensora.parallel.activation import checkpoint_activations
-from opensora.parallel.sequence import Mode, bytes_sent, shard_sequence
+from opensora.parallel import collectives
+from opensora.parallel import sequence_parallel
+from opensora.parallel.activation_checkpointing import checkpoint_activations
+from opensora.parallel.sequence_parallel import Mode, bytes_sent, shard_sequence
 from opensora.parallel.volume import sequence_bytes
 from opensora.registry import MODELS, build
 from tests.contract.test_models import DENOISERS, inputs, one_of, open_gates, small
@@ -167,14 +168,14 @@ def test_recomputed_blocks_know_their_own_sizes() -> None:
 
 def compare_unscaled(function: str) -> str:
     """What the comparison says with the factor of one backward taken out."""
-    backward = getattr(sequence, function).backward
+    backward = getattr(sequence_parallel, function).backward
     factor = {"_Split": 2.0, "_Gather": 0.5}[function]
 
     def unscaled(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         scaled, *others = backward(ctx, grad)
         return scaled * factor, *others
 
-    patched = mock.patch.object(getattr(sequence, function), "backward", staticmethod(unscaled))
+    patched = mock.patch.object(getattr(sequence_parallel, function), "backward", staticmethod(unscaled))
     with patched, pytest.raises(AssertionError) as failed:
         compare(Case("STDiT", EVEN))
     return str(failed.value)
@@ -191,7 +192,7 @@ def exchange(mode: Mode) -> tuple[list[str], list[str]]:
     found = []
     for name, block in (("STDiT", "blocks.0."), ("PixArt", "blocks.0.")):
         model = shard_sequence(make(Case(name)), mode=mode)
-        filled = [key for key, module in model.named_modules() if type(module) is sequence._FilledSeam]
+        filled = [key for key, module in model.named_modules() if type(module) is sequence_parallel._FilledSeam]
         assert {"enter", "leave"} <= set(filled)
         found.append([key.removeprefix(block) for key in filled if key.startswith(block)])
     return found[0], found[1]

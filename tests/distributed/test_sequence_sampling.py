@@ -18,7 +18,7 @@ from opensora.cli.train import train_command
 from opensora.datasets.decode import probe, read_frames
 from opensora.errors import BadClip, OpenSoraError
 from opensora.parallel import world
-from opensora.parallel.tiles import share_pieces
+from opensora.parallel.tile_parallel import share_pieces
 from opensora.sampling import run
 from opensora.sampling.generate import Sampler
 from opensora.sampling.run import sample, share_sampler

@@ -11,7 +11,8 @@ from torch import Tensor
 from opensora.config import load
 from opensora.datasets.shapes_video import MovingShapes
 from opensora.errors import ConfigError
-from opensora.parallel import sequence, world
+from opensora.parallel import world
+from opensora.parallel import sequence_parallel
 from opensora.schema import TrainRun
 from opensora.training.build import build_training
 from opensora.training.loop import train
@@ -80,14 +81,14 @@ def test_the_curve_is_that_of_one_rank(tmp_path: Path, alone: Path, mesh: str) -
 
 def train_unscaled(run_dir: str, function: str) -> None:
     """Without the factor in one backward of the seams."""
-    backward = getattr(sequence, function).backward
+    backward = getattr(sequence_parallel, function).backward
     factor = {"_Split": 2.0, "_Gather": 0.5}[function]
 
     def unscaled(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         scaled, *others = backward(ctx, grad)
         return scaled * factor, *others
 
-    with mock.patch.object(getattr(sequence, function), "backward", staticmethod(unscaled)):
+    with mock.patch.object(getattr(sequence_parallel, function), "backward", staticmethod(unscaled)):
         train_on_mesh(run_dir, 2, "plugin=zero2-seq", "steps=5")
 
 

@@ -8,10 +8,10 @@ import torch
 
 from opensora.errors import ConfigError
 from opensora.parallel import collectives, world
-from opensora.parallel.activation import checkpoint_activations
+from opensora.parallel.activation_checkpointing import checkpoint_activations
 from opensora.parallel.engine import Engine
-from opensora.parallel.sequence import shard_sequence
-from opensora.parallel.tensor import token_group
+from opensora.parallel.sequence_parallel import shard_sequence
+from opensora.parallel.tensor_parallel import token_group
 from opensora.registry import MODELS, PLUGINS, build
 from opensora.training import checkpoint
 from opensora.training.ema import Ema

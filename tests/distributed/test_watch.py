@@ -40,7 +40,7 @@ def run_rank(rank: int, port: int, run_dir: str, where: str, trouble: Any, optio
     import torch
 
     from opensora.cli import train as command
-    from opensora.parallel.leave import leave
+    from opensora.parallel.watchdog.process_exit import leave
     from opensora.training import build
 
     torch.set_num_threads(1)

@@ -3,7 +3,7 @@
 import torch
 
 from opensora.parallel import collectives
-from opensora.parallel.low_level_zero import ZeroShards
+from opensora.parallel.colossal.zero_adapter import ZeroShards
 from tests.dist import run_ranks
 from tests.distributed import tiny
 

@@ -44,7 +44,7 @@ def run_rank(run_dir: str) -> None:
     import torch
 
     from opensora.cli import train as command
-    from opensora.parallel.leave import leave
+    from opensora.parallel.watchdog.process_exit import leave
     from opensora.training import build
 
     rank, restarts = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])

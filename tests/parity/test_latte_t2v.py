@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from opensora.models.latte_t2v.latte_t2v import LatteT2V
 from opensora.models.latte_t2v.positions import frame_table, grid_rotation, patch_table, rotation
-from opensora.parallel.activation import checkpoint_activations
+from opensora.parallel.activation_checkpointing import checkpoint_activations
 from opensora.registry import MODELS, SCHEDULERS, build
 from opensora.schedulers.ddpm import IDDPM
 from tests.parity.golden import Golden, assert_parity, directories, golden_folder, released_keys

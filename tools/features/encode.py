@@ -39,7 +39,7 @@ from opensora.datasets.protocol import ClipSize, SizedDataset
 from opensora.errors import BadClip, ConfigError, DataError, OpenSoraError
 from opensora.models.assemble import DTYPES, build_autoencoder, load_autoencoder
 from opensora.models.codec import Codec
-from opensora.parallel.leave import leave
+from opensora.parallel.watchdog.process_exit import leave
 from opensora.parallel.world import World
 from opensora.random import generator
 from opensora.registry import DATASETS, TEXT_ENCODERS, build

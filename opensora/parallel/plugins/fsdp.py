@@ -9,10 +9,10 @@ from torch.distributed.fsdp import CPUOffload, MixedPrecision, ShardingStrategy
 
 from opensora.errors import ConfigError
 from opensora.parallel import collectives
-from opensora.parallel.accelerator import import_colossalai, set_accelerator
+from opensora.parallel.colossal.accelerator import import_colossalai, set_accelerator
 from opensora.parallel.engine import Engine, Forward, OptimizerFactory, clip_factor, is_finite, place, squared_norm
-from opensora.parallel.fsdp import FsdpPieces, boost
-from opensora.parallel.pieces import even_cut, recut
+from opensora.parallel.colossal.fsdp_adapter import FsdpPieces, boost
+from opensora.parallel.reshard import even_cut, recut
 from opensora.parallel.world import World
 from opensora.registry import PLUGINS
 

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from opensora.errors import ConfigError
 from opensora.parallel import collectives
-from opensora.parallel.accelerator import import_colossalai, set_accelerator
+from opensora.parallel.colossal.accelerator import import_colossalai, set_accelerator
 from opensora.parallel.engine import Engine, Forward, OptimizerFactory, clip_factor, is_finite, place, squared_norm
 from opensora.parallel.reducer import Reducer
-from opensora.parallel.tensor import boost, check_heads, cut_of, sees_part
+from opensora.parallel.tensor_parallel import boost, check_heads, cut_of, sees_part
 from opensora.parallel.world import World
 from opensora.registry import PLUGINS
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from opensora.errors import ConfigError
-from opensora.parallel.accelerator import import_colossalai, set_accelerator
+from opensora.parallel.colossal.accelerator import import_colossalai, set_accelerator
 from opensora.registry import PLUGINS, build, names
 from tests.dist import one_rank, run_ranks
 from tests.distributed import tiny
@@ -56,7 +56,7 @@ IMPORT = """
 import sys
 import galore_torch  # the user's own, before
 import torch
-from opensora.parallel.accelerator import import_colossalai
+from opensora.parallel.colossal.accelerator import import_colossalai
 from tests.dist import one_rank
 from tests.distributed import tiny
 compiler = torch.compile

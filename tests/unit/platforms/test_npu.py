@@ -225,7 +225,7 @@ def test_the_profiler_is_torch_npus(device: ascend.Npu, monkeypatch: pytest.Monk
 
 def test_colossalai_is_given_its_own_accelerator(device: ascend.Npu, monkeypatch: pytest.MonkeyPatch) -> None:
     """Streams, events and the memory figures that ZeRO asks for come from `torch.npu`."""
-    from opensora.parallel.accelerator import import_colossalai, set_accelerator
+    from opensora.parallel.colossal.accelerator import import_colossalai, set_accelerator
 
     import_colossalai()
     from colossalai.accelerator import api

@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 
 from opensora.config import load
 from opensora.errors import CheckpointError, WeightsError
-from opensora.parallel import storage, world
+from opensora.parallel import world
+from opensora.parallel import dcp
 from opensora.parallel.background import finish_all
 from opensora.registry import PLUGINS, build
 from opensora.schema import TrainRun
@@ -187,7 +188,7 @@ class Gate:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.open = threading.Event()
-        monkeypatch.setattr(storage, "open_file", self._open_file)
+        monkeypatch.setattr(dcp, "open_file", self._open_file)
 
     def _open_file(self, path: Path, mode: str) -> Any:
         assert self.open.wait(60)
@@ -254,12 +255,12 @@ def test_a_full_disk_while_training_goes_on(tmp_path: Path, monkeypatch: pytest.
     """Told once, by whoever waits next; the save before is kept, and with room again the run goes on."""
     folder = open_folder(tmp_path, background_save=background)
     keep(folder, 1)
-    real = storage.open_file
+    real = dcp.open_file
 
     def fill(path: Path, mode: str) -> Any:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-    monkeypatch.setattr(storage, "open_file", fill)
+    monkeypatch.setattr(dcp, "open_file", fill)
     if background:
         folder.save(2, [])
         finish_all()
@@ -268,7 +269,7 @@ def test_a_full_disk_while_training_goes_on(tmp_path: Path, monkeypatch: pytest.
         folder.save(3 if background else 2, [])
     assert not folder.save_failed()
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
-    monkeypatch.setattr(storage, "open_file", real)
+    monkeypatch.setattr(dcp, "open_file", real)
     assert folder.last_good() == str(tmp_path / "checkpoints/step-00000001")
     keep(folder, 4)
     assert folder.last_good() == str(tmp_path / "checkpoints/step-00000004")

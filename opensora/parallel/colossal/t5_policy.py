@@ -12,7 +12,7 @@ from torch import nn
 
 from opensora.errors import ConfigError
 from opensora.parallel import collectives
-from opensora.parallel.accelerator import set_accelerator
+from opensora.parallel.colossal.accelerator import set_accelerator
 
 
 def shard_t5(model: nn.Module, group: dist.ProcessGroup | None, device: torch.device) -> nn.Module:

@@ -9,7 +9,7 @@ def test_a_rank_that_is_done_leaves_without_the_destructors_of_libraries() -> No
     """An abort among those is no failure of the run; what Python does at its end is done."""
     script = (
         "import atexit, ctypes, sys, threading, time\n"
-        "from opensora.parallel.leave import leave\n"
+        "from opensora.parallel.watchdog.process_exit import leave\n"
         "library = ctypes.CDLL(None)\n"
         "library.on_exit(ctypes.cast(library.abort, ctypes.c_void_p), None)\n"
         "atexit.register(lambda: sys.stdout.write('handlers '))\n"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from opensora.parallel import collectives
-from opensora.parallel.pieces import Range
+from opensora.parallel.reshard import Range
 from opensora.registry import PLATFORMS, names
 
 

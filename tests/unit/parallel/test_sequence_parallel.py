@@ -7,7 +7,7 @@ from torch import nn
 
 from opensora.errors import ConfigError
 from opensora.models.layers.seam import Seam
-from opensora.parallel.sequence import shard_sequence
+from opensora.parallel.sequence_parallel import shard_sequence
 from tests.contract.test_models import denoiser, inputs
 from tests.dist import one_rank
 

@@ -6,7 +6,7 @@ import pytest
 import torch.distributed as dist
 
 from opensora.errors import RankLost
-from opensora.parallel.round import own_store
+from opensora.parallel.watchdog.rendezvous import own_store
 
 
 def meet(store: dist.Store, ranks: list[int], size: int) -> list[str]:

@@ -3,7 +3,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from opensora.parallel.activation import checkpoint_activations
+from opensora.parallel.activation_checkpointing import checkpoint_activations
 
 
 class Block(nn.Module):

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from opensora.parallel.progress import AT_WORK, LOADING, Clock, Progress, Table
+from opensora.parallel.watchdog.rank_status import AT_WORK, LOADING, Clock, Progress, Table
 
 LIMIT = 30.0
 

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from opensora.errors import RankLost
 from opensora.log import logger
 from opensora.parallel.background import busy, finish_all
-from opensora.parallel.progress import AT_WORK, LOADING, STARTING, Clock, Progress, Table
+from opensora.parallel.watchdog.rank_status import AT_WORK, LOADING, STARTING, Clock, Progress, Table
 from opensora.parallel.world import World
 
 T = TypeVar("T")
