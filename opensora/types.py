@@ -55,7 +55,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class Given:
-    """Frames that a video is built around, and how it goes on from itself; see sampling/references.py."""
+    """Frames that a video is built around, and how it goes on from itself; see sampling/mask_strategy.py."""
 
     references: tuple[str, ...] = ()  # picture or video files
     contents: str = ""  # hash of what is in them

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, BertModel, CLIPTextModel, T5EncoderModel
 import opensora.parallel.watchdog.watchdog
 import opensora.sampling.build
 import opensora.sampling.preview
-import opensora.sampling.run
+import opensora.sampling.sample
 import opensora.training.build
 import opensora.training.loop  # noqa: F401
 from opensora import registry

@@ -15,7 +15,7 @@ from opensora.bench.launch import answer_of, heading, machine
 from opensora.datasets.shapes_video import TEMPLATES, MovingShapes, combinations
 from opensora.platforms import Platform
 from opensora.random import Draw
-from opensora.sampling.write import write_video
+from opensora.sampling.video_writer import write_video
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from opensora.bench.clock import alternate, measure
 from opensora.models.layers.attention import choose_kernel
 from opensora.models.stdit.stdit import STDiT
 from opensora.platforms import Platform
-from opensora.sampling.prompt_cache import prompt_cache
+from opensora.sampling.text_kv_cache import prompt_cache
 
 TEXT_CHANNELS = 4096  # T5-XXL's
 

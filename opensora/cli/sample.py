@@ -85,7 +85,7 @@ def sample_command(config: str, overrides: Sequence[str], prompts: Sequence[str]
     from opensora.parallel.watchdog.watchdog import watching
     from opensora.platforms import select
     from opensora.sampling.build import build_sampler, plan_sampling
-    from opensora.sampling.run import sample, share_sampler
+    from opensora.sampling.sample import sample, share_sampler
 
     with alike_on_all_ranks():
         rank, size = worlds.rank_from_environment()

@@ -15,11 +15,11 @@ from opensora.models.given_frames import told_by
 from opensora.models.weights import CONFIG_FILE, load_weights, read_config
 from opensora.registry import SCHEDULERS, TEXT_ENCODERS, build, constructor
 from opensora.sampling.generate import Sampler
-from opensora.sampling.given import GivenKeys, require_whole_edits
-from opensora.sampling.prompt_text import add_scores
-from opensora.sampling.record import Settings, hash_config, weights_id
+from opensora.sampling.reference_frames import GivenKeys, require_whole_edits
+from opensora.sampling.prompt_syntax import add_scores
+from opensora.sampling.metadata import Settings, hash_config, weights_id
 from opensora.sampling.requests import collect_requests
-from opensora.sampling.run import settings_of
+from opensora.sampling.sample import settings_of
 from opensora.schema import SampleRun
 from opensora.training.run_folder import resolve_part, resolve_weights
 from opensora.types import Given, SampleRequest

@@ -16,9 +16,9 @@ from torch import Generator, Tensor
 
 from opensora.errors import ConfigError, OpenSoraError
 from opensora.random import generator
-from opensora.sampling.bind import bind
-from opensora.sampling.given import GivenFrames, loops, overlap
-from opensora.sampling.prompt_cache import prompt_cache
+from opensora.sampling.model_inputs import bind
+from opensora.sampling.reference_frames import GivenFrames, loops, overlap
+from opensora.sampling.text_kv_cache import prompt_cache
 from opensora.types import SampleRequest
 
 

@@ -10,10 +10,10 @@ from opensora.log import logger
 from opensora.parallel.engine import Engine
 from opensora.registry import SCHEDULERS, build
 from opensora.sampling.generate import Sampler, check_size, generate
-from opensora.sampling.record import hash_config
+from opensora.sampling.metadata import hash_config
 from opensora.sampling.requests import collect_requests
-from opensora.sampling.run import settings_of
-from opensora.sampling.write import prepare_folder, write_sample
+from opensora.sampling.sample import settings_of
+from opensora.sampling.video_writer import prepare_folder, write_sample
 from opensora.training.isolation import aside
 from opensora.training.loop import Training
 from opensora.training.diffusion_task import DiffusionTask

@@ -18,7 +18,7 @@ from opensora.models.shapes import ShapeError
 from opensora.models.vae.gaussian import Gaussian
 from opensora.parallel.activation_checkpointing import checkpoint_activations
 from opensora.registry import MODELS, VAES, build, constructor, names
-from opensora.sampling.prompt_cache import prompt_cache
+from opensora.sampling.text_kv_cache import prompt_cache
 
 SMALL = {
     "input_size": (3, 4, 6),

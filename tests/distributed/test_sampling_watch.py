@@ -37,14 +37,14 @@ def run_rank(rank: int, port: int, folder: str, sp_size: int, trouble: Any) -> N
 
     from opensora.cli import sample as command
     from opensora.parallel.watchdog.process_exit import leave
-    from opensora.sampling import run
+    from opensora.sampling import sample
 
     torch.set_num_threads(1)
     for name, number in (("out", 1), ("log", 2)):
         with Path(folder, f"rank-{rank}.{name}").open("w") as file:
             os.dup2(file.fileno(), number)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE="2")
-    real = run.generate
+    real = sample.generate
 
     def generate_in_trouble(*arguments: Any, progress: Any, **options: Any) -> Any:
         def step(done: int, steps: int) -> None:
@@ -54,7 +54,7 @@ def run_rank(rank: int, port: int, folder: str, sp_size: int, trouble: Any) -> N
 
         return real(*arguments, progress=step, **options)
 
-    run.generate = generate_in_trouble
+    sample.generate = generate_in_trouble
     leave(command.main([str(Path(folder, "config.py")), f"save_dir={folder}/videos", f"sp_size={sp_size}"]))
 
 

@@ -19,10 +19,10 @@ from opensora.datasets.decode import probe, read_frames
 from opensora.errors import BadClip, OpenSoraError
 from opensora.parallel import world
 from opensora.parallel.tile_parallel import share_pieces
-from opensora.sampling import run
+from opensora.sampling import sample
 from opensora.sampling.generate import Sampler
-from opensora.sampling.run import sample, share_sampler
-from opensora.sampling.write import WriteError
+from opensora.sampling.sample import sample, share_sampler
+from opensora.sampling.video_writer import WriteError
 from tests.dist import run_ranks
 from tests.distributed.test_training import DEBUG, ROOT
 from tests.unit.models import test_autoencoder_kl, test_open_sora_vae, test_tiling
@@ -49,7 +49,7 @@ def shared_sampler(sp_size: int, mode: Any = "dsp") -> tuple[Sampler, world.Worl
 def sample_together(folder: str, sp_size: int, mode: str = "dsp") -> tuple[list[Tensor], int, int]:
     """(latents that this rank decoded, files it wrote, tokens of a frame that its blocks see)."""
     sampler, here = shared_sampler(sp_size, mode)
-    decode, write = sampler.codec.decode_video, run.write_sample
+    decode, write = sampler.codec.decode_video, sample.write_sample
     found: list[Tensor] = []
     written: list[Any] = []
     tokens: set[int] = set()
@@ -64,7 +64,7 @@ def sample_together(folder: str, sp_size: int, mode: str = "dsp") -> tuple[list[
         return write(*arguments)
 
     sampler.codec.decode_video = decode_video
-    with mock.patch.object(run, "write_sample", write_sample), contextlib.redirect_stdout(io.StringIO()):
+    with mock.patch.object(sample, "write_sample", write_sample), contextlib.redirect_stdout(io.StringIO()):
         sample(REQUESTS, sampler, here, folder, SETTINGS)
     return found, len(written), *tokens
 
@@ -108,7 +108,7 @@ def fail_together(folder: str, kind: str) -> str:
             raise OpenSoraError("the cat has gone")
         return Path(folder)
 
-    with mock.patch.object(run, "write_sample", refuse), pytest.raises(OpenSoraError) as caught:
+    with mock.patch.object(sample, "write_sample", refuse), pytest.raises(OpenSoraError) as caught:
         sample(REQUESTS, sampler, here, folder, SETTINGS)
     return str(caught.value)
 
@@ -130,14 +130,14 @@ def lose_a_reference(folder: str) -> str:
     """One rank cannot read what the others read, and they are in the middle of the video."""
     sampler, here = shared_sampler(2)
     world.set_timeout(timedelta(seconds=3), here.sequence_group)
-    make = run.generate
+    make = sample.generate
 
     def generate(*arguments: Any, **options: Any) -> Any:
         if here.sequence_rank == 1:
             raise BadClip("clip.mp4: cannot be read")
         return make(*arguments, **options)
 
-    with mock.patch.object(run, "generate", generate), pytest.raises(Exception) as caught:
+    with mock.patch.object(sample, "generate", generate), pytest.raises(Exception) as caught:
         sample(REQUESTS, sampler, here, folder, SETTINGS)
     return f"{type(caught.value).__name__}: {caught.value}"
 

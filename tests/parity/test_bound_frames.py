@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from opensora.sampling.bind import bind
+from opensora.sampling.model_inputs import bind
 from opensora.schedulers.rectified_flow import RectifiedFlow
 from opensora.types import Condition, Given, SampleRequest
 from tests.parity.golden import Golden, directories

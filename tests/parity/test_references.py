@@ -9,8 +9,8 @@ import torch
 
 from opensora.errors import ConfigError
 from opensora.models.conditions import clip_conditions
-from opensora.sampling.prompt_text import add_scores, split_json, text_of_loop
-from opensora.sampling.references import (
+from opensora.sampling.prompt_syntax import add_scores, split_json, text_of_loop
+from opensora.sampling.mask_strategy import (
     continuation,
     frames_of_latents,
     nearest_multiple,

@@ -13,7 +13,7 @@ from opensora.models.latte_t2v.positions import frame_scale, frame_table, patch_
 from opensora.models.shapes import ShapeError
 from opensora.random import generator
 from opensora.registry import MODELS, build
-from opensora.sampling.prompt_cache import prompt_cache
+from opensora.sampling.text_kv_cache import prompt_cache
 
 TOKENS, CHANNELS = 5, 6
 

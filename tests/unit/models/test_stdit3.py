@@ -6,7 +6,7 @@ from torch import Tensor
 
 from opensora.models.shapes import ShapeError
 from opensora.models.stdit.stdit3 import STDiT3
-from opensora.sampling.prompt_cache import prompt_cache
+from opensora.sampling.text_kv_cache import prompt_cache
 
 SIZE: dict[str, Any] = {
     "hidden_size": 24,

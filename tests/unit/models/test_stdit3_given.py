@@ -10,7 +10,7 @@ from opensora.models.conditions import given_latents
 from opensora.models.shapes import ShapeError
 from opensora.models.stdit.stdit3 import STDiT3
 from opensora.random import generator
-from opensora.sampling.prompt_cache import prompt_cache
+from opensora.sampling.text_kv_cache import prompt_cache
 
 
 @pytest.fixture(scope="module")

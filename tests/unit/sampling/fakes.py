@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from opensora.models.stdit.stdit import STDiT
 from opensora.random import generator
 from opensora.sampling.generate import Sampler
-from opensora.sampling.record import Settings
+from opensora.sampling.metadata import Settings
 from opensora.schedulers.rectified_flow import RectifiedFlow
 from opensora.types import Condition, SampleRequest
 

@@ -5,7 +5,7 @@ import pyarrow.parquet
 import pytest
 
 from opensora.errors import ConfigError
-from opensora.sampling.record import file_stem
+from opensora.sampling.metadata import file_stem
 from opensora.sampling.requests import collect_requests, read_prompts
 
 RUN = dict(num_frames=16, image_size=(32, 48), fps=8.0, seed=42)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from opensora.errors import OpenSoraError
-from opensora.sampling.record import Settings, output_path, record
+from opensora.sampling.metadata import Settings, output_path, record
 from opensora.types import SampleRequest
 
 CRF = 18  # x264's constant quality, 0 (lossless) to 51; 18 is commonly taken as visually lossless

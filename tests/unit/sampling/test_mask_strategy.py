@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from opensora.errors import BadClip, ConfigError
-from opensora.sampling.references import (
+from opensora.sampling.mask_strategy import (
     Paste,
     check_pastes,
     continuation,

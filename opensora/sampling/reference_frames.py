@@ -15,8 +15,8 @@ from torch import Tensor
 
 from opensora.datasets.decode import probe
 from opensora.errors import BadClip, ConfigError
-from opensora.sampling.record import weights_id
-from opensora.sampling.references import (
+from opensora.sampling.metadata import weights_id
+from opensora.sampling.mask_strategy import (
     check_pastes,
     continuation,
     frames_of_latents,

@@ -1,7 +1,7 @@
 import pytest
 
 from opensora.errors import ConfigError
-from opensora.sampling.prompt_text import add_scores, last_loop, map_loops, split_json, text_of_loop
+from opensora.sampling.prompt_syntax import add_scores, last_loop, map_loops, split_json, text_of_loop
 
 
 def test_scores_are_added_once_in_the_words_of_the_captions() -> None:

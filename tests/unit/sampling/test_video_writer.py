@@ -13,9 +13,9 @@ from torch import Tensor
 
 from opensora.evaluation.psnr import psnr
 from opensora.random import generator
-from opensora.sampling import write
-from opensora.sampling.record import is_done, output_path
-from opensora.sampling.write import WriteError, prepare_folder, to_uint8, write_beside, write_sample, write_video
+from opensora.sampling import video_writer
+from opensora.sampling.metadata import is_done, output_path
+from opensora.sampling.video_writer import WriteError, prepare_folder, to_uint8, write_beside, write_sample, write_video
 from tests.unit.sampling.fakes import SETTINGS, request
 
 
@@ -137,7 +137,7 @@ def test_a_stop_between_video_and_record_is_not_done(tmp_path: Path, monkeypatch
         seen.append((path.exists(), path.with_suffix(".json").exists()))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(write, "_write_bytes", stop)
+    monkeypatch.setattr(video_writer, "_write_bytes", stop)
     with pytest.raises(KeyboardInterrupt):
         write_sample(video, one, SETTINGS, tmp_path)
     assert seen == [(True, False)]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from opensora.sampling.record import (
+from opensora.sampling.metadata import (
     file_stem,
     hash_config,
     is_done,

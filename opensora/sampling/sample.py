@@ -15,10 +15,10 @@ from opensora.parallel.sequence_parallel import Mode, shard_sequence
 from opensora.parallel.tile_parallel import share_pieces
 from opensora.parallel.world import World
 from opensora.sampling.generate import Sampler, check_size, generate, guidance, shape_key
-from opensora.sampling.given import overlap
+from opensora.sampling.reference_frames import overlap
 from opensora.sampling.progress import SamplingProgress
-from opensora.sampling.record import Settings, is_done, output_path
-from opensora.sampling.write import WriteError, prepare_folder, write_sample
+from opensora.sampling.metadata import Settings, is_done, output_path
+from opensora.sampling.video_writer import WriteError, prepare_folder, write_sample
 from opensora.types import SampleRequest
 
 Work = list[SampleRequest]  # requests of one size that go through the model together

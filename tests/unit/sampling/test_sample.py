@@ -7,12 +7,12 @@ import torch
 
 from opensora.errors import ConfigError, OpenSoraError
 from opensora.parallel.world import World
-from opensora.sampling import run
+from opensora.sampling import sample
 from opensora.sampling.generate import Sampler
 from opensora.sampling.progress import SamplingProgress
-from opensora.sampling.record import is_done
-from opensora.sampling.run import make_batches, sample, settings_of, unfinished
-from opensora.sampling.write import WriteError
+from opensora.sampling.metadata import is_done
+from opensora.sampling.sample import make_batches, sample, settings_of, unfinished
+from opensora.sampling.video_writer import WriteError
 from tests.unit.sampling.fakes import SETTINGS, fake_sampler, request
 
 ALONE = World(0, 1, data_rank=0, data_size=1, local_rank=0, device=torch.device("cpu"))
@@ -77,7 +77,7 @@ def test_a_disk_that_refuses_ends_the_work(tmp_path: Path, monkeypatch: pytest.M
     def refuse(*_: object) -> Path:
         raise WriteError("out/v.mp4: cannot be written (No space left on device)")
 
-    monkeypatch.setattr(run, "write_sample", refuse)
+    monkeypatch.setattr(sample, "write_sample", refuse)
     with pytest.raises(OpenSoraError, match=r"3 of 3 videos are missing; out/v\.mp4: cannot be written"):
         sample(requests(), sampler, ALONE, tmp_path, SETTINGS)
     assert asked(sampler) == 1

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from opensora.models.conditions import clip_conditions, given_latents
 from opensora.sampling.conditions import encode_pairs, encode_prompts
-from opensora.sampling.given import GivenFrames, conditions, starts
-from opensora.sampling.prompt_text import text_of_loop
+from opensora.sampling.reference_frames import GivenFrames, conditions, starts
+from opensora.sampling.prompt_syntax import text_of_loop
 from opensora.types import Condition, SampleRequest
 
 
