@@ -12,7 +12,7 @@ from typing import Any
 from rich.table import Table
 
 from opensora.bench.launch import answer_of, heading, machine
-from opensora.datasets.shapes_video import TEMPLATES, MovingShapes, combinations
+from opensora.datasets.moving_shapes import TEMPLATES, MovingShapes, combinations
 from opensora.platforms import Platform
 from opensora.random import Draw
 from opensora.sampling.video_writer import write_video

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from opensora.datasets.bucket_report import BucketLine, BucketReport
 from opensora.datasets.buckets import DROPPED, Buckets
-from opensora.datasets.protocol import ClipSize, SizedDataset
+from opensora.datasets.base import ClipSize, SizedDataset
 from opensora.datasets.sampler import TRIED, Request
 from opensora.errors import ConfigError, DataError
 from opensora.random import permutation

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from opensora.datasets.buckets import Bucket
-from opensora.datasets.protocol import ClipSize
-from opensora.datasets.report import SHOWN, Report
+from opensora.datasets.base import ClipSize
+from opensora.datasets.row_report import SHOWN, Report
 from opensora.errors import DataError
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opensora.datasets import aspect
-from opensora.datasets.seeded_draws import first_draws
+from opensora.datasets.vectorized_pcg64 import first_draws
 from opensora.errors import ConfigError
 
 # resolution -> frames -> (how often a clip that fits is kept, batch size), or ((keep, try), batch size)

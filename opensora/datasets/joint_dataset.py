@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from opensora.config import check_component
-from opensora.datasets.joint import join, picture_group, select_frames
-from opensora.datasets.protocol import Dataset
-from opensora.datasets.report import Report
+from opensora.datasets.joint_padding import join, picture_group, select_frames
+from opensora.datasets.base import Dataset
+from opensora.datasets.row_report import Report
 from opensora.errors import ConfigError
 from opensora.random import Draw, key_seed
 from opensora.registry import DATASETS, build

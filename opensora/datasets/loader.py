@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import data
 
-from opensora.datasets.protocol import ClipSize, Dataset, SizedDataset
+from opensora.datasets.base import ClipSize, Dataset, SizedDataset
 from opensora.datasets.sampler import TRIED, EpochOrder, Order, Request, Share
 from opensora.errors import BadClip, DataError, OpenSoraError
 from opensora.log import logger

@@ -18,7 +18,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from opensora.datasets.report import Dropped
+from opensora.datasets.row_report import Dropped
 from opensora.errors import DataError
 
 Cells = dict[str, Any]  # one row: column name -> text (CSV) or value (Parquet); None for an empty Parquet cell

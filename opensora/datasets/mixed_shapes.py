@@ -6,9 +6,9 @@ from typing import Literal
 import numpy as np
 
 from opensora.datasets.clip_sizes import ClipSizes
-from opensora.datasets.protocol import ClipSize
-from opensora.datasets.report import Report
-from opensora.datasets.shapes_video import MovingShapes
+from opensora.datasets.base import ClipSize
+from opensora.datasets.row_report import Report
+from opensora.datasets.moving_shapes import MovingShapes
 from opensora.random import Draw
 from opensora.registry import DATASETS
 from opensora.types import Clip

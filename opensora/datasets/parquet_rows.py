@@ -23,7 +23,7 @@ from opensora.datasets.manifest import (
     readable,
     repeated,
 )
-from opensora.datasets.report import Dropped
+from opensora.datasets.row_report import Dropped
 from opensora.errors import DataError
 
 if TYPE_CHECKING:

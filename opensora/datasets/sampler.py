@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from opensora.datasets.protocol import ClipSize
+from opensora.datasets.base import ClipSize
 from opensora.errors import ConfigError
 from opensora.random import permutation
 

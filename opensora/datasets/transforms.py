@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from torch.nn import functional
 
 from opensora.datasets.decode import Frames
-from opensora.datasets.joint import crop_to_stride, long_side_resize
+from opensora.datasets.joint_padding import crop_to_stride, long_side_resize
 
 
 def cover_size(height: int, width: int, target: Sequence[int]) -> tuple[int, int]:

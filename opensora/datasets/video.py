@@ -17,8 +17,8 @@ from opensora.datasets.clip_sizes import ROUNDING, ClipSizes, at_rate, spans
 from opensora.datasets.decode import IMAGE_SUFFIXES, Video, probe
 from opensora.datasets.manifest import MOST, ManifestRow, read_manifest
 from opensora.datasets.parquet_rows import TOLD
-from opensora.datasets.protocol import ClipSize, Dataset
-from opensora.datasets.report import Dropped, Report, rows_of
+from opensora.datasets.base import ClipSize, Dataset
+from opensora.datasets.row_report import Dropped, Report, rows_of
 from opensora.errors import BadClip, ConfigError
 from opensora.random import Draw
 from opensora.registry import DATASETS
@@ -219,7 +219,7 @@ class VideoTextDataset:
         return self.num_frames, *self.image_size
 
     def settings(self) -> dict[str, Any]:
-        """How a clip of any size is made of any row; see datasets/features.py."""
+        """How a clip of any size is made of any row; see datasets/feature_store.py."""
         names = ("frame_interval", "target_fps", "start", "crop", "flip", "time_range")
         return {"type": "VideoTextDataset", **{name: getattr(self, name) for name in names}}
 

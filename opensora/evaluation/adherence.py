@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from opensora.datasets.shapes_video import COLOURS, DIRECTIONS, SHAPES, UNCLEAR, Attributes, coverage
+from opensora.datasets.moving_shapes import COLOURS, DIRECTIONS, SHAPES, UNCLEAR, Attributes, coverage
 
 NOTHING = Attributes(UNCLEAR, UNCLEAR, UNCLEAR)
 _MIN_CONTRAST = 0.2  # of the full range: below, a frame is empty

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from opensora.datasets.decode import read_frames
-from opensora.datasets.shapes_video import combinations
+from opensora.datasets.moving_shapes import combinations
 from opensora.errors import DataError, OpenSoraError
 from opensora.evaluation.adherence import Accuracy, accuracy
 

@@ -1,6 +1,6 @@
 """A training run with features that were encoded before: what takes the place of data set, autoencoder, text encoder.
 
-datasets/features.py says how they lie on the disk, tools/features/encode.py makes them.
+datasets/feature_store.py says how they lie on the disk, tools/features/encode.py makes them.
 """
 
 import functools
@@ -14,8 +14,8 @@ import torch
 from mmengine.registry import Registry
 from torch import Generator, Tensor, nn
 
-from opensora.datasets.features import Contents, Storable, Store, StoredClips, key_of, size_name
-from opensora.datasets.protocol import ClipSize
+from opensora.datasets.feature_store import Contents, Storable, Store, StoredClips, key_of, size_name
+from opensora.datasets.base import ClipSize
 from opensora.errors import BadClip, ConfigError, DataError
 from opensora.models.codec import draw_latents
 from opensora.registry import TEXT_ENCODERS, VAES, constructor

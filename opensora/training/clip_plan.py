@@ -11,8 +11,8 @@ from opensora.datasets.bucket_plan import BucketOrder
 from opensora.datasets.bucket_report import BucketLine, BucketReport
 from opensora.datasets.buckets import Buckets
 from opensora.datasets.loader import build_loader
-from opensora.datasets.protocol import ClipSize
-from opensora.datasets.report import Report
+from opensora.datasets.base import ClipSize
+from opensora.datasets.row_report import Report
 from opensora.datasets.sampler import EpochOrder, Request
 from opensora.errors import ConfigError
 from opensora.models.shapes import ShapeError

@@ -16,7 +16,7 @@ import torch
 from torch import Generator, Tensor
 
 from opensora.datasets.buckets import Bucket, Buckets
-from opensora.datasets.protocol import ClipSize
+from opensora.datasets.base import ClipSize
 from opensora.models.assemble import DTYPES, assemble, build_denoiser
 from opensora.parallel.activation_checkpointing import checkpoint_activations
 from opensora.platforms import Platform

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from opensora.config import load
-from opensora.datasets.shapes_video import MovingShapes
+from opensora.datasets.moving_shapes import MovingShapes
 from opensora.errors import ConfigError
 from opensora.parallel import world
 from opensora.parallel import sequence_parallel

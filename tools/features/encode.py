@@ -25,7 +25,7 @@ from torch.utils import data
 from opensora.cli.report import alike_on_all_ranks, run_main
 from opensora.config import load, parse_override
 from opensora.datasets.buckets import DROPPED
-from opensora.datasets.features import (
+from opensora.datasets.feature_store import (
     ClipNames,
     Contents,
     Storable,
@@ -35,7 +35,7 @@ from opensora.datasets.features import (
     size_name,
     write_json,
 )
-from opensora.datasets.protocol import ClipSize, SizedDataset
+from opensora.datasets.base import ClipSize, SizedDataset
 from opensora.errors import BadClip, ConfigError, DataError, OpenSoraError
 from opensora.models.assemble import DTYPES, build_autoencoder, load_autoencoder
 from opensora.models.codec import Codec

@@ -8,7 +8,7 @@ import pytest
 from opensora.cli.check import check_command, main, on_gpu, table_command
 from opensora.cli.check_planning import searched
 from opensora.config import load
-from opensora.datasets.report import Report
+from opensora.datasets.row_report import Report
 from opensora.errors import ConfigError, DataError
 from opensora.planning import rates, table
 from opensora.planning.estimate import Frozen, Subject, estimate

@@ -14,8 +14,8 @@ from opensora.datasets.bucket_report import NOT_FULL, OVER_RATIO
 from opensora.datasets.buckets import Buckets
 from opensora.datasets.clip_sizes import NONE, ClipSizes
 from opensora.datasets.loader import build_loader
-from opensora.datasets.protocol import ClipSize
-from opensora.datasets.report import Dropped, Report
+from opensora.datasets.base import ClipSize
+from opensora.datasets.row_report import Dropped, Report
 from opensora.errors import BadClip, ConfigError, DataError
 from opensora.random import Draw
 from opensora.types import Batch, Clip

@@ -14,7 +14,7 @@ import torch
 
 from opensora.datasets.loader import build_loader
 from opensora.datasets.manifest import write_table
-from opensora.datasets.report import Report
+from opensora.datasets.row_report import Report
 from opensora.datasets.sampler import EpochOrder, Share
 from opensora.datasets.video import VideoTextDataset
 from opensora.errors import BadClip, ConfigError, DataError

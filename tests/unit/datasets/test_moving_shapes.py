@@ -1,6 +1,6 @@
 import torch
 
-from opensora.datasets.shapes_video import COLOURS, DIRECTIONS, HOLDOUT, SHAPES, MovingShapes, combinations
+from opensora.datasets.moving_shapes import COLOURS, DIRECTIONS, HOLDOUT, SHAPES, MovingShapes, combinations
 from opensora.random import Draw
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from opensora.datasets import parquet_rows
 from opensora.datasets.manifest import judge, read_manifest, write_table
-from opensora.datasets.report import Report, rows_of
+from opensora.datasets.row_report import Report, rows_of
 from opensora.errors import DataError
 
 ROWS: list[dict[str, Any]] = [

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from opensora.datasets.shapes_video import UNCLEAR, Attributes, MovingShapes
+from opensora.datasets.moving_shapes import UNCLEAR, Attributes, MovingShapes
 from opensora.evaluation.adherence import NOTHING, accuracy, asked, read_back
 from opensora.random import Draw, generator
 

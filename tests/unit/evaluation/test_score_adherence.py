@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from opensora.datasets.shapes_video import HOLDOUT, MovingShapes, combinations
+from opensora.datasets.moving_shapes import HOLDOUT, MovingShapes, combinations
 from opensora.evaluation.score_adherence import main
 from opensora.random import Draw
 from opensora.sampling.video_writer import write_sample

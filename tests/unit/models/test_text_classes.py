@@ -4,7 +4,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from opensora.datasets.shapes_video import TEMPLATES, combinations
+from opensora.datasets.moving_shapes import TEMPLATES, combinations
 from opensora.errors import ConfigError, DataError
 from opensora.models.text.classes import ClassLabels
 

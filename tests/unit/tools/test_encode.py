@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 
 from opensora.config import load
-from opensora.datasets import features as stored
+from opensora.datasets import feature_store as stored
 from opensora.datasets.manifest import write_table
 from opensora.errors import ConfigError, DataError
 from opensora.models import assemble

@@ -1,7 +1,7 @@
 import pytest
 from rich.console import Console
 
-from opensora.datasets.report import Dropped, Report
+from opensora.datasets.row_report import Dropped, Report
 from opensora.errors import DataError
 
 

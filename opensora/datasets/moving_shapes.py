@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Generator
 
-from opensora.datasets.report import Report
+from opensora.datasets.row_report import Report
 from opensora.random import Draw
 from opensora.registry import DATASETS
 from opensora.types import Clip
@@ -198,7 +198,7 @@ class MovingShapes:
         return [self.attributes(row).caption(template) for template in TEMPLATES]
 
     def settings(self) -> dict[str, Any]:
-        """How a clip of any size is made of any row; see datasets/features.py."""
+        """How a clip of any size is made of any row; see datasets/feature_store.py."""
         return {"type": "MovingShapes", "fps": self.fps}
 
     def drawn(self) -> list[str]:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from opensora.datasets.joint import (
+from opensora.datasets.joint_padding import (
     JointSample,
     center_crop,
     center_crop_resize,

@@ -3,7 +3,7 @@
 from typing import Protocol
 
 from opensora.datasets.clip_sizes import ClipSizes
-from opensora.datasets.report import Report
+from opensora.datasets.row_report import Report
 from opensora.random import Draw
 from opensora.types import Clip
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from opensora.datasets.seeded_draws import first_draws
+from opensora.datasets.vectorized_pcg64 import first_draws
 
 EDGES = [0, 1, 2**31, 2**32 - 1, 2**32, 2**32 + 1, 2**33, 2**53 + 1, 2**63 - 1, 2**63, 2**64 - 1]
 

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from opensora.config import digest
-from opensora.datasets.protocol import ClipSize, Dataset
-from opensora.datasets.report import Report
+from opensora.datasets.base import ClipSize, Dataset
+from opensora.datasets.row_report import Report
 from opensora.errors import BadClip, ConfigError, DataError
 from opensora.random import Draw, key_seed
 from opensora.types import Clip
