@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from opensora.models.layers.patch import PatchEmbed3D, unpatchify, widened
-from opensora.models.shapes import ShapeError, divides, triple
+from opensora.models.shape_checks import ShapeError, divides, triple
 
 
 class Denoiser(nn.Module):
@@ -19,12 +19,12 @@ class Denoiser(nn.Module):
     then `input_size` only says what a run is planned for and may hold None.
     """
 
-    size_conditions: tuple[str, ...] = ()  # what forward wants to know of the clips; see models/conditions.py
+    size_conditions: tuple[str, ...] = ()  # what forward wants to know of the clips; see models/clip_conditioning.py
     fixed_size = True  # only latents of input_size
     fixed_frames = False  # any rows and columns, but only the frames of input_size
     pads = False
     takes_x_mask = False  # forward can be told which frames are given
-    conditioned = False  # forward takes given latents: cond, cond_mask, mask_index, y_null; see models/conditions.py
+    conditioned = False  # forward takes given latents: cond, cond_mask, mask_index, y_null; see models/clip_conditioning.py
     blocks: nn.ModuleList
 
     def __init__(

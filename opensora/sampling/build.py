@@ -9,9 +9,9 @@ import torch
 
 from opensora.config import check_component
 from opensora.errors import ConfigError
-from opensora.models.assemble import DTYPES, build_autoencoder, build_denoiser, complete, given_by, load_autoencoder
+from opensora.models.build import DTYPES, build_autoencoder, build_denoiser, complete, given_by, load_autoencoder
 from opensora.models.codec import Codec
-from opensora.models.given_frames import told_by
+from opensora.models.frame_conditioning import told_by
 from opensora.models.weights import CONFIG_FILE, load_weights, read_config
 from opensora.registry import SCHEDULERS, TEXT_ENCODERS, build, constructor
 from opensora.sampling.generate import Sampler

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opensora.models.conditions import clip_conditions, given_latents
+from opensora.models.clip_conditioning import clip_conditions, given_latents
 from opensora.sampling.conditions import encode_pairs, encode_prompts
 from opensora.sampling.reference_frames import GivenFrames, conditions, starts
 from opensora.sampling.prompt_syntax import text_of_loop

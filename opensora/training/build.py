@@ -13,8 +13,8 @@ from opensora.datasets.frame_masks import FrameConditions, FrameMasks
 from opensora.datasets.loader import build_loader
 from opensora.errors import ConfigError
 from opensora.log import logger
-from opensora.models.assemble import DTYPES, Parts, assemble, build_autoencoder
-from opensora.models.given_frames import told_by
+from opensora.models.build import DTYPES, Parts, assemble, build_autoencoder
+from opensora.models.frame_conditioning import told_by
 from opensora.models.weights import load_weights
 from opensora.parallel.activation_checkpointing import checkpoint_activations
 from opensora.parallel.group_leader import batches_once

@@ -15,7 +15,7 @@ from opensora.datasets.base import ClipSize
 from opensora.datasets.row_report import Report
 from opensora.datasets.sampler import EpochOrder, Request
 from opensora.errors import ConfigError
-from opensora.models.shapes import ShapeError
+from opensora.models.shape_checks import ShapeError
 from opensora.registry import MODELS, constructor
 from opensora.schema import TrainRun
 from opensora.types import Batch

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from opensora.datasets.frame_masks import FrameConditions, FrameMasks
-from opensora.models.assemble import tokens
+from opensora.models.build import tokens
 from opensora.models.codec import Codec
-from opensora.models.conditions import clip_conditions, given_latents
+from opensora.models.clip_conditioning import clip_conditions, given_latents
 from opensora.random import Draw
 from opensora.training.image_joint import encode_clips, text_and_pictures, valid_latents
 from opensora.training.metrics import BINS, bin_name, level_bins

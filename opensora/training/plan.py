@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from opensora.errors import ConfigError
-from opensora.models.assemble import DTYPES, Parts, assemble, build_denoiser, tokens
-from opensora.models.conditions import clip_conditions, given_latents
-from opensora.models.given_frames import told_by
+from opensora.models.build import DTYPES, Parts, assemble, build_denoiser, tokens
+from opensora.models.clip_conditioning import clip_conditions, given_latents
+from opensora.models.frame_conditioning import told_by
 from opensora.parallel.paper import cut_on_paper, shard_on_paper, switched_axes
 from opensora.parallel.tensor_parallel import check_heads
 from opensora.planning.depth import rehearse_deep

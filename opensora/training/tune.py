@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 
 from opensora.datasets.buckets import Bucket, Buckets
 from opensora.datasets.base import ClipSize
-from opensora.models.assemble import DTYPES, assemble, build_denoiser
+from opensora.models.build import DTYPES, assemble, build_denoiser
 from opensora.parallel.activation_checkpointing import checkpoint_activations
 from opensora.platforms import Platform
 from opensora.schema import TrainRun

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from opensora.config import load
-from opensora.models.assemble import assemble
+from opensora.models.build import assemble
 from opensora.registry import VAES, build
 from opensora.schema import SampleRun, TrainRun
 from opensora.training.clip_plan import build_buckets

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Generator, Tensor, nn
 
-from opensora.models.conditions import clip_conditions
+from opensora.models.clip_conditioning import clip_conditions
 from opensora.models.layers.seam import Seam
-from opensora.models.shapes import ShapeError
+from opensora.models.shape_checks import ShapeError
 from opensora.models.vae.gaussian import Gaussian
 from opensora.parallel.activation_checkpointing import checkpoint_activations
 from opensora.registry import MODELS, VAES, build, constructor, names

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from opensora.models.assemble import complete
+from opensora.models.build import complete
 from opensora.models.text.hugging_face import EMBEDDED_PACKAGE
 from opensora.registry import MODELS, TEXT_ENCODERS, build, names
 from opensora.types import Condition

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from opensora.models.conversion.families import FAMILIES, Family
-from opensora.models.conversion.fill import Report, fill, matches
-from opensora.models.conversion.origin import sizes_in
+from opensora.models.conversion.convert_weights import Report, fill, matches
+from opensora.models.conversion.infer_arguments import sizes_in
 from opensora.registry import MODELS, VAES, constructor, names
 from tests.parity.golden import golden_folder, released_keys
 from tools.weights import convert

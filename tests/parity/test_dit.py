@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from opensora.models.shapes import ShapeError
+from opensora.models.shape_checks import ShapeError
 from opensora.registry import MODELS, build, constructor
 from tests.parity.denoisers import arguments, assert_keys, recorded_model
 from tests.parity.golden import Golden, assert_parity, cases, directories, released_keys

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from opensora.errors import ConfigError
-from opensora.models.conditions import clip_conditions
+from opensora.models.clip_conditioning import clip_conditions
 from opensora.sampling.prompt_syntax import add_scores, split_json, text_of_loop
 from opensora.sampling.mask_strategy import (
     continuation,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from opensora.models.layers.embed import CaptionEmbedder, spatial_table, temporal_table, timestep_features
-from opensora.models.shapes import ShapeError
+from opensora.models.shape_checks import ShapeError
 from opensora.models.stdit.stdit import STDiT
 from opensora.registry import MODELS, build
 from tests.parity.denoisers import arguments, assert_forward, assert_keys, recorded_model

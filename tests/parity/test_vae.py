@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Generator, Tensor, nn
 
-from opensora.models.vae import causal_blocks, causal_time
+from opensora.models.vae import causal_blocks
+from opensora.models.vae import causal_temporal
 from opensora.models.vae.autoencoder_kl import VideoAutoencoderKL
 from opensora.models.vae.causal_vae import CausalVAEModel
 from opensora.models.vae.gaussian import Gaussian
@@ -145,7 +146,7 @@ def test_causal_blocks(golden: Golden) -> None:
             block = causal_blocks.CausalConv3d(in_channels, out_channels, (kt, kh, kw), stride, int(name[-1]))
         else:
             groups = 32 if x.shape[1] % 32 == 0 else 1  # blocks without norms do not look at it
-            block = getattr(causal_time, kind)(x.shape[1], groups)
+            block = getattr(causal_temporal, kind)(x.shape[1], groups)
         block.load_state_dict(weights, strict=True)
         assert_parity(block(x), recorded[f"{name}.y"], what=name)
         if f"{name}.y_first" in recorded:

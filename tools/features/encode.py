@@ -37,7 +37,7 @@ from opensora.datasets.feature_store import (
 )
 from opensora.datasets.base import ClipSize, SizedDataset
 from opensora.errors import BadClip, ConfigError, DataError, OpenSoraError
-from opensora.models.assemble import DTYPES, build_autoencoder, load_autoencoder
+from opensora.models.build import DTYPES, build_autoencoder, load_autoencoder
 from opensora.models.codec import Codec
 from opensora.parallel.watchdog.process_exit import leave
 from opensora.parallel.world import World

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from opensora.models.conversion.fill import Rule
-from opensora.models.conversion.layouts import (
+from opensora.models.conversion.convert_weights import Rule
+from opensora.models.conversion.key_layouts import (
     NEW_IN_TIME,
     image_autoencoder,
     pixart_arguments,

@@ -28,7 +28,7 @@ from opensora.models.layers.embed import (
 from opensora.models.layers.modulation import AdaFinalLayer, gated
 from opensora.models.layers.norm import norm_modulate
 from opensora.models.layers.seam import Seam
-from opensora.models.shapes import ShapeError
+from opensora.models.shape_checks import ShapeError
 from opensora.registry import MODELS, register_preset
 
 

@@ -10,7 +10,7 @@ from opensora.models.latte_t2v.positions import Rotate
 from opensora.models.layers.attention import attend
 from opensora.models.layers.kernels import Attention as Kernel
 from opensora.models.layers.norm import layer_norm
-from opensora.models.shapes import divides
+from opensora.models.shape_checks import divides
 
 
 class Projections(nn.Module):

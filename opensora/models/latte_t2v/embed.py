@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from opensora.models.latte_t2v.positions import patch_table
 from opensora.models.layers.embed import small_linear, timestep_features
-from opensora.models.shapes import divides
+from opensora.models.shape_checks import divides
 
 NULL_TOKENS = 120  # rows of the null caption in every release, however long its captions are
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from opensora.models.latte_t2v.attention import SelfAttention
 from opensora.models.latte_t2v.blocks import SpatialBlock, TemporalBlock
-from opensora.models.latte_t2v.checks import check_config, check_inputs, clip_and_native_size
+from opensora.models.latte_t2v.validation import check_config, check_inputs, clip_and_native_size
 from opensora.models.latte_t2v.embed import CaptionProjection, PatchEmbed, TimestepModulation
 from opensora.models.latte_t2v.positions import Rotate, frame_scale, frame_table, grid_rotation, patch_scale, rotation
 from opensora.models.layers.embed import is_any, shut_linear, text_mask
@@ -21,7 +21,7 @@ from opensora.models.layers.modulation import ScaleShiftTable
 from opensora.models.layers.norm import norm_modulate
 from opensora.models.layers.patch import unpatchify, widened
 from opensora.models.layers.seam import Seam
-from opensora.models.shapes import ShapeError, divides
+from opensora.models.shape_checks import ShapeError, divides
 from opensora.registry import MODELS, register_preset
 
 
@@ -41,7 +41,7 @@ class LatteT2V(ScaleShiftTable):
     Raises ConfigError or ShapeError for values that do not fit each other.
     """
 
-    size_conditions = ()  # what forward wants to know of the clips; see models/conditions.py
+    size_conditions = ()  # what forward wants to know of the clips; see models/clip_conditioning.py
     fixed_size = False
     fixed_frames = False
     pads = False  # rows and columns must be multiples of the patch

@@ -14,7 +14,7 @@ from opensora.models.layers.kernels import Attention as Kernel
 from opensora.models.layers.kernels import kernels_for
 from opensora.models.layers.norm import RMSNorm
 from opensora.models.layers.seam import Seam
-from opensora.models.shapes import divides
+from opensora.models.shape_checks import divides
 
 # On CPU in half precision SDPA's backward is 2 to 7 times slower than plain products up to this many keys
 # (measured with 8 to 1024 keys); in float32 the two are level, and SDPA keeps less memory.

@@ -12,7 +12,7 @@ from timm.layers import GELUTanh, Mlp
 from torch import Tensor, nn
 
 from opensora.errors import ConfigError
-from opensora.models.shapes import ShapeError, divides
+from opensora.models.shape_checks import ShapeError, divides
 
 
 def timestep_features(t: Tensor, width: int, max_period: float = 10000.0) -> Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from opensora.models.shapes import divides
+from opensora.models.shape_checks import divides
 
 
 def rope_frequencies(width: int, base: float = 10000.0) -> Tensor:

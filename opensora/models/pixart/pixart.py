@@ -23,8 +23,8 @@ from opensora.models.layers.embed import (
 )
 from opensora.models.layers.modulation import FinalLayer, ScaleShiftTable, gated
 from opensora.models.layers.norm import norm_modulate
-from opensora.models.shapes import ShapeError, divides
-from opensora.models.stdit.space_time import SpaceTimeDenoiser, drop_rates, modulation_rows
+from opensora.models.shape_checks import ShapeError, divides
+from opensora.models.stdit.base import SpaceTimeDenoiser, drop_rates, modulation_rows
 from opensora.registry import MODELS, register_preset
 
 

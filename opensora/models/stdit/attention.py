@@ -9,7 +9,7 @@ from torch import Tensor
 
 from opensora.models.layers.attention import CrossAttention, SelfAttention
 from opensora.models.layers.seam import Seam
-from opensora.models.shapes import ShapeError
+from opensora.models.shape_checks import ShapeError
 
 Rotate = Callable[[Tensor], Tensor]
 Given = Sequence[int] | Sequence[Sequence[int]]  # numbers of given frames, of all samples or of each

@@ -16,7 +16,7 @@ from opensora.models.layers.embed import shut_linear, spatial_table, temporal_ta
 from opensora.models.layers.modulation import FinalLayer, ScaleShiftTable, gated
 from opensora.models.layers.norm import norm_modulate
 from opensora.models.stdit.attention import FrameAttention, Text, along_time
-from opensora.models.stdit.space_time import SpaceTimeDenoiser, drop_rates, modulation_rows
+from opensora.models.stdit.base import SpaceTimeDenoiser, drop_rates, modulation_rows
 from opensora.registry import MODELS, register_preset
 
 

@@ -18,9 +18,9 @@ from opensora.models.layers.embed import SizeEmbedder, shut_linear, small_linear
 from opensora.models.layers.modulation import FinalLayer, ScaleShiftTable, gated, modulation_vectors
 from opensora.models.layers.norm import norm_modulate
 from opensora.models.layers.rope import RotaryEmbedding
-from opensora.models.shapes import divides
+from opensora.models.shape_checks import divides
 from opensora.models.stdit.attention import FrameAttention, Rotate, Text, along_time
-from opensora.models.stdit.space_time import AnySizeDenoiser, drop_rates, modulation_rows
+from opensora.models.stdit.base import AnySizeDenoiser, drop_rates, modulation_rows
 from opensora.registry import MODELS, register_preset
 
 

@@ -19,9 +19,9 @@ from opensora.models.layers.modulation import FinalLayer, ScaleShiftTable, gated
 from opensora.models.layers.norm import norm_modulate
 from opensora.models.layers.patch import PatchEmbed3D
 from opensora.models.layers.rope import RotaryEmbedding
-from opensora.models.shapes import ShapeError, divides
+from opensora.models.shape_checks import ShapeError, divides
 from opensora.models.stdit.attention import FrameAttention, Given, Text, along_time, given_rows
-from opensora.models.stdit.space_time import AnySizeDenoiser, drop_rates, modulation_rows
+from opensora.models.stdit.base import AnySizeDenoiser, drop_rates, modulation_rows
 from opensora.models.stdit.windows import WindowAttention, Windows, grid_rotation, window_size
 from opensora.registry import MODELS, register_preset
 

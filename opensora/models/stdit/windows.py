@@ -13,7 +13,7 @@ from torch import Tensor
 
 from opensora.models.layers.attention import SelfAttention
 from opensora.models.layers.rope import RotaryEmbedding, pair_rotation
-from opensora.models.shapes import ShapeError
+from opensora.models.shape_checks import ShapeError
 
 
 def window_size(where: str, kernel_size: Sequence[int]) -> tuple[int, int, int]:

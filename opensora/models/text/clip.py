@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from opensora.models.text.pretrained import PretrainedEncoder, read_config
+from opensora.models.text.transformers_encoder import PretrainedEncoder, read_config
 from opensora.registry import TEXT_ENCODERS
 from opensora.types import Condition
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from opensora.errors import ConfigError
-from opensora.models.text.pretrained import PretrainedEncoder
+from opensora.models.text.transformers_encoder import PretrainedEncoder
 from opensora.registry import TEXT_ENCODERS, register_preset
 
 EMBEDDED = "minilm"

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from opensora.models.text.cleaning import preprocess
-from opensora.models.text.pretrained import PretrainedEncoder, read_config
+from opensora.models.text.transformers_encoder import PretrainedEncoder, read_config
 from opensora.registry import TEXT_ENCODERS
 
 _V1 = {"small": 512, "base": 768, "large": 1024, "3b": 1024, "11b": 1024}

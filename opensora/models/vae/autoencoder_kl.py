@@ -16,9 +16,9 @@ from torch import Generator, Tensor, nn
 from opensora.errors import ConfigError, WeightsError
 from opensora.models.layers.patch import widened
 from opensora.models.layers.seam import Pieces
-from opensora.models.shapes import ShapeError
+from opensora.models.shape_checks import ShapeError
 from opensora.models.vae.gaussian import Gaussian, LatentScale
-from opensora.models.vae.pretrained import fill_from_folder, pieces_of, plain
+from opensora.models.vae.hub_folder import fill_from_folder, pieces_of, plain
 from opensora.models.weights import CONFIG_FILE, load_weights, read_config
 from opensora.registry import VAES
 

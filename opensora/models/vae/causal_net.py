@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from opensora.errors import ConfigError
 from opensora.models.vae import causal_blocks as blocks
-from opensora.models.vae import causal_time as time
+from opensora.models.vae import causal_temporal as time
 
 CONVOLUTIONS = {"Conv2d": blocks.Conv2d, "CausalConv3d": blocks.CausalConv3d}
 RESNETS = {"ResnetBlock2D": blocks.ResnetBlock2D, "ResnetBlock3D": blocks.ResnetBlock3D}

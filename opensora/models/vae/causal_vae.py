@@ -12,10 +12,10 @@ from torch import Generator, Tensor, nn
 from opensora.errors import ConfigError
 from opensora.models.layers.patch import widened
 from opensora.models.layers.seam import Pieces
-from opensora.models.shapes import ShapeError
+from opensora.models.shape_checks import ShapeError
 from opensora.models.vae.causal_net import CONVOLUTIONS, Decoder, Encoder, Layout, named
 from opensora.models.vae.gaussian import Gaussian, LatentScale
-from opensora.models.vae.pretrained import fetched, fill_from_folder, stored_config
+from opensora.models.vae.hub_folder import fetched, fill_from_folder, stored_config
 from opensora.models.vae.tiling import Tiling, code_windows, first_frames, in_one
 from opensora.models.weights import load_weights
 from opensora.registry import VAES

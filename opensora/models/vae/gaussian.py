@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from opensora.models.layers.patch import widened
-from opensora.models.shapes import ShapeError
+from opensora.models.shape_checks import ShapeError
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ import torch
 from torch import Generator, Tensor, nn
 
 from opensora.errors import ConfigError
-from opensora.models.shapes import ShapeError
+from opensora.models.shape_checks import ShapeError
 from opensora.models.vae.autoencoder_kl import VideoAutoencoderKL
 from opensora.models.vae.gaussian import Gaussian, LatentScale
-from opensora.models.vae.pretrained import fetched, fill_from_folder, stored_config
+from opensora.models.vae.hub_folder import fetched, fill_from_folder, stored_config
 from opensora.models.vae.temporal_vae import VAE_Temporal
 from opensora.models.weights import load_weights
 from opensora.registry import VAES

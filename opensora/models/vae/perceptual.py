@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from opensora.errors import ConfigError
-from opensora.models.shapes import ShapeError
+from opensora.models.shape_checks import ShapeError
 from opensora.models.weights import load_state, read_weights
 from opensora.registry import PERCEPTUAL
 

@@ -14,10 +14,10 @@ from torch import Generator, Tensor, nn
 
 from opensora.errors import ConfigError
 from opensora.models.layers.patch import widened
-from opensora.models.shapes import ShapeError
+from opensora.models.shape_checks import ShapeError
 from opensora.models.vae.causal_blocks import ZeroCausalConv3d, zero_frames_in_front
 from opensora.models.vae.gaussian import Gaussian, LatentScale
-from opensora.models.vae.pretrained import fill_from_folder
+from opensora.models.vae.hub_folder import fill_from_folder
 from opensora.models.weights import load_weights, read_config
 from opensora.registry import VAES, register_preset
 

@@ -10,7 +10,7 @@ from opensora.models.layers.attention import (
     softmax_attention,
 )
 from opensora.models.layers.embed import text_mask
-from opensora.models.shapes import ShapeError
+from opensora.models.shape_checks import ShapeError
 
 
 def qkv(keys: int = 7) -> list[Tensor]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from opensora.errors import ConfigError, WeightsError
-from opensora.models.shapes import ShapeError
+from opensora.models.shape_checks import ShapeError
 from opensora.models.vae.autoencoder_kl import VideoAutoencoderKL
 from opensora.models.weights import save_weights
 

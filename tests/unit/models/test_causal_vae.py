@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from opensora.errors import ConfigError, OpenSoraError, WeightsError
-from opensora.models.shapes import ShapeError
+from opensora.models.shape_checks import ShapeError
 from opensora.models.vae.causal_blocks import CausalConv3d
-from opensora.models.vae.causal_time import double_frames
+from opensora.models.vae.causal_temporal import double_frames
 from opensora.models.vae.causal_vae import CausalVAEModel
 from opensora.models.weights import save_weights
 

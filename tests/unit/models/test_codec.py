@@ -5,7 +5,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from opensora.config import load
-from opensora.models.assemble import build_autoencoder
+from opensora.models.build import build_autoencoder
 from opensora.models.codec import CaptionCache, Codec, draw_latents
 from opensora.models.text.classes import ClassLabels
 from opensora.random import generator

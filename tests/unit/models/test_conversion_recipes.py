@@ -9,7 +9,7 @@ import torch
 
 from opensora.config import check_component, load
 from opensora.models.conversion.families import FAMILIES
-from opensora.models.conversion.recipes import RECIPES, clip_size, run_for
+from opensora.models.conversion.released_configs import RECIPES, clip_size, run_for
 from opensora.registry import SCHEDULERS, TEXT_ENCODERS, VAES, build, constructor
 from opensora.schema import SampleRun
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from opensora.errors import WeightsError
-from opensora.models.shapes import ShapeError
+from opensora.models.shape_checks import ShapeError
 from opensora.models.vae.discriminator import PatchDiscriminator, PatchDiscriminator2D, PatchDiscriminator3D
 from opensora.registry import DISCRIMINATORS, build, names
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from opensora.errors import ConfigError
 from opensora.models.dit.dit import DiT
 from opensora.models.latte.latte import Latte
-from opensora.models.shapes import ShapeError
+from opensora.models.shape_checks import ShapeError
 
 SIZE: dict[str, Any] = {
     "input_size": (2, 4, 6),

@@ -3,7 +3,7 @@ import torch
 from torch import Generator
 from torch.distributions import Normal, kl_divergence
 
-from opensora.models.shapes import ShapeError
+from opensora.models.shape_checks import ShapeError
 from opensora.models.vae.gaussian import Gaussian, LatentScale
 
 

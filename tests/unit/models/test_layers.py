@@ -16,7 +16,7 @@ from opensora.models.layers.norm import RMSNorm, norm_modulate
 from opensora.models.layers.patch import PatchEmbed3D, unpatchify
 from opensora.models.layers.rope import rope_frequencies, rotate_halves, rotate_pairs
 from opensora.models.layers.seam import Seam
-from opensora.models.shapes import ShapeError, triple
+from opensora.models.shape_checks import ShapeError, triple
 
 
 def test_timestep_features_start_with_cosines_and_pad_odd_widths() -> None:

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from opensora.errors import ConfigError, WeightsError
-from opensora.models.assemble import load_autoencoder
-from opensora.models.shapes import ShapeError
+from opensora.models.build import load_autoencoder
+from opensora.models.shape_checks import ShapeError
 from opensora.models.vae.autoencoder_kl import VideoAutoencoderKLTemporalDecoder
 from opensora.models.vae.open_sora_1_2 import OpenSoraVAE_V1_2
 from opensora.models.vae.open_sora_1_3 import VIDEO_MEAN, VIDEO_STD, OpenSoraVAE_V1_3

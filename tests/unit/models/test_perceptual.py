@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from opensora.errors import ConfigError, WeightsError
-from opensora.models.shapes import ShapeError
+from opensora.models.shape_checks import ShapeError
 from opensora.models.vae.perceptual import LPIPS, SLICES, own_names, unit
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from opensora.models.layers.embed import spatial_table
 from opensora.models.pixart.pixart import PixArt, PixArtMS
-from opensora.models.shapes import ShapeError
+from opensora.models.shape_checks import ShapeError
 
 SIZE: dict[str, Any] = {
     "input_size": (1, 4, 8),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from opensora.errors import OpenSoraError
-from opensora.models.shapes import ShapeError
+from opensora.models.shape_checks import ShapeError
 from opensora.models.stdit.stdit import STDiT
 
 SIZE: dict[str, Any] = {

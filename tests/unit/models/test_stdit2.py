@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from opensora.models.shapes import ShapeError
+from opensora.models.shape_checks import ShapeError
 from opensora.models.stdit.stdit2 import STDiT2
 
 SIZE: dict[str, Any] = {

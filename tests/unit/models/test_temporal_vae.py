@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from opensora.errors import ConfigError
-from opensora.models.shapes import ShapeError
+from opensora.models.shape_checks import ShapeError
 from opensora.models.vae.temporal_vae import VAE_Temporal
 from opensora.models.weights import save_weights
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from opensora.errors import ConfigError, WeightsError
 from opensora.models.text import hugging_face
 from opensora.models.text.hugging_face import EMBEDDED_PACKAGE, HuggingFaceEncoder
-from opensora.models.text.pretrained import quiet_transformers
+from opensora.models.text.transformers_encoder import quiet_transformers
 from opensora.models.text.t5 import T5Encoder
 from opensora.registry import TEXT_ENCODERS, build
 from tests.text_models import CAPTIONS, tiny_bert, tiny_t5

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from opensora.models.layers.attention import softmax_attention
 from opensora.models.layers.rope import RotaryEmbedding
-from opensora.models.shapes import ShapeError
+from opensora.models.shape_checks import ShapeError
 from opensora.models.stdit.windows import WindowAttention, Windows, grid_rotation, window_size
 
 WIDTH, HEADS = 12, 2

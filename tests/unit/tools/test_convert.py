@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from opensora.models.assemble import build_denoiser
+from opensora.models.build import build_denoiser
 from opensora.models.layers.embed import spatial_table, temporal_table
 from opensora.models.vae.causal_vae import CausalVAEModel
 from opensora.models.vae.open_sora_1_2 import OpenSoraVAE_V1_2

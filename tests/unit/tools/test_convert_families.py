@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from opensora.errors import OpenSoraError
-from opensora.models.assemble import build_denoiser
+from opensora.models.build import build_denoiser
 from opensora.models.layers.embed import spatial_table, temporal_table
 from opensora.models.weights import load_weights, read_config, read_weights, save_weights
 from tools.weights.convert import main

@@ -13,7 +13,7 @@ from opensora.config import load
 from opensora.datasets import feature_store as stored
 from opensora.datasets.manifest import write_table
 from opensora.errors import ConfigError, DataError
-from opensora.models import assemble
+from opensora.models import build
 from opensora.models.weights import read_config, save_weights
 from opensora.parallel.world import World
 from opensora.random import Draw
@@ -99,7 +99,7 @@ def test_weights_count_by_their_bytes(tmp_path: Path) -> None:
     config, store = footage(tmp_path / "data"), tmp_path / "store"
     run = load(str(config), [], TrainRun).run
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        vae = assemble.build_autoencoder(run.vae, seed=seed)
+        vae = build.build_autoencoder(run.vae, seed=seed)
         save_weights(tmp_path / name, vae.state_dict(), vae.config)
     found = [counts(config, store, f"vae.from_pretrained={tmp_path / name}", only="video") for name in "abc"]
     assert [each["video"] for each in found] == [said(CLIPS, 0), said(0, CLIPS), said(CLIPS, 0)]
@@ -167,8 +167,8 @@ def test_training_from_features_is_training_from_footage(tmp_path: Path, monkeyp
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("was built")
 
-    monkeypatch.setattr(assemble, "build_autoencoder", never)
-    monkeypatch.setattr("opensora.models.text.pretrained.PretrainedEncoder.__init__", never)
+    monkeypatch.setattr(build, "build_autoencoder", never)
+    monkeypatch.setattr("opensora.models.text.transformers_encoder.PretrainedEncoder.__init__", never)
     assert curve(config, tmp_path / "stored", *from_store(store)) == pytest.approx(expected, rel=1e-6)
     for index in (0, 2):
         (tmp_path / "data" / f"{index}.mp4").unlink()

@@ -8,7 +8,7 @@ import pytest
 
 from opensora.config import load
 from opensora.errors import ConfigError, DataError
-from opensora.models.assemble import assemble, build_autoencoder
+from opensora.models.build import assemble, build_autoencoder
 from opensora.models.text.t5 import T5Encoder
 from opensora.models.weights import save_weights
 from opensora.parallel.volume import sequence_bytes

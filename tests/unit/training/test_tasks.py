@@ -10,7 +10,7 @@ from torch import Generator, Tensor, nn
 
 from opensora.config import load
 from opensora.datasets.frame_masks import FrameMasks
-from opensora.models.assemble import build_autoencoder
+from opensora.models.build import build_autoencoder
 from opensora.models.vae.gaussian import Gaussian
 from opensora.random import Draw, generator
 from opensora.schedulers.rectified_flow import RectifiedFlow

@@ -11,7 +11,7 @@ from opensora.cli.tune_batch import main
 from opensora.config import load
 from opensora.datasets.buckets import Buckets
 from opensora.datasets.base import ClipSize
-from opensora.models.assemble import build_autoencoder
+from opensora.models.build import build_autoencoder
 from opensora.models.weights import save_weights
 from opensora.platforms import select
 from opensora.schema import TrainRun

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from opensora.errors import ConfigError, OpenSoraError
-from opensora.models.assemble import build_denoiser, complete, given_by
+from opensora.models.build import build_denoiser, complete, given_by
 from opensora.models.text.classes import ClassLabels
 from opensora.registry import MODELS, constructor
 

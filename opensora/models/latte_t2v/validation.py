@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from opensora.errors import ConfigError
-from opensora.models.shapes import ShapeError, triple
+from opensora.models.shape_checks import ShapeError, triple
 
 # Entries of released configs that say how the general class they were made with becomes this model. No other value means
 # anything here. attention_mode is a kernel of the original; here it is chosen by shape, device and dtype.
