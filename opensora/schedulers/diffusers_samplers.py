@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 from opensora.errors import ConfigError
 from opensora.registry import SCHEDULERS, register_preset
 from opensora.schedulers.guidance import Predict
-from opensora.schedulers.noise_sampler import NoiseSampler
+from opensora.schedulers.epsilon_sampler import NoiseSampler
 from opensora.schedulers.tables import NoiseSchedule
 from opensora.schedulers.timesteps import TrainingLoss
 

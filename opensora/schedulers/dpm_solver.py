@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 from opensora.errors import ConfigError
 from opensora.registry import SCHEDULERS
 from opensora.schedulers.guidance import Predict
-from opensora.schedulers.noise_sampler import NoiseSampler, interpolate, log_ratio, spread_of
+from opensora.schedulers.epsilon_sampler import NoiseSampler, interpolate, log_ratio, spread_of
 from opensora.schedulers.tables import NoiseSchedule
 
 SMALLEST_LOG_RATIO = -5.1  # beyond it the cosine schedule's ratio falls too fast for steps even in time

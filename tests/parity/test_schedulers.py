@@ -10,7 +10,7 @@ from opensora.errors import ConfigError
 from opensora.registry import SCHEDULERS, build
 from opensora.schedulers.ddpm import IDDPM
 from opensora.schedulers.dpm_solver import DPMSolver
-from opensora.schedulers.noise_sampler import interpolate, log_ratio, spread_of
+from opensora.schedulers.epsilon_sampler import interpolate, log_ratio, spread_of
 from opensora.schedulers.rectified_flow import RectifiedFlow
 from opensora.schedulers.timesteps import Denoise, resolution_ratio, shift_timesteps
 from tests.parity.golden import Golden, assert_parity, directories

@@ -5,7 +5,7 @@ from torch import Tensor
 from opensora.errors import ConfigError
 from opensora.random import generator
 from opensora.schedulers.dpm_solver import DPMSolver
-from opensora.schedulers.noise_sampler import interpolate
+from opensora.schedulers.epsilon_sampler import interpolate
 
 SHAPE = (2, 4, 2, 3, 3)
 LINEAR = DPMSolver()
