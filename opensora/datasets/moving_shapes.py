@@ -2,7 +2,7 @@
 
 Some combinations of colour, shape and direction never appear in training although each colour, shape and direction
 does. A model that draws a held-out combination on request has learnt the words, not the clips.
-`evaluation/adherence.py` reads the three back from pixels.
+`evaluation/shape_adherence.py` reads the three back from pixels.
 
 Layout: C colours (red, green, blue), T frames, H W rows and columns. Lengths are in pixels.
 """

@@ -18,7 +18,7 @@ from torch import Tensor
 from opensora.datasets.decode import read_frames
 from opensora.datasets.moving_shapes import combinations
 from opensora.errors import DataError, OpenSoraError
-from opensora.evaluation.adherence import Accuracy, accuracy
+from opensora.evaluation.shape_adherence import Accuracy, accuracy
 
 
 def write_prompts(path: Path) -> int:

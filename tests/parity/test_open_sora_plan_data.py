@@ -18,7 +18,7 @@ from opensora.datasets.joint_padding import (
 )
 from opensora.datasets.manifest import write_table
 from opensora.datasets.video import VideoTextDataset
-from opensora.evaluation.frechet import clip_for_features, frechet_distance
+from opensora.evaluation.frechet_distance import clip_for_features, frechet_distance
 from opensora.evaluation.psnr import psnr_frames
 from opensora.evaluation.ssim import over_clips, ssim_frames
 from opensora.random import Draw

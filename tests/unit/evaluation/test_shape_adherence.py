@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from opensora.datasets.moving_shapes import UNCLEAR, Attributes, MovingShapes
-from opensora.evaluation.adherence import NOTHING, accuracy, asked, read_back
+from opensora.evaluation.shape_adherence import NOTHING, accuracy, asked, read_back
 from opensora.random import Draw, generator
 
 

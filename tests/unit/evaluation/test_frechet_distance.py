@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from opensora.evaluation.frechet import clip_for_features, frechet_distance
+from opensora.evaluation.frechet_distance import clip_for_features, frechet_distance
 from opensora.random import generator
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from opensora.evaluation.curve import plot_loss, smooth
+from opensora.evaluation.loss_plot import plot_loss, smooth
 
 
 def dark_blue(path: Path) -> np.ndarray:

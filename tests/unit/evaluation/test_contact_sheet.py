@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from opensora.evaluation.sheet import BAD, GOOD, LINE, MARGIN, PAPER, SheetRow, contact_sheet, strip
+from opensora.evaluation.contact_sheet import BAD, GOOD, LINE, MARGIN, PAPER, SheetRow, contact_sheet, strip
 
 
 def plain(colour: tuple[float, float, float], frames: int = 6, height: int = 16, width: int = 24) -> Tensor:
