@@ -1,6 +1,6 @@
 """Dry run: `opensora check CONFIG [world=N] [gpu=NAME] [gpus_per_node=N] [key=value ...]`. Needs no weights and no accelerator.
 
-With gpu=h100 (or another of opensora/planning/rates.py) also the time that N of them take, and the smallest layout that
+With gpu=h100 (or another of opensora/planning/device_specs.py) also the time that N of them take, and the smallest layout that
 fits. With --no-data it plans by the config alone, where the manifest is on another machine; with --table it prints only
 the table of docs/parallelism.md, for the config's model and gpu.
 """
@@ -14,7 +14,7 @@ from typing import Any
 from opensora.cli.report import run_main
 from opensora.config import explain, load, parse_override
 from opensora.errors import ConfigError
-from opensora.planning.rates import Gpu, gpu_named
+from opensora.planning.device_specs import Gpu, gpu_named
 from opensora.registry import PLUGINS, build
 from opensora.schema import TrainRun
 
@@ -70,7 +70,7 @@ def table_command(config: str, overrides: Sequence[str]) -> int:
     loaded = load(config, rest, TrainRun)
 
     from opensora.cli.check_planning import searched
-    from opensora.planning.table import markdown, rows
+    from opensora.planning.layout_table import markdown, rows
     from opensora.training.plan import chosen, layout_of, subject_of
 
     check_options(loaded.run, gpu)

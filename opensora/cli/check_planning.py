@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from opensora.planning.estimate import Estimate, Subject, seconds
-from opensora.planning.rates import EFFICIENCY, LINK_EFFICIENCY, Gpu
+from opensora.planning.device_specs import EFFICIENCY, LINK_EFFICIENCY, Gpu
 from opensora.planning.search import RESERVE, RULE, Search, smallest, usable_bytes
 from opensora.registry import PLUGINS
 

@@ -14,8 +14,8 @@ from opensora.planning.memory import (
     own_elements,
     state_bytes,
 )
-from opensora.planning.rates import EFFICIENCY, LINK_EFFICIENCY, Gpu
-from opensora.planning.rehearsal import Rehearsal
+from opensora.planning.device_specs import EFFICIENCY, LINK_EFFICIENCY, Gpu
+from opensora.planning.meta_profile import Rehearsal
 
 ENCODING, STEP = "while a clip is encoded", "in forward, backward or update"
 

@@ -7,7 +7,7 @@ parallel/colossal/zero_adapter.py with colossalai's low-level ZeRO underneath. t
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from opensora.planning.rehearsal import Rehearsal
+from opensora.planning.meta_profile import Rehearsal
 
 WIDTHS = {"bf16": 2, "fp32": 4}  # bytes of an element
 M = 2**20

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from opensora.planning.estimate import Estimate, Subject, estimate
 from opensora.planning.memory import Layout
-from opensora.planning.rates import Gpu
+from opensora.planning.device_specs import Gpu
 
 RESERVE = 0.1  # of the memory: the framework's own, and what the allocator cannot use
 RULE = (

@@ -18,11 +18,11 @@ from opensora.models.clip_conditioning import clip_conditions, given_latents
 from opensora.models.frame_conditioning import told_by
 from opensora.parallel.paper import cut_on_paper, shard_on_paper, switched_axes
 from opensora.parallel.tensor_parallel import check_heads
-from opensora.planning.depth import rehearse_deep
+from opensora.planning.depth_extrapolation import rehearse_deep
 from opensora.planning.estimate import Estimate, Frozen, Subject, estimate
 from opensora.planning.memory import WIDTHS, Layout, M, Sizes
-from opensora.planning.rehearsal import Rehearsal, observe, rehearse
-from opensora.planning.text import text_parameters
+from opensora.planning.meta_profile import Rehearsal, observe, rehearse
+from opensora.planning.text_encoder_size import text_parameters
 from opensora.registry import DATASETS, DISCRIMINATORS, MODELS, PERCEPTUAL, PLUGINS, VAES, build, constructor
 from opensora.schema import TrainRun
 from opensora.training.clip_plan import build_buckets, plan_clips

@@ -10,10 +10,11 @@ from opensora.cli.check_planning import searched
 from opensora.config import load
 from opensora.datasets.row_report import Report
 from opensora.errors import ConfigError, DataError
-from opensora.planning import rates, table
+from opensora.planning import device_specs
+from opensora.planning import layout_table
 from opensora.planning.estimate import Frozen, Subject, estimate
 from opensora.planning.memory import Layout, Sizes
-from opensora.planning.rehearsal import Moment, Rehearsal
+from opensora.planning.meta_profile import Moment, Rehearsal
 from opensora.schema import TrainRun
 from opensora.training import plan as planning
 from opensora.training.plan import Plan
@@ -117,10 +118,10 @@ def test_heads_that_ranks_cannot_share() -> None:
 
 def test_auto_is_float32_where_that_is_faster() -> None:
     run = load(CONFIG, ["dtype=auto"], TrainRun).run
-    assert on_gpu(run, rates.gpu_named("cpu")).dtype == "fp32"
-    assert {on_gpu(run, gpu).dtype for gpu in (rates.gpu_named("h100"), None)} == {"auto"}
+    assert on_gpu(run, device_specs.gpu_named("cpu")).dtype == "fp32"
+    assert {on_gpu(run, gpu).dtype for gpu in (device_specs.gpu_named("h100"), None)} == {"auto"}
     asked = replace(run, dtype="bf16")
-    assert on_gpu(asked, rates.gpu_named("cpu")) is asked
+    assert on_gpu(asked, device_specs.gpu_named("cpu")) is asked
 
 
 def test_values_that_only_the_scheduler_can_judge_are_judged(worlds: list[int]) -> None:
@@ -157,8 +158,8 @@ def test_time_and_the_smallest_layout_that_fits(worlds: list[int], capsys: pytes
 
 
 def test_nothing_that_fits(worlds: list[int], capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
-    tiny = replace(rates.GPUS["a100-40"], memory_gb=0.1)
-    monkeypatch.setitem(rates.GPUS, "a100-40", tiny)
+    tiny = replace(device_specs.GPUS["a100-40"], memory_gb=0.1)
+    monkeypatch.setitem(device_specs.GPUS, "a100-40", tiny)
     assert check_command(CONFIG, ["gpu=a100-40", "gpus_per_node=4"]) == 0
     text = said(capsys)
     assert "needs 8.3 GiB more than the 0.1 GiB that are left of 0.1 GB after 10% for the framework" in text
@@ -179,18 +180,18 @@ def test_machines_that_cannot_be(worlds: list[int]) -> None:
 
 def test_the_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Sizes of clips times numbers of GPUs, from the config's own model."""
-    monkeypatch.setattr(table, "CLIPS", ((5, 16, 16),))
+    monkeypatch.setattr(layout_table, "CLIPS", ((5, 16, 16),))
     assert table_command(CONFIG, ["gpu=a100-40", "dtype=bf16"]) == 0
     head, rule, *rows = capsys.readouterr().out.splitlines()
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
-    assert head.count("|") == rule.count("|") == 1 + len(table.HEAD)
+    assert head.count("|") == rule.count("|") == 1 + len(layout_table.HEAD)
     assert [row[:4] for row in cells] == [["5x16x16", "48", str(n), "zero2, sp 1, kept"] for n in (8, 64, 512)]
 
 
 def test_the_table_of_a_plugin_it_does_not_try(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(table, "CLIPS", ((5, 16, 16),))
+    monkeypatch.setattr(layout_table, "CLIPS", ((5, 16, 16),))
     assert table_command(CONFIG, ["plugin=hybrid", "plugin_config.tp_size=2"]) == 0
     assert capsys.readouterr().out.count("sp 1, kept") == 3
 

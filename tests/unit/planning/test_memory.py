@@ -7,11 +7,11 @@ import pytest
 
 from opensora.errors import ConfigError
 from opensora.parallel.traffic import plugin_traffic
-from opensora.planning import table
+from opensora.planning import layout_table
 from opensora.planning.estimate import ENCODING, Frozen, Subject, estimate, seconds
 from opensora.planning.memory import Layout, Sizes, host_bytes
-from opensora.planning.rates import Gpu, gpu_named
-from opensora.planning.rehearsal import Moment, Rehearsal
+from opensora.planning.device_specs import Gpu, gpu_named
+from opensora.planning.meta_profile import Moment, Rehearsal
 from opensora.planning.search import smallest, usable_bytes
 
 P = 1000  # parameters, all in one block
@@ -249,12 +249,12 @@ def test_the_cpu_has_no_other_memory() -> None:
 
 def test_the_table_keeps_the_plugins_options(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients of half the width on the wire, beside bfloat16 weights: 4 bytes of an element in place of 6."""
-    monkeypatch.setattr(table, "CLIPS", ((1, 8, 8),))
-    monkeypatch.setattr(table, "WORLDS", (2,))
+    monkeypatch.setattr(layout_table, "CLIPS", ((1, 8, 8),))
+    monkeypatch.setattr(layout_table, "WORLDS", (2,))
     big = subject(sizes=Sizes(trained=10**9))
 
     def sent(dtype: str) -> str:
-        return next(table.rows(lambda clip: (big, layout("zero2", communication_dtype=dtype)), ROOMY, ["zero2"]))[5]
+        return next(layout_table.rows(lambda clip: (big, layout("zero2", communication_dtype=dtype)), ROOMY, ["zero2"]))[5]
 
     assert (sent("fp32"), sent("bf16")) == ("3.00", "2.00")
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from opensora.planning.rehearsal import rehearse
+from opensora.planning.meta_profile import rehearse
 from opensora.registry import VAES, build, names
 from tests.contract.test_models import SMALL_VAES
 

@@ -12,7 +12,7 @@ from opensora.models.build import assemble, build_autoencoder
 from opensora.models.text.t5 import T5Encoder
 from opensora.models.weights import save_weights
 from opensora.parallel.volume import sequence_bytes
-from opensora.planning.text import text_parameters
+from opensora.planning.text_encoder_size import text_parameters
 from opensora.registry import TEXT_ENCODERS, build
 from opensora.schema import TrainRun
 from opensora.training.plan import Plan, plan, plan_without_data

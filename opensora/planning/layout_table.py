@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from opensora.planning.estimate import Estimate, Subject, seconds
 from opensora.planning.memory import Layout
-from opensora.planning.rates import Gpu
+from opensora.planning.device_specs import Gpu
 from opensora.planning.search import smallest
 
 # (frames, height, width) in pixels: the last makes 64 x 128 x 128 tokens with OpenSoraVAE_V1_2 and patches of 1 x 2 x 2

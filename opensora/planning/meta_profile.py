@@ -23,7 +23,7 @@ from torch.utils.flop_counter import flop_registry
 from opensora.models.layers.attention import SHORT_KEYS, softmax_attention
 from opensora.models.layers.kernels import Attention, use_kernels
 from opensora.parallel.activation_checkpointing import checkpoint_activations
-from opensora.planning.autocast import MetaAutocast, autocast_on_meta
+from opensora.planning.meta_autocast import MetaAutocast, autocast_on_meta
 
 _fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 

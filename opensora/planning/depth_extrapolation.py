@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from opensora.planning.rehearsal import Rehearsal
+from opensora.planning.meta_profile import Rehearsal
 
 
 def rehearse_deep(rehearse_at: Callable[[int], Rehearsal], depth: int) -> Rehearsal:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from opensora.cli.check import table_command
-from opensora.planning import table
+from opensora.planning import layout_table
 from tests.e2e.processes import ROOT
 
 DOCUMENT = Path(ROOT, "docs", "parallelism.md").read_text(encoding="utf-8")
@@ -19,9 +19,9 @@ def rows(text: str) -> list[str]:
 
 def test_the_document_has_every_row() -> None:
     head, *found = rows(DOCUMENT)
-    assert head == f"| {' | '.join(table.HEAD)} |"
-    clips = ["x".join(map(str, clip)) for clip in table.CLIPS]
-    assert [row.split(" | ")[0].strip("| ") for row in found] == [clip for clip in clips for _ in table.WORLDS]
+    assert head == f"| {' | '.join(layout_table.HEAD)} |"
+    clips = ["x".join(map(str, clip)) for clip in layout_table.CLIPS]
+    assert [row.split(" | ")[0].strip("| ") for row in found] == [clip for clip in clips for _ in layout_table.WORLDS]
 
 
 def test_the_document_says_what_the_command_prints(
@@ -31,7 +31,7 @@ def test_the_document_says_what_the_command_prints(
     (line,) = [each for each in DOCUMENT.splitlines() if each.startswith("opensora check") and "--table" in each]
     _, _, config, gpu, flag = line.split()
     assert flag == "--table"
-    monkeypatch.setattr(table, "CLIPS", table.CLIPS[1:2])
+    monkeypatch.setattr(layout_table, "CLIPS", layout_table.CLIPS[1:2])
     assert table_command(str(ROOT / config), [gpu]) == 0
     head, *found = rows(DOCUMENT)
     assert rows(capsys.readouterr().out) == [head, *found[3:6]]

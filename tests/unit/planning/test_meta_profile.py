@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from opensora.models.stdit.stdit3 import STDiT3
-from opensora.planning.depth import rehearse_deep, repeated
-from opensora.planning.rehearsal import Live, Rehearsal, fused_attention, observe, rehearse
+from opensora.planning.depth_extrapolation import rehearse_deep, repeated
+from opensora.planning.meta_profile import Live, Rehearsal, fused_attention, observe, rehearse
 
 
 class Two(nn.Module):

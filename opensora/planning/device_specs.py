@@ -82,6 +82,6 @@ def gpu_named(name: str) -> Gpu:
     if name not in GPUS:
         raise ConfigError(
             f"command line: key 'gpu': found {name!r}; allowed: {', '.join(GPUS)}; take the nearest, or add it to "
-            "opensora/planning/rates.py"
+            "opensora/planning/device_specs.py"
         )
     return GPUS[name]
