@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from opensora.cli.report import run_main
+from opensora.cli.run_main import run_main
 from opensora.errors import ConfigError
 
 BENCHES = {

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from opensora.cli.report import run_main
+from opensora.cli.run_main import run_main
 from opensora.config import explain, load, parse_override
 from opensora.errors import ConfigError
 from opensora.planning.device_specs import Gpu, gpu_named
@@ -69,7 +69,7 @@ def table_command(config: str, overrides: Sequence[str]) -> int:
     gpu = gpu or gpu_named("h100")
     loaded = load(config, rest, TrainRun)
 
-    from opensora.cli.check_planning import searched
+    from opensora.cli.check_layouts import searched
     from opensora.planning.layout_table import markdown, rows
     from opensora.training.plan import chosen, layout_of, subject_of
 
@@ -113,7 +113,7 @@ def check_command(config: str, overrides: Sequence[str], data: bool = True) -> i
     from rich.console import Console
     from rich.table import Table
 
-    from opensora.cli.check_planning import fit_lines, searched, step_lines
+    from opensora.cli.check_layouts import fit_lines, searched, step_lines
     from opensora.training.clip_plan import build_buckets
     from opensora.training.build import build_masks, build_scheduler, check_world
     from opensora.training.parallel_sizes import sequence_size

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from opensora.cli.report import run_main
+from opensora.cli.run_main import run_main
 from opensora.platforms import Feature, device_features, select
 
 PACKAGES = ("torch", "torchvision", "colossalai", "mmengine", "transformers", "diffusers", "timm", "av", "safetensors")

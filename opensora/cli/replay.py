@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from opensora.cli.report import alike_on_all_ranks, run_main
+from opensora.cli.run_main import alike_on_all_ranks, run_main
 from opensora.config import load, parse_override
 from opensora.errors import ConfigError
 from opensora.parallel.watchdog.process_exit import leave

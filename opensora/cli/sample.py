@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 
-from opensora.cli.report import alike_on_all_ranks, run_main
+from opensora.cli.run_main import alike_on_all_ranks, run_main
 from opensora.config import load
 from opensora.parallel.watchdog.process_exit import leave
 from opensora.schema import SampleRun

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from opensora.cli.report import alike_on_all_ranks, run_main
+from opensora.cli.run_main import alike_on_all_ranks, run_main
 from opensora.config import load
 from opensora.parallel.watchdog.process_exit import leave
 from opensora.schema import TrainRun

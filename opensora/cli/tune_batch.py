@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from opensora.cli.report import run_main
+from opensora.cli.run_main import run_main
 from opensora.config import load, parse_override
 from opensora.errors import ConfigError
 from opensora.schema import TrainRun

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils import data
 
-from opensora.cli.report import alike_on_all_ranks, run_main
+from opensora.cli.run_main import alike_on_all_ranks, run_main
 from opensora.config import load, parse_override
 from opensora.datasets.buckets import DROPPED
 from opensora.datasets.feature_store import (

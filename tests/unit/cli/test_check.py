@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from opensora.cli.check import check_command, main, on_gpu, table_command
-from opensora.cli.check_planning import searched
+from opensora.cli.check_layouts import searched
 from opensora.config import load
 from opensora.datasets.row_report import Report
 from opensora.errors import ConfigError, DataError

@@ -7,8 +7,8 @@ from typing import Any, NoReturn
 
 import pytest
 
-from opensora.cli import report
-from opensora.cli.report import alike_on_all_ranks, run_main
+from opensora.cli import run_main
+from opensora.cli.run_main import alike_on_all_ranks, run_main
 from opensora.errors import ConfigError, DataError
 
 
@@ -43,7 +43,7 @@ def test_anything_else_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -
 
 def test_a_crash_of_compiled_code_says_where_it_was() -> None:
     script = (
-        "import ctypes; from opensora.cli.report import run_main\ndef crash(): ctypes.string_at(0)\nrun_main(crash)"
+        "import ctypes; from opensora.cli.run_main import run_main\ndef crash(): ctypes.string_at(0)\nrun_main(crash)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == -signal.SIGSEGV
@@ -64,7 +64,7 @@ def mistake() -> int:
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What a rank waited for instead of leaving."""
     found: list[Any] = []
-    monkeypatch.setattr(report.signal, "sigtimedwait", lambda *arguments: found.append(arguments) or found)
+    monkeypatch.setattr(run_main.signal, "sigtimedwait", lambda *arguments: found.append(arguments) or found)
     return found
 
 
@@ -97,7 +97,7 @@ def test_other_ranks_are_silent_and_leave_after_it(
     environment(monkeypatch, RANK="1", **MEETING)
     assert run_main(mistake) == 2
     assert capsys.readouterr().err == ""
-    assert waits == [({signal.SIGTERM}, report.WAIT_SECONDS)]
+    assert waits == [({signal.SIGTERM}, run_main.WAIT_SECONDS)]
 
 
 def test_a_mistake_of_one_machine_alone_is_told_there(
@@ -105,6 +105,6 @@ def test_a_mistake_of_one_machine_alone_is_told_there(
 ) -> None:
     """The main rank found nothing wrong, so nobody else says why this rank leaves."""
     environment(monkeypatch, RANK="1", **MEETING)
-    monkeypatch.setattr(report.signal, "sigtimedwait", lambda *arguments: None)
+    monkeypatch.setattr(run_main.signal, "sigtimedwait", lambda *arguments: None)
     assert run_main(mistake) == 2
     assert capsys.readouterr().err == "error: a.py: key 'x': wrong\n"
