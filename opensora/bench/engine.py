@@ -14,7 +14,7 @@ from rich.table import Table
 from opensora.bench.launch import answer_of, heading, machine
 from opensora.datasets.moving_shapes import TEMPLATES, MovingShapes, combinations
 from opensora.platforms import Platform
-from opensora.random import Draw
+from opensora.rng import Draw
 from opensora.sampling.video_writer import write_video
 
 

@@ -24,7 +24,7 @@ from opensora.parallel.watchdog.process_exit import leave
 from opensora.parallel.sequence_parallel import bytes_sent, shard_sequence
 from opensora.parallel.volume import sequence_bytes
 from opensora.platforms import Platform, select
-from opensora.random import generator
+from opensora.rng import generator
 from opensora.registry import OPTIMIZERS, PLUGINS, build
 
 RANKS = (1, 2)

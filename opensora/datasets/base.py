@@ -4,7 +4,7 @@ from typing import Protocol
 
 from opensora.datasets.clip_sizes import ClipSizes
 from opensora.datasets.row_report import Report
-from opensora.random import Draw
+from opensora.rng import Draw
 from opensora.types import Clip
 
 ClipSize = tuple[int, int, int]  # frames, height and width in pixels

@@ -18,7 +18,7 @@ from opensora.datasets.buckets import DROPPED, Buckets
 from opensora.datasets.base import ClipSize, SizedDataset
 from opensora.datasets.sampler import TRIED, Request
 from opensora.errors import ConfigError, DataError
-from opensora.random import permutation
+from opensora.rng import permutation
 
 UNSIZED, TOO_SMALL, TOO_SHORT, CHANCE = (
     "the manifest does not tell num_frames, height and width (and fps where start, end or the data set's fps need it)",

@@ -26,7 +26,7 @@ from opensora.config import digest
 from opensora.datasets.base import ClipSize, Dataset
 from opensora.datasets.row_report import Report
 from opensora.errors import BadClip, ConfigError, DataError
-from opensora.random import Draw, key_seed
+from opensora.rng import Draw, key_seed
 from opensora.types import Clip
 
 _CHUNK_BYTES = 2**22

@@ -15,7 +15,7 @@ from opensora.datasets.joint_padding import join, picture_group, select_frames
 from opensora.datasets.base import Dataset
 from opensora.datasets.row_report import Report
 from opensora.errors import ConfigError
-from opensora.random import Draw, key_seed
+from opensora.rng import Draw, key_seed
 from opensora.registry import DATASETS, build
 from opensora.types import Clip
 

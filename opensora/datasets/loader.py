@@ -15,7 +15,7 @@ from opensora.datasets.base import ClipSize, Dataset, SizedDataset
 from opensora.datasets.sampler import TRIED, EpochOrder, Order, Request, Share
 from opensora.errors import BadClip, DataError, OpenSoraError
 from opensora.log import logger
-from opensora.random import Draw
+from opensora.rng import Draw
 from opensora.types import Batch, Clip
 
 

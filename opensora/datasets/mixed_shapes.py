@@ -9,7 +9,7 @@ from opensora.datasets.clip_sizes import ClipSizes
 from opensora.datasets.base import ClipSize
 from opensora.datasets.row_report import Report
 from opensora.datasets.moving_shapes import MovingShapes
-from opensora.random import Draw
+from opensora.rng import Draw
 from opensora.registry import DATASETS
 from opensora.types import Clip
 

@@ -17,7 +17,7 @@ import torch
 from torch import Generator
 
 from opensora.datasets.row_report import Report
-from opensora.random import Draw
+from opensora.rng import Draw
 from opensora.registry import DATASETS
 from opensora.types import Clip
 

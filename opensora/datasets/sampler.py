@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from opensora.datasets.base import ClipSize
 from opensora.errors import ConfigError
-from opensora.random import permutation
+from opensora.rng import permutation
 
 TRIED = 128  # rows in turn, when one after the other is bad
 

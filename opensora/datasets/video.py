@@ -20,7 +20,7 @@ from opensora.datasets.parquet_rows import TOLD
 from opensora.datasets.base import ClipSize, Dataset
 from opensora.datasets.row_report import Dropped, Report, rows_of
 from opensora.errors import BadClip, ConfigError
-from opensora.random import Draw
+from opensora.rng import Draw
 from opensora.registry import DATASETS
 from opensora.types import Clip
 

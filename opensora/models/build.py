@@ -13,7 +13,7 @@ from torch import nn
 from opensora.errors import ConfigError
 from opensora.log import logger
 from opensora.models.weights import load_weights
-from opensora.random import key_seed
+from opensora.rng import key_seed
 from opensora.registry import MODELS, TEXT_ENCODERS, VAES, build, constructor
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}  # the config's words

@@ -15,7 +15,7 @@ import torch
 from torch import Generator, Tensor
 
 from opensora.errors import ConfigError, OpenSoraError
-from opensora.random import generator
+from opensora.rng import generator
 from opensora.sampling.model_inputs import bind
 from opensora.sampling.reference_frames import GivenFrames, loops, overlap
 from opensora.sampling.text_kv_cache import prompt_cache

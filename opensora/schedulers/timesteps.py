@@ -28,7 +28,7 @@ class Denoise(Protocol):
 
 
 class RandomSource(Protocol):
-    """One training sample's randomness: a fresh generator per purpose (opensora.random.Draw is one)."""
+    """One training sample's randomness: a fresh generator per purpose (opensora.rng.Draw is one)."""
 
     def rng(self, purpose: str) -> Generator: ...
 

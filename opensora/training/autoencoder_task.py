@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from opensora.evaluation.psnr import psnr
-from opensora.random import Draw
+from opensora.rng import Draw
 from opensora.training.autoencoder_losses import Distance, perceptual_error, reconstruction_error
 from opensora.training.discriminator import Rival
 from opensora.training.task import StepLoss

@@ -22,7 +22,7 @@ from opensora.parallel.sequence_parallel import shard_sequence
 from opensora.parallel.tensor_parallel import token_group
 from opensora.parallel.world import World
 from opensora.platforms import select
-from opensora.random import key_seed
+from opensora.rng import key_seed
 from opensora.registry import DATASETS, LR_SCHEDULERS, OPTIMIZERS, PERCEPTUAL, PLUGINS, SCHEDULERS, build
 from opensora.schema import TrainRun
 from opensora.training.clip_plan import Clips, check_latents, one_size_clips, plan_clips, require_size

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from opensora.parallel import collectives
 from opensora.parallel.engine import Engine, is_finite
-from opensora.random import key_seed
+from opensora.rng import key_seed
 from opensora.registry import DISCRIMINATORS, build
 from opensora.training import autoencoder_losses
 from opensora.training.autoencoder_losses import GanLoss

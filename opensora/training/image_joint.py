@@ -12,7 +12,7 @@ from torch import Tensor, cat
 
 from opensora.errors import ConfigError
 from opensora.models.codec import Codec
-from opensora.random import Draw
+from opensora.rng import Draw
 from opensora.registry import MODELS, constructor
 from opensora.schema import TrainRun
 from opensora.types import Batch, Condition

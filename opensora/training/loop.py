@@ -13,7 +13,7 @@ from opensora.log import logger
 from opensora.parallel.collectives import gather_objects, sum_over_ranks
 from opensora.parallel.engine import Engine
 from opensora.parallel.world import World
-from opensora.random import key_seed
+from opensora.rng import key_seed
 from opensora.schema import TrainRun
 from opensora.training.isolation import aside
 from opensora.training.ema import Ema

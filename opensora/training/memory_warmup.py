@@ -11,7 +11,7 @@ import torch
 from opensora.datasets.bucket_report import BucketLine
 from opensora.log import logger
 from opensora.parallel.engine import Engine
-from opensora.random import generator
+from opensora.rng import generator
 from opensora.training.task import Task
 from opensora.types import Batch
 

@@ -16,7 +16,7 @@ from opensora.errors import ConfigError
 from opensora.log import logger
 from opensora.parallel.collectives import gather_objects
 from opensora.parallel.world import World
-from opensora.random import key_seed
+from opensora.rng import key_seed
 from opensora.schema import TrainRun
 from opensora.training import checkpoint
 from opensora.training.build import build_training

@@ -11,7 +11,7 @@ import torch
 
 from opensora import registry
 from opensora.datasets.loader import build_loader
-from opensora.random import Draw
+from opensora.rng import Draw
 from tests.samples import write_manifest
 
 GIVEN = {

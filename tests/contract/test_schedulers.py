@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from opensora.errors import ConfigError
-from opensora.random import Draw, generator
+from opensora.rng import Draw, generator
 from opensora.registry import SCHEDULERS, build, names
 
 SHAPE = (3, 4, 2, 4, 4)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from opensora.parallel import collectives, world
 from opensora.parallel.engine import Engine
-from opensora.random import generator
+from opensora.rng import generator
 from opensora.registry import PLUGINS, build
 
 MICRO_BATCHES, BATCH_SIZE, GRAD_CLIP = 4, 2, 0.5

@@ -21,7 +21,7 @@ from opensora.datasets.video import VideoTextDataset
 from opensora.evaluation.frechet_distance import clip_for_features, frechet_distance
 from opensora.evaluation.psnr import psnr_frames
 from opensora.evaluation.ssim import over_clips, ssim_frames
-from opensora.random import Draw
+from opensora.rng import Draw
 from tests.parity.golden import Golden, assert_parity, directories
 
 DATA = directories(lambda golden: golden.has("data") and "transforms" in golden.config, what="transforms and batches")

@@ -15,7 +15,7 @@ from opensora.datasets.video import VideoTextDataset
 from opensora.evaluation.loss_plot import plot_loss
 from opensora.evaluation.retrieval import retrieval_accuracy
 from opensora.evaluation.contact_sheet import SheetRow, contact_sheet
-from opensora.random import Draw
+from opensora.rng import Draw
 from opensora.training.metrics import read
 
 

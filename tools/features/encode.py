@@ -41,7 +41,7 @@ from opensora.models.build import DTYPES, build_autoencoder, load_autoencoder
 from opensora.models.codec import Codec
 from opensora.parallel.watchdog.process_exit import leave
 from opensora.parallel.world import World
-from opensora.random import generator
+from opensora.rng import generator
 from opensora.registry import DATASETS, TEXT_ENCODERS, build
 from opensora.schema import TrainRun
 from opensora.training import cached_features

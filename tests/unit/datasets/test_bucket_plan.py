@@ -17,7 +17,7 @@ from opensora.datasets.loader import build_loader
 from opensora.datasets.base import ClipSize
 from opensora.datasets.row_report import Dropped, Report
 from opensora.errors import BadClip, ConfigError, DataError
-from opensora.random import Draw
+from opensora.rng import Draw
 from opensora.types import Batch, Clip
 
 # a picture or a clip of 4 frames, large or small; large clips stay large half of the time

@@ -18,7 +18,7 @@ from opensora.datasets.row_report import Report
 from opensora.datasets.sampler import EpochOrder, Share
 from opensora.datasets.video import VideoTextDataset
 from opensora.errors import BadClip, ConfigError, DataError
-from opensora.random import Draw
+from opensora.rng import Draw
 from opensora.types import Batch, Clip
 from tests.samples import write_audio, write_manifest, write_video
 

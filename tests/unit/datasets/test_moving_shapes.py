@@ -1,7 +1,7 @@
 import torch
 
 from opensora.datasets.moving_shapes import COLOURS, DIRECTIONS, HOLDOUT, SHAPES, MovingShapes, combinations
-from opensora.random import Draw
+from opensora.rng import Draw
 
 
 def test_holdout_is_never_trained_on_but_each_word_and_pair_of_kinds_is() -> None:

@@ -2,7 +2,7 @@ import numpy as np
 import torch
 
 from opensora.datasets.transforms import cover_size, crop, resize_to_cover, to_range, to_uint8
-from opensora.random import generator
+from opensora.rng import generator
 
 
 def test_cover_size_keeps_the_aspect_ratio() -> None:

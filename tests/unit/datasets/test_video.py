@@ -11,7 +11,7 @@ from opensora.datasets.manifest import write_table
 from opensora.datasets.transforms import to_uint8
 from opensora.datasets.video import VideoTextDataset
 from opensora.errors import BadClip, ConfigError, DataError
-from opensora.random import Draw
+from opensora.rng import Draw
 from opensora.types import Clip
 from tests.samples import frame_number, frame_picture, write_audio, write_picture, write_video
 

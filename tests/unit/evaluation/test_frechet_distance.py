@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from opensora.evaluation.frechet_distance import clip_for_features, frechet_distance
-from opensora.random import generator
+from opensora.rng import generator
 
 
 def test_diagonal_gaussians_by_hand() -> None:

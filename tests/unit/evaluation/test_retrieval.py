@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from opensora.evaluation.retrieval import FRAMES, SIDE, pixel_distances, reduce_clip, retrieval_accuracy
-from opensora.random import generator
+from opensora.rng import generator
 
 
 def moving(dx: int, start: int = 4, frames: int = FRAMES, size: int = SIDE) -> Tensor:

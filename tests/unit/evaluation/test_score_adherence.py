@@ -7,7 +7,7 @@ import pytest
 
 from opensora.datasets.moving_shapes import HOLDOUT, MovingShapes, combinations
 from opensora.evaluation.score_adherence import main
-from opensora.random import Draw
+from opensora.rng import Draw
 from opensora.sampling.video_writer import write_sample
 from opensora.types import SampleRequest
 from tests.unit.sampling.fakes import SETTINGS

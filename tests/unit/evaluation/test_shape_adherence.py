@@ -5,7 +5,7 @@ from torch import Tensor
 
 from opensora.datasets.moving_shapes import UNCLEAR, Attributes, MovingShapes
 from opensora.evaluation.shape_adherence import NOTHING, accuracy, asked, read_back
-from opensora.random import Draw, generator
+from opensora.rng import Draw, generator
 
 
 def drawn(split: str, clips: int = 96) -> tuple[list[Tensor], list[str]]:

@@ -3,7 +3,7 @@ import torch
 
 from opensora.evaluation.psnr import psnr_frames
 from opensora.evaluation.ssim import C1, C2, over_clips, ssim_frames
-from opensora.random import generator
+from opensora.rng import generator
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -8,7 +8,7 @@ from opensora.config import load
 from opensora.models.build import build_autoencoder
 from opensora.models.codec import CaptionCache, Codec, draw_latents
 from opensora.models.text.classes import ClassLabels
-from opensora.random import generator
+from opensora.rng import generator
 from opensora.schema import TrainRun
 from opensora.types import Condition
 from tests.e2e.processes import ROOT

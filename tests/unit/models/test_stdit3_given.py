@@ -9,7 +9,7 @@ from torch import Tensor
 from opensora.models.clip_conditioning import given_latents
 from opensora.models.shape_checks import ShapeError
 from opensora.models.stdit.stdit3 import STDiT3
-from opensora.random import generator
+from opensora.rng import generator
 from opensora.sampling.text_kv_cache import prompt_cache
 
 

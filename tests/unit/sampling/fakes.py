@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from opensora.models.stdit.stdit import STDiT
-from opensora.random import generator
+from opensora.rng import generator
 from opensora.sampling.generate import Sampler
 from opensora.sampling.metadata import Settings
 from opensora.schedulers.rectified_flow import RectifiedFlow

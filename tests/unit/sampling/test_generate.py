@@ -4,7 +4,7 @@ import torch
 from opensora.errors import ConfigError, OpenSoraError
 from opensora.models.dit.dit import DiT
 from opensora.models.text.classes import ClassLabels
-from opensora.random import generator
+from opensora.rng import generator
 from opensora.sampling.generate import Sampler, draw_noise, generate
 from opensora.schedulers.ddpm import IDDPM
 from tests.unit.sampling.fakes import FakeCodec, fake_sampler, request, stdit_sampler

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from opensora.errors import ConfigError
 from opensora.models.stdit.stdit3 import STDiT3
-from opensora.random import generator
+from opensora.rng import generator
 from opensora.sampling.generate import Sampler, draw_noise, generate
 from opensora.sampling.reference_frames import GivenKeys
 from opensora.sampling.mask_strategy import read_reference

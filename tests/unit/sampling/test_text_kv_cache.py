@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from opensora.models.layers.attention import CrossAttention
 from opensora.models.stdit.stdit import STDiT
-from opensora.random import generator
+from opensora.rng import generator
 from opensora.sampling.text_kv_cache import prompt_cache
 
 

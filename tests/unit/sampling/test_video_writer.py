@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from opensora.evaluation.psnr import psnr
-from opensora.random import generator
+from opensora.rng import generator
 from opensora.sampling import video_writer
 from opensora.sampling.metadata import is_done, output_path
 from opensora.sampling.video_writer import WriteError, prepare_folder, to_uint8, write_beside, write_sample, write_video

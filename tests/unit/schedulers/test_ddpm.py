@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from opensora.errors import ConfigError
-from opensora.random import Draw, generator
+from opensora.rng import Draw, generator
 from opensora.schedulers.ddpm import IDDPM
 
 SHAPE = (2, 4, 3, 4, 4)

@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor
 
 from opensora.errors import ConfigError
-from opensora.random import Draw, generator
+from opensora.rng import Draw, generator
 from opensora.registry import SCHEDULERS, build
 from opensora.schedulers.ddpm import IDDPM
 from opensora.schedulers.diffusers_samplers import NAMES

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from opensora.errors import ConfigError
-from opensora.random import generator
+from opensora.rng import generator
 from opensora.schedulers.dpm_solver import DPMSolver
 from opensora.schedulers.epsilon_sampler import interpolate
 

@@ -1,7 +1,7 @@
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from opensora.random import generator
+from opensora.rng import generator
 from opensora.schedulers.likelihood import binned_normal_log_likelihood, normal_kl
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from opensora.errors import ConfigError
-from opensora.random import Draw, generator
+from opensora.rng import Draw, generator
 from opensora.schedulers.rectified_flow import RectifiedFlow
 from opensora.schedulers.timesteps import resolution_ratio
 

@@ -16,7 +16,7 @@ from opensora.errors import ConfigError, DataError
 from opensora.models import build
 from opensora.models.weights import read_config, save_weights
 from opensora.parallel.world import World
-from opensora.random import Draw
+from opensora.rng import Draw
 from opensora.registry import DATASETS, VAES, build
 from opensora.sampling.build import plan_sampling
 from opensora.schema import SampleRun, TrainRun

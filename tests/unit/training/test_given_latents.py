@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from opensora.datasets.frame_masks import FrameConditions
-from opensora.random import generator
+from opensora.rng import generator
 from opensora.schedulers.rectified_flow import RectifiedFlow
 from opensora.training.diffusion_task import DiffusionTask
 from opensora.types import Batch, Condition

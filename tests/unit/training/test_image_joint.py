@@ -13,7 +13,7 @@ from opensora.datasets.joint_dataset import JointDataset
 from opensora.datasets.loader import build_loader
 from opensora.datasets.manifest import write_table
 from opensora.errors import BadClip, ConfigError
-from opensora.random import Draw, generator, key_seed
+from opensora.rng import Draw, generator, key_seed
 from opensora.registry import DATASETS, build
 from opensora.schema import TrainRun
 from opensora.training.build import build_training

@@ -12,7 +12,7 @@ from opensora.config import load
 from opensora.datasets.frame_masks import FrameMasks
 from opensora.models.build import build_autoencoder
 from opensora.models.vae.gaussian import Gaussian
-from opensora.random import Draw, generator
+from opensora.rng import Draw, generator
 from opensora.schedulers.rectified_flow import RectifiedFlow
 from opensora.schema import TrainRun
 from opensora.training.autoencoder_task import AutoencoderTask

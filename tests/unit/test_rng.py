@@ -2,7 +2,7 @@
 
 import torch
 
-from opensora.random import Draw, generator, key_seed
+from opensora.rng import Draw, generator, key_seed
 
 
 def test_same_keys_same_numbers() -> None:
