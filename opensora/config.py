@@ -21,7 +21,7 @@ from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from opensora.errors import ConfigError
 from opensora.registry import constructor, names
-from opensora.schema import NOT_OFFERED, RENAMED, Run
+from opensora.schema import FOREIGN_KEYS, UNSUPPORTED, Run
 
 T = TypeVar("T", bound=Run)
 COMMAND_LINE = "command line"
@@ -29,7 +29,7 @@ _WORDS = {"true": True, "false": False, "none": None, "null": None}
 
 
 @dataclass(frozen=True)
-class Loaded(Generic[T]):
+class LoadedConfig(Generic[T]):
     """A checked run and where each of its keys came from."""
 
     run: T
@@ -38,7 +38,7 @@ class Loaded(Generic[T]):
     written: frozenset[str]  # run-level keys that the file or a base of it sets
 
 
-def load(path: str, overrides: Sequence[str], schema: type[T]) -> Loaded[T]:
+def load(path: str, overrides: Sequence[str], schema: type[T]) -> LoadedConfig[T]:
     """Read `path`, put `overrides` on top, check everything; raises ConfigError with one sentence."""
     values, origins = _read(path)
     values = {key: value for key, value in values.items() if not key.startswith("_")}
@@ -80,7 +80,7 @@ def load(path: str, overrides: Sequence[str], schema: type[T]) -> Loaded[T]:
             check_component(field.metadata["arguments_registry"], typed, name, where, type_key=named_by)
     run.check(path)
     told = {name: origins.get(name, "default") for name in fields} | _nested(origins)
-    return Loaded(run, path, told, written)
+    return LoadedConfig(run, path, told, written)
 
 
 def _nested(origins: Mapping[str, str]) -> dict[str, str]:
@@ -164,8 +164,10 @@ def _set(values: dict[str, Any], dotted: str, value: Any, schema: type[Any], pat
 
 def _unknown_key(where: str, key: str, allowed: Sequence[str], owner: str = "") -> str:
     last = key.rsplit(".", 1)[-1]
-    if not owner and key in RENAMED:
-        return f"{where}: key '{key}': called '{RENAMED[key]}' here; allowed: {', '.join(sorted(allowed))}; rename it"
+    if not owner and key in FOREIGN_KEYS:
+        return (
+            f"{where}: key '{key}': called '{FOREIGN_KEYS[key]}' here; allowed: {', '.join(sorted(allowed))}; rename it"
+        )
     nearest = difflib.get_close_matches(last, allowed, n=1, cutoff=0.0)
     near = f"; nearest: '{nearest[0]}'" if nearest else ""
     of = f" for {owner}" if owner else ""
@@ -220,10 +222,10 @@ def check_component(
     allowed_names = names(registry)
     if not isinstance(name, str) or name not in allowed_names:
         found = "missing" if name is None else f"found {name!r}"
-        if f"{type_path} {name}" in NOT_OFFERED:
+        if f"{type_path} {name}" in UNSUPPORTED:
             raise ConfigError(
                 f"{where(type_path)}: key '{type_path}': {found}; allowed: {', '.join(allowed_names)}; "
-                f"{NOT_OFFERED[f'{type_path} {name}']}"
+                f"{UNSUPPORTED[f'{type_path} {name}']}"
             )
         nearest = difflib.get_close_matches(str(name), allowed_names, n=1, cutoff=0.0)
         near = f"; nearest: '{nearest[0]}'" if nearest and name is not None else ""
@@ -271,7 +273,7 @@ def digest(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=list).encode()).hexdigest()[:12]
 
 
-def explain(loaded: Loaded[Any]) -> list[tuple[str, str, str]]:
+def explain(loaded: LoadedConfig[Any]) -> list[tuple[str, str, str]]:
     """(key, value, origin) of every run-level key, and of every part that the command line changed."""
     rows = [(key, repr(value), loaded.origins[key]) for key, value in dataclasses.asdict(loaded.run).items()]
     changed = [(key, "", origin) for key, origin in loaded.origins.items() if "." in key]

@@ -34,7 +34,7 @@ def arguments_of(of: Registry, named_by: str) -> Any:
 
 
 # Keys of the projects people come from, and what they are called here.
-RENAMED = {
+FOREIGN_KEYS = {
     "ckpt_every": "save_every",
     "save_interval": "save_every",
     "checkpointing_steps": "save_every",
@@ -67,7 +67,7 @@ RENAMED = {
 }
 
 # Names of the field that this version answers honestly: key and name -> why not, and what instead.
-NOT_OFFERED = {
+UNSUPPORTED = {
     "plugin gemini": "ColossalAI's Gemini trains wrongly on the CPU, and this version has not been tried with it on "
     "devices, so it offers none; use 'fsdp', or 'zero2' with plugin_config=dict(cpu_offload=True)",
 }

@@ -12,12 +12,14 @@ Precision = Literal["auto", "bf16", "fp32"]  # the config's word for what number
 class Clip:
     """One training sample."""
 
-    video_CTHW: Tensor  # float32 in [-1, 1]; an image is a clip of one frame. Stored: moments, see datasets/feature_store.py
+    video_CTHW: (
+        Tensor  # float32 in [-1, 1]; an image is a clip of one frame. Stored: moments, see datasets/feature_store.py
+    )
     caption: str
     fps: float  # frames per second of video_CTHW
     row: int  # line of the manifest it came from, counted from 0; for a drawn data set, the sample number
     size: tuple[int, int, int] | None = None  # frames, height, width in pixels, where video_CTHW does not say them
-    picture_captions: tuple[str, ...] = ()  # of pictures that follow the clip's frames; see datasets/joint_padding.py
+    image_captions: tuple[str, ...] = ()  # of pictures that follow the clip's frames; see datasets/joint_padding.py
     valid_THW: Tensor | None = None  # float32 over latents, the pictures' included: 0 = padding; None = no padding
 
 

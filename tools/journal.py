@@ -14,7 +14,7 @@ from typing import IO, Any
 from opensora.errors import DataError
 
 
-def key_of(fn: Callable[..., Any], flags: dict[str, Any], row: dict[str, Any]) -> str:
+def content_hash(fn: Callable[..., Any], flags: dict[str, Any], row: dict[str, Any]) -> str:
     name = f"{os.path.basename(fn.__code__.co_filename)}:{fn.__qualname__}"  # __module__ may be __main__
     text = json.dumps([name, flags, row], sort_keys=True, default=str)
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=12).hexdigest()

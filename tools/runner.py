@@ -20,10 +20,10 @@ from multiprocessing import get_context
 from typing import Any
 
 from opensora.datasets.decode import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from opensora.datasets.manifest import read_table, require_columns, usable_rows, write_table
+from opensora.datasets.manifest import read_table, readable_rows, require_columns, write_table
 from opensora.errors import ConfigError, DataError, OpenSoraError
 from tools.flags import parse
-from tools.journal import Journal, key_of
+from tools.journal import Journal, content_hash
 from tools.progress import Progress
 
 Row = dict[str, Any]
@@ -134,10 +134,10 @@ def read_jobs(fn: Function, flags: dict[str, Any], inputs: list[str], limit: int
         else:
             table = read_table(source)
             require_columns(table, ("path",))
-            rows, bad = usable_rows(table)
+            rows, bad = readable_rows(table)
             messages += bad
             found = [(table.place(index), row) for index, row in rows]
-        jobs += [Job(place, row, key_of(fn, flags, row)) for place, row in found]
+        jobs += [Job(place, row, content_hash(fn, flags, row)) for place, row in found]
     return jobs[:limit], messages
 
 

@@ -17,12 +17,12 @@ from opensora.datasets.loader import build_loader
 from opensora.models.layers.kernels import use_kernels
 from opensora.parallel import world as worlds
 from opensora.parallel.collectives import gather_objects
-from opensora.parallel.watchdog.process_exit import leave
+from opensora.parallel.watchdog.process_exit import exit_process
 from opensora.platforms import select
 from opensora.registry import DATASETS, build
 from opensora.schema import TrainRun
 from opensora.training.build import build_training
-from opensora.training.loop import Training, train
+from opensora.training.loop import TrainState, train
 from opensora.training.metrics import read
 from opensora.types import Batch
 
@@ -30,14 +30,14 @@ ROUNDS = 3
 WAITED = 0.01  # of a step's seconds: what counts as waiting for data
 
 
-def steps(t: Training) -> dict[str, Any]:
+def steps(t: TrainState) -> dict[str, Any]:
     """Seconds of a step, the first one left out, and the memory of the rank that needs most."""
     t.batches = iter(list(t.batches))
     train(t)
     return {"seconds": median(_recorded(t, "seconds")[1:])}
 
 
-def overhead(t: Training) -> dict[str, Any]:
+def overhead(t: TrainState) -> dict[str, Any]:
     """The loop against forward, backward and update alone, in turns on the same batches; the best of each counts."""
     batches = list(t.batches)
     count, local = t.run.steps, t.run.micro_batches // t.world.data_size
@@ -54,13 +54,13 @@ def overhead(t: Training) -> dict[str, Any]:
         t.batches = iter(batches)
         train(t)
 
-    t.keeper = _Idle()
+    t.checkpointer = _Idle()
     times = [[_seconds(action) / count for action in (bare, loop)] for _ in range(1 + ROUNDS)][1:]
     alone, whole = (min(each) for each in zip(*times, strict=True))
     return {"bare_seconds": alone, "loop_seconds": whole, "overhead": whole / alone - 1}
 
 
-def data(t: Training) -> dict[str, Any]:
+def data(t: TrainState) -> dict[str, Any]:
     """Clips a process decodes in a second; the steps of a run that had to wait for theirs; the longest save."""
     dataset = build(DATASETS, t.run.dataset)
     count = 4 * len(dataset)
@@ -84,7 +84,7 @@ def data(t: Training) -> dict[str, Any]:
     }
 
 
-def _recorded(t: Training, key: str) -> list[Any]:
+def _recorded(t: TrainState, key: str) -> list[Any]:
     """The values that the run's log has under `key`."""
     return [record[key] for record in read(Path(t.run.run_dir) / "metrics.jsonl") if key in record]
 
@@ -98,7 +98,7 @@ class _Idle:
     def finish(self) -> None:
         pass
 
-    def last_good(self) -> str:
+    def describe_latest(self) -> str:
         return "none"
 
 
@@ -144,4 +144,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    leave(main(sys.argv[1:]))
+    exit_process(main(sys.argv[1:]))

@@ -20,12 +20,12 @@ from opensora.models.stdit.stdit import STDiT
 from opensora.parallel import world as worlds
 from opensora.parallel.activation_checkpointing import checkpoint_activations
 from opensora.parallel.collectives import gather_objects
-from opensora.parallel.watchdog.process_exit import leave
 from opensora.parallel.sequence_parallel import bytes_sent, shard_sequence
 from opensora.parallel.volume import sequence_bytes
+from opensora.parallel.watchdog.process_exit import exit_process
 from opensora.platforms import Platform, select
-from opensora.rng import generator
 from opensora.registry import OPTIMIZERS, PLUGINS, build
+from opensora.rng import generator
 
 RANKS = (1, 2)
 TEXT_TOKENS, TEXT_CHANNELS = 16, 64
@@ -195,4 +195,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    leave(main(sys.argv[1:]))
+    exit_process(main(sys.argv[1:]))

@@ -35,12 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_main(lambda: check_command(arguments.config, arguments.overrides, data=not arguments.no_data))
 
 
-OURS = ("world", "gpu", "gpus_per_node")  # what the command line says of the machines, not of the run
+MACHINE_KEYS = ("world", "gpu", "gpus_per_node")  # what the command line says of the machines, not of the run
 
 
 def machines(overrides: Sequence[str]) -> tuple[int, Gpu | None, list[str]]:
     """(ranks, accelerator or None, what is left for the config); the last of each key counts."""
-    given = dict(parse_override(each) for each in overrides if each.partition("=")[0] in OURS)
+    given = dict(parse_override(each) for each in overrides if each.partition("=")[0] in MACHINE_KEYS)
     world = whole_number("world", given.get("world", 1))
     gpu = None
     if "gpu" in given:
@@ -49,7 +49,7 @@ def machines(overrides: Sequence[str]) -> tuple[int, Gpu | None, list[str]]:
         if gpu is None:
             raise ConfigError("command line: key 'gpus_per_node': found without gpu; allowed: with it; add gpu=h100")
         gpu = replace(gpu, per_node=whole_number("gpus_per_node", given["gpus_per_node"]))
-    return world, gpu, [each for each in overrides if each.partition("=")[0] not in OURS]
+    return world, gpu, [each for each in overrides if each.partition("=")[0] not in MACHINE_KEYS]
 
 
 def whole_number(name: str, value: Any) -> int:
@@ -114,10 +114,10 @@ def check_command(config: str, overrides: Sequence[str], data: bool = True) -> i
     from rich.table import Table
 
     from opensora.cli.check_layouts import fit_lines, searched, step_lines
-    from opensora.training.clip_plan import build_buckets
     from opensora.training.build import build_masks, build_scheduler, check_world
+    from opensora.training.clip_plan import build_buckets
     from opensora.training.parallel_sizes import sequence_size
-    from opensora.training.plan import plan, plan_without_data
+    from opensora.training.plan import dry_run_without_data, plan
 
     run = on_gpu(loaded.run, gpu)
     check_options(run, gpu)
@@ -136,7 +136,7 @@ def check_command(config: str, overrides: Sequence[str], data: bool = True) -> i
         keys.add_row(*row)
     console.print(keys)
 
-    make = plan if data else plan_without_data
+    make = plan if data else dry_run_without_data
     found = make(run, world, sp_size, gloo=gpu is not None and gpu.name == "cpu")
     console.print(found.report.table() if data else "rows: not looked at (--no-data)")
     console.print(

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
-from opensora.planning.estimate import Estimate, Subject, seconds
 from opensora.planning.device_specs import EFFICIENCY, LINK_EFFICIENCY, Gpu
+from opensora.planning.estimate import Estimate, StepModel, seconds
 from opensora.planning.search import RESERVE, RULE, Search, smallest, usable_bytes
 from opensora.registry import PLUGINS
 
@@ -51,7 +51,9 @@ def step_lines(found: Estimate, gpu: Gpu | None) -> Iterator[str]:
     )
 
 
-def fit_lines(subject: Subject, found: Estimate, micro_batches: int, gpu: Gpu, plugins: Sequence[str]) -> Iterator[str]:
+def fit_lines(
+    subject: StepModel, found: Estimate, micro_batches: int, gpu: Gpu, plugins: Sequence[str]
+) -> Iterator[str]:
     """Whether the layout fits, and the smallest that does."""
     limit = usable_bytes(gpu)
     usable = f"the {limit / GIB:,.1f} GiB that are left of {gpu.memory_gb:,g} GB after {RESERVE:.0%} for the framework"

@@ -4,7 +4,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from opensora.parallel.watchdog.process_exit import leave
+from opensora.parallel.watchdog.process_exit import exit_process
 
 COMMANDS = {
     "bench": "measure speed and memory on this machine",
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def program() -> None:
     """`main` for a process of its own: one rank has the threads of a group, too."""
-    leave(main())
+    exit_process(main())
 
 
 if __name__ == "__main__":

@@ -12,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from opensora.cli.run_main import alike_on_all_ranks, run_main
+from opensora.cli.run_main import report_on_main_rank_only, run_main
 from opensora.config import load, parse_override
 from opensora.errors import ConfigError
-from opensora.parallel.watchdog.process_exit import leave
+from opensora.parallel.watchdog.process_exit import exit_process
 from opensora.schema import TrainRun
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def replay_command(run_dir: str, overrides: Sequence[str]) -> int:
     """Rebuild the run, make the step, print it; returns the exit code."""
-    with alike_on_all_ranks():
+    with report_on_main_rank_only():
         step, gradients, changes = _own_words(overrides)
         config = Path(run_dir) / "config.json"
         if not config.is_file():
@@ -50,7 +50,7 @@ def replay_command(run_dir: str, overrides: Sequence[str]) -> int:
     from opensora.training.parallel_sizes import sequence_size
     from opensora.training.replay import build_replay, replay
 
-    with alike_on_all_ranks():
+    with report_on_main_rank_only():
         rank, size = worlds.rank_from_environment()
         sp_size = sequence_size(run, size, worlds.local_size_from_environment(), str(config))
         check_world(run, size // sp_size, str(config))
@@ -124,4 +124,4 @@ def _number(value: float) -> str:
 
 
 if __name__ == "__main__":
-    leave(main())
+    exit_process(main())

@@ -18,7 +18,7 @@ def run_main(command: Callable[[], int]) -> int:
         faulthandler.enable(sys.__stderr__)  # a crash of compiled code says where it was
     try:
         return command()
-    except _SaidByMain as said:
+    except _AlreadyReported as said:
         return said.exit_code
     except OpenSoraError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
@@ -32,7 +32,7 @@ def run_main(command: Callable[[], int]) -> int:
 
 
 @contextmanager
-def alike_on_all_ranks() -> Iterator[None]:
+def report_on_main_rank_only() -> Iterator[None]:
     """For what comes before the ranks have met: every rank makes the same mistake, the main rank alone reports it."""
     try:
         yield
@@ -42,10 +42,10 @@ def alike_on_all_ranks() -> Iterator[None]:
         # A launcher ends all ranks when the first one leaves: let that be the main rank, once it has said why.
         if signal.sigtimedwait({signal.SIGTERM}, WAIT_SECONDS) is None:
             raise  # it has not left: the mistake is on this machine alone
-        raise _SaidByMain(error.exit_code) from error
+        raise _AlreadyReported(error.exit_code) from error
 
 
-class _SaidByMain(Exception):
+class _AlreadyReported(Exception):
     def __init__(self, exit_code: int):
         super().__init__()
         self.exit_code = exit_code

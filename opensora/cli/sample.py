@@ -12,9 +12,9 @@ from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 
-from opensora.cli.run_main import alike_on_all_ranks, run_main
+from opensora.cli.run_main import report_on_main_rank_only, run_main
 from opensora.config import load
-from opensora.parallel.watchdog.process_exit import leave
+from opensora.parallel.watchdog.process_exit import exit_process
 from opensora.schema import SampleRun
 
 AS_LONG_AS_IT_TAKES = timedelta(days=365)
@@ -75,7 +75,7 @@ def sample_command(config: str, overrides: Sequence[str], prompts: Sequence[str]
     """Check, build, sample; returns the exit code."""
     if prompts:
         overrides = [*overrides, f"prompt={list(prompts)!r}"]
-    with alike_on_all_ranks():
+    with report_on_main_rank_only():
         loaded = load(config, overrides, SampleRun)
 
     # heavy, and not needed to answer a typo
@@ -85,9 +85,9 @@ def sample_command(config: str, overrides: Sequence[str], prompts: Sequence[str]
     from opensora.parallel.watchdog.watchdog import watching
     from opensora.platforms import select
     from opensora.sampling.build import build_sampler, plan_sampling
-    from opensora.sampling.sample import sample, share_sampler
+    from opensora.sampling.sample import apply_sequence_parallel, sample
 
-    with alike_on_all_ranks():
+    with report_on_main_rank_only():
         rank, size = worlds.rank_from_environment()
         worlds.check_sequence_size(loaded.run.sp_size, size, config)
         log.setup(rank)
@@ -101,10 +101,10 @@ def sample_command(config: str, overrides: Sequence[str], prompts: Sequence[str]
         # Groups finish at different times, and however long that takes: the watch sees who still goes on.
         worlds.set_timeout(AS_LONG_AS_IT_TAKES)
         step = partial(next, watch.loading(itertools.count(), 0, 1))
-        sample(plan.requests, share_sampler(sampler, world, run.sp_mode), world, run.save_dir, settings, step)
+        sample(plan.requests, apply_sequence_parallel(sampler, world, run.sp_mode), world, run.save_dir, settings, step)
     worlds.stop()
     return 0
 
 
 if __name__ == "__main__":
-    leave(main())
+    exit_process(main())

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from opensora.cli.run_main import alike_on_all_ranks, run_main
+from opensora.cli.run_main import report_on_main_rank_only, run_main
 from opensora.config import load
-from opensora.parallel.watchdog.process_exit import leave
+from opensora.parallel.watchdog.process_exit import exit_process
 from opensora.schema import TrainRun
 
 
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train_command(config: str, overrides: Sequence[str]) -> int:
     """Check, build, train; returns the exit code."""
-    with alike_on_all_ranks():
+    with report_on_main_rank_only():
         run = load(config, overrides, TrainRun).run
 
     # heavy, and not needed to answer a typo
@@ -38,7 +38,7 @@ def train_command(config: str, overrides: Sequence[str]) -> int:
     from opensora.training.loop import train
     from opensora.training.parallel_sizes import sequence_size
 
-    with alike_on_all_ranks():
+    with report_on_main_rank_only():
         rank, size = worlds.rank_from_environment()
         sp_size = sequence_size(run, size, worlds.local_size_from_environment(), config)
         check_world(run, size // sp_size, config)
@@ -67,4 +67,4 @@ def train_command(config: str, overrides: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    leave(main())
+    exit_process(main())

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from opensora.datasets.base import ClipSize, SizedDataset
 from opensora.datasets.bucket_report import BucketLine, BucketReport
 from opensora.datasets.buckets import DROPPED, Buckets
-from opensora.datasets.base import ClipSize, SizedDataset
-from opensora.datasets.sampler import TRIED, Request
+from opensora.datasets.sampler import MAX_FALLBACK_ROWS, Request
 from opensora.errors import ConfigError, DataError
 from opensora.rng import permutation
 
@@ -85,7 +85,7 @@ class BucketOrder:
         places = [micro_batch * size + j for j in range(size)]
         rows = epoch.rows[first : epoch.first[bucket + 1]]
         at = int(epoch.step_first[within]) - first + np.array(places)
-        tries = np.arange(min(len(rows), TRIED))
+        tries = np.arange(min(len(rows), MAX_FALLBACK_ROWS))
         return Request(step, places, rows[(at[:, None] + tries) % len(rows)], self.size(bucket))
 
     def size(self, bucket: int) -> ClipSize:

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from opensora.datasets.buckets import Bucket
 from opensora.datasets.base import ClipSize
+from opensora.datasets.buckets import Bucket
 from opensora.datasets.row_report import SHOWN, Report
 from opensora.errors import DataError
 

@@ -33,7 +33,7 @@ _CHUNK_BYTES = 2**22
 _BAD = ".bad"  # beside an item: why the clip could not be encoded
 
 
-class Storable(Dataset, Protocol):
+class CacheableDataset(Dataset, Protocol):
     """A data set that can say what a clip is without making it."""
 
     def settings(self) -> dict[str, Any]:
@@ -58,13 +58,13 @@ class Storable(Dataset, Protocol):
         """Every caption that `caption` can give."""
 
 
-def key_of(*parts: Any) -> str:
+def content_hash(*parts: Any) -> str:
     """32 hex digits that differ when any of the plain values does."""
     text = json.dumps(parts, sort_keys=True, default=list)
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
     """Have `write` fill a file beside `path`, flush and rename it; DataError when the place cannot be written."""
     # Ranks on several machines may write the same file at once, and have the same process id in their containers.
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
@@ -85,7 +85,7 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     text = json.dumps(values, indent=2, default=list) + "\n"
-    write_whole(path, lambda beside: _discard(beside.write_text(text, encoding="utf-8")))
+    atomic_write(path, lambda beside: _discard(beside.write_text(text, encoding="utf-8")))
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -102,7 +102,7 @@ def _discard(_: object) -> None:
     """Some functions return what nobody asked for."""
 
 
-class Contents:
+class FileHashes:
     """Hashes of files and folders by their bytes.
 
     A hash is kept under the file's path and taken again while size and time of change are the same, or when the file is
@@ -119,7 +119,7 @@ class Contents:
         path = os.path.abspath(path)
         if os.path.isdir(path):
             names = sorted(str(file.relative_to(path)) for file in Path(path).rglob("*") if file.is_file())
-            found = key_of([(name, self.of(os.path.join(path, name))) for name in names])
+            found = content_hash([(name, self.of(os.path.join(path, name))) for name in names])
             self._keep(path, {"contents": found})
             return found
         known = self._hashed.get(path) or read_json(self._record(path))
@@ -146,7 +146,7 @@ class Contents:
             self._hashed[path] = record
 
     def _record(self, path: str) -> Path:
-        name = key_of(path)
+        name = content_hash(path)
         return self.folder / name[:2] / f"{name[2:]}.json"
 
 
@@ -159,25 +159,27 @@ def _hash_bytes(path: str) -> str:
 
 
 @dataclass(frozen=True)
-class Store:
+class FeatureStore:
     """The items that one network made."""
 
     path: Path
 
     @classmethod
-    def place(cls, folder: str | Path, kind: str, about: Mapping[str, Any]) -> "Store":
+    def place(cls, folder: str | Path, kind: str, about: Mapping[str, Any]) -> "FeatureStore":
         """Where the items of the network that `about` describes belong. kind: "video" or "text"."""
         return cls(Path(folder) / f"{kind}-{digest(about)}")
 
     @classmethod
-    def find(cls, folder: str | Path, kind: str, about: Mapping[str, Any], where: str, remedy: str) -> "Store":
+    def find(
+        cls, folder: str | Path, kind: str, about: Mapping[str, Any], where: str, how_to_encode: str
+    ) -> "FeatureStore":
         """The store that was filled by this very network; ConfigError says what other ones there are."""
         found = cls.place(folder, kind, about)
         if found.about() is None:
             others = {path.parent.name: read_json(path) or {} for path in Path(folder).glob(f"{kind}-*/about.json")}
             told = {name: difference(about, other["network"]) for name, other in others.items()}
             nearest = min(told.values(), key=len, default="nothing is stored there yet")
-            raise ConfigError(f"{where}: {folder} holds no features of this network: {nearest}; {remedy}")
+            raise ConfigError(f"{where}: {folder} holds no features of this network: {nearest}; {how_to_encode}")
         return found
 
     def about(self) -> dict[str, Any] | None:
@@ -209,7 +211,7 @@ class Store:
             except SafetensorError as error:  # what it makes of a full disk
                 raise OSError(str(error)) from error
 
-        write_whole(self.file(key), save)
+        atomic_write(self.file(key), save)
         self._bad(key).unlink(missing_ok=True)
 
     def read(self, key: str) -> tuple[dict[str, Tensor], dict[str, str]] | None:
@@ -254,13 +256,13 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
             yield prefix + name, json.dumps(value, default=list)
 
 
-class ClipNames:
+class ClipKeys:
     """The names of a data set's items: (settings, identity of the row, size, variant) -> key.
 
     variants: how many draws of each row there are; a data set that draws nothing has one.
     """
 
-    def __init__(self, dataset: Storable, contents: Contents, variants: int):
+    def __init__(self, dataset: CacheableDataset, contents: FileHashes, variants: int):
         self.dataset = dataset
         self.contents = contents
         self.variants = variants
@@ -272,11 +274,11 @@ class ClipNames:
             identity = self.dataset.identity(row, self.contents.of)
         except BadClip as error:
             raise BadClip(f"{self.dataset.place(row)}: {error}") from error
-        key = key_of(self._settings, identity, size)
-        return key_of(key, variant), Draw(key_seed(0, "variant", key), 0, variant)
+        key = content_hash(self._settings, identity, size)
+        return content_hash(key, variant), Draw(key_seed(0, "variant", key), 0, variant)
 
 
-def settings_file(store: Store, dataset: Storable) -> Path:
+def settings_file(store: FeatureStore, dataset: CacheableDataset) -> Path:
     return store.path / f"clips-{digest(dataset.settings())}.json"
 
 
@@ -294,31 +296,33 @@ class StoredClips:
 
     def __init__(
         self,
-        dataset: Storable,
-        store: Store,
-        contents: Contents,
+        dataset: CacheableDataset,
+        store: FeatureStore,
+        contents: FileHashes,
         sizes: Sequence[ClipSize],
         where: str,
-        remedy: str,
+        how_to_encode: str,
     ):
         made = read_json(settings_file(store, dataset))
         if made is None:
             others = [read_json(path) or {} for path in store.path.glob("clips-*.json")]
             told = [difference(dataset.settings(), other["settings"]) for other in others]
             nearest = min(told, key=len, default="no clips are stored there yet")
-            raise ConfigError(f"{where}: {store.path} holds no clips of this data set's settings: {nearest}; {remedy}")
+            raise ConfigError(
+                f"{where}: {store.path} holds no clips of this data set's settings: {nearest}; {how_to_encode}"
+            )
         missing = [size for size in map(size_name, sizes) if size not in made["latent_sizes"]]
         if missing:
             raise ConfigError(
                 f"{where}: {store.path} holds clips of {', '.join(made['latent_sizes'])}; this run takes {missing[0]} "
-                f"(frames x height x width); {remedy}"
+                f"(frames x height x width); {how_to_encode}"
             )
         self.dataset = dataset
         self.store = store
-        self.remedy = remedy
+        self.how_to_encode = how_to_encode
         # another data set of these settings may have others; one whose manifest was moved gets the last ones
         own = made.get("data_sets", {}).get(dataset.where, made)
-        self.names = ClipNames(dataset, contents, own["variants"])
+        self.names = ClipKeys(dataset, contents, own["variants"])
         self.latent_sizes: dict[str, list[int]] = made["latent_sizes"]
         self.fps: float = own["fps"]
         self.where = dataset.where
@@ -346,7 +350,7 @@ class StoredClips:
             if reason is not None:
                 raise BadClip(reason)
             raise DataError(
-                f"{self.dataset.place(row)}: its latents of {size_name(size)} are not in {self.store.path}; {self.remedy}"
+                f"{self.dataset.place(row)}: its latents of {size_name(size)} are not in {self.store.path}; {self.how_to_encode}"
             )
         tensors, facts = found
         return Clip(

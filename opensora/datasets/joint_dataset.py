@@ -11,12 +11,12 @@ from typing import Any
 from torch import Tensor
 
 from opensora.config import check_component
-from opensora.datasets.joint_padding import join, picture_group, select_frames
 from opensora.datasets.base import Dataset
+from opensora.datasets.joint_padding import join, picture_group, select_frames
 from opensora.datasets.row_report import Report
 from opensora.errors import ConfigError
-from opensora.rng import Draw, key_seed
 from opensora.registry import DATASETS, build
+from opensora.rng import Draw, key_seed
 from opensora.types import Clip
 
 
@@ -95,7 +95,7 @@ class JointDataset:
             clip.video_CTHW, [picture for picture, _ in pictures], self.num_frames, self.image_size, self.stride
         )
         captions = tuple(caption for _, caption in pictures)
-        return replace(clip, video_CTHW=video, picture_captions=captions, valid_THW=valid_THW if self.padded else None)
+        return replace(clip, video_CTHW=video, image_captions=captions, valid_THW=valid_THW if self.padded else None)
 
     def captions(self, row: int) -> list[str]:
         """Every caption that the row's clip and pictures can have."""

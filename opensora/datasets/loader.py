@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils import data
 
 from opensora.datasets.base import ClipSize, Dataset, SizedDataset
-from opensora.datasets.sampler import TRIED, EpochOrder, Order, Request, Share
+from opensora.datasets.sampler import MAX_FALLBACK_ROWS, EpochOrder, Order, Request, Share
 from opensora.errors import BadClip, DataError, OpenSoraError
 from opensora.log import logger
 from opensora.rng import Draw
@@ -57,21 +57,21 @@ class _MicroBatches(data.Dataset[Batch | OpenSoraError]):
             except BadClip as error:
                 self.bad.setdefault(row, str(error))
         why = next(iter(self.bad.values()))
-        which = f"all {len(rows)} rows" if len(rows) < TRIED else f"{len(rows)} rows in turn"
+        which = f"all {len(rows)} rows" if len(rows) < MAX_FALLBACK_ROWS else f"{len(rows)} rows in turn"
         raise DataError(f"{self.dataset.where}: {which} are bad, one is: {why}; mend the manifest")
 
 
 def collate(clips: list[Clip], step: int, places: list[int], bad_rows: list[str]) -> Batch:
     return Batch(
         video_BCTHW=torch.stack([clip.video_CTHW for clip in clips]),
-        captions=[caption for clip in clips for caption in (clip.caption, *clip.picture_captions)],
+        captions=[caption for clip in clips for caption in (clip.caption, *clip.image_captions)],
         fps_B=torch.tensor([clip.fps for clip in clips], dtype=torch.float32),
         step=step,
         places=places,
         rows=[clip.row for clip in clips],
         bad_rows=bad_rows,
         size=clips[0].size,
-        pictures=len(clips[0].picture_captions),
+        pictures=len(clips[0].image_captions),
         valid_BTHW=_stack_masks([clip.valid_THW for clip in clips]),
     )
 

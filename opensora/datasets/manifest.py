@@ -231,14 +231,14 @@ def read_manifest(path: str, captions: bool = True) -> Manifest:
             first = seen.setdefault((row.path, row.start, row.end), line)
             if first != line:
                 raise repeated(first)
-        except Refused as refused:
+        except RowError as refused:
             dropped.append(Dropped(refused.reason, f"{place}: {refused}"))
         else:
             rows.append(row)
     return Manifest(path, ListedRows(rows), dropped)
 
 
-class Refused(Exception):
+class RowError(Exception):
     """Why a row is not used; `reason` in a few words that rows share."""
 
     def __init__(self, reason: str, sentence: str) -> None:
@@ -246,8 +246,8 @@ class Refused(Exception):
         self.reason = reason
 
 
-def repeated(line: int) -> Refused:
-    return Refused("duplicate row", f"repeats the path, start and end of line {line}; remove one of them")
+def repeated(line: int) -> RowError:
+    return RowError("duplicate row", f"repeats the path, start and end of line {line}; remove one of them")
 
 
 def judge(cells: Cells, index: int, place: str, folder: str, captions: bool) -> ManifestRow:
@@ -255,13 +255,13 @@ def judge(cells: Cells, index: int, place: str, folder: str, captions: bool) -> 
     check_cells(cells)
     path = str(cells.get("path") or "").strip()
     if not path:
-        raise Refused("empty path", "the path is empty; every row needs a file; fill it in or remove the row")
+        raise RowError("empty path", "the path is empty; every row needs a file; fill it in or remove the row")
     text = str(cells.get("text") or "").strip() if captions else ""
     if captions and not text:
-        raise Refused("empty caption", "the caption is empty; every row needs one; fill it in or remove the row")
+        raise RowError("empty caption", "the caption is empty; every row needs one; fill it in or remove the row")
     start, end = number(cells, "start", low=0.0), number(cells, "end", low=0.0)
     if end is not None and end <= (start or 0.0):
-        raise Refused("bad number", f"end is {end:g} and start {start or 0:g}; end must be later, in seconds")
+        raise RowError("bad number", f"end is {end:g} and start {start or 0:g}; end must be later, in seconds")
     num_frames, height, width = (number(cells, name, low=1) for name in ("num_frames", "height", "width"))
     return ManifestRow(
         index,
@@ -281,10 +281,10 @@ def check_cells(cells: Mapping[str, Any]) -> None:
     """Refuse a row that is not UTF-8 or has more cells than the header."""
     if _EXTRA in cells:
         sentence = f"{len(cells[_EXTRA])} more cells than the header; put quotes around text that holds a comma"
-        raise Refused("too many cells", sentence)
+        raise RowError("too many cells", sentence)
     for name, cell in cells.items():
         if isinstance(cell, str) and any("\udc80" <= letter <= "\udcff" for letter in cell):
-            raise Refused("not UTF-8", f"column {name!r} is not UTF-8; manifests are UTF-8; save the file as UTF-8")
+            raise RowError("not UTF-8", f"column {name!r} is not UTF-8; manifests are UTF-8; save the file as UTF-8")
 
 
 def number(cells: Mapping[str, Any], name: str, low: float) -> float | None:
@@ -299,13 +299,13 @@ def number(cells: Mapping[str, Any], name: str, low: float) -> float | None:
     if value != value:  # "nan", as some programs write an empty cell
         return None
     if not low <= value < float("inf"):
-        raise Refused(
+        raise RowError(
             "bad number", f"{name} is {cell!r}; a number of at least {low:g} is allowed; mend it or leave it empty"
         )
     return value
 
 
-def usable_rows(table: Table) -> tuple[list[tuple[int, Cells]], list[str]]:
+def readable_rows(table: Table) -> tuple[list[tuple[int, Cells]], list[str]]:
     """For tools: (index, cells) of the rows that can be read, with absolute paths, and a message for each other row."""
     folder = os.path.dirname(os.path.abspath(table.path))
     kept: list[tuple[int, Cells]] = []
@@ -315,9 +315,9 @@ def usable_rows(table: Table) -> tuple[list[tuple[int, Cells]], list[str]]:
             check_cells(cells)
             path = str(cells.get("path") or "").strip()
             if "path" in table.columns and not path:
-                raise Refused("empty path", "the path is empty; fill it in or remove the row")
+                raise RowError("empty path", "the path is empty; fill it in or remove the row")
             kept.append((index, {**cells, "path": os.path.normpath(os.path.join(folder, path))} if path else cells))
-        except Refused as refused:
+        except RowError as refused:
             messages.append(f"{table.place(index)}: {refused}")
     return kept, messages
 

@@ -5,12 +5,12 @@ from typing import Literal
 
 import numpy as np
 
-from opensora.datasets.clip_sizes import ClipSizes
 from opensora.datasets.base import ClipSize
-from opensora.datasets.row_report import Report
+from opensora.datasets.clip_sizes import ClipSizes
 from opensora.datasets.moving_shapes import MovingShapes
-from opensora.rng import Draw
+from opensora.datasets.row_report import Report
 from opensora.registry import DATASETS
+from opensora.rng import Draw
 from opensora.types import Clip
 
 

@@ -17,8 +17,8 @@ import torch
 from torch import Generator
 
 from opensora.datasets.row_report import Report
-from opensora.rng import Draw
 from opensora.registry import DATASETS
+from opensora.rng import Draw
 from opensora.types import Clip
 
 Array = np.ndarray

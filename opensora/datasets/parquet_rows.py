@@ -16,7 +16,7 @@ from opensora.datasets.manifest import (
     Columns,
     Manifest,
     ManifestRow,
-    Refused,
+    RowError,
     Rows,
     judge,
     number,
@@ -149,7 +149,7 @@ class _Block:
             cells = {name: table.column(name)[index].as_py() for name in table.column_names}
             try:
                 judge(cells, first + index, place, folder, captions)
-            except Refused as refused:
+            except RowError as refused:
                 return f"{place}: {refused}"
             raise AssertionError(f"{place}: refused in columns, fine as a row")
 
@@ -204,7 +204,7 @@ def _numbers(column: "pyarrow.ChunkedArray", name: str, lowest: float) -> tuple[
     for index, cell in enumerate(column.to_pylist()):  # numbers written as text are rare
         try:
             found = number({name: cell}, name, lowest)
-        except Refused:
+        except RowError:
             wrong[index] = True
         else:
             value[index] = np.nan if found is None else found

@@ -17,7 +17,7 @@ from opensora.datasets.base import ClipSize
 from opensora.errors import ConfigError
 from opensora.rng import permutation
 
-TRIED = 128  # rows in turn, when one after the other is bad
+MAX_FALLBACK_ROWS = 128  # rows in turn, when one after the other is bad
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class EpochOrder:
     def request(self, step: int, micro_batch: int) -> Request:
         places = [micro_batch * self.batch_size + j for j in range(self.batch_size)]
         first = step * self.micro_batches * self.batch_size
-        tries = min(self.rows, TRIED)
+        tries = min(self.rows, MAX_FALLBACK_ROWS)
         return Request(step, places, np.stack([self._tries(first + place, tries) for place in places]), self.size)
 
 

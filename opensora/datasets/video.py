@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 
 from opensora.datasets import transforms
+from opensora.datasets.base import ClipSize, Dataset
 from opensora.datasets.clip_sizes import ROUNDING, ClipSizes, at_rate, spans
 from opensora.datasets.decode import IMAGE_SUFFIXES, Video, probe
 from opensora.datasets.manifest import MOST, ManifestRow, read_manifest
 from opensora.datasets.parquet_rows import TOLD
-from opensora.datasets.base import ClipSize, Dataset
 from opensora.datasets.row_report import Dropped, Report, rows_of
 from opensora.errors import BadClip, ConfigError
-from opensora.rng import Draw
 from opensora.registry import DATASETS
+from opensora.rng import Draw
 from opensora.types import Clip
 
 __all__ = ["Dataset", "VideoTextDataset"]

@@ -36,7 +36,7 @@ class Accuracy:
     clips: int
 
 
-def read_back(video_CTHW: Tensor) -> Attributes:
+def detect_attributes(video_CTHW: Tensor) -> Attributes:
     """What the clip shows; all unclear when there is not one object in every frame."""
     pixels = (video_CTHW.detach().float().cpu().numpy().clip(-1, 1) + 1) / 2
     background_C = np.median(pixels, axis=(1, 2, 3))
@@ -110,7 +110,7 @@ def accuracy(videos: Sequence[Tensor], prompts: Sequence[str]) -> Accuracy:
         [
             (seen.colour == wanted.colour, seen.shape == wanted.shape, seen.direction == wanted.direction)
             for seen, wanted in (
-                (read_back(video), asked(prompt)) for video, prompt in zip(videos, prompts, strict=True)
+                (detect_attributes(video), asked(prompt)) for video, prompt in zip(videos, prompts, strict=True)
             )
         ]
     )

@@ -13,14 +13,14 @@ from torch import nn
 from opensora.errors import ConfigError
 from opensora.log import logger
 from opensora.models.weights import load_weights
-from opensora.rng import key_seed
 from opensora.registry import MODELS, TEXT_ENCODERS, VAES, build, constructor
+from opensora.rng import key_seed
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}  # the config's words
 
 
 @dataclass(frozen=True)
-class Parts:
+class Components:
     """Modules that fit each other, on the CPU (or on meta) in float32."""
 
     model: Any  # a registered denoiser
@@ -40,7 +40,7 @@ def assemble(
     weights: bool = True,
     stored_vae: Any = None,
     stored_text: Any = None,
-) -> Parts:
+) -> Components:
     """Build all three; what one needs to know of another is passed on.
 
     num_frames, image_size: of the clips in pixels (height, width). weights=False: nothing is read, build under
@@ -51,21 +51,21 @@ def assemble(
     # seed 0: an untrained autoencoder, as in debug runs, is the same in training and sampling
     encoder = stored_vae or build_autoencoder(vae)
     text = stored_text or build(TEXT_ENCODERS, dict(text_encoder))
-    given = given_by(encoder, text, (num_frames, *image_size))
+    given = inferred_model_args(encoder, text, (num_frames, *image_size))
     config = complete(model, given)
     denoiser = build_denoiser(config, seed=seed, pretrained=model.get("from_pretrained") if weights else None)
     if weights:
         encoder = encoder if stored_vae is not None else load_autoencoder(encoder, vae)
         text = text.load()
-    return Parts(denoiser, encoder, text, config)
+    return Components(denoiser, encoder, text, config)
 
 
-def given_by(vae: Any, text_encoder: Any, size: Sequence[int]) -> dict[str, Any]:
+def inferred_model_args(vae: Any, text_encoder: Any, size: Sequence[int]) -> dict[str, Any]:
     """What the other parts decide of a denoiser, for clips of (frames, height, width)."""
     return {
         "input_size": list(vae.latent_size(tuple(size))),
         "in_channels": vae.latent_channels,
-        **text_encoder.tells,
+        **text_encoder.denoiser_args,
     }
 
 

@@ -20,7 +20,7 @@ class TextEncoder(Protocol):
     """What is registered in TEXT_ENCODERS."""
 
     @property
-    def tells(self) -> dict[str, Any]:
+    def denoiser_args(self) -> dict[str, Any]:
         """Arguments of a denoiser that takes what `encode` gives: its `condition`, and the sizes of a caption."""
 
     def load(self) -> Self: ...

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from opensora.models.layers.patch import PatchEmbed3D, unpatchify, widened
-from opensora.models.shape_checks import ShapeError, divides, triple
+from opensora.models.layers.patch import PatchEmbed3D, at_least_float32, unpatchify
+from opensora.models.shape_checks import ShapeError, exact_div, triple
 
 
 class Denoiser(nn.Module):
@@ -24,7 +24,9 @@ class Denoiser(nn.Module):
     fixed_frames = False  # any rows and columns, but only the frames of input_size
     pads = False
     takes_x_mask = False  # forward can be told which frames are given
-    conditioned = False  # forward takes given latents: cond, cond_mask, mask_index, y_null; see models/clip_conditioning.py
+    conditioned = (
+        False  # forward takes given latents: cond, cond_mask, mask_index, y_null; see models/clip_conditioning.py
+    )
     blocks: nn.ModuleList
 
     def __init__(
@@ -44,7 +46,7 @@ class Denoiser(nn.Module):
         else:
             self.input_size = triple(f"{name} input_size", input_size)
             self.grid = tuple(
-                divides(f"{name}: input_size over patch_size", n, p)
+                exact_div(f"{name}: input_size over patch_size", n, p)
                 for n, p in zip(self.input_size, self.patch_size, strict=True)
             )
         self.in_channels = in_channels
@@ -75,7 +77,7 @@ class Denoiser(nn.Module):
                 nn.init.zeros_(module.bias)
         nn.init.xavier_uniform_(self.x_embedder.proj.weight.view(self.hidden_size, -1))
 
-    def to_patches(self, x_BCTHW: Tensor, x_mask: Tensor | None) -> Tensor:
+    def a2a_to_patches(self, x_BCTHW: Tensor, x_mask: Tensor | None) -> Tensor:
         """Embedded patches [B, T, H, W, D] of the latents, T H W counting patches."""
         name = type(self).__name__
         if x_mask is not None and not self.takes_x_mask:
@@ -98,4 +100,4 @@ class Denoiser(nn.Module):
         t, h, w = size
         grid = [-(-n // p) for n, p in zip(size, self.patch_size, strict=True)]
         whole = unpatchify(x_BNF.unflatten(1, grid), self.patch_size, self.out_channels)
-        return widened(whole[:, :, :t, :h, :w])
+        return at_least_float32(whole[:, :, :t, :h, :w])

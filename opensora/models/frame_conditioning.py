@@ -11,10 +11,10 @@ from typing import Any, Literal
 from opensora.errors import ConfigError
 from opensora.registry import MODELS, constructor
 
-Told = Literal["masks", "conditions"]
+ConditioningMode = Literal["masks", "conditions"]
 
 
-def told_by(model: Mapping[str, Any], key: str) -> Told:
+def conditioning_mode(model: Mapping[str, Any], key: str) -> ConditioningMode:
     """How the model of this config is told; builds nothing. ConfigError when it cannot be told.
 
     key: what in the config asks for it, with its place, for the message.

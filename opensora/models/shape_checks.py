@@ -17,7 +17,7 @@ def triple(where: str, sizes: Sequence[int | None]) -> tuple[int, int, int]:
     return whole[0], whole[1], whole[2]
 
 
-def divides(where: str, whole: int, part: int) -> int:
+def exact_div(where: str, whole: int, part: int) -> int:
     """whole / part, or ShapeError when that is not whole."""
     if part < 1 or whole % part:
         raise ShapeError(f"{where}: {whole} is not a multiple of {part}; change one of the two")

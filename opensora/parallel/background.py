@@ -14,7 +14,7 @@ Job = Callable[[dist.ProcessGroup | None], None]
 _threads: "weakref.WeakSet[threading.Thread]" = weakref.WeakSet()
 
 
-class Background:
+class AsyncWorker:
     """Does one job at a time. All ranks make it, start the same jobs in the same order and wait for them.
 
     timeout_seconds: a collective inside a job that waits longer fails.
@@ -61,7 +61,7 @@ def busy() -> bool:
     return any(thread.is_alive() for thread in list(_threads))
 
 
-def finish_all(seconds: float | None = None) -> None:
+def join_all(seconds: float | None = None) -> None:
     """Wait for every job of this process, at most `seconds`: before its process groups go, or itself."""
     for thread in list(_threads):
         thread.join(seconds)

@@ -19,7 +19,7 @@ from opensora.parallel.world import World
 T = TypeVar("T")
 
 
-def once(make: Callable[[], T], world: World) -> T:
+def run_on_leader(make: Callable[[], T], world: World) -> T:
     """What `make` gives on the first rank of the sequence group, on each of its ranks; what it raises, all raise.
 
     Tensors travel bit for bit: those on the CPU arrive there, those on a device on the rank's own. The rest must pickle.
@@ -27,7 +27,7 @@ def once(make: Callable[[], T], world: World) -> T:
     return make() if world.sequence_size == 1 else _share(make, world)[0]
 
 
-def batches_once(make: Callable[[], Iterator[T]], world: World) -> Iterator[T]:
+def broadcast_batches(make: Callable[[], Iterator[T]], world: World) -> Iterator[T]:
     """The batches of the iterator that `make` gives; in a sequence group its first rank alone makes and reads it.
 
     Every batch is checked to be the same on all ranks of the group: its place in the sequence of batches and a checksum
@@ -50,14 +50,14 @@ def _batches(make: Callable[[], Iterator[T]], world: World) -> Iterator[T]:
     count = 0
     while True:
         found, checksum = _share(following, world)
-        require_agreement(world, {"batch": count, "checksum": checksum})
+        assert_group_agrees(world, {"batch": count, "checksum": checksum})
         if found is None:
             return
         yield found[0]
         count += 1
 
 
-def require_agreement(world: World, values: dict[str, int]) -> None:
+def assert_group_agrees(world: World, values: dict[str, int]) -> None:
     """OpenSoraError on every rank of the sequence group unless all of them bring the same numbers."""
     if world.sequence_size == 1:
         return
@@ -90,15 +90,15 @@ class _Failure:
 def _share(make: Callable[[], T], world: World) -> tuple[T, int]:
     """(what the first rank made, checksum of what this rank holds of it)."""
     value: Any = None
-    if world.leads_group:
+    if world.is_group_leader:
         try:
             value = make()
         except Exception as error:
             collectives.broadcast_object(_pack(_Failure(error))[0], world.sequence_group)
             raise
-    message, tensors = _pack(value) if world.leads_group else (b"", [])
+    message, tensors = _pack(value) if world.is_group_leader else (b"", [])
     message = collectives.broadcast_object(message, world.sequence_group)
-    if not world.leads_group:
+    if not world.is_group_leader:
         value, tensors = _unpack(message, world.device)
         if isinstance(value, _Failure):
             raise value.error

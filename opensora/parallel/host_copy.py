@@ -9,7 +9,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 
-class HostCopy:
+class HostSnapshot:
     """Copies of a state in host memory, which the next copy overwrites: allocated once, as fresh memory is slow."""
 
     def __init__(self) -> None:

@@ -7,11 +7,11 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from opensora.models.layers.seam import Seam
-from opensora.parallel.sequence_parallel import Layout, Mode, fill_seams
-from opensora.parallel.tensor_parallel import OUT_OF, cut_modules
+from opensora.parallel.sequence_parallel import Layout, Mode, install_seams
+from opensora.parallel.tensor_parallel import ROW_PARALLEL, sharded_linears
 
 
-class PaperLayout(Layout):
+class SimulatedSharding(Layout):
     """The first of `size` ranks, which holds as much as any."""
 
     def __init__(self, size: int):
@@ -24,22 +24,22 @@ class PaperLayout(Layout):
     def all_to_all(self, pieces: Tensor, cut: Tensor) -> None: ...
 
 
-def shard_on_paper(model: nn.Module, size: int, mode: Mode = "dsp") -> PaperLayout:
+def simulate_sequence_parallel(model: nn.Module, size: int, mode: Mode = "dsp") -> SimulatedSharding:
     """Fill the seams of a model on the meta device as for a group of `size`; its `sent` counts the bytes of one rank."""
-    layout = PaperLayout(size)
+    layout = SimulatedSharding(size)
     if size > 1:
-        fill_seams(model, layout, mode)
+        install_seams(model, layout, mode)
     return layout
 
 
 def switched_axes(model: nn.Module, mode: Mode) -> set[str]:
     """What ranks that share tokens divide between them for attention: "frames", "heads" or both. Fills the seams."""
-    shard_on_paper(model, 2, mode)
+    simulate_sequence_parallel(model, 2, mode)
     filled = [each for each in model.modules() if isinstance(each, Seam) and type(each) is not Seam]
     return {each.over for each in filled if each.kind == "switch"}
 
 
-class PaperGroup:
+class SimulatedGroup:
     """Ranks that share heads and hidden units, of which this is one; `sent` counts its bytes."""
 
     def __init__(self, size: int):
@@ -53,7 +53,7 @@ class PaperGroup:
 
 class _Enter(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: PaperGroup) -> Tensor:
+    def forward(ctx: Any, x: Tensor, group: SimulatedGroup) -> Tensor:
         ctx.group = group
         return x.view_as(x)
 
@@ -64,7 +64,7 @@ class _Enter(Function):
 
 class _Leave(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: PaperGroup) -> Tensor:
+    def forward(ctx: Any, x: Tensor, group: SimulatedGroup) -> Tensor:
         return group.sum_over_ranks(x)
 
     @staticmethod
@@ -73,33 +73,33 @@ class _Leave(Function):
 
 
 class _IntoParts(nn.Linear):
-    group: PaperGroup
+    group: SimulatedGroup
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(_Enter.apply(input, self.group))
 
 
 class _OutOfParts(nn.Linear):
-    group: PaperGroup
+    group: SimulatedGroup
 
     def forward(self, input: Tensor) -> Tensor:
         out = _Leave.apply(F.linear(input, self.weight), self.group)
         return out if self.bias is None else out + self.bias.to(out.dtype)
 
 
-def cut_on_paper(model: nn.Module, size: int) -> PaperGroup:
+def simulate_tensor_parallel(model: nn.Module, size: int) -> SimulatedGroup:
     """Give a model on the meta device the layers of one of `size` ranks that share heads and hidden units."""
-    group = PaperGroup(size)
-    for module, names in cut_modules(model, size):
+    group = SimulatedGroup(size)
+    for module, names in sharded_linears(model, size):
         if "fc1" not in names:
             module.num_heads //= size
         for name in names:
             linear = getattr(module, name)
-            linear.__class__ = _OutOfParts if name in OUT_OF else _IntoParts
+            linear.__class__ = _OutOfParts if name in ROW_PARALLEL else _IntoParts
             linear.group = group
             out, into = linear.weight.shape
-            shape = (out, into // size) if name in OUT_OF else (out // size, into)
+            shape = (out, into // size) if name in ROW_PARALLEL else (out // size, into)
             linear.weight = nn.Parameter(linear.weight.new_empty(shape), linear.weight.requires_grad)
-            if linear.bias is not None and name not in OUT_OF:
+            if linear.bias is not None and name not in ROW_PARALLEL:
                 linear.bias = nn.Parameter(linear.bias.new_empty(out // size), linear.bias.requires_grad)
     return group

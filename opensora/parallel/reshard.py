@@ -13,7 +13,7 @@ Range = tuple[int, int]  # first element, one past the last
 Cut = Mapping[str, Sequence[Range]]  # name -> what each rank holds of the flat tensor, in rank order
 
 
-def even_cut(numels: Mapping[str, int]) -> dict[str, list[Range]]:
+def even_ranges(numels: Mapping[str, int]) -> dict[str, list[Range]]:
     """What torch.chunk gives each rank of flat tensors of these lengths."""
     cut = {}
     for name, numel in numels.items():
@@ -23,7 +23,7 @@ def even_cut(numels: Mapping[str, int]) -> dict[str, list[Range]]:
     return cut
 
 
-def recut(pieces: Mapping[str, Tensor], have: Cut, want: Cut) -> dict[str, Tensor]:
+def redistribute(pieces: Mapping[str, Tensor], have: Cut, want: Cut) -> dict[str, Tensor]:
     """This rank's pieces, cut as `have` says -> new tensors cut as `want` says; one exchange for all. All ranks call.
 
     The pieces are of one type on one device, and have the same names on every rank.

@@ -40,25 +40,25 @@ def shard_sequence(model: nn.Module, group: dist.ProcessGroup | None = None, mod
             f"sequence parallelism: {type(model).__name__} has no Seam of kind {' or '.join(sorted(missing))}; a model "
             "needs both around its blocks; add them, or run without sequence parallelism"
         )
-    if any(isinstance(seam, _FilledSeam) for seam in seams):
+    if any(isinstance(seam, _ActiveSeam) for seam in seams):
         raise ConfigError(
             f"sequence parallelism: the seams of {type(model).__name__} are filled already; it may be put on once"
         )
     if not dist.is_initialized() or dist.get_world_size(group) == 1:
         return model
-    fill_seams(model, Layout(group), mode)
+    install_seams(model, Layout(group), mode)
     return model
 
 
-def fill_seams(model: nn.Module, layout: "Layout", mode: Mode) -> None:
+def install_seams(model: nn.Module, layout: "Layout", mode: Mode) -> None:
     """Have the seams that `mode` uses cut and join as `layout` does."""
     for module in model.modules():
         children = [child for child in module.children() if isinstance(child, Seam)]
         sorts = {child.over for child in children if child.kind == "switch"}
         for child in children:
             if child.kind != "switch" or len(sorts) == 1 or child.over == _SORT[mode]:
-                child.__class__ = _FilledSeam
-                cast(_FilledSeam, child).layout = layout
+                child.__class__ = _ActiveSeam
+                cast(_ActiveSeam, child).layout = layout
 
 
 def bytes_sent(model: nn.Module) -> int:
@@ -66,7 +66,7 @@ def bytes_sent(model: nn.Module) -> int:
 
     What a rank keeps for itself is not counted, padding is. See volume.py for what it should be.
     """
-    return next((module.layout.sent for module in model.modules() if isinstance(module, _FilledSeam)), 0)
+    return next((module.layout.sent for module in model.modules() if isinstance(module, _ActiveSeam)), 0)
 
 
 class Layout:
@@ -133,7 +133,7 @@ def _joined(pieces: Tensor, dim: int, length: int) -> Tensor:
     return pieces.movedim(0, dim).flatten(dim, dim + 1).narrow(dim, 0, length)
 
 
-class _FilledSeam(Seam):
+class _ActiveSeam(Seam):
     """In place of Seam's class, as its identity cannot stay; a deep copy of the model keeps it."""
 
     layout: Layout

@@ -23,7 +23,7 @@ from opensora.parallel.world import current, set_timeout
 from opensora.registry import PLATFORMS, names
 
 _INTO = {"qkv": 3, "q_linear": 1, "kv_linear": 2, "fc1": 1}  # parts that each hold all heads or hidden units
-OUT_OF = ("proj", "fc2")
+ROW_PARALLEL = ("proj", "fc2")
 _SELF, _CROSS, _PERCEPTRON = ("qkv", "proj"), ("q_linear", "kv_linear", "proj"), ("fc1", "fc2")
 _SEES_PART = "sees_part"  # a mark on parameters
 _BY_HEAD = ("q_norm", "k_norm")  # their weights are whole, and see this rank's heads only
@@ -50,12 +50,12 @@ class Cut:
         return torch.cat(pieces, dim=self.dim + 1).flatten(self.dim, self.dim + 1)
 
 
-def cut_of(parameter: nn.Parameter) -> Cut | None:
+def shard_spec(parameter: nn.Parameter) -> Cut | None:
     """How this parameter was cut; None for one that every rank holds whole."""
     return getattr(parameter, "tensor_cut", None)
 
 
-def sees_part(parameter: nn.Parameter) -> bool:
+def has_partial_grad(parameter: nn.Parameter) -> bool:
     """Whether a whole parameter gets gradients from this rank's heads only, so that they must be added up."""
     return getattr(parameter, _SEES_PART, False)
 
@@ -94,18 +94,18 @@ class _CutLinear(nn.Linear):
         module.__class__ = cls
         assert isinstance(module, cls)
         module.group = process_group
-        module.keep_own(parts)
+        module.shard_(parts)
         module.out_features, module.in_features = module.weight.shape
         return module
 
-    def keep_own(self, parts: int) -> None:
+    def shard_(self, parts: int) -> None:
         raise NotImplementedError
 
 
-class IntoParts(_CutLinear):
+class ColumnParallelLinear(_CutLinear):
     """x [..., in] -> this rank's part of the outputs."""
 
-    def keep_own(self, parts: int) -> None:
+    def shard_(self, parts: int) -> None:
         _keep(self.weight, Cut(self.group, 0, parts))
         if self.bias is not None:
             _keep(self.bias, Cut(self.group, 0, parts))
@@ -114,10 +114,10 @@ class IntoParts(_CutLinear):
         return super().forward(_Enter.apply(input, self.group))
 
 
-class OutOfParts(_CutLinear):
+class RowParallelLinear(_CutLinear):
     """This rank's part of the inputs -> [..., out], added up over the ranks; the bias is whole and comes last."""
 
-    def keep_own(self, parts: int) -> None:
+    def shard_(self, parts: int) -> None:
         _keep(self.weight, Cut(self.group, 1, parts))
 
     def forward(self, input: Tensor) -> Tensor:
@@ -130,7 +130,7 @@ def _keep(parameter: Tensor, cut: Cut) -> None:
     parameter.tensor_cut = cut  # type: ignore[attr-defined]
 
 
-def token_group(sample_group: dist.ProcessGroup | None, tensor_size: int) -> dist.ProcessGroup | None:
+def sequence_subgroup(sample_group: dist.ProcessGroup | None, tensor_size: int) -> dist.ProcessGroup | None:
     """The ranks that share a sample's tokens, of those that share the sample: `tensor_size` of them share each token.
 
     They follow each other, as in ColossalAI's mesh of data x tensor x sequence. All ranks call it.
@@ -221,7 +221,7 @@ def _made_of(model: nn.Module) -> Iterator[tuple[Any, tuple[str, ...]]]:
                 yield module, parts
 
 
-def cut_modules(model: nn.Module, size: int) -> Iterator[tuple[Any, tuple[str, ...]]]:
+def sharded_linears(model: nn.Module, size: int) -> Iterator[tuple[Any, tuple[str, ...]]]:
     """(module, names of its linear layers) of what `size` ranks share: not hidden units that they do not divide."""
     for module, parts in _made_of(model):
         if size > 1 and (parts != _PERCEPTRON or module.fc1.out_features % size == 0):
@@ -246,14 +246,14 @@ def _policy(model: nn.Module, size: int) -> Any:
 
         def module_policy(self) -> dict:
             descriptions: dict[type, Any] = {}
-            for module, parts in cut_modules(self.model, size):
+            for module, parts in sharded_linears(self.model, size):
                 descriptions[type(module)] = ModulePolicyDescription(
                     attribute_replacement={} if parts == _PERCEPTRON else {"num_heads": module.num_heads // size},
                     param_replacement=[_mark_norms],
                     sub_module_replacement=[
-                        SubModuleReplacementDescription(name, OutOfParts)
-                        if name in OUT_OF
-                        else SubModuleReplacementDescription(name, IntoParts, {"parts": _INTO[name]})
+                        SubModuleReplacementDescription(name, RowParallelLinear)
+                        if name in ROW_PARALLEL
+                        else SubModuleReplacementDescription(name, ColumnParallelLinear, {"parts": _INTO[name]})
                         for name in parts
                     ],
                 )

@@ -1,4 +1,4 @@
-"""Pieces of a video that the ranks of a group decode together. Put on from outside, by filling a model's `Pieces`.
+"""Pieces of a video that the ranks of a group decode together. Put on from outside, by filling a model's `TileMap`.
 
 Each rank codes every n-th piece, so that the work of a decoder is shared; every rank gets every result, bit for bit what
 one rank makes. At most n results exist at a time.
@@ -12,14 +12,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from opensora.models.layers.seam import Pieces
+from opensora.models.layers.seam import TileMap
 from opensora.parallel import collectives
 
 _MOST_DIMENSIONS = 8
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def share_pieces(model: nn.Module, group: dist.ProcessGroup | None = None) -> nn.Module:
+def shard_tiles(model: nn.Module, group: dist.ProcessGroup | None = None) -> nn.Module:
     """Have the ranks of `group` (None = all ranks) share the pieces of every later call of `model`, which is returned.
 
     Every rank must call it with the same inputs, without gradients. Nothing changes in a group of one, or for a model
@@ -27,13 +27,13 @@ def share_pieces(model: nn.Module, group: dist.ProcessGroup | None = None) -> nn
     """
     if collectives.world_size(group) > 1:
         for module in model.modules():
-            if isinstance(module, Pieces):
+            if isinstance(module, TileMap):
                 module.__class__ = _SharedPieces
                 cast(_SharedPieces, module).group = group
     return model
 
 
-class _SharedPieces(Pieces):
+class _SharedPieces(TileMap):
     """In place of Pieces' class."""
 
     group: dist.ProcessGroup | None

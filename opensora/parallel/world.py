@@ -18,8 +18,8 @@ import torch
 import torch.distributed as dist
 
 from opensora.errors import ConfigError
-from opensora.parallel.background import finish_all
-from opensora.parallel.watchdog.rendezvous import own_store
+from opensora.parallel.background import join_all
+from opensora.parallel.watchdog.rendezvous import restart_store
 from opensora.platforms import Platform
 from opensora.platforms.cpu import cores
 
@@ -52,7 +52,7 @@ class World:
         return self.global_rank == 0
 
     @property
-    def leads_group(self) -> bool:
+    def is_group_leader(self) -> bool:
         """Whether this rank loads, writes and counts for its sequence group."""
         return self.sequence_rank == 0
 
@@ -83,7 +83,7 @@ def start(platform: Platform, timeout_seconds: float, sp_size: int = 1) -> World
     if size > 1 or "RANK" in os.environ:
         store, rank, size = next(dist.rendezvous("env://", rank, size, timeout=timedelta(seconds=timeout_seconds)))
         if "TORCHELASTIC_RUN_ID" in os.environ:
-            store = own_store(store, rank, size, timeout_seconds)
+            store = restart_store(store, rank, size, timeout_seconds)
     else:
         store = dist.HashStore()  # in memory: no port that another run could hold
     return join(store, rank, size, local_rank, platform, timeout_seconds, sp_size)
@@ -176,7 +176,7 @@ def stop() -> None:
     """Leave the group; a later `start` may join another."""
     global _current
     _current = None
-    finish_all()
+    join_all()
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from opensora.planning.meta_profile import Rehearsal
+from opensora.planning.meta_profile import StepProfile
 
 
-def rehearse_deep(rehearse_at: Callable[[int], Rehearsal], depth: int) -> Rehearsal:
+def extrapolate_depth(rehearse_at: Callable[[int], StepProfile], depth: int) -> StepProfile:
     """The rehearsal at `depth`, of which `rehearse_at` gives that of any other depth.
 
     Blocks may alternate between two kinds. Where a third block does not add what the second did, as when some have
@@ -24,7 +24,7 @@ def rehearse_deep(rehearse_at: Callable[[int], Rehearsal], depth: int) -> Rehear
     return rehearse_at(depth)
 
 
-def repeated(short: Rehearsal, long: Rehearsal, times: int) -> Rehearsal | None:
+def repeated(short: StepProfile, long: StepProfile, times: int) -> StepProfile | None:
     """`short` with what `long` has more added `times` times; None when it is not a repetition."""
     more = len(long.moments) - len(short.moments)
     if more <= 0:
@@ -47,7 +47,7 @@ def repeated(short: Rehearsal, long: Rehearsal, times: int) -> Rehearsal | None:
 
 
 def _one_more(
-    now: Rehearsal,
+    now: StepProfile,
     *,
     above: int,
     below: int,
@@ -56,10 +56,10 @@ def _one_more(
     forward_flops: int,
     backward_flops: int,
     sent: int,
-) -> Rehearsal:
+) -> StepProfile:
     """A block more. A backward goes through the last block first: it puts its moments in front, those `above` the others,
     and as long as it lasts what the others keep is there as well."""
-    return Rehearsal(
+    return StepProfile(
         kept=now.kept + kept,
         moments=(
             *(replace(moment, live=moment.live + kept) for moment in now.moments[:above]),

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from opensora.parallel.traffic import Traffic, plugin_traffic
+from opensora.planning.device_specs import EFFICIENCY, LINK_EFFICIENCY, Gpu
 from opensora.planning.memory import (
     WIDTHS,
     Layout,
@@ -14,14 +15,13 @@ from opensora.planning.memory import (
     own_elements,
     state_bytes,
 )
-from opensora.planning.device_specs import EFFICIENCY, LINK_EFFICIENCY, Gpu
-from opensora.planning.meta_profile import Rehearsal
+from opensora.planning.meta_profile import StepProfile
 
 ENCODING, STEP = "while a clip is encoded", "in forward, backward or update"
 
 
 @dataclass(frozen=True)
-class Frozen:
+class FrozenNetworks:
     """The networks that only encode: bytes of their weights, and what one micro-batch costs."""
 
     weights: dict[str, int] = field(default_factory=dict)
@@ -37,24 +37,24 @@ class Frozen:
 
 
 @dataclass
-class Subject:
-    """A training step, however it is going to be shared: `rehearse(layout)` gives one micro-batch of one rank."""
+class StepModel:
+    """A training step, however it is going to be shared: `profile_step(layout)` gives one micro-batch of one rank."""
 
     sizes: Sizes
-    frozen: Frozen
-    rehearse: Callable[[Layout], Rehearsal]
+    frozen: FrozenNetworks
+    profile_step: Callable[[Layout], StepProfile]
     tokens: int  # of one micro-batch
     ema: bool
-    most_ranks: int = 1  # that can share the tokens of a sample, each with some work
+    max_sequence_ranks: int = 1  # that can share the tokens of a sample, each with some work
     beside: dict[str, int] = field(default_factory=dict)  # what only the loss needs, bytes
     rival: Sizes | None = None  # the discriminator, shared as the model is
-    _known: dict[tuple, Rehearsal] = field(default_factory=dict)
+    _known: dict[tuple, StepProfile] = field(default_factory=dict)
 
-    def rehearsal(self, layout: Layout) -> Rehearsal:
-        """As `rehearse`, once for layouts that are alike in it."""
+    def rehearsal(self, layout: Layout) -> StepProfile:
+        """As `profile_step`, once for layouts that are alike in it."""
         key = (layout.sp_size, layout.sp_mode, layout.tp_size, layout.grad_checkpoint, layout.width, layout.dtype)
         if key not in self._known:
-            self._known[key] = self.rehearse(layout)
+            self._known[key] = self.profile_step(layout)
         return self._known[key]
 
     def beside_it(self, layout: Layout) -> dict[str, int]:
@@ -92,7 +92,7 @@ class Estimate:
         return self.traffic.total + self.sequence_bytes
 
 
-def estimate(subject: Subject, layout: Layout) -> Estimate:
+def estimate(subject: StepModel, layout: Layout) -> Estimate:
     """Work a layout out; the costly part is done once for layouts with the same activations."""
     rehearsal, sizes = subject.rehearsal(layout), subject.sizes
     state = state_bytes(layout, sizes, subject.ema) | subject.frozen.held(layout) | subject.beside_it(layout)

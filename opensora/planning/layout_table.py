@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from opensora.planning.estimate import Estimate, Subject, seconds
-from opensora.planning.memory import Layout
 from opensora.planning.device_specs import Gpu
+from opensora.planning.estimate import Estimate, StepModel, seconds
+from opensora.planning.memory import Layout
 from opensora.planning.search import smallest
 
 # (frames, height, width) in pixels: the last makes 64 x 128 x 128 tokens with OpenSoraVAE_V1_2 and patches of 1 x 2 x 2
@@ -18,7 +18,7 @@ HEAD = (
 
 
 def rows(
-    subject_of: Callable[[tuple[int, int, int]], tuple[Subject, Layout]], gpu: Gpu, plugins: Sequence[str]
+    subject_of: Callable[[tuple[int, int, int]], tuple[StepModel, Layout]], gpu: Gpu, plugins: Sequence[str]
 ) -> Iterator[list[str]]:
     """One sample to a micro-batch, and in each step as many micro-batches as there are GPUs."""
     for clip in CLIPS:

@@ -7,7 +7,7 @@ parallel/colossal/zero_adapter.py with colossalai's low-level ZeRO underneath. t
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from opensora.planning.meta_profile import Rehearsal
+from opensora.planning.meta_profile import StepProfile
 
 WIDTHS = {"bf16": 2, "fp32": 4}  # bytes of an element
 M = 2**20
@@ -97,7 +97,7 @@ def host_bytes(layout: Layout, sizes: Sizes, ema: bool) -> int:
     return int((20 if ema else 16) * sizes.trained / layout.world) if layout.cpu_offload else 0
 
 
-def moments(layout: Layout, sizes: Sizes, rehearsal: Rehearsal) -> Iterator[dict[str, int]]:
+def moments(layout: Layout, sizes: Sizes, rehearsal: StepProfile) -> Iterator[dict[str, int]]:
     """What comes on top of the state at each moment of the last micro-batch and of the update that follows it."""
     for moment in rehearsal.moments:
         gradients, buffers = _in_backward(layout, sizes, moment.delivered)

@@ -29,7 +29,7 @@ _fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 @dataclass(frozen=True)
-class Moment:
+class MemoryPoint:
     """A stretch of a backward: after so many gradient elements were made, the most bytes alive until the next."""
 
     delivered: int
@@ -37,11 +37,11 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class StepProfile:
     """One micro-batch. Bytes do not count parameters, inputs, or gradients that are complete."""
 
     kept: int  # alive when the forward is done: what waits for the backward
-    moments: tuple[Moment, ...]
+    moments: tuple[MemoryPoint, ...]
     forward_flops: int
     backward_flops: int  # with what is computed again
     sent: int = 0  # bytes to the other ranks of a sequence group
@@ -51,14 +51,14 @@ class Rehearsal:
         return max(moment.live for moment in self.moments)
 
 
-def rehearse(
+def profile_step(
     model: Any,
     forward: Callable[[Any], Any],
     *,
     checkpointed: bool = False,
     autocast: bool = False,
     plain_softmax: bool = False,
-) -> Rehearsal:
+) -> StepProfile:
     """Run `forward(model)` and the backward of a loss over its results; everything must lie on the meta device.
 
     checkpointed: the blocks' activations are recomputed; this and `autocast` change the model for good.
@@ -75,15 +75,15 @@ def rehearse(
             block.__class__ = _fusing(type(block))  # type: ignore[arg-type]
         checkpoint_activations(model.checkpoint_blocks())
     handles: list[Any] = []
-    moments: list[Moment] = []
+    moments: list[MemoryPoint] = []
     delivered = 0
     parameters = [each for each in model.parameters() if each.requires_grad]
     with _kernels(plain_softmax):
-        live = Live(model)
+        live = LiveBytes(model)
 
         def on_gradient(parameter: nn.Parameter) -> None:
             nonlocal delivered
-            moments.append(Moment(delivered, live.take_peak()))
+            moments.append(MemoryPoint(delivered, live.take_peak()))
             delivered += parameter.numel()
             parameter.grad = None
 
@@ -97,21 +97,21 @@ def rehearse(
                 del found
                 kept, once = live.now, live.flops
                 loss.backward()
-                moments.append(Moment(delivered, live.take_peak()))
+                moments.append(MemoryPoint(delivered, live.take_peak()))
         finally:
             for handle in handles:
                 handle.remove()
-    return Rehearsal(kept, tuple(moments), once, live.flops - once)
+    return StepProfile(kept, tuple(moments), once, live.flops - once)
 
 
-def observe(work: Callable[[], Any], *held: nn.Module) -> tuple[int, int]:
+def profile_forward(work: Callable[[], Any], *held: nn.Module) -> tuple[int, int]:
     """(peak bytes, operations) of `work` without gradients; the parameters of `held` are not counted."""
-    with torch.no_grad(), _kernels(False), _FusedEverywhere(), Live(*held) as live:
+    with torch.no_grad(), _kernels(False), _FusedEverywhere(), LiveBytes(*held) as live:
         work()
         return live.take_peak(), live.flops
 
 
-class Live(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):
     """Counts the bytes of storages that operations make, from their making to their end, and the products' arithmetic.
 
     torch's FlopCounterMode counts the same but holds on to what is computed again, so it cannot stand around a step.

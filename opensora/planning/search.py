@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from opensora.planning.estimate import Estimate, Subject, estimate
-from opensora.planning.memory import Layout
 from opensora.planning.device_specs import Gpu
+from opensora.planning.estimate import Estimate, StepModel, estimate
+from opensora.planning.memory import Layout
 
 RESERVE = 0.1  # of the memory: the framework's own, and what the allocator cannot use
 RULE = (
@@ -33,7 +33,7 @@ def usable_bytes(gpu: Gpu) -> int:
     return int((1 - RESERVE) * gpu.memory_bytes)
 
 
-def smallest(subject: Subject, current: Layout, micro_batches: int, gpu: Gpu, plugins: Sequence[str]) -> Search:
+def smallest(subject: StepModel, current: Layout, micro_batches: int, gpu: Gpu, plugins: Sequence[str]) -> Search:
     """Try layouts in the order of RULE until one fits; `micro_batches` of the whole step stays as it is."""
     limit, nearest, tried = usable_bytes(gpu), None, 0
     first: dict[bool, int] = {}  # what waits for the backward, times the ranks that share it
@@ -52,7 +52,7 @@ def smallest(subject: Subject, current: Layout, micro_batches: int, gpu: Gpu, pl
     return Search(None, nearest, limit, tried)
 
 
-def _groups(current: Layout, micro_batches: int, subject: Subject) -> Iterator[Layout]:
+def _groups(current: Layout, micro_batches: int, subject: StepModel) -> Iterator[Layout]:
     """Layouts apart from the plugin, the smallest first."""
     for offload in (False,) if current.gloo else (False, True):  # the CPU has one memory
         for sp_size in sequence_sizes(current, micro_batches, subject):
@@ -67,10 +67,10 @@ def _groups(current: Layout, micro_batches: int, subject: Subject) -> Iterator[L
                 )
 
 
-def sequence_sizes(current: Layout, micro_batches: int, subject: Subject) -> list[int]:
+def sequence_sizes(current: Layout, micro_batches: int, subject: StepModel) -> list[int]:
     """Numbers of ranks that may share a sample: they divide the ranks, what is left of these divides the micro-batches,
     and no rank of a group is without work, unless the run itself has it so."""
-    may = range(1, min(current.world, subject.most_ranks) + 1)
+    may = range(1, min(current.world, subject.max_sequence_ranks) + 1)
     return [
         size
         for size in sorted({*may, current.sp_size * current.tp_size})

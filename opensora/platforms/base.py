@@ -19,7 +19,7 @@ class Feature:
 
     name: str
     modules: tuple[str, ...]
-    remedy: str  # one command
+    how_to_encode: str  # one command
     imported: bool = True  # False: only its files are used
 
 

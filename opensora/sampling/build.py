@@ -9,17 +9,24 @@ import torch
 
 from opensora.config import check_component
 from opensora.errors import ConfigError
-from opensora.models.build import DTYPES, build_autoencoder, build_denoiser, complete, given_by, load_autoencoder
+from opensora.models.build import (
+    DTYPES,
+    build_autoencoder,
+    build_denoiser,
+    complete,
+    inferred_model_args,
+    load_autoencoder,
+)
 from opensora.models.codec import Codec
-from opensora.models.frame_conditioning import told_by
+from opensora.models.frame_conditioning import conditioning_mode
 from opensora.models.weights import CONFIG_FILE, load_weights, read_config
 from opensora.registry import SCHEDULERS, TEXT_ENCODERS, build, constructor
 from opensora.sampling.generate import Sampler
-from opensora.sampling.reference_frames import GivenKeys, require_whole_edits
+from opensora.sampling.metadata import GenerationSettings, hash_config, weights_id
 from opensora.sampling.prompt_syntax import add_scores
-from opensora.sampling.metadata import Settings, hash_config, weights_id
+from opensora.sampling.reference_frames import GivenKeys, require_whole_edits
 from opensora.sampling.requests import collect_requests
-from opensora.sampling.sample import settings_of
+from opensora.sampling.sample import generation_settings
 from opensora.schema import SampleRun
 from opensora.training.run_folder import resolve_part, resolve_weights
 from opensora.types import Given, SampleRequest
@@ -79,7 +86,7 @@ def _require_given(parts: dict[str, dict[str, Any]], given: list[Given], where: 
     if not given:
         return
     key = f"{where}: keys 'reference_path', 'loop'"
-    told = told_by(parts["model"], key)
+    told = conditioning_mode(parts["model"], key)
     if told == "conditions":
         for each in given:
             require_whole_edits(each, f"{where}: keys 'mask_strategy', 'condition_frame_edit'")
@@ -90,21 +97,21 @@ def _require_given(parts: dict[str, dict[str, Any]], given: list[Given], where: 
         raise ConfigError(f"{key}: scheduler {name} cannot keep given frames; allowed: for example rflow; change one")
 
 
-def build_sampler(plan: SamplePlan, device: torch.device) -> tuple[Sampler, Settings]:
+def build_sampler(plan: SamplePlan, device: torch.device) -> tuple[Sampler, GenerationSettings]:
     """Build and load all parts on `device`; WeightsError when weights do not fit."""
     run, parts = plan.run, plan.parts
     dtype = DTYPES[run.dtype]
     scheduler = build(SCHEDULERS, parts["scheduler"])
     vae, text = build_autoencoder(parts["vae"]), build(TEXT_ENCODERS, parts["text_encoder"])
     first = plan.requests[0]
-    given = given_by(vae, text, (first.num_frames, first.height, first.width))
+    given = inferred_model_args(vae, text, (first.num_frames, first.height, first.width))
     decided = parts["model"].keys() - {"condition"}  # other sizes may be asked of a model, other classes not
     config = complete(parts["model"], {key: value for key, value in given.items() if key not in decided})
     model = build_denoiser(config, pretrained=parts["model"].get("from_pretrained"))
     if plan.weights is not None:
         load_weights(model, plan.weights)
     codec = Codec(load_autoencoder(vae, parts["vae"]), text.load(), device, dtype)
-    settings = settings_of(
+    settings = generation_settings(
         Sampler(model, scheduler, codec),
         dtype=run.dtype,
         config_hash=hash_config({**parts, "model": config}),

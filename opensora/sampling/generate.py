@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 
 from opensora.errors import ConfigError, OpenSoraError
 from opensora.rng import generator
-from opensora.sampling.model_inputs import bind
+from opensora.sampling.model_inputs import make_model_inputs
 from opensora.sampling.reference_frames import GivenFrames, loops, overlap
 from opensora.sampling.text_kv_cache import prompt_cache
 from opensora.types import SampleRequest
@@ -92,7 +92,7 @@ def _clip(
     with prompt_cache(model):
         shape = latent_shape(size, sampler)
         noise_BCTHW = [draw_noise(request, shape, loop) for request in requests]
-        bound = bind(requests, model, scheduler, codec, frames, noise_BCTHW, loop, scale)
+        bound = make_model_inputs(requests, model, scheduler, codec, frames, noise_BCTHW, loop, scale)
         text = bound.text
 
         def denoise(x: Tensor, t_B: Tensor, x_mask: Tensor | None = None) -> Tensor:

@@ -17,7 +17,7 @@ from opensora.datasets.decode import Video
 from opensora.errors import ConfigError
 
 
-class Paste(NamedTuple):
+class FramePlacement(NamedTuple):
     """One group of a strategy."""
 
     loop: int = 0  # acts in this loop only
@@ -28,18 +28,18 @@ class Paste(NamedTuple):
     edit_ratio: float = 0.0
 
 
-def parse_strategy(text: str, where: str = "mask_strategy") -> list[Paste]:
+def parse_strategy(text: str, where: str = "mask_strategy") -> list[FramePlacement]:
     """The groups of a strategy, none for an empty one; ConfigError says what cannot be read."""
     pastes = []
     for group in text.split(";") if text.strip() else []:
         fields = group.split(",")
         try:
-            if len(fields) > len(Paste._fields):
+            if len(fields) > len(FramePlacement._fields):
                 raise ValueError
-            found = Paste(*map(int, fields[:5]), *map(float, fields[5:]))
+            found = FramePlacement(*map(int, fields[:5]), *map(float, fields[5:]))
         except ValueError:
             raise ConfigError(
-                f"{where}: {group!r} in {text!r}; allowed: up to six numbers {','.join(Paste._fields)}, the last from 0 "
+                f"{where}: {group!r} in {text!r}; allowed: up to six numbers {','.join(FramePlacement._fields)}, the last from 0 "
                 "to 1, groups joined by ';'; correct it"
             ) from None
         if found.loop < 0 or found.reference < 0 or found.length < 1 or not 0 <= found.edit_ratio <= 1:
@@ -52,7 +52,11 @@ def parse_strategy(text: str, where: str = "mask_strategy") -> list[Paste]:
 
 
 def paste_references(
-    z_CTHW: Tensor, references: Sequence[Tensor], pastes: Sequence[Paste], loop: int = 0, align: int | None = None
+    z_CTHW: Tensor,
+    references: Sequence[Tensor],
+    pastes: Sequence[FramePlacement],
+    loop: int = 0,
+    align: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Latents with the references' frames in their places, and the mask [T] that a scheduler's `sample` takes.
 
@@ -73,7 +77,7 @@ def paste_references(
     return z_CTHW, mask_T
 
 
-def check_pastes(pastes: Sequence[Paste], reference_frames: Sequence[int], frames: int, loop: int = 0) -> None:
+def check_pastes(pastes: Sequence[FramePlacement], reference_frames: Sequence[int], frames: int, loop: int = 0) -> None:
     """ConfigError when a group of this loop asks for what is not there; all lengths in latent frames."""
     for paste in pastes:
         if paste.loop != loop:
@@ -103,9 +107,9 @@ def nearest_multiple(value: int, step: int, limit: int) -> int:
     return steps * step
 
 
-def continuation(loop: int, reference: int, length: int, edit_ratio: float) -> Paste:
+def continue_from_previous(loop: int, reference: int, length: int, edit_ratio: float) -> FramePlacement:
     """The group that lets a loop begin with the last `length` latent frames of the one before."""
-    return Paste(loop, reference, -length, 0, length, edit_ratio)
+    return FramePlacement(loop, reference, -length, 0, length, edit_ratio)
 
 
 def frames_of_latents(length: int, latent_frames: Callable[[int], int]) -> int:

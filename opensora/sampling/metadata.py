@@ -15,7 +15,7 @@ SLUG_LENGTH = 48  # characters; with index and hash a name stays far below the 2
 
 
 @dataclass(frozen=True)
-class Settings:
+class GenerationSettings:
     """Everything besides the request that changes the pixels; the same settings and request are never run twice."""
 
     guidance_scale: float
@@ -48,7 +48,7 @@ def weights_id(*paths: str | Path) -> str:
     return digest.hexdigest()
 
 
-def request_hash(request: SampleRequest, settings: Settings) -> str:
+def request_hash(request: SampleRequest, settings: GenerationSettings) -> str:
     """16 hex digits over all that decides the pixels; the place in the list does not."""
     return _digest(json.dumps([_wanted(request), asdict(settings)], sort_keys=True))
 
@@ -76,14 +76,14 @@ def output_path(save_dir: str | Path, request: SampleRequest) -> Path:
     return Path(save_dir) / f"{file_stem(request)}.{'png' if request.num_frames == 1 else 'mp4'}"
 
 
-def record(request: SampleRequest, settings: Settings, **found: Any) -> dict[str, Any]:
+def record(request: SampleRequest, settings: GenerationSettings, **found: Any) -> dict[str, Any]:
     """The json beside a video; `found` is what was learnt while writing it."""
     wanted = {name: value for name, value in asdict(request).items() if name != "given"}
     given = {} if request.given is None else asdict(request.given)
     return {**wanted, **given, **asdict(settings), **found, "request_hash": request_hash(request, settings)}
 
 
-def is_done(path: Path, request: SampleRequest, settings: Settings) -> bool:
+def is_done(path: Path, request: SampleRequest, settings: GenerationSettings) -> bool:
     """Whether `path` is whole and was made by this request with these settings."""
     try:
         known = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from opensora.models.clip_conditioning import clip_conditions, given_latents
 from opensora.sampling.conditions import encode_pairs, encode_prompts
-from opensora.sampling.reference_frames import GivenFrames, conditions, starts
 from opensora.sampling.prompt_syntax import text_of_loop
+from opensora.sampling.reference_frames import GivenFrames, conditions, starts
 from opensora.types import Condition, SampleRequest
 
 
 @dataclass(frozen=True)
-class Bound:
+class ModelInputs:
     """One clip's start and what comes with it. B requests."""
 
     start_BCTHW: Tensor  # noise, with given frames in their places where the model is told by masks
@@ -29,7 +29,7 @@ class Bound:
     options: dict[str, Any]  # what the scheduler's `sample` is told of given frames
 
 
-def bind(
+def make_model_inputs(
     requests: Sequence[SampleRequest],
     model: Any,
     scheduler: Any,
@@ -38,7 +38,7 @@ def bind(
     noise_BCTHW: Sequence[Tensor],
     loop: int,
     scale: float,
-) -> Bound:
+) -> ModelInputs:
     """Bind the requests' texts and frames for one loop at guidance `scale`; everything lies on the codec's device.
 
     A conditioned model is told of given frames by their latents, and all its frames start from noise; then the frames
@@ -70,4 +70,4 @@ def bind(
         repeated = latents.to(codec.device).repeat(copies, 1, 1, 1, 1)
         without = len(requests) if copies == 3 else 0
         told |= given_latents(repeated, given * copies, y_null, without)
-    return Bound(start.to(codec.device), text, told, options)
+    return ModelInputs(start.to(codec.device), text, told, options)

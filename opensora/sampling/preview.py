@@ -12,11 +12,11 @@ from opensora.registry import SCHEDULERS, build
 from opensora.sampling.generate import Sampler, check_size, generate
 from opensora.sampling.metadata import hash_config
 from opensora.sampling.requests import collect_requests
-from opensora.sampling.sample import settings_of
+from opensora.sampling.sample import generation_settings
 from opensora.sampling.video_writer import prepare_folder, write_sample
-from opensora.training.isolation import aside
-from opensora.training.loop import Training
 from opensora.training.diffusion_task import DiffusionTask
+from opensora.training.isolation import evaluation_mode
+from opensora.training.loop import TrainState
 from opensora.types import SampleRequest
 
 
@@ -45,7 +45,7 @@ class Previews:
     Raises ConfigError, when it is made, where a prompt or the sizes cannot be sampled.
     """
 
-    def __init__(self, t: Training):
+    def __init__(self, t: TrainState):
         assert isinstance(t.task, DiffusionTask)
         self.t = t
         run, record = t.run, t.task.run_record
@@ -64,7 +64,7 @@ class Previews:
         for request in self.requests:
             check_size((request.num_frames, request.height, request.width), self.sampler)
         config = {**t.task.config(), "sampling": scheduler}
-        self._settings = partial(settings_of, self.sampler, dtype=run.dtype, config_hash=hash_config(config))
+        self._settings = partial(generation_settings, self.sampler, dtype=run.dtype, config_hash=hash_config(config))
 
     def __call__(self, step: int) -> None:
         """Training is as before afterwards, bit for bit. A video that fails is told and left out."""
@@ -72,14 +72,14 @@ class Previews:
         ema = t.ema if t.run.preview_ema else None
         settings = self._settings(weights=f"{'average' if ema is not None else 'weights'} after step {step}")
         folder = Path(t.run.run_dir) / "previews" / f"step-{step:08d}"
-        with aside(t.task.trained, t.world.device), ema.in_place() if ema is not None else nullcontext():
+        with evaluation_mode(t.task.trained, t.world.device), ema.in_place() if ema is not None else nullcontext():
             for first in range(0, len(self.requests), t.world.data_size):
                 place = first + t.world.data_rank
                 # a rank that has none left makes the last once more: sharded weights need all ranks in every forward
                 request = self.requests[min(place, len(self.requests) - 1)]
                 try:
                     video_CTHW = generate([request], self.sampler)[0]
-                    if place < len(self.requests) and t.world.leads_group:
+                    if place < len(self.requests) and t.world.is_group_leader:
                         write_sample(video_CTHW, request, settings, prepare_folder(folder))
                 except (
                     OpenSoraError
@@ -88,6 +88,6 @@ class Previews:
         logger().info("step %d previews: %s", step, folder)
 
 
-def build_previews(t: Training) -> Previews | None:
+def build_previews(t: TrainState) -> Previews | None:
     """What the run's `preview_every` asks for; None where it asks for nothing."""
     return Previews(t) if t.run.preview_every else None

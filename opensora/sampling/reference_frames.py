@@ -15,15 +15,15 @@ from torch import Tensor
 
 from opensora.datasets.decode import probe
 from opensora.errors import BadClip, ConfigError
-from opensora.sampling.metadata import weights_id
 from opensora.sampling.mask_strategy import (
     check_pastes,
-    continuation,
+    continue_from_previous,
     frames_of_latents,
     parse_strategy,
     paste_references,
     read_reference,
 )
+from opensora.sampling.metadata import weights_id
 from opensora.types import Given, SampleRequest
 
 FIRST_FRAME = "0"  # the strategy of a reference that comes without one
@@ -113,7 +113,9 @@ class GivenFrames:
         """Begin `loop` with the end of the clip before it."""
         self.references.append(self._encode(video_CTHW))
         place, given = len(self.references) - 1, self.given
-        self.pastes.append(continuation(loop, place, given.condition_frame_length, given.condition_frame_edit))
+        self.pastes.append(
+            continue_from_previous(loop, place, given.condition_frame_length, given.condition_frame_edit)
+        )
 
     def _encode(self, video_CTHW: Tensor) -> Tensor:
         return self.codec.encode_video(video_CTHW[None])[0]  # the mode: the same frames are the same latents

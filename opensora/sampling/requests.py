@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from opensora.errors import ConfigError
-from opensora.sampling.reference_frames import GivenKeys, resolve
 from opensora.sampling.prompt_syntax import last_loop, map_loops, split_json
+from opensora.sampling.reference_frames import GivenKeys, resolve
 from opensora.types import SampleRequest
 
 COLUMNS = (

@@ -10,21 +10,21 @@ from pathlib import Path
 from opensora.errors import BadClip, ConfigError, OpenSoraError
 from opensora.log import logger
 from opensora.parallel.collectives import broadcast_object, gather_objects
-from opensora.parallel.group_leader import once
+from opensora.parallel.group_leader import run_on_leader
 from opensora.parallel.sequence_parallel import Mode, shard_sequence
-from opensora.parallel.tile_parallel import share_pieces
+from opensora.parallel.tile_parallel import shard_tiles
 from opensora.parallel.world import World
 from opensora.sampling.generate import Sampler, check_size, generate, guidance, shape_key
-from opensora.sampling.reference_frames import overlap
+from opensora.sampling.metadata import GenerationSettings, is_done, output_path
 from opensora.sampling.progress import SamplingProgress
-from opensora.sampling.metadata import Settings, is_done, output_path
+from opensora.sampling.reference_frames import overlap
 from opensora.sampling.video_writer import WriteError, prepare_folder, write_sample
 from opensora.types import SampleRequest
 
 Work = list[SampleRequest]  # requests of one size that go through the model together
 
 
-def settings_of(
+def generation_settings(
     sampler: Sampler,
     *,
     dtype: str,
@@ -32,19 +32,19 @@ def settings_of(
     weights: str,
     guidance_scale: float | None = None,
     batch_size: int = 1,
-) -> Settings:
+) -> GenerationSettings:
     """What decides the pixels besides the request; `guidance_scale` None takes the scheduler's."""
     if batch_size < 1:
         raise ConfigError(f"batch_size: {batch_size}; it is 1 or more")
     scale = guidance(sampler.scheduler, guidance_scale)
-    return Settings(scale, int(sampler.scheduler.num_sampling_steps), batch_size, dtype, config_hash, weights)
+    return GenerationSettings(scale, int(sampler.scheduler.num_sampling_steps), batch_size, dtype, config_hash, weights)
 
 
-def share_sampler(sampler: Sampler, world: World, mode: Mode = "dsp") -> Sampler:
+def apply_sequence_parallel(sampler: Sampler, world: World, mode: Mode = "dsp") -> Sampler:
     """Have the ranks of a sequence group share each video: the denoiser's tokens and the autoencoder's pieces."""
     if world.sequence_size > 1:
         shard_sequence(sampler.model, world.sequence_group, mode)
-        share_pieces(sampler.codec.vae, world.sequence_group)
+        shard_tiles(sampler.codec.vae, world.sequence_group)
     return sampler
 
 
@@ -53,7 +53,7 @@ def sample(
     sampler: Sampler,
     world: World,
     save_dir: str | Path,
-    settings: Settings,
+    settings: GenerationSettings,
     step: Callable[[], object] = lambda: None,
 ) -> list[Path]:
     """Write every request's video below `save_dir`, a folder all ranks see; the main rank prints the paths.
@@ -101,7 +101,7 @@ def make_batches(requests: Sequence[SampleRequest], batch_size: int) -> list[Wor
     return [same[start : start + batch_size] for same in by_size.values() for start in range(0, len(same), batch_size)]
 
 
-def unfinished(batches: Sequence[Work], folder: Path, settings: Settings) -> list[Work]:
+def unfinished(batches: Sequence[Work], folder: Path, settings: GenerationSettings) -> list[Work]:
     """The batches that lack a video. Each stays whole, so that a run that was stopped repeats the very same batches."""
     return [
         batch
@@ -114,7 +114,7 @@ def _work(
     batches: Sequence[Work],
     sampler: Sampler,
     folder: Path,
-    settings: Settings,
+    settings: GenerationSettings,
     world: World,
     step: Callable[[], object],
 ) -> list[str]:
@@ -127,7 +127,7 @@ def _work(
             hopeless = False
             try:
                 videos = generate(batch, sampler, guidance_scale=settings.guidance_scale, progress=progress.step)
-                for video_CTHW, request in zip(videos, batch, strict=True) if world.leads_group else ():
+                for video_CTHW, request in zip(videos, batch, strict=True) if world.is_group_leader else ():
                     if not is_done(output_path(folder, request), request, settings):
                         logger().info("sampling: wrote %s", write_sample(video_CTHW, request, settings, folder))
             except (WriteError, ConfigError) as error:  # the next batch would meet the same
@@ -140,7 +140,7 @@ def _work(
                 trouble = str(error)
                 logger().error("prompt %r: %s", batch[0].prompt, error, exc_info=not known)
             # Only the first rank of a group writes: what it met there, all of them must know.
-            trouble, hopeless = once(partial(_told, trouble, hopeless), world)
+            trouble, hopeless = run_on_leader(partial(_told, trouble, hopeless), world)
             if trouble is not None and hopeless:
                 return failed + [trouble] * sum(map(len, batches[number:]))
             if trouble is not None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from opensora.errors import OpenSoraError
-from opensora.sampling.metadata import Settings, output_path, record
+from opensora.sampling.metadata import GenerationSettings, output_path, record
 from opensora.types import SampleRequest
 
 CRF = 18  # x264's constant quality, 0 (lossless) to 51; 18 is commonly taken as visually lossless
@@ -25,7 +25,9 @@ class WriteError(OpenSoraError):
     """The folder cannot be written to or the disk is full; every later video would fail as well."""
 
 
-def write_sample(video_CTHW: Tensor, request: SampleRequest, settings: Settings, save_dir: str | Path) -> Path:
+def write_sample(
+    video_CTHW: Tensor, request: SampleRequest, settings: GenerationSettings, save_dir: str | Path
+) -> Path:
     """Write one finished video and its record; returns the video's path. WriteError when the disk refuses."""
     path = output_path(save_dir, request)
     note = path.with_suffix(".json")

@@ -15,18 +15,18 @@ from torch import Generator, Tensor
 
 from opensora.errors import ConfigError
 from opensora.registry import SCHEDULERS
-from opensora.schedulers.guidance import TextOrder, guided
+from opensora.schedulers.guidance import TextOrder, cfg_predict
 from opensora.schedulers.likelihood import binned_normal_log_likelihood, normal_kl
 from opensora.schedulers.masking import choose_frames, mean_over_frames
 from opensora.schedulers.tables import DiffusionTables, NoiseSchedule, keep_timesteps, make_betas, make_tables
 from opensora.schedulers.timesteps import (
     Denoise,
     Progress,
-    RandomSource,
+    SampleRng,
     StepNoise,
     TrainingLoss,
-    draw_for_training,
-    noise_from,
+    per_sample_noise,
+    sample_t_and_noise,
 )
 
 
@@ -108,7 +108,7 @@ class IDDPM:
         self,
         denoise: Denoise,
         x0_BCTHW: Tensor,
-        draws: Sequence[RandomSource] | None = None,
+        draws: Sequence[SampleRng] | None = None,
         *,
         t_B: Tensor | None = None,
         noise: Tensor | None = None,
@@ -130,7 +130,7 @@ class IDDPM:
                 " set use_kl=False or take mask_ratios away"
             )
         tables = self.training_tables
-        drawn = draw_for_training(x0_BCTHW, draws, self._draw_timestep, t_B, noise)
+        drawn = sample_t_and_noise(x0_BCTHW, draws, self._draw_timestep, t_B, noise)
         index_B, noise, x0_BCTHW = tables.index_of(drawn.t_B), drawn.noise_BCTHW, x0_BCTHW.float()
         t_B = drawn.t_B.to(x0_BCTHW.device, torch.float32)
         x_t = _noised(tables, x0_BCTHW, noise, index_B)
@@ -172,13 +172,13 @@ class IDDPM:
         rngs: one per sample, for the noise of the steps; `step_noise` takes their place. size: not used.
         """
         latents_BCTHW = noise_BCTHW
-        steps = self.trajectory(denoise, noise_BCTHW, step_noise or noise_from(rngs), guidance_scale, mask_BT)
+        steps = self.iter_latents(denoise, noise_BCTHW, step_noise or per_sample_noise(rngs), guidance_scale, mask_BT)
         for done, (latents_BCTHW, _) in enumerate(steps, start=1):  # noqa: B007 - the last one is the result
             if progress is not None:
                 progress(done, self.num_sampling_steps)
         return latents_BCTHW
 
-    def trajectory(
+    def iter_latents(
         self,
         denoise: Denoise,
         noise_BCTHW: Tensor,
@@ -190,7 +190,7 @@ class IDDPM:
         tables = self.sampling_tables
         x = noise_BCTHW.float()
         channels = x.shape[1]
-        predict = guided(denoise, guidance_scale, channels if self.cfg_channel is None else self.cfg_channel)
+        predict = cfg_predict(denoise, guidance_scale, channels if self.cfg_channel is None else self.cfg_channel)
         # The step at which a frame joins: steps are counted down, a frame of mask 1 is there from the first, and one of
         # mask 0 goes through the very last step, where a_bar is 0.9999, as in Open-Sora 1.1.
         joins_BT = None if mask_BT is None else (mask_BT.to(x.device) * tables.num_timesteps).int()

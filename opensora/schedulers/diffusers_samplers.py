@@ -15,8 +15,8 @@ from torch import Generator, Tensor
 
 from opensora.errors import ConfigError
 from opensora.registry import SCHEDULERS, register_preset
+from opensora.schedulers.epsilon_sampler import EpsilonSampler
 from opensora.schedulers.guidance import Predict
-from opensora.schedulers.epsilon_sampler import NoiseSampler
 from opensora.schedulers.tables import NoiseSchedule
 from opensora.schedulers.timesteps import TrainingLoss
 
@@ -37,7 +37,7 @@ NAMES = (
 DEFAULTS: dict[str, dict[str, Any]] = {"DPMSolverSinglestep": {"lower_order_final": True}}
 
 
-class DiffusersSampler(NoiseSampler):
+class DiffusersSampler(EpsilonSampler):
     """One of NAMES, which are diffusers' class names without "Scheduler".
 
     sampler: which; a config says it by its `type`.
@@ -86,7 +86,7 @@ class DiffusersSampler(NoiseSampler):
             )
         return super().training_loss(*args, **kwargs)
 
-    def trajectory(self, predict: Predict, noise_BCTHW: Tensor, rngs: Sequence[Generator]) -> Iterator[Tensor]:
+    def iter_latents(self, predict: Predict, noise_BCTHW: Tensor, rngs: Sequence[Generator]) -> Iterator[Tensor]:
         """The latents after every call of the model, at the scale of diffusers' class."""
         solver = copy.deepcopy(self.pristine)  # they remember their last sample
         options: dict[str, Any] = {}

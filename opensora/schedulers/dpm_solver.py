@@ -12,15 +12,15 @@ from torch import Generator, Tensor
 
 from opensora.errors import ConfigError
 from opensora.registry import SCHEDULERS
+from opensora.schedulers.epsilon_sampler import EpsilonSampler, interpolate, log_ratio, spread_of
 from opensora.schedulers.guidance import Predict
-from opensora.schedulers.epsilon_sampler import NoiseSampler, interpolate, log_ratio, spread_of
 from opensora.schedulers.tables import NoiseSchedule
 
 SMALLEST_LOG_RATIO = -5.1  # beyond it the cosine schedule's ratio falls too fast for steps even in time
 
 
 @SCHEDULERS.register_module(name="dpm-solver")
-class DPMSolver(NoiseSampler):
+class DPMSolver(EpsilonSampler):
     """DPM-Solver++ with steps even in time; the model is told timesteps between two whole ones, too.
 
     order: 1 to 3, how many answers of the model a step rests on; 2 is Open-Sora's. The first steps, and with fewer than
@@ -42,17 +42,17 @@ class DPMSolver(NoiseSampler):
             raise ConfigError(f"scheduler.order: {order}; 1, 2 or 3 are allowed; choose one")
         super().__init__(num_sampling_steps, cfg_scale, noise_schedule, diffusion_steps, learn_sigma)
         self.order = order
-        self.reached = int((log_ratio(self.log_signal) >= SMALLEST_LOG_RATIO).sum())
+        self.reached = int((log_ratio(self.log_alpha) >= SMALLEST_LOG_RATIO).sum())
 
     def sampling_timesteps(self) -> Tensor:
         """Where every step starts and the last one ends, falling to 0: float64 [num_sampling_steps + 1]."""
         return torch.linspace(self.reached - 1, 0, self.num_sampling_steps + 1, dtype=torch.float64)
 
-    def trajectory(self, predict: Predict, noise_BCTHW: Tensor, rngs: Sequence[Generator]) -> Iterator[Tensor]:
+    def iter_latents(self, predict: Predict, noise_BCTHW: Tensor, rngs: Sequence[Generator]) -> Iterator[Tensor]:
         """The latents after every step; nothing is drawn."""
         x, steps = noise_BCTHW, self.num_sampling_steps
         times = self.sampling_timesteps()
-        log_signals = interpolate(self.log_signal[: self.reached], times)
+        log_signals = interpolate(self.log_alpha[: self.reached], times)
         signals, spreads = log_signals.exp().tolist(), spread_of(log_signals).tolist()
         ratios = log_ratio(log_signals).tolist()
         believed: list[Tensor] = []  # clean latents, the newest first

@@ -8,12 +8,12 @@ from torch import Generator, Tensor
 
 from opensora.errors import ConfigError
 from opensora.schedulers.ddpm import IDDPM
-from opensora.schedulers.guidance import Predict, TextOrder, guided
+from opensora.schedulers.guidance import Predict, TextOrder, cfg_predict
 from opensora.schedulers.tables import NoiseSchedule
-from opensora.schedulers.timesteps import Denoise, Progress, RandomSource, TrainingLoss
+from opensora.schedulers.timesteps import Denoise, Progress, SampleRng, TrainingLoss
 
 
-class NoiseSampler(ABC):
+class EpsilonSampler(ABC):
     """Samples models that were trained with `iddpm`; its own training loss is that of `iddpm`.
 
     num_sampling_steps: steps of `sample`, each one call of the model or more: `num_model_calls` in all.
@@ -45,13 +45,13 @@ class NoiseSampler(ABC):
         self.num_timesteps = diffusion_steps
         self.learn_sigma = learn_sigma
         # Half the logarithm of a_bar: of the signal's share in x_t.
-        self.log_signal = 0.5 * torch.log(self.process.training_tables.alphas_cumprod)
+        self.log_alpha = 0.5 * torch.log(self.process.training_tables.alphas_cumprod)
 
     def training_loss(
         self,
         denoise: Denoise,
         x0_BCTHW: Tensor,
-        draws: Sequence[RandomSource] | None = None,
+        draws: Sequence[SampleRng] | None = None,
         *,
         t_B: Tensor | None = None,
         noise: Tensor | None = None,
@@ -66,8 +66,8 @@ class NoiseSampler(ABC):
 
     def add_noise(self, x0_BCTHW: Tensor, noise_BCTHW: Tensor, t_B: Tensor) -> Tensor:
         """x_t as in `iddpm`, for timesteps between two of the table as well, as samplers visit them."""
-        log_signal = interpolate(self.log_signal, t_B.detach().cpu().double())
-        shares = (log_signal.exp(), spread_of(log_signal))
+        log_alpha = interpolate(self.log_alpha, t_B.detach().cpu().double())
+        shares = (log_alpha.exp(), spread_of(log_alpha))
         signal, spread = (share.to(x0_BCTHW).view(-1, 1, 1, 1, 1) for share in shares)
         return signal * x0_BCTHW + spread * noise_BCTHW
 
@@ -100,13 +100,13 @@ class NoiseSampler(ABC):
                 " same models and takes masks"
             )
         channels = noise_BCTHW.shape[1]
-        answer = guided(denoise, guidance_scale, guided_channels=None, order=self.text_order)
+        answer = cfg_predict(denoise, guidance_scale, guided_channels=None, order=self.text_order)
 
         def predict(x_BCTHW: Tensor, t_B: Tensor, x_mask_BT: Tensor | None) -> Tensor:
             return answer(x_BCTHW, t_B, x_mask_BT)[:, :channels]
 
         latents_BCTHW, told = noise_BCTHW, 0
-        steps = self.trajectory(predict, noise_BCTHW.float(), rngs)
+        steps = self.iter_latents(predict, noise_BCTHW.float(), rngs)
         for calls, latents_BCTHW in enumerate(steps, start=1):  # noqa: B007 - the last one is the result
             done = calls * self.num_sampling_steps // self.num_model_calls
             if progress is not None and done > told:
@@ -115,7 +115,7 @@ class NoiseSampler(ABC):
         return latents_BCTHW
 
     @abstractmethod
-    def trajectory(self, predict: Predict, noise_BCTHW: Tensor, rngs: Sequence[Generator]) -> Iterator[Tensor]:
+    def iter_latents(self, predict: Predict, noise_BCTHW: Tensor, rngs: Sequence[Generator]) -> Iterator[Tensor]:
         """The latents after every call of the model; `predict` answers the guided noise [B, C, T, H, W]."""
 
 
@@ -125,11 +125,11 @@ def interpolate(table: Tensor, place: Tensor) -> Tensor:
     return table[left] + (place - left) * (table[left + 1] - table[left])
 
 
-def spread_of(log_signal: Tensor) -> Tensor:
+def spread_of(log_alpha: Tensor) -> Tensor:
     """The share of noise in x_t, sqrt(1 - a_bar), from half the logarithm of a_bar."""
-    return torch.sqrt(-torch.expm1(2 * log_signal))
+    return torch.sqrt(-torch.expm1(2 * log_alpha))
 
 
-def log_ratio(log_signal: Tensor) -> Tensor:
+def log_ratio(log_alpha: Tensor) -> Tensor:
     """lambda, the logarithm of signal over noise."""
-    return log_signal - torch.log(spread_of(log_signal))
+    return log_alpha - torch.log(spread_of(log_alpha))

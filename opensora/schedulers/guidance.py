@@ -38,7 +38,7 @@ def ask(
     return denoise(torch.cat([x_BCTHW] * copies), torch.cat([t_B] * copies), x_mask=x_mask).float().chunk(copies)
 
 
-def guided(
+def cfg_predict(
     denoise: Denoise, scale: float | None, guided_channels: int | None, order: TextOrder = "cond,null"
 ) -> Predict:
     """`predict(x, t_B, x_mask)` that asks `denoise` on the doubled batch [x; x] and returns the guided answer for x.

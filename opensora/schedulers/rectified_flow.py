@@ -18,13 +18,13 @@ from opensora.schedulers.masking import choose_frames, mean_over_frames
 from opensora.schedulers.timesteps import (
     Denoise,
     Progress,
-    RandomSource,
     Release,
+    SampleRng,
     StepNoise,
     TrainingLoss,
-    draw_for_training,
-    noise_from,
+    per_sample_noise,
     resolution_ratio,
+    sample_t_and_noise,
     shift_timesteps,
 )
 
@@ -139,7 +139,7 @@ class RectifiedFlow:
         self,
         denoise: Denoise,
         x0_BCTHW: Tensor,
-        draws: Sequence[RandomSource] | None = None,
+        draws: Sequence[SampleRng] | None = None,
         *,
         t_B: Tensor | None = None,
         noise: Tensor | None = None,
@@ -151,7 +151,7 @@ class RectifiedFlow:
         draws: one per sample, for what `t_B` (taken as it is, without shift) and `noise` leave open.
         size: (frames, pixels high, pixels wide) of the clips, for the shift.
         """
-        drawn = draw_for_training(x0_BCTHW, draws, lambda rng: self.draw_timesteps(1, rng, size), t_B, noise)
+        drawn = sample_t_and_noise(x0_BCTHW, draws, lambda rng: self.draw_timesteps(1, rng, size), t_B, noise)
         t_B, noise = drawn.t_B.to(x0_BCTHW.device, torch.float32), drawn.noise_BCTHW
         x0_BCTHW = x0_BCTHW.float()
         x_t = choose_frames(x_mask_BT, self.add_noise(x0_BCTHW, noise, t_B), x0_BCTHW)
@@ -189,7 +189,7 @@ class RectifiedFlow:
         mask_BT: 0 = `noise_BCTHW` holds the wanted frame, 1 = generate, between = noise the given frame that far first.
         rngs: one per sample, for the noise a mask needs; `step_noise` takes their place.
         """
-        step_noise = step_noise or noise_from(rngs)
+        step_noise = step_noise or per_sample_noise(rngs)
         latents_BCTHW = noise_BCTHW
         guidance = Guidance(
             guidance_scale,
@@ -200,13 +200,13 @@ class RectifiedFlow:
             self.scale_image_weight,
             self.guidance_rescale,
         )
-        steps = self.trajectory(denoise, noise_BCTHW, step_noise, guidance, mask_BT, size)
+        steps = self.iter_latents(denoise, noise_BCTHW, step_noise, guidance, mask_BT, size)
         for done, latents_BCTHW in enumerate(steps, start=1):  # noqa: B007 - the last one is the result
             if progress is not None:
                 progress(done, self.num_sampling_steps)
         return latents_BCTHW
 
-    def trajectory(
+    def iter_latents(
         self,
         denoise: Denoise,
         noise_BCTHW: Tensor,

@@ -27,7 +27,7 @@ class Denoise(Protocol):
     def __call__(self, x_BCTHW: Tensor, t_B: Tensor, x_mask: Tensor | None = None) -> Tensor: ...
 
 
-class RandomSource(Protocol):
+class SampleRng(Protocol):
     """One training sample's randomness: a fresh generator per purpose (opensora.rng.Draw is one)."""
 
     def rng(self, purpose: str) -> Generator: ...
@@ -48,9 +48,9 @@ class TrainingDraw(NamedTuple):
     noise_BCTHW: Tensor
 
 
-def draw_for_training(
+def sample_t_and_noise(
     x0_BCTHW: Tensor,
-    draws: Sequence[RandomSource] | None,
+    draws: Sequence[SampleRng] | None,
     draw_timestep: Callable[[Generator], Tensor],
     t_B: Tensor | None,
     noise_BCTHW: Tensor | None,
@@ -83,7 +83,7 @@ def draw_noise(like_BCTHW: Tensor, rngs: Sequence[Generator]) -> Tensor:
     return torch.stack(drawn).to(like_BCTHW.device)
 
 
-def noise_from(rngs: Sequence[Generator]) -> StepNoise:
+def per_sample_noise(rngs: Sequence[Generator]) -> StepNoise:
     """The noise of a sampler's steps: each sample continues its own generator."""
     return lambda like_BCTHW: draw_noise(like_BCTHW, rngs)
 

@@ -1,4 +1,4 @@
-"""From a checked config to a `Training`: parts, engine, data, and the checkpoint to go on from."""
+"""From a checked config to a `TrainState`: parts, engine, data, and the checkpoint to go on from."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -13,36 +13,36 @@ from opensora.datasets.frame_masks import FrameConditions, FrameMasks
 from opensora.datasets.loader import build_loader
 from opensora.errors import ConfigError
 from opensora.log import logger
-from opensora.models.build import DTYPES, Parts, assemble, build_autoencoder
-from opensora.models.frame_conditioning import told_by
+from opensora.models.build import DTYPES, Components, assemble, build_autoencoder
+from opensora.models.frame_conditioning import conditioning_mode
 from opensora.models.weights import load_weights
 from opensora.parallel.activation_checkpointing import checkpoint_activations
-from opensora.parallel.group_leader import batches_once
+from opensora.parallel.group_leader import broadcast_batches
 from opensora.parallel.sequence_parallel import shard_sequence
-from opensora.parallel.tensor_parallel import token_group
+from opensora.parallel.tensor_parallel import sequence_subgroup
 from opensora.parallel.world import World
 from opensora.platforms import select
-from opensora.rng import key_seed
 from opensora.registry import DATASETS, LR_SCHEDULERS, OPTIMIZERS, PERCEPTUAL, PLUGINS, SCHEDULERS, build
+from opensora.rng import key_seed
 from opensora.schema import TrainRun
-from opensora.training.clip_plan import Clips, check_latents, one_size_clips, plan_clips, require_size
-from opensora.training.ema import Ema
-from opensora.training.cached_features import stored_clips, stored_latents, stored_texts
-from opensora.training.group_codec import GroupCodec
 from opensora.training.anomalies import Guard
-from opensora.training.image_joint import check_joint, check_strides
-from opensora.training.run_folder import RunFolder, resolve_part, resolve_weights
-from opensora.training.loop import Training
-from opensora.training.parallel_sizes import check_mesh, tensor_size
-from opensora.training.metrics import Metrics
+from opensora.training.autoencoder_task import STATISTICS_CLIPS, AutoencoderTask
+from opensora.training.cached_features import stored_clips, stored_latents, stored_texts
+from opensora.training.clip_plan import ClipPlan, check_latents, make_clip_plan, one_size_clips, require_fixed_size
+from opensora.training.diffusion_task import DiffusionTask
 from opensora.training.discriminator import Rival, build_discriminator
+from opensora.training.ema import Ema
+from opensora.training.group_codec import GroupCodec
+from opensora.training.image_joint import check_joint, check_strides
+from opensora.training.loop import TrainState
+from opensora.training.memory_warmup import warm_up
+from opensora.training.metrics import Metrics
+from opensora.training.parallel_sizes import check_mesh, tensor_size
+from opensora.training.profiling import StepTrace
+from opensora.training.run_folder import RunFolder, resolve_part, resolve_weights
 from opensora.training.shared_text import SharedTextCodec
 from opensora.training.signals import StopRequest
 from opensora.training.task import Task
-from opensora.training.autoencoder_task import STATISTICS_CLIPS, AutoencoderTask
-from opensora.training.diffusion_task import DiffusionTask
-from opensora.training.profiling import StepTrace
-from opensora.training.memory_warmup import warm_up
 from opensora.types import Batch
 
 
@@ -55,7 +55,7 @@ def check_world(run: TrainRun, data_size: int, where: str) -> None:
         )
 
 
-def build_training(run: TrainRun, world: World, where: str, folder: RunFolder | None = None) -> Training:
+def build_training(run: TrainRun, world: World, where: str, folder: RunFolder | None = None) -> TrainState:
     """Build everything and restore the newest good checkpoint of `run_dir`; all ranks call it.
 
     folder: another way to use `run_dir` than to train in it.
@@ -68,7 +68,7 @@ def build_training(run: TrainRun, world: World, where: str, folder: RunFolder | 
     folder = folder or RunFolder(run, world)  # first: a folder that cannot be written costs nothing yet
     stop = StopRequest()  # from here on a signal ends the run after a step, with its state saved
     stop.also_when(folder.save_failed)
-    clips = plan_clips(run, build(DATASETS, run.dataset), where)
+    clips = make_clip_plan(run, build(DATASETS, run.dataset), where)
     for line in clips.report.lines():
         logger().info(line)
     clips = replace(clips, dataset=stored_clips(run, clips.dataset, clips.sizes, where))
@@ -78,7 +78,7 @@ def build_training(run: TrainRun, world: World, where: str, folder: RunFolder | 
     if run.grad_checkpoint:
         checkpoint_activations(task.trained.checkpoint_blocks())
     if world.sequence_size > tensor_size(run):
-        shard_sequence(task.trained, token_group(world.sequence_group, tensor_size(run)), run.sp_mode)
+        shard_sequence(task.trained, sequence_subgroup(world.sequence_group, tensor_size(run)), run.sp_mode)
     engine = plugin.apply(
         task.trained.train(),
         lambda params: build(OPTIMIZERS, run.optimizer, params=params),
@@ -95,7 +95,7 @@ def build_training(run: TrainRun, world: World, where: str, folder: RunFolder | 
         warm_up(task, engine, clips.largest(task.autoencoder), run.seed)
     shown = world.is_main and folder.writes
     metrics = Metrics(folder.path, start_step, run.steps, shown, run.wandb, as_dict(run))
-    return Training(
+    return TrainState(
         run=run,
         world=world,
         task=task,
@@ -106,7 +106,7 @@ def build_training(run: TrainRun, world: World, where: str, folder: RunFolder | 
         batches=_batches(run, clips, world, start_step),
         validation=_validation(run, world, task, where),
         metrics=metrics,
-        keeper=folder,
+        checkpointer=folder,
         stop=stop,
         start_step=start_step,
         bad_rows=bad_rows,
@@ -153,15 +153,15 @@ def build_masks(run: TrainRun, where: str) -> FrameMasks | FrameConditions | Non
     """What `mask_ratios` gives, in the way the model is told; ConfigError when it cannot be told or a share is wrong."""
     if run.mask_ratios is None or run.model is None:
         return None
-    told = told_by(run.model, f"{where}: key 'mask_ratios'")
+    told = conditioning_mode(run.model, f"{where}: key 'mask_ratios'")
     try:
         return FrameConditions(run.mask_ratios) if told == "conditions" else FrameMasks(run.mask_ratios)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
 
 
-def _batches(run: TrainRun, clips: Clips, world: World, start_step: int) -> Iterator[Batch]:
-    return batches_once(
+def _batches(run: TrainRun, clips: ClipPlan, world: World, start_step: int) -> Iterator[Batch]:
+    return broadcast_batches(
         lambda: iter(
             build_loader(
                 clips.dataset,
@@ -185,7 +185,7 @@ def _validation(run: TrainRun, world: World, task: Task, where: str) -> Callable
     if run.validation_dataset is None:
         return None
     dataset = build(DATASETS, run.validation_dataset)
-    require_size(dataset, f"{where}: key 'validation_dataset'")
+    require_fixed_size(dataset, f"{where}: key 'validation_dataset'")
     check_joint(run, dataset, getattr(task, "scheduler", None), where, "validation_dataset")
     check_strides(task.autoencoder, dataset, where, "validation_dataset")
     dataset = stored_clips(run, dataset, [(dataset.num_frames, *dataset.image_size)], where)
@@ -206,11 +206,11 @@ def _validation(run: TrainRun, world: World, task: Task, where: str) -> Callable
             )
         )
 
-    return lambda: batches_once(load, world)
+    return lambda: broadcast_batches(load, world)
 
 
 def _build_task(
-    run: TrainRun, world: World, clips: Clips, masks: FrameMasks | FrameConditions | None, where: str
+    run: TrainRun, world: World, clips: ClipPlan, masks: FrameMasks | FrameConditions | None, where: str
 ) -> Task:
     device = torch.device(world.device)
     if run.task == "autoencoder":
@@ -218,7 +218,7 @@ def _build_task(
     return _diffusion_task(run, world, clips, masks, where)
 
 
-def _autoencoder_task(run: TrainRun, device: torch.device, clips: Clips, where: str) -> AutoencoderTask:
+def _autoencoder_task(run: TrainRun, device: torch.device, clips: ClipPlan, where: str) -> AutoencoderTask:
     check_joint(run, clips.dataset, None, where)
     config = resolve_part(run.vae)
     vae = build_autoencoder(config, seed=run.seed)
@@ -236,19 +236,19 @@ def _autoencoder_task(run: TrainRun, device: torch.device, clips: Clips, where: 
     )
 
 
-def _statistics_clips(run: TrainRun, clips: Clips) -> Iterator[Batch]:
+def _statistics_clips(run: TrainRun, clips: ClipPlan) -> Iterator[Batch]:
     """The same clips at every save and on any number of ranks; bad rows are skipped as in training."""
     return one_size_clips(clips, seed=key_seed(run.seed, "latent statistics"), micro_batches=STATISTICS_CLIPS)
 
 
 def _diffusion_task(
-    run: TrainRun, world: World, clips: Clips, masks: FrameMasks | FrameConditions | None, where: str
+    run: TrainRun, world: World, clips: ClipPlan, masks: FrameMasks | FrameConditions | None, where: str
 ) -> DiffusionTask:
     dataset = clips.dataset
     scheduler = build_scheduler(run)
     check_joint(run, dataset, scheduler, where)
     vae = resolve_part(run.vae)
-    parts: Parts = assemble(
+    parts: Components = assemble(
         resolve_part(run.model or {}),
         vae,
         run.text_encoder or {},
@@ -285,7 +285,7 @@ def _diffusion_task(
     )
 
 
-def _codec(run: TrainRun, parts: Parts, world: World, where: str) -> GroupCodec:
+def _codec(run: TrainRun, parts: Components, world: World, where: str) -> GroupCodec:
     around, dtype = (parts.vae, parts.text_encoder, world), DTYPES[run.dtype]
     if run.text_encoder_parallel is None:
         return GroupCodec(*around, dtype)

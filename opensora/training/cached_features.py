@@ -14,8 +14,15 @@ import torch
 from mmengine.registry import Registry
 from torch import Generator, Tensor, nn
 
-from opensora.datasets.feature_store import Contents, Storable, Store, StoredClips, key_of, size_name
 from opensora.datasets.base import ClipSize
+from opensora.datasets.feature_store import (
+    CacheableDataset,
+    FeatureStore,
+    FileHashes,
+    StoredClips,
+    content_hash,
+    size_name,
+)
 from opensora.errors import BadClip, ConfigError, DataError
 from opensora.models.codec import draw_latents
 from opensora.registry import TEXT_ENCODERS, VAES, constructor
@@ -29,7 +36,7 @@ _NO_MATTER = ("micro_batch_size",)  # frames or clips coded at a time, each for 
 SHOWN = 60  # letters of a caption in a message
 
 
-def network_of(of: Registry, config: Mapping[str, Any], dtype: str, contents: Contents) -> dict[str, Any]:
+def network_fingerprint(of: Registry, config: Mapping[str, Any], dtype: str, contents: FileHashes) -> dict[str, Any]:
     """What decides a network's features, as plain values: its config, where files count by what is in them, and its type.
 
     Arguments that the config leaves out are those of the constructor, so that writing one down changes nothing. A name that
@@ -40,7 +47,7 @@ def network_of(of: Registry, config: Mapping[str, Any], dtype: str, contents: Co
     return {"config": _described({**defaults, **config}, "", contents), "dtype": dtype}
 
 
-def _described(value: Any, name: str, contents: Contents) -> Any:
+def _described(value: Any, name: str, contents: FileHashes) -> Any:
     if isinstance(value, Mapping):
         return {key: _described(inner, key, contents) for key, inner in value.items() if key not in _NO_MATTER}
     if isinstance(value, list | tuple):
@@ -53,14 +60,14 @@ def _described(value: Any, name: str, contents: Contents) -> Any:
     return value
 
 
-def video_network(run: TrainRun, contents: Contents) -> dict[str, Any]:
-    """The autoencoder of a run whose dtype is chosen; see `network_of`."""
-    return network_of(VAES, resolve_part(run.vae), run.dtype, contents)
+def video_network(run: TrainRun, contents: FileHashes) -> dict[str, Any]:
+    """The autoencoder of a run whose dtype is chosen; see `network_fingerprint`."""
+    return network_fingerprint(VAES, resolve_part(run.vae), run.dtype, contents)
 
 
-def text_network(run: TrainRun, contents: Contents) -> dict[str, Any]:
-    """The text encoder of a run whose dtype is chosen; see `network_of`."""
-    return network_of(TEXT_ENCODERS, run.text_encoder or {}, run.dtype, contents)
+def text_network(run: TrainRun, contents: FileHashes) -> dict[str, Any]:
+    """The text encoder of a run whose dtype is chosen; see `network_fingerprint`."""
+    return network_fingerprint(TEXT_ENCODERS, run.text_encoder or {}, run.dtype, contents)
 
 
 def caption_key(text_encoder: Mapping[str, Any]) -> Callable[[str], str]:
@@ -69,10 +76,10 @@ def caption_key(text_encoder: Mapping[str, Any]) -> Callable[[str], str]:
     arguments = {key: value for key, value in text_encoder.items() if key != "type"}
     encoder = getattr(create, "__wrapped_class__", create)
     cleaned = functools.partial(encoder.cleaned, **arguments)
-    return lambda caption: key_of(cleaned(caption))
+    return lambda caption: content_hash(cleaned(caption))
 
 
-def require_storable(dataset: Any, where: str) -> Storable:
+def require_storable(dataset: Any, where: str) -> CacheableDataset:
     """ConfigError for a data set that cannot name its clips."""
     if not hasattr(dataset, "identity"):
         raise ConfigError(
@@ -82,7 +89,7 @@ def require_storable(dataset: Any, where: str) -> Storable:
     return dataset
 
 
-def remedy(where: str, folder: str) -> str:
+def how_to_encode(where: str, folder: str) -> str:
     return f"make them with `python -m tools.features.encode {where} {folder}` and the same key=value settings"
 
 
@@ -94,9 +101,9 @@ def stored_clips(run: TrainRun, dataset: Any, sizes: Sequence[ClipSize], where: 
     folder = run.load_video_features
     if folder is None:
         return dataset
-    contents, here = Contents(Path(folder)), f"{where}: key 'load_video_features'"
-    store = Store.find(folder, VIDEO, video_network(run, contents), here, remedy(where, folder))
-    return StoredClips(require_storable(dataset, where), store, contents, sizes, here, remedy(where, folder))
+    contents, here = FileHashes(Path(folder)), f"{where}: key 'load_video_features'"
+    store = FeatureStore.find(folder, VIDEO, video_network(run, contents), here, how_to_encode(where, folder))
+    return StoredClips(require_storable(dataset, where), store, contents, sizes, here, how_to_encode(where, folder))
 
 
 def stored_texts(run: TrainRun, where: str) -> "StoredTexts | None":
@@ -104,9 +111,9 @@ def stored_texts(run: TrainRun, where: str) -> "StoredTexts | None":
     folder = run.load_text_features
     if folder is None:
         return None
-    contents, here = Contents(Path(folder)), f"{where}: key 'load_text_features'"
-    store = Store.find(folder, TEXT, text_network(run, contents), here, remedy(where, folder))
-    return StoredTexts(store, caption_key(run.text_encoder or {}), remedy(where, folder))
+    contents, here = FileHashes(Path(folder)), f"{where}: key 'load_text_features'"
+    store = FeatureStore.find(folder, TEXT, text_network(run, contents), here, how_to_encode(where, folder))
+    return StoredTexts(store, caption_key(run.text_encoder or {}), how_to_encode(where, folder))
 
 
 def stored_latents(dataset: Any) -> "StoredLatents | None":
@@ -150,11 +157,11 @@ class StoredLatents(nn.Module):
 class StoredTexts:
     """In the place of a text encoder: token states by caption."""
 
-    def __init__(self, store: Store, key: Callable[[str], str], remedy: str):
+    def __init__(self, store: FeatureStore, key: Callable[[str], str], how_to_encode: str):
         self.store = store
         self.key = key
-        self.remedy = remedy
-        self.tells: dict[str, Any] = (store.about() or {})["tells"]
+        self.how_to_encode = how_to_encode
+        self.denoiser_args: dict[str, Any] = (store.about() or {})["tells"]
         self.device = torch.device("cpu")
 
     def load(self) -> Self:
@@ -178,5 +185,5 @@ class StoredTexts:
         item = self.store.read(self.key(caption))
         if item is None:
             shown = caption if len(caption) <= SHOWN else caption[:SHOWN] + "..."
-            raise DataError(f"caption {shown!r}: its text features are not in {self.store.path}; {self.remedy}")
+            raise DataError(f"caption {shown!r}: its text features are not in {self.store.path}; {self.how_to_encode}")
         return item[0]

@@ -25,8 +25,7 @@ from torch import Tensor
 
 from opensora import log
 from opensora.errors import CheckpointError
-from opensora.parallel import collectives
-from opensora.parallel import dcp
+from opensora.parallel import collectives, dcp
 
 T = TypeVar("T")
 _STEP, _PARTIAL, _REPLACED, _PRUNED = "step-", ".partial-", ".replaced-", ".pruned-"

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from opensora.datasets.base import ClipSize
 from opensora.datasets.bucket_plan import BucketOrder
 from opensora.datasets.bucket_report import BucketLine, BucketReport
 from opensora.datasets.buckets import Buckets
 from opensora.datasets.loader import build_loader
-from opensora.datasets.base import ClipSize
 from opensora.datasets.row_report import Report
 from opensora.datasets.sampler import EpochOrder, Request
 from opensora.errors import ConfigError
@@ -22,7 +22,7 @@ from opensora.types import Batch
 
 
 @dataclass(frozen=True)
-class Clips:
+class ClipPlan:
     """The data set and the sizes of its clips."""
 
     dataset: Any
@@ -69,17 +69,17 @@ def build_buckets(run: TrainRun, where: str) -> Buckets | None:
     return buckets
 
 
-def plan_clips(run: TrainRun, dataset: Any, where: str) -> Clips:
+def make_clip_plan(run: TrainRun, dataset: Any, where: str) -> ClipPlan:
     """Which clips the run trains on.
 
     Raises ConfigError where data set and `bucket_config` do not go together, DataError when nothing is left to train on.
     """
     buckets = build_buckets(run, where)
     if buckets is None:
-        require_size(dataset, f"{where}: key 'dataset'")
+        require_fixed_size(dataset, f"{where}: key 'dataset'")
         report = dataset.report()
         report.require_rows()
-        return Clips(dataset, dataset.num_frames, dataset.image_size, report)
+        return ClipPlan(dataset, dataset.num_frames, dataset.image_size, report)
     if not hasattr(dataset, "sizes"):
         raise ConfigError(
             f"{where}: key 'bucket_config': {run.dataset['type']} makes clips of one size; allowed: VideoTextDataset, "
@@ -94,10 +94,10 @@ def plan_clips(run: TrainRun, dataset: Any, where: str) -> Clips:
     order = BucketOrder(dataset, buckets, seed=run.seed, micro_batches=run.micro_batches, image_ratio=run.image_ratio)
     report = order.report()
     frames, height, width = report.most_seen.size
-    return Clips(dataset, frames, (height, width), report, order)
+    return ClipPlan(dataset, frames, (height, width), report, order)
 
 
-def require_size(dataset: Any, where: str) -> None:
+def require_fixed_size(dataset: Any, where: str) -> None:
     """Raise ConfigError for a data set that needs to be told the size of its clips, or whose clips differ in size."""
     if getattr(dataset, "multi_scale", False):
         raise ConfigError(
@@ -111,7 +111,7 @@ def require_size(dataset: Any, where: str) -> None:
         )
 
 
-def check_latents(clips: Clips, vae: Any, model: Any, where: str) -> None:
+def check_latents(clips: ClipPlan, vae: Any, model: Any, where: str) -> None:
     """Raise ConfigError for a bucket whose latents the autoencoder does not make or the denoiser does not take.
 
     model: None where the autoencoder itself is trained.
@@ -131,7 +131,7 @@ def check_latents(clips: Clips, vae: Any, model: Any, where: str) -> None:
             )
 
 
-def one_size_clips(clips: Clips, *, seed: int, micro_batches: int) -> Iterator[Batch]:
+def one_size_clips(clips: ClipPlan, *, seed: int, micro_batches: int) -> Iterator[Batch]:
     """One optimizer step of single clips of the planned size, bad rows passed over as in training."""
     order = None if clips.order is None else _OfOneBucket(clips, seed, micro_batches)
     return build_loader(clips.dataset, seed=seed, batch_size=1, micro_batches=micro_batches, steps=1, order=order)
@@ -140,7 +140,7 @@ def one_size_clips(clips: Clips, *, seed: int, micro_batches: int) -> Iterator[B
 class _OfOneBucket:
     """An `Order` of the rows that the first epoch puts into the bucket of the planned size."""
 
-    def __init__(self, clips: Clips, seed: int, micro_batches: int) -> None:
+    def __init__(self, clips: ClipPlan, seed: int, micro_batches: int) -> None:
         assert clips.order is not None
         numbers = [n for n in range(len(clips.order.buckets)) if clips.order.size(n) == clips.size]
         self.rows = np.flatnonzero(np.isin(clips.order.choices(0), numbers))

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from opensora.datasets.frame_masks import FrameConditions, FrameMasks
 from opensora.models.build import tokens
-from opensora.models.codec import Codec
 from opensora.models.clip_conditioning import clip_conditions, given_latents
+from opensora.models.codec import Codec
 from opensora.rng import Draw
 from opensora.training.image_joint import encode_clips, text_and_pictures, valid_latents
 from opensora.training.metrics import BINS, bin_name, level_bins

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from opensora.parallel import collectives
 from opensora.parallel.engine import Engine, is_finite
-from opensora.rng import key_seed
 from opensora.registry import DISCRIMINATORS, build
+from opensora.rng import key_seed
 from opensora.training import autoencoder_losses
 from opensora.training.autoencoder_losses import GanLoss
 

@@ -6,7 +6,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from opensora.models.codec import Codec, TextEncoder
-from opensora.parallel.group_leader import once
+from opensora.parallel.group_leader import run_on_leader
 from opensora.parallel.world import World
 from opensora.types import Condition
 
@@ -20,7 +20,7 @@ class GroupCodec(Codec):
         self.world = world
 
     def encode_video(self, video_BCTHW: Tensor, rngs: Sequence[Generator] | None = None) -> Tensor:
-        return once(lambda: super(GroupCodec, self).encode_video(video_BCTHW, rngs), self.world)
+        return run_on_leader(lambda: super(GroupCodec, self).encode_video(video_BCTHW, rngs), self.world)
 
     def encode_text(self, captions: Sequence[str]) -> Condition:
-        return once(lambda: super(GroupCodec, self).encode_text(captions), self.world)
+        return run_on_leader(lambda: super(GroupCodec, self).encode_text(captions), self.world)

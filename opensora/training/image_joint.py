@@ -12,8 +12,8 @@ from torch import Tensor, cat
 
 from opensora.errors import ConfigError
 from opensora.models.codec import Codec
-from opensora.rng import Draw
 from opensora.registry import MODELS, constructor
+from opensora.rng import Draw
 from opensora.schema import TrainRun
 from opensora.types import Batch, Condition
 

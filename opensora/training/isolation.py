@@ -13,7 +13,7 @@ from opensora.platforms import select
 
 
 @contextmanager
-def aside(model: nn.Module, device: torch.device) -> Iterator[None]:
+def evaluation_mode(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Memory that nobody uses is given back first; the model evaluates; afterwards all is as it was before.
 
     That is each module's own mode, and the random numbers of torch (host and device), NumPy and Python.

@@ -1,4 +1,4 @@
-"""The training loop. Everything a run does per optimizer step stands in `train` and `optimizer_step`."""
+"""The training loop. Everything a run does per optimizer step stands in `train` and `train_step`."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,18 +15,18 @@ from opensora.parallel.engine import Engine
 from opensora.parallel.world import World
 from opensora.rng import key_seed
 from opensora.schema import TrainRun
-from opensora.training.isolation import aside
-from opensora.training.ema import Ema
 from opensora.training.anomalies import Guard, Outcome
+from opensora.training.discriminator import Rival
+from opensora.training.ema import Ema
+from opensora.training.isolation import evaluation_mode
 from opensora.training.metrics import BINS, Metrics, StepRecord, bin_name, level_bins
 from opensora.training.optimizer import Schedule
-from opensora.training.discriminator import Rival
 from opensora.training.signals import StopRequest
 from opensora.training.task import StepLoss, Task
 from opensora.types import Batch
 
 
-class Keeper(Protocol):
+class Checkpointer(Protocol):
     """Where checkpoints go."""
 
     def save(self, step: int, bad_rows: list[str]) -> float:
@@ -35,12 +35,12 @@ class Keeper(Protocol):
     def finish(self) -> None:
         """Wait until what was saved is on the disk; all ranks call it."""
 
-    def last_good(self) -> str:
+    def describe_latest(self) -> str:
         """What a user can go back to, in words."""
 
 
 @dataclass
-class Training:
+class TrainState:
     """The built parts of one run on this rank."""
 
     run: TrainRun
@@ -53,7 +53,7 @@ class Training:
     batches: Iterator[Batch]  # this rank's micro-batches from `start_step` on
     validation: Callable[[], Iterator[Batch]] | None  # the same batches at every call, shared over the ranks
     metrics: Metrics
-    keeper: Keeper
+    checkpointer: Checkpointer
     stop: StopRequest
     start_step: int = 0
     bad_rows: list[str] = field(default_factory=list)  # over all ranks
@@ -63,7 +63,7 @@ class Training:
     preview: Callable[[int], None] | None = None  # makes sample videos after so many steps; all ranks call it
 
 
-def train(t: Training) -> bool:
+def train(t: TrainState) -> bool:
     """Run the steps that are left; returns False when a signal ended it early (the state is saved either way).
 
     Raises TrainingDiverged where the guard ends the run, DataError above max_bad_rows.
@@ -71,7 +71,7 @@ def train(t: Training) -> bool:
     run = t.run
     for step in t.traced(range(t.start_step, run.steps)):
         began, done = time.monotonic(), step + 1
-        taken = optimizer_step(t, step)
+        taken = train_step(t, step)
         total = taken.total
         if taken.outcome.trouble is not None:
             _report_trouble(t, taken, done)
@@ -80,7 +80,7 @@ def train(t: Training) -> bool:
             t.metrics.log(taken.record(done, time.monotonic() - began, t.guard.skipped))
         if total.stop:  # nothing else first: who asked may not wait long
             _save(t, done)
-            t.keeper.finish()
+            t.checkpointer.finish()
             return done == run.steps
         if t.validation is not None and _due(run.validate_every, done, run.steps):
             t.metrics.log_validation(done, validate(t))
@@ -88,11 +88,11 @@ def train(t: Training) -> bool:
             t.preview(done)
         if _due(run.save_every, done, run.steps):
             _save(t, done)
-    t.keeper.finish()
+    t.checkpointer.finish()
     return True
 
 
-def optimizer_step(t: Training, step: int) -> "Taken":
+def train_step(t: TrainState, step: int) -> "Taken":
     """All micro-batches of one step, then one update of weights and average, or of nothing where the guard refuses."""
     tally, local = Tally(), t.run.micro_batches // t.world.data_size
     lr = t.base_lr * t.schedule(step)
@@ -112,18 +112,18 @@ def optimizer_step(t: Training, step: int) -> "Taken":
     return Taken(total, tally, outcome, lr)
 
 
-def validate(t: Training) -> dict[str, float]:
+def validate(t: TrainState) -> dict[str, float]:
     """The task's figures on the validation clips, means over the samples of all ranks; training is left as it is."""
     assert t.validation is not None
-    with aside(t.task.trained, t.world.device):
+    with evaluation_mode(t.task.trained, t.world.device):
         values = t.task.validate(t.engine.model, t.validation())
     names = sorted(values)
     sums = sum_over_ranks(torch.tensor([values[name] for name in names], dtype=torch.float64).view(-1, 2))
     return {name: total / count for name, (total, count) in zip(names, sums.tolist(), strict=True) if count}
 
 
-def _save(t: Training, step: int) -> None:
-    t.metrics.log_save(step, t.keeper.save(step, t.bad_rows))
+def _save(t: TrainState, step: int) -> None:
+    t.metrics.log_save(step, t.checkpointer.save(step, t.bad_rows))
 
 
 def _due(every: int, done: int, steps: int) -> bool:
@@ -227,7 +227,7 @@ class Tally:
         return Total(loss / samples, int(tokens), per_bin, int(bad), bool(stops), means)
 
 
-def _report_trouble(t: Training, taken: Taken, step: int) -> None:
+def _report_trouble(t: TrainState, taken: Taken, step: int) -> None:
     """Tell which step was not made and of what samples it was; raises TrainingDiverged when the run is to end."""
     outcome, total = taken.outcome, taken.total
     samples = {each["place"]: each for rank in gather_objects(taken.tally.samples_seen()) for each in rank}
@@ -243,12 +243,12 @@ def _report_trouble(t: Training, taken: Taken, step: int) -> None:
     row = f" ({t.guard.in_a_row} in a row)" if t.guard.in_a_row > 1 else ""
     raise TrainingDiverged(
         f"training: {outcome.trouble} between step {step - 1} and step {step}{row}; the weights were not updated; last good "
-        f"checkpoint: {t.keeper.last_good()}; lower optimizer.lr or grad_clip, or look at the clips of that step with "
-        f"`opensora replay {t.run.run_dir} step={step}`"
+        f"checkpoint: {t.checkpointer.describe_latest()}; lower optimizer.lr or grad_clip, or look at the clips of that "
+        f"step with `opensora replay {t.run.run_dir} step={step}`"
     )
 
 
-def _stop_if_too_many_bad_rows(t: Training, over_ranks: int, mine: list[str]) -> None:
+def _stop_if_too_many_bad_rows(t: TrainState, over_ranks: int, mine: list[str]) -> None:
     if not over_ranks:
         return
     seen = {_row(message) for message in t.bad_rows}
@@ -260,7 +260,7 @@ def _stop_if_too_many_bad_rows(t: Training, over_ranks: int, mine: list[str]) ->
     if len(t.bad_rows) > t.run.max_bad_rows:
         raise DataError(
             f"dataset: {len(t.bad_rows)} rows could not be used, the last: {t.bad_rows[-1]}; allowed: max_bad_rows="
-            f"{t.run.max_bad_rows}; mend the manifest or raise max_bad_rows; checkpoint: {t.keeper.last_good()}"
+            f"{t.run.max_bad_rows}; mend the manifest or raise max_bad_rows; checkpoint: {t.checkpointer.describe_latest()}"
         )
 
 

@@ -13,19 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from opensora.errors import ConfigError
-from opensora.models.build import DTYPES, Parts, assemble, build_denoiser, tokens
+from opensora.models.build import DTYPES, Components, assemble, build_denoiser, tokens
 from opensora.models.clip_conditioning import clip_conditions, given_latents
-from opensora.models.frame_conditioning import told_by
-from opensora.parallel.paper import cut_on_paper, shard_on_paper, switched_axes
+from opensora.models.frame_conditioning import conditioning_mode
+from opensora.parallel.paper import simulate_sequence_parallel, simulate_tensor_parallel, switched_axes
 from opensora.parallel.tensor_parallel import check_heads
-from opensora.planning.depth_extrapolation import rehearse_deep
-from opensora.planning.estimate import Estimate, Frozen, Subject, estimate
+from opensora.planning.depth_extrapolation import extrapolate_depth
+from opensora.planning.estimate import Estimate, FrozenNetworks, StepModel, estimate
 from opensora.planning.memory import WIDTHS, Layout, M, Sizes
-from opensora.planning.meta_profile import Rehearsal, observe, rehearse
+from opensora.planning.meta_profile import StepProfile, profile_forward, profile_step
 from opensora.planning.text_encoder_size import text_parameters
 from opensora.registry import DATASETS, DISCRIMINATORS, MODELS, PERCEPTUAL, PLUGINS, VAES, build, constructor
 from opensora.schema import TrainRun
-from opensora.training.clip_plan import build_buckets, plan_clips
+from opensora.training.clip_plan import build_buckets, make_clip_plan
 from opensora.training.run_folder import resolve_part
 
 Forward = Callable[[Any], Any]
@@ -54,7 +54,7 @@ class Plan:
     samples_per_step: int
     report: Any  # datasets.report.Report; None: the data were not looked at
     estimate: Estimate
-    subject: Subject
+    subject: StepModel
     pictures: int = 0  # beside each clip, their tokens among those of the sample
 
     @property
@@ -78,7 +78,7 @@ def plan(run: TrainRun, world: int, sp_size: int = 1, gloo: bool = False) -> Pla
     """
     run = chosen(run)
     dataset = build(DATASETS, run.dataset)
-    clips = plan_clips(run, dataset, "config")
+    clips = make_clip_plan(run, dataset, "config")
     report: Any = clips.report
     size = clips.size
     if clips.order is not None:  # what the largest bucket needs
@@ -88,20 +88,20 @@ def plan(run: TrainRun, world: int, sp_size: int = 1, gloo: bool = False) -> Pla
     elif hasattr(dataset, "inspect") and run.load_video_features is None:  # with these no footage is needed
         report = dataset.inspect()  # opens every video
         report.require_rows()
-    return replace(work_out(run, size, world, sp_size, gloo), report=report)
+    return replace(estimate_run(run, size, world, sp_size, gloo), report=report)
 
 
-def plan_without_data(run: TrainRun, world: int, sp_size: int = 1, gloo: bool = False) -> Plan:
+def dry_run_without_data(run: TrainRun, world: int, sp_size: int = 1, gloo: bool = False) -> Plan:
     """`plan` by the config alone, where the data are elsewhere: no rows are judged, and every bucket is reckoned with."""
     run = chosen(run)
     buckets = build_buckets(run, "config")
     if buckets is None:
-        return work_out(run, _size_in(run.dataset), world, sp_size, gloo)
+        return estimate_run(run, _size_in(run.dataset), world, sp_size, gloo)
     with torch.device("meta"):
         vae: Any = build(VAES, run.vae)
     taken = [(buckets.batch_size(each), buckets.size(each)) for each in buckets.all if buckets.takes(each)]
     batch_size, size = max(taken, key=lambda each: each[0] * prod(vae.latent_size(each[1])))
-    return work_out(replace(run, batch_size=batch_size), size, world, sp_size, gloo)
+    return estimate_run(replace(run, batch_size=batch_size), size, world, sp_size, gloo)
 
 
 def _size_in(dataset: dict[str, Any]) -> tuple[int, int, int]:
@@ -123,9 +123,9 @@ def _size_in(dataset: dict[str, Any]) -> tuple[int, int, int]:
     return told["num_frames"], *told["image_size"]
 
 
-def subject_of(run: TrainRun, size: tuple[int, int, int]) -> Subject:
+def subject_of(run: TrainRun, size: tuple[int, int, int]) -> StepModel:
     """The step of a run with clips of (frames, height, width), however it is going to be shared."""
-    return work_out(run, size, 1).subject
+    return estimate_run(run, size, 1).subject
 
 
 def chosen(run: TrainRun) -> TrainRun:
@@ -133,7 +133,7 @@ def chosen(run: TrainRun) -> TrainRun:
     return replace(run, dtype="bf16" if run.dtype == "auto" else run.dtype, vae=resolve_part(run.vae))
 
 
-def work_out(run: TrainRun, size: tuple[int, int, int], world: int, sp_size: int = 1, gloo: bool = False) -> Plan:
+def estimate_run(run: TrainRun, size: tuple[int, int, int], world: int, sp_size: int = 1, gloo: bool = False) -> Plan:
     """`plan` for clips of (frames, height, width) in pixels, without a data set."""
     with torch.device("meta"):
         prepare = _autoencoder if run.task == "autoencoder" else _denoiser
@@ -174,30 +174,30 @@ def _denoiser(run: TrainRun, size: tuple[int, int, int], layout: Layout) -> Plan
     takes = inspect.signature(constructor(MODELS, parts.model_config["type"])).parameters
     key = next((name for name in DEPTHS if name in takes), "")
 
-    def rehearse_layout(asked: Layout) -> Rehearsal:
-        def at(depth: int | None) -> Rehearsal:
+    def rehearse_layout(asked: Layout) -> StepProfile:
+        def at(depth: int | None) -> StepProfile:
             config = parts.model_config if depth is None else {**parts.model_config, key: depth}
             with torch.device("meta"):
                 model = build_denoiser(config).to(_working(asked))
-                tokens_on_paper = shard_on_paper(model, asked.sp_size, asked.sp_mode)  # type: ignore[arg-type]
-                heads_on_paper = cut_on_paper(model, asked.tp_size)
+                tokens_on_paper = simulate_sequence_parallel(model, asked.sp_size, asked.sp_mode)  # type: ignore[arg-type]
+                heads_on_paper = simulate_tensor_parallel(model, asked.tp_size)
                 found = _rehearse(model, _denoise(run, size, asked), asked)
             return replace(found, sent=tokens_on_paper.sent + heads_on_paper.sent)
 
         if not key:
             return at(None)
-        return rehearse_deep(at, parts.model_config[key] if key in parts.model_config else takes[key].default)
+        return extrapolate_depth(at, parts.model_config[key] if key in parts.model_config else takes[key].default)
 
     text = text_parameters(parts.text_encoder)
     frames, *grid = whole.input_size
     per_sample = tokens(whole, (frames + _pictures(run), *grid))
-    subject = Subject(
+    subject = StepModel(
         sizes=replace(_sizes(whole), cut=_cut_elements(parts.model_config, layout.tp_size)),
         frozen=_frozen(run, parts, text, size),
-        rehearse=rehearse_layout,
+        profile_step=rehearse_layout,
         tokens=run.batch_size * per_sample,
         ema=run.ema_decay is not None,
-        most_ranks=_most_ranks(whole, run.sp_mode),
+        max_sequence_ranks=_most_ranks(whole, run.sp_mode),
     )
     return Plan(
         model=type(whole).__name__,
@@ -231,7 +231,7 @@ def _denoise(run: TrainRun, size: tuple[int, int, int], layout: Layout) -> Forwa
             told |= {"mask": told["mask"][:, None].repeat(1, 1 + pictures, 1), "use_image_num": pictures}
         if model.conditioned:
             told |= given_latents(latents, [], model.null_text(n).to(text))
-        elif run.mask_ratios is not None and told_by(run.model or {}, "mask_ratios") == "masks":
+        elif run.mask_ratios is not None and conditioning_mode(run.model or {}, "mask_ratios") == "masks":
             told["x_mask"] = torch.ones(n, latents.shape[2], dtype=torch.bool)
         return model(latents, torch.empty(n), text, **told)
 
@@ -250,28 +250,30 @@ def _text(model: Any, n: int, dtype: torch.dtype) -> Tensor:
     return torch.empty(n, 1, model.model_max_length, model.caption_channels, dtype=dtype)
 
 
-def _frozen(run: TrainRun, parts: Parts, text: tuple[int, int] | None, size: tuple[int, int, int]) -> Frozen:
+def _frozen(
+    run: TrainRun, parts: Components, text: tuple[int, int] | None, size: tuple[int, int, int]
+) -> FrozenNetworks:
     """The autoencoder and the text encoder, as far as the run loads them."""
     weights, held, peak, flops = {}, 0, 0, 0
     pictures = _pictures(run)
     if run.load_video_features is None:
         vae = parts.vae.to(DTYPES[run.dtype]).eval().requires_grad_(False)
         video = torch.empty(run.batch_size, 3, *size, dtype=DTYPES[run.dtype])
-        peak, flops = observe(lambda: vae.encode(video), vae)
+        peak, flops = profile_forward(lambda: vae.encode(video), vae)
         peak += video.nbytes
         if pictures:
             stills = torch.empty(run.batch_size * pictures, 3, 1, *size[1:], dtype=DTYPES[run.dtype])
-            still_peak, still_flops = observe(lambda: vae.encode(stills), vae)
+            still_peak, still_flops = profile_forward(lambda: vae.encode(stills), vae)
             peak, flops = max(peak, still_peak + video.nbytes) + stills.nbytes, flops + still_flops
         weights["frozen autoencoder"] = WIDTHS[run.dtype] * _parameters(vae)
     if run.load_text_features is None and text is not None:
         held = WIDTHS[run.dtype] * text[0]
         flops += 2 * text[1] * run.batch_size * (1 + pictures) * getattr(parts.text_encoder, "max_tokens", 0)
-    return Frozen(weights, held, run.text_encoder_parallel, peak, flops)
+    return FrozenNetworks(weights, held, run.text_encoder_parallel, peak, flops)
 
 
 def _autoencoder(run: TrainRun, size: tuple[int, int, int], layout: Layout) -> Plan:
-    def rehearse_layout(asked: Layout) -> Rehearsal:
+    def rehearse_layout(asked: Layout) -> StepProfile:
         with torch.device("meta"):
             video = torch.empty(run.batch_size, 3, *size, dtype=_working(asked))
             return _rehearse(build(VAES, run.vae).to(_working(asked)), lambda model: model(video, None), asked)
@@ -280,10 +282,10 @@ def _autoencoder(run: TrainRun, size: tuple[int, int, int], layout: Layout) -> P
     check_heads(vae, layout.tp_size)
     latent_size = tuple(vae.latent_size(size))
     count = latent_size[0] * latent_size[1] * latent_size[2]
-    subject = Subject(
+    subject = StepModel(
         sizes=_sizes(vae),
-        frozen=Frozen(),
-        rehearse=rehearse_layout,
+        frozen=FrozenNetworks(),
+        profile_step=rehearse_layout,
         tokens=run.batch_size * count,
         ema=run.ema_decay is not None,
         beside=_loss_bytes(run, torch.empty(run.batch_size, 3, *size).requires_grad_(), layout),
@@ -307,8 +309,8 @@ def _working(layout: Layout) -> torch.dtype:
     return DTYPES[layout.dtype] if layout.width == WIDTHS[layout.dtype] else torch.float32
 
 
-def _rehearse(model: nn.Module, forward: Forward, layout: Layout) -> Rehearsal:
-    return rehearse(model, forward, checkpointed=layout.grad_checkpoint, autocast=layout.dtype == "bf16")
+def _rehearse(model: nn.Module, forward: Forward, layout: Layout) -> StepProfile:
+    return profile_step(model, forward, checkpointed=layout.grad_checkpoint, autocast=layout.dtype == "bf16")
 
 
 def _sizes(model: Any) -> Sizes:
@@ -329,7 +331,7 @@ def _cut_elements(config: dict[str, Any], size: int) -> int:
         return 0
     model = build_denoiser(config)
     whole = _sizes(model).trained
-    cut_on_paper(model, size)
+    simulate_tensor_parallel(model, size)
     return (whole - _sizes(model).trained) * size // (size - 1)
 
 
@@ -364,7 +366,7 @@ def _loss_bytes(run: TrainRun, video: Tensor, layout: Layout) -> dict[str, int]:
 
 def activation_bytes(model: Any, forward: Forward, checkpointed: bool) -> int:
     """Bytes alive at most in a forward and backward besides parameters and finished gradients, on the meta device."""
-    return rehearse(model, forward, checkpointed=checkpointed).peak
+    return profile_step(model, forward, checkpointed=checkpointed).peak
 
 
 def _saved_bytes(model: nn.Module, forward: Forward) -> int:

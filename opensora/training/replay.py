@@ -20,9 +20,9 @@ from opensora.rng import key_seed
 from opensora.schema import TrainRun
 from opensora.training import checkpoint
 from opensora.training.build import build_training
-from opensora.training.run_folder import RunFolder
-from opensora.training.loop import Taken, Training, optimizer_step
+from opensora.training.loop import Taken, TrainState, train_step
 from opensora.training.metrics import read
+from opensora.training.run_folder import RunFolder
 from opensora.types import Batch
 
 EQUAL = 1e-6  # relative difference up to which numbers are called the same: rounding on other ranks
@@ -45,11 +45,11 @@ class Replay:
         return wrong or [each for each in self.samples if not math.isfinite(each.get("grad_norm", 0.0))]
 
 
-class ReadOnlyFolder(RunFolder):
+class ReplayFolder(RunFolder):
     """A run's folder from which the newest checkpoint of at most `up_to` steps is taken; nothing is locked or written."""
 
     writes = False
-    with_changes = "the step is made with the new value"
+    change_note = "the step is made with the new value"
 
     def __init__(self, run: TrainRun, world: World, up_to: int):
         self.path = Path(run.run_dir)
@@ -67,7 +67,7 @@ class ReadOnlyFolder(RunFolder):
             )
             return 0, []
         self._report_changes({**found.meta["config"], "ema_decay": self.run.ema_decay})  # which a replay leaves out
-        self.take_over(found)
+        self.restore(found)
         logger().info("replaying from %s", found.folder)
         return found.step, list(found.meta["bad_rows"])
 
@@ -75,7 +75,7 @@ class ReadOnlyFolder(RunFolder):
         raise AssertionError("a replay saves nothing")
 
 
-def build_replay(run: TrainRun, world: World, where: str, step: int) -> Training:
+def build_replay(run: TrainRun, world: World, where: str, step: int) -> TrainState:
     """The run as it was before the step that ends with `step` optimizer steps done, or before an earlier one.
 
     Raises ConfigError when the run has no such step.
@@ -92,23 +92,23 @@ def build_replay(run: TrainRun, world: World, where: str, step: int) -> Training
         num_workers=0,
         profile_steps=0,
     )
-    return build_training(quiet, world, where, ReadOnlyFolder(quiet, world, up_to=step - 1))
+    return build_training(quiet, world, where, ReplayFolder(quiet, world, up_to=step - 1))
 
 
-def replay(t: Training, step: int, gradients: bool = False) -> Replay:
+def replay(t: TrainState, step: int, gradients: bool = False) -> Replay:
     """Go on from where `t` starts and make the step that ends with `step` steps done; all ranks call it.
 
     gradients: measure each sample's own gradient norm, which costs a backward for each. That is done unasked when the
     gradient is not finite though every loss is: then the loss does not tell whose fault it is.
     """
     for earlier in range(t.start_step, step - 1):
-        taken = optimizer_step(t, earlier)
+        taken = train_step(t, earlier)
         logger().info("step %d: loss %.6f%s", earlier + 1, taken.total.loss, _refused(taken))
         _heed(t)
     batches = [next(t.batches) for _ in range(t.run.micro_batches // t.world.data_size)]
-    norms = sample_gradients(t, batches, step - 1) if gradients else {}
+    norms = per_sample_grad_norms(t, batches, step - 1) if gradients else {}
     t.batches = iter(batches)
-    taken = optimizer_step(t, step - 1)
+    taken = train_step(t, step - 1)
     told = {
         place: batch.captions[i * (1 + batch.pictures)] for batch in batches for i, place in enumerate(batch.places)
     }
@@ -116,7 +116,9 @@ def replay(t: Training, step: int, gradients: bool = False) -> Replay:
         math.isfinite(each["loss"]) for rank in gather_objects(taken.tally.samples_seen()) for each in rank
     )
     if hidden and not gradients and _whole_gradients(t):
-        norms = sample_gradients(t, batches, step - 1)  # the step was refused, so the weights are still those before it
+        norms = per_sample_grad_norms(
+            t, batches, step - 1
+        )  # the step was refused, so the weights are still those before it
     mine = [
         {**each, "caption": told[each["place"]]} | ({"grad_norm": norms[each["place"]]} if norms else {})
         for each in taken.tally.samples_seen()
@@ -132,7 +134,7 @@ def replay(t: Training, step: int, gradients: bool = False) -> Replay:
     )
 
 
-def sample_gradients(t: Training, batches: Sequence[Batch], step: int) -> dict[int, float]:
+def per_sample_grad_norms(t: TrainState, batches: Sequence[Batch], step: int) -> dict[int, float]:
     """Place -> norm of the gradient of that sample's loss, for this rank's samples. No weight or gradient changes.
 
     Each goes through the model alone: in one graph a NaN of one sample reaches the others, as 0 * NaN is NaN.
@@ -185,7 +187,7 @@ def compare(now: float, then: float) -> str:
     return f"{'the same but for rounding' if difference <= EQUAL else 'DIFFERENT'}: {difference:.1e} apart"
 
 
-def _whole_gradients(t: Training) -> bool:
+def _whole_gradients(t: TrainState) -> bool:
     return t.engine.sees_gradients and t.world.sequence_size == 1
 
 
@@ -197,6 +199,6 @@ def _refused(taken: Taken) -> str:
     return "" if taken.outcome.trouble is None else f", not made: {taken.outcome.trouble}"
 
 
-def _heed(t: Training) -> None:
+def _heed(t: TrainState) -> None:
     if t.stop.requested:
         raise KeyboardInterrupt

@@ -20,21 +20,21 @@ from opensora.config import as_dict
 from opensora.errors import CheckpointError, WeightsError
 from opensora.log import logger
 from opensora.parallel import collectives
-from opensora.parallel.background import Background
+from opensora.parallel.background import AsyncWorker
 from opensora.parallel.collectives import broadcast_object
 from opensora.parallel.engine import Engine
-from opensora.parallel.host_copy import HostCopy
+from opensora.parallel.host_copy import HostSnapshot
 from opensora.parallel.world import World
 from opensora.schema import TrainRun
 from opensora.training import checkpoint
-from opensora.training.ema import Ema
 from opensora.training.anomalies import Guard
 from opensora.training.discriminator import Rival
+from opensora.training.ema import Ema
 from opensora.training.task import Task
 
 WEIGHTS, AVERAGE, RIVAL = "model", "ema", "discriminator"  # names below a checkpoint's weights/
 # Changing these between two starts of one run changes nothing that was already learnt from the data.
-HARMLESS = {
+RESUME_SAFE_KEYS = {
     "steps",
     "save_every",
     "background_save",
@@ -50,8 +50,8 @@ HARMLESS = {
     *("on_nan", "spike_factor", "spike_window", "on_spike", "max_skips"),
 }
 # the same numbers, from elsewhere
-HARMLESS |= {"load_video_features", "load_text_features", "text_encoder_parallel"}
-HARMLESS |= {
+RESUME_SAFE_KEYS |= {"load_video_features", "load_text_features", "text_encoder_parallel"}
+RESUME_SAFE_KEYS |= {
     "validation_dataset",
     "timeout_seconds",
     "max_bad_rows",
@@ -66,7 +66,7 @@ class RunFolder:
     """Saves and resumes one run; every method is called by all ranks."""
 
     writes = True  # whether the run is trained in this folder
-    with_changes = "the run goes on with the new value"
+    change_note = "the run goes on with the new value"
 
     def __init__(self, run: TrainRun, world: World):
         self.path = Path(run.run_dir)
@@ -74,8 +74,8 @@ class RunFolder:
         self.world = world
         self._claim()
         checkpoint.prepare(self.path)
-        self._background = Background(run.timeout_seconds) if run.background_save else None
-        self._host = HostCopy()
+        self._background = AsyncWorker(run.timeout_seconds) if run.background_save else None
+        self._host = HostSnapshot()
 
     def _claim(self) -> None:
         """One run at a time: a second one would delete what the first is saving. Raises CheckpointError on all ranks."""
@@ -105,12 +105,12 @@ class RunFolder:
             self._write_config()
             return 0, []
         self._report_changes(found.meta["config"])
-        self.take_over(found)
+        self.restore(found)
         self._write_config()
         logger().info("resumed from %s at step %d", found.folder, found.step)
         return found.step, list(found.meta["bad_rows"])
 
-    def take_over(self, found: checkpoint.Checkpoint) -> None:
+    def restore(self, found: checkpoint.Checkpoint) -> None:
         """Overwrite the live state with a checkpoint's; nothing on the disk changes."""
         state = self._state()
         checkpoint.load(found, state)
@@ -174,7 +174,7 @@ class RunFolder:
         took = time.monotonic() - began
         logger().info("step %d saved: %s (training waited %.2f s of %.2f s)", step, folder, waited, took)
 
-    def last_good(self) -> str:
+    def describe_latest(self) -> str:
         try:
             self.finish()
         except CheckpointError as error:
@@ -198,10 +198,10 @@ class RunFolder:
 
     def _report_changes(self, before: Mapping[str, Any]) -> None:
         now = as_dict(self.run)
-        changed = [key for key in now if key not in HARMLESS and key in before and now[key] != before[key]]
+        changed = [key for key in now if key not in RESUME_SAFE_KEYS and key in before and now[key] != before[key]]
         for key in changed:
             logger().warning("%s: '%s' was %s and is now %s; %s", self.path, key, before[key], now[key],
-                             self.with_changes)  # fmt: skip
+                             self.change_note)  # fmt: skip
 
 
 def lock(folder: Path) -> tuple[IO[str] | None, str | None]:

@@ -8,8 +8,8 @@ import torch
 from opensora.errors import ConfigError
 from opensora.models.codec import Codec
 from opensora.parallel import collectives
-from opensora.parallel.frozen_shard import shard_frozen
 from opensora.parallel.colossal.t5_policy import shard_t5
+from opensora.parallel.frozen_shard import shard_frozen
 from opensora.parallel.world import World
 from opensora.training.group_codec import GroupCodec
 from opensora.types import Condition

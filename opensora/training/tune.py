@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from opensora.datasets.buckets import Bucket, Buckets
 from opensora.datasets.base import ClipSize
+from opensora.datasets.buckets import Bucket, Buckets
 from opensora.models.build import DTYPES, assemble, build_denoiser
 from opensora.parallel.activation_checkpointing import checkpoint_activations
 from opensora.platforms import Platform
@@ -203,7 +203,7 @@ class StepTimer:
 
 def step_bytes(run: TrainRun, world: int) -> Bytes:
     """What `opensora check` estimates of a rank among `world`: weights, optimizer, networks beside, activations."""
-    from opensora.training.plan import work_out
+    from opensora.training.plan import estimate_run
 
     # Worked out anew for each batch size: which moment of a step is the fullest changes with it.
-    return functools.cache(lambda size, n: work_out(replace(run, batch_size=n), size, world).memory_total)
+    return functools.cache(lambda size, n: estimate_run(replace(run, batch_size=n), size, world).memory_total)

@@ -9,8 +9,8 @@ from opensora.config import load
 from opensora.models.build import assemble
 from opensora.registry import VAES, build
 from opensora.schema import SampleRun, TrainRun
-from opensora.training.clip_plan import build_buckets
 from opensora.training.build import build_scheduler
+from opensora.training.clip_plan import build_buckets
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.py") if "_base_" not in path.parts)

@@ -42,7 +42,7 @@ def test_some_are_registered() -> None:
 
 def test_clip(dataset: Any) -> None:
     clip = dataset.clip(0, Draw(0, 0, 0))
-    frames = dataset.num_frames + len(clip.picture_captions)
+    frames = dataset.num_frames + len(clip.image_captions)
     assert clip.video_CTHW.shape == (3, frames, *dataset.image_size)
     assert clip.video_CTHW.dtype == torch.float32
     assert -1 <= clip.video_CTHW.min() < clip.video_CTHW.max() <= 1

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from opensora.errors import ConfigError
-from opensora.rng import Draw, generator
 from opensora.registry import SCHEDULERS, build, names
+from opensora.rng import Draw, generator
 
 SHAPE = (3, 4, 2, 4, 4)
 SIZE = (17, 64, 64)  # frames, pixels

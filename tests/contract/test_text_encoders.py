@@ -66,7 +66,7 @@ def captions_for(config: dict[str, Any]) -> list[str]:
 def test_a_model_built_as_told_takes_what_is_encoded(any_config: dict[str, Any]) -> None:
     encoder = build(TEXT_ENCODERS, any_config)
     size = {"hidden_size": 24, "depth": 2, "num_heads": 2}
-    given = {"input_size": [2, 4, 4], "in_channels": 4, **encoder.tells}
+    given = {"input_size": [2, 4, 4], "in_channels": 4, **encoder.denoiser_args}
     model = build(MODELS, complete({"type": TAKERS.get(any_config["type"], "STDiT"), **size}, given))
     condition: Condition = encoder.load().encode(captions_for(any_config))
     assert not condition.text_B1LC.requires_grad
@@ -94,7 +94,7 @@ def test_neighbours_change_nothing(any_config: dict[str, Any]) -> None:
 def test_shapes_and_mask(config: dict[str, Any]) -> None:
     encoder = build(TEXT_ENCODERS, config, model_max_length=48)
     width = encoder.output_dim
-    assert encoder.tells == {"condition": "text", "caption_channels": width, "model_max_length": 48}
+    assert encoder.denoiser_args == {"condition": "text", "caption_channels": width, "model_max_length": 48}
     condition = encoder.load().encode(CAPTIONS)
     mask_BL = condition.mask_BL
     assert condition.text_B1LC.shape == (len(CAPTIONS), 1, 48, width)

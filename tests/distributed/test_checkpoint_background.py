@@ -11,11 +11,10 @@ from safetensors.torch import load_file
 
 from opensora.config import load
 from opensora.errors import CheckpointError
-from opensora.parallel import collectives, world
-from opensora.parallel import dcp
+from opensora.parallel import collectives, dcp, world
 from opensora.schema import TrainRun
 from opensora.training.build import build_training
-from opensora.training.loop import Training, train
+from opensora.training.loop import TrainState, train
 from opensora.training.metrics import read
 from tests.dist import run_ranks
 from tests.distributed.test_training import DEBUG
@@ -23,7 +22,7 @@ from tests.distributed.test_training import DEBUG
 STEPS = 6
 
 
-def build_run(run_dir: str, *overrides: str) -> Training:
+def build_run(run_dir: str, *overrides: str) -> TrainState:
     options = [f"run_dir={run_dir!r}", f"steps={STEPS}", "save_every=2", "keep_last=9", *overrides]
     return build_training(load(DEBUG, options, TrainRun).run, world.current(), DEBUG)
 
@@ -35,10 +34,10 @@ def train_slowly_saved(run_dir: str, background: bool) -> None:
     stepped.set()
 
     def save(step: int, bad_rows: list[str]) -> float:
-        training.keeper.finish()
+        training.checkpointer.finish()
         if background and step < STEPS:
             stepped.clear()
-        return type(training.keeper).save(training.keeper, step, bad_rows)  # type: ignore[arg-type]
+        return type(training.checkpointer).save(training.checkpointer, step, bad_rows)  # type: ignore[arg-type]
 
     def log_and_let_through(record: Any) -> None:
         log(record)
@@ -49,7 +48,7 @@ def train_slowly_saved(run_dir: str, background: bool) -> None:
         assert stepped.wait(60)
         return real(path, mode)
 
-    training.keeper.save = save  # type: ignore[method-assign]
+    training.checkpointer.save = save  # type: ignore[method-assign]
     training.metrics.log = log_and_let_through  # type: ignore[method-assign]
     dcp.open_file = open_late
     try:
@@ -68,7 +67,7 @@ def resumed(run_dir: str) -> dict[str, Any]:
     """This rank's part of everything that a start takes over."""
     training = build_run(run_dir)
     training.metrics.close()
-    state = training.keeper._state()  # type: ignore[attr-defined]
+    state = training.checkpointer._state()  # type: ignore[attr-defined]
     return {key: getattr(value, "to_local", lambda v=value: v)().clone() for key, value in state.items()}
 
 

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from opensora.errors import CheckpointError
-from opensora.parallel import collectives, world
-from opensora.parallel import dcp
+from opensora.parallel import collectives, dcp, world
 from opensora.registry import PLUGINS, build
 from opensora.training import checkpoint
 from tests.dist import run_ranks

@@ -12,8 +12,8 @@ from opensora.parallel import world
 from opensora.schema import TrainRun
 from opensora.training.build import build_training
 from opensora.training.loop import train
-from opensora.training.parallel_sizes import sequence_size
 from opensora.training.metrics import read
+from opensora.training.parallel_sizes import sequence_size
 from tests.dist import run_ranks
 from tests.distributed.test_training import DEBUG
 

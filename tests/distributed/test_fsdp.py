@@ -12,10 +12,10 @@ from torch.distributed.fsdp._flat_param import FlatParamHandle
 from opensora.errors import ConfigError
 from opensora.parallel import collectives, world
 from opensora.parallel.activation_checkpointing import checkpoint_activations
-from opensora.parallel.reshard import even_cut, recut
 from opensora.parallel.plugins.fsdp import FullyShardedDataParallel
+from opensora.parallel.reshard import even_ranges, redistribute
 from opensora.registry import MODELS, PLUGINS, build
-from opensora.training.replay import sample_gradients
+from opensora.training.replay import per_sample_grad_norms
 from tests.contract.test_models import inputs, open_gates, small
 from tests.dist import run_ranks
 from tests.distributed import tiny
@@ -27,13 +27,13 @@ def recut_there_and_back() -> tuple[list[float], list[float], list[float]]:
     uneven = {"a": [(0, 5), (5, 5), (5, 7), (7, 7)][:ranks], "b": [(0, 0), (0, 2), (2, 2), (2, 2)][:ranks]}
     if ranks == 2:
         uneven["a"][1] = (5, 7)
-    even = even_cut({"a": 7, "b": 2})
+    even = even_ranges({"a": 7, "b": 2})
     whole = {"a": torch.arange(7.0), "b": torch.arange(2.0) + 10}
     held = {name: whole[name][slice(*uneven[name][collectives.rank()])] for name in whole}
-    cut = recut(held, uneven, even)
+    cut = redistribute(held, uneven, even)
     for name, piece in cut.items():
         assert torch.equal(piece, collectives.shard(whole[name]))
-    back = recut(cut, even, uneven)
+    back = redistribute(cut, even, uneven)
     return tuple(torch.cat([each["a"], each["b"]]).tolist() for each in (held, cut, back))
 
 
@@ -136,7 +136,7 @@ def measure_samples() -> None:
     run: Any = SimpleNamespace(plugin="fsdp")
     t: Any = SimpleNamespace(engine=tiny.make_engine("fsdp"), world=world.current(), run=run)
     with pytest.raises(ConfigError, match=r"gradients=true under plugin 'fsdp' with 1 rank.*add plugin=ddp"):
-        sample_gradients(t, [], 0)
+        per_sample_grad_norms(t, [], 0)
 
 
 def test_single_samples_cannot_be_measured_on_one_rank_either() -> None:

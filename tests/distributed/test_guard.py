@@ -15,10 +15,10 @@ from opensora.errors import TrainingDiverged
 from opensora.parallel import world
 from opensora.schema import TrainRun
 from opensora.training.build import build_training
-from opensora.training.loop import Training, train
+from opensora.training.diffusion_task import DiffusionTask
+from opensora.training.loop import TrainState, train
 from opensora.training.metrics import read
 from opensora.training.task import StepLoss
-from opensora.training.diffusion_task import DiffusionTask
 from opensora.types import Batch
 from tests.dist import run_ranks
 from tests.distributed.test_training import DEBUG, Killed
@@ -61,7 +61,7 @@ def go(run_dir: str, spoilt: Spoilt, *overrides: str, until: int = STEPS, withou
     return None
 
 
-def die_at_trouble(t: Training, step: int) -> None:
+def die_at_trouble(t: TrainState, step: int) -> None:
     log = t.metrics.log_trouble
 
     def log_then_die(found: int, trouble: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from opensora.errors import OpenSoraError
 from opensora.parallel import world
-from opensora.sampling import sample
+from opensora.sampling import sample as sample_module
 from opensora.sampling.sample import sample
 from tests.dist import run_ranks
 from tests.unit.sampling.fakes import SETTINGS, request, stdit_sampler
@@ -39,7 +39,7 @@ def sample_all(folder: str, broken: str | None = None) -> tuple[list[Path], str,
 
 def warned(folder: str, count: int) -> list[str]:
     """What is said beforehand of `count` videos."""
-    with mock.patch.object(sample, "logger") as log, contextlib.redirect_stdout(io.StringIO()):
+    with mock.patch.object(sample_module, "logger") as log, contextlib.redirect_stdout(io.StringIO()):
         sample(REQUESTS[:count], stdit_sampler(), world.current(), folder, SETTINGS)
     return [call.args[0] % call.args[1:] for call in log().warning.call_args_list]
 

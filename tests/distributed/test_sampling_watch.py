@@ -36,7 +36,7 @@ def run_rank(rank: int, port: int, folder: str, sp_size: int, trouble: Any) -> N
     import torch
 
     from opensora.cli import sample as command
-    from opensora.parallel.watchdog.process_exit import leave
+    from opensora.parallel.watchdog.process_exit import exit_process
     from opensora.sampling import sample
 
     torch.set_num_threads(1)
@@ -55,7 +55,7 @@ def run_rank(rank: int, port: int, folder: str, sp_size: int, trouble: Any) -> N
         return real(*arguments, progress=step, **options)
 
     sample.generate = generate_in_trouble
-    leave(command.main([str(Path(folder, "config.py")), f"save_dir={folder}/videos", f"sp_size={sp_size}"]))
+    exit_process(command.main([str(Path(folder, "config.py")), f"save_dir={folder}/videos", f"sp_size={sp_size}"]))
 
 
 def sample_on_two_ranks(folder: Path, sp_size: int, trouble: Any) -> tuple[list[int | None], str]:

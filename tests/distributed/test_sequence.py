@@ -11,8 +11,7 @@ import torch.distributed as dist
 from torch import Generator, Tensor, nn
 
 from opensora.errors import ConfigError
-from opensora.parallel import collectives
-from opensora.parallel import sequence_parallel
+from opensora.parallel import collectives, sequence_parallel
 from opensora.parallel.activation_checkpointing import checkpoint_activations
 from opensora.parallel.sequence_parallel import Mode, bytes_sent, shard_sequence
 from opensora.parallel.volume import sequence_bytes
@@ -192,7 +191,7 @@ def exchange(mode: Mode) -> tuple[list[str], list[str]]:
     found = []
     for name, block in (("STDiT", "blocks.0."), ("PixArt", "blocks.0.")):
         model = shard_sequence(make(Case(name)), mode=mode)
-        filled = [key for key, module in model.named_modules() if type(module) is sequence_parallel._FilledSeam]
+        filled = [key for key, module in model.named_modules() if type(module) is sequence_parallel._ActiveSeam]
         assert {"enter", "leave"} <= set(filled)
         found.append([key.removeprefix(block) for key in filled if key.startswith(block)])
     return found[0], found[1]

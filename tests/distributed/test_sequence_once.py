@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from opensora.errors import DataError, OpenSoraError
-from opensora.parallel import collectives, world
-from opensora.parallel import group_leader
+from opensora.parallel import collectives, group_leader, world
 from opensora.types import Batch
 from tests.dist import run_ranks
 
@@ -40,7 +39,7 @@ def take_all() -> tuple[int, list[bool]]:
             made += 1
             yield batch(number, here.data_rank)
 
-    found = list(group_leader.batches_once(load, here))
+    found = list(group_leader.broadcast_batches(load, here))
     assert len(found) == 3
     return made, [same(each, batch(number, here.data_rank)) for number, each in enumerate(found)]
 
@@ -64,7 +63,10 @@ def shared_values() -> list[bool]:
         None,
         {"empty": torch.empty(0, 3), "one": (torch.tensor(2.5, dtype=torch.float64), [torch.tensor([True, False])])},
     ]
-    found = [group_leader.once(lambda value=value: value if here.leads_group else 1 / 0, here) for value in values]
+    found = [
+        group_leader.run_on_leader(lambda value=value: value if here.is_group_leader else 1 / 0, here)
+        for value in values
+    ]
     nested = found[1]
     return [
         found[0] is None,
@@ -92,7 +94,7 @@ def fail(kind: str) -> str:
         yield batch(0, 0)
         raise DataError("rows.csv: all rows are bad") if kind == "data" else Stubborn(1, 2)
 
-    batches = group_leader.batches_once(load, here)
+    batches = group_leader.broadcast_batches(load, here)
     next(batches)
     with pytest.raises(Exception) as caught:
         next(batches)
@@ -117,14 +119,14 @@ def receive_badly(what: str) -> str:
     def late(values: dict[str, int]) -> dict[str, int]:
         return values | {"batch": values["batch"] + (what == "late" and here.global_rank == 3)}
 
-    agree = group_leader.require_agreement
+    agree = group_leader.assert_group_agrees
     patches = (
         mock.patch.object(collectives, "broadcast_from", damage if what == "damage" else receive),
-        mock.patch.object(group_leader, "require_agreement", lambda w, values: agree(w, late(values))),
+        mock.patch.object(group_leader, "assert_group_agrees", lambda w, values: agree(w, late(values))),
     )
     try:
         with patches[0], patches[1]:
-            next(group_leader.batches_once(lambda: iter([batch(0, here.data_rank)]), here))
+            next(group_leader.broadcast_batches(lambda: iter([batch(0, here.data_rank)]), here))
     except OpenSoraError as error:
         return str(error)
     return ""

@@ -18,10 +18,10 @@ from opensora.cli.train import train_command
 from opensora.datasets.decode import probe, read_frames
 from opensora.errors import BadClip, OpenSoraError
 from opensora.parallel import world
-from opensora.parallel.tile_parallel import share_pieces
-from opensora.sampling import sample
+from opensora.parallel.tile_parallel import shard_tiles
+from opensora.sampling import sample as sample_module
 from opensora.sampling.generate import Sampler
-from opensora.sampling.sample import sample, share_sampler
+from opensora.sampling.sample import apply_sequence_parallel, sample
 from opensora.sampling.video_writer import WriteError
 from tests.dist import run_ranks
 from tests.distributed.test_training import DEBUG, ROOT
@@ -43,13 +43,13 @@ class Halving(nn.Module):
 def shared_sampler(sp_size: int, mode: Any = "dsp") -> tuple[Sampler, world.World]:
     here, sampler = world.divide(sp_size), stdit_sampler()
     sampler.codec.vae = Halving()
-    return share_sampler(sampler, here, mode), here
+    return apply_sequence_parallel(sampler, here, mode), here
 
 
 def sample_together(folder: str, sp_size: int, mode: str = "dsp") -> tuple[list[Tensor], int, int]:
     """(latents that this rank decoded, files it wrote, tokens of a frame that its blocks see)."""
     sampler, here = shared_sampler(sp_size, mode)
-    decode, write = sampler.codec.decode_video, sample.write_sample
+    decode, write = sampler.codec.decode_video, sample_module.write_sample
     found: list[Tensor] = []
     written: list[Any] = []
     tokens: set[int] = set()
@@ -64,7 +64,7 @@ def sample_together(folder: str, sp_size: int, mode: str = "dsp") -> tuple[list[
         return write(*arguments)
 
     sampler.codec.decode_video = decode_video
-    with mock.patch.object(sample, "write_sample", write_sample), contextlib.redirect_stdout(io.StringIO()):
+    with mock.patch.object(sample_module, "write_sample", write_sample), contextlib.redirect_stdout(io.StringIO()):
         sample(REQUESTS, sampler, here, folder, SETTINGS)
     return found, len(written), *tokens
 
@@ -108,7 +108,7 @@ def fail_together(folder: str, kind: str) -> str:
             raise OpenSoraError("the cat has gone")
         return Path(folder)
 
-    with mock.patch.object(sample, "write_sample", refuse), pytest.raises(OpenSoraError) as caught:
+    with mock.patch.object(sample_module, "write_sample", refuse), pytest.raises(OpenSoraError) as caught:
         sample(REQUESTS, sampler, here, folder, SETTINGS)
     return str(caught.value)
 
@@ -130,14 +130,14 @@ def lose_a_reference(folder: str) -> str:
     """One rank cannot read what the others read, and they are in the middle of the video."""
     sampler, here = shared_sampler(2)
     world.set_timeout(timedelta(seconds=3), here.sequence_group)
-    make = sample.generate
+    make = sample_module.generate
 
     def generate(*arguments: Any, **options: Any) -> Any:
         if here.sequence_rank == 1:
             raise BadClip("clip.mp4: cannot be read")
         return make(*arguments, **options)
 
-    with mock.patch.object(sample, "generate", generate), pytest.raises(Exception) as caught:
+    with mock.patch.object(sample_module, "generate", generate), pytest.raises(Exception) as caught:
         sample(REQUESTS, sampler, here, folder, SETTINGS)
     return f"{type(caught.value).__name__}: {caught.value}"
 
@@ -164,7 +164,7 @@ def alone_and_shared(model: Any, z: Tensor, coder: str) -> tuple[int, int]:
         counts.append(0)
         expected = model.decode(z)
         counts.append(0)
-        assert torch.equal(share_pieces(model).decode(z), expected)
+        assert torch.equal(shard_tiles(model).decode(z), expected)
     return counts[0], counts[1]
 
 
@@ -195,7 +195,7 @@ def test_pieces_are_decoded_by_all_ranks() -> None:
 
 def encode_with_gradients() -> bool:
     """In training every rank codes its own clip: nothing may be exchanged."""
-    model = share_pieces(test_tiling.small(use_tiling=True))
+    model = shard_tiles(test_tiling.small(use_tiling=True))
     model.encode(torch.zeros(1, 3, 5, 24, 24)).sum().backward()
     return all(parameter.grad is not None for parameter in model.encoder.parameters())
 
@@ -226,7 +226,7 @@ def test_the_commands_share_each_sample(tmp_path: Path) -> None:
     for ranks in (1, 2):
         with socket.socket() as one, socket.socket() as other:
             for each in (one, other):
-                each.bind(("127.0.0.1", 0))
+                each.make_model_inputs(("127.0.0.1", 0))
             ports = (one.getsockname()[1], other.getsockname()[1])
         run_ranks(commands, ranks, ports, str(tmp_path / str(ranks)), ranks)
     assert_same_videos(tmp_path / "1" / "samples", tmp_path / "2" / "samples", 1)

@@ -11,13 +11,12 @@ from torch import Tensor
 from opensora.config import load
 from opensora.datasets.moving_shapes import MovingShapes
 from opensora.errors import ConfigError
-from opensora.parallel import world
-from opensora.parallel import sequence_parallel
+from opensora.parallel import sequence_parallel, world
 from opensora.schema import TrainRun
 from opensora.training.build import build_training
 from opensora.training.loop import train
-from opensora.training.parallel_sizes import sequence_size
 from opensora.training.metrics import read
+from opensora.training.parallel_sizes import sequence_size
 from tests.dist import one_rank, run_ranks
 from tests.distributed.test_training import DEBUG, ROOT
 

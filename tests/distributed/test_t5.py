@@ -9,8 +9,8 @@ import torch
 from opensora.errors import ConfigError
 from opensora.models.codec import Codec
 from opensora.parallel import collectives, world
-from opensora.parallel.frozen_shard import shard_frozen
 from opensora.parallel.colossal.t5_policy import shard_t5
+from opensora.parallel.frozen_shard import shard_frozen
 from opensora.registry import TEXT_ENCODERS, build
 from opensora.training.shared_text import SharedTextCodec
 from tests.dist import run_ranks

@@ -11,7 +11,7 @@ from opensora.parallel import collectives, world
 from opensora.parallel.activation_checkpointing import checkpoint_activations
 from opensora.parallel.engine import Engine
 from opensora.parallel.sequence_parallel import shard_sequence
-from opensora.parallel.tensor_parallel import token_group
+from opensora.parallel.tensor_parallel import sequence_subgroup
 from opensora.registry import MODELS, PLUGINS, build
 from opensora.training import checkpoint
 from opensora.training.ema import Ema
@@ -36,7 +36,7 @@ def make_optimizer(parameters: Any) -> torch.optim.Optimizer:
 
 def make_engine(model: Any, tp_size: int, sp_size: int = 1, plugin: str = "hybrid", dtype: str = "fp32") -> Engine:
     here = world.divide(tp_size * sp_size) if tp_size * sp_size > 1 else world.current()
-    group = token_group(here.sequence_group, tp_size)
+    group = sequence_subgroup(here.sequence_group, tp_size)
     if sp_size > 1:
         shard_sequence(model, group)
     options = {"tp_size": tp_size} if plugin == "hybrid" else {}
@@ -115,7 +115,7 @@ def waits() -> tuple[set[float], float]:
     plugin = build(PLUGINS, {"type": "hybrid", "tp_size": 2})
     engine: Any = plugin.apply(build_model("STDiT"), make_optimizer, "fp32", 0.05, here)
     groups = [
-        token_group(here.sequence_group, 2),
+        sequence_subgroup(here.sequence_group, 2),
         engine._tensor_group,
         engine._reducers[1]._group,
         here.sequence_group,

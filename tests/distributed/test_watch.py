@@ -40,7 +40,7 @@ def run_rank(rank: int, port: int, run_dir: str, where: str, trouble: Any, optio
     import torch
 
     from opensora.cli import train as command
-    from opensora.parallel.watchdog.process_exit import leave
+    from opensora.parallel.watchdog.process_exit import exit_process
     from opensora.training import build
 
     torch.set_num_threads(1)
@@ -69,12 +69,12 @@ def run_rank(rank: int, port: int, run_dir: str, where: str, trouble: Any, optio
         return batch
 
     build.build_training = build_with_trouble
-    leave(command.main([DEBUG, f"run_dir={run_dir}", f"timeout_seconds={TIMEOUT}", "steps=9", *options]))
+    exit_process(command.main([DEBUG, f"run_dir={run_dir}", f"timeout_seconds={TIMEOUT}", "steps=9", *options]))
 
 
 def free_port() -> int:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.make_model_inputs(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from opensora.parallel import collectives, world
 from opensora.parallel.engine import Engine
-from opensora.rng import generator
 from opensora.registry import PLUGINS, build
+from opensora.rng import generator
 
 MICRO_BATCHES, BATCH_SIZE, GRAD_CLIP = 4, 2, 0.5
 

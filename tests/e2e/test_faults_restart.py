@@ -44,7 +44,7 @@ def run_rank(run_dir: str) -> None:
     import torch
 
     from opensora.cli import train as command
-    from opensora.parallel.watchdog.process_exit import leave
+    from opensora.parallel.watchdog.process_exit import exit_process
     from opensora.training import build
 
     rank, restarts = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
@@ -67,7 +67,7 @@ def run_rank(run_dir: str) -> None:
     options = [f"run_dir={run_dir}", f"steps={STEPS}", f"timeout_seconds={TIMEOUT}", "save_every=1", "keep_last=9"]
     code = command.main([DEBUG, *options])
     if code:  # of a function that returns, the launcher waits for the answer
-        leave(code)
+        exit_process(code)
 
 
 @pytest.fixture(scope="module")

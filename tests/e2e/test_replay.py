@@ -15,10 +15,10 @@ from opensora.config import load
 from opensora.parallel import world
 from opensora.schema import TrainRun
 from opensora.training import run_folder
+from opensora.training.diffusion_task import DiffusionTask
 from opensora.training.metrics import read
 from opensora.training.replay import Replay, build_replay, compare, replay
 from opensora.training.task import StepLoss
-from opensora.training.diffusion_task import DiffusionTask
 from opensora.types import Batch
 from tests.dist import run_ranks
 from tests.e2e.processes import ROOT, TRAIN

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from opensora.sampling.model_inputs import bind
+from opensora.sampling.model_inputs import make_model_inputs
 from opensora.schedulers.rectified_flow import RectifiedFlow
 from opensora.types import Condition, Given, SampleRequest
 from tests.parity.golden import Golden, directories
@@ -49,7 +49,7 @@ def test_copies_of_the_batch(golden: Golden) -> None:
         requests = [SampleRequest("", "", 0, 0, fps=24.0, seed=0, **size) for _ in z]
         frames: Any = [Frames(each, settings["mask_index"]) for each in latents]
         scheduler = RectifiedFlow(image_cfg_scale=settings["image_cfg_scale"], release="1.3")
-        bound = bind(requests, model, scheduler, codec, frames, list(z), 0, settings["cfg_scale"])
+        bound = make_model_inputs(requests, model, scheduler, codec, frames, list(z), 0, settings["cfg_scale"])
 
         assert torch.equal(bound.start_BCTHW, z)
         assert bound.options == {"image_guidance_scale": settings["image_cfg_scale"]}

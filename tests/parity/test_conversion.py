@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from opensora.errors import WeightsError
-from opensora.models.conversion.families import FAMILIES
 from opensora.models.conversion.convert_weights import Report, fill
+from opensora.models.conversion.families import FAMILIES
 from opensora.models.conversion.infer_arguments import sizes_in
 from opensora.registry import MODELS, constructor, names
 from tests.parity.golden import Golden, assert_parity, directories

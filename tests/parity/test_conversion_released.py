@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from opensora.models.conversion.families import FAMILIES, Family
 from opensora.models.conversion.convert_weights import Report, fill, matches
+from opensora.models.conversion.families import FAMILIES, Family
 from opensora.models.conversion.infer_arguments import sizes_in
 from opensora.registry import MODELS, VAES, constructor, names
 from tests.parity.golden import golden_folder, released_keys

@@ -9,14 +9,14 @@ import torch
 
 from opensora.errors import ConfigError
 from opensora.models.clip_conditioning import clip_conditions
-from opensora.sampling.prompt_syntax import add_scores, split_json, text_of_loop
 from opensora.sampling.mask_strategy import (
-    continuation,
+    continue_from_previous,
     frames_of_latents,
     nearest_multiple,
     parse_strategy,
     paste_references,
 )
+from opensora.sampling.prompt_syntax import add_scores, split_json, text_of_loop
 from tests.parity.golden import Golden, directories
 
 
@@ -78,7 +78,7 @@ def test_loops(golden: Golden) -> None:
     given = recorded["append_generated"]["inputs"]
     length, edit = given["condition_frame_length"], given["condition_frame_edit"]
     text = f"{given['loop_i']},0,-{length},0,{length},{edit}"
-    assert parse_strategy(text) == [continuation(given["loop_i"], 0, length, edit)]
+    assert parse_strategy(text) == [continue_from_previous(given["loop_i"], 0, length, edit)]
 
 
 class Knows:

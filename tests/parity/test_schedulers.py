@@ -196,7 +196,7 @@ def test_iddpm_sample(case: tuple[Golden, str, dict[str, Any]]) -> None:
     # The original draws for the doubled batch and lets only the first half live on.
     draws = iter(given["noise_draws"] if "noise_draws" in given else given["noise_steps"])
     steps = list(
-        scheduler.trajectory(
+        scheduler.iter_latents(
             toy, start, lambda like: next(draws)[: len(like)], settings.get("cfg_scale"), given.get("mask")
         )
     )
@@ -220,11 +220,11 @@ def test_iddpm_sample(case: tuple[Golden, str, dict[str, Any]]) -> None:
 def test_dpm_solver_schedule(golden: Golden) -> None:
     recorded = golden.tensors("schedule")
     steps = DPMSolver().num_timesteps
-    log_signal = interpolate(DPMSolver().log_signal, recorded["t"].double() * steps - 1)
-    assert_parity(log_signal.float(), recorded["log_alpha"], what="log_alpha")
-    assert_parity(log_signal.exp().float(), recorded["alpha"], what="alpha")
-    assert_parity(spread_of(log_signal).float(), recorded["sigma"], what="sigma")
-    assert_parity(log_ratio(log_signal).float(), recorded["lambda"], 1e-4, what="lambda")
+    log_alpha = interpolate(DPMSolver().log_alpha, recorded["t"].double() * steps - 1)
+    assert_parity(log_alpha.float(), recorded["log_alpha"], what="log_alpha")
+    assert_parity(log_alpha.exp().float(), recorded["alpha"], what="alpha")
+    assert_parity(spread_of(log_alpha).float(), recorded["sigma"], what="sigma")
+    assert_parity(log_ratio(log_alpha).float(), recorded["lambda"], 1e-4, what="lambda")
 
 
 @pytest.mark.parametrize("case", cases_of("dpms", ""))
@@ -239,14 +239,14 @@ def test_dpm_solver_sample(case: tuple[Golden, str, dict[str, Any]]) -> None:
     assert scheduler.text_order == "null,cond"
     toy = Toy(torch.cat([given["y_null"], given["y"]]))
     made: list[torch.Tensor] = [given["z"]]
-    trajectory = scheduler.trajectory
+    iter_latents = scheduler.iter_latents
 
     def keep(*args: Any) -> Any:
-        for latents in trajectory(*args):
+        for latents in iter_latents(*args):
             made.append(latents)
             yield latents
 
-    scheduler.trajectory = keep  # type: ignore[method-assign]
+    scheduler.iter_latents = keep  # type: ignore[method-assign]
     z = scheduler.sample(toy, given["z"], [], guidance_scale=settings["cfg_scale"])
     assert_parity(z, wanted["final" if "final" in wanted else ""], TRAJECTORY, "final")
     if "intermediates" in wanted:

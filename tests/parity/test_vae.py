@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import Generator, Tensor, nn
 
-from opensora.models.vae import causal_blocks
-from opensora.models.vae import causal_temporal
+from opensora.models.vae import causal_blocks, causal_temporal
 from opensora.models.vae.autoencoder_kl import VideoAutoencoderKL
 from opensora.models.vae.causal_vae import CausalVAEModel
 from opensora.models.vae.gaussian import Gaussian

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from opensora.datasets.decode import read_frames
 from opensora.datasets.video import VideoTextDataset
+from opensora.evaluation.contact_sheet import SheetRow, contact_sheet
 from opensora.evaluation.loss_plot import plot_loss
 from opensora.evaluation.retrieval import retrieval_accuracy
-from opensora.evaluation.contact_sheet import SheetRow, contact_sheet
 from opensora.rng import Draw
 from opensora.training.metrics import read
 

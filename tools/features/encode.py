@@ -22,30 +22,30 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils import data
 
-from opensora.cli.run_main import alike_on_all_ranks, run_main
+from opensora.cli.run_main import report_on_main_rank_only, run_main
 from opensora.config import load, parse_override
+from opensora.datasets.base import ClipSize, SizedDataset
 from opensora.datasets.buckets import DROPPED
 from opensora.datasets.feature_store import (
-    ClipNames,
-    Contents,
-    Storable,
-    Store,
+    CacheableDataset,
+    ClipKeys,
+    FeatureStore,
+    FileHashes,
     read_json,
     settings_file,
     size_name,
     write_json,
 )
-from opensora.datasets.base import ClipSize, SizedDataset
 from opensora.errors import BadClip, ConfigError, DataError, OpenSoraError
 from opensora.models.build import DTYPES, build_autoencoder, load_autoencoder
 from opensora.models.codec import Codec
-from opensora.parallel.watchdog.process_exit import leave
+from opensora.parallel.watchdog.process_exit import exit_process
 from opensora.parallel.world import World
-from opensora.rng import generator
 from opensora.registry import DATASETS, TEXT_ENCODERS, build
+from opensora.rng import generator
 from opensora.schema import TrainRun
 from opensora.training import cached_features
-from opensora.training.clip_plan import Clips, plan_clips, require_size
+from opensora.training.clip_plan import ClipPlan, make_clip_plan, require_fixed_size
 from opensora.training.run_folder import resolve_part
 from tools.progress import Progress
 
@@ -76,7 +76,7 @@ class Job:
 class Wanted:
     """The clips that a run will ask a data set for: rows [n] and, of each, the number of its size."""
 
-    names: ClipNames
+    names: ClipKeys
     rows: NDArray[np.int64]
     size_of: NDArray[np.int64]
     sizes: list[ClipSize]
@@ -91,7 +91,7 @@ class Jobs(data.Dataset[list[Job] | OpenSoraError]):
     An error for the user is given back: raised in a loader process it would reach him as a traceback.
     """
 
-    def __init__(self, wanted: Wanted, store: Store):
+    def __init__(self, wanted: Wanted, store: FeatureStore):
         self.wanted = wanted
         self.store = store
 
@@ -123,7 +123,7 @@ def encode_clips(run: TrainRun, folder: str, wanted: Sequence[Wanted], world: Wo
     config, count = resolve_part(run.vae), Count()
     vae = load_autoencoder(build_autoencoder(config), config)
     codec = Codec(vae, nn.Identity(), world.device, DTYPES[run.dtype])  # type: ignore[arg-type]
-    network = cached_features.video_network(run, Contents(Path(folder), remember=True))
+    network = cached_features.video_network(run, FileHashes(Path(folder), remember=True))
     store = _prepare(folder, cached_features.VIDEO, network, latent_channels=vae.latent_channels)
     for each in wanted:
         _tell_settings(store, each, vae)
@@ -139,7 +139,7 @@ def encode_clips(run: TrainRun, folder: str, wanted: Sequence[Wanted], world: Wo
     return count
 
 
-def _keep(job: Job, codec: Codec, store: Store, count: Count, progress: Progress) -> None:
+def _keep(job: Job, codec: Codec, store: FeatureStore, count: Count, progress: Progress) -> None:
     if job.bad:
         count.bad += 1
         progress.say(f"skipped {job.bad}")
@@ -156,14 +156,16 @@ def _keep(job: Job, codec: Codec, store: Store, count: Count, progress: Progress
 def encode_captions(run: TrainRun, folder: str, captions: Sequence[str], world: World) -> Count:
     """Encode this rank's share of the captions that are not stored yet, each alone."""
     config, count = dict(run.text_encoder or {}), Count()
-    key_of = cached_features.caption_key(config)
+    content_hash = cached_features.caption_key(config)
     encoder = build(TEXT_ENCODERS, config).load()
     codec = Codec(nn.Identity(), encoder, world.device, DTYPES[run.dtype], cache_bytes=0)
-    network = cached_features.text_network(run, Contents(Path(folder), remember=True))
-    store = _prepare(folder, cached_features.TEXT, network, tells=encoder.tells)
-    if encoder.tells["condition"] != "text":
+    network = cached_features.text_network(run, FileHashes(Path(folder), remember=True))
+    store = _prepare(folder, cached_features.TEXT, network, denoiser_args=encoder.denoiser_args)
+    if encoder.denoiser_args["condition"] != "text":
         captions = [caption for caption in captions if caption]  # no class goes by no name
-    different = sorted({key_of(caption): caption for caption in captions}.items())[world.global_rank :: world.size]
+    different = sorted({content_hash(caption): caption for caption in captions}.items())[
+        world.global_rank :: world.size
+    ]
     with Progress("captions", total=max(1, len(different)), shown=world.is_main) as progress:
         for key, caption in different:
             if store.has(key):
@@ -177,15 +179,15 @@ def encode_captions(run: TrainRun, folder: str, captions: Sequence[str], world: 
     return count
 
 
-def _prepare(folder: str, kind: str, network: dict[str, Any], **tells: Any) -> Store:
+def _prepare(folder: str, kind: str, network: dict[str, Any], **denoiser_args: Any) -> FeatureStore:
     """The store of a network, with what it tells of its features written down."""
-    store = Store.place(folder, kind, network)
+    store = FeatureStore.place(folder, kind, network)
     if store.about() is None:
-        write_json(store.path / "about.json", {"network": network, **tells})
+        write_json(store.path / "about.json", {"network": network, **denoiser_args})
     return store
 
 
-def _tell_settings(store: Store, wanted: Wanted, vae: Any) -> None:
+def _tell_settings(store: FeatureStore, wanted: Wanted, vae: Any) -> None:
     """Write down what will be found in the store, beside what is there already."""
     dataset = wanted.names.dataset
     file = settings_file(store, dataset)
@@ -202,7 +204,7 @@ def _tell_settings(store: Store, wanted: Wanted, vae: Any) -> None:
         write_json(file, made)
 
 
-def named_clips(dataset: Storable, contents: Contents, variants: int | None, where: str) -> ClipNames:
+def named_clips(dataset: CacheableDataset, contents: FileHashes, variants: int | None, where: str) -> ClipKeys:
     """The names of a data set's items; ConfigError where `variants` is needed. where: the config and its key."""
     drawn = ", ".join(dataset.drawn())
     if drawn and variants is None:
@@ -211,10 +213,10 @@ def named_clips(dataset: Storable, contents: Contents, variants: int | None, whe
             "start=center, crop=center and flip=False there, or variants=N to store N draws of each row; "
             "choose one"
         )
-    return ClipNames(dataset, contents, variants if drawn and variants is not None else 1)
+    return ClipKeys(dataset, contents, variants if drawn and variants is not None else 1)
 
 
-def wanted_clips(run: TrainRun, names: ClipNames, clips: Clips | None) -> Wanted:
+def wanted_clips(run: TrainRun, names: ClipKeys, clips: ClipPlan | None) -> Wanted:
     """All that a run asks for until its last step: every row at its one size, or those that `bucket_config` chooses.
 
     clips: None for validation, which has one size.
@@ -241,15 +243,15 @@ def encode(
 
     Raises ConfigError where clips cannot be stored, DataError where the folder cannot be written.
     """
-    plan = plan_clips(run, build(DATASETS, run.dataset), where)
+    plan = make_clip_plan(run, build(DATASETS, run.dataset), where)
     datasets = [plan.dataset]
     if run.validation_dataset is not None:
         datasets.append(build(DATASETS, run.validation_dataset))
-        require_size(datasets[1], f"{where}: key 'validation_dataset'")
+        require_fixed_size(datasets[1], f"{where}: key 'validation_dataset'")
         datasets[1].report().require_rows()
     work: dict[str, Callable[[], Count]] = {}
     if only != cached_features.TEXT:
-        contents = Contents(Path(folder), remember=True)
+        contents = FileHashes(Path(folder), remember=True)
         storable = [cached_features.require_storable(dataset, where) for dataset in datasets]
         if variants is not None and not any(dataset.drawn() for dataset in storable):
             raise ConfigError(
@@ -278,7 +280,7 @@ def encode_command(config: str, folder: str, overrides: Sequence[str]) -> int:
     from opensora.parallel import world as worlds
     from opensora.platforms import select
 
-    with alike_on_all_ranks():
+    with report_on_main_rank_only():
         own = dict(parse_override(each) for each in overrides if each.startswith(("variants=", "only=")))
         variants, only = own.pop("variants", None), own.pop("only", None)
         if variants is not None and (type(variants) is not int or variants < 1):
@@ -315,4 +317,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    leave(main())
+    exit_process(main())

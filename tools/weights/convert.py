@@ -23,8 +23,8 @@ from torch import nn
 from opensora.config import check_component, parse_override
 from opensora.errors import ConfigError, OpenSoraError, WeightsError
 from opensora.models.build import build_autoencoder, build_denoiser
-from opensora.models.conversion.families import FAMILIES, Family
 from opensora.models.conversion.convert_weights import Report, fill
+from opensora.models.conversion.families import FAMILIES, Family
 from opensora.models.conversion.infer_arguments import arguments_in, classes_in, config_beside, sizes_in
 from opensora.models.conversion.released_configs import clip_size, run_for
 from opensora.models.weights import find_weights, read_weights, save_weights

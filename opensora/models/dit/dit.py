@@ -104,7 +104,7 @@ class DiT(Denoiser):
 
     def attention(self, block: int) -> SelfAttention:
         """What the block of this number attends with."""
-        return SelfAttention(self.hidden_size, self.num_heads, spans_split=True)
+        return SelfAttention(self.hidden_size, self.num_heads, crosses_split=True)
 
     def initialise(self) -> None:
         """adaLN-Zero: each block starts as the identity, the output as zero."""
@@ -152,7 +152,7 @@ class DiT(Denoiser):
         x [B, C, T, H, W]; timestep [B], fractions allowed; y as `condition` says; mask: not looked at, one token always
         counts; x_mask: None, or ShapeError; drop_B bool [B], True = replace the condition by "none".
         """
-        x_BTSD = self.to_patches(x, x_mask).flatten(2, 3) + self.pos_embed_spatial
+        x_BTSD = self.a2a_to_patches(x, x_mask).flatten(2, 3) + self.pos_embed_spatial
         c_BD = self.t_embedder(timestep) + self.embed_text(y, mask, drop_B)[0].squeeze(1)
         x_BTSD = self.leave(self.final_layer(self.run_blocks(x_BTSD, c_BD), c_BD))
         return self.to_latents(x_BTSD.flatten(1, 2), x.shape[2:])

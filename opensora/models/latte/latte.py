@@ -8,7 +8,7 @@ from torch import Tensor
 
 from opensora.models.dit.dit import DiT
 from opensora.models.layers.attention import SelfAttention
-from opensora.models.stdit.attention import FrameAttention
+from opensora.models.stdit.attention import SpatialAttention
 from opensora.registry import MODELS, register_preset
 
 
@@ -28,7 +28,7 @@ class Latte(DiT):
     """
 
     def attention(self, block: int) -> SelfAttention:
-        return (TimeAttention if block % 2 else FrameAttention)(self.hidden_size, self.num_heads)
+        return (TimeAttention if block % 2 else SpatialAttention)(self.hidden_size, self.num_heads)
 
     def run_blocks(self, x_BTSD: Tensor, c_BD: Tensor) -> Tensor:
         x_BTSD = self.enter(x_BTSD)

@@ -10,7 +10,7 @@ from opensora.models.latte_t2v.positions import Rotate
 from opensora.models.layers.attention import attend
 from opensora.models.layers.kernels import Attention as Kernel
 from opensora.models.layers.norm import layer_norm
-from opensora.models.shape_checks import divides
+from opensora.models.shape_checks import exact_div
 
 
 class Projections(nn.Module):
@@ -19,7 +19,7 @@ class Projections(nn.Module):
     def __init__(self, dim: int, num_heads: int, bias: bool):
         super().__init__()
         self.num_heads = num_heads
-        self.head_dim = divides("attention: width over num_attention_heads", dim, num_heads)
+        self.head_dim = exact_div("attention: width over num_attention_heads", dim, num_heads)
         self.kernel: Kernel = attend
         self.to_q = nn.Linear(dim, dim, bias=bias)
         self.to_k = nn.Linear(dim, dim, bias=bias)

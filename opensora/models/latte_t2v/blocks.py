@@ -24,8 +24,8 @@ class SpatialBlock(ScaleShiftTable):
         self.attn2 = CrossAttention(dim, num_heads, bias)
         self.ff = FeedForward(dim)
         # Between blocks parallel/ keeps the patches cut; only attention within a frame needs them whole.
-        self.to_frames = Seam("switch", dim=2, other=1)
-        self.to_patches = Seam("switch", dim=1, other=2)
+        self.a2a_to_frames = Seam("switch", dim=2, other=1)
+        self.a2a_to_patches = Seam("switch", dim=1, other=2)
 
     def forward(
         self,
@@ -40,8 +40,8 @@ class SpatialBlock(ScaleShiftTable):
     ) -> Tensor:
         """patch_mask: bool [B * T, 1, 1, keys], True = may be seen."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.vectors(time_B6D)
-        frames = self.to_frames(norm_modulate(x_BTSD, shift1, scale1, self.eps))
-        x = gated(x_BTSD, gate1, self.to_patches(self.attn1(frames, rotate, patch_mask, grid)))
+        frames = self.a2a_to_frames(norm_modulate(x_BTSD, shift1, scale1, self.eps))
+        x = gated(x_BTSD, gate1, self.a2a_to_patches(self.attn1(frames, rotate, patch_mask, grid)))
         x = x + self.attn2(x, y_PLD, mask_PL, images)
         return gated(x, gate2, self.ff(norm_modulate(x, shift2, scale2, self.eps)))
 

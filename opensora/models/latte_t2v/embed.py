@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from opensora.models.latte_t2v.positions import patch_table
 from opensora.models.layers.embed import small_linear, timestep_features
-from opensora.models.shape_checks import divides
+from opensora.models.shape_checks import exact_div
 
 NULL_TOKENS = 120  # rows of the null caption in every release, however long its captions are
 
@@ -30,7 +30,7 @@ class PatchEmbed(nn.Module):
 
     def grid_of(self, x_BCTHW: Tensor) -> tuple[int, int]:
         """Rows and columns of patches; ShapeError when the latents are not whole patches."""
-        rows, columns = (divides("LatteT2V: latents over patch_size", n, self.patch_size) for n in x_BCTHW.shape[3:])
+        rows, columns = (exact_div("LatteT2V: latents over patch_size", n, self.patch_size) for n in x_BCTHW.shape[3:])
         return rows, columns
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:

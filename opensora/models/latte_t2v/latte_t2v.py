@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 from opensora.models.latte_t2v.attention import SelfAttention
 from opensora.models.latte_t2v.blocks import SpatialBlock, TemporalBlock
-from opensora.models.latte_t2v.validation import check_config, check_inputs, clip_and_native_size
 from opensora.models.latte_t2v.embed import CaptionProjection, PatchEmbed, TimestepModulation
 from opensora.models.latte_t2v.positions import Rotate, frame_scale, frame_table, grid_rotation, patch_scale, rotation
-from opensora.models.layers.embed import is_any, shut_linear, text_mask
+from opensora.models.latte_t2v.validation import check_config, check_inputs, clip_and_native_size
+from opensora.models.layers.embed import any_true, shut_linear, text_mask
 from opensora.models.layers.modulation import ScaleShiftTable
 from opensora.models.layers.norm import norm_modulate
-from opensora.models.layers.patch import unpatchify, widened
+from opensora.models.layers.patch import at_least_float32, unpatchify
 from opensora.models.layers.seam import Seam
-from opensora.models.shape_checks import ShapeError, divides
+from opensora.models.shape_checks import ShapeError, exact_div
 from opensora.registry import MODELS, register_preset
 
 
@@ -95,7 +95,7 @@ class LatteT2V(ScaleShiftTable):
         self.frame_scale: float = interpolation_scale_1d or frame_scale(native[0])
         self.patch_scale = patch_scale(native[1])
 
-        rows, columns = (divides("LatteT2V: input_size over patch_size", n, patch_size) for n in self.input_size[1:])
+        rows, columns = (exact_div("LatteT2V: input_size over patch_size", n, patch_size) for n in self.input_size[1:])
         base = native[1] // patch_size  # the height is the measure for both axes, as in the release
         self.pos_embed = PatchEmbed(patch_size, in_channels, dim, (rows, columns), base, self.patch_scale)
         table = torch.as_tensor(frame_table(dim, self.video_length, self.frame_scale)).float()
@@ -144,7 +144,7 @@ class LatteT2V(ScaleShiftTable):
 
         A clip's caption comes first, those of its images follow. ShapeError when a caption is to be dropped.
         """
-        if is_any(drop_B):
+        if any_true(drop_B):
             raise ShapeError(
                 "LatteT2V: drop_B: captions to drop; this model has no null caption of its own and trains without dropping;"
                 " encode an empty prompt in their place"
@@ -217,7 +217,7 @@ class LatteT2V(ScaleShiftTable):
             x_BTSD = torch.cat([clip, images], dim=1) if use_image_num else clip
         shift, scale = self.vectors(e_BD[:, None])
         x_BTSD = self.leave(self.proj_out(norm_modulate(x_BTSD, shift, scale)))
-        return widened(unpatchify(x_BTSD.unflatten(2, grid), self.patch_size, self.out_channels))
+        return at_least_float32(unpatchify(x_BTSD.unflatten(2, grid), self.patch_size, self.out_channels))
 
     def _rotations(self, grid: tuple[int, int], frames: int, device: torch.device) -> tuple[Rotate, Rotate]:
         """Within a frame and along time."""

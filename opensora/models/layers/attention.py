@@ -14,7 +14,7 @@ from opensora.models.layers.kernels import Attention as Kernel
 from opensora.models.layers.kernels import kernels_for
 from opensora.models.layers.norm import RMSNorm
 from opensora.models.layers.seam import Seam
-from opensora.models.shape_checks import divides
+from opensora.models.shape_checks import exact_div
 
 # On CPU in half precision SDPA's backward is 2 to 7 times slower than plain products up to this many keys
 # (measured with 8 to 1024 keys); in float32 the two are level, and SDPA keeps less memory.
@@ -59,20 +59,20 @@ class SelfAttention(nn.Module):
     """
 
     def __init__(
-        self, dim: int, num_heads: int, qk_norm: bool = False, rope_first: bool = False, spans_split: bool = False
+        self, dim: int, num_heads: int, qk_norm: bool = False, rope_first: bool = False, crosses_split: bool = False
     ):
         super().__init__()
         self.num_heads = num_heads
-        self.head_dim = divides("attention: hidden_size over num_heads", dim, num_heads)
-        self.rope_first, self.spans_split = rope_first, spans_split
+        self.head_dim = exact_div("attention: hidden_size over num_heads", dim, num_heads)
+        self.rope_first, self.crosses_split = rope_first, crosses_split
         self.kernel: Kernel = attend
         self.qkv = nn.Linear(dim, 3 * dim)
         self.q_norm = RMSNorm(self.head_dim) if qk_norm else nn.Identity()
         self.k_norm = RMSNorm(self.head_dim) if qk_norm else nn.Identity()
         self.proj = nn.Linear(dim, dim)
-        if spans_split:
-            self.share_heads = Seam("switch", dim=2, other=-2, over="heads")
-            self.share_tokens = Seam("switch", dim=-2, other=2, over="heads")
+        if crosses_split:
+            self.a2a_to_heads = Seam("switch", dim=2, other=-2, over="heads")
+            self.a2a_to_tokens = Seam("switch", dim=-2, other=2, over="heads")
 
     def forward(
         self, x: Tensor, rotate: Callable[[Tensor], Tensor] | None = None, mask: Tensor | None = None
@@ -80,8 +80,8 @@ class SelfAttention(nn.Module):
         """rotate: position embedding of queries and keys [B, h, N, d]; mask: bool [B, 1, 1 or N, N], True = may be seen,
         where B counts all leading axes and N all tokens, however many of them this rank was given."""
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))
-        if self.spans_split:
-            qkv = self.share_heads(qkv)
+        if self.crosses_split:
+            qkv = self.a2a_to_heads(qkv)
         *lead, n, _, heads, width = qkv.shape
         # Taken apart where they lie: backward then writes their gradients side by side in one pass.
         q, k, v = (each.reshape(-1, n, heads, width).transpose(1, 2) for each in qkv.unbind(-3))
@@ -93,8 +93,8 @@ class SelfAttention(nn.Module):
         # Under autocast, norms and rotations with float32 weights widen what the projection made narrow.
         out = self.kernel(q.to(v.dtype), k.to(v.dtype), v, mask)
         out = out.transpose(1, 2).reshape(*lead, n, heads, width)
-        if self.spans_split:
-            out = self.share_tokens(out)
+        if self.crosses_split:
+            out = self.a2a_to_tokens(out)
         return self.proj(out.flatten(-2))
 
 
@@ -108,7 +108,7 @@ class CrossAttention(nn.Module):
     def __init__(self, dim: int, num_heads: int):
         super().__init__()
         self.num_heads = num_heads
-        self.head_dim = divides("cross attention: hidden_size over num_heads", dim, num_heads)
+        self.head_dim = exact_div("cross attention: hidden_size over num_heads", dim, num_heads)
         self.kernel: Kernel = attend
         self.q_linear = nn.Linear(dim, dim)
         self.kv_linear = nn.Linear(dim, 2 * dim)

@@ -12,7 +12,7 @@ from timm.layers import GELUTanh, Mlp
 from torch import Tensor, nn
 
 from opensora.errors import ConfigError
-from opensora.models.shape_checks import ShapeError, divides
+from opensora.models.shape_checks import ShapeError, exact_div
 
 
 def timestep_features(t: Tensor, width: int, max_period: float = 10000.0) -> Tensor:
@@ -83,7 +83,7 @@ class SizeEmbedder(TimestepEmbedder):
         shut_linear(self.mlp[2])
 
 
-def is_any(drop_B: Tensor | None) -> bool:
+def any_true(drop_B: Tensor | None) -> bool:
     """Whether a condition is to be dropped; on the meta device, where a run is planned, none is."""
     return drop_B is not None and not drop_B.is_meta and bool(drop_B.any())
 
@@ -111,7 +111,7 @@ class LabelEmbedder(nn.Module):
     def forward(self, labels_B: Tensor, drop_B: Tensor | None = None) -> Tensor:
         """[B] -> [B, D]; samples with `drop_B` True take the null class."""
         labels_B = labels_B.long()
-        if drop_B is not None and is_any(drop_B):
+        if drop_B is not None and any_true(drop_B):
             labels_B = torch.where(drop_B.to(labels_B.device).bool(), self.null(len(labels_B)), labels_B)
         return self.embedding_table(labels_B)
 
@@ -178,12 +178,12 @@ def embed_captions(
 
 def sine_table(width: int, positions: NDArray) -> NDArray:
     """float64 [len(positions), width]: sines, then cosines, of position / 10000^(2i / width)."""
-    rates = 1.0 / 10000 ** (np.arange(divides("position table: width", width, 2), dtype=np.float64) / (width / 2.0))
+    rates = 1.0 / 10000 ** (np.arange(exact_div("position table: width", width, 2), dtype=np.float64) / (width / 2.0))
     angles = positions.reshape(-1).astype(np.float64)[:, None] * rates
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
 
 
-def above_zero(scale: float) -> float:
+def check_positive(scale: float) -> float:
     """The number that divides positions; ShapeError for one that would make them infinite or turn them round."""
     if not scale > 0:
         raise ShapeError(f"position table: scale {scale}; allowed: above 0; correct space_scale or time_scale")
@@ -199,7 +199,7 @@ def chance(class_dropout_prob: float) -> float:
 
 def temporal_table(width: int, frames: int, scale: float = 1.0) -> NDArray:
     """float64 [frames, width]; position = frame / scale."""
-    return sine_table(width, np.arange(frames) / above_zero(scale))
+    return sine_table(width, np.arange(frames) / check_positive(scale))
 
 
 def spatial_table(width: int, rows: int, columns: int, scale: float = 1.0, base_size: int | None = None) -> NDArray:
@@ -208,8 +208,8 @@ def spatial_table(width: int, rows: int, columns: int, scale: float = 1.0, base_
     Coordinates are index / scale, and with `base_size` also times base_size / (rows or columns). They are float32,
     as in the tables that released weights were trained with.
     """
-    divides("position table: hidden_size", width, 4)
-    scale = above_zero(scale)
+    exact_div("position table: hidden_size", width, 4)
+    scale = check_positive(scale)
     r = np.arange(rows, dtype=np.float32) / scale
     c = np.arange(columns, dtype=np.float32) / scale
     if base_size is not None:
@@ -231,7 +231,7 @@ def dynamic_table(
     A coordinate is index / scale * base / (rows or columns), with base = sqrt(rows * columns) rounded to the even
     neighbour, as Python rounds: small and large grids share one range (STDiT2 and STDiT3; Open-Sora 1.1).
     """
-    divides("position table: hidden_size", width, 4)
+    exact_div("position table: hidden_size", width, 4)
     base = round((rows * columns) ** 0.5)
     rates = 1.0 / 10000 ** (torch.arange(0, width // 2, 2, dtype=torch.float32, device=device) / (width // 2))
     rates = rates.to(dtype)  # a cast model casts its rates too

@@ -53,13 +53,13 @@ class FinalLayer(ScaleShiftTable):
         self.linear = nn.Linear(dim, out_features)
 
     def forward(
-        self, x_BTSD: Tensor, t_BD: Tensor, x_mask_BT: Tensor | None = None, still_BD: Tensor | None = None
+        self, x_BTSD: Tensor, t_BD: Tensor, x_mask_BT: Tensor | None = None, t0_BD: Tensor | None = None
     ) -> Tensor:
         shift, scale = self.vectors(t_BD[:, None])
         x = norm_modulate(x_BTSD, shift, scale)
-        if x_mask_BT is not None and still_BD is not None:
+        if x_mask_BT is not None and t0_BD is not None:
             # Conditioning frames are normalised and modulated a second time: wrong, but weights were trained so.
-            shift, scale = self.vectors(still_BD[:, None])
+            shift, scale = self.vectors(t0_BD[:, None])
             x = per_frame(x_mask_BT, x, norm_modulate(x, shift, scale))
         return self.linear(x)
 

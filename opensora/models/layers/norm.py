@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from opensora.models.layers.kernels import kernels_for
-from opensora.models.layers.patch import widened
+from opensora.models.layers.patch import at_least_float32
 
 
 def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-6) -> Tensor:
@@ -46,6 +46,6 @@ class RMSNorm(nn.Module):
         fused = kernels_for(x.device.type).rms_norm
         if fused is not None:
             return fused(x, self.weight, self.eps)
-        wide = widened(x)
+        wide = at_least_float32(x)
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return wide.to(x.dtype) * self.weight

@@ -8,12 +8,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from opensora.models.shape_checks import divides
+from opensora.models.shape_checks import exact_div
 
 
 def rope_frequencies(width: int, base: float = 10000.0) -> Tensor:
     """float32 [width / 2]: base^(-2k / width)."""
-    divides("rotary embedding: width", width, 2)
+    exact_div("rotary embedding: width", width, 2)
     return 1.0 / base ** (torch.arange(0, width, 2, dtype=torch.float32) / width)  # to the bit as released weights hold
 
 

@@ -37,7 +37,7 @@ class Seam(nn.Module):
         return f"{self.kind}, dim={self.dim}" + (f", other={self.other}" if self.other is not None else "")
 
 
-class Pieces(nn.Module):
+class TileMap(nn.Module):
     """Codes pieces that do not depend on each other, as an autoencoder's tiles; results come in the pieces' order."""
 
     def forward(self, code: Callable[[Tensor], Tensor], pieces: Iterable[Tensor]) -> Iterator[Tensor]:

@@ -23,7 +23,7 @@ from opensora.models.layers.embed import (
 )
 from opensora.models.layers.modulation import FinalLayer, ScaleShiftTable, gated
 from opensora.models.layers.norm import norm_modulate
-from opensora.models.shape_checks import ShapeError, divides
+from opensora.models.shape_checks import ShapeError, exact_div
 from opensora.models.stdit.base import SpaceTimeDenoiser, drop_rates, modulation_rows
 from opensora.registry import MODELS, register_preset
 
@@ -33,7 +33,7 @@ class PixArtBlock(ScaleShiftTable):
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float, drop_path: float):
         super().__init__(6, dim)
-        self.attn = SelfAttention(dim, num_heads, spans_split=True)
+        self.attn = SelfAttention(dim, num_heads, crosses_split=True)
         self.cross_attn = CrossAttention(dim, num_heads)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=GELUTanh)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
@@ -145,7 +145,7 @@ class PixArt(SpaceTimeDenoiser):
         x_mask: Tensor | None,
         drop_B: Tensor | None,
     ) -> Tensor:
-        x_BTSD = self.to_patches(x, x_mask).flatten(2, 3) + position_1SD
+        x_BTSD = self.a2a_to_patches(x, x_mask).flatten(2, 3) + position_1SD
         if not self.no_temporal_pos_emb:
             x_BTSD = x_BTSD + self.pos_embed_temporal[:, :, None]
         time_B6D = modulation_rows(self.t_block, t_BD, 6)
@@ -172,7 +172,7 @@ class PixArtMS(PixArt):
     fixed_frames = True
 
     def add_conditioning(self) -> None:
-        part = divides("PixArtMS: hidden_size over the three numbers of a size", self.hidden_size, 3)
+        part = exact_div("PixArtMS: hidden_size over the three numbers of a size", self.hidden_size, 3)
         self.csize_embedder, self.ar_embedder = SizeEmbedder(part), SizeEmbedder(part)
 
     def initialise(self) -> None:

@@ -15,18 +15,18 @@ Rotate = Callable[[Tensor], Tensor]
 Given = Sequence[int] | Sequence[Sequence[int]]  # numbers of given frames, of all samples or of each
 
 
-class FrameAttention(SelfAttention):
+class SpatialAttention(SelfAttention):
     """Each frame by itself."""
 
     def __init__(self, dim: int, num_heads: int, **options: Any):
-        super().__init__(dim, num_heads, spans_split=True, **options)
+        super().__init__(dim, num_heads, crosses_split=True, **options)
         # Between blocks parallel/ keeps the patches cut; here it gives each rank whole frames, or else some of the heads.
-        self.to_frames = Seam("switch", dim=2, other=1)
-        self.to_patches = Seam("switch", dim=1, other=2)
+        self.a2a_to_frames = Seam("switch", dim=2, other=1)
+        self.a2a_to_patches = Seam("switch", dim=1, other=2)
 
     def forward(self, x_BTSD: Tensor, rotate: Rotate | None = None, mask: Tensor | None = None) -> Tensor:
         """rotate: position embedding of a frame's patches; mask: as in SelfAttention, cut as the frames are."""
-        return self.to_patches(super().forward(self.to_frames(x_BTSD), rotate, mask))
+        return self.a2a_to_patches(super().forward(self.a2a_to_frames(x_BTSD), rotate, mask))
 
 
 def along_time(attention: SelfAttention, x_BTSD: Tensor, rotate: Rotate | None = None) -> Tensor:

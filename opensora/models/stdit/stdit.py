@@ -15,7 +15,7 @@ from opensora.models.layers.attention import CrossAttention, SelfAttention
 from opensora.models.layers.embed import shut_linear, spatial_table, temporal_table
 from opensora.models.layers.modulation import FinalLayer, ScaleShiftTable, gated
 from opensora.models.layers.norm import norm_modulate
-from opensora.models.stdit.attention import FrameAttention, Text, along_time
+from opensora.models.stdit.attention import SpatialAttention, Text, along_time
 from opensora.models.stdit.base import SpaceTimeDenoiser, drop_rates, modulation_rows
 from opensora.registry import MODELS, register_preset
 
@@ -25,7 +25,7 @@ class STDiTBlock(ScaleShiftTable):
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float, drop_path: float):
         super().__init__(6, dim)
-        self.attn = FrameAttention(dim, num_heads)
+        self.attn = SpatialAttention(dim, num_heads)
         self.attn_temp = SelfAttention(dim, num_heads)
         self.cross_attn = CrossAttention(dim, num_heads)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=GELUTanh)
@@ -128,16 +128,16 @@ class STDiT(SpaceTimeDenoiser):
         [b, 1, 1, L], 1 = token counts; x_mask bool [B, frames after patching], False = a frame given as condition;
         drop_B bool [B], True = replace the caption by the null caption.
         """
-        x_BTSD = self.to_patches(x, x_mask).flatten(2, 3) + self.pos_embed
-        t_BD, still_BD = self.embed_times(timestep, x_mask)
-        time_B6D, still_B6D = (modulation_rows(self.t_block, each, 6) for each in (t_BD, still_BD))
+        x_BTSD = self.a2a_to_patches(x, x_mask).flatten(2, 3) + self.pos_embed
+        t_BD, t0_BD = self.embed_times(timestep, x_mask)
+        time_B6D, still_B6D = (modulation_rows(self.t_block, each, 6) for each in (t_BD, t0_BD))
         text = Text(*self.embed_text(y, mask, drop_B))
 
         x_BTSD = self.enter(x_BTSD)
         for i, block in enumerate(self.blocks):
             position_TD = self.pos_embed_temporal[0] if i == 0 else None
             x_BTSD = block(x_BTSD, text, time_B6D, position_TD, x_mask, still_B6D)
-        x_BTSD = self.leave(self.final_layer(x_BTSD, t_BD, x_mask, still_BD))
+        x_BTSD = self.leave(self.final_layer(x_BTSD, t_BD, x_mask, t0_BD))
         return self.to_latents(x_BTSD.flatten(1, 2), x.shape[2:])
 
 

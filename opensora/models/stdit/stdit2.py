@@ -18,8 +18,8 @@ from opensora.models.layers.embed import SizeEmbedder, shut_linear, small_linear
 from opensora.models.layers.modulation import FinalLayer, ScaleShiftTable, gated, modulation_vectors
 from opensora.models.layers.norm import norm_modulate
 from opensora.models.layers.rope import RotaryEmbedding
-from opensora.models.shape_checks import divides
-from opensora.models.stdit.attention import FrameAttention, Rotate, Text, along_time
+from opensora.models.shape_checks import exact_div
+from opensora.models.stdit.attention import Rotate, SpatialAttention, Text, along_time
 from opensora.models.stdit.base import AnySizeDenoiser, drop_rates, modulation_rows
 from opensora.registry import MODELS, register_preset
 
@@ -32,7 +32,7 @@ class STDiT2Block(ScaleShiftTable):
     ):
         super().__init__(6, dim)
         self.scale_shift_table_temporal = nn.Parameter(torch.randn(3, dim) / dim**0.5)
-        self.attn = FrameAttention(dim, num_heads, qk_norm=qk_norm)
+        self.attn = SpatialAttention(dim, num_heads, qk_norm=qk_norm)
         self.attn_temp = SelfAttention(dim, num_heads, qk_norm=qk_norm, rope_first=qk_norm_legacy)
         self.cross_attn = CrossAttention(dim, num_heads)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=GELUTanh)
@@ -104,10 +104,10 @@ class STDiT2(AnySizeDenoiser):
         )
         self.input_sq_size = input_sq_size
         self.t_block_temp = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 3 * hidden_size))
-        third = divides("STDiT2: hidden_size over the three numbers of a size", hidden_size, 3)
+        third = exact_div("STDiT2: hidden_size over the three numbers of a size", hidden_size, 3)
         self.csize_embedder, self.ar_embedder = SizeEmbedder(third), SizeEmbedder(third)
         self.fl_embedder, self.fps_embedder = SizeEmbedder(hidden_size), SizeEmbedder(hidden_size)
-        self.rope = RotaryEmbedding(divides("STDiT2: hidden_size over num_heads", hidden_size, num_heads))
+        self.rope = RotaryEmbedding(exact_div("STDiT2: hidden_size over num_heads", hidden_size, num_heads))
         self.blocks = nn.ModuleList(
             STDiT2Block(hidden_size, num_heads, mlp_ratio, rate, qk_norm, qk_norm_legacy)
             for rate in drop_rates(drop_path, depth)
@@ -150,16 +150,16 @@ class STDiT2(AnySizeDenoiser):
         num_frames, height, width, ar = height / width, fps (120 for images).
         """
         b = len(x)
-        x_BTHWD = self.to_patches(x, x_mask)
+        x_BTHWD = self.a2a_to_patches(x, x_mask)
         x_BTSD = self.add_positions(x_BTHWD, self.position_scale(height, width))
         rotate = self.time_rotation(x_BTSD.shape[1], x.device)
-        t_BD, still_BD = self.embed_times(timestep, x_mask)
+        t_BD, t0_BD = self.embed_times(timestep, x_mask)
         size_BD = torch.cat(
             [self.csize_embedder.embed(torch.stack([height, width], dim=1), b), self.ar_embedder.embed(ar, b)], dim=1
         )
         speed_BD = self.fl_embedder.embed(num_frames, b) + self.fps_embedder.embed(fps, b)
-        still_size_BD = None if still_BD is None else still_BD + size_BD
-        still_speed_BD = None if still_BD is None else still_BD + speed_BD
+        still_size_BD = None if t0_BD is None else t0_BD + size_BD
+        still_speed_BD = None if t0_BD is None else t0_BD + speed_BD
         modulation = (
             modulation_rows(self.t_block, t_BD + size_BD, 6),
             modulation_rows(self.t_block_temp, t_BD + speed_BD, 3),

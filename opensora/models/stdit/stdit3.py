@@ -19,8 +19,8 @@ from opensora.models.layers.modulation import FinalLayer, ScaleShiftTable, gated
 from opensora.models.layers.norm import norm_modulate
 from opensora.models.layers.patch import PatchEmbed3D
 from opensora.models.layers.rope import RotaryEmbedding
-from opensora.models.shape_checks import ShapeError, divides
-from opensora.models.stdit.attention import FrameAttention, Given, Text, along_time, given_rows
+from opensora.models.shape_checks import ShapeError, exact_div
+from opensora.models.stdit.attention import Given, SpatialAttention, Text, along_time, given_rows
 from opensora.models.stdit.base import AnySizeDenoiser, drop_rates, modulation_rows
 from opensora.models.stdit.windows import WindowAttention, Windows, grid_rotation, window_size
 from opensora.registry import MODELS, register_preset
@@ -56,7 +56,7 @@ class STDiT3Block(ScaleShiftTable):
         return gated(x, gate2, self.drop_path(self.mlp(norm_modulate(x, shift2, scale2))))
 
 
-class TimeBlock(STDiT3Block):
+class TemporalBlock(STDiT3Block):
     """With attention along time at each place of the frame."""
 
     def attend(self, x_BTSD: Tensor, place: Any) -> Tensor:
@@ -123,9 +123,9 @@ class STDiT3(AnySizeDenoiser):
                 "STDiT3: use_spatial_rope without kernel_size; the rotation by place is that of windows, so set both "
                 "(released: kernel_size=(8, 8, -1)) or neither"
             )
-        head = divides("STDiT3: hidden_size over num_heads", hidden_size, num_heads)
+        head = exact_div("STDiT3: hidden_size over num_heads", hidden_size, num_heads)
         if kernel_size is not None:
-            head = divides("STDiT3: width of a head over frame, row and column", head, 3)
+            head = exact_div("STDiT3: width of a head over frame, row and column", head, 3)
         self.rope = RotaryEmbedding(head)
         self.fps_embedder = SizeEmbedder(hidden_size)
         if conditioned:
@@ -137,11 +137,11 @@ class STDiT3(AnySizeDenoiser):
 
         spatial, temporal = [], []
         for rate in drop_rates(drop_path, depth):
-            spatial.append(block(STDiT3Block, FrameAttention, rate))
+            spatial.append(block(STDiT3Block, SpatialAttention, rate))
             if not skip_temporal:
                 windowed = self.kernel_size is not None
                 temporal.append(
-                    block(STDiT3Block, WindowAttention, rate) if windowed else block(TimeBlock, SelfAttention, rate)
+                    block(STDiT3Block, WindowAttention, rate) if windowed else block(TemporalBlock, SelfAttention, rate)
                 )
         self.spatial_blocks = nn.ModuleList(spatial)
         self.temporal_blocks = nn.ModuleList(temporal)
@@ -203,14 +203,14 @@ class STDiT3(AnySizeDenoiser):
         numbers of the given frames, which attend to the caption y_null (shaped as y) instead: one list for all, or one
         per sample; None = nothing is given.
         """
-        x_BTHWD = self.to_patches(x, x_mask)
+        x_BTHWD = self.a2a_to_patches(x, x_mask)
         grid = (x_BTHWD.shape[1], x_BTHWD.shape[2], x_BTHWD.shape[3])
         scale = self.position_scale(height, width)
         x_BTSD = self.add_positions(x_BTHWD, scale)
         fps_BD = self.fps_embedder.embed(fps, len(x))
-        t_BD, still_BD = self.embed_times(timestep, x_mask)
-        t_BD, still_BD = t_BD + fps_BD, None if still_BD is None else still_BD + fps_BD
-        time_B6D, still_B6D = (modulation_rows(self.t_block, each, 6) for each in (t_BD, still_BD))
+        t_BD, t0_BD = self.embed_times(timestep, x_mask)
+        t_BD, t0_BD = t_BD + fps_BD, None if t0_BD is None else t0_BD + fps_BD
+        time_B6D, still_B6D = (modulation_rows(self.t_block, each, 6) for each in (t_BD, t0_BD))
         text = Text(*self.embed_text(y, mask, drop_B))
         if mask_index is not None:
             x_BTSD = x_BTSD + self._embed_given(cond, cond_mask, x.shape)
@@ -227,7 +227,7 @@ class STDiT3(AnySizeDenoiser):
             x_BTSD = spatial(x_BTSD, text, frame_place, time_B6D, x_mask, still_B6D)
             if i < len(self.temporal_blocks):
                 x_BTSD = self.temporal_blocks[i](x_BTSD, text, time_place, time_B6D, x_mask, still_B6D)
-        x_BTSD = self.leave(self.final_layer(x_BTSD, t_BD, x_mask, still_BD))
+        x_BTSD = self.leave(self.final_layer(x_BTSD, t_BD, x_mask, t0_BD))
         return self.to_latents(x_BTSD.flatten(1, 2), x.shape[2:])
 
     def _embed_given(self, cond: Tensor | None, cond_mask: Tensor | None, shape: torch.Size) -> Tensor:

@@ -97,13 +97,13 @@ class WindowAttention(SelfAttention):
     """Within windows of [B, T, S, D], which span both frames and patches."""
 
     def __init__(self, dim: int, num_heads: int, **options: Any):
-        super().__init__(dim, num_heads, spans_split=True, **options)
+        super().__init__(dim, num_heads, crosses_split=True, **options)
 
     def forward(self, x_BTSD: Tensor, windows: Windows) -> Tensor:  # type: ignore[override]
         # The original pads before the projection, which is the same: nothing attends to padding, nothing reads it.
-        qkv = self.share_heads(self.qkv(x_BTSD).unflatten(-1, (3, self.num_heads, self.head_dim)))
+        qkv = self.a2a_to_heads(self.qkv(x_BTSD).unflatten(-1, (3, self.num_heads, self.head_dim)))
         q, k, v = qkv.unbind(3)
         q, k, v = windows.cut(self.q_norm(q)), windows.cut(self.k_norm(k)), windows.cut(v)
         q, k = windows.rotate(q).to(v.dtype), windows.rotate(k).to(v.dtype)
         out = windows.join(self.kernel(q, k, v, windows.mask))
-        return self.proj(self.share_tokens(out).flatten(3))
+        return self.proj(self.a2a_to_tokens(out).flatten(3))

@@ -42,7 +42,7 @@ class ClassLabels:
         self.device = torch.device("cpu")
 
     @property
-    def tells(self) -> dict[str, Any]:
+    def denoiser_args(self) -> dict[str, Any]:
         """What a denoiser must be built with to take these labels."""
         return {"condition": f"label_{self.num_classes}"}
 

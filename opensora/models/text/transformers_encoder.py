@@ -49,7 +49,7 @@ class PretrainedEncoder(abc.ABC):
         return self.max_tokens
 
     @property
-    def tells(self) -> dict[str, Any]:
+    def denoiser_args(self) -> dict[str, Any]:
         """What a denoiser must be built with to take these captions."""
         return {
             "condition": "text",

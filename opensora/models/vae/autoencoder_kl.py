@@ -14,8 +14,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from opensora.errors import ConfigError, WeightsError
-from opensora.models.layers.patch import widened
-from opensora.models.layers.seam import Pieces
+from opensora.models.layers.patch import at_least_float32
+from opensora.models.layers.seam import TileMap
 from opensora.models.shape_checks import ShapeError
 from opensora.models.vae.gaussian import Gaussian, LatentScale
 from opensora.models.vae.hub_folder import fill_from_folder, pieces_of, plain
@@ -70,7 +70,7 @@ class VideoAutoencoderKL(nn.Module):
         self.module.to(torch.empty(0).device)  # diffusers makes some factors by a call that ignores torch.device(...)
         self.config: dict[str, Any] = {"type": self._name, **given}  # rebuilds this without a folder
         self.micro_batch_size = pieces_of(self._name, given["micro_batch_size"])
-        self.pieces = Pieces()
+        self.pieces = TileMap()
         self.latents = LatentScale(given["scaling_factor"], given["latent_shift"], given["latent_scale"])
         self.in_channels: int = self.module.config.in_channels
         self.latent_channels: int = self.module.config.latent_channels
@@ -197,7 +197,7 @@ class VideoAutoencoderKL(nn.Module):
         return Gaussian.from_moments(moments)
 
     def _decode(self, z: Tensor, num_frames: int | None = None) -> Tensor:
-        return widened(self._by_frames(lambda part: self.module.decode(part).sample, z[:, :, :num_frames]))
+        return at_least_float32(self._by_frames(lambda part: self.module.decode(part).sample, z[:, :, :num_frames]))
 
     def encode(self, x_BCTHW: Tensor, rngs: Sequence[Generator] | None = None) -> Tensor:
         """Latents ready for diffusion, float32; `rngs` has one CPU generator per clip, None takes the mode."""
@@ -242,4 +242,4 @@ class VideoAutoencoderKLTemporalDecoder(VideoAutoencoderKL):
 
     def _decode_group(self, z: Tensor) -> Tensor:
         frames = self.module.decode(z.transpose(1, 2).flatten(0, 1), num_frames=z.shape[2]).sample
-        return widened(frames.unflatten(0, (len(z), -1)).transpose(1, 2))
+        return at_least_float32(frames.unflatten(0, (len(z), -1)).transpose(1, 2))

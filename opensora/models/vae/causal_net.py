@@ -83,15 +83,15 @@ class Layout:
     def attn(self, channels: int) -> nn.Module:
         return named(ATTENTIONS, f"{self.half}_attention", self.attention)(channels, self.groups)
 
-    def middle(self, channels: int) -> "Middle":
-        return Middle(
+    def middle(self, channels: int) -> "MidBlock":
+        return MidBlock(
             self.resnet(self.mid_resnet, channels, channels),
             self.attn(channels),
             self.resnet(self.mid_resnet, channels, channels),
         )
 
 
-class Middle(nn.Module):
+class MidBlock(nn.Module):
     def __init__(self, block_1: nn.Module, attn_1: nn.Module, block_2: nn.Module):
         super().__init__()
         self.block_1, self.attn_1, self.block_2 = block_1, attn_1, block_2

@@ -10,8 +10,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from opensora.errors import ConfigError
-from opensora.models.layers.patch import widened
-from opensora.models.layers.seam import Pieces
+from opensora.models.layers.patch import at_least_float32
+from opensora.models.layers.seam import TileMap
 from opensora.models.shape_checks import ShapeError
 from opensora.models.vae.causal_net import CONVOLUTIONS, Decoder, Encoder, Layout, named
 from opensora.models.vae.gaussian import Gaussian, LatentScale
@@ -122,7 +122,7 @@ class CausalVAEModel(nn.Module):
         self.latent_channels: int = embed
         self.compression = (2 ** self._halvings[1], 2 ** self._halvings[0], 2 ** self._halvings[0])
         self.latents = LatentScale(config["scaling_factor"], config["latent_shift"], config["latent_scale"])
-        self.pieces = Pieces()
+        self.pieces = TileMap()
         self.use_tiling: bool = config["use_tiling"]
         self.tiling = Tiling(
             config["tile_sample_min_size"],
@@ -184,7 +184,7 @@ class CausalVAEModel(nn.Module):
 
     def decode_tile(self, z: Tensor) -> Tensor:
         """Frames, float32, of latents as the posterior gives them, or of a tile of such, in one go."""
-        return widened(self.decoder(self.post_quant_conv(z.to(self._dtype))))
+        return at_least_float32(self.decoder(self.post_quant_conv(z.to(self._dtype))))
 
     def _decode_windows(self, z: Tensor) -> Iterator[Tensor]:
         grid = self.tiling.decoding()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from opensora.models.layers.patch import widened
+from opensora.models.layers.patch import at_least_float32
 from opensora.models.shape_checks import ShapeError
 
 
@@ -24,7 +24,7 @@ class Gaussian:
     @classmethod
     def from_moments(cls, moments: Tensor) -> "Gaussian":
         """Mean and log-variance stacked on channels; the log-variance is clamped to [-30, 20]."""
-        mean, logvar = widened(moments).chunk(2, dim=1)
+        mean, logvar = at_least_float32(moments).chunk(2, dim=1)
         return cls(mean, logvar.clamp(-30.0, 20.0))
 
     def sample(self, noise: Tensor) -> Tensor:

@@ -10,12 +10,12 @@ import torch
 from torch import Generator, Tensor, nn
 
 from opensora.errors import ConfigError
-from opensora.models.layers.patch import widened
-from opensora.models.layers.seam import Pieces
+from opensora.models.layers.patch import at_least_float32
+from opensora.models.layers.seam import TileMap
 from opensora.models.shape_checks import ShapeError
 from opensora.models.vae.gaussian import Gaussian, LatentScale
-from opensora.models.vae.open_sora_1_3_net import Decoder, Encoder
 from opensora.models.vae.hub_folder import fetched, fill_from_folder, pieces_of, stored_config
+from opensora.models.vae.open_sora_1_3_net import Decoder, Encoder
 from opensora.models.weights import load_weights
 from opensora.registry import VAES
 
@@ -100,7 +100,7 @@ class OpenSoraVAE_V1_3(nn.Module):
         self.latent_channels: int = z
         self.compression = (2 ** len(down), 2**last, 2**last)
         self._in_time = down
-        self.pieces = Pieces()
+        self.pieces = TileMap()
         self.micro_batch_size = pieces_of("OpenSoraVAE_V1_3", config["micro_batch_size"])
         self.micro_frame_size: int | None = config["micro_frame_size"]
         self.temporal_overlap: bool = config["temporal_overlap"]
@@ -203,7 +203,7 @@ class OpenSoraVAE_V1_3(nn.Module):
         group = z.shape[2] if size is None else self._latent_frames(range(size))
         decoded = []
         for clips in z.split(self.micro_batch_size or len(z)):
-            pieces = list(self.pieces(lambda part: widened(self.decoder(part)), clips.split(group, dim=2)))
+            pieces = list(self.pieces(lambda part: at_least_float32(self.decoder(part)), clips.split(group, dim=2)))
             decoded.append(_join(pieces, self.temporal_overlap))
         return torch.cat(decoded)
 

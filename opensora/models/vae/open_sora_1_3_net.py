@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from opensora.models.vae import causal_blocks as blocks
-from opensora.models.vae.causal_net import Level, Middle
+from opensora.models.vae.causal_net import Level, MidBlock
 
 
 class ResnetBlock(blocks.ResnetBlock3D):
@@ -81,8 +81,8 @@ class Upsample3D(nn.Module):
         return doubled + self.conv3d(doubled)
 
 
-def middle(channels: int, groups: int) -> Middle:
-    return Middle(
+def middle(channels: int, groups: int) -> MidBlock:
+    return MidBlock(
         ResnetBlock(channels, channels, groups),
         CausalAttention(channels, groups),
         ResnetBlock(channels, channels, groups),

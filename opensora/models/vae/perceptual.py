@@ -29,7 +29,7 @@ SLICES = (
 _IN_LIGHTNING = "loss.perceptual_loss."  # where checkpoints of Open-Sora-Plan's trainer keep it
 
 
-class Slice(nn.Module):
+class VGGSlice(nn.Module):
     """The convolutions of one resolution, by torchvision's numbers."""
 
     def __init__(self, pool: bool, convolutions: Sequence[tuple[int, int, int]]):
@@ -50,7 +50,7 @@ class VGG(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         for n, convolutions in enumerate(SLICES, start=1):
-            self.add_module(f"slice{n}", Slice(n > 1, convolutions))
+            self.add_module(f"slice{n}", VGGSlice(n > 1, convolutions))
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """relu1_2, relu2_2, relu3_3, relu4_3, relu5_3."""

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from opensora.errors import ConfigError
-from opensora.models.layers.patch import widened
+from opensora.models.layers.patch import at_least_float32
 from opensora.models.shape_checks import ShapeError
 from opensora.models.vae.causal_blocks import ZeroCausalConv3d, zero_frames_in_front
 from opensora.models.vae.gaussian import Gaussian, LatentScale
@@ -245,7 +245,7 @@ class VAE_Temporal(nn.Module):
         whole = max(asked, shortest)  # the clip that these latents are taken to be made of
         x = self.decoder(self.post_quant_conv(z.to(self.last_layer.dtype)))
         filling = -whole % factor
-        return widened(x[:, :, filling : filling + asked])
+        return at_least_float32(x[:, :, filling : filling + asked])
 
     def encode(self, x_BCTHW: Tensor, rngs: Sequence[Generator] | None = None) -> Tensor:
         """Latents ready for diffusion, float32; `rngs` has one CPU generator per clip, None takes the mode."""

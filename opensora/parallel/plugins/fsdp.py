@@ -10,9 +10,9 @@ from torch.distributed.fsdp import CPUOffload, MixedPrecision, ShardingStrategy
 from opensora.errors import ConfigError
 from opensora.parallel import collectives
 from opensora.parallel.colossal.accelerator import import_colossalai, set_accelerator
-from opensora.parallel.engine import Engine, Forward, OptimizerFactory, clip_factor, is_finite, place, squared_norm
 from opensora.parallel.colossal.fsdp_adapter import FsdpPieces, boost
-from opensora.parallel.reshard import even_cut, recut
+from opensora.parallel.engine import Engine, Forward, OptimizerFactory, clip_factor, is_finite, place, squared_norm
+from opensora.parallel.reshard import even_ranges, redistribute
 from opensora.parallel.world import World
 from opensora.registry import PLUGINS
 
@@ -98,7 +98,7 @@ class FsdpEngine(Engine):
         mine = self._pieces.ranges()
         held = collectives.gather_objects({name: mine[id(each)] for name, each in self.trainable.items()})
         self._have = {name: [ranges[name] for ranges in held] for name in self.trainable}
-        self._even = even_cut({name: shape.numel() for name, shape in self.shapes.items()})
+        self._even = even_ranges({name: shape.numel() for name, shape in self.shapes.items()})
         self._offloads = options["cpu_offload"] is not None
         self._earlier: dict[str, Tensor] = {}  # gradients of earlier micro-batches
 
@@ -139,10 +139,10 @@ class FsdpEngine(Engine):
         return norm
 
     def even(self, pieces: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return recut(pieces, self._have, self._even)
+        return redistribute(pieces, self._have, self._even)
 
     def take(self, pieces: Mapping[str, Tensor], even: Mapping[str, Tensor]) -> None:
-        super().take(pieces, recut({name: even[name] for name in pieces}, self._even, self._have))
+        super().take(pieces, redistribute({name: even[name] for name in pieces}, self._even, self._have))
 
     def _master(self, name: str) -> Tensor:
         return self.trainable[name]

@@ -11,7 +11,7 @@ from opensora.parallel import collectives
 from opensora.parallel.colossal.accelerator import import_colossalai, set_accelerator
 from opensora.parallel.engine import Engine, Forward, OptimizerFactory, clip_factor, is_finite, place, squared_norm
 from opensora.parallel.reducer import Reducer
-from opensora.parallel.tensor_parallel import boost, check_heads, cut_of, sees_part
+from opensora.parallel.tensor_parallel import boost, check_heads, has_partial_grad, shard_spec
 from opensora.parallel.world import World
 from opensora.registry import PLUGINS
 
@@ -80,7 +80,7 @@ class HybridEngine(Engine):
         self._tensor_size, self._tensor_group = tensor_size, plugin.tp_group
         self.model = Forward(wrapped, dtype, world.device, cast_inputs=False)
         self.optimizer = optimizer_factory(list(self.trainable.values()))
-        self._cuts = {name: cut for name, each in self.trainable.items() if (cut := cut_of(each)) is not None}
+        self._cuts = {name: cut for name, each in self.trainable.items() if (cut := shard_spec(each)) is not None}
         self._cut = [each for name, each in self.trainable.items() if name in self._cuts]
         self._whole = [each for name, each in self.trainable.items() if name not in self._cuts]
         # What is whole is averaged over all ranks, so that it cannot drift apart; a piece over those that hold the same.
@@ -94,7 +94,7 @@ class HybridEngine(Engine):
             reducer.end()
         if last and self._tensor_size > 1:
             for parameter in self._whole:
-                if sees_part(parameter) and parameter.grad is not None:
+                if has_partial_grad(parameter) and parameter.grad is not None:
                     parameter.grad.mul_(self._tensor_size)  # of the sum over heads, the mean over ranks took a part
 
     def step(self, accept: Callable[[float], bool] = is_finite) -> float:

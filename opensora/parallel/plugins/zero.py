@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from opensora.errors import ConfigError
 from opensora.parallel import collectives
 from opensora.parallel.colossal.accelerator import import_colossalai, set_accelerator
-from opensora.parallel.engine import Engine, Forward, OptimizerFactory, is_finite, place
 from opensora.parallel.colossal.zero_adapter import ZeroShards, boost
+from opensora.parallel.engine import Engine, Forward, OptimizerFactory, is_finite, place
 from opensora.parallel.world import World
 from opensora.registry import PLUGINS
 

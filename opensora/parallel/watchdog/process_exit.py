@@ -6,7 +6,7 @@ import sys
 import threading
 
 
-def leave(code: int) -> None:
+def exit_process(code: int) -> None:
     """End a process that may be one of several ranks.
 
     After a failure at once: another rank may wait for this one in a collective, and Python's own exit would hang. After

@@ -15,7 +15,7 @@ from opensora.errors import RankLost
 _POLL_SECONDS = 0.02
 
 
-def own_store(store: dist.Store, rank: int, size: int, timeout_seconds: float) -> dist.Store:
+def restart_store(store: dist.Store, rank: int, size: int, timeout_seconds: float) -> dist.Store:
     """The part of `store` that these ranks alone use; every rank calls it. Whatever is in the store does not matter.
 
     Every rank says a word nobody has said before; rank 0 answers each with the name of this start until all have

@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from opensora.errors import RankLost
 from opensora.log import logger
-from opensora.parallel.background import busy, finish_all
+from opensora.parallel.background import busy, join_all
 from opensora.parallel.watchdog.rank_status import AT_WORK, LOADING, STARTING, Clock, Progress, Table
 from opensora.parallel.world import World
 
@@ -169,7 +169,7 @@ def watching(world: World, timeout_seconds: float) -> Iterator[Watch]:
             seconds = min(timeout_seconds, _FOR_A_SAVE)
             told = "%s; waits up to %.0f s for the checkpoint that is being written"
             logger().warning(told, verdict or _in_short(error), seconds)
-            finish_all(seconds)
+            join_all(seconds)
         if verdict is None:
             raise
         raise RankLost(f"{verdict}; {_REMEDY}") from error

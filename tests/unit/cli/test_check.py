@@ -10,11 +10,10 @@ from opensora.cli.check_layouts import searched
 from opensora.config import load
 from opensora.datasets.row_report import Report
 from opensora.errors import ConfigError, DataError
-from opensora.planning import device_specs
-from opensora.planning import layout_table
-from opensora.planning.estimate import Frozen, Subject, estimate
+from opensora.planning import device_specs, layout_table
+from opensora.planning.estimate import FrozenNetworks, StepModel, estimate
 from opensora.planning.memory import Layout, Sizes
-from opensora.planning.meta_profile import Moment, Rehearsal
+from opensora.planning.meta_profile import MemoryPoint, StepProfile
 from opensora.schema import TrainRun
 from opensora.training import plan as planning
 from opensora.training.plan import Plan
@@ -27,7 +26,9 @@ CONFIG = str(ROOT / TRAIN)
 def worlds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of ranks of each plan that was made; the plan is a small one."""
     asked: list[int] = []
-    subject = Subject(Sizes(100, largest=10), Frozen(), rehearse, tokens=6, ema=False, most_ranks=2)
+    subject = StepModel(
+        Sizes(100, largest=10), FrozenNetworks(), profile_step, tokens=6, ema=False, max_sequence_ranks=2
+    )
 
     def plan(run: Any, world: int, sp_size: int = 1, gloo: bool = False) -> Plan:
         asked.append(world)
@@ -38,9 +39,9 @@ def worlds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return asked
 
 
-def rehearse(layout: Layout) -> Rehearsal:
+def profile_step(layout: Layout) -> StepProfile:
     live = 9 * 10**9 // (10 if layout.grad_checkpoint else 1)
-    return Rehearsal(live // 2, (Moment(0, live), Moment(100, 0)), 10**12, 2 * 10**12)
+    return StepProfile(live // 2, (MemoryPoint(0, live), MemoryPoint(100, 0)), 10**12, 2 * 10**12)
 
 
 @pytest.mark.parametrize(

@@ -64,17 +64,17 @@ def test_each_row_names_the_state_and_the_remedy_only_where_needed(
 
 def test_the_remedy_is_one_command() -> None:
     for feature in (*FEATURES, *device_features()):
-        assert feature.remedy.startswith(("pip install ", "apt-get install "))
-        assert "\n" not in feature.remedy
+        assert feature.how_to_encode.startswith(("pip install ", "apt-get install "))
+        assert "\n" not in feature.how_to_encode
 
 
 def test_files_that_remedies_install_from_exist() -> None:
     root = Path(__file__).resolve().parents[3]
     for feature in (*FEATURES, *device_features()):
-        words = feature.remedy.split()
+        words = feature.how_to_encode.split()
         for option, file in itertools.pairwise(words):
             if option == "-r":
-                assert (root / file).is_file(), feature.remedy
+                assert (root / file).is_file(), feature.how_to_encode
 
 
 def test_version_of_a_package_that_is_missing() -> None:

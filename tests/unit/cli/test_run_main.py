@@ -7,8 +7,8 @@ from typing import Any, NoReturn
 
 import pytest
 
-from opensora.cli import run_main
-from opensora.cli.run_main import alike_on_all_ranks, run_main
+from opensora.cli import run_main as run_main_module
+from opensora.cli.run_main import report_on_main_rank_only, run_main
 from opensora.errors import ConfigError, DataError
 
 
@@ -56,7 +56,7 @@ def test_success_is_the_commands_own_code() -> None:
 
 
 def mistake() -> int:
-    with alike_on_all_ranks():
+    with report_on_main_rank_only():
         raise ConfigError("a.py: key 'x': wrong")
 
 
@@ -64,7 +64,7 @@ def mistake() -> int:
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What a rank waited for instead of leaving."""
     found: list[Any] = []
-    monkeypatch.setattr(run_main.signal, "sigtimedwait", lambda *arguments: found.append(arguments) or found)
+    monkeypatch.setattr(run_main_module.signal, "sigtimedwait", lambda *arguments: found.append(arguments) or found)
     return found
 
 
@@ -97,7 +97,7 @@ def test_other_ranks_are_silent_and_leave_after_it(
     environment(monkeypatch, RANK="1", **MEETING)
     assert run_main(mistake) == 2
     assert capsys.readouterr().err == ""
-    assert waits == [({signal.SIGTERM}, run_main.WAIT_SECONDS)]
+    assert waits == [({signal.SIGTERM}, run_main_module.WAIT_SECONDS)]
 
 
 def test_a_mistake_of_one_machine_alone_is_told_there(
@@ -105,6 +105,6 @@ def test_a_mistake_of_one_machine_alone_is_told_there(
 ) -> None:
     """The main rank found nothing wrong, so nobody else says why this rank leaves."""
     environment(monkeypatch, RANK="1", **MEETING)
-    monkeypatch.setattr(run_main.signal, "sigtimedwait", lambda *arguments: None)
+    monkeypatch.setattr(run_main_module.signal, "sigtimedwait", lambda *arguments: None)
     assert run_main(mistake) == 2
     assert capsys.readouterr().err == "error: a.py: key 'x': wrong\n"

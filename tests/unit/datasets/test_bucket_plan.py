@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from opensora.datasets import bucket_plan
+from opensora.datasets.base import ClipSize
 from opensora.datasets.bucket_plan import CHANCE, TOO_SHORT, TOO_SMALL, UNSIZED, BucketOrder
 from opensora.datasets.bucket_report import NOT_FULL, OVER_RATIO
 from opensora.datasets.buckets import Buckets
 from opensora.datasets.clip_sizes import NONE, ClipSizes
 from opensora.datasets.loader import build_loader
-from opensora.datasets.base import ClipSize
 from opensora.datasets.row_report import Dropped, Report
 from opensora.errors import BadClip, ConfigError, DataError
 from opensora.rng import Draw

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from opensora.datasets.moving_shapes import UNCLEAR, Attributes, MovingShapes
-from opensora.evaluation.shape_adherence import NOTHING, accuracy, asked, read_back
+from opensora.evaluation.shape_adherence import NOTHING, accuracy, asked, detect_attributes
 from opensora.rng import Draw, generator
 
 
@@ -56,20 +56,20 @@ def test_each_attribute_is_judged_by_itself(split: str) -> None:
 
 
 def test_nothing_is_read_from_noise_an_empty_or_a_still_clip() -> None:
-    assert read_back(torch.randn(3, 5, 32, 32, generator=generator(0, "noise")) * 0.5) == NOTHING
-    assert read_back(torch.full((3, 5, 32, 32), -1.0)) == NOTHING
+    assert detect_attributes(torch.randn(3, 5, 32, 32, generator=generator(0, "noise")) * 0.5) == NOTHING
+    assert detect_attributes(torch.full((3, 5, 32, 32), -1.0)) == NOTHING
     videos, prompts = drawn("train", 1)
     still = videos[0][:, :1].expand(-1, 5, -1, -1)
-    assert read_back(still) == Attributes(asked(prompts[0]).colour, asked(prompts[0]).shape, UNCLEAR)
+    assert detect_attributes(still) == Attributes(asked(prompts[0]).colour, asked(prompts[0]).shape, UNCLEAR)
     gone = videos[0].clone()
     gone[:, -1] = -1
-    assert read_back(gone) == NOTHING
+    assert detect_attributes(gone) == NOTHING
 
 
 def test_two_objects_are_no_shape() -> None:
     videos, _ = drawn("train", 1)
     both = torch.maximum(videos[0], videos[0].flip(-1).flip(-2))
-    assert read_back(torch.cat([videos[0], both], dim=-1)).shape == UNCLEAR
+    assert detect_attributes(torch.cat([videos[0], both], dim=-1)).shape == UNCLEAR
 
 
 def test_prompt_must_name_one_of_each() -> None:

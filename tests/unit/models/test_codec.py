@@ -38,7 +38,7 @@ class Counting:
 
     def __init__(self, mask: bool = True) -> None:
         self.mask = mask
-        self.tells = {"condition": "text", "caption_channels": WIDTH, "model_max_length": LENGTH}
+        self.denoiser_args = {"condition": "text", "caption_channels": WIDTH, "model_max_length": LENGTH}
         self.asked: list[list[str]] = []
         self.dtype = torch.float32
 

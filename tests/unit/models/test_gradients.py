@@ -1,7 +1,7 @@
 """Gradients of every denoiser and autoencoder against finite differences in float64.
 
 Every registered class is tried at a tiny size; OPTIONS adds calls and arguments that take other ways through one.
-A model must keep float64 for this: what it widens, it widens to float32 at least (layers/patch.py, `widened`).
+A model must keep float64 for this: what it widens, it widens to float32 at least (layers/patch.py, `at_least_float32`).
 """
 
 from collections.abc import Callable

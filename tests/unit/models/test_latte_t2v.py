@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from opensora.errors import ConfigError
-from opensora.models.latte_t2v.validation import ONLY
 from opensora.models.latte_t2v.latte_t2v import LatteT2V
 from opensora.models.latte_t2v.positions import frame_scale, frame_table, patch_table
+from opensora.models.latte_t2v.validation import ONLY
 from opensora.models.shape_checks import ShapeError
-from opensora.rng import generator
 from opensora.registry import MODELS, build
+from opensora.rng import generator
 from opensora.sampling.text_kv_cache import prompt_cache
 
 TOKENS, CHANNELS = 5, 6

@@ -18,7 +18,7 @@ def test_names_and_numbers() -> None:
     assert condition.mask_BL is None
     assert condition.text_B1LC.dtype == torch.int64
     assert condition.text_B1LC.tolist() == [1, 0, 2, 2, 1]  # a name that is a number is a name
-    assert encoder.tells == {"condition": "label_3"}
+    assert encoder.denoiser_args == {"condition": "label_3"}
 
 
 def test_a_file_of_names(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def test_one_token_is_the_state_of_the_captions_end(clip: Path) -> None:
         states = CLIPTextModel.from_pretrained(clip).eval()(**tokens).last_hidden_state
     assert condition.mask_BL is None
     torch.testing.assert_close(condition.text_B1LC[0, 0, 0], states[0, -1], rtol=1e-4, atol=1e-5)
-    assert encoder.tells == {"condition": "text", "caption_channels": 32, "model_max_length": 1}
+    assert encoder.denoiser_args == {"condition": "text", "caption_channels": 32, "model_max_length": 1}
 
 
 def test_captions_are_cut_at_the_number_of_tokens(clip: Path) -> None:

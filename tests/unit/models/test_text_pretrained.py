@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from opensora.errors import ConfigError, WeightsError
 from opensora.models.text import hugging_face
 from opensora.models.text.hugging_face import EMBEDDED_PACKAGE, HuggingFaceEncoder
-from opensora.models.text.transformers_encoder import quiet_transformers
 from opensora.models.text.t5 import T5Encoder
+from opensora.models.text.transformers_encoder import quiet_transformers
 from opensora.registry import TEXT_ENCODERS, build
 from tests.text_models import CAPTIONS, tiny_bert, tiny_t5
 
@@ -103,7 +103,7 @@ def test_t5_ends_every_caption_and_cuts_long_ones(t5: Path) -> None:
 def test_t5_of_every_release(t5: Path, length: int) -> None:
     """1.0, 1.1 and 1.2 differ in padding alone: the caption's own states are the same."""
     encoder, short = T5Encoder(str(t5), length).load(), T5Encoder(str(t5), 60).load()
-    assert encoder.tells == {"condition": "text", "caption_channels": 32, "model_max_length": length}
+    assert encoder.denoiser_args == {"condition": "text", "caption_channels": 32, "model_max_length": length}
     condition, expected = encoder.encode(CAPTIONS[:1]), short.encode(CAPTIONS[:1])
     assert condition.text_B1LC.shape == (1, 1, length, 32)
     count = int(condition.mask_BL.sum())

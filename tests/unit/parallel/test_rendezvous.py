@@ -6,7 +6,7 @@ import pytest
 import torch.distributed as dist
 
 from opensora.errors import RankLost
-from opensora.parallel.watchdog.rendezvous import own_store
+from opensora.parallel.watchdog.rendezvous import restart_store
 
 
 def meet(store: dist.Store, ranks: list[int], size: int) -> list[str]:
@@ -14,7 +14,7 @@ def meet(store: dist.Store, ranks: list[int], size: int) -> list[str]:
     read: dict[int, str] = {}
 
     def run(rank: int) -> None:
-        mine = own_store(store, rank, size, timeout_seconds=30)
+        mine = restart_store(store, rank, size, timeout_seconds=30)
         if rank == 0:
             mine.set("address", f"of start {len(starts)}")
         mine.wait(["address"])
@@ -50,6 +50,6 @@ def test_a_start_that_broke_off_leaves_nothing_that_the_next_one_takes() -> None
 
 def test_who_does_not_come_is_named() -> None:
     with pytest.raises(RankLost, match=r"rank\(s\) 1, 2 did not come within 0\.1 s"):
-        own_store(dist.HashStore(), 0, 3, timeout_seconds=0.1)
+        restart_store(dist.HashStore(), 0, 3, timeout_seconds=0.1)
     with pytest.raises(RankLost, match=r"rank 0 did not come within 0\.1 s"):
-        own_store(dist.HashStore(), 2, 3, timeout_seconds=0.1)
+        restart_store(dist.HashStore(), 2, 3, timeout_seconds=0.1)

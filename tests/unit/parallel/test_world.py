@@ -92,7 +92,7 @@ def mesh(sp_size: int) -> tuple[int, ...]:
     """Where this rank stands in groups of `sp_size`, and the sum of the ranks' numbers over its group."""
     here = world.divide(sp_size)
     assert world.current() is here
-    assert here.leads_group == (here.sequence_rank == 0)
+    assert here.is_group_leader == (here.sequence_rank == 0)
     assert (here.sequence_group is None) == (sp_size == 1)
     total = torch.tensor(here.global_rank)
     if sp_size > 1:

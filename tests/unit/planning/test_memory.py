@@ -8,25 +8,29 @@ import pytest
 from opensora.errors import ConfigError
 from opensora.parallel.traffic import plugin_traffic
 from opensora.planning import layout_table
-from opensora.planning.estimate import ENCODING, Frozen, Subject, estimate, seconds
-from opensora.planning.memory import Layout, Sizes, host_bytes
 from opensora.planning.device_specs import Gpu, gpu_named
-from opensora.planning.meta_profile import Moment, Rehearsal
+from opensora.planning.estimate import ENCODING, FrozenNetworks, StepModel, estimate, seconds
+from opensora.planning.memory import Layout, Sizes, host_bytes
+from opensora.planning.meta_profile import MemoryPoint, StepProfile
 from opensora.planning.search import smallest, usable_bytes
 
 P = 1000  # parameters, all in one block
 SIZES = Sizes(trained=P, largest=100, blocks=250)
 
 
-def subject(activations: int = 0, **changes: Any) -> Subject:
+def subject(activations: int = 0, **changes: Any) -> StepModel:
     """Activations are there at the start of the backward, shared by the ranks of a sequence group, and few recomputed."""
 
-    def rehearse(layout: Layout) -> Rehearsal:
+    def profile_step(layout: Layout) -> StepProfile:
         live = activations // layout.sp_size // (10 if layout.grad_checkpoint else 1)
         sent = 50 * (layout.sp_size - 1)
-        return Rehearsal(live, (Moment(0, live), Moment(P, 0)), forward_flops=100, backward_flops=200, sent=sent)
+        return StepProfile(
+            live, (MemoryPoint(0, live), MemoryPoint(P, 0)), forward_flops=100, backward_flops=200, sent=sent
+        )
 
-    return Subject(**{"sizes": SIZES, "frozen": Frozen(), "rehearse": rehearse, "tokens": 6, "ema": False, **changes})
+    return StepModel(
+        **{"sizes": SIZES, "frozen": FrozenNetworks(), "rehearse": profile_step, "tokens": 6, "ema": False, **changes}
+    )
 
 
 def layout(plugin: str, world: int = 2, **changes: Any) -> Layout:
@@ -73,14 +77,14 @@ def test_activations_and_gradients_are_not_added_up_at_their_own_peaks() -> None
 )
 def test_half_way_through_the_backward(plugin: str, exchanged: int) -> None:
     """Half of the gradients are made; under zero all but a bucket of them have been exchanged."""
-    middle = Rehearsal(0, (Moment(0, 0), Moment(P // 2, 90 * P), Moment(P, 0)), 1, 2)
-    found = estimate(subject(rehearse=lambda layout: middle), layout(plugin)).memory
+    middle = StepProfile(0, (MemoryPoint(0, 0), MemoryPoint(P // 2, 90 * P), MemoryPoint(P, 0)), 1, 2)
+    found = estimate(subject(profile_step=lambda layout: middle), layout(plugin)).memory
     assert found["activations"] == 90 * P
     assert found.get("gradients", 0) + found.get("communication buffers", 0) == exchanged
 
 
 def test_encoding_may_be_the_fullest_moment() -> None:
-    found = estimate(subject(frozen=Frozen({"frozen autoencoder": 7}, encoding_bytes=90 * P)), layout("ddp", 1))
+    found = estimate(subject(frozen=FrozenNetworks({"frozen autoencoder": 7}, encoding_bytes=90 * P)), layout("ddp", 1))
     assert (found.when, found.memory["activations"], found.memory["frozen autoencoder"]) == (ENCODING, 90 * P, 7)
 
 
@@ -104,8 +108,8 @@ CUT = replace(SIZES, cut=600)
 
 def hybrid(world: int, **changes: Any) -> Any:
     """Of 1000 elements 600 are cut in two: a rank has 700."""
-    part = Rehearsal(0, (Moment(0, 0), Moment(700, 0)), 1, 2)
-    return estimate(subject(sizes=CUT, rehearse=lambda layout: part, **changes), layout("hybrid", world, tp_size=2))
+    part = StepProfile(0, (MemoryPoint(0, 0), MemoryPoint(700, 0)), 1, 2)
+    return estimate(subject(sizes=CUT, profile_step=lambda layout: part, **changes), layout("hybrid", world, tp_size=2))
 
 
 def test_tensor_parallelism_by_hand() -> None:
@@ -120,7 +124,7 @@ def test_tensor_parallelism_by_hand() -> None:
 
 def test_what_is_held_beside_the_model_follows_the_layout() -> None:
     def text(parallel: str | None) -> int:
-        frozen = Frozen(text=800, text_parallel=parallel)
+        frozen = FrozenNetworks(text=800, text_parallel=parallel)
         return estimate(subject(frozen=frozen), layout("zero2", world=4, sp_size=2)).memory["text encoder"]
 
     assert (text(None), text("shard"), text("tensor")) == (800, 200, 400)
@@ -180,10 +184,10 @@ def test_update_by_hand() -> None:
 PLUGINS = ("ddp", "fsdp", "zero1", "zero2", "zero1-seq", "zero2-seq")
 
 
-def fitting(limit: float, activations: int, most_ranks: int = 8, **changes: Any) -> Any:
+def fitting(limit: float, activations: int, max_sequence_ranks: int = 8, **changes: Any) -> Any:
     card = replace(CARD, memory_gb=limit / 0.9e9)
     current = layout("ddp", world=4, **changes)
-    return smallest(subject(activations, most_ranks=most_ranks), current, 4, card, PLUGINS)
+    return smallest(subject(activations, max_sequence_ranks=max_sequence_ranks), current, 4, card, PLUGINS)
 
 
 def test_the_smallest_layout_that_fits() -> None:
@@ -207,9 +211,9 @@ def test_nothing_fits() -> None:
 def test_hopeless_layouts_are_not_rehearsed() -> None:
     """4000 P on four ranks is more than 50 P, recomputed 400 P too; one rank is tried with and without."""
     asked = []
-    found = subject(4000 * P, most_ranks=8)
-    rehearse = found.rehearse
-    found.rehearse = lambda layout: asked.append((layout.sp_size, layout.grad_checkpoint)) or rehearse(layout)  # type: ignore[func-returns-value]
+    found = subject(4000 * P, max_sequence_ranks=8)
+    profile_step = found.profile_step
+    found.profile_step = lambda layout: asked.append((layout.sp_size, layout.grad_checkpoint)) or profile_step(layout)  # type: ignore[func-returns-value]
     card = replace(CARD, memory_gb=50 * P / 0.9e9)
     assert smallest(found, layout("ddp", world=4), 4, card, PLUGINS).best is None
     assert set(asked) == {(1, False), (1, True)}
@@ -218,18 +222,20 @@ def test_hopeless_layouts_are_not_rehearsed() -> None:
 def test_what_only_one_plugin_keeps_is_no_reason_to_skip_the_others() -> None:
     """ddp keeps narrow copies of its weights as well: 150 P are too much for two ranks of 62 P, 100 P are not."""
 
-    def rehearse(layout: Layout) -> Rehearsal:
+    def profile_step(layout: Layout) -> StepProfile:
         kept = 100 * P // layout.sp_size + (50 * P if layout.replicated else 0)
-        return Rehearsal(kept, (Moment(0, kept), Moment(P, 0)), 100, 200)
+        return StepProfile(kept, (MemoryPoint(0, kept), MemoryPoint(P, 0)), 100, 200)
 
     card = replace(CARD, memory_gb=62 * P / 0.9e9)
-    best = smallest(subject(rehearse=rehearse, most_ranks=4), layout("ddp", world=4), 4, card, PLUGINS).best
+    best = smallest(
+        subject(profile_step=profile_step, max_sequence_ranks=4), layout("ddp", world=4), 4, card, PLUGINS
+    ).best
     assert best is not None
     assert (best.layout.plugin, best.layout.sp_size) == ("zero1-seq", 2)
 
 
 def test_no_more_ranks_than_have_work() -> None:
-    assert fitting(2 * P, activations=10 * P, most_ranks=2).nearest.layout.sp_size == 2
+    assert fitting(2 * P, activations=10 * P, max_sequence_ranks=2).nearest.layout.sp_size == 2
 
 
 @pytest.mark.parametrize(
@@ -238,7 +244,7 @@ def test_no_more_ranks_than_have_work() -> None:
 )
 def test_a_run_whose_ranks_idle_is_searched_as_it_is(current: Any) -> None:
     """One micro-batch leaves one group of four ranks, though only two of them have work."""
-    found = smallest(subject(10 * P, most_ranks=2), current, 1, CARD, PLUGINS).best.layout  # type: ignore[union-attr]
+    found = smallest(subject(10 * P, max_sequence_ranks=2), current, 1, CARD, PLUGINS).best.layout  # type: ignore[union-attr]
     assert (found.sp_size, found.tp_size, found.micro_batches) == (4, 1, 1)
 
 
@@ -254,7 +260,9 @@ def test_the_table_keeps_the_plugins_options(monkeypatch: pytest.MonkeyPatch) ->
     big = subject(sizes=Sizes(trained=10**9))
 
     def sent(dtype: str) -> str:
-        return next(layout_table.rows(lambda clip: (big, layout("zero2", communication_dtype=dtype)), ROOMY, ["zero2"]))[5]
+        return next(
+            layout_table.rows(lambda clip: (big, layout("zero2", communication_dtype=dtype)), ROOMY, ["zero2"])
+        )[5]
 
     assert (sent("fp32"), sent("bf16")) == ("3.00", "2.00")
 

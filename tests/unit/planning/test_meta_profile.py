@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from opensora.models.stdit.stdit3 import STDiT3
-from opensora.planning.depth_extrapolation import rehearse_deep, repeated
-from opensora.planning.meta_profile import Live, Rehearsal, fused_attention, observe, rehearse
+from opensora.planning.depth_extrapolation import extrapolate_depth, repeated
+from opensora.planning.meta_profile import LiveBytes, StepProfile, fused_attention, profile_forward, profile_step
 
 
 class Two(nn.Module):
@@ -32,7 +32,7 @@ class Two(nn.Module):
 def test_by_hand() -> None:
     """Ten rows of 8 numbers are 320 bytes: first's result and its square wait for the backward, and the loss' input."""
     with torch.device("meta"):
-        found = rehearse(Two(), lambda model: model(torch.empty(10, 8)))
+        found = profile_step(Two(), lambda model: model(torch.empty(10, 8)))
     assert found.forward_flops == 2 * 2 * 10 * 8 * 8
     assert found.backward_flops == 3 * 2 * 10 * 8 * 8  # two for second, one for first, whose input needs no gradient
     assert [moment.delivered for moment in found.moments] == [0, 64, 128]
@@ -60,13 +60,13 @@ def call(model: Any) -> Tensor:
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_meta_and_cpu_hold_the_same(checkpointed: bool) -> None:
     with torch.device("meta"):
-        on_paper = rehearse(stdit3(), call, checkpointed=checkpointed)
-    assert rehearse(stdit3(), call, checkpointed=checkpointed).moments[1:] == on_paper.moments[1:]
+        on_paper = profile_step(stdit3(), call, checkpointed=checkpointed)
+    assert profile_step(stdit3(), call, checkpointed=checkpointed).moments[1:] == on_paper.moments[1:]
 
 
 def test_recomputation_keeps_little_and_costs_a_forward() -> None:
     with torch.device("meta"):
-        plain, again = (rehearse(stdit3(5), call, checkpointed=flag) for flag in (False, True))
+        plain, again = (profile_step(stdit3(5), call, checkpointed=flag) for flag in (False, True))
     assert again.kept < 0.2 * plain.kept
     assert again.peak < 0.4 * plain.peak
     assert again.forward_flops == plain.forward_flops
@@ -81,8 +81,8 @@ def test_arithmetic_is_what_torch_counts() -> None:
         call(model)
     q = torch.ones(1, 2, 16, 24)
     with torch.device("meta"):
-        attention = observe(lambda: fused_attention(*[torch.empty(1, 2, 16, 24)] * 3))[1]
-        ours = observe(lambda: call(stdit3(2)))[1]
+        attention = profile_forward(lambda: fused_attention(*[torch.empty(1, 2, 16, 24)] * 3))[1]
+        ours = profile_forward(lambda: call(stdit3(2)))[1]
     assert attention == 2 * 2 * q.numel() * 16
     # torch's counter passes the CPU's fused attention over: 2 x 2 blocks on 2 x (4 x 16) tokens, with text of 8
     spatial, temporal, text = 2 * 4 * 16 * 16, 2 * 16 * 4 * 4, 2 * 64 * 8
@@ -97,7 +97,7 @@ def test_scores_are_never_kept() -> None:
             one = torch.ones(1)
             model, text = stdit3(2), torch.ones(1, 1, 8, 16)
             x = torch.ones(1, 4, 1, side, side)
-            return rehearse(model, lambda m: m(x, one, text, height=one, width=one, fps=one)).kept
+            return profile_step(model, lambda m: m(x, one, text, height=one, width=one, fps=one)).kept
 
     assert kept(128) / kept(64) == pytest.approx(4, rel=0.02)
 
@@ -106,7 +106,7 @@ def test_autoencoders_keep_no_scores_either() -> None:
     """One head of 4096 places: the scores alone would be 64 MiB."""
     with torch.device("meta"):
         q = torch.empty(1, 1, 4096, 8)
-        peak, flops = observe(lambda: nn.functional.scaled_dot_product_attention(q, q, q))
+        peak, flops = profile_forward(lambda: nn.functional.scaled_dot_product_attention(q, q, q))
     assert peak < 2 * 2**20
     assert flops == 4 * 4096 * 4096 * 8
 
@@ -114,9 +114,9 @@ def test_autoencoders_keep_no_scores_either() -> None:
 def test_bf16_under_autocast_keeps_norms_in_float32() -> None:
     """Half of float32 would be 0.5; the norms' inputs and results are wide."""
     with torch.device("meta"):
-        wide = rehearse(stdit3(), call).kept
-        narrow = rehearse(stdit3().to(torch.bfloat16), call, autocast=True).kept
-        beside = rehearse(stdit3(), call, autocast=True).kept  # float32 weights, cast as they are used
+        wide = profile_step(stdit3(), call).kept
+        narrow = profile_step(stdit3().to(torch.bfloat16), call, autocast=True).kept
+        beside = profile_step(stdit3(), call, autocast=True).kept  # float32 weights, cast as they are used
     assert 0.5 < narrow / wide < 0.8
     assert narrow < beside
 
@@ -126,33 +126,33 @@ def test_a_deep_model_by_two_shallow_ones(checkpointed: bool) -> None:
     depth = 6
     asked = []
 
-    def at(depth: int) -> Rehearsal:
+    def at(depth: int) -> StepProfile:
         asked.append(depth)
         with torch.device("meta"):
-            return rehearse(stdit3(depth), call, checkpointed=checkpointed)
+            return profile_step(stdit3(depth), call, checkpointed=checkpointed)
 
-    assert rehearse_deep(at, depth) == at(depth)
+    assert extrapolate_depth(at, depth) == at(depth)
     assert asked == [3, 4, depth]
 
 
 def test_what_does_not_repeat_is_rehearsed_whole() -> None:
     with torch.device("meta"):
-        two, other = rehearse(stdit3(2), call), rehearse(stdit3(3, mlp_ratio=2.0), call)
+        two, other = profile_step(stdit3(2), call), profile_step(stdit3(3, mlp_ratio=2.0), call)
     assert repeated(two, two, 1) is None
     assert repeated(two, other, 1) is None
     asked = []
 
-    def at(depth: int) -> Rehearsal:
+    def at(depth: int) -> StepProfile:
         asked.append(depth)
         with torch.device("meta"):
-            return rehearse(stdit3(depth, mlp_ratio=float(depth)), call)
+            return profile_step(stdit3(depth, mlp_ratio=float(depth)), call)
 
-    assert rehearse_deep(at, 7).moments[-1].delivered > 0
+    assert extrapolate_depth(at, 7).moments[-1].delivered > 0
     assert asked[-1] == 7
 
 
 def test_freed_memory_is_not_counted() -> None:
-    with torch.device("meta"), Live() as live:
+    with torch.device("meta"), LiveBytes() as live:
         first = torch.empty(100)
         del first
         torch.empty(50)
@@ -181,7 +181,7 @@ def test_a_norm_without_weights_is_rehearsed_under_colossalais_rules(colossalais
         x = torch.empty(4, 8, requires_grad=True)
         with pytest.raises(TypeError, match="empty_like"):
             nn.functional.layer_norm(x, (8,)).sum().backward()
-        with Live() as live:
+        with LiveBytes() as live:
             nn.functional.layer_norm(x, (8,)).sum().backward()
             assert x.grad is not None
             assert x.grad.shape == (4, 8)

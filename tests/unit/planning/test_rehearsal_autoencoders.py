@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from opensora.planning.meta_profile import rehearse
+from opensora.planning.meta_profile import profile_step
 from opensora.registry import VAES, build, names
 from tests.contract.test_models import SMALL_VAES
 
@@ -16,7 +16,7 @@ def test_autoencoders_are_rehearsed_with_and_without_checkpointing(name: str) ->
         with torch.device("meta"):
             model = build(VAES, {"type": name, **SMALL_VAES[name]})
             video = torch.empty(1, 3, model.compression[0] + 1, 16, 24)
-            found.append(rehearse(model, lambda model, video=video: model(video, None), checkpointed=checkpointed))
+            found.append(profile_step(model, lambda model, video=video: model(video, None), checkpointed=checkpointed))
     plain, spared = found
     assert spared.kept < plain.kept
     assert spared.forward_flops == plain.forward_flops > 0

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from opensora.models.stdit.stdit import STDiT
 from opensora.rng import generator
 from opensora.sampling.generate import Sampler
-from opensora.sampling.metadata import Settings
+from opensora.sampling.metadata import GenerationSettings
 from opensora.schedulers.rectified_flow import RectifiedFlow
 from opensora.types import Condition, SampleRequest
 
 TOKENS, WIDTH = 6, 5
-SETTINGS = Settings(guidance_scale=3.0, steps=3, batch_size=1, dtype="fp32", config_hash="c0", weights="w0")
+SETTINGS = GenerationSettings(guidance_scale=3.0, steps=3, batch_size=1, dtype="fp32", config_hash="c0", weights="w0")
 
 
 def request(prompt: str = "a red circle", **changes: Any) -> SampleRequest:

@@ -37,10 +37,10 @@ def test_noise_is_the_seeds_alone() -> None:
 
 
 def test_guidance_doubles_the_batch_and_one_switches_it_off() -> None:
-    guided, plain = fake_sampler(steps=2), fake_sampler(steps=2)
-    generate([request()], guided)
+    cfg_predict, plain = fake_sampler(steps=2), fake_sampler(steps=2)
+    generate([request()], cfg_predict)
     generate([request()], plain, guidance_scale=1)
-    assert [len(text) for text, _ in guided.model.asked] == [2, 2]
+    assert [len(text) for text, _ in cfg_predict.model.asked] == [2, 2]
     assert [len(text) for text, _ in plain.model.asked] == [1, 1]
 
 

@@ -6,9 +6,9 @@ import torch
 
 from opensora.errors import BadClip, ConfigError
 from opensora.sampling.mask_strategy import (
-    Paste,
+    FramePlacement,
     check_pastes,
-    continuation,
+    continue_from_previous,
     frames_of_latents,
     nearest_multiple,
     parse_strategy,
@@ -31,7 +31,7 @@ def pasted(strategy: str, loop: int = 0, align: int | None = None) -> tuple[list
 
 def test_a_strategy_names_what_goes_where() -> None:
     assert parse_strategy("") == []
-    assert parse_strategy("0;1,2,-3,4,5,0.5") == [Paste(), Paste(1, 2, -3, 4, 5, 0.5)]
+    assert parse_strategy("0;1,2,-3,4,5,0.5") == [FramePlacement(), FramePlacement(1, 2, -3, 4, 5, 0.5)]
     assert pasted("0") == ([10, 0, 0, 0, 0, 0], [0, 1, 1, 1, 1, 1])
     assert pasted("0,1,-2,1,2,0.25;0,0,0,-1") == ([0, 24, 25, 0, 0, 10], [1, 0.25, 0.25, 1, 1, 0])
     assert pasted("1,0") == ([0] * 6, [1] * 6)
@@ -42,7 +42,7 @@ def test_a_strategy_names_what_goes_where() -> None:
 
 def test_the_noise_given_is_not_changed() -> None:
     noise = torch.zeros(1, 2, 1, 1)
-    paste_references(noise, [latents(1, 5.0)], [Paste()])
+    paste_references(noise, [latents(1, 5.0)], [FramePlacement()])
     assert not noise.any()
 
 
@@ -69,7 +69,7 @@ def test_asking_for_what_is_not_there_is_a_sentence() -> None:
 
 
 def test_continuing() -> None:
-    assert continuation(2, 1, 5, 0.25) == parse_strategy("2,1,-5,0,5,0.25")[0]
+    assert continue_from_previous(2, 1, 5, 0.25) == parse_strategy("2,1,-5,0,5,0.25")[0]
     assert [frames_of_latents(n, lambda frames: (frames - 1) // 4 + 1) for n in (1, 2, 3)] == [1, 5, 9]
 
 

@@ -12,8 +12,8 @@ from opensora.errors import ConfigError
 from opensora.models.stdit.stdit3 import STDiT3
 from opensora.rng import generator
 from opensora.sampling.generate import Sampler, draw_noise, generate
-from opensora.sampling.reference_frames import GivenKeys
 from opensora.sampling.mask_strategy import read_reference
+from opensora.sampling.reference_frames import GivenKeys
 from opensora.sampling.requests import collect_requests
 from opensora.schedulers.rectified_flow import RectifiedFlow
 from opensora.types import SampleRequest

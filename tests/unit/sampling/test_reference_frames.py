@@ -11,9 +11,9 @@ from torch import Tensor
 
 from opensora.errors import ConfigError
 from opensora.sampling.generate import Sampler, generate
-from opensora.sampling.reference_frames import GivenKeys
-from opensora.sampling.metadata import file_stem, record, request_hash
 from opensora.sampling.mask_strategy import read_reference
+from opensora.sampling.metadata import file_stem, record, request_hash
+from opensora.sampling.reference_frames import GivenKeys
 from opensora.sampling.requests import collect_requests
 from opensora.types import Given, SampleRequest
 from tests.samples import write_picture, write_video

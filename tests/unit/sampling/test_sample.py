@@ -7,11 +7,11 @@ import torch
 
 from opensora.errors import ConfigError, OpenSoraError
 from opensora.parallel.world import World
-from opensora.sampling import sample
+from opensora.sampling import sample as sample_module
 from opensora.sampling.generate import Sampler
-from opensora.sampling.progress import SamplingProgress
 from opensora.sampling.metadata import is_done
-from opensora.sampling.sample import make_batches, sample, settings_of, unfinished
+from opensora.sampling.progress import SamplingProgress
+from opensora.sampling.sample import generation_settings, make_batches, sample, unfinished
 from opensora.sampling.video_writer import WriteError
 from tests.unit.sampling.fakes import SETTINGS, fake_sampler, request
 
@@ -77,7 +77,7 @@ def test_a_disk_that_refuses_ends_the_work(tmp_path: Path, monkeypatch: pytest.M
     def refuse(*_: object) -> Path:
         raise WriteError("out/v.mp4: cannot be written (No space left on device)")
 
-    monkeypatch.setattr(sample, "write_sample", refuse)
+    monkeypatch.setattr(sample_module, "write_sample", refuse)
     with pytest.raises(OpenSoraError, match=r"3 of 3 videos are missing; out/v\.mp4: cannot be written"):
         sample(requests(), sampler, ALONE, tmp_path, SETTINGS)
     assert asked(sampler) == 1
@@ -106,10 +106,13 @@ def test_batches_hold_one_size_in_list_order_and_stay_whole(tmp_path: Path) -> N
 def test_settings_come_from_the_scheduler_unless_given() -> None:
     sampler = fake_sampler(steps=7)
     given = dict(dtype="bf16", config_hash="c", weights="w")
-    assert (settings_of(sampler, **given).guidance_scale, settings_of(sampler, **given).steps) == (3.0, 7)
-    assert settings_of(sampler, guidance_scale=1, **given).guidance_scale == 1.0
+    assert (generation_settings(sampler, **given).guidance_scale, generation_settings(sampler, **given).steps) == (
+        3.0,
+        7,
+    )
+    assert generation_settings(sampler, guidance_scale=1, **given).guidance_scale == 1.0
     with pytest.raises(ConfigError, match="batch_size: 0"):
-        settings_of(sampler, batch_size=0, **given)
+        generation_settings(sampler, batch_size=0, **given)
 
 
 def test_progress_is_a_few_plain_lines(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:

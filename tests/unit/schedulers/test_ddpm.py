@@ -83,7 +83,7 @@ def test_clipping_keeps_the_belief_in_range() -> None:
     scheduler = IDDPM(num_sampling_steps=6, clip_denoised=True)
     rng = generator(0, "noise")
     noise = lambda like: torch.randn(like.shape, generator=rng)  # noqa: E731
-    for _, x0 in scheduler.trajectory(two_halves, 5 * clip(), noise):
+    for _, x0 in scheduler.iter_latents(two_halves, 5 * clip(), noise):
         assert x0.abs().max() <= 1
 
 

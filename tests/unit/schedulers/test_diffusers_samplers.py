@@ -7,8 +7,8 @@ import torch
 from torch import Generator, Tensor
 
 from opensora.errors import ConfigError
-from opensora.rng import Draw, generator
 from opensora.registry import SCHEDULERS, build
+from opensora.rng import Draw, generator
 from opensora.schedulers.ddpm import IDDPM
 from opensora.schedulers.diffusers_samplers import NAMES
 

@@ -71,9 +71,9 @@ def test_learned_variance_is_not_read_and_all_channels_are_guided() -> None:
         return torch.cat([halves, torch.full_like(halves, torch.nan)], dim=1)
 
     scheduler = DPMSolver(num_sampling_steps=3)
-    guided = scheduler.sample(denoise, clip(), [], guidance_scale=2.0)
+    cfg_predict = scheduler.sample(denoise, clip(), [], guidance_scale=2.0)
     pushed = scheduler.sample(lambda x, t_B, x_mask=None: 0.5 * x, clip(), [])  # 0.1 + 2 * (0.3 - 0.1)
-    torch.testing.assert_close(guided, pushed)
+    torch.testing.assert_close(cfg_predict, pushed)
 
 
 def test_fewer_than_ten_steps_end_with_lower_orders() -> None:
@@ -86,7 +86,7 @@ def test_fewer_than_ten_steps_end_with_lower_orders() -> None:
             answers.append(torch.tanh(x + t_B.view(-1, 1, 1, 1, 1) / 300))
             return answers[-1]
 
-        *_, before, made = scheduler.trajectory(lambda x, t_B, mask: denoise(x, t_B), clip("noise"), [])
+        *_, before, made = scheduler.iter_latents(lambda x, t_B, mask: denoise(x, t_B), clip("noise"), [])
         t_B = scheduler.sampling_timesteps()[-2].expand(2)
         signal, spread = (scheduler.add_noise(*pair, t_B) for pair in ((before, 0 * before), (0 * before, answers[-1])))
         x0 = (before - spread) / (signal / before)

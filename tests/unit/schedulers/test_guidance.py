@@ -2,7 +2,7 @@ from typing import Any
 
 import torch
 
-from opensora.schedulers.guidance import Guidance, guided, is_guided
+from opensora.schedulers.guidance import Guidance, cfg_predict, is_guided
 
 
 def test_scale_one_is_not_guided() -> None:
@@ -21,18 +21,18 @@ def test_doubled_batch_is_pushed_from_null_to_text() -> None:
         return text.view(-1, 1, 1, 1, 1).expand(4, 4, 1, 1, 1)
 
     x, t, mask = torch.randn(2, 2, 1, 1, 1), torch.tensor([5.0, 6.0]), torch.tensor([[True], [False]])
-    answer = guided(denoise, 3.0, guided_channels=3)(x, t, mask)
+    answer = cfg_predict(denoise, 3.0, guided_channels=3)(x, t, mask)
     assert torch.equal(answer[:, :3, 0, 0, 0], torch.tensor([[-17.0] * 3, [-34.0] * 3]))
     assert torch.equal(answer[:, 3, 0, 0, 0], torch.tensor([1.0, 2.0]))
     assert torch.equal(seen[0][0], torch.cat([x, x]))
     assert torch.equal(seen[0][1], torch.cat([t, t]))
     assert torch.equal(seen[0][2], torch.cat([mask, mask]))
-    assert torch.equal(guided(denoise, 3.0, None)(x, t, mask)[:, 3, 0, 0, 0], torch.tensor([-17.0, -34.0]))
+    assert torch.equal(cfg_predict(denoise, 3.0, None)(x, t, mask)[:, 3, 0, 0, 0], torch.tensor([-17.0, -34.0]))
 
 
 def test_without_guidance_the_batch_is_not_doubled() -> None:
     x = torch.randn(2, 2, 1, 1, 1)
-    assert torch.equal(guided(lambda x, t_B, x_mask=None: x, 1.0, None)(x, torch.zeros(2), None), x)
+    assert torch.equal(cfg_predict(lambda x, t_B, x_mask=None: x, 1.0, None)(x, torch.zeros(2), None), x)
 
 
 def test_order_says_which_half_has_the_text() -> None:
@@ -40,8 +40,10 @@ def test_order_says_which_half_has_the_text() -> None:
         return torch.tensor([10.0, 1.0]).view(2, 1, 1, 1, 1)  # null, then text
 
     x = torch.zeros(1, 1, 1, 1, 1)
-    assert guided(denoise, 2.0, None, order="null,cond")(x, torch.zeros(1), None).item() == 10 + 2 * (1 - 10)
-    assert guided(denoise, 2.0, 0, order="null,cond")(x, torch.zeros(1), None).item() == 1, "the answer with the text"
+    assert cfg_predict(denoise, 2.0, None, order="null,cond")(x, torch.zeros(1), None).item() == 10 + 2 * (1 - 10)
+    assert cfg_predict(denoise, 2.0, 0, order="null,cond")(x, torch.zeros(1), None).item() == 1, (
+        "the answer with the text"
+    )
 
 
 def answers(*values: float, frames: int = 3) -> tuple[torch.Tensor, ...]:

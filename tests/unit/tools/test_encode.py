@@ -13,15 +13,15 @@ from opensora.config import load
 from opensora.datasets import feature_store as stored
 from opensora.datasets.manifest import write_table
 from opensora.errors import ConfigError, DataError
-from opensora.models import build
+from opensora.models import build as models_build
 from opensora.models.weights import read_config, save_weights
 from opensora.parallel.world import World
-from opensora.rng import Draw
 from opensora.registry import DATASETS, VAES, build
+from opensora.rng import Draw
 from opensora.sampling.build import plan_sampling
 from opensora.schema import SampleRun, TrainRun
 from opensora.training.build import build_training
-from opensora.training.cached_features import network_of, stored_clips
+from opensora.training.cached_features import network_fingerprint, stored_clips
 from opensora.training.loop import train
 from opensora.training.metrics import read
 from tests.dist import one_rank
@@ -99,7 +99,7 @@ def test_weights_count_by_their_bytes(tmp_path: Path) -> None:
     config, store = footage(tmp_path / "data"), tmp_path / "store"
     run = load(str(config), [], TrainRun).run
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        vae = build.build_autoencoder(run.vae, seed=seed)
+        vae = models_build.build_autoencoder(run.vae, seed=seed)
         save_weights(tmp_path / name, vae.state_dict(), vae.config)
     found = [counts(config, store, f"vae.from_pretrained={tmp_path / name}", only="video") for name in "abc"]
     assert [each["video"] for each in found] == [said(CLIPS, 0), said(0, CLIPS), said(CLIPS, 0)]
@@ -167,7 +167,7 @@ def test_training_from_features_is_training_from_footage(tmp_path: Path, monkeyp
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("was built")
 
-    monkeypatch.setattr(build, "build_autoencoder", never)
+    monkeypatch.setattr(models_build, "build_autoencoder", never)
     monkeypatch.setattr("opensora.models.text.transformers_encoder.PretrainedEncoder.__init__", never)
     assert curve(config, tmp_path / "stored", *from_store(store)) == pytest.approx(expected, rel=1e-6)
     for index in (0, 2):
@@ -258,7 +258,7 @@ def test_buckets_are_stored_as_they_are_chosen(tmp_path: Path) -> None:
 def test_a_hash_is_taken_again_when_a_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"one")
-    contents = stored.Contents(tmp_path / "store", remember=True)
+    contents = stored.FileHashes(tmp_path / "store", remember=True)
     first = contents.of(str(file))
     with monkeypatch.context() as patch:
         patch.setattr(stored, "_hash_bytes", lambda path: "read")
@@ -267,7 +267,7 @@ def test_a_hash_is_taken_again_when_a_file_changes(tmp_path: Path, monkeypatch: 
         assert contents.of(str(file)) == "read"
     file.unlink()
     assert contents.of(str(file)) == "read"
-    assert stored.Contents(tmp_path / "store").of(str(file)) == "read"
+    assert stored.FileHashes(tmp_path / "store").of(str(file)) == "read"
     with pytest.raises(DataError, match=r"nowhere: No such file"):
         contents.of(str(tmp_path / "nowhere"))
 
@@ -281,8 +281,8 @@ def test_what_makes_no_difference_is_no_other_address(tmp_path: Path) -> None:
 
     def network(**arguments: Any) -> dict[str, Any]:
         spatial = {"config": {}, **arguments}
-        return network_of(
-            VAES, {"type": "OpenSoraVAE_V1_2", "spatial": spatial, **arguments}, "fp32", stored.Contents(store)
+        return network_fingerprint(
+            VAES, {"type": "OpenSoraVAE_V1_2", "spatial": spatial, **arguments}, "fp32", stored.FileHashes(store)
         )
 
     assert network() == network(micro_batch_size=1)
@@ -353,9 +353,9 @@ def test_two_ranks_write_one_file_at_once(tmp_path: Path) -> None:
 
     def while_another_does(beside: Path) -> None:
         beside.write_text("mine")
-        stored.write_whole(path, lambda other: print("theirs", file=other.open("w")))
+        stored.atomic_write(path, lambda other: print("theirs", file=other.open("w")))
 
-    stored.write_whole(path, while_another_does)
+    stored.atomic_write(path, while_another_does)
     assert path.read_text() == "mine"
     assert os.listdir(tmp_path) == ["about.json"]
 
@@ -387,10 +387,10 @@ def test_footage_that_changed_since_is_hashed_once(tmp_path: Path, monkeypatch: 
     """Training writes nothing down, but does not read a video again for every clip either."""
     file, hashed = tmp_path / "file", []
     file.write_bytes(b"one")
-    stored.Contents(tmp_path / "store", remember=True).of(str(file))
+    stored.FileHashes(tmp_path / "store", remember=True).of(str(file))
     os.utime(file, ns=(1, 1))
     monkeypatch.setattr(stored, "_hash_bytes", lambda path: hashed.append(path) or "read")
-    contents = stored.Contents(tmp_path / "store")
+    contents = stored.FileHashes(tmp_path / "store")
     assert [contents.of(str(file)) for _ in range(3)] == ["read"] * 3
     os.utime(file, ns=(2, 2))
     assert contents.of(str(file)) == "read"

@@ -18,11 +18,11 @@ from opensora.parallel import world
 from opensora.registry import PLUGINS, build
 from opensora.schema import TrainRun
 from opensora.training import autoencoder_losses as gan
-from opensora.training.build import build_rival
-from opensora.training.loop import train
-from opensora.training.discriminator import Rival, build_discriminator
-from opensora.training.task import StepLoss
 from opensora.training.autoencoder_task import AutoencoderTask
+from opensora.training.build import build_rival
+from opensora.training.discriminator import Rival, build_discriminator
+from opensora.training.loop import train
+from opensora.training.task import StepLoss
 from opensora.types import Batch
 from tests.dist import one_rank
 from tests.unit.training import test_loop

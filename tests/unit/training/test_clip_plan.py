@@ -18,10 +18,10 @@ from opensora.errors import ConfigError, DataError
 from opensora.parallel import world
 from opensora.registry import DATASETS, PLUGINS, build
 from opensora.schema import TrainRun
-from opensora.training.clip_plan import Clips, build_buckets, check_latents, one_size_clips, plan_clips
+from opensora.training.clip_plan import ClipPlan, build_buckets, check_latents, make_clip_plan, one_size_clips
+from opensora.training.memory_warmup import warm_up
 from opensora.training.plan import plan
 from opensora.training.task import StepLoss
-from opensora.training.memory_warmup import warm_up
 from opensora.types import Batch
 from tests.dist import one_rank
 from tests.e2e.processes import ROOT
@@ -34,8 +34,8 @@ def run(**changes: Any) -> TrainRun:
     return replace(load(DEBUG, [], TrainRun).run, **changes)
 
 
-def clips(base: TrainRun) -> Clips:
-    return plan_clips(base, build(DATASETS, base.dataset), "here.py")
+def clips(base: TrainRun) -> ClipPlan:
+    return make_clip_plan(base, build(DATASETS, base.dataset), "here.py")
 
 
 def test_the_run_is_planned_for_the_size_it_sees_most_of() -> None:

@@ -30,7 +30,7 @@ class Codec:
         return Condition(torch.ones(shape, dtype=torch.float16), torch.ones(len(captions), 3, dtype=torch.long))
 
 
-class Told:
+class ConditioningMode:
     """A velocity that leans on what it is told; remembers it."""
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ def batch(places: list[int], step: int = 0, frames: int = FRAMES) -> Batch:
 
 def test_the_model_sees_noise_everywhere_and_the_given_latents_beside_it() -> None:
     """The loss is that of all frames; here worked out by hand from what the model was told."""
-    seen, clips = Told(), batch([0, 1, 2])
+    seen, clips = ConditioningMode(), batch([0, 1, 2])
     loss = task({"i2v_loop": 1.0}).step(seen, clips)
     [asked] = seen.asked
     assert asked["mask_index"] == [[0, 3]] * 3
@@ -81,7 +81,7 @@ def test_the_model_sees_noise_everywhere_and_the_given_latents_beside_it() -> No
 
 def test_what_is_given_depends_on_the_sample_not_on_its_micro_batch() -> None:
     ratios = {"i2v": 0.25, "i2v_tail": 0.25, "v2v_head": 0.25}
-    together, apart, later = Told(), Told(), Told()
+    together, apart, later = ConditioningMode(), ConditioningMode(), ConditioningMode()
     loss = task(ratios).step(together, batch(list(range(60))))
     alone = [task(ratios).step(apart, batch([place])).loss_B for place in range(60)]
     given = together.asked[0]["mask_index"]
@@ -97,7 +97,7 @@ def test_what_is_given_depends_on_the_sample_not_on_its_micro_batch() -> None:
 @pytest.mark.parametrize("ratios", [None, {"i2v_head": 1.0}])
 def test_without_given_frames_the_model_is_told_that_there_are_none(ratios: dict[str, float] | None) -> None:
     """In validation, with no `mask_ratios` and for pictures, as in sampling from a prompt alone."""
-    seen = Told()
+    seen = ConditioningMode()
     task(ratios).validate(seen, [batch([0, 1])])
     task(None).step(seen, batch([0, 1]))
     task(ratios).step(seen, batch([0, 1], frames=1))

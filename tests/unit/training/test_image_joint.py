@@ -13,8 +13,8 @@ from opensora.datasets.joint_dataset import JointDataset
 from opensora.datasets.loader import build_loader
 from opensora.datasets.manifest import write_table
 from opensora.errors import BadClip, ConfigError
-from opensora.rng import Draw, generator, key_seed
 from opensora.registry import DATASETS, build
+from opensora.rng import Draw, generator, key_seed
 from opensora.schema import TrainRun
 from opensora.training.build import build_training
 from opensora.training.loop import train
@@ -47,7 +47,7 @@ def test_a_clip_its_pictures_and_their_captions() -> None:
         own = pictures.clip(row, Draw(key_seed(1, "picture", place), 2, 3))
         assert torch.equal(clip.video_CTHW[:, 5 + place, :, :12], own.video_CTHW[:, 0])
         assert clip.video_CTHW[:, 5 + place, :, 12:].abs().max() == 0
-        assert clip.picture_captions[place] == own.caption
+        assert clip.image_captions[place] == own.caption
         assert own.caption in dataset.captions(4)
     assert clip.valid_THW is not None
     assert clip.valid_THW.shape == (5, 8, 8)
@@ -62,7 +62,7 @@ def test_pictures_of_the_clip_itself() -> None:
     assert clip.valid_THW is None
     for place, frame in enumerate((0, 2, 4)):
         assert torch.equal(clip.video_CTHW[:, 5 + place], clip.video_CTHW[:, frame])
-    assert clip.picture_captions == (clip.caption,) * 3
+    assert clip.image_captions == (clip.caption,) * 3
     assert not dataset.padded
 
 
@@ -70,7 +70,7 @@ def test_a_batch_lists_captions_clip_by_clip() -> None:
     dataset = joint()
     batch = next(build_loader(dataset, seed=3, batch_size=2, micro_batches=1, steps=1))
     clips = [dataset.clip(row, Draw(3, 0, place)) for place, row in enumerate(batch.rows)]
-    assert batch.captions == [caption for clip in clips for caption in (clip.caption, *clip.picture_captions)]
+    assert batch.captions == [caption for clip in clips for caption in (clip.caption, *clip.image_captions)]
     assert (batch.pictures, batch.clip_size) == (2, (5, 16, 16))
     assert batch.valid_BTHW is not None
     assert batch.valid_BTHW.shape == (2, 5, 8, 8)
@@ -86,7 +86,7 @@ def test_rows_of_both_are_reported(tmp_path: Path) -> None:
     assert (report.rows, report.kept) == (6, 5)
     assert list(report.dropped) == ["picture, empty caption"]
     assert report.buckets == {"5x16x16": 5, "1x16x16 beside them": 3}
-    assert dataset.clip(0, Draw(0, 0, 0)).picture_captions == ("one", "two")
+    assert dataset.clip(0, Draw(0, 0, 0)).image_captions == ("one", "two")
     assert not dataset.padded
 
 
@@ -100,7 +100,7 @@ def test_a_bad_picture_is_a_bad_sample(monkeypatch: pytest.MonkeyPatch) -> None:
         return good(row, draw)
 
     monkeypatch.setattr(dataset.pictures, "clip", clip)
-    assert dataset.clip(0, Draw(0, 0, 0)).picture_captions
+    assert dataset.clip(0, Draw(0, 0, 0)).image_captions
     with pytest.raises(BadClip, match="damaged"):
         dataset.clip(1, Draw(0, 0, 0))
 

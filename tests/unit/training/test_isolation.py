@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from opensora.platforms.cpu import CpuPlatform
-from opensora.training.isolation import aside
+from opensora.training.isolation import evaluation_mode
 
 CPU = torch.device("cpu")
 
@@ -33,7 +33,7 @@ def test_modes_and_random_numbers_are_as_before(fails: bool) -> None:
     expected = draws()
     seed()
     try:
-        with aside(model, CPU):
+        with evaluation_mode(model, CPU):
             assert not any(module.training for module in model.modules())
             draws()
             if fails:
@@ -48,6 +48,6 @@ def test_memory_is_given_back_before_and_after(monkeypatch: pytest.MonkeyPatch) 
     events: list[str] = []
     monkeypatch.setattr(CpuPlatform, "release_memory", lambda self: events.append("release"))
     monkeypatch.setattr("gc.collect", lambda: events.append("collect"))
-    with aside(nn.Linear(1, 1), CPU):
+    with evaluation_mode(nn.Linear(1, 1), CPU):
         events.append("work")
     assert events == ["collect", "release", "work", "collect", "release"]

@@ -19,7 +19,7 @@ from opensora.parallel import world
 from opensora.registry import PLUGINS, build
 from opensora.schema import TrainRun
 from opensora.training.ema import Ema
-from opensora.training.loop import Tally, Training, train, validate
+from opensora.training.loop import Tally, TrainState, train, validate
 from opensora.training.metrics import StepRecord
 from opensora.training.signals import StopRequest
 from opensora.training.task import StepLoss
@@ -99,7 +99,7 @@ class Log:
     def finish(self) -> None:
         self.finished = True
 
-    def last_good(self) -> str:
+    def describe_latest(self) -> str:
         return f"checkpoint {self.saved[-1][0]}" if self.saved else "none yet"
 
 
@@ -125,7 +125,7 @@ def training(values: list[list[list[float]]], change: Change | None = None, bad:
     engine = build(PLUGINS, {"type": "ddp"}).apply(
         task.trained, lambda params: torch.optim.SGD(params, lr=RATE), "fp32", 0.0, world.current()
     )
-    built = Training(
+    built = TrainState(
         run=replace(RUN, **{**defaults, **keys}),
         world=world.current(),
         task=task,
@@ -136,13 +136,13 @@ def training(values: list[list[list[float]]], change: Change | None = None, bad:
         batches=batches(values, bad),
         validation=None,
         metrics=log,  # type: ignore[arg-type]
-        keeper=log,
+        checkpointer=log,
         stop=SimpleNamespace(requested=False),  # type: ignore[arg-type]
     )
     return built, log
 
 
-def number(t: Training, average: bool = False) -> float:
+def number(t: TrainState, average: bool = False) -> float:
     return (t.ema.weights() if average else t.engine.full_weights())["weight"].item()
 
 

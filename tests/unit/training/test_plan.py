@@ -15,7 +15,7 @@ from opensora.parallel.volume import sequence_bytes
 from opensora.planning.text_encoder_size import text_parameters
 from opensora.registry import TEXT_ENCODERS, build
 from opensora.schema import TrainRun
-from opensora.training.plan import Plan, plan, plan_without_data
+from opensora.training.plan import Plan, dry_run_without_data, plan
 from tests.e2e.processes import ROOT
 from tests.samples import write_manifest, write_video
 from tests.text_models import tiny_t5
@@ -47,18 +47,18 @@ def test_counts_are_those_of_the_real_model() -> None:
 
 def test_without_data_the_config_tells_the_size() -> None:
     dataset = {"type": "VideoTextDataset", "data_path": "nowhere.csv", "num_frames": 5, "image_size": (16, 16)}
-    found = plan_without_data(run(dataset=dataset), world=1)
+    found = dry_run_without_data(run(dataset=dataset), world=1)
     assert found.report is None
     assert replace(found, report=0, subject=None) == replace(plan(run(), world=1), report=0, subject=None)
     with pytest.raises(ConfigError, match=r"key 'dataset': num_frames or image_size is missing"):
-        plan_without_data(run(dataset={"type": "VideoTextDataset", "data_path": "nowhere.csv"}), world=1)
+        dry_run_without_data(run(dataset={"type": "VideoTextDataset", "data_path": "nowhere.csv"}), world=1)
 
 
 def test_without_data_every_bucket_that_takes_clips_counts() -> None:
     """The micro-batch of the most latents: 25 clips of 3 latent frames outweigh 60 pictures; none comes into the last bucket."""
     lengths = {1: (1.0, 60), 5: (1.0, 25), 9: (0.0, 99)}
     dataset = {"type": "VideoTextDataset", "data_path": "nowhere.csv"}
-    found = plan_without_data(run("stdit2", dataset=dataset, bucket_config={"144p": lengths}), world=1)
+    found = dry_run_without_data(run("stdit2", dataset=dataset, bucket_config={"144p": lengths}), world=1)
     assert found.samples_per_step == 25 * run("stdit2").micro_batches
     assert found.latent_size[0] == 3
 
@@ -76,7 +76,7 @@ def test_pictures_beside_clips_are_counted() -> None:
     assert 1.2 < found.estimate.model_flops / alone.estimate.model_flops < 5 / 3
     assert found.estimate.frozen_flops > alone.estimate.frozen_flops
     assert activations(found) > 1.2 * activations(alone)
-    without = plan_without_data(base, world=1)
+    without = dry_run_without_data(base, world=1)
     assert replace(without, report=0, subject=None) == replace(found, report=0, subject=None)
 
 
@@ -223,7 +223,7 @@ def test_what_ranks_of_a_tensor_group_share() -> None:
 )
 def test_ranks_that_can_share_a_sample(config: str, mode: Any, expected: int) -> None:
     """Three frames or two heads; DiT has no whole frames to give, so its heads count in either mode."""
-    assert plan(run(config, sp_mode=mode), 1).subject.most_ranks == expected
+    assert plan(run(config, sp_mode=mode), 1).subject.max_sequence_ranks == expected
 
 
 def test_text_encoders_whose_weights_are_not_here() -> None:

@@ -19,9 +19,8 @@ from safetensors.torch import load_file
 
 from opensora.config import load
 from opensora.errors import CheckpointError, WeightsError
-from opensora.parallel import world
-from opensora.parallel import dcp
-from opensora.parallel.background import finish_all
+from opensora.parallel import dcp, world
+from opensora.parallel.background import join_all
 from opensora.registry import PLUGINS, build
 from opensora.schema import TrainRun
 from opensora.training import run_folder as keep_module
@@ -91,13 +90,13 @@ def test_resume_takes_over_weights_average_and_bad_rows(tmp_path: Path) -> None:
     assert weight(again) == 3.0
     assert again.ema.weights()["weight"][0, 0].item() == 2.0
     step = tmp_path / "checkpoints/step-00000004"
-    assert again.last_good() == str(step)
+    assert again.describe_latest() == str(step)
     assert load_file(step / "weights/model/model.safetensors")["weight"][0, 0] == 3.0
     assert load_file(step / "weights/ema/model.safetensors")["weight"][0, 0] == 2.0
 
 
 def test_last_good_before_any_save(tmp_path: Path) -> None:
-    assert open_folder(tmp_path).last_good() == "none yet"
+    assert open_folder(tmp_path).describe_latest() == "none yet"
 
 
 def test_changed_keys_are_reported_with_both_values(tmp_path: Path, warnings: pytest.LogCaptureFixture) -> None:
@@ -263,23 +262,23 @@ def test_a_full_disk_while_training_goes_on(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(dcp, "open_file", fill)
     if background:
         folder.save(2, [])
-        finish_all()
+        join_all()
         assert folder.save_failed()
     with pytest.raises(CheckpointError, match=r"disk is full, found while step 2 was being saved"):
         folder.save(3 if background else 2, [])
     assert not folder.save_failed()
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
     monkeypatch.setattr(dcp, "open_file", real)
-    assert folder.last_good() == str(tmp_path / "checkpoints/step-00000001")
+    assert folder.describe_latest() == str(tmp_path / "checkpoints/step-00000001")
     keep(folder, 4)
-    assert folder.last_good() == str(tmp_path / "checkpoints/step-00000004")
+    assert folder.describe_latest() == str(tmp_path / "checkpoints/step-00000004")
 
 
 def test_the_last_good_checkpoint_is_the_one_being_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, gate = open_folder(tmp_path), Gate(monkeypatch)
     folder.save(1, [])
     threading.Timer(0.2, gate.open.set).start()
-    assert folder.last_good() == str(tmp_path / "checkpoints/step-00000001")
+    assert folder.describe_latest() == str(tmp_path / "checkpoints/step-00000001")
 
 
 def test_a_full_disk_is_left_to_be_told_by_who_tries_the_folder(tmp_path: Path) -> None:

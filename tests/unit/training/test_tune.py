@@ -9,8 +9,8 @@ import torch
 
 from opensora.cli.tune_batch import main
 from opensora.config import load
-from opensora.datasets.buckets import Buckets
 from opensora.datasets.base import ClipSize
+from opensora.datasets.buckets import Buckets
 from opensora.models.build import build_autoencoder
 from opensora.models.weights import save_weights
 from opensora.platforms import select
