@@ -13,6 +13,7 @@ help:
 	@echo "make demo   install, train on real footage and sample videos (outputs/demo)"
 	@echo "make test   install what tests need and run them all"
 	@echo "make lint   ruff lint and format check, mypy"
+	@echo "make bench  measure speed and memory on this machine: WHAT=models, engine, tokens, buckets or faults"
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -41,6 +42,10 @@ demo: install-demo
 
 test: install-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+WHAT ?= models
+bench: install-demo
+	$(BIN)/opensora bench $(WHAT)
 
 lint: install-test
 	$(BIN)/ruff check .

@@ -1,13 +1,16 @@
 """Measure on this machine: `opensora bench WHAT [--quick] [--json FILE]`.
 
-Every WHAT is a module of `opensora.bench` with `run(platform, quick)`, the numbers, and `tables(numbers)`, for people.
+Every WHAT is a module of the folder bench/ of the checkout, next to opensora/. The module has `run(platform, quick)`,
+which measures, and `tables(results)`, which shows the numbers to people.
 """
 
 import argparse
 import importlib
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 from opensora.cli.run_main import run_main
 from opensora.errors import ConfigError
@@ -19,6 +22,8 @@ BENCHES = {
     "models": "training and sampling steps, kernels, memory",
     "tokens": "a training step of a million tokens of one sample, by one rank and shared by two",
 }
+MODULES = {"faults": "crash_resume", "tokens": "long_sequence"}  # files of bench/ that are not named after their WHAT
+CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     listed = "; ".join(f"{name}: {purpose}" for name, purpose in BENCHES.items())
     parser.add_argument("what", choices=list(BENCHES), help=listed)
     parser.add_argument("--quick", action="store_true", help="small cases for a look: seconds instead of minutes")
-    parser.add_argument("--json", metavar="FILE", help="write the numbers there, too")
+    parser.add_argument("--json", metavar="FILE", help="write the numbers to this file as well")
     arguments = parser.parse_args(argv)
     return run_main(lambda: bench_command(arguments.what, arguments.quick, arguments.json))
 
@@ -35,6 +40,7 @@ def bench_command(what: str, quick: bool, file: str | None) -> int:
     """Measure and print."""
     if file is not None and not Path(file).resolve().parent.is_dir():
         raise ConfigError(f"--json: {file}: no such folder; give a file in a folder that exists")
+    bench = import_bench(what)
 
     from rich.console import Console
 
@@ -43,11 +49,23 @@ def bench_command(what: str, quick: bool, file: str | None) -> int:
 
     platform = select()
     use_kernels(platform)
-    bench = importlib.import_module(f"opensora.bench.{what}")
-    found = bench.run(platform, quick)
+    results = bench.run(platform, quick)
     console = Console(soft_wrap=True)
-    for each in bench.tables(found):
-        console.print(each)
+    for table in bench.tables(results):
+        console.print(table)
     if file is not None:
-        Path(file).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        Path(file).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return 0
+
+
+def import_bench(what: str, checkout: Path = CHECKOUT) -> ModuleType:
+    """Import the module of `what` from the checkout; ConfigError where the package is installed without one."""
+    name = MODULES.get(what, what)
+    if not (checkout / "bench" / f"{name}.py").is_file():
+        raise ConfigError(
+            f"opensora bench: found no bench/{name}.py in {checkout}; allowed: an installation from the source checkout, "
+            "which has that folder; clone the repository and run `pip install -e .` in it"
+        )
+    if str(checkout) not in sys.path:
+        sys.path.insert(0, str(checkout))  # an editable install finds opensora/ alone
+    return importlib.import_module(f"bench.{name}")

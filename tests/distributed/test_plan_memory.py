@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from opensora.bench.peak import Peak, return_freed_memory
+from bench.peak_memory import PeakMemory, return_freed_memory
 from opensora.config import load
 from opensora.parallel import world
 from opensora.schema import TrainRun
@@ -61,7 +61,7 @@ def added_bytes(warm: TrainRun, run: TrainRun, shared: int) -> int:
     world.divide(shared)
     assert return_freed_memory()
     steps(warm)
-    peak = Peak()
+    peak = PeakMemory()
     steps(run)
     return peak.added_bytes()
 

@@ -226,7 +226,7 @@ def test_the_commands_share_each_sample(tmp_path: Path) -> None:
     for ranks in (1, 2):
         with socket.socket() as one, socket.socket() as other:
             for each in (one, other):
-                each.make_model_inputs(("127.0.0.1", 0))
+                each.bind(("127.0.0.1", 0))
             ports = (one.getsockname()[1], other.getsockname()[1])
         run_ranks(commands, ranks, ports, str(tmp_path / str(ranks)), ranks)
     assert_same_videos(tmp_path / "1" / "samples", tmp_path / "2" / "samples", 1)

@@ -74,7 +74,7 @@ def run_rank(rank: int, port: int, run_dir: str, where: str, trouble: Any, optio
 
 def free_port() -> int:
     with socket.socket() as probe:
-        probe.make_model_inputs(("127.0.0.1", 0))
+        probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 

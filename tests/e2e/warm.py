@@ -62,7 +62,7 @@ def serve(address: str) -> list[str]:
     threads = os.listdir("/proc/self/task")
     assert len(threads) == 1, f"a fork has one thread, {len(threads)} run after the imports"
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.make_model_inputs(address)
+        listener.bind(address)
         listener.listen()
         print("ready", flush=True)
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the keepers

@@ -1,6 +1,6 @@
 """`opensora bench buckets`: how long a manifest of ten million rows takes to become a plan of optimizer steps.
 
-The manifest is made up, in a temporary folder; a process of its own reads and plans it, as each rank of a run does.
+The manifest is synthetic and lies in a temporary folder. A separate process reads and plans it, as each rank of a run does.
 """
 
 import resource
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from opensora.bench.launch import answer_of, heading, machine, tell
+from bench.subprocesses import heading, machine, run_module, send_result
 from opensora.datasets.buckets import BucketConfig
 from opensora.platforms import Platform
 
@@ -34,14 +34,14 @@ CONFIG: BucketConfig = {
     "1080p": {1: (0.1, 5)},
     "2048": {1: (0.1, 5)},
 }
-# height, width in pixels of cameras, phones and pictures
+# height, width in pixels of cameras, phones and images
 _SIZES = np.array(
     [(1080, 1920), (720, 1280), (2160, 3840), (1920, 1080), (480, 854), (240, 426), (1024, 1024), (600, 800)]
 )
 
 
 def write_manifest(path: str, rows: int) -> None:
-    """Parquet of pictures (three in ten) and videos of 10 to 500 frames; a few rows without caption, size or sense."""
+    """Write Parquet rows of images (30 %) and videos of 10 to 500 frames; a few lack a caption or a valid size."""
     import pyarrow
     import pyarrow.compute
     import pyarrow.parquet
@@ -69,14 +69,14 @@ def write_manifest(path: str, rows: int) -> None:
 
 
 def plan(path: str) -> dict[str, Any]:
-    """Read and plan in this process, as `opensora train` does; seconds, the process's peak memory, counts."""
+    """Read and plan in this process, as `opensora train` does; returns seconds, peak memory and counts."""
     from opensora.datasets.bucket_plan import BucketOrder
     from opensora.datasets.buckets import Buckets
     from opensora.datasets.video import VideoTextDataset
 
-    begin = time.perf_counter()
+    start = time.perf_counter()
     dataset = VideoTextDataset(path)
-    read = time.perf_counter()
+    loaded = time.perf_counter()
     order = BucketOrder(dataset, Buckets(CONFIG), seed=42, micro_batches=MICRO_BATCHES)
     report = order.report()
     done, used = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
@@ -85,8 +85,8 @@ def plan(path: str) -> dict[str, Any]:
         "steps": report.steps,
         "kept": report.kept,
         "dropped": report.dropped,
-        "read_seconds": read - begin,
-        "plan_seconds": done - read,
+        "read_seconds": loaded - start,
+        "plan_seconds": done - loaded,
         "processor_seconds": used.ru_utime + used.ru_stime,
         "peak_bytes": used.ru_maxrss * 1024,
         "buckets": [
@@ -97,47 +97,47 @@ def plan(path: str) -> dict[str, Any]:
 
 
 def run(platform: Platform, quick: bool) -> dict[str, Any]:
-    """Every number. Planning needs no device."""
+    """Measure; planning needs no device."""
     rows = QUICK_ROWS if quick else ROWS
     with tempfile.TemporaryDirectory(prefix="buckets-") as folder:
         path = str(Path(folder, "manifest.parquet"))
-        begin = time.perf_counter()
+        start = time.perf_counter()
         write_manifest(path, rows)
-        made = time.perf_counter()
-        found = answer_of("opensora.bench.buckets", path)
-        whole = time.perf_counter() - made
+        written = time.perf_counter()
+        results = run_module("bench.buckets", path)
+        process_seconds = time.perf_counter() - written
         size = Path(path).stat().st_size
     return {
-        **found,
-        "making_seconds": made - begin,
-        "process_seconds": whole,
+        **results,
+        "making_seconds": written - start,
+        "process_seconds": process_seconds,
         "file_bytes": size,
         "machine": machine(platform),
     }
 
 
-def tables(found: dict[str, Any]) -> list[Table | str]:
-    """The same for people."""
-    whole = Table("what", "number", title="A manifest to optimizer steps")
+def tables(results: dict[str, Any]) -> list[Table | str]:
+    """The results for people."""
+    summary = Table("what", "number", title="A manifest to optimizer steps")
     for name, value in {
-        "rows of the manifest": f"{found['rows']:,}",
-        "its size, MiB": f"{found['file_bytes'] / 2**20:,.0f}",
-        "making it up, s": f"{found['making_seconds']:.1f}",
-        "starting, reading and planning, s": f"{found['process_seconds']:.1f}",
-        "of that reading and judging rows, s": f"{found['read_seconds']:.1f}",
-        "of that planning an epoch, s": f"{found['plan_seconds']:.1f}",
-        "processor time of all that, s": f"{found['processor_seconds']:.1f}",
-        "peak memory of the process, MiB": f"{found['peak_bytes'] / 2**20:,.0f}",
-        "optimizer steps of an epoch": f"{found['steps']:,}",
-        "rows trained on": f"{found['kept']:,}",
-        **{f"rows dropped: {reason}": f"{rows:,}" for reason, rows in found["dropped"].items()},
+        "rows of the manifest": f"{results['rows']:,}",
+        "its size, MiB": f"{results['file_bytes'] / 2**20:,.0f}",
+        "making it up, s": f"{results['making_seconds']:.1f}",
+        "starting, reading and planning, s": f"{results['process_seconds']:.1f}",
+        "of that reading and judging rows, s": f"{results['read_seconds']:.1f}",
+        "of that planning an epoch, s": f"{results['plan_seconds']:.1f}",
+        "processor time of all that, s": f"{results['processor_seconds']:.1f}",
+        "peak memory of the process, MiB": f"{results['peak_bytes'] / 2**20:,.0f}",
+        "optimizer steps of an epoch": f"{results['steps']:,}",
+        "rows trained on": f"{results['kept']:,}",
+        **{f"rows dropped: {reason}": f"{rows:,}" for reason, rows in results["dropped"].items()},
     }.items():
-        whole.add_row(name, value)
+        summary.add_row(name, value)
     buckets = Table("bucket", "batch", "rows", "steps", title="Buckets")
-    for row in found["buckets"]:
+    for row in results["buckets"]:
         buckets.add_row(row["bucket"], str(row["batch"]), f"{row['rows']:,}", f"{row['steps']:,}")
-    return [heading(found), whole, buckets]
+    return [heading(results), summary, buckets]
 
 
 if __name__ == "__main__":
-    tell(plan(sys.argv[1]))
+    send_result(plan(sys.argv[1]))

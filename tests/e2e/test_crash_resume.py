@@ -1,4 +1,4 @@
-"""kill -9 at random moments, again and again: nothing that was saved is lost, and the numbers stay the same."""
+"""kill -9 at random moments of training: no saved step is lost, and the numbers stay the same."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def counts(folder: Path, warm: str) -> list[dict[str, Any]]:
     done = subprocess.run(
-        [warm, "-m", "opensora.bench.faults", str(folder), *map(str, KILLS.values())],
+        [warm, "-m", "bench.crash_resume", str(folder), *map(str, KILLS.values())],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -34,7 +34,7 @@ def counts(folder: Path, warm: str) -> list[dict[str, Any]]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_every_start_after_a_kill_goes_on_from_what_was_saved(counts: list[dict[str, Any]]) -> None:
+def test_restart_after_kill_resumes_from_last_save(counts: list[dict[str, Any]]) -> None:
     assert {each["ranks"]: each["kills"] for each in counts} == KILLS
     for each in counts:
         assert each["starts_after_a_kill"] == each["kills"]
@@ -42,10 +42,10 @@ def test_every_start_after_a_kill_goes_on_from_what_was_saved(counts: list[dict[
         for never in ("failed_to_resume", "damaged_checkpoints", "saved_steps_lost"):
             assert each[never] == 0, never
         assert each["most_steps_lost"] <= each["most_steps_allowed"]
-    assert sum(each["while_starting"] for each in counts) < sum(KILLS.values())  # some were killed in their work
+    assert sum(each["while_starting"] for each in counts) < sum(KILLS.values())  # some were killed while training
 
 
-def test_the_numbers_are_those_of_a_run_that_nobody_killed(folder: Path, counts: list[dict[str, Any]]) -> None:
+def test_killed_runs_log_the_numbers_of_an_undisturbed_one(folder: Path, counts: list[dict[str, Any]]) -> None:
     compared = 0
     for each in counts:
         whole = logged(folder / f"whole-{each['ranks']}")
@@ -58,12 +58,12 @@ def test_the_numbers_are_those_of_a_run_that_nobody_killed(folder: Path, counts:
     assert compared == sum(each["runs_finished"] for each in counts) >= 2
 
 
-def test_no_half_checkpoint_is_left_and_all_that_are_left_are_whole(folder: Path, counts: list[dict[str, Any]]) -> None:
+def test_only_complete_checkpoints_are_left(folder: Path, counts: list[dict[str, Any]]) -> None:
     with one_rank():
         for run_dir in folder.glob("run-*"):
-            found = checkpoint.find(run_dir)
-            assert found is not None
-            assert found.step == logged(run_dir)[-1]["step"]
+            latest = checkpoint.find(run_dir)
+            assert latest is not None
+            assert latest.step == logged(run_dir)[-1]["step"]
             assert all(path.name.startswith("step-") for path in (run_dir / "checkpoints").iterdir())
 
 

@@ -1,17 +1,17 @@
-"""Peak memory of one piece of work in a process of its own: `python -m opensora.bench.memory NAME key=value ...`.
+"""Peak memory of one task in a process of its own: `python -m bench.memory NAME key=value ...`.
 
-A process keeps its high-water mark for good, so every case needs a fresh one. What counts is what the case adds to the
-memory held before it starts.
+A process never lowers its high-water mark, so every case needs a fresh one. The result is the memory that the case
+adds to what the process holds before.
 """
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from opensora.bench.launch import answer_of, tell
-from opensora.bench.peak import Peak, return_freed_memory
+from bench.peak_memory import PeakMemory, return_freed_memory
+from bench.subprocesses import run_module, send_result
 from opensora.errors import OpenSoraError
 from opensora.parallel.activation_checkpointing import checkpoint_activations
 
@@ -22,7 +22,7 @@ DECODED_PIXELS = 64  # rows and columns: less than a tile, so that only time is 
 
 
 def training(checkpointed: int) -> Callable[[], object]:
-    """Forward and backward of an STDiT; its weights and inputs are made before the measurement."""
+    """Forward and backward of an STDiT; its weights and inputs exist before the measurement."""
     from opensora.models.stdit.stdit import STDiT
 
     torch.manual_seed(0)
@@ -34,9 +34,9 @@ def training(checkpointed: int) -> Callable[[], object]:
 
 
 def decoding(frames: int, tiled: int, whole: int = 0) -> Callable[[], object]:
-    """CausalVAEModel's decoder; a window is let go before the next is made, as a writer of files does.
+    """CausalVAEModel's decoder; each window is freed before the next is decoded, as when a file is written.
 
-    whole: join all windows into one tensor, as a caller that needs the clip at once.
+    whole: join all windows into one tensor.
     """
     from opensora.models.vae.causal_vae import CausalVAEModel
 
@@ -49,9 +49,9 @@ def decoding(frames: int, tiled: int, whole: int = 0) -> Callable[[], object]:
         if whole:
             model.decode(z)
             return
-        seen = sum(window.shape[2] for window in model.decode_windows(z))
-        if seen != frames:
-            raise OpenSoraError(f"bench: {seen} frames decoded instead of {frames}; report this as a bug")
+        decoded = sum(window.shape[2] for window in model.decode_windows(z))
+        if decoded != frames:
+            raise OpenSoraError(f"bench: {decoded} frames decoded instead of {frames}; report this as a bug")
 
     return decode
 
@@ -60,7 +60,7 @@ CASES: dict[str, Callable[..., Callable[[], object]]] = {"training": training, "
 
 
 def activation_bytes(checkpointed: bool) -> int:
-    """The most that `opensora check` expects activations to take in the training case."""
+    """Peak activation bytes that `opensora check` expects in the training case."""
     from opensora.models.stdit.stdit import STDiT
     from opensora.training.plan import activation_bytes as estimate
 
@@ -71,20 +71,20 @@ def activation_bytes(checkpointed: bool) -> int:
 
 
 def added_bytes(work: Callable[[], object]) -> int:
-    """Peak memory while `work` runs, less what was held before."""
-    peak = Peak()
+    """Peak memory while `work` runs less the memory before."""
+    peak = PeakMemory()
     work()
     return peak.added_bytes()
 
 
 def measured(name: str, **arguments: int) -> int:
     """Bytes that the case adds, measured in a new process."""
-    given = [f"{key}={value}" for key, value in arguments.items()]
-    return answer_of("opensora.bench.memory", name, *given)["bytes"]
+    pairs = [f"{key}={value}" for key, value in arguments.items()]
+    return run_module("bench.memory", name, *pairs)["bytes"]
 
 
 def training_rows() -> list[dict[str, Any]]:
-    """A training step with and without recomputed activations; the expected ratio is that of the kept activations."""
+    """A training step with and without activation recomputation; the expected ratio is that of the estimated activations."""
     plain, recomputed = (measured("training", checkpointed=flag) for flag in (0, 1))
     expected = activation_bytes(True) / activation_bytes(False)
     return [
@@ -99,18 +99,18 @@ def training_rows() -> list[dict[str, Any]]:
 
 
 def decoding_rows(frames: tuple[int, ...] = (65, 129, 257)) -> list[dict[str, Any]]:
-    """Decoding with and without temporal rollback tiling; tiled memory should not grow, untiled grows with the frames."""
+    """Decoding with and without temporal rollback tiling: tiled memory should stay, untiled grow with the frames."""
     rows: list[dict[str, Any]] = []
     for tiled in (1, 0):
         first = None
         for count in frames:
-            found = measured("decoding", frames=count, tiled=tiled)
-            first = first or found
+            measured_bytes = measured("decoding", frames=count, tiled=tiled)
+            first = first or measured_bytes
             rows.append(
                 {
                     "work": f"decoding {count} frames" + (", in windows" if tiled else ", at once"),
-                    "bytes": found,
-                    "ratio": found / first,
+                    "bytes": measured_bytes,
+                    "ratio": measured_bytes / first,
                     "expected": 1.0 if tiled else count / frames[0],
                 }
             )
@@ -119,9 +119,9 @@ def decoding_rows(frames: tuple[int, ...] = (65, 129, 257)) -> list[dict[str, An
 
 def main(argv: list[str]) -> int:
     return_freed_memory()
-    given: Mapping[str, str] = dict(argument.split("=", 1) for argument in argv[1:])
-    work = CASES[argv[0]](**{key: int(value) for key, value in given.items()})
-    tell({"bytes": added_bytes(work)})
+    pairs = (argument.split("=", 1) for argument in argv[1:])
+    work = CASES[argv[0]](**{key: int(value) for key, value in pairs})
+    send_result({"bytes": added_bytes(work)})
     return 0
 
 

@@ -1,12 +1,12 @@
-"""What `opensora bench tokens` measures, at sizes that take a moment."""
+"""`opensora bench tokens` at sizes that take a moment."""
 
 from typing import Any
 
 import pytest
 
-from opensora.bench import tokens
-from opensora.bench.peak import return_freed_memory
-from opensora.bench.tokens import CASES, Case, formula, step_on_rank
+from bench import long_sequence
+from bench.long_sequence import CASES, Case, formula, step_on_rank
+from bench.peak_memory import return_freed_memory
 from opensora.parallel import collectives, world
 from opensora.platforms import select
 from tests.dist import Pool
@@ -15,13 +15,13 @@ from tests.dist import Pool
 def a_step(case: Case) -> dict[str, Any]:
     here = world.divide(collectives.world_size())
     return_freed_memory()
-    step_on_rank(Case(4, 8, 8), select("cpu"), here)  # what only the first step allocates
+    step_on_rank(Case(4, 8, 8), select("cpu"), here)  # allocations that only the first step makes
     return step_on_rank(case, select("cpu"), here)
 
 
 @pytest.fixture(scope="module")
 def steps() -> dict[int, list[dict[str, Any]]]:
-    """By number of ranks, in processes whose memory nothing else has shaped."""
+    """Results by number of ranks, from fresh processes."""
     pool = Pool()
     try:
         return {ranks: pool.run(a_step, ranks, (Case(64, 32, 32),), 120) for ranks in (1, 2)}
@@ -38,26 +38,26 @@ def test_ranks_share_the_step(steps: dict[int, list[dict[str, Any]]]) -> None:
         assert rank["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-5)
 
 
-def test_two_ranks_hold_little_more_than_half_of_the_activations(steps: dict[int, list[dict[str, Any]]]) -> None:
+def test_two_ranks_halve_activation_memory(steps: dict[int, list[dict[str, Any]]]) -> None:
     (alone,) = steps[1]
     assert alone["activation_bytes"] > 50 * 2**20
     assert max(rank["activation_bytes"] for rank in steps[2]) < 0.6 * alone["activation_bytes"]
 
 
-def test_the_full_case_is_a_million_tokens_and_the_table_tells_what_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_case_has_a_million_tokens_and_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
     assert CASES["full"].tokens == 1_048_576
     figures = {"seconds": 2.0, "peak_bytes": 2**30, "parameters": 7, "formula_bytes": 3 * 2**20, "loss": 1.0}
 
     def measured(name: str, ranks: int) -> dict[str, Any]:
         return figures | {"activation_bytes": 2**30 / ranks, "sent_bytes": ranks * 2**20, "grad_norm": 1.0 + ranks}
 
-    monkeypatch.setattr(tokens, "measured", measured)
-    found = tokens.run(select("cpu"), quick=False)
-    assert found["memory_ratio"] == 0.5
-    assert found["grad_norm_difference"] == 0.5
-    _, shape, table, same = tokens.tables(found)
+    monkeypatch.setattr(long_sequence, "measured", measured)
+    results = long_sequence.run(select("cpu"), quick=False)
+    assert results["memory_ratio"] == 0.5
+    assert results["grad_norm_difference"] == 0.5
+    _, shape, table, agreement = long_sequence.tables(results)
     assert "1,048,576 tokens (1,024 frames of 1,024 patches)" in str(shape)
     columns = [list(column.cells) for column in table.columns]  # type: ignore[union-attr]
     assert columns[0] == ["1", "2"]
     assert columns[4:] == [["1,024", "512"], ["1.00", "0.50"], ["1.0", "2.0"], ["3.0", "3.0"]]
-    assert "loss differs by 0.0e+00" in str(same)
+    assert "loss differs by 0.0e+00" in str(agreement)

@@ -1,7 +1,7 @@
-"""`opensora bench tokens`: one training step of a million tokens of one sample, by one rank and shared by two.
+"""`opensora bench tokens`: a training step of one sample of a million tokens, on one rank and shared by two.
 
-Every rank is a process of its own (`torchrun ... -m opensora.bench.tokens CASE RANKS`), with one thread, so that
-two ranks have what two machines of one core would have. Activations are recomputed, tokens shared by "dsp".
+Every rank is a process with one thread (`torchrun ... -m bench.long_sequence CASE RANKS`), so two ranks have what two
+machines of one core would have. Activations are recomputed; sp_mode "dsp" shares the tokens.
 """
 
 import sys
@@ -13,8 +13,8 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from opensora.bench.launch import answer_of, heading, machine, tell
-from opensora.bench.peak import Peak, return_freed_memory
+from bench.peak_memory import PeakMemory, return_freed_memory
+from bench.subprocesses import heading, machine, run_module, send_result
 from opensora.models.layers.kernels import use_kernels
 from opensora.models.stdit.stdit import STDiT
 from opensora.parallel import world as worlds
@@ -34,9 +34,9 @@ TIMEOUT_SECONDS = 3600
 
 @dataclass(frozen=True)
 class Case:
-    """Latents of frames x rows x columns and 4 channels, in patches of 1 x 2 x 2, and the model they go through.
+    """Latents of frames x rows x columns and 4 channels, in patches of 1 x 2 x 2, and the size of the model.
 
-    Attention costs frames * patches * (frames + patches): as many frames as patches of one are the cheapest million.
+    Attention costs frames * patches * (frames + patches), so a million tokens cost least with as many frames as patches.
     """
 
     frames: int
@@ -58,8 +58,8 @@ class Case:
 CASES = {"full": Case(1024, 64, 64), "quick": Case(64, 32, 32)}
 
 
-def make(case: Case) -> STDiT:
-    """A model none of whose branches is shut, as after some training; small, so that activations are what counts."""
+def make_model(case: Case) -> STDiT:
+    """A model whose zero-initialized weights are random, as after some training; small, so that activations dominate."""
     model = STDiT(
         input_size=(case.frames, case.rows, case.columns),
         hidden_size=case.width,
@@ -76,9 +76,9 @@ def make(case: Case) -> STDiT:
 
 
 def step_on_rank(case: Case, platform: Platform, world: worlds.World) -> dict[str, Any]:
-    """Forward, backward and update of one sample that all ranks share; what it cost this rank."""
+    """Forward, backward and update of one sample that all ranks share; returns the cost on this rank."""
     torch.manual_seed(0)
-    model = make(case)
+    model = make_model(case)
     checkpoint_activations(model.checkpoint_blocks())
     if world.sequence_size > 1:
         shard_sequence(model, world.sequence_group, "dsp")
@@ -93,7 +93,7 @@ def step_on_rank(case: Case, platform: Platform, world: worlds.World) -> dict[st
     y = torch.randn(1, 1, TEXT_TOKENS, TEXT_CHANNELS, generator=generator(0, "text"))
     x, y, t = x.to(world.device), y.to(world.device), torch.tensor([500.0], device=world.device)
     before = bytes_sent(model)
-    peak = Peak(platform)  # weights and their gradients are small beside what it counts
+    peak = PeakMemory(platform)  # it counts weights and gradients too, which are small here
     start = time.perf_counter()
     loss = _loss(engine.model(x, t, y), x)
     engine.backward(loss, last=True)
@@ -112,12 +112,12 @@ def step_on_rank(case: Case, platform: Platform, world: worlds.World) -> dict[st
 
 
 def _loss(out: Tensor, x: Tensor) -> Tensor:
-    """The mean squared error of what a denoiser trained with a velocity would be asked; half its channels are spread."""
+    """Mean squared error of the prediction, without the half of the channels that hold the variance."""
     return (out[:, : x.shape[1]] - x).square().mean()
 
 
 def formula(case: Case, ranks: int) -> int:
-    """Bytes that docs/parallelism.md expects a rank to send."""
+    """Bytes that a rank sends by the formula of docs/parallelism.md."""
     return sequence_bytes(
         ranks=ranks,
         mode="dsp",
@@ -133,63 +133,70 @@ def formula(case: Case, ranks: int) -> int:
 
 
 def run(platform: Platform, quick: bool) -> dict[str, Any]:
-    """One rank, then two, one after the other, so that their memory is never held at the same time."""
+    """Measure one rank, then two, never at the same time: their memory would add up."""
     name = "quick" if quick else "full"
     case = CASES[name]
     rows = [{"ranks": ranks, **measured(name, ranks)} for ranks in RANKS]
-    alone, shared = rows
+    one, two = rows
     return {
         "machine": machine(platform),
         "case": {**case.__dict__, "patches": case.patches, "tokens": case.tokens},
         "steps": rows,
-        "memory_ratio": shared["activation_bytes"] / alone["activation_bytes"],
-        "loss_difference": abs(shared["loss"] - alone["loss"]) / abs(alone["loss"]),
-        "grad_norm_difference": abs(shared["grad_norm"] - alone["grad_norm"]) / alone["grad_norm"],
+        "memory_ratio": two["activation_bytes"] / one["activation_bytes"],
+        "loss_difference": abs(two["loss"] - one["loss"]) / abs(one["loss"]),
+        "grad_norm_difference": abs(two["grad_norm"] - one["grad_norm"]) / one["grad_norm"],
     }
 
 
 def measured(name: str, ranks: int) -> dict[str, Any]:
-    """The step in new processes; of figures that ranks differ in, the largest."""
-    return answer_of("opensora.bench.tokens", name, str(ranks), ranks=ranks)
+    """Run the step in new processes; returns the largest value over the ranks for each figure."""
+    return run_module("bench.long_sequence", name, str(ranks), ranks=ranks)
 
 
-def tables(found: dict[str, Any]) -> list[Table | str]:
-    """The same for people."""
-    case = found["case"]
+def tables(results: dict[str, Any]) -> list[Table | str]:
+    """The results for people."""
+    case = results["case"]
     shape = (
         f"{case['tokens']:,} tokens ({case['frames']:,} frames of {case['patches']:,} patches) of one sample; STDiT of "
-        f"width {case['width']}, {case['heads']} heads, {case['depth']} blocks, {found['steps'][0]['parameters']:,} "
+        f"width {case['width']}, {case['heads']} heads, {case['depth']} blocks, {results['steps'][0]['parameters']:,} "
         "parameters; fp32, activations recomputed, zero2, one thread per rank"
     )
     steps = Table(
-        "ranks", "tokens", "seconds", "peak", "activations", "share", "sent", "formula",
+        "ranks",
+        "tokens",
+        "seconds",
+        "peak",
+        "activations",
+        "share",
+        "sent",
+        "formula",
         title="One training step; memory and bytes in MiB, of each rank; share: of one rank's activations",
-    )  # fmt: skip
-    whole = found["steps"][0]["activation_bytes"]
-    for row in found["steps"]:
+    )
+    baseline = results["steps"][0]["activation_bytes"]
+    for row in results["steps"]:
         sizes = [f"{row[key] / 2**20:,.1f}" for key in ("sent_bytes", "formula_bytes")]
         memory = [f"{row[key] / 2**20:,.0f}" for key in ("peak_bytes", "activation_bytes")]
-        share = f"{row['activation_bytes'] / whole:.2f}"
+        share = f"{row['activation_bytes'] / baseline:.2f}"
         steps.add_row(str(row["ranks"]), f"{case['tokens']:,}", f"{row['seconds']:.1f}", *memory, share, *sizes)
-    same = (
-        f"2 ranks against 1: loss differs by {found['loss_difference']:.1e} of itself, the gradient norm by "
-        f"{found['grad_norm_difference']:.1e}"
+    agreement = (
+        f"2 ranks against 1: loss differs by {results['loss_difference']:.1e} of itself, the gradient norm by "
+        f"{results['grad_norm_difference']:.1e}"
     )
-    return [heading(found), shape, steps, same]
+    return [heading(results), shape, steps, agreement]
 
 
 def main(argv: list[str]) -> int:
-    """One rank."""
+    """Run one rank."""
     name, ranks = argv
     platform = select()
     use_kernels(platform)
     world = worlds.start(platform, TIMEOUT_SECONDS, sp_size=int(ranks))
     torch.set_num_threads(1)
     return_freed_memory()
-    found = step_on_rank(CASES[name], platform, world)
-    every = gather_objects(found)
+    figures = step_on_rank(CASES[name], platform, world)
+    per_rank = gather_objects(figures)
     if world.is_main:
-        tell({key: max(each[key] for each in every) for key in found})
+        send_result({key: max(rank[key] for rank in per_rank) for key in figures})
     worlds.stop()
     return 0
 

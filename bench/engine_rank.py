@@ -1,4 +1,4 @@
-"""One rank of `opensora bench engine`: `torchrun ... -m opensora.bench.engine_rank TASK CONFIG`."""
+"""One rank of `opensora bench engine`: `torchrun ... -m bench.engine_rank TASK CONFIG`."""
 
 import sys
 import time
@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from opensora.bench.launch import tell
-from opensora.bench.peak import Peak
+from bench.peak_memory import PeakMemory
+from bench.subprocesses import send_result
 from opensora.config import load
 from opensora.datasets.loader import build_loader
 from opensora.models.layers.kernels import use_kernels
@@ -27,52 +27,52 @@ from opensora.training.metrics import read
 from opensora.types import Batch
 
 ROUNDS = 3
-WAITED = 0.01  # of a step's seconds: what counts as waiting for data
+WAITED = 0.01  # a step that waits for data longer than this share of its seconds counts as late
 
 
-def steps(t: TrainState) -> dict[str, Any]:
-    """Seconds of a step, the first one left out, and the memory of the rank that needs most."""
-    t.batches = iter(list(t.batches))
-    train(t)
-    return {"seconds": median(_recorded(t, "seconds")[1:])}
+def steps(state: TrainState) -> dict[str, Any]:
+    """Median seconds of a step without the first one."""
+    state.batches = iter(list(state.batches))
+    train(state)
+    return {"seconds": median(_recorded(state, "seconds")[1:])}
 
 
-def overhead(t: TrainState) -> dict[str, Any]:
-    """The loop against forward, backward and update alone, in turns on the same batches; the best of each counts."""
-    batches = list(t.batches)
-    count, local = t.run.steps, t.run.micro_batches // t.world.data_size
+def overhead(state: TrainState) -> dict[str, Any]:
+    """Time the loop against bare forward, backward and update, in turns on the same batches; the fastest of each counts."""
+    batches = list(state.batches)
+    count, local = state.run.steps, state.run.micro_batches // state.world.data_size
 
-    def bare() -> None:
+    def bare_steps() -> None:
         source = iter(batches)
         for _ in range(count):
             for micro in range(local):
-                loss = t.task.step(t.engine.model, next(source))
-                t.engine.backward(loss.loss_B.mean() / local, last=micro == local - 1)
-            t.engine.step()
+                loss = state.task.step(state.engine.model, next(source))
+                state.engine.backward(loss.loss_B.mean() / local, last=micro == local - 1)
+            state.engine.step()
 
     def loop() -> None:
-        t.batches = iter(batches)
-        train(t)
+        state.batches = iter(batches)
+        train(state)
 
-    t.checkpointer = _Idle()
-    times = [[_seconds(action) / count for action in (bare, loop)] for _ in range(1 + ROUNDS)][1:]
-    alone, whole = (min(each) for each in zip(*times, strict=True))
-    return {"bare_seconds": alone, "loop_seconds": whole, "overhead": whole / alone - 1}
+    state.checkpointer = _NoCheckpoints()
+    times = [[_seconds(action) / count for action in (bare_steps, loop)] for _ in range(1 + ROUNDS)][1:]
+    bare, loop_seconds = (min(column) for column in zip(*times, strict=True))
+    return {"bare_seconds": bare, "loop_seconds": loop_seconds, "overhead": loop_seconds / bare - 1}
 
 
-def data(t: TrainState) -> dict[str, Any]:
-    """Clips a process decodes in a second; the steps of a run that had to wait for theirs; the longest save."""
-    dataset = build(DATASETS, t.run.dataset)
+def data(state: TrainState) -> dict[str, Any]:
+    """Clips that one process decodes per second, steps that waited for data, and the longest pause of a save."""
+    dataset = build(DATASETS, state.run.dataset)
     count = 4 * len(dataset)
     loader = build_loader(dataset, seed=1, batch_size=1, micro_batches=1, steps=count)
     clips_per_second = count / _seconds(lambda: list(loader))
     waits: list[float] = []
-    t.batches = _timed(t.batches, waits)
-    train(t)
-    seconds, saves = _recorded(t, "seconds"), [save["waited"] for save in _recorded(t, "save")]
-    local = t.run.micro_batches // t.world.data_size
-    late = [sum(waits[step * local : (step + 1) * local]) > WAITED * whole for step, whole in enumerate(seconds)]
-    newest = max((Path(t.run.run_dir) / "checkpoints").glob("step-*"))
+    state.batches = _timed(state.batches, waits)
+    train(state)
+    seconds, saves = _recorded(state, "seconds"), [save["waited"] for save in _recorded(state, "save")]
+    local = state.run.micro_batches // state.world.data_size
+    late = [sum(waits[step * local : (step + 1) * local]) > WAITED * duration for step, duration in enumerate(seconds)]
+    newest = max((Path(state.run.run_dir) / "checkpoints").glob("step-*"))
     return {
         "clips_per_second": clips_per_second,
         "clip": "x".join(map(str, (dataset.num_frames, *dataset.image_size))),
@@ -84,13 +84,13 @@ def data(t: TrainState) -> dict[str, Any]:
     }
 
 
-def _recorded(t: TrainState, key: str) -> list[Any]:
-    """The values that the run's log has under `key`."""
-    return [record[key] for record in read(Path(t.run.run_dir) / "metrics.jsonl") if key in record]
+def _recorded(state: TrainState, key: str) -> list[Any]:
+    """The values of `key` in the run's metrics."""
+    return [record[key] for record in read(Path(state.run.run_dir) / "metrics.jsonl") if key in record]
 
 
-class _Idle:
-    """Keeps nothing."""
+class _NoCheckpoints:
+    """A checkpointer that saves nothing."""
 
     def save(self, step: int, bad_rows: list[str]) -> float:
         return 0.0
@@ -103,7 +103,7 @@ class _Idle:
 
 
 def _timed(batches: Iterator[Batch], waits: list[float]) -> Iterator[Batch]:
-    """The same batches; how long each was waited for is added to `waits`."""
+    """Pass batches on and append the seconds that each took to arrive to `waits`."""
     while True:
         start = time.perf_counter()
         try:
@@ -131,14 +131,14 @@ def main(argv: list[str]) -> int:
     run = replace(run, dtype=platform.choose_dtype(run.dtype))
     world = worlds.start(platform, run.timeout_seconds, run.sp_size or 1)
     torch.set_num_threads(1)  # alike on one rank and on two
-    peak = Peak(platform)
-    t = build_training(run, world, config)
-    found = TASKS[task](t)
-    found["peak_bytes"] = max(gather_objects(peak.added_bytes()))
-    found["parameters"] = sum(p.numel() for p in t.task.trained.parameters())
-    t.metrics.close()
+    peak = PeakMemory(platform)
+    state = build_training(run, world, config)
+    result = TASKS[task](state)
+    result["peak_bytes"] = max(gather_objects(peak.added_bytes()))
+    result["parameters"] = sum(p.numel() for p in state.task.trained.parameters())
+    state.metrics.close()
     if world.is_main:
-        tell(found)
+        send_result(result)
     worlds.stop()
     return 0
 

@@ -1,6 +1,6 @@
-"""`opensora bench faults`: kill -9 at random moments of a run, then the same start again: what is lost, and what changes.
+"""`opensora bench faults`: kill -9 at random moments of a run, restart it, and count what is lost or differs.
 
-A start is a fork of this process, which has imported everything, so that it costs what a run costs without the imports.
+A start is a fork of this process, which has imported everything, so it costs what a run costs without the imports.
 """
 
 import json
@@ -18,48 +18,48 @@ from typing import Any
 
 from rich.table import Table
 
-from opensora.bench.engine import TINY_VAE, captions
+from bench.engine import TINY_VAE, captions
 from opensora.errors import OpenSoraError
 from opensora.platforms import Platform
 
 STEPS, SAVE_EVERY = 16, 2
-LONGEST = 300  # seconds for a run that nobody kills
+MAX_SECONDS = 300  # of a run that is not killed
 SEED = 1
 
 
 @dataclass
 class Counts:
-    """What became of the runs."""
+    """Counts over all runs on one number of ranks."""
 
     ranks: int
     kills: int = 0
     while_starting: int = 0  # before the first step of that start
-    while_saving: int = 0  # a half-written checkpoint lay there
+    while_saving: int = 0  # a half-written checkpoint was left
     starts_after_a_kill: int = 0
     failed_to_resume: int = 0
-    damaged_checkpoints: int = 0  # found by a start that resumed
-    saved_steps_lost: int = 0  # starts that resumed from a step before one that was reported as saved
+    damaged_checkpoints: int = 0  # reported by a start that resumed
+    saved_steps_lost: int = 0  # starts that resumed from an earlier step than one reported as saved
     most_steps_lost: int = 0
-    most_steps_allowed: int = 2 * SAVE_EVERY  # the interval, and that of the save that was being written
+    most_steps_allowed: int = 2 * SAVE_EVERY  # one interval, and one for the save that was being written
     runs_finished: int = 0
     runs_identical: int = 0  # every logged number and the final weights, bit for bit
     failures: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class End:
-    """How one start ended."""
+class StartResult:
+    """The end of one start."""
 
     codes: list[int | None]  # per rank; -9 for killed
     log: str
 
     @property
     def resumed(self) -> int | None:
-        """The step it went on from; None when it was killed before that was decided."""
-        found = re.search(r"resumed from \S+ at step (\d+)", self.log)
-        if found is None:
+        """The step it resumed from; None when it was killed before it resumed."""
+        match = re.search(r"resumed from \S+ at step (\d+)", self.log)
+        if match is None:
             return 0 if re.search(r" step \d+/", self.log) else None
-        return int(found[1])
+        return int(match[1])
 
     @property
     def saved(self) -> int:
@@ -67,56 +67,56 @@ class End:
 
 
 def run(platform: Platform, quick: bool) -> dict[str, Any]:
-    """50 kills, some of them on two ranks at once; 5 with `quick`."""
-    shares = {1: 3, 2: 2} if quick else {1: 30, 2: 20}
+    """Kill 50 starts, 20 of them on two ranks at once; with `quick` 5."""
+    kills_by_ranks = {1: 3, 2: 2} if quick else {1: 30, 2: 20}
     with tempfile.TemporaryDirectory(prefix="opensora-bench-") as folder:
-        found = [measure(Path(folder), ranks, kills) for ranks, kills in shares.items()]
-    return {"steps": STEPS, "save_every": SAVE_EVERY, "counts": [asdict(each) for each in found]}
+        counts = [measure(Path(folder), ranks, kills) for ranks, kills in kills_by_ranks.items()]
+    return {"steps": STEPS, "save_every": SAVE_EVERY, "counts": [asdict(each) for each in counts]}
 
 
-def tables(found: dict[str, Any]) -> list[Table]:
-    title = f"kill -9 at random moments of runs of {found['steps']} steps that save every {found['save_every']}"
-    table = Table("", *(f"{each['ranks']} rank(s)" for each in found["counts"]), title=title)
-    for name in list(found["counts"][0])[1:]:
+def tables(results: dict[str, Any]) -> list[Table]:
+    title = f"kill -9 at random moments of runs of {results['steps']} steps that save every {results['save_every']}"
+    table = Table("", *(f"{counts['ranks']} rank(s)" for counts in results["counts"]), title=title)
+    for name in list(results["counts"][0])[1:]:
         if name != "failures":
-            table.add_row(name.replace("_", " "), *(str(each[name]) for each in found["counts"]))
+            table.add_row(name.replace("_", " "), *(str(counts[name]) for counts in results["counts"]))
     return [table]
 
 
 def measure(folder: Path, ranks: int, kills: int, seed: int = SEED) -> Counts:
     """Kill runs on `ranks` ranks at `kills` moments, spread evenly over the time that a whole run takes.
 
-    Every run is started again until it ends, and compared with one that nobody disturbed, which stays in
-    `folder/whole-RANKS`; the others are `folder/run-RANKS-NUMBER`.
+    Every run is restarted until it ends, then compared with an undisturbed one, which stays in `folder/whole-RANKS`;
+    the others are `folder/run-RANKS-NUMBER`.
     """
     import_all()
-    counts, draw = Counts(ranks), random.Random(seed)
+    counts, rng = Counts(ranks), random.Random(seed)
     whole = folder / f"whole-{ranks}"
-    began = time.monotonic()
-    end = start(whole, ranks, LONGEST)
-    duration = time.monotonic() - began
+    begin = time.monotonic()
+    end = start(whole, ranks, MAX_SECONDS)
+    duration = time.monotonic() - begin
     if end.codes != [0] * ranks:
-        raise OpenSoraError(f"bench: the run that nobody killed failed: {end.log.strip()[-300:]}")
+        raise OpenSoraError(f"bench: the undisturbed run failed: {end.log.strip()[-300:]}")
     number = 0
     while counts.kills < kills:
         number += 1
-        _disturb(folder / f"run-{ranks}-{number}", counts, kills, draw, duration)
+        _disturb(folder / f"run-{ranks}-{number}", counts, kills, rng, duration)
         counts.runs_finished += 1
         counts.runs_identical += outcome(folder / f"run-{ranks}-{number}") == outcome(whole)
     return counts
 
 
-def _disturb(run_dir: Path, counts: Counts, kills: int, draw: random.Random, duration: float) -> None:
-    """One run: killed and started again until it ends by itself."""
-    saved = done = 0
-    killed = False  # the start before was
+def _disturb(run_dir: Path, counts: Counts, kills: int, rng: random.Random, duration: float) -> None:
+    """Kill and restart one run until it ends by itself."""
+    saved = logged = 0
+    killed = False  # the previous start was killed
     while True:
-        end = start(run_dir, counts.ranks, draw.uniform(0, duration) if counts.kills < kills else LONGEST)
+        end = start(run_dir, counts.ranks, rng.uniform(0, duration) if counts.kills < kills else MAX_SECONDS)
         counts.starts_after_a_kill += killed
         counts.damaged_checkpoints += len(re.findall(r"damaged", end.log))
         if end.resumed is not None:
             counts.saved_steps_lost += end.resumed < saved
-            counts.most_steps_lost = max(counts.most_steps_lost, done - end.resumed)
+            counts.most_steps_lost = max(counts.most_steps_lost, logged - end.resumed)
         if -9 not in end.codes:
             if any(end.codes):
                 counts.failed_to_resume += 1
@@ -125,26 +125,26 @@ def _disturb(run_dir: Path, counts: Counts, kills: int, draw: random.Random, dur
         counts.kills, killed = counts.kills + 1, True
         counts.while_starting += re.search(r" step \d+/", end.log) is None
         counts.while_saving += any((run_dir / "checkpoints").glob(".partial-*"))
-        saved, done = max(saved, end.saved), max([0, *(record["step"] for record in outcome(run_dir)[0])])
+        saved, logged = max(saved, end.saved), max([0, *(record["step"] for record in outcome(run_dir)[0])])
 
 
 def outcome(run_dir: Path) -> tuple[list[dict[str, Any]], list[bytes]]:
-    """(everything that was logged of the steps but times, the weights of the last step)."""
-    from opensora.training.metrics import read
+    """(logged records without times, weights of the last step)."""
+    from opensora.state.metrics import read
 
     records = [record for record in read(run_dir / "metrics.jsonl") if "loss" in record]
     weights = sorted(run_dir.glob(f"checkpoints/step-{STEPS:08d}/weights/*/model.safetensors"))
-    logged = [{key: value for key, value in record.items() if key != "seconds"} for record in records]
-    return logged, [path.read_bytes() for path in weights]
+    without_times = [{key: value for key, value in record.items() if key != "seconds"} for record in records]
+    return without_times, [path.read_bytes() for path in weights]
 
 
-def start(run_dir: Path, ranks: int, seconds: float) -> End:
-    """Start the run, on all ranks at once, and kill them when they are not done within `seconds`."""
+def start(run_dir: Path, ranks: int, seconds: float) -> StartResult:
+    """Start the run on all ranks and kill them if they are not done within `seconds`."""
     run_dir.mkdir(exist_ok=True)
     logs = [run_dir / f"rank-{rank}.log" for rank in range(ranks)]
-    with tempfile.TemporaryDirectory(prefix="opensora-store-") as meeting_place:
+    with tempfile.TemporaryDirectory(prefix="opensora-store-") as store_folder:
         context = multiprocessing.get_context("fork")
-        store = str(Path(meeting_place, "store"))
+        store = str(Path(store_folder, "store"))
         processes: list[BaseProcess] = [
             context.Process(target=train, args=(str(run_dir), rank, ranks, store, str(logs[rank])))
             for rank in range(ranks)
@@ -155,13 +155,15 @@ def start(run_dir: Path, ranks: int, seconds: float) -> End:
         for process in processes:
             process.join(max(0.0, until - time.monotonic()))
         for process in processes:
-            process.kill()  # does nothing to one that has ended
+            process.kill()  # no effect on one that has ended
             process.join()
-    return End([process.exitcode for process in processes], "".join(log.read_text() for log in logs if log.exists()))
+    return StartResult(
+        [process.exitcode for process in processes], "".join(log.read_text() for log in logs if log.exists())
+    )
 
 
 def train(run_dir: str, rank: int, ranks: int, store: str, log_file: str) -> None:
-    """One rank of one start, in a process of its own."""
+    """Run one rank of one start in this process."""
     import torch
 
     from opensora import log
@@ -179,9 +181,9 @@ def train(run_dir: str, rank: int, ranks: int, store: str, log_file: str) -> Non
         run = load_config(config)
         world = worlds.meet_at(Path(store), rank, ranks, select("cpu"), run.timeout_seconds)
         with watching(world, run.timeout_seconds):
-            training = build_training(run, world, config)
-            train_on(training)
-            training.metrics.close()
+            state = build_training(run, world, config)
+            train_on(state)
+            state.metrics.close()
         worlds.stop()
     except Exception:
         traceback.print_exc()
@@ -222,7 +224,7 @@ def load_config(path: str) -> Any:
 
 
 def import_all() -> None:
-    """What a start needs, before it is forked; nothing is computed, so no threads are there to be lost."""
+    """Import everything that a start needs before it forks; nothing is computed, so the fork loses no threads."""
     import torch.utils.tensorboard  # noqa: F401
 
     import opensora.parallel.dcp
@@ -237,7 +239,7 @@ def import_all() -> None:
 
 
 def main() -> None:
-    """For tests: python -m opensora.bench.faults FOLDER KILLS_ON_ONE_RANK KILLS_ON_TWO; prints the counts as JSON."""
+    """python -m bench.crash_resume FOLDER KILLS_ON_ONE_RANK KILLS_ON_TWO: print the counts as JSON, for tests."""
     import sys
 
     folder, *kills = sys.argv[1:]

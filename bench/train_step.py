@@ -1,5 +1,5 @@
-"""STDiT blocks under the clock: a training step against the matrix product rate, a guided sampling step with the text
-kept against one that computes it anew.
+"""Timing of STDiT blocks: a training step against the rate of matrix products, and a guided sampling step with cached
+text against one that computes the text again.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from opensora.bench.clock import alternate, measure
+from bench.timing import alternate, measure
 from opensora.models.layers.attention import choose_kernel
 from opensora.models.stdit.stdit import STDiT
 from opensora.platforms import Platform
@@ -40,7 +40,7 @@ class Case:
 
 
 def build(case: Case, device: torch.device, dtype: torch.dtype) -> STDiT:
-    """A model none of whose branches is shut, as after some training."""
+    """A model whose zero-initialized layers are random, as after some training."""
     torch.manual_seed(0)
     model = STDiT(
         input_size=(case.frames, case.rows, case.columns),
@@ -58,25 +58,25 @@ def build(case: Case, device: torch.device, dtype: torch.dtype) -> STDiT:
 
 
 def inputs(case: Case, device: torch.device, counted_tokens: int | None = None) -> dict[str, Tensor]:
-    """One sample; `counted_tokens` of its text are no padding."""
+    """One sample; `counted_tokens` of its text are not padding."""
     mask = (torch.arange(case.text_tokens) < (counted_tokens or case.text_tokens)).long()[None]
-    made = {
+    tensors = {
         "x": torch.randn(1, 4, case.frames, case.rows, case.columns),
         "timestep": torch.tensor([500.0]),
         "y": torch.randn(1, 1, case.text_tokens, TEXT_CHANNELS),
         "mask": mask,
     }
-    return {name: tensor.to(device) for name, tensor in made.items()}
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
 def training_step(case: Case, platform: Platform, dtype: torch.dtype) -> dict[str, Any]:
-    """Forward and backward: seconds, FLOP counted by torch, and their rate as a share of the matrix product's."""
+    """Time forward and backward; returns seconds, FLOP counted by torch, and the rate as a share of matrix products'."""
     device = platform.device()
-    model, given = build(case, device, dtype).train(), inputs(case, device)
+    model, kwargs = build(case, device, dtype).train(), inputs(case, device)
 
     def step() -> None:
         model.zero_grad(set_to_none=True)
-        model(**given).square().mean().backward()
+        model(**kwargs).square().mean().backward()
 
     with FlopCounterMode(display=False) as counter:
         step()
@@ -98,33 +98,33 @@ def training_step(case: Case, platform: Platform, dtype: torch.dtype) -> dict[st
 
 @torch.no_grad()
 def sampling_step(case: Case, platform: Platform, dtype: torch.dtype, counted_tokens: int) -> dict[str, Any]:
-    """One guided denoising step: two plain forwards against one doubled batch whose text is kept from step to step."""
+    """Time a guided denoising step: two plain forwards against one doubled batch with cached text."""
     device = platform.device()
-    untouched, model = build(case, device, dtype).eval(), build(case, device, dtype).eval()
-    given = inputs(case, device, counted_tokens)
-    doubled = {name: torch.cat([tensor, tensor]) for name, tensor in given.items()}
-    null = {**given, "y": model.null_text(1).to(device)}
-    doubled["y"] = torch.cat([given["y"], null["y"]])
+    uncached, model = build(case, device, dtype).eval(), build(case, device, dtype).eval()
+    kwargs = inputs(case, device, counted_tokens)
+    doubled = {name: torch.cat([tensor, tensor]) for name, tensor in kwargs.items()}
+    null = {**kwargs, "y": model.null_text(1).to(device)}
+    doubled["y"] = torch.cat([kwargs["y"], null["y"]])
 
     def plain() -> Tensor:
-        return torch.cat([untouched(**given), untouched(**null)])
+        return torch.cat([uncached(**kwargs), uncached(**null)])
 
     with prompt_cache(model):
         difference = (model(**doubled) - plain()).abs().max().item()
-        twice, kept = alternate([plain, lambda: model(**doubled)], platform)
+        twice, cached = alternate([plain, lambda: model(**doubled)], platform)
     return {
         **asdict(case),
         "dtype": str(dtype).removeprefix("torch."),
         "counted_tokens": counted_tokens,
         "two_forwards_seconds": twice,
-        "kept_text_seconds": kept,
-        "speedup": twice / kept,
+        "kept_text_seconds": cached,
+        "speedup": twice / cached,
         "largest_difference": difference,
     }
 
 
 def kernel_choices(platform: Platform) -> list[dict[str, Any]]:
-    """What `choose_kernel` answers on this device, by precision and number of keys."""
+    """The attention kernel that `choose_kernel` picks on this device, by dtype and number of keys."""
     return [
         {
             "dtype": str(dtype).removeprefix("torch."),

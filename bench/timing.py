@@ -1,7 +1,7 @@
-"""Seconds of an action, and the rate of a device's matrix products, taken in the same minutes.
+"""Seconds of an action, and the rate of a device's matrix products, measured in the same minutes.
 
-A shared machine is never quiet. An action and matrix products of as many FLOP take turns, so that both meet the same
-disturbances; the middle one of the rounds counts, and the least and the most are told as well.
+A shared machine is never quiet. An action and matrix products of as many FLOP take turns, so both meet the same
+disturbances. The median round counts; the minimum and the maximum are reported as well.
 """
 
 import time
@@ -16,7 +16,7 @@ from opensora.platforms import Platform
 
 @dataclass(frozen=True)
 class Round:
-    """One turn: an action, and matrix products of about as many FLOP beside it."""
+    """One turn: an action, and matrix products of about as many FLOP."""
 
     flops: float  # of the action
     seconds: float
@@ -34,16 +34,16 @@ class Timing:
 
     @property
     def seconds(self) -> float:
-        return median(each.seconds for each in self.rounds)
+        return median(turn.seconds for turn in self.rounds)
 
     @property
     def matmul_flops_per_second(self) -> float:
-        return median(each.matmul_flops_per_second for each in self.rounds)
+        return median(turn.matmul_flops_per_second for turn in self.rounds)
 
     @property
     def shares(self) -> tuple[float, float, float]:
-        """The least, the middle one, the most."""
-        shares = [each.share for each in self.rounds]
+        """Minimum, median and maximum."""
+        shares = [turn.share for turn in self.rounds]
         return min(shares), median(shares), max(shares)
 
 
@@ -63,7 +63,7 @@ def measure(
     shape: tuple[int, int, int],
     repeats: int = 5,
 ) -> Timing:
-    """`repeats` rounds after one run to warm up: the action of `flops` FLOP, then products [n, k] x [k, m] of as many."""
+    """Run `action`, of `flops` FLOP, once to warm up, then `repeats` times in turn with products [n, k] x [k, m]."""
     n, k, m = shape
     device = platform.device()
     a, b = (torch.randn(size, device=device).to(dtype) for size in ((n, k), (k, m)))
@@ -83,7 +83,7 @@ def measure(
 
 
 def alternate(actions: list[Callable[[], object]], platform: Platform, repeats: int = 3) -> list[float]:
-    """Seconds of each action's fastest run; they take turns, so that a slow minute hits all alike."""
+    """Seconds of each action's fastest run; they take turns, so a slow minute hits all alike."""
     for action in actions:
         action()
     rounds = [[seconds_of(action, platform) for action in actions] for _ in range(repeats)]

@@ -1,13 +1,13 @@
-"""`opensora bench models`: what models cost here, in one run, as tables and as JSON."""
+"""`opensora bench models`: the cost of models on this machine, as tables and as JSON."""
 
 from typing import Any
 
 import torch
 from rich.table import Table
 
-from opensora.bench.launch import heading, machine
-from opensora.bench.memory import decoding_rows, training_rows
-from opensora.bench.steps import Case, kernel_choices, sampling_step, training_step
+from bench.memory import decoding_rows, training_rows
+from bench.subprocesses import heading, machine
+from bench.train_step import Case, kernel_choices, sampling_step, training_step
 from opensora.platforms import Platform
 
 TRAINING = (
@@ -27,7 +27,7 @@ QUICK_SAMPLING = ((Case(width=96, heads=4, frames=2, rows=8, columns=8), 20),)
 
 
 def run(platform: Platform, quick: bool) -> dict[str, Any]:
-    """Every measurement. bf16 only where the device has units for it: elsewhere a step would take half an hour."""
+    """Measure everything; bf16 only where the device has units for it, because elsewhere a step takes half an hour."""
     dtypes = [torch.bfloat16, torch.float32] if platform.multiplies_bf16() else [torch.float32]
     return {
         "machine": machine(platform),
@@ -43,27 +43,27 @@ def run(platform: Platform, quick: bool) -> dict[str, Any]:
     }
 
 
-def tables(found: dict[str, Any]) -> list[Table | str]:
-    """The same for people."""
+def tables(results: dict[str, Any]) -> list[Table | str]:
+    """The results for people."""
     training = Table(
         "dtype", "model", "GFLOP", "seconds", "GFLOP/s", "matmul GFLOP/s", "share", "least to most",
         title="Training step",
     )  # fmt: skip
-    for row in found["training"]:
+    for row in results["training"]:
         numbers = (
             f"{row[key]:,.3g}" if row[key] < 100 else f"{row[key]:,.0f}"
             for key in ("gflop", "gflop_per_second", "matmul_gflop_per_second")
         )
-        gflop, rate, best = numbers
+        gflop, rate, matmul_rate = numbers
         training.add_row(
-            row["dtype"], _model(row), gflop, f"{row['seconds']:.2f}", rate, best, f"{row['share']:.2f}",
+            row["dtype"], _model(row), gflop, f"{row['seconds']:.2f}", rate, matmul_rate, f"{row['share']:.2f}",
             f"{row['least_share']:.2f} to {row['most_share']:.2f}",
         )  # fmt: skip
     sampling = Table(
         "dtype", "model", "text tokens", "two forwards, s", "text kept, s", "speed-up", "difference",
         title="Guided sampling step",
     )  # fmt: skip
-    for row in found["sampling"]:
+    for row in results["sampling"]:
         sampling.add_row(
             row["dtype"],
             _model(row),
@@ -73,16 +73,16 @@ def tables(found: dict[str, Any]) -> list[Table | str]:
             f"{row['speedup']:.2f}",
             f"{row['largest_difference']:.1e}",
         )
-    chosen = Table("dtype", "keys", "attention kernel", title="Kernels")
-    for row in found["kernels"]:
-        chosen.add_row(row["dtype"], str(row["keys"]), row["kernel"])
+    kernels = Table("dtype", "keys", "attention kernel", title="Kernels")
+    for row in results["kernels"]:
+        kernels.add_row(row["dtype"], str(row["keys"]), row["kernel"])
     memory = Table("work", "peak, MiB", "ratio", "expected", title="Memory that the work adds")
-    for row in found["memory"]:
+    for row in results["memory"]:
         memory.add_row(row["work"], f"{row['bytes'] / 2**20:,.0f}", f"{row['ratio']:.2f}", f"{row['expected']:.2f}")
-    shown: list[Table | str] = [heading(found), training, sampling, chosen]
-    if not found["bf16"]:
+    shown: list[Table | str] = [heading(results), training, sampling, kernels]
+    if not results["bf16"]:
         shown.insert(1, "bf16 was not timed: this device has no units for it")
-    return shown + ([memory] if found["memory"] else [])
+    return shown + ([memory] if results["memory"] else [])
 
 
 def _model(row: dict[str, Any]) -> str:

@@ -1,6 +1,6 @@
-"""`opensora bench engine`: what training costs here under each plugin, on one rank and on two, in one run.
+"""`opensora bench engine`: the cost of training on this machine under each plugin, on one rank and on two.
 
-Every case is a run of its own, started as users start theirs; `engine_rank.py` is what its ranks execute.
+Every case is a separate run, started as users start theirs; its ranks execute `engine_rank.py`.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
-from opensora.bench.launch import answer_of, heading, machine
+from bench.subprocesses import heading, machine, run_module
 from opensora.datasets.moving_shapes import TEMPLATES, MovingShapes, combinations
 from opensora.platforms import Platform
 from opensora.rng import Draw
@@ -51,7 +51,7 @@ MICRO_BATCHES = 2  # of one clip: on two ranks each computes one, or half of bot
 
 
 def run_config(case: Case, folder: Path, quick: bool) -> dict[str, Any]:
-    """A training run of Latte by class, in float32, whose autoencoder and text cost next to nothing."""
+    """A training run of class-conditional Latte in float32, whose autoencoder and text cost next to nothing."""
     width, depth, pixels, frames = (64, 2, 16, 5) if quick else (512, 4, 48, 17)
     return {
         "vae": TINY_VAE,
@@ -72,12 +72,12 @@ def run_config(case: Case, folder: Path, quick: bool) -> dict[str, Any]:
 
 
 def captions() -> list[str]:
-    """All that MovingShapes says."""
-    return [what.caption(template) for what in combinations("train") for template in TEMPLATES]
+    """Every caption of MovingShapes."""
+    return [shape.caption(template) for shape in combinations("train") for template in TEMPLATES]
 
 
 def footage(folder: Path, files: int, frames: int, size: tuple[int, int]) -> Path:
-    """A manifest of drawn videos of `frames` frames and size (height, width), each with its caption."""
+    """Write synthetic videos of `frames` frames and size (height, width), and a manifest with their captions."""
     shapes = MovingShapes(files, frames, size)
     lines = ["path,text"]
     for row in range(files):
@@ -89,35 +89,37 @@ def footage(folder: Path, files: int, frames: int, size: tuple[int, int]) -> Pat
     return manifest
 
 
-def ranks(config: dict[str, Any], folder: Path, number: int, task: str) -> dict[str, Any]:
-    """What the main one of `number` ranks measured."""
+def run_ranks(config: dict[str, Any], folder: Path, ranks: int, task: str) -> dict[str, Any]:
+    """Run `task` of engine_rank.py on `ranks` ranks; returns the main rank's result."""
     file = folder / "config.json"
     file.write_text(json.dumps(config), encoding="utf-8")
-    return answer_of("opensora.bench.engine_rank", task, str(file), ranks=number)
+    return run_module("bench.engine_rank", task, str(file), ranks=ranks)
 
 
 def run(platform: Platform, quick: bool) -> dict[str, Any]:
-    """Every measurement; equal global batches, one thread to a rank."""
+    """Measure everything with equal global batches and one thread per rank."""
     steps = []
     for case in CASES:
         with tempfile.TemporaryDirectory() as name:
-            found = ranks(run_config(case, Path(name), quick), Path(name), case.ranks, "steps")
-        steps.append({"plugin": case.describe(), "ranks": case.ranks, **found})
+            result = run_ranks(run_config(case, Path(name), quick), Path(name), case.ranks, "steps")
+        steps.append({"plugin": case.describe(), "ranks": case.ranks, **result})
     with tempfile.TemporaryDirectory() as name:
-        loop = ranks(run_config(Case("ddp", 1), Path(name), quick), Path(name), 1, "overhead")
+        loop = run_ranks(run_config(Case("ddp", 1), Path(name), quick), Path(name), 1, "overhead")
     with tempfile.TemporaryDirectory() as name:
         data = _data(Path(name), quick)
     return {"machine": machine(platform), "steps": with_efficiency(steps), "loop": loop, "data": data}
 
 
 def with_efficiency(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows with the share of the ranks' time that their number saved: seconds on one rank / (ranks * seconds)."""
-    alone = {row["plugin"].split(" ")[0]: row["seconds"] for row in rows if row["ranks"] == 1}
-    return [{**row, "efficiency": alone[row["plugin"].split(" ")[0]] / (row["ranks"] * row["seconds"])} for row in rows]
+    """Add the parallel efficiency to each row: seconds on one rank / (ranks * seconds)."""
+    baseline = {row["plugin"].split(" ")[0]: row["seconds"] for row in rows if row["ranks"] == 1}
+    return [
+        {**row, "efficiency": baseline[row["plugin"].split(" ")[0]] / (row["ranks"] * row["seconds"])} for row in rows
+    ]
 
 
 def _data(folder: Path, quick: bool) -> dict[str, Any]:
-    """Decoding by itself, and a run whose clips come out of files while it computes and saves."""
+    """Measure decoding alone, and a run that reads its clips from files while it computes and saves."""
     files, size = (2, (48, 64)) if quick else (8, (360, 640))
     manifest = footage(folder, files, frames=48, size=size)
     config = run_config(Case("zero2", 1), folder, quick)
@@ -128,15 +130,15 @@ def _data(folder: Path, quick: bool) -> dict[str, Any]:
         "image_size": config["dataset"]["image_size"],
     }
     config |= {"num_workers": 1, "steps": 4 if quick else 12, "save_every": 2 if quick else 4}
-    return {"files": f"{size[1]}x{size[0]} H.264", **ranks(config, folder, 1, "data")}
+    return {"files": f"{size[1]}x{size[0]} H.264", **run_ranks(config, folder, 1, "data")}
 
 
-def tables(found: dict[str, Any]) -> list[Table | str]:
-    """The same for people."""
+def tables(results: dict[str, Any]) -> list[Table | str]:
+    """The results for people."""
     steps = Table(
         "plugin", "ranks", "parameters, M", "s/step", "efficiency", "peak, MiB per rank", title="Training step"
     )
-    for row in found["steps"]:
+    for row in results["steps"]:
         steps.add_row(
             row["plugin"],
             str(row["ranks"]),
@@ -145,9 +147,9 @@ def tables(found: dict[str, Any]) -> list[Table | str]:
             f"{row['efficiency']:.2f}" if row["ranks"] > 1 else "",
             f"{row['peak_bytes'] / 2**20:,.0f}",
         )
-    loop, data = found["loop"], found["data"]
+    loop, data = results["loop"], results["data"]
     return [
-        heading(found),
+        heading(results),
         steps,
         f"loop: {loop['loop_seconds']:.3f} s/step, forward + backward + step alone {loop['bare_seconds']:.3f} s: "
         f"{loop['overhead']:+.1%}",

@@ -1,4 +1,4 @@
-"""The most memory a process holds between two moments: the device's where there is one, otherwise the process's own."""
+"""Peak memory of a process between two moments: the device's where there is one, otherwise the process's own."""
 
 import ctypes
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from opensora.platforms import Platform, select
 
 
-class Peak:
+class PeakMemory:
     """Starts when it is made.
 
     On the CPU it resets the process's high-water mark, which stays what it is between two resets (proc(5)).
@@ -21,7 +21,7 @@ class Peak:
             self._before = self._platform.peak_memory_bytes()
 
     def added_bytes(self) -> int:
-        """What was held at most since then, less what was held then."""
+        """The peak since the start less the memory at the start."""
         if self._platform.name == "cpu":
             return _status_bytes("VmHWM") - self._before
         self._platform.synchronize()
@@ -33,11 +33,11 @@ _SMALL_BLOCK = 64 * 2**10
 
 
 def return_freed_memory() -> bool:
-    """From now on this process gives back what it frees, so that its peak is that of its tensors.
+    """Have this process return freed memory to the system from now on, so that its peak is that of its tensors.
 
-    By itself glibc raises the size from which a block is mapped alone, up to 32 MiB, each time it frees such a block;
-    later tensors then lie in the heap, where holes between them stay with the process, more or fewer by chance. Costs
-    time: not for what is timed. False where the C library has no such switch.
+    By default glibc raises the size from which a block is mapped alone, up to 32 MiB, each time it frees such a block.
+    Later tensors then lie in the heap, and a varying number of holes between them stays with the process. This costs
+    time: do not use it where time is measured. Returns False where the C library has no such switch.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and all(mallopt(key, _SMALL_BLOCK) for key in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD))
