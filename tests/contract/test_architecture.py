@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-BASE = {"registry", "config", "schema", "types", "errors", "log", "random"}
+BASE = {"registry", "config", "schema", "types", "errors", "log", "rng"}
 SEAM = "opensora.models.layers.seam"  # where a model may be cut: what models and parallel agree on
 PARTS = {"models", "schedulers", "datasets", "parallel", "platforms"}
 JOBS = {"planning", "training", "sampling", "evaluation"}
 # package -> packages of opensora it may import besides itself
 ALLOWED = {
     **{name: BASE for name in BASE},
-    "models": {"registry", "types", "errors", "log", "random"},
-    "schedulers": {"registry", "types", "errors", "log", "random"},
+    "models": {"registry", "types", "errors", "log", "rng"},
+    "schedulers": {"registry", "types", "errors", "log", "rng"},
     "datasets": BASE,
     "platforms": BASE,
     "parallel": BASE | {"platforms"},
@@ -28,7 +28,7 @@ ALLOWED = {
     "sampling": BASE | PARTS | {"evaluation", "training"},  # reads what training saved
     "cli": BASE | PARTS | JOBS,
 }
-TOOLS_MAY = {"datasets", "errors", "log", "random", "types"}
+TOOLS_MAY = {"datasets", "errors", "log", "rng", "types"}
 DRAWERS = {"utils", "util", "misc", "helpers", "helper", "common"}
 
 
