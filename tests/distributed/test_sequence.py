@@ -198,8 +198,8 @@ def exchange(mode: Mode) -> tuple[list[str], list[str]]:
 
 
 def test_mode_chooses_where_there_is_a_choice() -> None:
-    heads = ["attn.share_heads", "attn.share_tokens"]
-    assert run_ranks(exchange, 2, "dsp") == [(["attn.to_frames", "attn.to_patches"], heads)] * 2
+    heads = ["attn.a2a_to_heads", "attn.a2a_to_tokens"]
+    assert run_ranks(exchange, 2, "dsp") == [(["attn.a2a_to_frames", "attn.a2a_to_patches"], heads)] * 2
     assert run_ranks(exchange, 2, "ulysses") == [(heads, heads)] * 2
 
 

@@ -160,7 +160,7 @@ def encode_captions(run: TrainRun, folder: str, captions: Sequence[str], world: 
     encoder = build(TEXT_ENCODERS, config).load()
     codec = Codec(nn.Identity(), encoder, world.device, DTYPES[run.dtype], cache_bytes=0)
     network = cached_features.text_network(run, FileHashes(Path(folder), remember=True))
-    store = _prepare(folder, cached_features.TEXT, network, denoiser_args=encoder.denoiser_args)
+    store = _prepare(folder, cached_features.TEXT, network, tells=encoder.denoiser_args)
     if encoder.denoiser_args["condition"] != "text":
         captions = [caption for caption in captions if caption]  # no class goes by no name
     different = sorted({content_hash(caption): caption for caption in captions}.items())[
@@ -179,11 +179,11 @@ def encode_captions(run: TrainRun, folder: str, captions: Sequence[str], world: 
     return count
 
 
-def _prepare(folder: str, kind: str, network: dict[str, Any], **denoiser_args: Any) -> FeatureStore:
+def _prepare(folder: str, kind: str, network: dict[str, Any], **about: Any) -> FeatureStore:
     """The store of a network, with what it tells of its features written down."""
     store = FeatureStore.place(folder, kind, network)
     if store.about() is None:
-        write_json(store.path / "about.json", {"network": network, **denoiser_args})
+        write_json(store.path / "about.json", {"network": network, **about})
     return store
 
 
