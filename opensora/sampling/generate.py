@@ -15,10 +15,10 @@ import torch
 from torch import Generator, Tensor
 
 from opensora.errors import ConfigError, OpenSoraError
+from opensora.models.layers.text_context import TextCache
 from opensora.rng import generator
 from opensora.sampling.model_inputs import make_model_inputs
 from opensora.sampling.reference_frames import GivenFrames, loops, overlap
-from opensora.sampling.text_kv_cache import prompt_cache
 from opensora.types import SampleRequest
 
 
@@ -29,6 +29,7 @@ class Sampler:
     model: Any  # an nn.Module of MODELS
     scheduler: Any  # one of SCHEDULERS
     codec: Any  # models/codec.py: text encoder and autoencoder
+    forward: Callable[..., Tensor] | None = None  # calls the model, as an engine does; None = the model itself
 
 
 def generate(
@@ -89,25 +90,24 @@ def _clip(
     """The clips [B, 3, T, H, W] of one loop, float32 on the CPU."""
     model, scheduler, codec = sampler.model, sampler.scheduler, sampler.codec
     size = _shared_size(requests)
-    with prompt_cache(model):
-        shape = latent_shape(size, sampler)
-        noise_BCTHW = [draw_noise(request, shape, loop) for request in requests]
-        bound = make_model_inputs(requests, model, scheduler, codec, frames, noise_BCTHW, loop, scale)
-        text = bound.text
+    shape = latent_shape(size, sampler)
+    noise_BCTHW = [draw_noise(request, shape, loop) for request in requests]
+    bound = make_model_inputs(requests, model, scheduler, codec, frames, noise_BCTHW, loop, scale)
+    forward, text, text_cache = sampler.forward or model, bound.text, TextCache()
 
-        def denoise(x: Tensor, t_B: Tensor, x_mask: Tensor | None = None) -> Tensor:
-            return model(x, t_B, text.text_B1LC, mask=text.mask_BL, x_mask=x_mask, **bound.told)
+    def denoise(x: Tensor, t_B: Tensor, x_mask: Tensor | None = None) -> Tensor:
+        return forward(x, t_B, text.text_B1LC, mask=text.mask_BL, x_mask=x_mask, text_cache=text_cache, **bound.told)
 
-        z_BCTHW = scheduler.sample(
-            denoise,
-            bound.start_BCTHW,
-            [sampling_rng(request, _purpose("sample steps", loop)) for request in requests],
-            guidance_scale=scale,
-            size=size,
-            progress=progress,
-            **bound.options,
-        )
-        return codec.decode_video(z_BCTHW, size[0])
+    z_BCTHW = scheduler.sample(
+        denoise,
+        bound.start_BCTHW,
+        [sampling_rng(request, _purpose("sample steps", loop)) for request in requests],
+        guidance_scale=scale,
+        size=size,
+        progress=progress,
+        **bound.options,
+    )
+    return codec.decode_video(z_BCTHW, size[0])
 
 
 def _of_all_loops(progress: Callable[[int, int], None], loop: int, clips: int, done: int, steps: int) -> None:

@@ -3,11 +3,9 @@
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from opensora.errors import OpenSoraError
 from opensora.log import logger
-from opensora.parallel.engine import Engine
 from opensora.registry import SCHEDULERS, build
 from opensora.sampling.generate import Sampler, check_size, generate
 from opensora.sampling.metadata import hash_config
@@ -18,25 +16,6 @@ from opensora.training.diffusion_task import DiffusionTask
 from opensora.training.isolation import evaluation_mode
 from opensora.training.loop import TrainState
 from opensora.types import SampleRequest
-
-
-class LiveModel:
-    """The denoiser as the engine runs it (its precision, its shards), with everything else of the bare module."""
-
-    def __init__(self, engine: Engine):
-        object.__setattr__(self, "_engine", engine)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._engine.model(*args, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._engine.module, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self._engine.module, name, value)
-
-    def __delattr__(self, name: str) -> None:
-        delattr(self._engine.module, name)
 
 
 class Previews:
@@ -60,7 +39,7 @@ class Previews:
             fps=record["fps"],
             seed=run.seed,
         )
-        self.sampler = Sampler(LiveModel(t.engine), build(SCHEDULERS, scheduler), t.task.codec)
+        self.sampler = Sampler(t.engine.module, build(SCHEDULERS, scheduler), t.task.codec, forward=t.engine.model)
         for request in self.requests:
             check_size((request.num_frames, request.height, request.width), self.sampler)
         config = {**t.task.config(), "sampling": scheduler}

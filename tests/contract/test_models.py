@@ -14,11 +14,11 @@ from torch import Generator, Tensor, nn
 
 from opensora.models.clip_conditioning import clip_conditions
 from opensora.models.layers.seam import Seam
+from opensora.models.layers.text_context import TextCache
 from opensora.models.shape_checks import ShapeError
 from opensora.models.vae.gaussian import Gaussian
 from opensora.parallel.activation_checkpointing import checkpoint_activations
 from opensora.registry import MODELS, VAES, build, constructor, names
-from opensora.sampling.text_kv_cache import prompt_cache
 
 SMALL = {
     "input_size": (3, 4, 6),
@@ -352,7 +352,7 @@ def test_vae_in_bf16(name: str) -> None:
 
 @pytest.mark.parametrize("name", DENOISERS)
 @torch.no_grad()
-def test_denoiser_asks_the_text_once_per_prompt(name: str) -> None:
+def test_denoiser_embeds_text_once_per_clip(name: str) -> None:
     """Sampling keeps what depends on the prompt alone: the same numbers, and no layer over the text runs twice."""
     model = denoiser(name).eval()
     given = inputs(model)
@@ -363,10 +363,10 @@ def test_denoiser_asks_the_text_once_per_prompt(name: str) -> None:
         if hasattr(module, "keys_values"):
             original = module.keys_values
             module.keys_values = lambda *args, original=original: (asked.append(id(original)), original(*args))[1]
-    with prompt_cache(model):
-        kept = [model(**{**given, "timestep": t}) for t in moments]
-        first = len(asked)
-        model(**given)
+    cache = TextCache()
+    kept = [model(**{**given, "timestep": t}, text_cache=cache) for t in moments]
+    first = len(asked)
+    model(**given, text_cache=cache)
     torch.testing.assert_close(kept, plain, rtol=1e-5, atol=1e-5)
     assert len(asked) == first
     texts = 2 if model.conditioned else 1  # the caption, and the null caption of given frames

@@ -7,6 +7,7 @@ Source: Peebles & Xie 2022, arXiv:2212.09748. Key names and numbers follow Open-
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from opensora.models.layers.embed import (
 from opensora.models.layers.modulation import AdaFinalLayer, gated
 from opensora.models.layers.norm import norm_modulate
 from opensora.models.layers.seam import Seam
+from opensora.models.layers.text_context import TextCache, text_context
 from opensora.models.shape_checks import ShapeError
 from opensora.registry import MODELS, register_preset
 
@@ -146,14 +148,17 @@ class DiT(Denoiser):
         mask: Tensor | None = None,
         x_mask: Tensor | None = None,
         drop_B: Tensor | None = None,
+        text_cache: TextCache | None = None,
     ) -> Tensor:
         """Denoiser output [B, out_channels, T, H, W], at least float32.
 
         x [B, C, T, H, W]; timestep [B], fractions allowed; y as `condition` says; mask: not looked at, one token always
-        counts; x_mask: None, or ShapeError; drop_B bool [B], True = replace the condition by "none".
+        counts; x_mask: None, or ShapeError; drop_B bool [B], True = replace the condition by "none";
+        text_cache: keeps the embedded condition from step to step of sampling.
         """
         x_BTSD = self.a2a_to_patches(x, x_mask).flatten(2, 3) + self.pos_embed_spatial
-        c_BD = self.t_embedder(timestep) + self.embed_text(y, mask, drop_B)[0].squeeze(1)
+        text = text_context(partial(self.embed_text, y, mask, drop_B), text_cache)
+        c_BD = self.t_embedder(timestep) + text.y_BLD.squeeze(1)
         x_BTSD = self.leave(self.final_layer(self.run_blocks(x_BTSD, c_BD), c_BD))
         return self.to_latents(x_BTSD.flatten(1, 2), x.shape[2:])
 

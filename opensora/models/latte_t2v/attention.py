@@ -10,6 +10,7 @@ from opensora.models.latte_t2v.positions import Rotate
 from opensora.models.layers.attention import attend
 from opensora.models.layers.kernels import Attention as Kernel
 from opensora.models.layers.norm import layer_norm
+from opensora.models.layers.text_context import TextContext
 from opensora.models.shape_checks import exact_div
 
 
@@ -82,18 +83,18 @@ class CrossAttention(Projections):
         """Keys and values [P, h, L, d] of the text: they depend on nothing else, so sampling keeps them per prompt."""
         return self.heads(self.to_k(y_PLD)), self.heads(self.to_v(y_PLD))
 
-    def forward(self, x_BTSD: Tensor, y_PLD: Tensor, mask_PL: Tensor | None, images: int) -> Tensor:
+    def forward(self, x_BTSD: Tensor, text: TextContext, images: int) -> Tensor:
         """images: how many of the T frames, the last ones, are images; P = B * (1 + images), the clip's caption first."""
         batch, frames, _, _ = x_BTSD.shape
-        k, v = self.keys_values(y_PLD)
-        mask = None if mask_PL is None else mask_PL[:, None, None]
+        k, v = text.keys_values(self)
+        mask = None if text.mask_BL is None else text.mask_BL[:, None, None]
         q = self.heads(self.to_q(x_BTSD.flatten(1, 2) if images == 0 else x_BTSD))
         if images > 0:
             row_T = torch.arange(frames, device=k.device) - (frames - images) + 1
             row_T = row_T.clamp(min=0)  # 0 ... 0 for the clip, then 1 ... images
 
-            def per_frame(text: Tensor) -> Tensor:
-                return text.unflatten(0, (batch, -1))[:, row_T].flatten(0, 1)
+            def per_frame(rows: Tensor) -> Tensor:
+                return rows.unflatten(0, (batch, -1))[:, row_T].flatten(0, 1)
 
             k, v, mask = per_frame(k), per_frame(v), None if mask is None else per_frame(mask)
         out = self.kernel(q, k, v, mask)

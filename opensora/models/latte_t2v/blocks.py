@@ -12,6 +12,7 @@ from opensora.models.latte_t2v.positions import Rotate
 from opensora.models.layers.modulation import ScaleShiftTable, gated
 from opensora.models.layers.norm import norm_modulate
 from opensora.models.layers.seam import Seam
+from opensora.models.layers.text_context import TextContext
 
 
 class SpatialBlock(ScaleShiftTable):
@@ -30,11 +31,10 @@ class SpatialBlock(ScaleShiftTable):
     def forward(
         self,
         x_BTSD: Tensor,
-        y_PLD: Tensor,
+        text: TextContext,
         time_B6D: Tensor,
         grid: tuple[int, int],
         images: int = 0,
-        mask_PL: Tensor | None = None,
         patch_mask: Tensor | None = None,
         rotate: Rotate | None = None,
     ) -> Tensor:
@@ -42,7 +42,7 @@ class SpatialBlock(ScaleShiftTable):
         shift1, scale1, gate1, shift2, scale2, gate2 = self.vectors(time_B6D)
         frames = self.a2a_to_frames(norm_modulate(x_BTSD, shift1, scale1, self.eps))
         x = gated(x_BTSD, gate1, self.a2a_to_patches(self.attn1(frames, rotate, patch_mask, grid)))
-        x = x + self.attn2(x, y_PLD, mask_PL, images)
+        x = x + self.attn2(x, text, images)
         return gated(x, gate2, self.ff(norm_modulate(x, shift2, scale2, self.eps)))
 
 

@@ -7,6 +7,7 @@ al. 2024, arXiv:2401.03048, variant 1) with the modulation of PixArt-alpha (arXi
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from opensora.models.layers.modulation import ScaleShiftTable
 from opensora.models.layers.norm import norm_modulate
 from opensora.models.layers.patch import at_least_float32, unpatchify
 from opensora.models.layers.seam import Seam
+from opensora.models.layers.text_context import TextCache, text_context
 from opensora.models.shape_checks import ShapeError, exact_div
 from opensora.registry import MODELS, register_preset
 
@@ -175,6 +177,7 @@ class LatteT2V(ScaleShiftTable):
         use_image_num: int = 0,
         attention_mask: Tensor | None = None,
         enable_temporal_attentions: bool | None = None,
+        text_cache: TextCache | None = None,
     ) -> Tensor:
         """Denoiser output [B, out_channels, T, H, W], at least float32.
 
@@ -184,6 +187,7 @@ class LatteT2V(ScaleShiftTable):
         attention_mask [B, T, H, W]: 0 = padding, which no other patch of the frame looks at.
         enable_temporal_attentions: None = for clips of two frames and more; an image is sampled past the blocks along time,
         as images are trained.
+        text_cache: keeps the embedded captions from step to step of sampling.
         """
         frames = x.shape[2] - use_image_num
         along_time = frames > 1 if enable_temporal_attentions is None else enable_temporal_attentions
@@ -198,14 +202,14 @@ class LatteT2V(ScaleShiftTable):
         )
         grid = self.pos_embed.grid_of(x)
         e_BD, time_B6D = self.adaln_single(timestep)
-        y_PLD, mask_PL = self.embed_text(y, mask, drop_B)
+        text = text_context(partial(self.embed_text, y, mask, drop_B), text_cache)
         within, along = self._rotations(grid, frames, x.device) if self.use_rope else (None, None)
         x_BTSD = self.enter(self.pos_embed(x.to(self.proj_out.weight.dtype)))
         masks = self._patch_masks(attention_mask, grid)
 
         blocks = zip(self.transformer_blocks, self.temporal_transformer_blocks, self.factors, strict=True)
         for i, (spatial, temporal, factor) in enumerate(blocks):
-            x_BTSD = spatial(x_BTSD, y_PLD, time_B6D, grid, use_image_num, mask_PL, masks.get(factor), within)
+            x_BTSD = spatial(x_BTSD, text, time_B6D, grid, use_image_num, masks.get(factor), within)
             if not along_time:
                 continue
             clip, images = x_BTSD.split([frames, use_image_num], dim=1)

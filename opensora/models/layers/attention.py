@@ -14,6 +14,7 @@ from opensora.models.layers.kernels import Attention as Kernel
 from opensora.models.layers.kernels import kernels_for
 from opensora.models.layers.norm import RMSNorm
 from opensora.models.layers.seam import Seam
+from opensora.models.layers.text_context import TextContext
 from opensora.models.shape_checks import exact_div
 
 # On CPU in half precision SDPA's backward is 2 to 7 times slower than plain products up to this many keys
@@ -120,9 +121,9 @@ class CrossAttention(nn.Module):
         k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)
         return k, v
 
-    def forward(self, x_BND: Tensor, y_BLD: Tensor, mask_BL: Tensor | None = None) -> Tensor:
+    def forward(self, x_BND: Tensor, text: TextContext) -> Tensor:
         b, n, _ = x_BND.shape
         q = self.q_linear(x_BND).view(b, n, self.num_heads, self.head_dim).transpose(1, 2)
-        k, v = self.keys_values(y_BLD)
-        out = self.kernel(q, k, v, None if mask_BL is None else mask_BL[:, None, None, :])
+        k, v = text.keys_values(self)
+        out = self.kernel(q, k, v, None if text.mask_BL is None else text.mask_BL[:, None, None, :])
         return self.proj(out.transpose(1, 2).flatten(2))

@@ -23,6 +23,7 @@ from opensora.models.layers.embed import (
 )
 from opensora.models.layers.modulation import FinalLayer, ScaleShiftTable, gated
 from opensora.models.layers.norm import norm_modulate
+from opensora.models.layers.text_context import TextCache, TextContext, text_context
 from opensora.models.shape_checks import ShapeError, exact_div
 from opensora.models.stdit.base import SpaceTimeDenoiser, drop_rates, modulation_rows
 from opensora.registry import MODELS, register_preset
@@ -38,10 +39,10 @@ class PixArtBlock(ScaleShiftTable):
         self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=GELUTanh)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
-    def forward(self, x_B1ND: Tensor, y_BLD: Tensor, time_B6D: Tensor, mask_BL: Tensor | None = None) -> Tensor:
+    def forward(self, x_B1ND: Tensor, text: TextContext, time_B6D: Tensor) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.vectors(time_B6D)
         x = gated(x_B1ND, gate1, self.drop_path(self.attn(norm_modulate(x_B1ND, shift1, scale1))))
-        x = x + self.cross_attn(x.squeeze(1), y_BLD, mask_BL).unsqueeze(1)
+        x = x + self.cross_attn(x.squeeze(1), text).unsqueeze(1)
         return gated(x, gate2, self.drop_path(self.mlp(norm_modulate(x, shift2, scale2))))
 
 
@@ -126,14 +127,15 @@ class PixArt(SpaceTimeDenoiser):
         mask: Tensor | None = None,
         x_mask: Tensor | None = None,
         drop_B: Tensor | None = None,
+        text_cache: TextCache | None = None,
     ) -> Tensor:
         """Denoiser output [B, out_channels, T, H, W], at least float32.
 
         x [B, C, T, H, W]; timestep [B], fractions allowed; y [B, 1, L, C]; mask [B or a divisor of B, L] or
         [b, 1, 1, L], 1 = token counts; x_mask: None, or ShapeError; drop_B bool [B], True = replace the caption by the
-        null caption.
+        null caption; text_cache: keeps the embedded captions from step to step of sampling.
         """
-        return self._denoise(x, self.t_embedder(timestep), self.pos_embed, y, mask, x_mask, drop_B)
+        return self._denoise(x, self.t_embedder(timestep), self.pos_embed, y, mask, x_mask, drop_B, text_cache)
 
     def _denoise(
         self,
@@ -144,16 +146,17 @@ class PixArt(SpaceTimeDenoiser):
         mask: Tensor | None,
         x_mask: Tensor | None,
         drop_B: Tensor | None,
+        text_cache: TextCache | None,
     ) -> Tensor:
         x_BTSD = self.a2a_to_patches(x, x_mask).flatten(2, 3) + position_1SD
         if not self.no_temporal_pos_emb:
             x_BTSD = x_BTSD + self.pos_embed_temporal[:, :, None]
         time_B6D = modulation_rows(self.t_block, t_BD, 6)
-        y_BLD, mask_BL = self.embed_text(y, mask, drop_B)
+        text = text_context(functools.partial(self.embed_text, y, mask, drop_B), text_cache)
 
         x_B1ND = self.enter(x_BTSD.flatten(1, 2).unsqueeze(1))
         for block in self.blocks:
-            x_B1ND = block(x_B1ND, y_BLD, time_B6D, mask_BL)
+            x_B1ND = block(x_B1ND, text, time_B6D)
         x_B1ND = self.leave(self.final_layer(x_B1ND, t_BD))
         return self.to_latents(x_B1ND.squeeze(1), x.shape[2:])
 
@@ -188,6 +191,7 @@ class PixArtMS(PixArt):
         mask: Tensor | None = None,
         x_mask: Tensor | None = None,
         drop_B: Tensor | None = None,
+        text_cache: TextCache | None = None,
         *,
         height: Tensor,
         width: Tensor,
@@ -208,7 +212,9 @@ class PixArtMS(PixArt):
         position_SD = fixed_table(
             self.hidden_size, rows, columns, self.space_scale, self.base_size, self.dtype, x.device
         )
-        return self._denoise(x, self.t_embedder(timestep) + size_BD, position_SD[None], y, mask, x_mask, drop_B)
+        return self._denoise(
+            x, self.t_embedder(timestep) + size_BD, position_SD[None], y, mask, x_mask, drop_B, text_cache
+        )
 
 
 @functools.lru_cache(maxsize=8)  # a few sizes take turns; a table of 1024x1024 pixels has 19 MB

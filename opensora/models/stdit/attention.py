@@ -9,6 +9,7 @@ from torch import Tensor
 
 from opensora.models.layers.attention import CrossAttention, SelfAttention
 from opensora.models.layers.seam import Seam
+from opensora.models.layers.text_context import TextContext
 from opensora.models.shape_checks import ShapeError
 
 Rotate = Callable[[Tensor], Tensor]
@@ -38,48 +39,48 @@ def along_time(attention: SelfAttention, x_BTSD: Tensor, rotate: Rotate | None =
 class Text:
     """What the frames of a clip attend to: the caption, and the null caption in the frames that are given."""
 
-    y_BLD: Tensor
-    mask_BL: Tensor | None = None
-    null_BLD: Tensor | None = None
-    null_mask_BL: Tensor | None = None
+    caption: TextContext
+    null: TextContext | None = None
     free: Tensor | None = None  # numbers of the frames that attend to the caption
     given: Tensor | None = None  # numbers of the others
     order: Tensor | None = None  # where each frame is in free + given
     given_BT: Tensor | None = None  # which frames are given, where samples differ in them
 
-    def with_null(self, null_BLD: Tensor, null_mask_BL: Tensor | None, frames: int, given: Given) -> "Text":
+    def with_null(self, null: TextContext, frames: int, given: Given) -> "Text":
         """The frames numbered in `given` attend to the null caption; ShapeError when there is no such frame."""
         rows = given_rows(given)
-        if len(rows) not in (1, len(self.y_BLD)):
+        if len(rows) not in (1, len(self.caption.y_BLD)):
             raise ShapeError(
-                f"mask_index: frames of {len(rows)} samples for a batch of {len(self.y_BLD)}; give one list, or one per "
-                "sample"
+                f"mask_index: frames of {len(rows)} samples for a batch of {len(self.caption.y_BLD)}; give one list, or one "
+                "per sample"
             )
         wrong = sorted({number for row in rows for number in row if not 0 <= number < frames})
         if wrong:
             raise ShapeError(f"mask_index: frames {wrong} of a clip of {frames}; name frames from 0 to {frames - 1}")
-        device = self.y_BLD.device
+        device = self.caption.y_BLD.device
         if any(row != rows[0] for row in rows):
             given_BT = torch.tensor([[number in row for number in range(frames)] for row in rows], device=device)
-            return Text(self.y_BLD, self.mask_BL, null_BLD, null_mask_BL, given_BT=given_BT)
+            return Text(self.caption, null, given_BT=given_BT)
         chosen = rows[0]
         free = [number for number in range(frames) if number not in chosen]
         order = torch.tensor([*free, *chosen], device=device).argsort()
         free_N, given_N = (torch.tensor(part, dtype=torch.long, device=device) for part in (free, chosen))
-        return Text(self.y_BLD, self.mask_BL, null_BLD, null_mask_BL, free_N, given_N, order)
+        return Text(self.caption, null, free_N, given_N, order)
 
     def read(self, attention: CrossAttention, x_BTSD: Tensor) -> Tensor:
         """Every token attends to its frame's text."""
-        if self.given_BT is not None and self.null_BLD is not None:
-            # Frames of unequal number make no tensor, so each asks both texts; the price is a second cross-attention.
-            caption = _read(attention, x_BTSD, self.y_BLD, self.mask_BL)
-            null = _read(attention, x_BTSD, self.null_BLD, self.null_mask_BL)
-            return torch.where(self.given_BT[:, :, None, None], null, caption)
-        if self.null_BLD is None or self.free is None or self.given is None or self.order is None:
-            return _read(attention, x_BTSD, self.y_BLD, self.mask_BL)
+        if self.given_BT is not None and self.null is not None:
+            # Samples differ in which frames are given, so frames cannot be grouped: attend to both texts, select per frame.
+            return torch.where(
+                self.given_BT[:, :, None, None],
+                _read(attention, x_BTSD, self.null),
+                _read(attention, x_BTSD, self.caption),
+            )
+        if self.null is None or self.free is None or self.given is None or self.order is None:
+            return _read(attention, x_BTSD, self.caption)
         parts = [
-            _read(attention, x_BTSD[:, self.free], self.y_BLD, self.mask_BL),
-            _read(attention, x_BTSD[:, self.given], self.null_BLD, self.null_mask_BL),
+            _read(attention, x_BTSD[:, self.free], self.caption),
+            _read(attention, x_BTSD[:, self.given], self.null),
         ]
         return torch.cat(parts, dim=1)[:, self.order]
 
@@ -91,7 +92,7 @@ def given_rows(given: Given) -> list[list[int]]:
     return [sorted(set(row)) for row in rows]
 
 
-def _read(attention: CrossAttention, x_BTSD: Tensor, y_BLD: Tensor, mask_BL: Tensor | None) -> Tensor:
+def _read(attention: CrossAttention, x_BTSD: Tensor, text: TextContext) -> Tensor:
     if not x_BTSD.shape[1]:
         return x_BTSD
-    return attention(x_BTSD.flatten(1, 2), y_BLD, mask_BL).view(x_BTSD.shape)
+    return attention(x_BTSD.flatten(1, 2), text).view(x_BTSD.shape)

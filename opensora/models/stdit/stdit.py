@@ -6,6 +6,7 @@ Key names and numbers follow Open-Sora 1.0, so its released weights load strictl
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from timm.layers import DropPath, GELUTanh, Mlp
@@ -15,6 +16,7 @@ from opensora.models.layers.attention import CrossAttention, SelfAttention
 from opensora.models.layers.embed import shut_linear, spatial_table, temporal_table
 from opensora.models.layers.modulation import FinalLayer, ScaleShiftTable, gated
 from opensora.models.layers.norm import norm_modulate
+from opensora.models.layers.text_context import TextCache, text_context
 from opensora.models.stdit.attention import SpatialAttention, Text, along_time
 from opensora.models.stdit.base import SpaceTimeDenoiser, drop_rates, modulation_rows
 from opensora.registry import MODELS, register_preset
@@ -121,17 +123,19 @@ class STDiT(SpaceTimeDenoiser):
         mask: Tensor | None = None,
         x_mask: Tensor | None = None,
         drop_B: Tensor | None = None,
+        text_cache: TextCache | None = None,
     ) -> Tensor:
         """Denoiser output [B, out_channels, T, H, W], at least float32.
 
         x [B, C, T, H, W]; timestep [B], fractions allowed; y [B, 1, L, C]; mask [B or a divisor of B, L] or
         [b, 1, 1, L], 1 = token counts; x_mask bool [B, frames after patching], False = a frame given as condition;
-        drop_B bool [B], True = replace the caption by the null caption.
+        drop_B bool [B], True = replace the caption by the null caption; text_cache: keeps the embedded captions
+        from step to step of sampling.
         """
         x_BTSD = self.a2a_to_patches(x, x_mask).flatten(2, 3) + self.pos_embed
         t_BD, t0_BD = self.embed_times(timestep, x_mask)
         time_B6D, still_B6D = (modulation_rows(self.t_block, each, 6) for each in (t_BD, t0_BD))
-        text = Text(*self.embed_text(y, mask, drop_B))
+        text = Text(text_context(partial(self.embed_text, y, mask, drop_B), text_cache))
 
         x_BTSD = self.enter(x_BTSD)
         for i, block in enumerate(self.blocks):

@@ -8,6 +8,7 @@ Key names and numbers follow Open-Sora 1.1, so its released weights load strictl
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from timm.layers import DropPath, GELUTanh, Mlp
@@ -18,6 +19,7 @@ from opensora.models.layers.embed import SizeEmbedder, shut_linear, small_linear
 from opensora.models.layers.modulation import FinalLayer, ScaleShiftTable, gated, modulation_vectors
 from opensora.models.layers.norm import norm_modulate
 from opensora.models.layers.rope import RotaryEmbedding
+from opensora.models.layers.text_context import TextCache, text_context
 from opensora.models.shape_checks import exact_div
 from opensora.models.stdit.attention import Rotate, SpatialAttention, Text, along_time
 from opensora.models.stdit.base import AnySizeDenoiser, drop_rates, modulation_rows
@@ -135,6 +137,7 @@ class STDiT2(AnySizeDenoiser):
         mask: Tensor | None = None,
         x_mask: Tensor | None = None,
         drop_B: Tensor | None = None,
+        text_cache: TextCache | None = None,
         *,
         num_frames: Tensor,
         height: Tensor,
@@ -146,7 +149,8 @@ class STDiT2(AnySizeDenoiser):
 
         x [B, C, T, H, W]; timestep [B], fractions allowed; y [B, 1, L, C]; mask [B or a divisor of B, L] or
         [b, 1, 1, L], 1 = token counts; x_mask bool [B, frames after patching], False = a frame given as condition;
-        drop_B bool [B], True = replace the caption by the null caption. The clip in pixels, each [B or a divisor of B]:
+        drop_B bool [B], True = replace the caption by the null caption; text_cache: keeps the embedded captions
+        from step to step of sampling. The clip in pixels, each [B or a divisor of B]:
         num_frames, height, width, ar = height / width, fps (120 for images).
         """
         b = len(x)
@@ -167,7 +171,7 @@ class STDiT2(AnySizeDenoiser):
             modulation_rows(self.t_block, still_size_BD, 6),
             modulation_rows(self.t_block_temp, still_speed_BD, 3),
         )
-        text = Text(*self.embed_text(y, mask, drop_B))
+        text = Text(text_context(partial(self.embed_text, y, mask, drop_B), text_cache))
 
         x_BTSD = self.enter(x_BTSD)
         for block in self.blocks:

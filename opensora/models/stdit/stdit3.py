@@ -7,6 +7,7 @@ bfloat16, as in 1.3; 1.2 rounded them.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from opensora.models.layers.modulation import FinalLayer, ScaleShiftTable, gated
 from opensora.models.layers.norm import norm_modulate
 from opensora.models.layers.patch import PatchEmbed3D
 from opensora.models.layers.rope import RotaryEmbedding
+from opensora.models.layers.text_context import TextCache, text_context
 from opensora.models.shape_checks import ShapeError, exact_div
 from opensora.models.stdit.attention import Given, SpatialAttention, Text, along_time, given_rows
 from opensora.models.stdit.base import AnySizeDenoiser, drop_rates, modulation_rows
@@ -184,6 +186,7 @@ class STDiT3(AnySizeDenoiser):
         mask: Tensor | None = None,
         x_mask: Tensor | None = None,
         drop_B: Tensor | None = None,
+        text_cache: TextCache | None = None,
         *,
         height: Tensor,
         width: Tensor,
@@ -197,7 +200,8 @@ class STDiT3(AnySizeDenoiser):
 
         x [B, C, T, H, W]; timestep [B], fractions allowed; y [B, 1, L, C]; mask [B or a divisor of B, L] or
         [b, 1, 1, L], 1 = token counts; x_mask bool [B, frames after patching], False = a frame given as condition;
-        drop_B bool [B], True = replace the caption by the null caption. The clip in pixels, each [B or a divisor of B]:
+        drop_B bool [B], True = replace the caption by the null caption; text_cache: keeps the embedded captions
+        from step to step of sampling. The clip in pixels, each [B or a divisor of B]:
         height, width, fps (120 for images).
         Of a conditioned model: cond, cond_mask shaped as x: given latents, and 1 where they are given; mask_index: the
         numbers of the given frames, which attend to the caption y_null (shaped as y) instead: one list for all, or one
@@ -211,10 +215,10 @@ class STDiT3(AnySizeDenoiser):
         t_BD, t0_BD = self.embed_times(timestep, x_mask)
         t_BD, t0_BD = t_BD + fps_BD, None if t0_BD is None else t0_BD + fps_BD
         time_B6D, still_B6D = (modulation_rows(self.t_block, each, 6) for each in (t_BD, t0_BD))
-        text = Text(*self.embed_text(y, mask, drop_B))
+        text = Text(text_context(partial(self.embed_text, y, mask, drop_B), text_cache))
         if mask_index is not None:
             x_BTSD = x_BTSD + self._embed_given(cond, cond_mask, x.shape)
-            text = self._with_null(text, mask_index, y_null, mask, grid[0])
+            text = self._with_null(text, mask_index, y_null, mask, grid[0], text_cache)
         frame_place = grid_rotation(self.rope, (1, *grid[1:]), scale) if self.use_spatial_rope else None
         time_place = (
             self.time_rotation(grid[0], x.device)
@@ -247,13 +251,20 @@ class STDiT3(AnySizeDenoiser):
         return given.flatten(2, 3)
 
     def _with_null(
-        self, text: Text, mask_index: Given, y_null: Tensor | None, mask: Tensor | None, frames: int
+        self,
+        text: Text,
+        mask_index: Given,
+        y_null: Tensor | None,
+        mask: Tensor | None,
+        frames: int,
+        text_cache: TextCache | None,
     ) -> Text:
         if not any(given_rows(mask_index)):
             return text
         if y_null is None:
             raise ShapeError("STDiT3: mask_index without y_null; give the caption that given frames attend to")
-        return text.with_null(*self.embed_text(y_null, mask), frames, mask_index)
+        null = text_context(partial(self.embed_text, y_null, mask), text_cache, "null")
+        return text.with_null(null, frames, mask_index)
 
 
 def _unpacked(y_1ND: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor | None]:

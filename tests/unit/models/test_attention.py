@@ -10,6 +10,7 @@ from opensora.models.layers.attention import (
     softmax_attention,
 )
 from opensora.models.layers.embed import text_mask
+from opensora.models.layers.text_context import TextContext
 from opensora.models.shape_checks import ShapeError
 
 
@@ -55,8 +56,8 @@ def test_cross_attention_sees_valid_tokens_only() -> None:
     torch.manual_seed(0)
     attention, x, y = CrossAttention(12, 3), torch.randn(2, 6, 12), torch.randn(2, 4, 12)
     mask = torch.tensor([[True, True, False, False], [True, True, True, False]])
-    packed = torch.cat([attention(x[i : i + 1], y[i : i + 1, : int(mask[i].sum())]) for i in range(2)])
-    torch.testing.assert_close(attention(x, y, mask), packed)
+    packed = [attention(x[i : i + 1], TextContext(y[i : i + 1, : int(mask[i].sum())])) for i in range(2)]
+    torch.testing.assert_close(attention(x, TextContext(y, mask)), torch.cat(packed))
 
 
 def test_text_mask_repeats_whole_batches() -> None:

@@ -10,10 +10,10 @@ from opensora.errors import ConfigError
 from opensora.models.latte_t2v.latte_t2v import LatteT2V
 from opensora.models.latte_t2v.positions import frame_scale, frame_table, patch_table
 from opensora.models.latte_t2v.validation import ONLY
+from opensora.models.layers.text_context import TextCache
 from opensora.models.shape_checks import ShapeError
 from opensora.registry import MODELS, build
 from opensora.rng import generator
-from opensora.sampling.text_kv_cache import prompt_cache
 
 TOKENS, CHANNELS = 5, 6
 
@@ -123,8 +123,8 @@ def test_sampling_computes_keys_of_the_prompt_once() -> None:
     block: Any = model.transformer_blocks[0]
     block.attn2.to_k.register_forward_hook(lambda *_: calls.update(text=calls["text"] + 1))
     block.attn1.to_k.register_forward_hook(lambda *_: calls.update(within=calls["within"] + 1))
-    with prompt_cache(model):
-        cached = [model(x, t, y, mask) for x in steps]
+    cache = TextCache()
+    cached = [model(x, t, y, mask, text_cache=cache) for x in steps]
     torch.testing.assert_close(cached, plain)
     assert calls == {"text": 1, "within": 3}
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from opensora.models.layers.text_context import TextCache
 from opensora.models.shape_checks import ShapeError
 from opensora.models.stdit.stdit3 import STDiT3
-from opensora.sampling.text_kv_cache import prompt_cache
 
 SIZE: dict[str, Any] = {
     "hidden_size": 24,
@@ -122,8 +122,9 @@ def test_given_frames_attend_to_the_other_caption() -> None:
 def test_kept_captions_give_the_same_numbers() -> None:
     """Two captions per prompt, the null one for given frames: each is kept for itself."""
     model, given = opened(**OF_1_3), arguments(**GIVEN, mask_index=[1], y_null=torch.randn(2, 1, 3, 6))
-    with torch.no_grad(), prompt_cache(model):
-        first, second = model(**given), model(**given)
+    cache = TextCache()
+    with torch.no_grad():
+        first, second = model(**given, text_cache=cache), model(**given, text_cache=cache)
     torch.testing.assert_close(first, call(model, **given))
     assert torch.equal(first, second)
 

@@ -19,6 +19,7 @@ from opensora.models.layers import kernels
 from opensora.models.layers.attention import CrossAttention, SelfAttention, choose_kernel, sdpa_attention
 from opensora.models.layers.kernels import use_kernels
 from opensora.models.layers.norm import RMSNorm
+from opensora.models.layers.text_context import TextContext
 from opensora.models.text.classes import ClassLabels
 from opensora.models.vae.causal_vae import CausalVAEModel
 from opensora.models.vae.gaussian import Gaussian
@@ -115,7 +116,7 @@ def test_a_layer_under_autocast_gives_the_kernels_what_they_take(
 
     def run() -> Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
-            return text(own(x), y, mask).float()
+            return text(own(x), TextContext(y, mask)).float()
 
     found = run()
     grads = torch.autograd.grad(found.sum(), [own.qkv.weight, text.kv_linear.weight])

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from opensora.models.layers.text_context import TextCache
 from opensora.models.stdit.stdit import STDiT
 from opensora.rng import generator
 from opensora.sampling.generate import Sampler
@@ -40,7 +41,13 @@ class FakeDenoiser(nn.Module):
         return torch.full((n, 1, TOKENS, WIDTH), 0.5)
 
     def forward(
-        self, x: Tensor, timestep: Tensor, y: Tensor, mask: Tensor | None = None, x_mask: Tensor | None = None
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        y: Tensor,
+        mask: Tensor | None = None,
+        x_mask: Tensor | None = None,
+        text_cache: TextCache | None = None,
     ) -> Tensor:
         assert not self.training
         assert not torch.is_grad_enabled()

@@ -1,12 +1,12 @@
-"""What is remembered per prompt, and that it changes no number."""
+"""The text cache of one clip keeps what depends on its captions alone, and changes no number."""
 
 import torch
 from torch import Tensor, nn
 
 from opensora.models.layers.attention import CrossAttention
+from opensora.models.layers.text_context import TextCache, TextContext
 from opensora.models.stdit.stdit import STDiT
 from opensora.rng import generator
-from opensora.sampling.text_kv_cache import prompt_cache
 
 
 def denoiser() -> STDiT:
@@ -16,7 +16,7 @@ def denoiser() -> STDiT:
     return model.eval()
 
 
-def asked(rows: int = 2) -> dict[str, Tensor]:
+def captions(rows: int = 2) -> dict[str, Tensor]:
     rng = torch.Generator().manual_seed(1)
     mask = torch.zeros(rows, 7, dtype=torch.long)
     mask[0, :3] = mask[1:, :5] = 1
@@ -38,54 +38,45 @@ def calls_of(model: STDiT) -> dict[str, int]:
 
 
 @torch.no_grad()
-def test_steps_give_the_same_numbers_and_ask_the_text_once() -> None:
-    model, text = denoiser(), asked()
+def test_cache_computes_text_once_per_clip() -> None:
+    model, text, cache = denoiser(), captions(), TextCache()
     x, times = torch.randn(2, 4, 2, 4, 4), [torch.full((2,), t) for t in (900.0, 500.0, 100.0)]
     plain = [model(x, t, **text) for t in times]
     counts = calls_of(model)
-    with prompt_cache(model):
-        cached = [model(x, t, **text) for t in times]
+    cached = [model(x, t, **text, text_cache=cache) for t in times]
     torch.testing.assert_close(cached, plain, rtol=1e-5, atol=1e-5)
     assert counts == {"text": 1, "kv": 2, "q": 6}
 
 
 @torch.no_grad()
-def test_another_prompt_is_another_answer() -> None:
-    model, text = denoiser(), asked()
+def test_each_cache_holds_its_own_captions() -> None:
+    model, text = denoiser(), captions()
     x, t = torch.randn(2, 4, 2, 4, 4), torch.full((2,), 500.0)
     other = {**text, "y": text["y"] + 1.0}
-    with prompt_cache(model):
-        first, second, again = model(x, t, **text), model(x, t, **other), model(x, t, **text)
-    assert torch.equal(first, again)
+    one, two = TextCache(), TextCache()
+    first = model(x, t, **text, text_cache=one)
+    second = model(x, t, **other, text_cache=two)
+    assert torch.equal(model(x, t, **text, text_cache=one), first)
+    assert torch.equal(model(x, t, **other, text_cache=two), second)
     assert not torch.allclose(first, second)
     torch.testing.assert_close(second, model(x, t, **other), rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
-def test_padding_is_cut_and_a_full_mask_dropped() -> None:
-    model, text = denoiser(), asked()
-    with prompt_cache(model):
-        y_BLD, mask_BL = model.embed_text(text["y"], text["mask"])
-        assert y_BLD.shape == (2, 5, 24)
-        assert mask_BL is not None
-        assert mask_BL.sum(1).tolist() == [3, 5]
-        same = text["mask"][1:].repeat(2, 1)
-        y_BLD, mask_BL = model.embed_text(text["y"], same)
-        assert (y_BLD.shape[1], mask_BL) == (5, None)
-    y_BLD, mask_BL = model.embed_text(text["y"], text["mask"])
-    assert y_BLD.shape[1] == 7
+def test_cache_cuts_padding_and_drops_full_mask() -> None:
+    model, text = denoiser(), captions()
+    context = TextCache().context("caption", lambda: model.embed_text(text["y"], text["mask"]))
+    assert context.y_BLD.shape == (2, 5, 24)
+    assert context.mask_BL is not None
+    assert context.mask_BL.sum(1).tolist() == [3, 5]
+    same = text["mask"][1:].repeat(2, 1)
+    context = TextCache().context("caption", lambda: model.embed_text(text["y"], same))
+    assert (context.y_BLD.shape[1], context.mask_BL) == (5, None)
 
 
-@torch.no_grad()
-def test_nothing_stays_when_the_context_closes_even_by_an_error() -> None:
-    model, text = denoiser(), asked()
-    counts = calls_of(model)
-    try:
-        with prompt_cache(model):
-            model.embed_text(text["y"], text["mask"])
-            raise KeyboardInterrupt
-    except KeyboardInterrupt:
-        pass
-    model.embed_text(text["y"], text["mask"])
-    assert counts["text"] == 2
-    assert "embed_text" not in vars(model)
+def test_context_without_cache_keeps_nothing() -> None:
+    """Training calls a layer anew each time: kept keys would carry the gradients of an older step."""
+    layer, y_BLD = CrossAttention(6, 2), torch.randn(1, 3, 6)
+    plain, kept = TextContext(y_BLD), TextContext(y_BLD, keep=True)
+    assert plain.keys_values(layer)[0] is not plain.keys_values(layer)[0]
+    assert kept.keys_values(layer)[0] is kept.keys_values(layer)[0]
