@@ -5,19 +5,19 @@ else the file holds. A line cut off by a kill is ignored. The journal of `out.cs
 """
 
 import fcntl
-import hashlib
 import json
 import os
 from collections.abc import Callable
 from typing import IO, Any
 
+from opensora import files
 from opensora.errors import DataError
 
 
 def content_hash(fn: Callable[..., Any], flags: dict[str, Any], row: dict[str, Any]) -> str:
     name = f"{os.path.basename(fn.__code__.co_filename)}:{fn.__qualname__}"  # __module__ may be __main__
     text = json.dumps([name, flags, row], sort_keys=True, default=str)
-    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=12).hexdigest()
+    return files.hash_text(text, 12)
 
 
 class Journal:

@@ -22,9 +22,9 @@ from typing import Any
 from opensora.datasets.decode import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from opensora.datasets.manifest import read_table, readable_rows, require_columns, write_table
 from opensora.errors import ConfigError, DataError, OpenSoraError
+from opensora.progress_bar import ProgressBar
 from tools.flags import parse
 from tools.journal import Journal, content_hash
-from tools.progress import Progress
 
 Row = dict[str, Any]
 Rows = Iterator[Row]
@@ -85,17 +85,17 @@ def _main(fn: Function, argv: Sequence[str], presets: Mapping[str, Callable[[], 
             for message in messages:
                 print(f"would skip {message}")
             return 0
-        progress = Progress(fn.__name__, total=len(jobs), done=len(jobs) - len(waiting))
+        progress = ProgressBar(fn.__name__, len(jobs), completed=len(jobs) - len(waiting))
         bad, crashes = list(messages), 0
         with progress:
             for message in messages:
-                progress.say(f"skipped {message}")
+                progress.print(f"skipped {message}")
             for job, outcome in _outcomes(fn, options.flags, waiting, options.workers):
                 progress.advance()
                 if outcome.crash or outcome.bad:
                     bad.append(f"{job.place}: {outcome.bad}")
                     crashes += bool(outcome.crash)
-                    progress.say(f"skipped {bad[-1]}{outcome.crash and chr(10) + outcome.crash}")
+                    progress.print(f"skipped {bad[-1]}{outcome.crash and chr(10) + outcome.crash}")
                 else:
                     journal.add(job.key, outcome.rows)
         results = [row for job in jobs for row in journal.done.get(job.key, [])]

@@ -6,22 +6,24 @@
                       ab/cdef.safetensors  the moments of one clip: mean, then deviation, on channels
     FOLDER/text-HASH/                 the same for text encoders; items are named by the cleaned caption
 
-A changed caption, video or setting is another name, so nothing else is made again. Every file is written beside and
-renamed: whatever has its name is whole. tools/features/encode.py fills a folder, training/cached_features.py opens it.
+A changed caption, video or setting is another name, so nothing else is made again. Every file is written
+atomically: a file under its final name is complete. tools/features/encode.py fills a folder,
+training/cached_features.py opens it.
 """
 
 import hashlib
 import json
 import os
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from opensora import files
 from opensora.config import digest
 from opensora.datasets.base import ClipSize, Dataset
 from opensora.datasets.row_report import Report
@@ -29,7 +31,7 @@ from opensora.errors import BadClip, ConfigError, DataError
 from opensora.rng import Draw, key_seed
 from opensora.types import Clip
 
-_CHUNK_BYTES = 2**22
+_BLAKE2B = partial(hashlib.blake2b, digest_size=16)
 _BAD = ".bad"  # beside an item: why the clip could not be encoded
 
 
@@ -61,31 +63,17 @@ class CacheableDataset(Dataset, Protocol):
 def content_hash(*parts: Any) -> str:
     """32 hex digits that differ when any of the plain values does."""
     text = json.dumps(parts, sort_keys=True, default=list)
-    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
-
-
-def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
-    """Have `write` fill a file beside `path`, flush and rename it; DataError when the place cannot be written."""
-    # Ranks on several machines may write the same file at once, and have the same process id in their containers.
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.touch()
-        mode = beside.stat().st_mode
-        write(beside)
-        beside.chmod(mode)  # safetensors makes files that only their owner can read
-        with beside.open("rb") as written:
-            os.fsync(written.fileno())
-        beside.replace(path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        reason = error.strerror or error
-        raise DataError(f"{path}: cannot be written ({reason}); choose a writable place with free space") from error
+    return files.hash_text(text, 16)
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    text = json.dumps(values, indent=2, default=list) + "\n"
-    atomic_write(path, lambda beside: _discard(beside.write_text(text, encoding="utf-8")))
+    _write(path, lambda part: files.write_json(part, values))
+
+
+def _write(path: Path, fill: Callable[[Path], object]) -> None:
+    """Write a file atomically; DataError when the place cannot be written."""
+    with files.write_errors_as(DataError, path, "choose a writable place with free space"):
+        files.atomic_write(path, fill)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -96,10 +84,6 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({error}); delete it and encode again") from error
-
-
-def _discard(_: object) -> None:
-    """Some functions return what nobody asked for."""
 
 
 class FileHashes:
@@ -133,7 +117,7 @@ class FileHashes:
         if known is not None and known.items() >= state.items():
             return known["contents"]
         try:
-            found = _hash_bytes(path)
+            found = files.hash_file(path, _BLAKE2B)
         except OSError as error:
             raise BadClip(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
         self._keep(path, {**state, "contents": found})
@@ -148,14 +132,6 @@ class FileHashes:
     def _record(self, path: str) -> Path:
         name = content_hash(path)
         return self.folder / name[:2] / f"{name[2:]}.json"
-
-
-def _hash_bytes(path: str) -> str:
-    found = hashlib.blake2b(digest_size=16)
-    with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            found.update(chunk)
-    return found.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -200,18 +176,8 @@ class FeatureStore:
             return False
 
     def write(self, key: str, tensors: Mapping[str, Tensor], **facts: str) -> None:
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
-
-        whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-
-        def save(beside: Path) -> None:
-            try:
-                save_file(whole, beside, metadata=facts)
-            except SafetensorError as error:  # what it makes of a full disk
-                raise OSError(str(error)) from error
-
-        atomic_write(self.file(key), save)
+        whole = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+        _write(self.file(key), lambda part: files.write_tensors(part, whole, facts))
         self._bad(key).unlink(missing_ok=True)
 
     def read(self, key: str) -> tuple[dict[str, Tensor], dict[str, str]] | None:

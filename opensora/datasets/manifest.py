@@ -7,17 +7,16 @@ Paths are absolute or relative to the manifest's folder. CSV is UTF-8, with or w
 
 import csv
 import os
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from opensora import files
 from opensora.datasets.row_report import Dropped
 from opensora.errors import DataError
 
@@ -323,7 +322,7 @@ def readable_rows(table: Table) -> tuple[list[tuple[int, Cells]], list[str]]:
 
 
 def write_table(path: str, rows: Iterable[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
-    """Write CSV or Parquet by the file's ending, beside and renamed, so that a reader never sees half a table.
+    """Write CSV or Parquet by the file's ending, atomically, so that a reader never sees half a table.
 
     columns: their order; by default that of first appearance. Absolute paths below the table's folder are written
     relative to it, so that the folder can be moved. DataError when the place cannot be written.
@@ -331,19 +330,9 @@ def write_table(path: str, rows: Iterable[Mapping[str, Any]], columns: Sequence[
     folder = os.path.dirname(os.path.abspath(path))
     found = [{**row, "path": portable(str(row["path"]), folder)} if row.get("path") else dict(row) for row in rows]
     names = list(columns) if columns is not None else list(dict.fromkeys(name for row in found for name in row))
-    temporary = ""
-    try:
-        os.makedirs(folder, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{Path(path).name}.", dir=folder)
-        os.close(handle)
-        (_write_parquet if is_parquet(path) else _write_csv)(temporary, found, names)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
-        reason = error.strerror or error
-        raise DataError(f"{path}: cannot be written ({reason}); choose a writable place with free space") from error
+    write = _write_parquet if is_parquet(path) else _write_csv
+    with files.write_errors_as(DataError, path, "choose a writable place with free space"):
+        files.atomic_write(path, lambda part: write(str(part), found, names))
 
 
 def portable(path: str, folder: str) -> str:

@@ -1,7 +1,6 @@
 """Weights in files: read any of the usual kinds, load strictly with a readable report, write safetensors."""
 
 import json
-import os
 from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,9 +9,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from opensora import files
 from opensora.errors import WeightsError
 
 WEIGHTS_FILE = "model.safetensors"
@@ -165,23 +165,9 @@ def save_weights(folder: str | Path, state: Mapping[str, Tensor], config: Mappin
         storage = tensor.untyped_storage().data_ptr()
         tensors[name] = tensor.clone() if storage in storages else tensor  # the format has no shared tensors
         storages.add(storage)
-    text = json.dumps(dict(config), indent=2) + "\n"
-    beside = [folder / f".{name}.part" for name in (CONFIG_FILE, WEIGHTS_FILE)]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        beside[0].write_text(text, encoding="utf-8")
-        save_file(tensors, beside[1], metadata={"format": "pt"})
-        beside[1].chmod(beside[0].stat().st_mode)  # safetensors makes files that only their owner can read
-        for part, name in zip(beside, (CONFIG_FILE, WEIGHTS_FILE), strict=True):
-            with part.open("rb") as written:
-                os.fsync(written.fileno())
-            part.replace(folder / name)
-    except (OSError, SafetensorError) as error:
-        for part in beside:
-            part.unlink(missing_ok=True)
-        raise WeightsError(
-            f"weights: {folder} cannot be written ({error}); free some space or choose another folder"
-        ) from error
+    with files.write_errors_as(WeightsError, f"weights: {folder}", "free some space or choose another folder"):
+        files.atomic_write(folder / WEIGHTS_FILE, lambda part: files.write_tensors(part, tensors, {"format": "pt"}))
+        files.atomic_write(folder / CONFIG_FILE, lambda part: files.write_json(part, dict(config)))
     return folder
 
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from opensora.files import hash_text
 from opensora.types import SampleRequest
 
 SLUG_LENGTH = 48  # characters; with index and hash a name stays far below the 255 bytes of common file systems
@@ -32,7 +33,7 @@ def hash_config(config: Mapping[str, Any]) -> str:
     Pass only what changes the pixels (model, vae, text_encoder, scheduler): with the prompt list inside, adding a
     prompt would redo every video.
     """
-    return _digest(json.dumps(config, sort_keys=True, default=str))
+    return hash_text(json.dumps(config, sort_keys=True, default=str), 8)
 
 
 def weights_id(*paths: str | Path) -> str:
@@ -50,7 +51,7 @@ def weights_id(*paths: str | Path) -> str:
 
 def request_hash(request: SampleRequest, settings: GenerationSettings) -> str:
     """16 hex digits over all that decides the pixels; the place in the list does not."""
-    return _digest(json.dumps([_wanted(request), asdict(settings)], sort_keys=True))
+    return hash_text(json.dumps([_wanted(request), asdict(settings)], sort_keys=True), 8)
 
 
 def slug(text: str, length: int = SLUG_LENGTH) -> str:
@@ -66,9 +67,7 @@ def file_stem(request: SampleRequest) -> str:
     Another seed or size is another file; other weights or steps redo the same file.
     """
     again = f"-r{request.repeat}" if request.repeat else ""
-    return (
-        f"{request.index:04d}-{slug(request.prompt)}{again}-{_digest(json.dumps(_wanted(request), sort_keys=True))[:8]}"
-    )
+    return f"{request.index:04d}-{slug(request.prompt)}{again}-{hash_text(json.dumps(_wanted(request), sort_keys=True), 8)[:8]}"
 
 
 def output_path(save_dir: str | Path, request: SampleRequest) -> Path:
@@ -101,7 +100,3 @@ def _wanted(request: SampleRequest) -> dict[str, Any]:
         del given["references"]
         wanted["given"] = given
     return wanted
-
-
-def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

@@ -14,13 +14,14 @@ from opensora.parallel.group_leader import run_on_leader
 from opensora.parallel.sequence_parallel import Mode, shard_sequence
 from opensora.parallel.tile_parallel import shard_tiles
 from opensora.parallel.world import World
+from opensora.progress_bar import ProgressBar
 from opensora.sampling.generate import Sampler, check_size, generate, guidance, shape_key
 from opensora.sampling.metadata import GenerationSettings, is_done, output_path
-from opensora.sampling.progress import SamplingProgress
 from opensora.sampling.reference_frames import overlap
 from opensora.sampling.video_writer import WriteError, prepare_folder, write_sample
 from opensora.types import SampleRequest
 
+LINES = 4  # plain progress lines per batch of videos
 Work = list[SampleRequest]  # requests of one size that go through the model together
 
 
@@ -120,13 +121,14 @@ def _work(
 ) -> list[str]:
     """Do this rank's batches, with the others of its group; returns one message per video that is missing."""
     failed: list[str] = []
-    with SamplingProgress(len(batches), world.is_main, step) as progress:
+    lines = LINES * len(batches)
+    with ProgressBar("sampling", len(batches), visible=world.is_main, lines=lines, log=logger().info) as bar:
         for number, batch in enumerate(batches):
-            progress.begin(number)
+            progress = partial(report_step, bar, step, number)
             trouble: str | None = None
             hopeless = False
             try:
-                videos = generate(batch, sampler, guidance_scale=settings.guidance_scale, progress=progress.step)
+                videos = generate(batch, sampler, guidance_scale=settings.guidance_scale, progress=progress)
                 for video_CTHW, request in zip(videos, batch, strict=True) if world.is_group_leader else ():
                     if not is_done(output_path(folder, request), request, settings):
                         logger().info("sampling: wrote %s", write_sample(video_CTHW, request, settings, folder))
@@ -146,6 +148,13 @@ def _work(
             if trouble is not None:
                 failed += [f"prompt {request.prompt!r}: {trouble}" for request in batch]
     return failed
+
+
+def report_step(bar: ProgressBar, each: Callable[[], object], batch: int, done: int, steps: int) -> None:
+    """Count one denoising step of this rank's batch number `batch`."""
+    each()
+    text = f"batch {batch + 1} of {bar.total}, step {done} of {steps}"
+    bar.update(batch + done / steps, text, f"sampling: {text}")
 
 
 def _told(trouble: str | None, hopeless: bool) -> tuple[str | None, bool]:

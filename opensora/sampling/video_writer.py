@@ -1,11 +1,11 @@
 """A video becomes a file: H.264 in mp4, or png for one frame, with its record as json beside it.
 
-Both are written beside and renamed, the json last: a json means that the video it describes is whole.
+Both are written atomically, the json last: a json means that the video it describes is whole.
 """
 
 import json
 import os
-from collections.abc import Callable
+from contextlib import AbstractContextManager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from opensora import files
 from opensora.errors import OpenSoraError
 from opensora.sampling.metadata import GenerationSettings, output_path, record
 from opensora.types import SampleRequest
@@ -31,10 +32,12 @@ def write_sample(
     """Write one finished video and its record; returns the video's path. WriteError when the disk refuses."""
     path = output_path(save_dir, request)
     note = path.with_suffix(".json")
-    _guard(path, lambda: note.unlink(missing_ok=True))  # the old record must not outlive the video it describes
+    with _write_errors(path):
+        note.unlink(missing_ok=True)  # the old record must not outlive the video it describes
     found = write_video(video_CTHW, path, request.fps)
     text = json.dumps(record(request, settings, **found), indent=2, ensure_ascii=False) + "\n"
-    write_beside(note, lambda part: _write_bytes(part, text.encode("utf-8")))
+    with _write_errors(note):
+        files.atomic_write(note, lambda part: files.write_text(part, text))
     return path
 
 
@@ -46,12 +49,14 @@ def write_video(video_CTHW: Tensor, path: str | Path, fps: float) -> dict[str, A
     """
     path = Path(path)
     frames_THWC = to_uint8(video_CTHW)
-    if path.suffix != ".png":
+    as_png = path.suffix == ".png"
+    if not as_png:
         _, height, width, _ = frames_THWC.shape
         frames_THWC = np.pad(frames_THWC, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-        write_beside(path, lambda part: _encode(frames_THWC, part, fps))
-    else:
-        write_beside(path, lambda part: _save_png(frames_THWC[0], part))
+    with _write_errors(path):
+        files.atomic_write(
+            path, lambda part: _save_png(frames_THWC[0], part) if as_png else _encode(frames_THWC, part, fps)
+        )
     stored = dict(stored_height=frames_THWC.shape[1], stored_width=frames_THWC.shape[2])
     return {"file": path.name, "bytes": path.stat().st_size, **stored}
 
@@ -62,52 +67,23 @@ def to_uint8(video_CTHW: Tensor) -> np.ndarray:
     return scaled.round().to(torch.uint8).permute(1, 2, 3, 0).contiguous().numpy()
 
 
-def write_beside(path: Path, fill: Callable[[Path], None]) -> None:
-    """Let `fill` write a hidden file beside `path`, then rename it: `path` is whole or as it was before."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        _guard(path, lambda: fill(part))
-        _guard(path, lambda: _rename(part, path))
-    except BaseException:  # an interrupt too must not leave half a file
-        part.unlink(missing_ok=True)
-        raise
-
-
 def prepare_folder(save_dir: str | Path) -> Path:
     """Make the folder and try it, before hours of work go into what cannot be saved; WriteError when it refuses."""
     folder = Path(save_dir)
     probe = folder / f".writable-{os.getpid()}.part"
-
-    def fill() -> None:
+    with _write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        _write_bytes(probe, b"x")
+        probe.write_bytes(b"x")
         probe.unlink()
-
-    _guard(folder, fill)
     return folder
 
 
-def _guard(path: Path, action: Callable[[], None]) -> None:
-    try:
-        action()
-    except OSError as error:  # PyAV's errors for input and output are OSErrors as well
-        reason = error.strerror or str(error)
-        raise WriteError(
-            f"{path}: cannot be written ({reason}); it needs a folder you may write to and free disk space; "
-            "free some or set another save_dir, then run again: finished videos are kept and skipped"
-        ) from error
-
-
-def _rename(part: Path, path: Path) -> None:
-    with part.open("rb") as written:
-        os.fsync(
-            written.fileno()
-        )  # a rename that reaches the disk before the bytes would be an empty file after a crash
-    part.replace(path)
-
-
-def _write_bytes(part: Path, data: bytes) -> None:
-    part.write_bytes(data)
+def _write_errors(path: Path) -> AbstractContextManager[None]:
+    advice = (
+        "it needs a folder you may write to and free disk space; "
+        "free some or set another save_dir, then run again: finished videos are kept and skipped"
+    )
+    return files.write_errors_as(WriteError, path, advice)
 
 
 def _save_png(frame_HWC: np.ndarray, part: Path) -> None:

@@ -12,8 +12,6 @@ over `group` where the caller is a thread beside training.
 import errno
 import hashlib
 import json
-import os
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,14 +21,13 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from opensora import log
+from opensora import files, log
 from opensora.errors import CheckpointError
 from opensora.parallel import collectives, dcp
 
 T = TypeVar("T")
 _STEP, _PARTIAL, _REPLACED, _PRUNED = "step-", ".partial-", ".replaced-", ".pruned-"
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
-_CHUNK_BYTES = 2**22
 
 
 @dataclass(frozen=True)
@@ -68,10 +65,10 @@ def save(
         on_all(lambda: dcp.save_sharded(state, beside / "state", group))
         on_main(lambda: _write_weights(beside / "weights", weights, configs))
         # a machine may not see at once what another one has written, but each sees its own
-        names = sorted(set().union(*on_all(lambda: _files(beside))))
+        names = sorted(set().union(*on_all(lambda: files.list_files(beside))))
         shares = on_all(lambda: _describe(beside, _share(names)))
-        files = {name: entry for share in shares for name, entry in share.items()}
-        on_main(lambda: _publish(beside, final, {"step": step, "meta": dict(meta), "files": files}))
+        entries = {name: entry for share in shares for name, entry in share.items()}
+        on_main(lambda: _publish(beside, final, {"step": step, "meta": dict(meta), "files": entries}))
     except _Failed as failed:
         on_main(lambda: shutil.rmtree(beside, ignore_errors=True))
         raise CheckpointError(_explain(failed, root, f"step {step} was being saved")) from None
@@ -233,31 +230,8 @@ def _write_weights(
 ) -> None:
     for name, tensors in weights.items():
         (folder / name).mkdir(parents=True)
-        _write_json(folder / name / "config.json", configs[name])
-        _write_tensors(folder / name / "model.safetensors", tensors)
-        # safetensors may leave it readable by its owner alone
-        shutil.copymode(folder / name / "config.json", folder / name / "model.safetensors")
-
-
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
-    except SafetensorError as error:  # it tells the system's error in words only
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _files(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+        files.write_json(folder / name / "config.json", configs[name], sort_keys=True)
+        files.write_tensors(folder / name / "model.safetensors", tensors, {"format": "pt"})
 
 
 def _share(names: list[str]) -> list[str]:
@@ -267,25 +241,25 @@ def _share(names: list[str]) -> list[str]:
 def _describe(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
     """Size and hash of each file, once it is safely on the disk."""
     for name in names:
-        _flush(folder / name)
-    return {name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)} for name in names}
+        files.flush(folder / name)
+    return {name: {"bytes": (folder / name).stat().st_size, "sha256": files.hash_file(folder / name)} for name in names}
 
 
 def _publish(beside: Path, final: Path, manifest: dict[str, Any]) -> None:
     manifest = json.loads(json.dumps(manifest))  # what a reader will see, so that both hash the same
-    _write_json(beside / "manifest.json", {**manifest, "sha256": _digest(manifest)})
-    _flush(beside / "manifest.json")
+    files.write_json(beside / "manifest.json", {**manifest, "sha256": _digest(manifest)}, sort_keys=True)
+    files.flush(beside / "manifest.json")
     for folder in [*(path for path in beside.rglob("*") if path.is_dir()), beside]:
-        _flush(folder)
+        files.flush(folder)
     if final.exists():  # a step that was damaged, or trained again
         replaced = final.with_name(f"{_REPLACED}{final.name}")
         final.rename(replaced)
         beside.rename(final)
-        _flush(final.parent)
+        files.flush(final.parent)
         shutil.rmtree(replaced)
     else:
         beside.rename(final)
-        _flush(final.parent)
+        files.flush(final.parent)
 
 
 def _prune(root: Path, step: int, keep_last: int) -> None:
@@ -320,7 +294,7 @@ def _compare(path: Path, expected: dict[str, Any]) -> str | None:
         return "is missing"
     if path.stat().st_size != expected["bytes"]:
         return f"has {path.stat().st_size} bytes instead of {expected['bytes']}"
-    return None if _sha256(path) == expected["sha256"] else "has changed since it was written (SHA-256 differs)"
+    return None if files.hash_file(path) == expected["sha256"] else "has changed since it was written (SHA-256 differs)"
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
@@ -332,19 +306,3 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 def _digest(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
+from opensora import files
 from opensora.log import logger
+from opensora.progress_bar import ProgressBar
 
 BINS = 10  # equal parts of the noise scale, 0 = nearly clean
 
@@ -49,7 +50,9 @@ class Metrics:
         from torch.utils.tensorboard import SummaryWriter
 
         self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start_step + 1)
-        self.progress = _Progress(start_step, steps)
+        self.start_step = start_step
+        self.started = time.monotonic()
+        self.progress = ProgressBar("starting", steps, completed=start_step, lines=None, log=logger().info).start()
         self.wandb = _start_wandb(run_dir, config) if wandb else None
 
     def log(self, record: StepRecord) -> None:
@@ -60,7 +63,12 @@ class Metrics:
         scalars |= {"skipped": record.skipped} if record.skipped else {}
         scalars |= {f"loss_bin/{name}": value for name, value in record.loss_per_bin.items()}
         self._scalars(record.step, scalars | {f"part/{name}": value for name, value in record.figures.items()})
-        self.progress.show(record)
+        rate = record.tokens / record.seconds if record.seconds > 0 else math.nan
+        text = f"loss {record.loss:.4f}  norm {record.grad_norm:.2f}  {record.seconds:.2f} s/step  {rate:,.0f} tokens/s"
+        done = record.step - self.start_step
+        left = int((time.monotonic() - self.started) / max(1, done) * (self.steps - record.step))
+        line = f"step {record.step}/{self.steps}  {text}  {left // 60}:{left % 60:02d} left"
+        self.progress.update(record.step, text, line)
 
     def log_validation(self, step: int, values: Mapping[str, float]) -> None:
         if not self.main:
@@ -158,9 +166,7 @@ def _forget_after(path: Path, step: int) -> None:
     """Take back what a killed run logged beyond the checkpoint it resumes from."""
     if path.exists():
         kept = [json.dumps(record) for record in read(path) if record["step"] <= step]
-        beside = path.with_suffix(".new")
-        beside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        beside.replace(path)
+        files.atomic_write(path, lambda part: files.write_text(part, "".join(line + "\n" for line in kept)))
 
 
 def _start_wandb(run_dir: Path, config: Mapping[str, Any]) -> Any:
@@ -174,35 +180,3 @@ def _start_wandb(run_dir: Path, config: Mapping[str, Any]) -> Any:
         )
         raise ConfigError(message) from None
     return wandb.init(project="opensora", name=run_dir.name, dir=str(run_dir), config=dict(config), resume="allow")
-
-
-class _Progress:
-    """A rich bar on a terminal, one plain line per logged step elsewhere."""
-
-    def __init__(self, start_step: int, steps: int):
-        self.steps = steps
-        self.start_step = start_step
-        self.started = time.monotonic()
-        self.bar = None
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-            self.bar = Progress(*columns, console=Console(stderr=True))
-            self.bar.start()
-            self.task = self.bar.add_task("starting", total=steps, completed=start_step)
-
-    def show(self, record: StepRecord) -> None:
-        rate = record.tokens / record.seconds if record.seconds > 0 else math.nan
-        text = f"loss {record.loss:.4f}  norm {record.grad_norm:.2f}  {record.seconds:.2f} s/step  {rate:,.0f} tokens/s"
-        if self.bar is not None:
-            self.bar.update(self.task, completed=record.step, description=text)
-            return
-        done = record.step - self.start_step
-        left = (time.monotonic() - self.started) / max(1, done) * (self.steps - record.step)
-        logger().info("step %d/%d  %s  %d:%02d left", record.step, self.steps, text, left // 60, left % 60)
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.stop()

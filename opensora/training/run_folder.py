@@ -6,7 +6,6 @@ RUN_DIR/config.json  checkpoints/  metrics.jsonl  tensorboard/
 import copy
 import errno
 import fcntl
-import json
 import os
 import socket
 import time
@@ -16,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
+from opensora import files
 from opensora.config import as_dict
 from opensora.errors import CheckpointError, WeightsError
 from opensora.log import logger
@@ -191,10 +191,8 @@ class RunFolder:
 
     def _write_config(self) -> None:
         if self.world.is_main:
-            text = json.dumps(as_dict(self.run), indent=2) + "\n"
-            beside = self.path / ".config.json.new"
-            beside.write_text(text, encoding="utf-8")
-            beside.replace(self.path / "config.json")  # whole at any moment: a replay may read it
+            # atomically, because a replay may read it at any moment
+            files.atomic_write(self.path / "config.json", lambda part: files.write_json(part, as_dict(self.run)))
 
     def _report_changes(self, before: Mapping[str, Any]) -> None:
         now = as_dict(self.run)

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-BASE = {"registry", "config", "schema", "types", "errors", "log", "rng"}
+BASE = {"registry", "config", "schema", "types", "errors", "log", "rng", "files", "progress_bar"}
 SEAM = "opensora.models.layers.seam"  # where a model may be cut: what models and parallel agree on
 PARTS = {"models", "schedulers", "datasets", "parallel", "platforms"}
 JOBS = {"planning", "training", "sampling", "evaluation"}
 # package -> packages of opensora it may import besides itself
 ALLOWED = {
     **{name: BASE for name in BASE},
-    "models": {"registry", "types", "errors", "log", "rng"},
+    "models": {"registry", "types", "errors", "log", "rng", "files"},
     "schedulers": {"registry", "types", "errors", "log", "rng"},
     "datasets": BASE,
     "platforms": BASE,
@@ -28,7 +28,7 @@ ALLOWED = {
     "sampling": BASE | PARTS | {"evaluation", "training"},  # reads what training saved
     "cli": BASE | PARTS | JOBS,
 }
-TOOLS_MAY = {"datasets", "errors", "log", "rng", "types"}
+TOOLS_MAY = {"datasets", "errors", "files", "log", "progress_bar", "rng", "types"}
 DRAWERS = {"utils", "util", "misc", "helpers", "helper", "common"}
 
 

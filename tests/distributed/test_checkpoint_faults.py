@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from opensora import files
 from opensora.errors import CheckpointError
 from opensora.parallel import collectives, dcp, world
 from opensora.registry import PLUGINS, build
@@ -72,30 +73,30 @@ def fill_the_disk_in_the_state() -> None:
 
 
 def fill_the_disk_in_the_weights() -> None:
-    def fail(path: Path, tensors: Any) -> None:
+    def fail(path: Path, tensors: Any, metadata: Any) -> None:
         path.write_bytes(b"half a file")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-    checkpoint._write_tensors = fail
+    files.write_tensors = fail
 
 
 def refuse_the_manifest() -> None:
-    def refuse(path: Path, content: Any) -> None:
+    def refuse(path: Path, content: Any, sort_keys: bool) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
-    checkpoint._write_json = refuse
+    files.write_json = refuse
 
 
 def save_in_trouble(folder: str, make_trouble: Callable[[], None]) -> str:
     save_steps(folder, 10)
-    kept = dcp.open_file, checkpoint._write_tensors, checkpoint._write_json
+    kept = dcp.open_file, files.write_tensors, files.write_json
     make_trouble()
     try:
         save_steps(folder, 20, keep_last=1)
     except CheckpointError as error:
         return str(error)
     finally:
-        dcp.open_file, checkpoint._write_tensors, checkpoint._write_json = kept
+        dcp.open_file, files.write_tensors, files.write_json = kept
     return "saved"
 
 
@@ -163,14 +164,12 @@ def test_weights_leave_as_safetensors(tmp_path: Path) -> None:
 
 def save_on_two_machines(folder: str) -> None:
     """Each rank lists its own files and those of a moment ago, as a network file system may have it."""
-    listed, mine = checkpoint._files, f"__{collectives.rank()}_"
-    checkpoint._files = lambda path: [
-        n for n in listed(path) if mine in n or ("__" not in n and not collectives.rank())
-    ]
+    listed, mine = files.list_files, f"__{collectives.rank()}_"
+    files.list_files = lambda path: [n for n in listed(path) if mine in n or ("__" not in n and not collectives.rank())]
     try:
         save_steps(folder, 10)
     finally:
-        checkpoint._files = listed
+        files.list_files = listed
 
 
 def test_the_manifest_has_the_files_of_all_machines(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from opensora import files
 from opensora.config import load
 from opensora.parallel import world
 from opensora.schema import TrainRun
@@ -157,14 +158,14 @@ def test_full_disk_while_saving_loses_nothing_and_the_same_command_goes_on(
 ) -> None:
     options = [*QUICK, "steps=4"]
     assert opensora("train", CONFIG, f"run_dir={tmp_path / 'whole'}", *options) == 0
-    write = checkpoint._write_tensors
+    write = files.write_tensors
 
-    def full_from_step_four(path: Path, tensors: object) -> None:
+    def full_from_step_four(path: Path, *content: object) -> None:
         if "step-00000004" in str(path):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        write(path, tensors)
+        write(path, *content)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(checkpoint, "_write_tensors", full_from_step_four)
+    monkeypatch.setattr(files, "write_tensors", full_from_step_four)
     capsys.readouterr()
     assert opensora("train", CONFIG, f"run_dir={tmp_path / 'full'}", *options) == 1
     line = error_line(capsys.readouterr().err)

@@ -41,13 +41,13 @@ from opensora.models.build import DTYPES, build_autoencoder, load_autoencoder
 from opensora.models.codec import Codec
 from opensora.parallel.watchdog.process_exit import exit_process
 from opensora.parallel.world import World
+from opensora.progress_bar import ProgressBar
 from opensora.registry import DATASETS, TEXT_ENCODERS, build
 from opensora.rng import generator
 from opensora.schema import TrainRun
 from opensora.training import cached_features
 from opensora.training.clip_plan import ClipPlan, make_clip_plan, require_fixed_size
 from opensora.training.run_folder import resolve_part
-from tools.progress import Progress
 
 
 @dataclass
@@ -129,7 +129,7 @@ def encode_clips(run: TrainRun, folder: str, wanted: Sequence[Wanted], world: Wo
         _tell_settings(store, each, vae)
         jobs_of_rows = Jobs(each.share(world.global_rank, world.size), store)
         title = f"clips of {each.names.dataset.where}"
-        with Progress(title, total=max(1, len(jobs_of_rows)), shown=world.is_main) as progress:
+        with ProgressBar(title, len(jobs_of_rows), visible=world.is_main) as progress:
             for jobs in data.DataLoader(jobs_of_rows, batch_size=None, num_workers=run.num_workers):
                 if isinstance(jobs, OpenSoraError):
                     raise jobs
@@ -139,10 +139,10 @@ def encode_clips(run: TrainRun, folder: str, wanted: Sequence[Wanted], world: Wo
     return count
 
 
-def _keep(job: Job, codec: Codec, store: FeatureStore, count: Count, progress: Progress) -> None:
+def _keep(job: Job, codec: Codec, store: FeatureStore, count: Count, progress: ProgressBar) -> None:
     if job.bad:
         count.bad += 1
-        progress.say(f"skipped {job.bad}")
+        progress.print(f"skipped {job.bad}")
         if job.key is not None:
             store.refuse(job.key, job.bad)
     elif job.video_CTHW is None or job.key is None:
@@ -166,7 +166,7 @@ def encode_captions(run: TrainRun, folder: str, captions: Sequence[str], world: 
     different = sorted({content_hash(caption): caption for caption in captions}.items())[
         world.global_rank :: world.size
     ]
-    with Progress("captions", total=max(1, len(different)), shown=world.is_main) as progress:
+    with ProgressBar("captions", len(different), visible=world.is_main) as progress:
         for key, caption in different:
             if store.has(key):
                 count.kept += 1

@@ -5,10 +5,11 @@ Run: python -m tools.scene_cut.cut scenes.csv clips/clips.csv --folder clips
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 
+from opensora import files
 from opensora.datasets.decode import Frames, Video
 from opensora.errors import BadClip, ConfigError, DataError
 from tools.runner import Row, run
@@ -75,26 +76,15 @@ def _fingerprint(path: str, *settings: int) -> str:
 
 
 def write_clip(path: str, frames: Iterable[Frames], rate: Fraction, height: int, width: int, crf: int) -> None:
-    """Encode [H, W, 3] frames to an mp4, beside and renamed, so that a kill leaves no half clip under the name."""
-    temporary = f"{path}.{os.getpid()}.part"
-    try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        for _ in _encode(temporary, frames, rate, height, width, crf):
-            pass
-        os.replace(temporary, path)
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be written ({error.strerror}); choose a writable folder with free space"
-        ) from error
-    finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
+    """Encode [H, W, 3] frames to an mp4, atomically: a kill leaves no half clip under the name."""
+    with files.write_errors_as(DataError, path, "choose a writable folder with free space"):
+        files.atomic_write(path, lambda part: _encode(part, frames, rate, height, width, crf))
 
 
-def _encode(path: str, frames: Iterable[Frames], rate: Fraction, height: int, width: int, crf: int) -> Iterator[int]:
+def _encode(path: Path, frames: Iterable[Frames], rate: Fraction, height: int, width: int, crf: int) -> None:
     import av
 
-    with av.open(path, "w", format="mp4", options={"movflags": "faststart"}) as container:
+    with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
         stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf)})
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         for number, picture in enumerate(frames):
@@ -102,7 +92,6 @@ def _encode(path: str, frames: Iterable[Frames], rate: Fraction, height: int, wi
             scaled = frame.reformat(width=width, height=height, format="yuv420p", interpolation="AREA")
             scaled.pts, scaled.time_base = number, 1 / rate
             container.mux(stream.encode(scaled))
-            yield number
         container.mux(stream.encode(None))
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from opensora.datasets import manifest
 from opensora.datasets.manifest import read_manifest, read_table, write_table
 from opensora.errors import DataError
 
@@ -129,12 +128,11 @@ def test_full_disk_leaves_the_old_table(tmp_path: Path, name: str, monkeypatch: 
     path = str(tmp_path / name)
     write_table(path, [{"path": "/a.mp4", "text": "old"}])
 
-    def fill(temporary: str, *_: object) -> None:
-        Path(temporary).write_bytes(b"half a ta")
+    def full(part: Path) -> None:
+        assert part.stat().st_size
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(manifest, "_write_csv", fill)
-    monkeypatch.setattr(manifest, "_write_parquet", fill)
+    monkeypatch.setattr("opensora.files.flush", full)
     with pytest.raises(DataError, match=rf"{name}: cannot be written \(No space left on device\)"):
         write_table(path, [{"path": "/a.mp4", "text": "new"}])
     assert [row.text for row in read_manifest(path).rows] == ["old"]

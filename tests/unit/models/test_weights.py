@@ -147,7 +147,7 @@ def test_a_failed_save_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("opensora.models.weights.save_file", full)
+    monkeypatch.setattr("opensora.files.write_tensors", full)
     with pytest.raises(WeightsError, match="No space left"):
         save_weights(tmp_path, state(), {"hidden_size": 4})
     assert equal(read_weights(tmp_path), weights)

@@ -7,11 +7,11 @@ import torch
 
 from opensora.errors import ConfigError, OpenSoraError
 from opensora.parallel.world import World
+from opensora.progress_bar import ProgressBar
 from opensora.sampling import sample as sample_module
 from opensora.sampling.generate import Sampler
 from opensora.sampling.metadata import is_done
-from opensora.sampling.progress import SamplingProgress
-from opensora.sampling.sample import generation_settings, make_batches, sample, unfinished
+from opensora.sampling.sample import LINES, generation_settings, make_batches, report_step, sample, unfinished
 from opensora.sampling.video_writer import WriteError
 from tests.unit.sampling.fakes import SETTINGS, fake_sampler, request
 
@@ -118,12 +118,12 @@ def test_settings_come_from_the_scheduler_unless_given() -> None:
 def test_progress_is_a_few_plain_lines(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logging.getLogger("opensora"), "propagate", True)
     caplog.set_level(logging.INFO, "opensora")
-    with SamplingProgress(2, visible=True) as progress:
-        progress.begin(1)
-        for done in range(1, 31):
-            progress.step(done, 30)
-    with SamplingProgress(2, visible=False) as silent:
-        silent.step(30, 30)
+    steps: list[int] = []
+    with ProgressBar("sampling", 2, lines=2 * LINES, log=logging.getLogger("opensora").info) as bar:
+        for batch in range(2):
+            for done in range(1, 31):
+                report_step(bar, lambda: steps.append(1), batch, done, 30)
+    assert len(steps) == 60
     assert [record.message for record in caplog.records] == [
-        f"sampling: batch 2 of 2, step {done} of 30" for done in (8, 15, 23, 30)
+        f"sampling: batch {batch} of 2, step {done} of 30" for batch in (1, 2) for done in (8, 15, 23, 30)
     ]

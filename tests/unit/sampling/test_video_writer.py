@@ -13,9 +13,8 @@ from torch import Tensor
 
 from opensora.evaluation.psnr import psnr
 from opensora.rng import generator
-from opensora.sampling import video_writer
 from opensora.sampling.metadata import is_done, output_path
-from opensora.sampling.video_writer import WriteError, prepare_folder, to_uint8, write_beside, write_sample, write_video
+from opensora.sampling.video_writer import WriteError, prepare_folder, to_uint8, write_sample, write_video
 from tests.unit.sampling.fakes import SETTINGS, request
 
 
@@ -116,28 +115,17 @@ def test_a_full_disk_leaves_the_old_video_and_no_half_one(tmp_path: Path) -> Non
     assert is_done(output_path(tmp_path, one), one, SETTINGS)
 
 
-def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
-    def fill(part: Path) -> None:
-        part.write_bytes(b"half")
-        raise KeyboardInterrupt
-
-    (tmp_path / "v.mp4").write_bytes(b"old")
-    with pytest.raises(KeyboardInterrupt):
-        write_beside(tmp_path / "v.mp4", fill)
-    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("v.mp4", b"old")]
-
-
 def test_a_stop_between_video_and_record_is_not_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Redoing with other weights: at no moment may the old record stand beside the new video."""
     one, video = request(), smooth_video(4, 16, 16)
     path = write_sample(video, one, SETTINGS, tmp_path)
     seen = []
 
-    def stop(part: Path, data: bytes) -> None:
+    def stop(part: Path, text: str) -> None:
         seen.append((path.exists(), path.with_suffix(".json").exists()))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(video_writer, "_write_bytes", stop)
+    monkeypatch.setattr("opensora.files.write_text", stop)
     with pytest.raises(KeyboardInterrupt):
         write_sample(video, one, SETTINGS, tmp_path)
     assert seen == [(True, False)]

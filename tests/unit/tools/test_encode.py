@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
+from opensora import files
 from opensora.config import load
 from opensora.datasets import feature_store as stored
 from opensora.datasets.manifest import write_table
@@ -261,7 +262,7 @@ def test_a_hash_is_taken_again_when_a_file_changes(tmp_path: Path, monkeypatch: 
     contents = stored.FileHashes(tmp_path / "store", remember=True)
     first = contents.of(str(file))
     with monkeypatch.context() as patch:
-        patch.setattr(stored, "_hash_bytes", lambda path: "read")
+        patch.setattr(files, "hash_file", lambda *_: "read")
         assert contents.of(str(file)) == first
         file.write_bytes(b"other")
         assert contents.of(str(file)) == "read"
@@ -332,7 +333,7 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(tmp_path: Path, monkeypatc
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr("safetensors.torch.save_file", full)
-    with pytest.raises(DataError, match=r"\.safetensors: cannot be written \(.*No space left on device .*\); choose"):
+    with pytest.raises(DataError, match=r"\.safetensors: cannot be written \(No space left on device\); choose"):
         counts(config, store, only="video")
     assert not list(store.rglob("*.part"))
     assert not list(store.rglob("*.safetensors"))
@@ -345,19 +346,6 @@ def test_items_can_be_read_by_whoever_reads_the_folder(tmp_path: Path) -> None:
     (tmp_path / "plain").touch()
     plain = (tmp_path / "plain").stat().st_mode & 0o777
     assert modes == {".json": plain, ".safetensors": plain}
-
-
-def test_two_ranks_write_one_file_at_once(tmp_path: Path) -> None:
-    """Whatever their process ids: on two machines these may be equal."""
-    path = tmp_path / "about.json"
-
-    def while_another_does(beside: Path) -> None:
-        beside.write_text("mine")
-        stored.atomic_write(path, lambda other: print("theirs", file=other.open("w")))
-
-    stored.atomic_write(path, while_another_does)
-    assert path.read_text() == "mine"
-    assert os.listdir(tmp_path) == ["about.json"]
 
 
 def test_an_error_of_a_loader_process_is_its_sentence(tmp_path: Path) -> None:
@@ -389,7 +377,7 @@ def test_footage_that_changed_since_is_hashed_once(tmp_path: Path, monkeypatch: 
     file.write_bytes(b"one")
     stored.FileHashes(tmp_path / "store", remember=True).of(str(file))
     os.utime(file, ns=(1, 1))
-    monkeypatch.setattr(stored, "_hash_bytes", lambda path: hashed.append(path) or "read")
+    monkeypatch.setattr(files, "hash_file", lambda path, _: hashed.append(path) or "read")
     contents = stored.FileHashes(tmp_path / "store")
     assert [contents.of(str(file)) for _ in range(3)] == ["read"] * 3
     os.utime(file, ns=(2, 2))

@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from opensora import files
 from opensora.errors import CheckpointError
 from opensora.training import checkpoint
 from tests.dist import one_rank
@@ -165,20 +167,14 @@ def test_prepare_says_when_the_folder_cannot_be_written(tmp_path: Path, monkeypa
         checkpoint.prepare(tmp_path / "other")
 
 
-def test_the_system_error_behind_a_failed_weights_file_is_found(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="missing") as caught:
-        checkpoint._write_tensors(tmp_path / "missing" / "model.safetensors", {"a": torch.zeros(1)})
-    assert caught.value.errno == errno.ENOENT
-
-
 def test_a_full_disk_while_the_manifest_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path, 1)
 
-    def fill(path: Path, content: Any) -> None:
+    def fill(path: Path, content: Any, **_: Any) -> None:
         path.write_text("half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-    monkeypatch.setattr(checkpoint, "_write_json", fill)
+    monkeypatch.setattr(files, "write_json", fill)
     with pytest.raises(CheckpointError, match=r"disk is full.*step 2.*MiB are free.*run the same command again"):
         save(tmp_path, 2, keep_last=1)
     assert names(tmp_path) == ["step-00000001"]
@@ -215,14 +211,14 @@ def test_what_a_training_run_deletes_while_it_is_looked_at_is_not_damaged(
     """A replay reads while the run goes on and keeps the newest only."""
     for step in (10, 20, 30):
         save(tmp_path, step)
-    verify = checkpoint._verify
+    hash_file = files.hash_file
 
-    def prune_then_verify(folder: Path) -> list[str]:
-        if folder.name.endswith("20"):
-            checkpoint._prune(tmp_path / "checkpoints", 30, 1)
-        return verify(folder)
+    def prune_then_hash(path: Path) -> str:
+        for step in (10, 20):
+            shutil.rmtree(tmp_path / f"checkpoints/step-{step:08d}", ignore_errors=True)
+        return hash_file(path)
 
-    monkeypatch.setattr(checkpoint, "_verify", prune_then_verify)
+    monkeypatch.setattr(files, "hash_file", prune_then_hash)
     assert checkpoint.find(tmp_path, up_to=29) is None
     assert "damaged" not in warnings.text
     assert checkpoint.find(tmp_path).step == 30  # type: ignore[union-attr]

@@ -1,0 +1,97 @@
+"""Files that appear complete or not at all, and hashes of their bytes.
+
+Callers write `files.atomic_write(...)`, so that a test can replace a function here by one that meets a full disk.
+"""
+
+import hashlib
+import json
+import os
+import re
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from opensora.errors import OpenSoraError
+
+
+def atomic_write(path: str | Path, fill: Callable[[Path], object]) -> None:
+    """Let `fill` write a hidden file next to `path`, flush it to the disk and rename it.
+
+    Folders above `path` are made. Whatever is raised, `path` is as it was before and the hidden file is gone.
+    """
+    path = Path(path)
+    # Ranks on several machines may write one file at once, and in containers even their process ids may be equal.
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fill(part)
+        flush(part)  # if the rename reached the disk before the bytes, a crash would leave an empty file
+        part.replace(path)
+    except BaseException:  # an interrupt too must not leave half a file
+        part.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def write_errors_as(error: type[OpenSoraError], where: str | Path, advice: str) -> Iterator[None]:
+    """Turn OSError inside the context into `error`: "WHERE: cannot be written (REASON); ADVICE"."""
+    try:
+        yield
+    except OSError as found:  # PyAV's errors for input and output are OSErrors as well
+        raise error(f"{where}: cannot be written ({found.strerror or found}); {advice}") from found
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8."""
+    path.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, values: Any, sort_keys: bool = False) -> None:
+    """Write indented JSON with a final newline; iterables that JSON does not know become lists."""
+    write_text(path, json.dumps(values, indent=2, sort_keys=sort_keys, default=list) + "\n")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file that everyone may read who may read other new files of this user. Raises OSError."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    path.touch()
+    mode = path.stat().st_mode
+    try:
+        save_file({name: each.contiguous() for name, each in tensors.items()}, path, metadata=dict(metadata or {}))
+    except SafetensorError as error:  # it names the system's error in its text only
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise OSError(str(error)) from error
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+    path.chmod(mode)  # safetensors may make files that only their owner can read
+
+
+def flush(path: Path) -> None:
+    """Return once the file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def list_files(folder: Path) -> list[str]:
+    """Sorted paths of all files below `folder`, relative to it."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def hash_file(path: str | Path, algorithm: str | Callable[[], Any] = "sha256") -> str:
+    """Hex digest of the bytes of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def hash_text(text: str, size: int) -> str:
+    """Hex digest of `size` bytes (BLAKE2b). Paths that are not UTF-8, as os.fsdecode gives them, are allowed."""
+    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=size).hexdigest()

@@ -1,0 +1,79 @@
+"""Progress on stderr: a bar on a terminal, plain lines elsewhere."""
+
+import sys
+from collections.abc import Callable
+from typing import Any, Self
+
+
+def _print(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+class ProgressBar:
+    """Use it in a `with` statement, or call `start` and `close`.
+
+    completed: part of `total` that an earlier run did. visible: False on ranks whose progress nobody watches.
+    lines: plain lines until `total` is reached; None = one per update. log: writes a plain line.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        total: float,
+        *,
+        completed: float = 0,
+        visible: bool = True,
+        lines: int | None = 10,
+        log: Callable[[str], object] = _print,
+    ):
+        self.title = title
+        self.total = total
+        self.completed = completed
+        self.visible = visible and total > 0
+        self.lines = lines
+        self.log = log
+        self._bar: Any = None
+        self._task: Any = None
+
+    def start(self) -> Self:
+        if self.visible and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=Console(stderr=True))
+            self._bar.start()
+            self._task = self._bar.add_task(self.title, total=self.total, completed=self.completed)
+        return self
+
+    __enter__ = start
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def update(self, completed: float, description: str | None = None, line: str = "") -> None:
+        """Show that `completed` of `total` is done. description: text of the bar; line: the plain line."""
+        before, self.completed = self.completed, completed
+        if self._bar is not None:
+            self._bar.update(self._task, completed=completed, description=description)
+        elif self.visible and (self.lines is None or self._part(before) < self._part(completed)):
+            self.log(line)
+
+    def advance(self) -> None:
+        """One more row is done."""
+        done = self.completed + 1
+        self.update(done, line=f"{self.title}: {done} of {self.total} rows")
+
+    def print(self, message: str) -> None:
+        """Print above the bar; without a bar to stderr, on every rank."""
+        if self._bar is not None:
+            self._bar.console.print(message, markup=False, highlight=False)
+        else:
+            _print(message)
+
+    def _part(self, completed: float) -> int:
+        return int(completed * (self.lines or 0) / self.total)
