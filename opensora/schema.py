@@ -17,12 +17,23 @@ from opensora.types import Precision
 Component = dict[str, Any]
 
 
-def component(of: Registry, default: Any = MISSING, given: Sequence[str] = (), partial: bool = False) -> Any:
+def resume_safe(default: Any = MISSING) -> Any:
+    """A field that may change when a run resumes: nothing learned before depends on it, so no warning is logged."""
+    metadata = {"resume_safe": True}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def component(
+    of: Registry, default: Any = MISSING, given: Sequence[str] = (), partial: bool = False, resume_safe: bool = False
+) -> Any:
     """A field holding one registered component; a missing default makes the key required.
 
     partial: the config may leave out `type` and change single arguments of what a checkpoint recorded.
+    resume_safe: as the field of that name.
     """
-    metadata = {"registry": of, "given": tuple(given), "partial": partial}
+    metadata = {"registry": of, "given": tuple(given), "partial": partial, "resume_safe": resume_safe}
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -111,43 +122,43 @@ class TrainRun:
         None  # share of the optimizer steps that buckets of one frame make; None = as the data falls
     )
     warmup_buckets: bool = False  # run the largest bucket once, without an update, before the first step
-    num_workers: int = 0  # loader processes per rank; 0 loads in the training process
+    num_workers: int = resume_safe(0)  # loader processes per rank; 0 loads in the training process
     mask_ratios: dict[str, float] | None = None  # kind -> share of clips with given frames; see datasets/frame_masks.py
-    load_video_features: str | None = (
-        None  # folder of latents made by tools.features.encode; None = the autoencoder runs
-    )
-    load_text_features: str | None = None  # folder of token states made by it; None = the text encoder runs
-    max_bad_rows: int = 100  # distinct manifest rows that may fail before the run stops
+    # folder of latents made by tools.features.encode; None = the autoencoder runs
+    load_video_features: str | None = resume_safe(None)
+    # folder of token states made by it; None = the text encoder runs
+    load_text_features: str | None = resume_safe(None)
+    max_bad_rows: int = resume_safe(100)  # distinct manifest rows that may fail before the run stops
 
     # how
-    steps: int  # optimizer steps of the whole run
+    steps: int = resume_safe()  # optimizer steps of the whole run
     seed: int = 42
     optimizer: Component = component(registry.OPTIMIZERS, {"type": "AdamW", "lr": 1e-4}, given=("params",))
     lr_scheduler: Component = component(registry.LR_SCHEDULERS, {"type": "constant"}, given=("steps", "warmup_steps"))
     warmup_steps: int = 0  # optimizer steps of linear warm-up from 0
     grad_clip: float = 1.0  # largest global gradient norm; 0 = no clipping
     ema_decay: float | None = 0.9999  # per optimizer step, kept in fp32; None = no average
-    grad_checkpoint: bool = False  # recompute block activations in backward: less memory, about a third more time
+    # recompute block activations in backward: less memory, about a third more time
+    grad_checkpoint: bool = resume_safe(False)
     dtype: Precision = "auto"  # auto: bf16 where the device has units for it, otherwise fp32
     plugin: str = "zero2"
     plugin_config: Component = arguments_of(registry.PLUGINS, named_by="plugin")
-    sp_size: int | None = None  # ranks that share the tokens of each sample; None: 1, with a '-seq' plugin a machine's
-    sp_mode: Literal["dsp", "ulysses"] = "dsp"  # what attention exchanges: frames and patches, or heads and tokens
-    text_encoder_parallel: Literal["shard", "tensor"] | None = (
-        None  # None: a whole one on each rank; see docs/parallelism.md
-    )
-    timeout_seconds: int = 600  # a collective that waits longer ends the job
+    # ranks that share the tokens of each sample; None: 1, with a '-seq' plugin a machine's
+    sp_size: int | None = resume_safe(None)
+    # what attention exchanges: frames and patches, or heads and tokens
+    sp_mode: Literal["dsp", "ulysses"] = resume_safe("dsp")
+    # None: a whole one on each rank; see docs/parallelism.md
+    text_encoder_parallel: Literal["shard", "tensor"] | None = resume_safe(None)
+    timeout_seconds: int = resume_safe(600)  # a collective that waits longer ends the job
 
     # what may go wrong
-    on_nan: Literal["stop", "skip"] = "stop"  # at a loss or gradient norm that is not finite
-    spike_factor: float | None = (
-        None  # a loss or gradient norm above this many times its median is a spike; None = never
-    )
-    spike_window: int = (
-        100  # optimizer steps that were made, of which that median is; before there are as many: no spikes
-    )
-    on_spike: Literal["stop", "skip"] = "skip"
-    max_skips: int = 10  # optimizer steps skipped in a row; one more ends the run
+    on_nan: Literal["stop", "skip"] = resume_safe("stop")  # at a loss or gradient norm that is not finite
+    # a loss or gradient norm above this many times its median is a spike; None = never
+    spike_factor: float | None = resume_safe(None)
+    # accepted steps in that running median; no spike detection until it is full
+    spike_window: int = resume_safe(100)
+    on_spike: Literal["stop", "skip"] = resume_safe("skip")
+    max_skips: int = resume_safe(10)  # consecutive skipped optimizer steps; one more ends the run
 
     # autoencoder only
     reconstruction_loss: Literal["l1", "l2"] = "l1"
@@ -161,23 +172,25 @@ class TrainRun:
     disc_optimizer: Component | None = component(registry.OPTIMIZERS, None, given=("params",))  # None = as `optimizer`
 
     # what is kept and shown
-    run_dir: str
-    save_every: int = 1000  # optimizer steps; 0 = only at the end
-    background_save: bool = True  # write checkpoints while training goes on; needs host memory for a copy of the state
-    keep_last: int = 3  # checkpoints
-    log_every: int = 10  # optimizer steps
-    validation_dataset: Component | None = component(registry.DATASETS, None)
-    validate_every: int = 0  # optimizer steps; 0 = only at the end
-    validation_batches: int = 8  # batches of batch_size clips
-    validation_levels: int = 10  # noise levels at which each of those clips is asked about, evenly over the scale
-    preview_every: int = 0  # optimizer steps between sample videos in run_dir/previews, and at the end; 0 = none
-    preview_prompts: list[str] = field(default_factory=list)
-    preview_steps: int | None = None  # denoising steps; None = the scheduler's own
-    preview_ema: bool = True  # with the averaged weights, where there are some
-    wandb: bool = False
-    profile_steps: int = (
-        0  # optimizer steps, after the first of a start, whose profiler trace is kept in run_dir/profile
-    )
+    run_dir: str = resume_safe()
+    save_every: int = resume_safe(1000)  # optimizer steps; 0 = only at the end
+    # write checkpoints while training goes on; needs host memory for a copy of the state
+    background_save: bool = resume_safe(True)
+    keep_last: int = resume_safe(3)  # checkpoints
+    log_every: int = resume_safe(10)  # optimizer steps
+    validation_dataset: Component | None = component(registry.DATASETS, None, resume_safe=True)
+    validate_every: int = resume_safe(0)  # optimizer steps; 0 = only at the end
+    validation_batches: int = resume_safe(8)  # batches of batch_size clips
+    # noise levels at which the loss of each of those clips is measured, spread evenly over the scale
+    validation_levels: int = resume_safe(10)
+    # optimizer steps between sample videos in run_dir/previews, and at the end; 0 = none
+    preview_every: int = resume_safe(0)
+    preview_prompts: list[str] = resume_safe([])
+    preview_steps: int | None = resume_safe(None)  # denoising steps; None = the scheduler's own
+    preview_ema: bool = resume_safe(True)  # with the averaged weights, where there are some
+    wandb: bool = resume_safe(False)
+    # optimizer steps, after the first of a start, whose profiler trace is kept in run_dir/profile
+    profile_steps: int = resume_safe(0)
 
     def check(self, where: str) -> None:
         """Raise ConfigError where values do not make sense together."""

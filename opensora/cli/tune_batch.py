@@ -57,8 +57,8 @@ def tune_command(config: str, out: str, overrides: Sequence[str]) -> int:
 
     from opensora.models.layers.kernels import use_kernels
     from opensora.platforms import select
+    from opensora.training.checkpoint import resolve_part
     from opensora.training.clip_plan import build_buckets
-    from opensora.training.run_folder import resolve_part
     from opensora.training.tune import StepTimer, step_bytes, tune, tuned_config
 
     platform = select()

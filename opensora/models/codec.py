@@ -5,8 +5,8 @@ Shapes: B batch, C channels, T H W frames, rows, columns; L tokens. Videos lie i
 
 import inspect
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Any, Protocol, Self
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
 from torch import Generator, Tensor, nn
@@ -14,14 +14,20 @@ from torch import Generator, Tensor, nn
 from opensora.types import Condition
 
 CACHE_BYTES = 256 * 2**20
+T = TypeVar("T")
+
+
+def call(function: Callable[[], T]) -> T:
+    """Return what `function` returns."""
+    return function()
 
 
 class TextEncoder(Protocol):
-    """What is registered in TEXT_ENCODERS."""
+    """The interface of what is registered in TEXT_ENCODERS."""
 
     @property
     def denoiser_args(self) -> dict[str, Any]:
-        """Arguments of a denoiser that takes what `encode` gives: its `condition`, and the sizes of a caption."""
+        """Arguments of a denoiser that takes what `encode` returns: its `condition`, and the sizes of a caption."""
 
     def load(self) -> Self: ...
 
@@ -31,10 +37,13 @@ class TextEncoder(Protocol):
 
 
 class Codec:
-    """The autoencoder and the text encoder that stand around a denoiser, on one device and in one type.
+    """The autoencoder and the text encoder of a denoiser, on one device and in one type.
 
-    cache_bytes: how much of the host's memory encoded captions may take; the least recently used ones go first.
-        0 keeps none.
+    cache_bytes: host memory for encoded captions; the least recently used ones are dropped first. 0 keeps none.
+    run_on_leader: calls a function on the first rank of a sequence group and returns its result on every rank of it. Only
+        encoding goes through it; each rank decodes for itself.
+    max_over_text_ranks: the largest of the numbers that the ranks pass in. Given where ranks hold the text encoder
+        together: each rank encodes its own captions, but all run the encoder equally often.
     """
 
     def __init__(
@@ -44,29 +53,36 @@ class Codec:
         device: torch.device | str,
         dtype: torch.dtype,
         cache_bytes: int = CACHE_BYTES,
+        *,
+        run_on_leader: Callable[[Callable[[], Any]], Any] = call,
+        max_over_text_ranks: Callable[[int], int] | None = None,
     ):
         self.vae: Any = vae.to(device=device, dtype=dtype).eval().requires_grad_(False)  # one of VAES
         self.text_encoder = text_encoder.to(device, dtype)
         self.device = torch.device(device)
         self.dtype = dtype
         self.captions = CaptionCache(cache_bytes)
-        # What stands in for the autoencoder and has no weights draws from stored moments, which keep their precision.
+        self._run_on_leader = run_on_leader
+        self._max_over_text_ranks = max_over_text_ranks
+        # A stand-in without weights draws from stored moments, which keep their precision.
         self._video_dtype = next((parameter.dtype for parameter in self.vae.parameters()), torch.float32)
 
     @torch.no_grad()
     def encode_video(self, video_BCTHW: Tensor, rngs: Sequence[Generator] | None = None) -> Tensor:
-        """Normalised latents [B, C, t, h, w], float32. rngs: one per sample to draw from the posterior; None = mode."""
-        return self.vae.encode(video_BCTHW.to(self.device, self._video_dtype), rngs).float()
+        """Normalized latents [B, C, t, h, w], float32. rngs: one per sample to draw from the posterior; None = mode."""
+        return self._run_on_leader(
+            lambda: self.vae.encode(video_BCTHW.to(self.device, self._video_dtype), rngs).float()
+        )
 
     @torch.no_grad()
     def encode_moments(self, video_BCTHW: Tensor, rngs: Sequence[Generator]) -> Tensor:
-        """Mean, then deviation, of the normalised latents on channels: float32 [B, 2 C, t, h, w], for `draw_latents`.
+        """Mean, then deviation, of the normalized latents on channels: float32 [B, 2 C, t, h, w], for `draw_latents`.
 
         rngs: one per sample, for an autoencoder whose posterior depends on a draw of its own (OpenSoraVAE_V1_2's on the
         spatial latents): it is made here, once for all epochs.
         """
-        drawn = {"rngs": rngs} if "rngs" in inspect.signature(self.vae.posterior).parameters else {}
-        posterior = self.vae.posterior(video_BCTHW.to(self.device, self._video_dtype), **drawn)
+        kwargs = {"rngs": rngs} if "rngs" in inspect.signature(self.vae.posterior).parameters else {}
+        posterior = self.vae.posterior(video_BCTHW.to(self.device, self._video_dtype), **kwargs)
         normalise = self.vae.normalise if hasattr(self.vae, "normalise") else self.vae.latents.normalise
         ones = torch.ones_like(posterior.mean)
         deviation = (0.5 * posterior.logvar).exp() * (
@@ -76,11 +92,11 @@ class Codec:
 
     @torch.no_grad()
     def decode_video(self, z_BCTHW: Tensor, num_frames: int | None = None) -> Tensor:
-        """Videos [B, 3, T, H, W] on the CPU, float32, about in [-1, 1]; num_frames: how many there were before encoding.
+        """Videos [B, 3, T, H, W] on the CPU, float32, about in [-1, 1]. num_frames: the number of frames before encoding.
 
-        An autoencoder that decodes in windows has each taken off the device before the next is made.
+        Of an autoencoder that decodes in windows, each window leaves the device before the next is made.
         """
-        z_BCTHW = z_BCTHW.to(self.device)  # scaled back in float32, then cast
+        z_BCTHW = z_BCTHW.to(self.device)  # the autoencoder rescales in float32, then casts
         if hasattr(self.vae, "decode_windows"):
             return torch.cat([window.float().cpu() for window in self.vae.decode_windows(z_BCTHW, num_frames)], dim=2)
         return self.vae.decode(z_BCTHW, num_frames).float().cpu()
@@ -88,15 +104,21 @@ class Codec:
     def encode_text(self, captions: Sequence[str]) -> Condition:
         """Token states [B, 1, L, C] in the codec's type and mask [B, L], or class labels [B], on the device.
 
-        Each caption is encoded alone: its numbers never depend on its neighbours, so a resumed run, whose cache starts
-        empty, sees the same bits.
+        Each caption is encoded alone: its numbers never depend on its neighbors, so a resumed run, whose cache starts
+        empty, gets the same bits.
         """
-        encoded: dict[str, Condition] = {}
-        for caption in captions:
-            if (held := self.captions.get(caption)) is not None:
-                encoded[caption] = held
-        missing = [caption for caption in dict.fromkeys(captions) if caption not in encoded]
-        encoded |= zip(missing, self.encode_captions(missing), strict=True)
+        if self._max_over_text_ranks is not None:
+            return self._encode_text(captions)
+        return self._run_on_leader(lambda: self._encode_text(captions))
+
+    def _encode_text(self, captions: Sequence[str]) -> Condition:
+        cached = {caption: self.captions.get(caption) for caption in captions}
+        encoded = {caption: condition for caption, condition in cached.items() if condition is not None}
+        missing = [caption for caption in cached if caption not in encoded]
+        calls = len(missing) if self._max_over_text_ranks is None else self._max_over_text_ranks(len(missing))
+        encoded |= {caption: self._encode_caption(caption) for caption in missing}
+        for _ in range(calls - len(missing)):
+            self.text_encoder.encode([""])  # the other ranks need this rank's part
         rows = [encoded[caption] for caption in captions]
         masks = [row.mask_BL for row in rows if row.mask_BL is not None]
         return Condition(
@@ -104,11 +126,8 @@ class Codec:
             torch.cat(masks).to(self.device) if masks else None,
         )
 
-    def encode_captions(self, captions: Sequence[str]) -> list[Condition]:
-        """What each of these captions gives by itself, on the host; they are kept from now on."""
-        return [self._encode_caption(caption) for caption in captions]
-
     def _encode_caption(self, caption: str) -> Condition:
+        """Encode one caption and cache it on the host."""
         condition = self.text_encoder.encode([caption])
         text, mask_1L = condition.text_B1LC.cpu(), condition.mask_BL
         if text.is_floating_point():  # class labels stay whole
@@ -119,7 +138,7 @@ class Codec:
 
 
 def draw_latents(moments_BCTHW: Tensor, rngs: Sequence[Generator] | None) -> Tensor:
-    """What `encode_video` gives, from what `encode_moments` gave."""
+    """The latents of `encode_video` from the moments of `encode_moments`."""
     mean, deviation = moments_BCTHW.float().chunk(2, dim=1)
     if rngs is None:
         return mean
@@ -128,29 +147,29 @@ def draw_latents(moments_BCTHW: Tensor, rngs: Sequence[Generator] | None) -> Ten
 
 
 class CaptionCache:
-    """Encoded captions by caption, at most `limit` bytes of them, the least recently used dropped first."""
+    """Encoded captions by caption, at most `limit` bytes; drops the least recently used first."""
 
     def __init__(self, limit: int):
         self.limit = limit
-        self.size = 0  # bytes held now
-        self._held: OrderedDict[str, Condition] = OrderedDict()
+        self.size = 0  # bytes
+        self._conditions: OrderedDict[str, Condition] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._conditions)
 
     def get(self, caption: str) -> Condition | None:
-        if caption in self._held:
-            self._held.move_to_end(caption)
-        return self._held.get(caption)
+        if caption in self._conditions:
+            self._conditions.move_to_end(caption)
+        return self._conditions.get(caption)
 
     def put(self, caption: str, condition: Condition) -> None:
         if condition_bytes(condition) > self.limit:
             return
-        replaced = self._held.pop(caption, None)
+        replaced = self._conditions.pop(caption, None)
         self.size += condition_bytes(condition) - (condition_bytes(replaced) if replaced else 0)
-        self._held[caption] = condition
+        self._conditions[caption] = condition
         while self.size > self.limit:
-            self.size -= condition_bytes(self._held.popitem(last=False)[1])
+            self.size -= condition_bytes(self._conditions.popitem(last=False)[1])
 
 
 def condition_bytes(condition: Condition) -> int:

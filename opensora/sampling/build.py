@@ -28,7 +28,7 @@ from opensora.sampling.reference_frames import GivenKeys, require_whole_edits
 from opensora.sampling.requests import collect_requests
 from opensora.sampling.sample import generation_settings
 from opensora.schema import SampleRun
-from opensora.training.run_folder import resolve_part, resolve_weights
+from opensora.training.checkpoint import resolve_part, resolve_weights
 from opensora.types import Given, SampleRequest
 
 PARTS = ("model", "vae", "text_encoder", "scheduler")

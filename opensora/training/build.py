@@ -28,19 +28,19 @@ from opensora.schema import TrainRun
 from opensora.training.anomalies import Guard
 from opensora.training.autoencoder_task import STATISTICS_CLIPS, AutoencoderTask
 from opensora.training.cached_features import stored_clips, stored_latents, stored_texts
+from opensora.training.checkpoint import resolve_part, resolve_weights
 from opensora.training.clip_plan import ClipPlan, check_latents, make_clip_plan, one_size_clips, require_fixed_size
 from opensora.training.diffusion_task import DiffusionTask
 from opensora.training.discriminator import Rival, build_discriminator
+from opensora.training.distributed_codec import distributed_codec
 from opensora.training.ema import Ema
-from opensora.training.group_codec import GroupCodec
 from opensora.training.image_joint import check_joint, check_strides
 from opensora.training.loop import TrainState
 from opensora.training.memory_warmup import warm_up
 from opensora.training.metrics import Metrics
 from opensora.training.parallel_sizes import check_mesh, tensor_size
 from opensora.training.profiling import StepTrace
-from opensora.training.run_folder import RunFolder, resolve_part, resolve_weights
-from opensora.training.shared_text import SharedTextCodec
+from opensora.training.run_folder import RunFolder
 from opensora.training.signals import StopRequest
 from opensora.training.task import Task
 from opensora.types import Batch
@@ -275,7 +275,9 @@ def _diffusion_task(
     _say_size(parts.model)
     return DiffusionTask(
         trained=parts.model.to(world.device),
-        codec=_codec(run, parts, world, where),
+        codec=distributed_codec(
+            parts.vae, parts.text_encoder, world, DTYPES[run.dtype], run.text_encoder_parallel, where
+        ),
         scheduler=scheduler,
         seed=run.seed,
         model_config=parts.model_config,
@@ -283,13 +285,6 @@ def _diffusion_task(
         masks=masks,
         validation_levels=run.validation_levels,
     )
-
-
-def _codec(run: TrainRun, parts: Components, world: World, where: str) -> GroupCodec:
-    around, dtype = (parts.vae, parts.text_encoder, world), DTYPES[run.dtype]
-    if run.text_encoder_parallel is None:
-        return GroupCodec(*around, dtype)
-    return SharedTextCodec(*around, dtype, run.text_encoder_parallel, where)
 
 
 def _say_size(model: nn.Module) -> None:

@@ -27,7 +27,7 @@ from opensora.errors import BadClip, ConfigError, DataError
 from opensora.models.codec import draw_latents
 from opensora.registry import TEXT_ENCODERS, VAES, constructor
 from opensora.schema import TrainRun
-from opensora.training.run_folder import resolve_part
+from opensora.training.checkpoint import resolve_part
 from opensora.types import Condition
 
 VIDEO, TEXT = "video", "text"

@@ -22,10 +22,11 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from opensora import files, log
-from opensora.errors import CheckpointError
+from opensora.errors import CheckpointError, WeightsError
 from opensora.parallel import collectives, dcp
 
 T = TypeVar("T")
+WEIGHTS, AVERAGE = "model", "ema"  # names below weights/
 _STEP, _PARTIAL, _REPLACED, _PRUNED = "step-", ".partial-", ".replaced-", ".pruned-"
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
@@ -144,6 +145,35 @@ def load(checkpoint: Checkpoint, state: Mapping[str, Any]) -> None:
         dcp.load_sharded(state, checkpoint.folder / "state")
     except OSError as error:
         raise CheckpointError(f"{checkpoint.folder}: cannot be read ({error}); see to the disk") from error
+
+
+def resolve_weights(path: str, ema: bool) -> Path:
+    """The weights that `path` names: a run folder, a checkpoint, a weights folder or a file. Raises WeightsError.
+
+    ema: prefer the averaged weights if there are any.
+    """
+    weights = Path(path)
+    if (weights / "checkpoints").is_dir():
+        newest = find(weights)
+        if newest is None:
+            raise WeightsError(f"{path}: the run has no checkpoint yet; let it save one, or name other weights")
+        weights = newest.folder
+    if (weights / "weights").is_dir():
+        folders = [weights / "weights" / name for name in ([AVERAGE, WEIGHTS] if ema else [WEIGHTS])]
+        weights = next((folder for folder in folders if folder.is_dir()), weights)
+    if not weights.exists():
+        raise WeightsError(
+            f"{path}: no such file or folder; allowed: a run folder, a checkpoint or weights; check the path"
+        )
+    return weights
+
+
+def resolve_part(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a component, with a run or checkpoint of ours in `from_pretrained` replaced by its weights folder."""
+    path = config.get("from_pretrained")
+    if isinstance(path, str) and any((Path(path) / inside).is_dir() for inside in ("checkpoints", "weights")):
+        return {**config, "from_pretrained": str(resolve_weights(path, ema=True))}
+    return dict(config)
 
 
 class _Failed(Exception):

@@ -25,8 +25,8 @@ from opensora.planning.meta_profile import StepProfile, profile_forward, profile
 from opensora.planning.text_encoder_size import text_parameters
 from opensora.registry import DATASETS, DISCRIMINATORS, MODELS, PERCEPTUAL, PLUGINS, VAES, build, constructor
 from opensora.schema import TrainRun
+from opensora.training.checkpoint import resolve_part
 from opensora.training.clip_plan import build_buckets, make_clip_plan
-from opensora.training.run_folder import resolve_part
 
 Forward = Callable[[Any], Any]
 DEPTHS = ("depth", "num_layers")  # what constructors call the number of blocks

@@ -11,13 +11,14 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from opensora import files
 from opensora.config import as_dict
-from opensora.errors import CheckpointError, WeightsError
+from opensora.errors import CheckpointError
 from opensora.log import logger
 from opensora.parallel import collectives
 from opensora.parallel.background import AsyncWorker
@@ -32,34 +33,8 @@ from opensora.training.discriminator import Rival
 from opensora.training.ema import Ema
 from opensora.training.task import Task
 
-WEIGHTS, AVERAGE, RIVAL = "model", "ema", "discriminator"  # names below a checkpoint's weights/
-# Changing these between two starts of one run changes nothing that was already learnt from the data.
-RESUME_SAFE_KEYS = {
-    "steps",
-    "save_every",
-    "background_save",
-    "log_every",
-    "keep_last",
-    "num_workers",
-    "validate_every",
-    "validation_batches",
-    "wandb",
-    "profile_steps",
-    "validation_levels",
-    *("preview_every", "preview_prompts", "preview_steps", "preview_ema"),
-    *("on_nan", "spike_factor", "spike_window", "on_spike", "max_skips"),
-}
-# the same numbers, from elsewhere
-RESUME_SAFE_KEYS |= {"load_video_features", "load_text_features", "text_encoder_parallel"}
-RESUME_SAFE_KEYS |= {
-    "validation_dataset",
-    "timeout_seconds",
-    "max_bad_rows",
-    "run_dir",
-    "grad_checkpoint",
-    "sp_size",
-    "sp_mode",
-}
+RIVAL = "discriminator"  # name of its weights in a checkpoint
+RESUME_SAFE_KEYS = {field.name for field in fields(TrainRun) if field.metadata.get("resume_safe")}
 
 
 class RunFolder:
@@ -151,9 +126,9 @@ class RunFolder:
 
     def _copy(self, step: int, bad_rows: list[str]) -> Callable[[collectives.Group], Path]:
         """Everything that a checkpoint holds, as it is now; the function writes it."""
-        weights = {WEIGHTS: self.engine.full_weights()}
+        weights = {checkpoint.WEIGHTS: self.engine.full_weights()}
         if self.ema is not None:
-            weights[AVERAGE] = self.ema.weights()
+            weights[checkpoint.AVERAGE] = self.ema.weights()
         config = self.task.config() if self.world.is_main else {}
         configs = dict.fromkeys(weights, config)
         if self.rival is not None:
@@ -224,32 +199,3 @@ def lock(folder: Path) -> tuple[IO[str] | None, str | None]:
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
     return file, None
-
-
-def resolve_part(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A component's config whose `from_pretrained` may name a run or a checkpoint of ours: then its weights folder."""
-    named = config.get("from_pretrained")
-    if isinstance(named, str) and any((Path(named) / inside).is_dir() for inside in ("checkpoints", "weights")):
-        return {**config, "from_pretrained": str(resolve_weights(named, ema=True))}
-    return dict(config)
-
-
-def resolve_weights(path: str, ema: bool) -> Path:
-    """The weights that `path` means: a run folder, a checkpoint, a weights folder or a file; raises WeightsError.
-
-    ema: prefer the averaged weights where there are some.
-    """
-    given = Path(path)
-    if (given / "checkpoints").is_dir():
-        found = checkpoint.find(given)
-        if found is None:
-            raise WeightsError(f"{path}: the run has no checkpoint yet; let it save one, or name other weights")
-        given = found.folder
-    if (given / "weights").is_dir():
-        names = [AVERAGE, WEIGHTS] if ema else [WEIGHTS]
-        given = next((given / "weights" / name for name in names if (given / "weights" / name).is_dir()), given)
-    if not given.exists():
-        raise WeightsError(
-            f"{path}: no such file or folder; allowed: a run folder, a checkpoint or weights; check the path"
-        )
-    return given

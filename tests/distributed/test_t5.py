@@ -12,7 +12,7 @@ from opensora.parallel import collectives, world
 from opensora.parallel.colossal.t5_policy import shard_t5
 from opensora.parallel.frozen_shard import shard_frozen
 from opensora.registry import TEXT_ENCODERS, build
-from opensora.training.shared_text import SharedTextCodec
+from opensora.training.distributed_codec import distributed_codec
 from tests.dist import run_ranks
 from tests.text_models import CAPTIONS, tiny_bert, tiny_clip, tiny_t5
 
@@ -100,7 +100,7 @@ def encode_together(folder: str, how: str) -> int:
     """Rounds in which the ranks (tensor: the groups of 2) miss different numbers of captions; calls of the encoder."""
     here = world.divide(2) if how == "tensor" else world.current()
     whole = Codec(torch.nn.Identity(), load("t5", folder), "cpu", torch.float32)
-    cut = SharedTextCodec(torch.nn.Identity(), load("t5", folder), here, torch.float32, how, "run.py")
+    cut = distributed_codec(torch.nn.Identity(), load("t5", folder), here, torch.float32, how, "run.py")
     calls: list[Any] = []
     cut.text_encoder.model.register_forward_hook(lambda *_: calls.append(1))
     a, b, c, d = CAPTIONS
@@ -123,7 +123,7 @@ def test_ranks_encode_together_whatever_their_caches_hold(tmp_path: Path) -> Non
 def without_groups(folder: str, kind: str, how: str) -> str:
     encoder = load("t5", folder) if kind == "t5" else build(TEXT_ENCODERS, {"type": kind, "num_classes": 3})
     with pytest.raises(ConfigError) as refused:
-        SharedTextCodec(torch.nn.Identity(), encoder, world.current(), torch.float32, how, "run.py")
+        distributed_codec(torch.nn.Identity(), encoder, world.current(), torch.float32, how, "run.py")
     return str(refused.value)
 
 

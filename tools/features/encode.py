@@ -46,8 +46,8 @@ from opensora.registry import DATASETS, TEXT_ENCODERS, build
 from opensora.rng import generator
 from opensora.schema import TrainRun
 from opensora.training import cached_features
+from opensora.training.checkpoint import resolve_part
 from opensora.training.clip_plan import ClipPlan, make_clip_plan, require_fixed_size
-from opensora.training.run_folder import resolve_part
 
 
 @dataclass

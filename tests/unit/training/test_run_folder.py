@@ -24,8 +24,9 @@ from opensora.parallel.background import join_all
 from opensora.registry import PLUGINS, build
 from opensora.schema import TrainRun
 from opensora.training import run_folder as keep_module
+from opensora.training.checkpoint import resolve_part, resolve_weights
 from opensora.training.ema import Ema
-from opensora.training.run_folder import RunFolder, resolve_part, resolve_weights
+from opensora.training.run_folder import RunFolder
 from tests.dist import one_rank
 
 ROOT = Path(__file__).resolve().parents[3]
