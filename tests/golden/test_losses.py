@@ -12,6 +12,9 @@ from tests.distributed.test_training import train_to
 from tests.golden.records import DEBUG, GOLDEN, STEPS, read_records, read_steps
 
 ROOT = Path(__file__).resolve().parents[2]
+# Relative, for losses and for norms: several times what AVX2 kernels differ by from the AVX-512 ones of the files. An L1
+# loss has gradients that jump, so that rounding grows.
+RTOL = {"stdit": (1e-6, 3e-6), "vae": (3e-4, 5e-3), "latte_t2v": (1e-6, 3e-6), "adversarial": (1e-3, 3e-3)}
 
 
 @pytest.mark.parametrize("name", DEBUG)
@@ -21,10 +24,6 @@ def test_debug_config_gives_recorded_losses(tmp_path: Path, name: str) -> None:
     records, expected = read_steps(tmp_path), read_records(GOLDEN / f"{name}_debug.txt")
     assert [record.step for record in expected] == list(range(1, STEPS + 1))
     assert [record.step for record in records] == [record.step for record in expected]
-    for column in ("loss", "grad_norm"):
+    for column, rtol in zip(("loss", "grad_norm"), RTOL[name], strict=True):
         found, golden = ([getattr(record, column) for record in each] for each in (records, expected))
-        assert found == pytest.approx(golden, rel=RTOL[name]), column
-
-
-# relative; ten times what AVX2 and AVX-512 kernels were seen to differ by
-RTOL = {"stdit": 1e-5, "vae": 1e-5, "latte_t2v": 1e-5, "adversarial": 1e-4}
+        assert found == pytest.approx(golden, rel=rtol), column

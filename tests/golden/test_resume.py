@@ -18,7 +18,7 @@ from opensora.training.loop import train
 from tests.dist import run_ranks
 from tests.golden.records import GOLDEN, RUNS, SAVED, read_records, read_steps
 
-RTOL = {"stdit_bf16": 5e-3, "vae_discriminator": 1e-4}  # between AVX2 and AVX-512 kernels
+RTOL = {"stdit_bf16": 2e-3, "vae_discriminator": 1e-4}  # ten times what AVX2 and AVX-512 kernels differ by
 
 
 class Lines(logging.Handler):
