@@ -1,6 +1,6 @@
 """The one source of randomness: a generator named by what it is for.
 
-A draw depends on the seed and on the purpose (for example "noise", step, place in the global batch), never on a
+A draw depends on the seed and on the purpose (for example "noise", step, index in the global batch), never on a
 rank or on what was drawn before. So the same run on 1, 2 or 4 ranks sees the same numbers, and nothing random has
 to be saved to resume.
 """
@@ -32,12 +32,12 @@ def permutation(count: int, seed: int, *keys: int | str) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class Draw:
-    """The randomness of one training sample: its place in the global batch of one optimizer step."""
+    """The randomness of one training sample: its index in the global batch of one optimizer step."""
 
     seed: int
     step: int
-    place: int
+    sample_id: int
 
     def rng(self, purpose: str) -> Generator:
         """A fresh generator for one purpose, for example "noise", "timestep", "crop", "caption drop"."""
-        return generator(self.seed, purpose, self.step, self.place)
+        return generator(self.seed, purpose, self.step, self.sample_id)

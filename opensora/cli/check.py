@@ -146,7 +146,7 @@ def check_command(config: str, overrides: Sequence[str], data: bool = True) -> i
     sizes = " x ".join(str(n) for n in found.latent_size)
     if run.bucket_config is not None:
         console.print("what follows is of the bucket with the largest micro-batch")
-    beside = f", with the {found.pictures} pictures beside each clip" if found.pictures else ""
+    beside = f", with the {found.num_images} pictures beside each clip" if found.num_images else ""
     console.print(f"latents: {sizes} (frames x rows x columns), {found.tokens_per_sample:,} tokens per sample{beside}")
     per_rank = run.micro_batches // data_size
     console.print(

@@ -82,11 +82,11 @@ class BucketOrder:
         epoch = self.epoch(number)
         bucket = int(epoch.step_bucket[within])
         size, first = int(self.batch_sizes[bucket]), int(epoch.first[bucket])
-        places = [micro_batch * size + j for j in range(size)]
+        sample_ids = [micro_batch * size + j for j in range(size)]
         rows = epoch.rows[first : epoch.first[bucket + 1]]
-        at = int(epoch.step_first[within]) - first + np.array(places)
+        at = int(epoch.step_first[within]) - first + np.array(sample_ids)
         tries = np.arange(min(len(rows), MAX_FALLBACK_ROWS))
-        return Request(step, places, rows[(at[:, None] + tries) % len(rows)], self.size(bucket))
+        return Request(step, sample_ids, rows[(at[:, None] + tries) % len(rows)], self.size(bucket))
 
     def size(self, bucket: int) -> ClipSize:
         """Of the clips of the bucket with this number."""

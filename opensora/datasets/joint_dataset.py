@@ -12,7 +12,7 @@ from torch import Tensor
 
 from opensora.config import check_component
 from opensora.datasets.base import Dataset
-from opensora.datasets.joint_padding import join, picture_group, select_frames
+from opensora.datasets.joint_padding import image_group, join, select_frames
 from opensora.datasets.row_report import Report
 from opensora.errors import ConfigError
 from opensora.registry import DATASETS, build
@@ -41,7 +41,7 @@ class JointDataset:
         ae_stride: int = 8,
         ae_stride_t: int = 4,
     ) -> None:
-        self.videos, self.pictures = _part("videos", videos), None if pictures is None else _part("pictures", pictures)
+        self.videos, self.images = _part("videos", videos), None if pictures is None else _part("pictures", pictures)
         self.use_image_num = use_image_num
         self.stride = (ae_stride_t, ae_stride)
         if use_image_num < 1 or min(self.stride) < 1:
@@ -51,19 +51,19 @@ class JointDataset:
             )
         self.num_frames = self.videos.num_frames
         sizes = [self.videos.image_size]
-        if self.pictures is not None:
-            if self.pictures.num_frames != 1:
-                raise ConfigError(f"dataset.pictures.num_frames: found {self.pictures.num_frames}; allowed: 1; set it")
-            if len(self.pictures) <= use_image_num:
+        if self.images is not None:
+            if self.images.num_frames != 1:
+                raise ConfigError(f"dataset.pictures.num_frames: found {self.images.num_frames}; allowed: 1; set it")
+            if len(self.images) <= use_image_num:
                 raise ConfigError(
-                    f"dataset.pictures: {self.pictures.where} has {len(self.pictures)} pictures for groups of "
+                    f"dataset.pictures: {self.images.where} has {len(self.images)} pictures for groups of "
                     f"{use_image_num} (use_image_num); allowed: more than one group; add pictures or lower use_image_num"
                 )
-            sizes.append(self.pictures.image_size)
+            sizes.append(self.images.image_size)
         self.image_size = (max(height for height, _ in sizes), max(width for _, width in sizes))
-        free = any(getattr(part, "multi_scale", False) for part in (self.videos, self.pictures))
+        free = any(getattr(part, "multi_scale", False) for part in (self.videos, self.images))
         self.padded = free or len(set(sizes)) > 1  # whether masks are needed
-        beside = "" if self.pictures is None else f" with pictures of {self.pictures.where}"
+        beside = "" if self.images is None else f" with pictures of {self.images.where}"
         self.where = f"{self.videos.where}{beside}"
 
     @property
@@ -76,9 +76,9 @@ class JointDataset:
     def report(self) -> Report:
         """What became of the videos' rows, and of the pictures'."""
         found = self.videos.report()
-        if self.pictures is None:
+        if self.images is None:
             return found
-        beside = self.pictures.report()
+        beside = self.images.report()
         return replace(
             found,
             rows=found.rows + beside.rows - beside.kept,
@@ -90,29 +90,31 @@ class JointDataset:
     def clip(self, row: int, draw: Draw) -> Clip:
         """The clip of a row with its pictures, `valid_THW` where there is padding; BadClip where one of them is bad."""
         clip = self.videos.clip(row, draw)
-        pictures = self._pictures(row, clip, draw)
+        images = self._images(row, clip, draw)
         video, valid_THW = join(
-            clip.video_CTHW, [picture for picture, _ in pictures], self.num_frames, self.image_size, self.stride
+            clip.video_CTHW, [image for image, _ in images], self.num_frames, self.image_size, self.stride
         )
-        captions = tuple(caption for _, caption in pictures)
+        captions = tuple(caption for _, caption in images)
         return replace(clip, video_CTHW=video, image_captions=captions, valid_THW=valid_THW if self.padded else None)
 
     def captions(self, row: int) -> list[str]:
         """Every caption that the row's clip and pictures can have."""
-        rows = [] if self.pictures is None else picture_group(row, len(self.pictures), self.use_image_num)
-        sources: Any = [(self.videos, row), *((self.pictures, each) for each in rows)]
+        rows = [] if self.images is None else image_group(row, len(self.images), self.use_image_num)
+        sources: Any = [(self.videos, row), *((self.images, each) for each in rows)]
         return [caption for dataset, each in sources for caption in dataset.captions(each)]
 
-    def _pictures(self, row: int, clip: Clip, draw: Draw) -> Sequence[tuple[Tensor, str]]:
+    def _images(self, row: int, clip: Clip, draw: Draw) -> Sequence[tuple[Tensor, str]]:
         """Pictures [C, 1, H, W] with their captions."""
-        if self.pictures is None:
+        if self.images is None:
             frames = select_frames(0, clip.video_CTHW.shape[1], self.use_image_num)
             return [(clip.video_CTHW[:, frame : frame + 1], clip.caption) for frame in frames]
         found = []
-        for place, each in enumerate(picture_group(row, len(self.pictures), self.use_image_num)):
-            own = Draw(key_seed(draw.seed, "picture", place), draw.step, draw.place)  # else alike crops in one sample
-            picture = self.pictures.clip(each, own)
-            found.append((picture.video_CTHW, picture.caption))
+        for index, each in enumerate(image_group(row, len(self.images), self.use_image_num)):
+            own = Draw(
+                key_seed(draw.seed, "picture", index), draw.step, draw.sample_id
+            )  # else alike crops in one sample
+            image = self.images.clip(each, own)
+            found.append((image.video_CTHW, image.caption))
         return found
 
 

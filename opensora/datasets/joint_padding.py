@@ -55,14 +55,14 @@ def select_frames(start: int, end: int, count: int) -> list[int]:
     return np.linspace(start, end - 1, count, dtype=int).tolist()
 
 
-def picture_group(row: int, pictures: int, count: int) -> range:
+def image_group(row: int, images: int, count: int) -> range:
     """Which of the pictures go with clip `row`: groups of `count` in order, begun again when they are used up.
 
     The last group is never used, as in Open-Sora-Plan; without a whole group to spare ValueError.
     """
-    groups = -(-pictures // count) - 1
+    groups = -(-images // count) - 1
     if groups < 1:
-        raise ValueError(f"picture_group: {pictures} pictures for groups of {count}; more than one group is needed")
+        raise ValueError(f"image_group: {images} images for groups of {count}; more than one group is needed")
     first = row % groups * count
     return range(first, first + count)
 
@@ -72,7 +72,7 @@ class JointSample:
     """One clip and its pictures, normalised."""
 
     video_CTHW: Tensor
-    pictures_C1HW: Sequence[Tensor]
+    images_C1HW: Sequence[Tensor]
     input_ids: Tensor  # [1 + n, L]: the clip's caption, then the pictures'
     text_mask: Tensor  # [1 + n, L], 1 = token counts
 
@@ -104,7 +104,7 @@ def collate(
     side = _up(max_image_size, ae_stride * patch_size)
     frames = 1 + _up(num_frames - 1, ae_stride_t)
     stride = (ae_stride_t, ae_stride)
-    joined = [join(sample.video_CTHW, sample.pictures_C1HW, frames, (side, side), stride) for sample in samples]
+    joined = [join(sample.video_CTHW, sample.images_C1HW, frames, (side, side), stride) for sample in samples]
     return JointBatch(
         torch.stack([video for video, _ in joined]),
         torch.stack([mask for _, mask in joined]),
@@ -114,13 +114,13 @@ def collate(
 
 
 def join(
-    video_CTHW: Tensor, pictures_C1HW: Sequence[Tensor], frames: int, size: tuple[int, int], stride: tuple[int, int]
+    video_CTHW: Tensor, images_C1HW: Sequence[Tensor], frames: int, size: tuple[int, int], stride: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
     """A clip padded to `frames` and `size` (rows, columns) with the padded pictures behind it, and the latents' mask.
 
     stride: frames, and rows or columns, of one latent. ValueError when something is larger than that.
     """
-    parts = [_pad(video_CTHW, frames, size, stride), *(_pad(picture, 1, size, stride) for picture in pictures_C1HW)]
+    parts = [_pad(video_CTHW, frames, size, stride), *(_pad(image, 1, size, stride) for image in images_C1HW)]
     return torch.cat([video for video, _ in parts], dim=1), torch.cat([mask for _, mask in parts])
 
 

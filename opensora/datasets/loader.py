@@ -37,13 +37,13 @@ class _MicroBatches(data.Dataset[Batch | OpenSoraError]):
             return error
 
     def _batch(self, request: Request) -> Batch:
-        step, places = request.step, request.places
+        step, sample_ids = request.step, request.sample_ids
         known = len(self.bad)
         clips = [
-            self._clip(rows, Draw(self.seed, step, place), request.size)
-            for rows, place in zip(request.rows.tolist(), places, strict=True)
+            self._clip(rows, Draw(self.seed, step, sample_id), request.size)
+            for rows, sample_id in zip(request.rows.tolist(), sample_ids, strict=True)
         ]
-        return collate(clips, step, places, bad_rows=list(self.bad.values())[known:])
+        return collate(clips, step, sample_ids, bad_rows=list(self.bad.values())[known:])
 
     def _clip(self, rows: list[int], draw: Draw, size: ClipSize | None) -> Clip:
         """The clip of the first row that is not bad, the same on any number of ranks."""
@@ -61,17 +61,17 @@ class _MicroBatches(data.Dataset[Batch | OpenSoraError]):
         raise DataError(f"{self.dataset.where}: {which} are bad, one is: {why}; mend the manifest")
 
 
-def collate(clips: list[Clip], step: int, places: list[int], bad_rows: list[str]) -> Batch:
+def collate(clips: list[Clip], step: int, sample_ids: list[int], bad_rows: list[str]) -> Batch:
     return Batch(
         video_BCTHW=torch.stack([clip.video_CTHW for clip in clips]),
         captions=[caption for clip in clips for caption in (clip.caption, *clip.image_captions)],
         fps_B=torch.tensor([clip.fps for clip in clips], dtype=torch.float32),
         step=step,
-        places=places,
+        sample_ids=sample_ids,
         rows=[clip.row for clip in clips],
         bad_rows=bad_rows,
         size=clips[0].size,
-        pictures=len(clips[0].image_captions),
+        num_images=len(clips[0].image_captions),
         valid_BTHW=_stack_masks([clip.valid_THW for clip in clips]),
     )
 

@@ -1,7 +1,7 @@
 """Which rows a micro-batch takes, and which micro-batches a rank makes. Pure arithmetic: nothing to save, nothing to resume.
 
 An optimizer step has `micro_batches` micro-batches of `batch_size` samples. Sample number n counts from the start of
-the run: n = step * micro_batches * batch_size + place. It belongs to epoch n // rows and takes row
+the run: n = step * micro_batches * batch_size + sample_id. It belongs to epoch n // rows and takes row
 order(epoch)[n % rows], whatever the number of ranks. Clips of many sizes are dealt out by bucket_plan.py instead.
 """
 
@@ -25,8 +25,8 @@ class Request:
     """A micro-batch to be made: all that a worker process needs to know of the plan."""
 
     step: int
-    places: list[int]  # in the global batch
-    rows: NDArray[np.integer]  # [places, tries]: the row of each place, and those to take in turn where it is bad
+    sample_ids: list[int]  # in the global batch
+    rows: NDArray[np.integer]  # [samples, tries]: the row of each sample, and those to take in turn where it is bad
     size: ClipSize | None = None  # of the clips; None = the data set's own
 
 
@@ -66,10 +66,12 @@ class EpochOrder:
         return self._order(epoch)[(position + np.arange(count)) % self.rows]
 
     def request(self, step: int, micro_batch: int) -> Request:
-        places = [micro_batch * self.batch_size + j for j in range(self.batch_size)]
+        sample_ids = [micro_batch * self.batch_size + j for j in range(self.batch_size)]
         first = step * self.micro_batches * self.batch_size
         tries = min(self.rows, MAX_FALLBACK_ROWS)
-        return Request(step, places, np.stack([self._tries(first + place, tries) for place in places]), self.size)
+        return Request(
+            step, sample_ids, np.stack([self._tries(first + sample_id, tries) for sample_id in sample_ids]), self.size
+        )
 
 
 @dataclass(frozen=True)

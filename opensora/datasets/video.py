@@ -171,7 +171,7 @@ class VideoTextDataset:
         dropped = list(self._dropped)
         for index, row in enumerate(self._rows):
             try:
-                self._read(index, Draw(seed=0, step=0, place=0), num_frames, (image_size[0], image_size[1]))
+                self._read(index, Draw(seed=0, step=0, sample_id=0), num_frames, (image_size[0], image_size[1]))
             except BadClip as error:
                 dropped.append(Dropped("cannot be used", f"{row.place}: {error}"))
         return self._report(dropped)

@@ -11,7 +11,7 @@ from typing import Any, Protocol, Self, TypeVar
 import torch
 from torch import Generator, Tensor, nn
 
-from opensora.types import Condition
+from opensora.types import EncodedText
 
 CACHE_BYTES = 256 * 2**20
 T = TypeVar("T")
@@ -33,7 +33,7 @@ class TextEncoder(Protocol):
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Self: ...
 
-    def encode(self, captions: Sequence[str]) -> Condition: ...
+    def encode(self, captions: Sequence[str]) -> EncodedText: ...
 
 
 class Codec:
@@ -101,7 +101,7 @@ class Codec:
             return torch.cat([window.float().cpu() for window in self.vae.decode_windows(z_BCTHW, num_frames)], dim=2)
         return self.vae.decode(z_BCTHW, num_frames).float().cpu()
 
-    def encode_text(self, captions: Sequence[str]) -> Condition:
+    def encode_text(self, captions: Sequence[str]) -> EncodedText:
         """Token states [B, 1, L, C] in the codec's type and mask [B, L], or class labels [B], on the device.
 
         Each caption is encoded alone: its numbers never depend on its neighbors, so a resumed run, whose cache starts
@@ -111,7 +111,7 @@ class Codec:
             return self._encode_text(captions)
         return self._run_on_leader(lambda: self._encode_text(captions))
 
-    def _encode_text(self, captions: Sequence[str]) -> Condition:
+    def _encode_text(self, captions: Sequence[str]) -> EncodedText:
         cached = {caption: self.captions.get(caption) for caption in captions}
         encoded = {caption: condition for caption, condition in cached.items() if condition is not None}
         missing = [caption for caption in cached if caption not in encoded]
@@ -121,18 +121,18 @@ class Codec:
             self.text_encoder.encode([""])  # the other ranks need this rank's part
         rows = [encoded[caption] for caption in captions]
         masks = [row.mask_BL for row in rows if row.mask_BL is not None]
-        return Condition(
+        return EncodedText(
             torch.cat([row.text_B1LC for row in rows]).to(self.device),
             torch.cat(masks).to(self.device) if masks else None,
         )
 
-    def _encode_caption(self, caption: str) -> Condition:
+    def _encode_caption(self, caption: str) -> EncodedText:
         """Encode one caption and cache it on the host."""
         condition = self.text_encoder.encode([caption])
         text, mask_1L = condition.text_B1LC.cpu(), condition.mask_BL
         if text.is_floating_point():  # class labels stay whole
             text = text.to(self.dtype)
-        on_host = Condition(text, None if mask_1L is None else mask_1L.cpu())
+        on_host = EncodedText(text, None if mask_1L is None else mask_1L.cpu())
         self.captions.put(caption, on_host)
         return on_host
 
@@ -152,17 +152,17 @@ class CaptionCache:
     def __init__(self, limit: int):
         self.limit = limit
         self.size = 0  # bytes
-        self._conditions: OrderedDict[str, Condition] = OrderedDict()
+        self._conditions: OrderedDict[str, EncodedText] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._conditions)
 
-    def get(self, caption: str) -> Condition | None:
+    def get(self, caption: str) -> EncodedText | None:
         if caption in self._conditions:
             self._conditions.move_to_end(caption)
         return self._conditions.get(caption)
 
-    def put(self, caption: str, condition: Condition) -> None:
+    def put(self, caption: str, condition: EncodedText) -> None:
         if condition_bytes(condition) > self.limit:
             return
         replaced = self._conditions.pop(caption, None)
@@ -172,6 +172,6 @@ class CaptionCache:
             self.size -= condition_bytes(self._conditions.popitem(last=False)[1])
 
 
-def condition_bytes(condition: Condition) -> int:
+def condition_bytes(condition: EncodedText) -> int:
     """Memory that the tensors of a condition take."""
     return condition.text_B1LC.nbytes + (0 if condition.mask_BL is None else condition.mask_BL.nbytes)

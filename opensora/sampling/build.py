@@ -29,7 +29,7 @@ from opensora.sampling.requests import collect_requests
 from opensora.sampling.sample import generation_settings
 from opensora.schema import SampleRun
 from opensora.training.checkpoint import resolve_part, resolve_weights
-from opensora.types import Given, SampleRequest
+from opensora.types import SampleRequest, VideoConditioning
 
 PARTS = ("model", "vae", "text_encoder", "scheduler")
 
@@ -77,11 +77,11 @@ def plan_sampling(run: SampleRun, where: str) -> SamplePlan:
         ),
         change=partial(add_scores, aes=run.aes, flow=run.flow, camera_motion=run.camera_motion),
     )
-    _require_given(parts, [request.given for request in requests if request.given is not None], where)
+    _require_given(parts, [request.conditioning for request in requests if request.conditioning is not None], where)
     return SamplePlan(run, parts, weights, requests)
 
 
-def _require_given(parts: dict[str, dict[str, Any]], given: list[Given], where: str) -> None:
+def _require_given(parts: dict[str, dict[str, Any]], given: list[VideoConditioning], where: str) -> None:
     """ConfigError unless model and scheduler can take what the requests are given."""
     if not given:
         return

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from opensora.errors import ConfigError
-from opensora.types import Condition
+from opensora.types import EncodedText
 
 
 class TextModel(Protocol):
@@ -24,18 +24,18 @@ class TextModel(Protocol):
 class TextEncoding(Protocol):
     """The part of a codec that reads captions."""
 
-    def encode_text(self, captions: list[str]) -> Condition:
+    def encode_text(self, captions: list[str]) -> EncodedText:
         """Encoded captions, padded to one length."""
 
 
-def encode_prompts(prompts: Sequence[str], codec: TextEncoding) -> Condition:
+def encode_prompts(prompts: Sequence[str], codec: TextEncoding) -> EncodedText:
     """Text for sampling without guidance, one sample per prompt."""
     return codec.encode_text(list(prompts))
 
 
 def encode_pairs(
     prompts: Sequence[str], negative_prompts: Sequence[str], model: TextModel, codec: TextEncoding, text_order: str
-) -> Condition:
+) -> EncodedText:
     """Text for guided sampling, 2B samples in the order the scheduler defines.
 
     An empty negative prompt means the model's null caption under the *prompt's* token mask: null captions are cut to
@@ -63,14 +63,14 @@ def encode_pairs(
         if null_mask_BL is not None and negative.mask_BL is not None:
             null_mask_BL = null_mask_BL.clone()
             null_mask_BL[written] = negative.mask_BL
-    return _stack(condition, Condition(null_B1LC, null_mask_BL), text_order)
+    return _stack(condition, EncodedText(null_B1LC, null_mask_BL), text_order)
 
 
-def _stack(cond: Condition, null: Condition, text_order: str) -> Condition:
+def _stack(cond: EncodedText, null: EncodedText, text_order: str) -> EncodedText:
     halves = {"cond": cond, "null": null}
     ordered = [halves[name] for name in text_order.split(",")]
     masks = [half.mask_BL for half in ordered if half.mask_BL is not None]
-    return Condition(torch.cat([half.text_B1LC for half in ordered]), torch.cat(masks) if masks else None)
+    return EncodedText(torch.cat([half.text_B1LC for half in ordered]), torch.cat(masks) if masks else None)
 
 
 def _tokens(text_B1LC: Tensor) -> str:

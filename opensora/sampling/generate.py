@@ -160,7 +160,9 @@ def check_size(size: tuple[int, int, int], sampler: Sampler) -> None:
 
 def shape_key(request: SampleRequest) -> tuple[int, ...]:
     """What the requests of one batch share: frames, height, width, and how clips are joined."""
-    length = request.given.condition_frame_length if request.given is not None and loops(request) > 1 else 0
+    length = (
+        request.conditioning.condition_frame_length if request.conditioning is not None and loops(request) > 1 else 0
+    )
     return request.num_frames, request.height, request.width, loops(request), length
 
 

@@ -77,8 +77,8 @@ def output_path(save_dir: str | Path, request: SampleRequest) -> Path:
 
 def record(request: SampleRequest, settings: GenerationSettings, **found: Any) -> dict[str, Any]:
     """The json beside a video; `found` is what was learnt while writing it."""
-    wanted = {name: value for name, value in asdict(request).items() if name != "given"}
-    given = {} if request.given is None else asdict(request.given)
+    wanted = {name: value for name, value in asdict(request).items() if name != "conditioning"}
+    given = {} if request.conditioning is None else asdict(request.conditioning)
     return {**wanted, **given, **asdict(settings), **found, "request_hash": request_hash(request, settings)}
 
 
@@ -95,8 +95,8 @@ def _wanted(request: SampleRequest) -> dict[str, Any]:
     """What decides the pixels; files of references count by their contents, wherever they lie."""
     wanted = asdict(request)
     del wanted["index"]
-    given = wanted.pop("given")
+    given = wanted.pop("conditioning")
     if given is not None:
         del given["references"]
-        wanted["given"] = given
+        wanted["given"] = given  # the name in hashes of videos made before
     return wanted

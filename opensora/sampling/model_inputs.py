@@ -16,7 +16,7 @@ from opensora.models.clip_conditioning import clip_conditions, given_latents
 from opensora.sampling.conditions import encode_pairs, encode_prompts
 from opensora.sampling.prompt_syntax import text_of_loop
 from opensora.sampling.reference_frames import GivenFrames, conditions, starts
-from opensora.types import Condition, SampleRequest
+from opensora.types import EncodedText, SampleRequest
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class ModelInputs:
     """One clip's start and what comes with it. B requests."""
 
     start_BCTHW: Tensor  # noise, with given frames in their places where the model is told by masks
-    text: Condition  # of all copies
+    text: EncodedText  # of all copies
     told: dict[str, Any]  # what `model.forward` is told besides latents, timestep, text and mask, of all copies
     options: dict[str, Any]  # what the scheduler's `sample` is told of given frames
 

@@ -24,7 +24,7 @@ from opensora.sampling.mask_strategy import (
     read_reference,
 )
 from opensora.sampling.metadata import weights_id
-from opensora.types import Given, SampleRequest
+from opensora.types import SampleRequest, VideoConditioning
 
 FIRST_FRAME = "0"  # the strategy of a reference that comes without one
 
@@ -48,7 +48,7 @@ class GivenKeys:
         strategies = _for_each(strategy_text(self.mask_strategy), count, "mask_strategy")
         return list(zip(paths, strategies, strict=True))
 
-    def given(self, reference_path: str, mask_strategy: str, where: str) -> Given | None:
+    def given(self, reference_path: str, mask_strategy: str, where: str) -> VideoConditioning | None:
         """What one prompt is given; None when nothing. ConfigError for files that cannot be read or a wrong strategy."""
         paths = tuple(path.strip() for path in reference_path.split(";") if path.strip())
         if not paths and not mask_strategy.strip() and self.loop == 1:
@@ -73,7 +73,7 @@ class GivenKeys:
                 raise ConfigError(f"{where}: reference_path: {error}") from None
         contents = weights_id(*paths) if paths else ""
         rest = (self.align, self.loop, self.condition_frame_length, self.condition_frame_edit)
-        return Given(paths, contents, strategy, *rest)
+        return VideoConditioning(paths, contents, strategy, *rest)
 
 
 def strategy_text(value: Any) -> str | list[str]:
@@ -98,21 +98,21 @@ class GivenFrames:
     """The encoded references of one request, and where their frames go, loop by loop."""
 
     def __init__(self, request: SampleRequest, codec: Any) -> None:
-        self.given = request.given or Given()
+        self.conditioning = request.conditioning or VideoConditioning()
         self.codec = codec
-        self.pastes = parse_strategy(self.given.mask_strategy)
+        self.pastes = parse_strategy(self.conditioning.mask_strategy)
         size = (request.height, request.width)
-        self.references = [self._encode(read_reference(path, *size)) for path in self.given.references]
+        self.references = [self._encode(read_reference(path, *size)) for path in self.conditioning.references]
 
     def start(self, noise_CTHW: Tensor, loop: int) -> tuple[Tensor, Tensor]:
         """Where sampling starts, [C, T, H, W], and its mask [T]: all ones when nothing is given in this loop."""
         check_pastes(self.pastes, [latents.shape[1] for latents in self.references], noise_CTHW.shape[1], loop)
-        return paste_references(noise_CTHW, self.references, self.pastes, loop, self.given.align)
+        return paste_references(noise_CTHW, self.references, self.pastes, loop, self.conditioning.align)
 
     def go_on(self, video_CTHW: Tensor, loop: int) -> None:
         """Begin `loop` with the end of the clip before it."""
         self.references.append(self._encode(video_CTHW))
-        place, given = len(self.references) - 1, self.given
+        place, given = len(self.references) - 1, self.conditioning
         self.pastes.append(
             continue_from_previous(loop, place, given.condition_frame_length, given.condition_frame_edit)
         )
@@ -123,12 +123,12 @@ class GivenFrames:
 
 def loops(request: SampleRequest) -> int:
     """Clips that are made one after the other and joined."""
-    return 1 if request.given is None else request.given.loop
+    return 1 if request.conditioning is None else request.conditioning.loop
 
 
 def overlap(request: SampleRequest, vae: Any) -> int:
     """Pixel frames of a further loop that repeat the clip before; ConfigError when nothing new would be left."""
-    given = request.given
+    given = request.conditioning
     if given is None or given.loop == 1:
         return 0
     size = (request.num_frames, request.height, request.width)
@@ -153,13 +153,13 @@ def conditions(
 ) -> tuple[Tensor, list[list[int]]]:
     """For a conditioned model: latents [B, C, T, H, W] that hold the given frames, and their numbers, of each sample."""
     for given in frames:
-        require_whole_edits(given.given, "mask_strategy, condition_frame_edit")
+        require_whole_edits(given.conditioning, "mask_strategy, condition_frame_edit")
     pairs = [given.start(torch.zeros_like(noise), loop) for given, noise in zip(frames, noise_BCTHW, strict=True)]
     latents_BCTHW = torch.stack([latents for latents, _ in pairs])
     return latents_BCTHW, [(mask_T == 0).nonzero().flatten().tolist() for _, mask_T in pairs]
 
 
-def require_whole_edits(given: Given, where: str) -> None:
+def require_whole_edits(given: VideoConditioning, where: str) -> None:
     """ConfigError when a frame is to be kept in part, which a conditioned model cannot do: it starts from noise alone."""
     ratios = [paste.edit_ratio for paste in parse_strategy(given.mask_strategy)]
     if given.loop > 1:

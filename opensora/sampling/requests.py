@@ -87,7 +87,7 @@ def collect_requests(
             )
         prompt = replace(prompt, text=map_loops(prompt.text, change))
         requests += [
-            replace(_request(prompt, index, repeat, negative_prompt, sizes), given=frames)
+            replace(_request(prompt, index, repeat, negative_prompt, sizes), conditioning=frames)
             for repeat in range(num_sample)
         ]
     return requests

@@ -38,7 +38,7 @@ class AutoencoderTask:
 
     def step(self, model: Callable[..., Any], batch: Batch) -> StepLoss:
         video = batch.video_BCTHW.to(self.device)
-        rngs = [Draw(self.seed, batch.step, place).rng("latent") for place in batch.places]
+        rngs = [Draw(self.seed, batch.step, sample_id).rng("latent") for sample_id in batch.sample_ids]
         output, posterior = model(video, rngs)
         output = output.float()
         error_B = reconstruction_error(video, output, self.reconstruction)

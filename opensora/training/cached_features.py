@@ -28,7 +28,7 @@ from opensora.models.codec import draw_latents
 from opensora.registry import TEXT_ENCODERS, VAES, constructor
 from opensora.schema import TrainRun
 from opensora.training.checkpoint import resolve_part
-from opensora.types import Condition
+from opensora.types import EncodedText
 
 VIDEO, TEXT = "video", "text"
 _FILES = ("from_pretrained", "names")  # arguments that may name a file or a folder, by whatever word
@@ -172,11 +172,11 @@ class StoredTexts:
         self.device = torch.device(device)
         return self
 
-    def encode(self, captions: Sequence[str]) -> Condition:
+    def encode(self, captions: Sequence[str]) -> EncodedText:
         """What the text encoder gave of the captions; DataError for one that is not stored."""
         found = [self._read(caption) for caption in captions]
         masks = [tensors["mask"] for tensors in found if "mask" in tensors]
-        return Condition(
+        return EncodedText(
             torch.cat([tensors["text"] for tensors in found]).to(self.device),
             torch.cat(masks).to(self.device) if masks else None,
         )

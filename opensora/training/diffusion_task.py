@@ -14,7 +14,7 @@ from opensora.models.build import tokens
 from opensora.models.clip_conditioning import clip_conditions, given_latents
 from opensora.models.codec import Codec
 from opensora.rng import Draw
-from opensora.training.image_joint import encode_clips, text_and_pictures, valid_latents
+from opensora.training.image_joint import encode_clips, text_and_images, valid_latents
 from opensora.training.metrics import BINS, bin_name, level_bins
 from opensora.training.task import StepLoss
 from opensora.types import Batch
@@ -39,7 +39,7 @@ class DiffusionTask:
         return self.codec.vae
 
     def step(self, model: Callable[..., Any], batch: Batch) -> StepLoss:
-        draws = [Draw(self.seed, batch.step, place) for place in batch.places]
+        draws = [Draw(self.seed, batch.step, sample_id) for sample_id in batch.sample_ids]
         return self._loss(model, batch, draws, self._drops(draws), self.masks)
 
     def _drops(self, draws: list[Draw]) -> Tensor:
@@ -71,7 +71,7 @@ class DiffusionTask:
         text = self.codec.encode_text(batch.captions)
         size = batch.clip_size
         told: dict[str, Any] = clip_conditions(self.trained, size, batch.fps_B.to(latents.device))
-        told |= text_and_pictures(batch, text, latents)
+        told |= text_and_images(batch, text, latents)
         denoise = partial(model, drop_B=drop_B.to(latents.device), **told)
         x_mask_BT = None
         if self.trained.conditioned:  # always told, with or without given frames, so that both mean what sampling says
@@ -95,11 +95,11 @@ class DiffusionTask:
         """
         losses, bins = [], []
         for batch in batches:
-            first = [Draw(self.seed, VALIDATION_STEP, place) for place in batch.places]
+            first = [Draw(self.seed, VALIDATION_STEP, sample_id) for sample_id in batch.sample_ids]
             latents = encode_clips(self.codec, batch, first)
             within_B = torch.cat([torch.rand(1, generator=draw.rng("validation level")) for draw in first])
             for level in range(self.validation_levels):
-                draws = [Draw(self.seed, VALIDATION_STEP - level, place) for place in batch.places]
+                draws = [Draw(self.seed, VALIDATION_STEP - level, sample_id) for sample_id in batch.sample_ids]
                 # whole timesteps, for discrete schedulers have no others
                 t_B = ((level + within_B) / self.validation_levels * self.scheduler.num_timesteps).floor()
                 drop_B = torch.zeros(len(draws), dtype=torch.bool)

@@ -15,7 +15,7 @@ from opensora.models.codec import Codec
 from opensora.registry import MODELS, constructor
 from opensora.rng import Draw
 from opensora.schema import TrainRun
-from opensora.types import Batch, Condition
+from opensora.types import Batch, EncodedText
 
 
 def check_joint(run: TrainRun, dataset: Any, scheduler: Any, where: str, key: str = "dataset") -> None:
@@ -63,25 +63,25 @@ def _takes(function: Callable[..., Any], name: str) -> bool:
 def encode_clips(codec: Codec, batch: Batch, draws: Sequence[Draw]) -> Tensor:
     """Latents [B, C, t + n, h, w]: of the clips, and behind them of their pictures, each encoded by itself."""
     rngs = [draw.rng("latent") for draw in draws]
-    n = batch.pictures
+    n = batch.num_images
     if not n:
         return codec.encode_video(batch.video_BCTHW, rngs)
-    clips, pictures = batch.video_BCTHW.split([batch.video_BCTHW.shape[2] - n, n], dim=2)
-    stills = pictures.transpose(1, 2).flatten(0, 1).unsqueeze(2)  # [B n, C, 1, H, W]
-    own = [draw.rng(f"latent of picture {place}") for draw in draws for place in range(n)]
-    still_latents = codec.encode_video(stills, own).squeeze(2).unflatten(0, (len(clips), n)).transpose(1, 2)
-    return cat([codec.encode_video(clips, rngs), still_latents], dim=2)
+    clips, images = batch.video_BCTHW.split([batch.video_BCTHW.shape[2] - n, n], dim=2)
+    images = images.transpose(1, 2).flatten(0, 1).unsqueeze(2)  # [B n, C, 1, H, W]
+    own = [draw.rng(f"latent of picture {index}") for draw in draws for index in range(n)]
+    image_latents = codec.encode_video(images, own).squeeze(2).unflatten(0, (len(clips), n)).transpose(1, 2)
+    return cat([codec.encode_video(clips, rngs), image_latents], dim=2)
 
 
-def text_and_pictures(batch: Batch, text: Condition, like: Tensor) -> dict[str, Any]:
+def text_and_images(batch: Batch, text: EncodedText, like: Tensor) -> dict[str, Any]:
     """Keyword arguments of a denoiser: captions, and how many of the last frames are pictures. like: on its device."""
-    if not batch.pictures:
+    if not batch.num_images:
         return {"y": text.text_B1LC, "mask": text.mask_BL}
-    each = (-1, 1 + batch.pictures)  # of a clip: its caption, then its pictures'
+    each = (-1, 1 + batch.num_images)  # of a clip: its caption, then its pictures'
     told: dict[str, Any] = {
         "y": text.text_B1LC.squeeze(1).unflatten(0, each),
         "mask": None if text.mask_BL is None else text.mask_BL.unflatten(0, each),
-        "use_image_num": batch.pictures,
+        "use_image_num": batch.num_images,
     }
     if batch.valid_BTHW is not None:
         told["attention_mask"] = batch.valid_BTHW.to(like.device)

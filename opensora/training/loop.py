@@ -99,7 +99,7 @@ def train_step(t: TrainState, step: int) -> "Taken":
     t.engine.set_lr(lr)
     for micro in range(local):
         batch = next(t.batches)
-        torch.manual_seed(key_seed(t.run.seed, "dropout", step, batch.places[0]))
+        torch.manual_seed(key_seed(t.run.seed, "dropout", step, batch.sample_ids[0]))
         loss = t.task.step(t.engine.model, batch)
         t.engine.backward(loss.loss_B.mean() / local, last=micro == local - 1)
         tally.add(batch, loss)
@@ -203,13 +203,13 @@ class Tally:
         """Place, manifest row, loss and noise level of each of this rank's samples."""
         return [
             {
-                "place": place,
+                "place": sample_id,
                 "row": batch.rows[i],
                 "loss": loss_B[i].item(),
                 "level": None if level_B is None else level_B[i].item(),
             }
             for batch, loss_B, level_B in self.seen
-            for i, place in enumerate(batch.places)
+            for i, sample_id in enumerate(batch.sample_ids)
         ]
 
     def over_ranks(self, world: World, stop: bool) -> Total:
@@ -235,7 +235,7 @@ def _report_trouble(t: TrainState, taken: Taken, step: int) -> None:
     numbers = {
         "loss": total.loss,
         "grad_norm": outcome.grad_norm,
-        "samples": [samples[place] for place in sorted(samples)],
+        "samples": [samples[sample_id] for sample_id in sorted(samples)],
     }
     t.metrics.log_trouble(step, {**told, **numbers})
     if not outcome.stop:

@@ -22,8 +22,10 @@ def largest_batch(line: BucketLine, seed: int, shape: Sequence[int]) -> Batch:
     shape: of what stands for a clip, its pixels or stored moments.
     """
     video_BCTHW = torch.rand((line.batch_size, *shape), generator=generator(seed, "warm-up")) * 2 - 1
-    n, places = line.batch_size, list(range(line.batch_size))
-    return Batch(video_BCTHW, [""] * n, torch.full((n,), 24.0), step=0, places=places, rows=[0] * n, size=line.size)
+    n, sample_ids = line.batch_size, list(range(line.batch_size))
+    return Batch(
+        video_BCTHW, [""] * n, torch.full((n,), 24.0), step=0, sample_ids=sample_ids, rows=[0] * n, size=line.size
+    )
 
 
 def warm_up(task: Task, engine: Engine, line: BucketLine, seed: int) -> None:

@@ -55,7 +55,7 @@ class Plan:
     report: Any  # datasets.report.Report; None: the data were not looked at
     estimate: Estimate
     subject: StepModel
-    pictures: int = 0  # beside each clip, their tokens among those of the sample
+    num_images: int = 0  # beside each clip, their tokens among those of the sample
 
     @property
     def memory(self) -> dict[str, int]:
@@ -190,7 +190,7 @@ def _denoiser(run: TrainRun, size: tuple[int, int, int], layout: Layout) -> Plan
 
     text = text_parameters(parts.text_encoder)
     frames, *grid = whole.input_size
-    per_sample = tokens(whole, (frames + _pictures(run), *grid))
+    per_sample = tokens(whole, (frames + _num_images(run), *grid))
     subject = StepModel(
         sizes=replace(_sizes(whole), cut=_cut_elements(parts.model_config, layout.tp_size)),
         frozen=_frozen(run, parts, text, size),
@@ -210,25 +210,25 @@ def _denoiser(run: TrainRun, size: tuple[int, int, int], layout: Layout) -> Plan
         report=None,
         estimate=estimate(subject, layout),
         subject=subject,
-        pictures=_pictures(run),
+        num_images=_num_images(run),
     )
 
 
 def _denoise(run: TrainRun, size: tuple[int, int, int], layout: Layout) -> Forward:
     """A call of the model as the task makes it, with the text's mask, and pictures and frame masks where the run has them."""
-    n, pictures = run.batch_size, _pictures(run)
+    n, num_images = run.batch_size, _num_images(run)
 
     def forward(model: Any) -> Any:
         frames, *grid = model.input_size
-        latents = torch.empty(n, model.in_channels, frames + pictures, *grid, dtype=_working(layout))
+        latents = torch.empty(n, model.in_channels, frames + num_images, *grid, dtype=_working(layout))
         told: dict[str, Any] = clip_conditions(model, size, torch.empty(n))
         text = _text(model, n, DTYPES[run.dtype])
         if text.is_floating_point():
             told["mask"] = torch.ones(n, model.model_max_length, dtype=torch.long)
             told["drop_B"] = torch.zeros(n, dtype=torch.bool)
-        if pictures:  # a caption each, after the clip's
-            text = text.repeat(1, 1 + pictures, 1, 1)
-            told |= {"mask": told["mask"][:, None].repeat(1, 1 + pictures, 1), "use_image_num": pictures}
+        if num_images:  # a caption each, after the clip's
+            text = text.repeat(1, 1 + num_images, 1, 1)
+            told |= {"mask": told["mask"][:, None].repeat(1, 1 + num_images, 1), "use_image_num": num_images}
         if model.conditioned:
             told |= given_latents(latents, [], model.null_text(n).to(text))
         elif run.mask_ratios is not None and conditioning_mode(run.model or {}, "mask_ratios") == "masks":
@@ -238,7 +238,7 @@ def _denoise(run: TrainRun, size: tuple[int, int, int], layout: Layout) -> Forwa
     return forward
 
 
-def _pictures(run: TrainRun) -> int:
+def _num_images(run: TrainRun) -> int:
     """How many a JointDataset puts beside each clip."""
     return run.dataset.get("use_image_num", 0)
 
@@ -255,20 +255,20 @@ def _frozen(
 ) -> FrozenNetworks:
     """The autoencoder and the text encoder, as far as the run loads them."""
     weights, held, peak, flops = {}, 0, 0, 0
-    pictures = _pictures(run)
+    num_images = _num_images(run)
     if run.load_video_features is None:
         vae = parts.vae.to(DTYPES[run.dtype]).eval().requires_grad_(False)
         video = torch.empty(run.batch_size, 3, *size, dtype=DTYPES[run.dtype])
         peak, flops = profile_forward(lambda: vae.encode(video), vae)
         peak += video.nbytes
-        if pictures:
-            stills = torch.empty(run.batch_size * pictures, 3, 1, *size[1:], dtype=DTYPES[run.dtype])
-            still_peak, still_flops = profile_forward(lambda: vae.encode(stills), vae)
-            peak, flops = max(peak, still_peak + video.nbytes) + stills.nbytes, flops + still_flops
+        if num_images:
+            images = torch.empty(run.batch_size * num_images, 3, 1, *size[1:], dtype=DTYPES[run.dtype])
+            image_peak, image_flops = profile_forward(lambda: vae.encode(images), vae)
+            peak, flops = max(peak, image_peak + video.nbytes) + images.nbytes, flops + image_flops
         weights["frozen autoencoder"] = WIDTHS[run.dtype] * _parameters(vae)
     if run.load_text_features is None and text is not None:
         held = WIDTHS[run.dtype] * text[0]
-        flops += 2 * text[1] * run.batch_size * (1 + pictures) * getattr(parts.text_encoder, "max_tokens", 0)
+        flops += 2 * text[1] * run.batch_size * (1 + num_images) * getattr(parts.text_encoder, "max_tokens", 0)
     return FrozenNetworks(weights, held, run.text_encoder_parallel, peak, flops)
 
 

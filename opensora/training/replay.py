@@ -110,7 +110,9 @@ def replay(t: TrainState, step: int, gradients: bool = False) -> Replay:
     t.batches = iter(batches)
     taken = train_step(t, step - 1)
     told = {
-        place: batch.captions[i * (1 + batch.pictures)] for batch in batches for i, place in enumerate(batch.places)
+        sample_id: batch.captions[i * (1 + batch.num_images)]
+        for batch in batches
+        for i, sample_id in enumerate(batch.sample_ids)
     }
     hidden = not math.isfinite(taken.outcome.grad_norm) and all(
         math.isfinite(each["loss"]) for rank in gather_objects(taken.tally.samples_seen()) for each in rank
@@ -130,7 +132,7 @@ def replay(t: TrainState, step: int, gradients: bool = False) -> Replay:
         loss=taken.total.loss,
         grad_norm=taken.outcome.grad_norm,
         trouble=taken.outcome.trouble,
-        samples=[samples[place] for place in sorted(samples)],
+        samples=[samples[sample_id] for sample_id in sorted(samples)],
     )
 
 
@@ -148,23 +150,23 @@ def per_sample_grad_norms(t: TrainState, batches: Sequence[Batch], step: int) ->
     trained = list(t.engine.trainable.values())
     norms = {}
     for batch in batches:
-        for i, place in enumerate(batch.places):
-            torch.manual_seed(key_seed(t.run.seed, "dropout", step, place))
+        for i, sample_id in enumerate(batch.sample_ids):
+            torch.manual_seed(key_seed(t.run.seed, "dropout", step, sample_id))
             loss_B = t.task.step(t.engine.model, _alone(batch, i)).loss_B
             found = torch.autograd.grad(loss_B.sum(), trained, allow_unused=True)
-            norms[place] = _norm([each for each in found if each is not None])
+            norms[sample_id] = _norm([each for each in found if each is not None])
     return norms
 
 
 def _alone(batch: Batch, i: int) -> Batch:
     """The micro-batch that holds sample i only; all it draws is keyed by its place."""
-    each = 1 + batch.pictures
+    each = 1 + batch.num_images
     return replace(
         batch,
         video_BCTHW=batch.video_BCTHW[i : i + 1],
         captions=batch.captions[i * each : (i + 1) * each],
         fps_B=batch.fps_B[i : i + 1],
-        places=[batch.places[i]],
+        sample_ids=[batch.sample_ids[i]],
         rows=[batch.rows[i]],
         valid_BTHW=None if batch.valid_BTHW is None else batch.valid_BTHW[i : i + 1],
     )

@@ -23,7 +23,7 @@ from opensora.platforms import Platform
 from opensora.schema import TrainRun
 from opensora.training.build import build_scheduler
 from opensora.training.diffusion_task import DiffusionTask
-from opensora.types import Batch, Condition
+from opensora.types import Batch, EncodedText
 
 Seconds = Callable[[ClipSize, int], float]  # of a micro-batch of so many clips; math.inf where it does not fit
 Bytes = Callable[[ClipSize, int], int]
@@ -141,13 +141,13 @@ class _Drawn:
         size = self.vae.latent_size(tuple(video_BCTHW.shape[2:]))
         return torch.randn(len(video_BCTHW), self.vae.latent_channels, *size, device=self.device)
 
-    def encode_text(self, captions: Sequence[str]) -> Condition:
+    def encode_text(self, captions: Sequence[str]) -> EncodedText:
         n, model = len(captions), self.model
         if getattr(model, "num_classes", None) is not None:
-            return Condition(torch.zeros(n, dtype=torch.long, device=self.device), None)
+            return EncodedText(torch.zeros(n, dtype=torch.long, device=self.device), None)
         length = model.model_max_length
         states = torch.randn(n, 1, length, model.caption_channels, device=self.device, dtype=self.dtype)
-        return Condition(states, torch.ones(n, length, dtype=torch.long, device=self.device))
+        return EncodedText(states, torch.ones(n, length, dtype=torch.long, device=self.device))
 
 
 class StepTimer:
@@ -182,7 +182,7 @@ class StepTimer:
     def __call__(self, size: ClipSize, n: int) -> float:
         """The faster of some steps; math.inf when the device runs out of memory."""
         video_BCTHW = torch.zeros(()).expand(n, 3, *size)  # its shape is all that is looked at
-        batch = Batch(video_BCTHW, [""] * n, torch.full((n,), 24.0), step=0, places=list(range(n)), rows=[0] * n)
+        batch = Batch(video_BCTHW, [""] * n, torch.full((n,), 24.0), step=0, sample_ids=list(range(n)), rows=[0] * n)
         try:
             return min([self._seconds(batch) for _ in range(1 + REPEATS)][1:])
         except torch.OutOfMemoryError:

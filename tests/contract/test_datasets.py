@@ -76,16 +76,16 @@ def test_ranks_are_disjoint_and_resume_is_exact(dataset: Any) -> None:
     run = {"seed": 1, "batch_size": 2, "micro_batches": 2, "steps": 3}
     alone = {}
     for batch in build_loader(dataset, **run):
-        for place, row, video, caption in zip(batch.places, batch.rows, batch.video_BCTHW, batch.captions):
-            alone[batch.step, place] = (row, video, caption)
+        for sample_id, row, video, caption in zip(batch.sample_ids, batch.rows, batch.video_BCTHW, batch.captions):
+            alone[batch.step, sample_id] = (row, video, caption)
     assert len(alone) == 12
     seen = set()
     for rank in (0, 1):
         for batch in build_loader(dataset, **run, data_rank=rank, data_size=2, start_step=1):
-            for place, row, video, caption in zip(batch.places, batch.rows, batch.video_BCTHW, batch.captions):
-                assert (batch.step, place) not in seen
-                seen.add((batch.step, place))
-                expected = alone[batch.step, place]
+            for sample_id, row, video, caption in zip(batch.sample_ids, batch.rows, batch.video_BCTHW, batch.captions):
+                assert (batch.step, sample_id) not in seen
+                seen.add((batch.step, sample_id))
+                expected = alone[batch.step, sample_id]
                 assert (row, caption) == (expected[0], expected[2])
                 assert torch.equal(video, expected[1])
     assert seen == {key for key in alone if key[0] >= 1}

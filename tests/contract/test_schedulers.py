@@ -77,8 +77,8 @@ def clip(name: str = "clip") -> Tensor:
     return torch.randn(SHAPE, generator=generator(0, name)).clamp(-3, 3)
 
 
-def draws(places: range = range(3)) -> list[Draw]:
-    return [Draw(seed=1, step=2, place=place) for place in places]
+def draws(sample_ids: range = range(3)) -> list[Draw]:
+    return [Draw(seed=1, step=2, sample_id=sample_id) for sample_id in sample_ids]
 
 
 class Oracle:
@@ -161,10 +161,10 @@ def test_samples_draw_for_themselves(scheduler: Any) -> None:
 def test_grouping_changes_no_loss(scheduler: Any) -> None:
     x0 = clip()
     together = scheduler.training_loss(tanh_denoiser, x0, draws(), size=SIZE)
-    for place in range(3):
-        alone = scheduler.training_loss(tanh_denoiser, x0[place : place + 1], draws(range(place, place + 1)), size=SIZE)
-        assert torch.equal(alone.t_B[0], together.t_B[place])
-        torch.testing.assert_close(alone.loss_B[0], together.loss_B[place], rtol=1e-6, atol=1e-6)
+    for i in range(3):
+        alone = scheduler.training_loss(tanh_denoiser, x0[i : i + 1], draws(range(i, i + 1)), size=SIZE)
+        assert torch.equal(alone.t_B[0], together.t_B[i])
+        torch.testing.assert_close(alone.loss_B[0], together.loss_B[i], rtol=1e-6, atol=1e-6)
     again = scheduler.training_loss(tanh_denoiser, x0, draws(), size=SIZE)
     assert torch.equal(again.loss_B, together.loss_B)
 

@@ -14,7 +14,7 @@ import torch
 from opensora.models.build import complete
 from opensora.models.text.hugging_face import EMBEDDED_PACKAGE
 from opensora.registry import MODELS, TEXT_ENCODERS, build, names
-from opensora.types import Condition
+from opensora.types import EncodedText
 from tests.text_models import CAPTIONS, tiny_bert, tiny_clip, tiny_t5
 
 # How to make a tiny model for a registered name; None = the encoder brings its own.
@@ -68,7 +68,7 @@ def test_a_model_built_as_told_takes_what_is_encoded(any_config: dict[str, Any])
     size = {"hidden_size": 24, "depth": 2, "num_heads": 2}
     given = {"input_size": [2, 4, 4], "in_channels": 4, **encoder.denoiser_args}
     model = build(MODELS, complete({"type": TAKERS.get(any_config["type"], "STDiT"), **size}, given))
-    condition: Condition = encoder.load().encode(captions_for(any_config))
+    condition: EncodedText = encoder.load().encode(captions_for(any_config))
     assert not condition.text_B1LC.requires_grad
     x, times = torch.zeros(4, model.in_channels, *model.input_size), torch.zeros(4)
     out = model(x, times, condition.text_B1LC, condition.mask_BL, drop_B=torch.tensor([True, False, True, False]))

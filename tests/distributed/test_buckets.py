@@ -61,7 +61,7 @@ def train_to(config: str, run_dir: str, *arguments: str, until: int = STEPS) -> 
     task_step = training.task.step
 
     def noted(model: Any, batch: Any) -> Any:
-        seen.setdefault(batch.step, []).extend(zip(batch.places, batch.rows, strict=True))
+        seen.setdefault(batch.step, []).extend(zip(batch.sample_ids, batch.rows, strict=True))
         return task_step(model, batch)
 
     training.task.step = noted  # type: ignore[method-assign]

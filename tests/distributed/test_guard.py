@@ -33,7 +33,7 @@ def spoiling(spoilt: Spoilt) -> Any:
 
     def step(self: DiffusionTask, model: Callable[..., Any], batch: Batch) -> StepLoss:
         loss = plain(self, model, batch)
-        factors = [spoilt.get(batch.step, 1.0) if place == PLACE else 1.0 for place in batch.places]
+        factors = [spoilt.get(batch.step, 1.0) if sample_id == PLACE else 1.0 for sample_id in batch.sample_ids]
         return replace(loss, loss_B=loss.loss_B * torch.tensor(factors))
 
     return mock.patch.object(DiffusionTask, "step", step)

@@ -23,7 +23,7 @@ def batch(number: int, data_rank: int) -> Batch:
         captions=["a cat", f"clip {number} of {data_rank}"],
         fps_B=torch.randn(2, generator=rng).bfloat16(),
         step=number,
-        places=[2 * data_rank, 2 * data_rank + 1],
+        sample_ids=[2 * data_rank, 2 * data_rank + 1],
         rows=[number],
         bad_rows=[],
     )

@@ -81,7 +81,7 @@ def test_a_step_again_has_the_numbers_that_were_logged(
     assert f"gradient norm {norm!r}, logged {norm!r}: the same, bit for bit" in said.out
     assert "from the state after step 4" in said.out
     rows = re.findall(r"│ (\d+) +│ (\d+) +│ (0\.\d+) +│ (\d\.\d+) +│ (\d\.\d+) +│ a", said.out)
-    assert [int(place) for place, *_ in rows] == [0, 1, 2, 3]
+    assert [int(sample_id) for sample_id, *_ in rows] == [0, 1, 2, 3]
     assert sum(float(each[3]) for each in rows) / 4 == pytest.approx(loss, abs=1e-6)
     assert all(float(each[4]) > norm / 4 for each in rows)
     assert "not finite" not in said.out
@@ -170,8 +170,8 @@ def spoilt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     def step(self: DiffusionTask, model: Callable[..., Any], batch: Batch) -> StepLoss:
         loss = plain(self, model, batch)
         losses = list(loss.loss_B)
-        if batch.step == 2 and 2 in batch.places:
-            guilty = batch.places.index(2)
+        if batch.step == 2 and 2 in batch.sample_ids:
+            guilty = batch.sample_ids.index(2)
             nothing = losses[guilty] - losses[guilty].detach()
             # the root's slope at 0 is infinite
             losses[guilty] = losses[guilty] * math.nan if request.param == "loss" else losses[guilty] + nothing.sqrt()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from opensora.sampling.model_inputs import make_model_inputs
 from opensora.schedulers.rectified_flow import RectifiedFlow
-from opensora.types import Condition, Given, SampleRequest
+from opensora.types import EncodedText, SampleRequest, VideoConditioning
 from tests.parity.golden import Golden, directories
 
 
@@ -20,7 +20,7 @@ def with_images(golden: Golden) -> list[str]:
 class Frames:
     """Recorded latents of one sample, of which the numbered frames are given."""
 
-    given = Given()
+    given = VideoConditioning()
 
     def __init__(self, latents_CTHW: Tensor, numbers: list[int]) -> None:
         mask_T = torch.ones(latents_CTHW.shape[1])
@@ -44,7 +44,7 @@ def test_copies_of_the_batch(golden: Golden) -> None:
             size_conditions=("height", "width", "num_frames"),
             null_text=lambda n, null=y_null: null.repeat(n // len(null), 1, 1, 1),
         )
-        codec = SimpleNamespace(device=z.device, encode_text=lambda prompts, text=y: Condition(text, None))
+        codec = SimpleNamespace(device=z.device, encode_text=lambda prompts, text=y: EncodedText(text, None))
         size = {"num_frames": settings["num_frames"], "height": settings["h"], "width": settings["w"]}
         requests = [SampleRequest("", "", 0, 0, fps=24.0, seed=0, **size) for _ in z]
         frames: Any = [Frames(each, settings["mask_index"]) for each in latents]

@@ -52,9 +52,9 @@ def test_joint_batch(golden: Golden) -> None:
     """The recorded pictures are known by their sizes only; what is not padding in them is 1 here."""
     settings, recorded = golden.config["collate"], golden.tensors("data")
     samples = []
-    for number, (_, pictures) in enumerate(settings["sizes"]):
+    for number, (_, images) in enumerate(settings["sizes"]):
         video, ids = recorded[f"col.{number}.video"], recorded[f"col.{number}.ids"]
-        samples.append(JointSample(video, [torch.ones(size) for size in pictures], ids, torch.ones_like(ids)))
+        samples.append(JointSample(video, [torch.ones(size) for size in images], ids, torch.ones_like(ids)))
     names = ("num_frames", "max_image_size", "ae_stride", "ae_stride_t", "patch_size")
     batch = collate(samples, **{name: settings[name] for name in names})
     shapes: Any = [batch.x_BCTHW, batch.mask_BTHW, batch.input_ids, batch.text_mask]

@@ -45,7 +45,7 @@ def test_the_global_generator_is_left_alone() -> None:
 
 
 def test_a_draw_is_fresh_at_every_call_and_unlike_its_neighbours() -> None:
-    draw = Draw(seed=1, step=2, place=3)
+    draw = Draw(seed=1, step=2, sample_id=3)
     first, again = (torch.randn(4, generator=draw.rng("noise")) for _ in range(2))
     assert torch.equal(first, again)
     for other in (Draw(1, 2, 4), Draw(1, 3, 3), Draw(2, 2, 3)):

@@ -1,1 +1,1 @@
-"""Text encoders: captions in, token states and their mask out (types.Condition)."""
+"""Text encoders: captions in, token states and their mask out (types.EncodedText)."""

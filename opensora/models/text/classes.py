@@ -8,7 +8,7 @@ import torch
 
 from opensora.errors import ConfigError, DataError
 from opensora.registry import TEXT_ENCODERS
-from opensora.types import Condition
+from opensora.types import EncodedText
 
 SHOWN = 5  # names in a message
 
@@ -60,9 +60,9 @@ class ClassLabels:
         """What is left of a caption when all that makes no difference is gone."""
         return caption.strip().casefold()
 
-    def encode(self, captions: Sequence[str]) -> Condition:
+    def encode(self, captions: Sequence[str]) -> EncodedText:
         """Labels int64 [B], no mask. DataError for a caption that is no class."""
-        return Condition(torch.tensor([self.label(caption) for caption in captions], device=self.device), None)
+        return EncodedText(torch.tensor([self.label(caption) for caption in captions], device=self.device), None)
 
     def label(self, caption: str) -> int:
         """The number of the class that a caption names; DataError when there is none."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from opensora.models.text.transformers_encoder import PretrainedEncoder, read_config
 from opensora.registry import TEXT_ENCODERS
-from opensora.types import Condition
+from opensora.types import EncodedText
 
 # hidden_size of published models, so that a config can be checked before anything is fetched.
 KNOWN_WIDTHS = {
@@ -51,5 +51,5 @@ class ClipEncoder(PretrainedEncoder):
 
         return CLIPTextModel.from_pretrained(self.from_pretrained, **options)
 
-    def condition(self, output: Any, mask_BL: Tensor) -> Condition:
-        return Condition(output.pooler_output[:, None, None], None)
+    def condition(self, output: Any, mask_BL: Tensor) -> EncodedText:
+        return EncodedText(output.pooler_output[:, None, None], None)

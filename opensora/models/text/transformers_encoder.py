@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from opensora.errors import ConfigError, WeightsError
-from opensora.types import Condition
+from opensora.types import EncodedText
 
 # What the configs of transformers call the width of the token states.
 WIDTH_KEYS = ("hidden_size", "d_model", "dim", "n_embd")
@@ -139,7 +139,7 @@ class PretrainedEncoder(abc.ABC):
         return self.cleaned(caption)
 
     @torch.no_grad()
-    def encode(self, captions: Sequence[str]) -> Condition:
+    def encode(self, captions: Sequence[str]) -> EncodedText:
         """What `condition` makes of captions; padding is hidden from the other tokens."""
         if self.model is None:
             raise RuntimeError(f"{type(self).__name__}.encode: the weights are not read yet; call load() first")
@@ -156,9 +156,9 @@ class PretrainedEncoder(abc.ABC):
             self.model(input_ids=tokens["input_ids"].to(self.device), attention_mask=mask_BL), mask_BL
         )
 
-    def condition(self, output: Any, mask_BL: Tensor) -> Condition:
+    def condition(self, output: Any, mask_BL: Tensor) -> EncodedText:
         """Token states [B, 1, L, C] and mask [B, L], from the model's output."""
-        return Condition(output.last_hidden_state.unsqueeze(1), mask_BL)
+        return EncodedText(output.last_hidden_state.unsqueeze(1), mask_BL)
 
     def _read(self, local_files_only: bool) -> tuple[Any, nn.Module, dict[str, Any]]:
         from transformers import AutoTokenizer

@@ -50,7 +50,7 @@ class Shapes:
         assert size is not None
         if row in self.bad:
             raise BadClip(f"shapes.csv:{row + 2}: is bad")
-        return Clip(torch.full((3, *size), float(row)), f"{draw.step} {draw.place}", self.fps, row)
+        return Clip(torch.full((3, *size), float(row)), f"{draw.step} {draw.sample_id}", self.fps, row)
 
     def report(self) -> Report:
         return Report(self.where, len(self.rows), len(self.rows))
@@ -84,10 +84,12 @@ def samples(found: list[Batch]) -> dict[tuple[int, int], Any]:
     taken: dict[tuple[int, int], Any] = {}
     for batch in found:
         size = tuple(batch.video_BCTHW.shape[2:])
-        for place, row, caption, video in zip(batch.places, batch.rows, batch.captions, batch.video_BCTHW, strict=True):
-            assert (batch.step, place) not in taken
+        for sample_id, row, caption, video in zip(
+            batch.sample_ids, batch.rows, batch.captions, batch.video_BCTHW, strict=True
+        ):
+            assert (batch.step, sample_id) not in taken
             assert video.unique().item() == row
-            taken[batch.step, place] = (row, size, caption)
+            taken[batch.step, sample_id] = (row, size, caption)
     return taken
 
 
@@ -98,13 +100,13 @@ def test_a_step_is_of_one_bucket_and_full() -> None:
     alone = samples(batches(dataset, steps=20))
     seen = set()
     for step in range(20):
-        places = sorted(place for s, place in alone if s == step)
-        sizes = {alone[step, place][1] for place in places}
+        sample_ids = sorted(sample_id for s, sample_id in alone if s == step)
+        sizes = {alone[step, sample_id][1] for sample_id in sample_ids}
         assert len(sizes) == 1
         [size] = sizes
         seen.add(size)
-        assert places == list(range(clips[size]))
-        assert all(alone[step, place][2] == f"{step} {place}" for place in places)
+        assert sample_ids == list(range(clips[size]))
+        assert all(alone[step, sample_id][2] == f"{step} {sample_id}" for sample_id in sample_ids)
     assert seen == set(clips)
 
 

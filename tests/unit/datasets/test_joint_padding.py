@@ -7,8 +7,8 @@ from opensora.datasets.joint_padding import (
     center_crop_resize,
     collate,
     crop_to_stride,
+    image_group,
     long_side_resize,
-    picture_group,
     select_frames,
 )
 
@@ -38,19 +38,19 @@ def test_crops_and_sizes() -> None:
 def test_frames_and_pictures() -> None:
     assert select_frames(3, 13, 4) == [3, 6, 9, 12]
     assert select_frames(5, 8, 3) == [5, 6, 7]
-    assert [list(picture_group(row, 8, 3)) for row in range(4)] == [[0, 1, 2], [3, 4, 5], [0, 1, 2], [3, 4, 5]]
-    assert [list(picture_group(row, 9, 3)) for row in range(3)] == [
+    assert [list(image_group(row, 8, 3)) for row in range(4)] == [[0, 1, 2], [3, 4, 5], [0, 1, 2], [3, 4, 5]]
+    assert [list(image_group(row, 9, 3)) for row in range(3)] == [
         [0, 1, 2],
         [3, 4, 5],
         [0, 1, 2],
     ]  # the last is dropped
-    with pytest.raises(ValueError, match="3 pictures for groups of 3"):
-        picture_group(0, 3, 3)
+    with pytest.raises(ValueError, match="3 images for groups of 3"):
+        image_group(0, 3, 3)
 
 
-def sample(frames: int, height: int, width: int, pictures: int = 1) -> JointSample:
-    ids = torch.ones(1 + pictures, 2, dtype=torch.long)
-    return JointSample(torch.ones(3, frames, height, width), [torch.ones(3, 1, 16, 32)] * pictures, ids, ids)
+def sample(frames: int, height: int, width: int, images: int = 1) -> JointSample:
+    ids = torch.ones(1 + images, 2, dtype=torch.long)
+    return JointSample(torch.ones(3, frames, height, width), [torch.ones(3, 1, 16, 32)] * images, ids, ids)
 
 
 def test_a_batch_is_padded_and_its_mask_counts_latents() -> None:

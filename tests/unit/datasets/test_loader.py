@@ -39,10 +39,10 @@ class Numbers:
         return self.rows
 
     def clip(self, row: int, draw: Draw) -> Clip:
-        if row in self.bad or (row, draw.step, draw.place) in self.bad_now:
+        if row in self.bad or (row, draw.step, draw.sample_id) in self.bad_now:
             raise BadClip(f"numbers.csv:{row + 2}: is bad")
         video = torch.full((3, 1, 1, 1), float(row))
-        return Clip(video, f"{draw.seed} {draw.step} {draw.place}", self.fps, row)
+        return Clip(video, f"{draw.seed} {draw.step} {draw.sample_id}", self.fps, row)
 
     def report(self) -> Report:
         return Report(self.where, self.rows, self.rows)
@@ -72,20 +72,20 @@ def samples(per_rank: list[list[Batch]]) -> dict[tuple[int, int], tuple[int, str
     """(step, place) -> (row, caption), over all ranks; no sample may come twice."""
     found: dict[tuple[int, int], tuple[int, str]] = {}
     for batch in (batch for batches in per_rank for batch in batches):
-        for place, row, caption, value in zip(
-            batch.places, batch.rows, batch.captions, batch.video_BCTHW[:, 0, 0, 0, 0].tolist(), strict=True
+        for sample_id, row, caption, value in zip(
+            batch.sample_ids, batch.rows, batch.captions, batch.video_BCTHW[:, 0, 0, 0, 0].tolist(), strict=True
         ):
-            assert (batch.step, place) not in found
+            assert (batch.step, sample_id) not in found
             assert value == row
-            found[batch.step, place] = (row, caption)
+            found[batch.step, sample_id] = (row, caption)
     return found
 
 
 @pytest.mark.parametrize(("rows", "bad"), [(1, set()), (5, set()), (5, {0, 3}), (12, {0}), (100, set()), (100, {7})])
 def test_ranks_share_the_global_batch_exactly(rows: int, bad: set[int]) -> None:
     alone = samples(stream(Numbers(rows, bad)))
-    assert sorted(alone) == [(step, place) for step in range(5) for place in range(12)]
-    assert all(caption == f"3 {step} {place}" for (step, place), (_, caption) in alone.items())
+    assert sorted(alone) == [(step, sample_id) for step in range(5) for sample_id in range(12)]
+    assert all(caption == f"3 {step} {sample_id}" for (step, sample_id), (_, caption) in alone.items())
     for ranks in (2, 4):
         shares = stream(Numbers(rows, bad), ranks)
         assert all(len(share) == 5 * 4 // ranks for share in shares)
@@ -98,7 +98,7 @@ def test_micro_batches_are_dealt_in_turn() -> None:
     assert list(share) == [(5, 1), (5, 3), (6, 1), (6, 3)]
     order = EpochOrder(rows=20, seed=3, batch_size=2, micro_batches=4)
     request = order.request(5, 3)
-    assert (request.step, request.places, request.size) == (5, [6, 7], None)
+    assert (request.step, request.sample_ids, request.size) == (5, [6, 7], None)
     assert request.rows[:, 0].tolist() == [order.row(46), order.row(47)]
     assert request.rows[0].tolist() == [order.row(46, skip) for skip in range(20)]
 
@@ -113,7 +113,7 @@ def test_resume_gives_the_rest_of_the_stream(ranks: int, start: int) -> None:
 
 def test_worker_processes_change_nothing() -> None:
     plain, with_workers = stream(Numbers(7, {2}))[0], stream(Numbers(7, {2}), workers=2)[0]
-    assert [batch.places for batch in plain] == [batch.places for batch in with_workers]  # order too
+    assert [batch.sample_ids for batch in plain] == [batch.sample_ids for batch in with_workers]  # order too
     assert samples([plain]) == samples([with_workers])
     assert [message for batch in with_workers for message in batch.bad_rows] == ["numbers.csv:4: is bad"]
 
@@ -136,7 +136,7 @@ def test_bad_row_is_replaced_by_the_next_of_the_order(caplog: pytest.LogCaptureF
         batches = stream(Numbers(10, {with_bad}))
     assert samples(batches)[0, 4][0] == order.row(5)
     assert samples(batches)[0, 5][0] == order.row(5)  # the others keep their rows
-    told = [(batch.step, batch.places, batch.bad_rows) for batch in batches[0] if batch.bad_rows]
+    told = [(batch.step, batch.sample_ids, batch.bad_rows) for batch in batches[0] if batch.bad_rows]
     assert told == [(0, [3, 4, 5], [f"numbers.csv:{with_bad + 2}: is bad"])]  # once, where it was met first
     assert [record.getMessage() for record in caplog.records] == [f"skipped numbers.csv:{with_bad + 2}: is bad"]
 
@@ -208,8 +208,8 @@ def test_every_kind_of_bad_file_is_skipped_and_told_with_its_line(tmp_path: Path
             share = {"data_rank": rank, "data_size": ranks, "num_workers": workers}
             for batch in build_loader(data, seed=0, batch_size=2, micro_batches=2, steps=4, **share):
                 told += batch.bad_rows
-                for place, row, video in zip(batch.places, batch.rows, batch.video_BCTHW, strict=True):
-                    found[batch.step, place] = row, video
+                for sample_id, row, video in zip(batch.sample_ids, batch.rows, batch.video_BCTHW, strict=True):
+                    found[batch.step, sample_id] = row, video
         assert ranks > 1 or len(told) == len(set(told))
         return found, set(told)
 

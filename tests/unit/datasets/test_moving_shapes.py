@@ -27,7 +27,7 @@ def test_clip_has_the_asked_shape_range_and_rate() -> None:
 
 def test_draw_decides_everything_the_row_does_not() -> None:
     data = MovingShapes(num_frames=3)
-    once, again = (data.clip(7, Draw(seed=1, step=2, place=3)) for _ in range(2))
+    once, again = (data.clip(7, Draw(seed=1, step=2, sample_id=3)) for _ in range(2))
     assert torch.equal(once.video_CTHW, again.video_CTHW)
     for other in (Draw(2, 2, 3), Draw(1, 3, 3), Draw(1, 2, 4)):
         assert not torch.equal(once.video_CTHW, data.clip(7, other).video_CTHW)

@@ -34,7 +34,7 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def draws(count: int) -> list[Draw]:
-    return [Draw(seed=0, step=step, place=0) for step in range(count)]
+    return [Draw(seed=0, step=step, sample_id=0) for step in range(count)]
 
 
 def test_clip(tmp_path: Path, video: str) -> None:

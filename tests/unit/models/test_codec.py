@@ -10,7 +10,7 @@ from opensora.models.codec import CaptionCache, Codec, draw_latents
 from opensora.models.text.classes import ClassLabels
 from opensora.rng import generator
 from opensora.schema import TrainRun
-from opensora.types import Condition
+from opensora.types import EncodedText
 from tests.e2e.processes import ROOT
 
 LENGTH, WIDTH = 5, 3
@@ -49,11 +49,11 @@ class Counting:
         self.dtype = dtype or self.dtype
         return self
 
-    def encode(self, captions: Sequence[str]) -> Condition:
+    def encode(self, captions: Sequence[str]) -> EncodedText:
         self.asked.append(list(captions))
         states = torch.tensor([float(len(caption)) for caption in captions]).view(-1, 1, 1, 1)
         mask = torch.tensor([[int(i < len(caption)) for i in range(LENGTH)] for caption in captions])
-        return Condition(states.expand(-1, 1, LENGTH, WIDTH).to(self.dtype), mask if self.mask else None)
+        return EncodedText(states.expand(-1, 1, LENGTH, WIDTH).to(self.dtype), mask if self.mask else None)
 
 
 def codec(text: Counting, dtype: torch.dtype = torch.float32, cache_bytes: int = 10 * CAPTION_BYTES) -> Codec:
@@ -167,7 +167,7 @@ def test_no_cache() -> None:
 
 def test_replacing_a_caption_keeps_count() -> None:
     cache = CaptionCache(1000)
-    cache.put("a", Condition(torch.zeros(1, 1, 2, 2), None))
-    cache.put("a", Condition(torch.zeros(1, 1, 4, 2), None))
+    cache.put("a", EncodedText(torch.zeros(1, 1, 2, 2), None))
+    cache.put("a", EncodedText(torch.zeros(1, 1, 4, 2), None))
     assert cache.size == 32
     assert len(cache) == 1

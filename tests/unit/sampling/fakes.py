@@ -12,7 +12,7 @@ from opensora.rng import generator
 from opensora.sampling.generate import Sampler
 from opensora.sampling.metadata import GenerationSettings
 from opensora.schedulers.rectified_flow import RectifiedFlow
-from opensora.types import Condition, SampleRequest
+from opensora.types import EncodedText, SampleRequest
 
 TOKENS, WIDTH = 6, 5
 SETTINGS = GenerationSettings(guidance_scale=3.0, steps=3, batch_size=1, dtype="fp32", config_hash="c0", weights="w0")
@@ -65,10 +65,10 @@ class FakeCodec:
     def __init__(self) -> None:
         self.vae = SimpleNamespace(latent_channels=4, latent_size=lambda size: (size[0], size[1] // 4, size[2] // 4))
 
-    def encode_text(self, captions: list[str]) -> Condition:
+    def encode_text(self, captions: list[str]) -> EncodedText:
         text = torch.stack([torch.randn(1, TOKENS, WIDTH, generator=generator(0, caption)) for caption in captions])
         counts = torch.tensor([min(TOKENS, len(caption.split())) for caption in captions])
-        return Condition(text, (torch.arange(TOKENS) < counts[:, None]).long())
+        return EncodedText(text, (torch.arange(TOKENS) < counts[:, None]).long())
 
     def encode_video(self, video: Tensor, rngs: None = None) -> Tensor:
         """Means over 4 x 4 pixels; the fourth channel is the mean of the others. Decoding undoes it up to the tanh."""

@@ -174,11 +174,14 @@ def test_loops_are_told_the_end_of_the_clip_before() -> None:
 
 def test_frames_cannot_be_kept_in_part(tmp_path: Path) -> None:
     [one] = collect(["a cat"], reference_path=write_picture(tmp_path / "a.png"), mask_strategy="0,0,0,0,1,0.5")
-    assert one.given is not None
+    assert one.conditioning is not None
     with pytest.raises(ConfigError, match=r"edit ratio 0\.5; allowed: 0 \(given\) or 1 \(made anew\)"):
         generate([one], sampler())
     looped = replace(
-        one, given=replace(one.given, mask_strategy="", loop=2, condition_frame_length=1, condition_frame_edit=0.25)
+        one,
+        conditioning=replace(
+            one.conditioning, mask_strategy="", loop=2, condition_frame_length=1, condition_frame_edit=0.25
+        ),
     )
     with pytest.raises(ConfigError, match=r"edit ratio 0\.25"):
         generate([looped], sampler())

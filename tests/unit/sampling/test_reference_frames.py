@@ -15,7 +15,7 @@ from opensora.sampling.mask_strategy import read_reference
 from opensora.sampling.metadata import file_stem, record, request_hash
 from opensora.sampling.reference_frames import GivenKeys
 from opensora.sampling.requests import collect_requests
-from opensora.types import Given, SampleRequest
+from opensora.types import SampleRequest, VideoConditioning
 from tests.samples import write_picture, write_video
 from tests.unit.sampling.fakes import SETTINGS, FakeCodec, fake_sampler, request, stdit_sampler
 
@@ -65,7 +65,7 @@ def test_the_model_is_told_and_its_other_frames_change(tmp_path: Path) -> None:
 def test_requests_with_and_without_given_frames_share_a_batch(tmp_path: Path) -> None:
     path = write_picture(tmp_path / "a.png")
     given, plain = collect(["a cat", "a dog"], reference_path=[path, ""], mask_strategy=["0", ""])
-    assert plain.given is None
+    assert plain.conditioning is None
     [together] = latents_of([given, plain], fake_sampler())
     [alone] = latents_of([plain], fake_sampler())
     torch.testing.assert_close(together[1:], alone)
@@ -112,7 +112,8 @@ def test_a_changed_reference_redoes_the_video_and_a_moved_one_does_not(tmp_path:
     assert request_hash(one, SETTINGS) != request_hash(other, SETTINGS)
     assert file_stem(one) != file_stem(other)
     changed = [
-        replace(one, given=replace(one.given or Given(), **c)) for c in ({"mask_strategy": "0,0,0,1"}, {"align": 2})
+        replace(one, conditioning=replace(one.conditioning or VideoConditioning(), **c))
+        for c in ({"mask_strategy": "0,0,0,1"}, {"align": 2})
     ]
     assert len({request_hash(each, SETTINGS) for each in [one, *changed]}) == 3
     noted = record(one, SETTINGS)
@@ -131,12 +132,12 @@ def test_where_references_may_be_written(tmp_path: Path) -> None:
     table = tmp_path / "p.csv"
     table.write_text('text,reference_path,mask_strategy\na cat,b.png,"0,0,0,2"\na dog,,\n')
     direct, cat, dog = collect([f'a fish {{"reference_path": "{b}"}}'], str(table), reference_path=a, mask_strategy=0)
-    found = [(one.prompt, one.given and one.given.references, one.given and one.given.mask_strategy)
+    found = [(one.prompt, one.conditioning and one.conditioning.references, one.conditioning and one.conditioning.mask_strategy)
              for one in (direct, cat, dog)]  # fmt: skip
     assert found == [("a fish", (b,), "0"), ("a cat", (b,), "0,0,0,2"), ("a dog", (a,), "0")]
     [one] = collect(["a cat"], reference_path=a, mask_strategy=(0, 0, 0, 3, 1, 0.5))
-    assert one.given is not None
-    assert one.given.mask_strategy == "0,0,0,3,1,0.5"
+    assert one.conditioning is not None
+    assert one.conditioning.mask_strategy == "0,0,0,3,1,0.5"
     [one] = collect(["|0|a day|1|a night"], loop=2, change=lambda text: text + "!")
     assert one.prompt == "|0|a day!|1|a night!"
 

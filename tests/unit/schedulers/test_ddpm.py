@@ -31,7 +31,7 @@ def test_respacing_shortens_both() -> None:
     kept = list(range(0, 1000, 100))
     assert scheduler.training_tables.timestep_map.tolist() == kept
     assert scheduler.sampling_tables.timestep_map.tolist() == kept
-    loss = scheduler.training_loss(two_halves, clip(), [Draw(0, 0, place) for place in range(2)])
+    loss = scheduler.training_loss(two_halves, clip(), [Draw(0, 0, sample_id) for sample_id in range(2)])
     assert set(loss.t_B.int().tolist()) <= set(kept)
 
 

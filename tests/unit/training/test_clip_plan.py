@@ -168,7 +168,7 @@ def test_warming_up_leaves_no_trace() -> None:
     state = torch.get_rng_state()
     warm_up(task, engine, BucketLine(Bucket("8x16", 4, "0.50"), (4, 8, 16), 3, 99, 9, 6), seed=1)  # type: ignore[arg-type]
     assert [tuple(batch.video_BCTHW.shape) for batch in task.batches] == [(3, 3, 4, 8, 16)]
-    assert task.batches[0].places == [0, 1, 2]
+    assert task.batches[0].sample_ids == [0, 1, 2]
     assert gradients[0].abs().sum() > 0  # it did go backward
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, weights[name]) for name, value in task.trained.state_dict().items())

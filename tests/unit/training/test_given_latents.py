@@ -12,7 +12,7 @@ from opensora.datasets.frame_masks import FrameConditions
 from opensora.rng import generator
 from opensora.schedulers.rectified_flow import RectifiedFlow
 from opensora.training.diffusion_task import DiffusionTask
-from opensora.types import Batch, Condition
+from opensora.types import Batch, EncodedText
 
 FRAMES = 4
 SIZE = (2, FRAMES, 2, 2)
@@ -25,9 +25,9 @@ class Codec:
     def encode_video(self, video_BCTHW: Tensor, rngs: list[Generator]) -> Tensor:
         return video_BCTHW
 
-    def encode_text(self, captions: list[str]) -> Condition:
+    def encode_text(self, captions: list[str]) -> EncodedText:
         shape = (len(captions), 1, 3, 5)
-        return Condition(torch.ones(shape, dtype=torch.float16), torch.ones(len(captions), 3, dtype=torch.long))
+        return EncodedText(torch.ones(shape, dtype=torch.float16), torch.ones(len(captions), 3, dtype=torch.long))
 
 
 class ConditioningMode:
@@ -54,10 +54,12 @@ def task(ratios: dict[str, float] | None) -> DiffusionTask:
     return DiffusionTask(model, Codec(), RectifiedFlow(), 1, {}, {}, masks)  # type: ignore[arg-type]
 
 
-def batch(places: list[int], step: int = 0, frames: int = FRAMES) -> Batch:
+def batch(sample_ids: list[int], step: int = 0, frames: int = FRAMES) -> Batch:
     shape = (SIZE[0], frames, *SIZE[2:])
-    video = torch.stack([torch.randn(shape, generator=generator(0, "video", place)) for place in places])
-    return Batch(video, [str(place) for place in places], torch.ones(len(places)), step, places, places)
+    video = torch.stack([torch.randn(shape, generator=generator(0, "video", sample_id)) for sample_id in sample_ids])
+    return Batch(
+        video, [str(sample_id) for sample_id in sample_ids], torch.ones(len(sample_ids)), step, sample_ids, sample_ids
+    )
 
 
 def test_the_model_sees_noise_everywhere_and_the_given_latents_beside_it() -> None:
@@ -83,7 +85,7 @@ def test_what_is_given_depends_on_the_sample_not_on_its_micro_batch() -> None:
     ratios = {"i2v": 0.25, "i2v_tail": 0.25, "v2v_head": 0.25}
     together, apart, later = ConditioningMode(), ConditioningMode(), ConditioningMode()
     loss = task(ratios).step(together, batch(list(range(60))))
-    alone = [task(ratios).step(apart, batch([place])).loss_B for place in range(60)]
+    alone = [task(ratios).step(apart, batch([sample_id])).loss_B for sample_id in range(60)]
     given = together.asked[0]["mask_index"]
     assert [one["mask_index"] for one in apart.asked] == [[frames] for frames in given]
     torch.testing.assert_close(loss.loss_B, torch.cat(alone))

@@ -71,7 +71,7 @@ def test_a_batch_lists_captions_clip_by_clip() -> None:
     batch = next(build_loader(dataset, seed=3, batch_size=2, micro_batches=1, steps=1))
     clips = [dataset.clip(row, Draw(3, 0, place)) for place, row in enumerate(batch.rows)]
     assert batch.captions == [caption for clip in clips for caption in (clip.caption, *clip.image_captions)]
-    assert (batch.pictures, batch.clip_size) == (2, (5, 16, 16))
+    assert (batch.num_images, batch.clip_size) == (2, (5, 16, 16))
     assert batch.valid_BTHW is not None
     assert batch.valid_BTHW.shape == (2, 5, 8, 8)
 
@@ -92,14 +92,14 @@ def test_rows_of_both_are_reported(tmp_path: Path) -> None:
 
 def test_a_bad_picture_is_a_bad_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = joint()
-    good = dataset.pictures.clip
+    good = dataset.images.clip
 
     def clip(row: int, draw: Draw) -> Any:
         if row == 2:
             raise BadClip("pictures.csv:4: damaged")
         return good(row, draw)
 
-    monkeypatch.setattr(dataset.pictures, "clip", clip)
+    monkeypatch.setattr(dataset.images, "clip", clip)
     assert dataset.clip(0, Draw(0, 0, 0)).image_captions
     with pytest.raises(BadClip, match="damaged"):
         dataset.clip(1, Draw(0, 0, 0))
@@ -162,7 +162,7 @@ def test_loss_and_gradients_are_those_composed_by_hand(tmp_path: Path) -> None:
 
 def by_hand(task: Any, model: Any, batch: Batch, sample: int) -> Tensor:
     """One sample: a clip of 5 frames, then two pictures with 8 of 12 columns of pixels."""
-    draw = Draw(task.seed, batch.step, batch.places[sample])
+    draw = Draw(task.seed, batch.step, batch.sample_ids[sample])
     frames, vae = batch.video_BCTHW[sample : sample + 1], task.codec.vae
     with torch.no_grad():
         parts = [vae.encode(frames[:, :, :5], [draw.rng("latent")])]

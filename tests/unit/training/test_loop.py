@@ -112,7 +112,7 @@ def batches(values: list[list[list[float]]], bad: dict[int, list[str]] | None = 
                 captions=[""] * len(samples),
                 fps_B=torch.ones(len(samples)),
                 step=step,
-                places=[number * len(samples) + j for j in range(len(samples))],
+                sample_ids=[number * len(samples) + j for j in range(len(samples))],
                 rows=[0] * len(samples),
                 bad_rows=(bad or {}).get(step, []) if number == 0 else [],
             )

@@ -69,7 +69,7 @@ def test_pictures_beside_clips_are_counted() -> None:
         "latte_t2v", dataset=load(str(ROOT / "configs/latte_t2v/train/debug_joint.py"), [], TrainRun).run.dataset
     )
     found = plan(base, world=1)
-    assert (found.tokens_per_sample, found.pictures) == ((3 + 2) * 4 * 4, 2)
+    assert (found.tokens_per_sample, found.num_images) == ((3 + 2) * 4 * 4, 2)
     alone = plan(replace(base, dataset=base.dataset["videos"]), world=1)
     assert alone.tokens_per_sample == 3 * 4 * 4
     # each token goes through the blocks within frames alike, pictures not through those along time

@@ -17,16 +17,16 @@ from opensora.schedulers.rectified_flow import RectifiedFlow
 from opensora.schema import TrainRun
 from opensora.training.autoencoder_task import AutoencoderTask
 from opensora.training.diffusion_task import DiffusionTask
-from opensora.types import Batch, Condition
+from opensora.types import Batch, EncodedText
 from tests.e2e.processes import ROOT
 
 SIZE = (1, 2, 4, 4)  # channels, frames, rows, columns of what the stand-ins call video and latents
 
 
-def batch(step: int, places: Sequence[int], video: Tensor | None = None) -> Batch:
+def batch(step: int, ids: Sequence[int], video: Tensor | None = None) -> Batch:
     if video is None:
-        video = torch.zeros(len(places), *SIZE)
-    return Batch(video, [f"caption {p}" for p in places], torch.ones(len(places)), step, list(places), list(places))
+        video = torch.zeros(len(ids), *SIZE)
+    return Batch(video, [f"caption {i}" for i in ids], torch.ones(len(ids)), step, list(ids), list(ids))
 
 
 class Codec:
@@ -39,8 +39,8 @@ class Codec:
         noise = torch.stack([torch.randn(video_BCTHW.shape[1:], generator=rng) for rng in rngs])
         return video_BCTHW + self.spread * noise
 
-    def encode_text(self, captions: list[str]) -> Condition:
-        return Condition(torch.zeros(len(captions), 1, 3, 2), torch.ones(len(captions), 3, dtype=torch.long))
+    def encode_text(self, captions: list[str]) -> EncodedText:
+        return EncodedText(torch.zeros(len(captions), 1, 3, 2), torch.ones(len(captions), 3, dtype=torch.long))
 
 
 class Seen:
@@ -75,8 +75,8 @@ def noise_of(seen: Seen) -> list[tuple[float, ...]]:
 def test_samples_never_share_noise_or_timesteps() -> None:
     task, seen = diffusion(), Seen()
     for step in range(3):
-        for places in ([0, 1], [2, 3]):
-            task.step(seen, batch(step, places))
+        for sample_ids in ([0, 1], [2, 3]):
+            task.step(seen, batch(step, sample_ids))
     assert len(seen.t) == 12
     assert len(set(seen.t)) == 12
     assert len({tuple(round(value, 3) for value in noise) for noise in noise_of(seen)}) == 12
@@ -91,8 +91,8 @@ def test_samples_never_share_noise_or_timesteps() -> None:
 def test_what_a_sample_draws_depends_on_its_place_not_on_its_micro_batch() -> None:
     task, together, apart, other = diffusion(), Seen(), Seen(), Seen()
     task.step(together, batch(5, [0, 1, 2, 3]))
-    for place in (3, 1, 0, 2):
-        task.step(apart, batch(5, [place]))
+    for sample_id in (3, 1, 0, 2):
+        task.step(apart, batch(5, [sample_id]))
     assert [apart.t[i] for i in (2, 1, 3, 0)] == together.t
     for mine, theirs in zip((2, 1, 3, 0), together.x):
         assert torch.equal(apart.x[mine], theirs)
@@ -107,8 +107,8 @@ def test_latents_are_drawn_for_each_sample() -> None:
     diffusion(spread=1.0).step(moving, batch(0, [0, 1]))
     assert still.t == moving.t
     drawn = [(m - s) / (1 - t / 1000) for m, s, t in zip(moving.x, still.x, still.t)]
-    for place, (latent, noise) in enumerate(zip(drawn, noise_of(still))):
-        expected = torch.randn(SIZE, generator=Draw(1, 0, place).rng("latent"))
+    for sample_id, (latent, noise) in enumerate(zip(drawn, noise_of(still))):
+        expected = torch.randn(SIZE, generator=Draw(1, 0, sample_id).rng("latent"))
         torch.testing.assert_close(latent, expected, atol=1e-4, rtol=1e-3)
         assert not torch.allclose(latent.flatten(), torch.tensor(noise), atol=0.1)
 
@@ -120,8 +120,8 @@ def test_captions_are_dropped_at_the_models_rate_and_keyed_by_sample() -> None:
     assert sum(seen.dropped) / len(seen.dropped) == pytest.approx(0.3, abs=0.05)
     assert len({tuple(seen.dropped[i : i + 20]) for i in range(0, 1000, 20)}) == 50
     alone = Seen()
-    for place in range(20):
-        task.step(alone, batch(7, [place]))
+    for sample_id in range(20):
+        task.step(alone, batch(7, [sample_id]))
     assert alone.dropped == seen.dropped[140:160]
 
 
@@ -136,8 +136,8 @@ def test_given_frames_stay_clean_do_not_count_and_are_keyed_by_sample() -> None:
         assert [bool(frame.any()) for frame in x.unbind(1)] == list(mask)
         noise = x[:, torch.tensor(mask)] / (t / 1000)
         torch.testing.assert_close(loss_1, noise.square().mean(), rtol=1e-3, atol=1e-3)
-    for place in range(40):
-        task.step(alone, batch(0, [place]))
+    for sample_id in range(40):
+        task.step(alone, batch(0, [sample_id]))
     assert [tuple(mask.tolist()) for mask in alone.x_mask if mask is not None] == masks
     task.validate(alone, [batch(0, [0])])
     assert alone.x_mask[-1] is None
@@ -180,7 +180,7 @@ def test_validation_asks_every_clip_all_over_the_noise_scale(levels: int) -> Non
     task, seen = diffusion(), Seen()
     task.validation_levels = levels
     figures = task.validate(seen, [batch(0, list(range(6)))])
-    parts = [[int(t * levels / 1000) for t in seen.t[place::6]] for place in range(6)]
+    parts = [[int(t * levels / 1000) for t in seen.t[sample_id::6]] for sample_id in range(6)]
     assert parts == [list(range(levels))] * 6
     assert all(t == int(t) for t in seen.t)
     squares = [sum(value**2 for value in noise) / len(noise) for noise in noise_of(seen)]
@@ -232,8 +232,8 @@ def test_autoencoder_loss_by_hand(reconstruction: str, errors: tuple[float, floa
     assert loss.level_B is None
     assert loss.tokens == 4
     assert vae.rngs is not None
-    for place, rng in zip((4, 5), vae.rngs):
-        assert torch.equal(torch.rand(3, generator=rng), torch.rand(3, generator=Draw(1, 3, place).rng("latent")))
+    for sample_id, rng in zip((4, 5), vae.rngs):
+        assert torch.equal(torch.rand(3, generator=rng), torch.rand(3, generator=Draw(1, 3, sample_id).rng("latent")))
 
 
 def test_autoencoder_validation_is_psnr_of_the_mode() -> None:
@@ -247,9 +247,7 @@ def test_autoencoder_validation_is_psnr_of_the_mode() -> None:
 def test_latent_statistics_give_mean_zero_and_deviation_one() -> None:
     """An autoencoder built from the saved config normalises the clips that were measured, and keeps its weights' config."""
     run = load(str(ROOT / "configs/vae/train/debug.py"), [], TrainRun).run
-    clips = [
-        batch(0, [place], 0.3 + 0.5 * torch.randn(1, 3, 5, 16, 16, generator=generator(0, place))) for place in range(6)
-    ]
+    clips = [batch(0, [i], 0.3 + 0.5 * torch.randn(1, 3, 5, 16, 16, generator=generator(0, i))) for i in range(6)]
     vae = build_autoencoder(run.vae, seed=3)
     config = autoencoder(vae, clips=lambda: iter(clips)).config()
     assert {**config, "latent_shift": None, "latent_scale": None} == {**vae.config, "latent_shift": None,
