@@ -1,30 +1,22 @@
-"""Activation checkpointing, put on from outside: a block's activations are recomputed in its backward."""
+"""Activation checkpointing, installed from outside: the backward computes a block's activations again.
 
-import functools
+torch's composable `checkpoint` does it with hooks, so classes, parameter names and results stay as they are. Its better
+known `checkpoint_wrapper` puts a module around the block, and every parameter name gets a prefix.
+"""
+
 from collections.abc import Iterable
-from typing import Any
 
-import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch.distributed._composable import checkpoint
 
 
 def checkpoint_activations(blocks: Iterable[nn.Module]) -> None:
-    """Make each block keep only its inputs while gradients are on; parameter names and results do not change."""
+    """Make each block keep only its inputs while gradients are on. A second call for a block changes nothing."""
     for block in blocks:
-        block.__class__ = _checkpointed(type(block))  # type: ignore[arg-type]
+        if not checkpoints_activations(block):
+            checkpoint(block)
 
 
-@functools.cache
-def _checkpointed(block_class: type[nn.Module]) -> type[nn.Module]:
-    """A subclass under the same name: unlike a wrapped `forward` attribute it survives a deep copy of the block."""
-    if getattr(block_class, "checkpoints_activations", False):
-        return block_class
-
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        plain = functools.partial(block_class.forward, self)
-        if not torch.is_grad_enabled():
-            return plain(*args, **kwargs)
-        return checkpoint(plain, *args, use_reentrant=False, **kwargs)
-
-    return type(block_class.__name__, (block_class,), {"forward": forward, "checkpoints_activations": True})
+def checkpoints_activations(block: nn.Module) -> bool:
+    """Whether `checkpoint_activations` was called for this block."""
+    return checkpoint.state(block) is not None

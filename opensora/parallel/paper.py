@@ -7,21 +7,21 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from opensora.models.layers.seam import Seam
-from opensora.parallel.sequence_parallel import Layout, Mode, install_seams
+from opensora.parallel.sequence_parallel import Mode, SequenceSharding, install_seams
 from opensora.parallel.tensor_parallel import ROW_PARALLEL, sharded_linears
 
 
-class SimulatedSharding(Layout):
+class SimulatedSharding(SequenceSharding):
     """The first of `size` ranks, which holds as much as any."""
 
     def __init__(self, size: int):
         self.group, self.size, self.rank = None, size, 0
-        self.lengths = {}
+        self.full_lengths = {}
         self.sent = 0
 
     def all_gather(self, pieces: Tensor, piece: Tensor) -> None: ...
 
-    def all_to_all(self, pieces: Tensor, cut: Tensor) -> None: ...
+    def all_to_all(self, pieces: Tensor, parcels: Tensor) -> None: ...
 
 
 def simulate_sequence_parallel(model: nn.Module, size: int, mode: Mode = "dsp") -> SimulatedSharding:
@@ -35,8 +35,8 @@ def simulate_sequence_parallel(model: nn.Module, size: int, mode: Mode = "dsp") 
 def switched_axes(model: nn.Module, mode: Mode) -> set[str]:
     """What ranks that share tokens divide between them for attention: "frames", "heads" or both. Fills the seams."""
     simulate_sequence_parallel(model, 2, mode)
-    filled = [each for each in model.modules() if isinstance(each, Seam) and type(each) is not Seam]
-    return {each.over for each in filled if each.kind == "switch"}
+    installed = [each for each in model.modules() if isinstance(each, Seam) and each.op is not None]
+    return {seam.axis for seam in installed if seam.kind == "switch"}
 
 
 class SimulatedGroup:

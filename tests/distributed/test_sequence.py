@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Generator, Tensor, nn
 
 from opensora.errors import ConfigError
+from opensora.models.layers.seam import Seam
 from opensora.parallel import collectives, sequence_parallel
 from opensora.parallel.activation_checkpointing import checkpoint_activations
 from opensora.parallel.sequence_parallel import Mode, bytes_sent, shard_sequence
@@ -168,7 +169,7 @@ def test_recomputed_blocks_know_their_own_sizes() -> None:
 def compare_unscaled(function: str) -> str:
     """What the comparison says with the factor of one backward taken out."""
     backward = getattr(sequence_parallel, function).backward
-    factor = {"_Split": 2.0, "_Gather": 0.5}[function]
+    factor = {"SplitTokens": 2.0, "GatherTokens": 0.5}[function]
 
     def unscaled(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         scaled, *others = backward(ctx, grad)
@@ -180,19 +181,19 @@ def compare_unscaled(function: str) -> str:
     return str(failed.value)
 
 
-@pytest.mark.parametrize("function", ["_Split", "_Gather"])
+@pytest.mark.parametrize("function", ["SplitTokens", "GatherTokens"])
 def test_gradients_need_their_scaling(function: str) -> None:
     for said in run_ranks(compare_unscaled, 2, function):
         assert "gradient of " in said
 
 
 def exchange(mode: Mode) -> tuple[list[str], list[str]]:
-    """Names of filled seams in a block with both sorts of switches, and in one that has only heads to offer."""
+    """Names of used seams in a block with both sorts of switches, and in one that has only heads to offer."""
     found = []
     for name, block in (("STDiT", "blocks.0."), ("PixArt", "blocks.0.")):
         model = shard_sequence(make(Case(name)), mode=mode)
-        filled = [key for key, module in model.named_modules() if type(module) is sequence_parallel._ActiveSeam]
-        assert {"enter", "leave"} <= set(filled)
+        filled = [key for key, module in model.named_modules() if isinstance(module, Seam) and module.op]
+        assert {"split_seq", "gather_seq"} <= set(filled)
         found.append([key.removeprefix(block) for key in filled if key.startswith(block)])
     return found[0], found[1]
 
@@ -203,8 +204,8 @@ def test_mode_chooses_where_there_is_a_choice() -> None:
     assert run_ranks(exchange, 2, "ulysses") == [(heads, heads)] * 2
 
 
-def copy_of_a_filled_model() -> tuple[bool, str]:
-    """Whether it gives the same, and what a second filling is told."""
+def copy_sharded_model() -> tuple[bool, str]:
+    """(Whether the copy's output is equal, the error of a second `shard_sequence`)."""
     model = shard_sequence(make(Case("STDiT")))
     twin = copy.deepcopy(model)
     given = arguments(model, Case("STDiT"))
@@ -213,10 +214,10 @@ def copy_of_a_filled_model() -> tuple[bool, str]:
     return torch.equal(model(**given), twin(**given)), str(refused.value)
 
 
-def test_a_copy_is_filled_and_not_filled_again() -> None:
-    for same, said in run_ranks(copy_of_a_filled_model, 2):
+def test_deep_copy_keeps_seams() -> None:
+    for same, message in run_ranks(copy_sharded_model, 2):
         assert same
-        assert "seams of STDiT are filled already" in said
+        assert "seams of STDiT are in use already" in message
 
 
 def one_half_after_the_other() -> None:

@@ -1,6 +1,7 @@
 """Several ranks make one video: its latents are those of one rank, and its pieces are decoded by all of them."""
 
 import contextlib
+import copy
 import io
 import os
 import socket
@@ -165,7 +166,9 @@ def alone_and_shared(model: Any, z: Tensor, coder: str) -> tuple[int, int]:
         expected = model.decode(z)
         counts.append(0)
         assert torch.equal(shard_tiles(model).decode(z), expected)
-    return counts[0], counts[1]
+        mine = counts[1]
+        assert torch.equal(copy.deepcopy(model).decode(z), expected)  # a copy works in the same group
+    return counts[0], mine
 
 
 def decode_together() -> list[tuple[int, int]]:
@@ -175,9 +178,8 @@ def decode_together() -> list[tuple[int, int]]:
     in_time = test_open_sora_vae.v1_3(micro_frame_size=5, micro_batch_size=1)
     z = torch.randn(1, in_time.latent_channels, 5, 1, 2, generator=torch.Generator().manual_seed(0))
     return [
-        alone_and_shared(
-            tiled, test_tiling.latents(3, 3, 3), "decode_tile"
-        ),  # 2 windows of 9 tiles, smaller at borders
+        # 2 windows of 9 tiles, smaller at borders
+        alone_and_shared(tiled, test_tiling.latents(3, 3, 3), "decode_tile"),
         alone_and_shared(by_frames, test_tiling.latents(5), "module.decode"),
         alone_and_shared(in_time, z, "decoder.forward"),
     ]

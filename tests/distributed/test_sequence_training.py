@@ -81,7 +81,7 @@ def test_the_curve_is_that_of_one_rank(tmp_path: Path, alone: Path, mesh: str) -
 def train_unscaled(run_dir: str, function: str) -> None:
     """Without the factor in one backward of the seams."""
     backward = getattr(sequence_parallel, function).backward
-    factor = {"_Split": 2.0, "_Gather": 0.5}[function]
+    factor = {"SplitTokens": 2.0, "GatherTokens": 0.5}[function]
 
     def unscaled(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         scaled, *others = backward(ctx, grad)
@@ -91,7 +91,7 @@ def train_unscaled(run_dir: str, function: str) -> None:
         train_on_mesh(run_dir, 2, "plugin=zero2-seq", "steps=5")
 
 
-@pytest.mark.parametrize("function", ["_Split", "_Gather"])
+@pytest.mark.parametrize("function", ["SplitTokens", "GatherTokens"])
 def test_without_the_scaling_of_gradients_the_curve_is_another(tmp_path: Path, alone: Path, function: str) -> None:
     run_ranks(train_unscaled, 2, str(tmp_path), function)
     mine, expected = curve(tmp_path), curve(alone)[:5]

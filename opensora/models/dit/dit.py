@@ -98,10 +98,10 @@ class DiT(Denoiser):
             self.y_embedder = CaptionEmbedder(caption_channels, hidden_size, token_num=1)
         else:
             self.y_embedder = LabelEmbedder(self.num_classes, hidden_size, class_dropout_prob)
-        self.enter = Seam("split", dim=2)
+        self.split_seq = Seam("split", dim=2)
         self.blocks = nn.ModuleList(DiTBlock(hidden_size, mlp_ratio, self.attention(i)) for i in range(depth))
         self.final_layer = AdaFinalLayer(hidden_size, self.patch_features)
-        self.leave = Seam("gather", dim=2)
+        self.gather_seq = Seam("gather", dim=2)
         self.initialise()
 
     def attention(self, block: int) -> SelfAttention:
@@ -159,14 +159,14 @@ class DiT(Denoiser):
         x_BTSD = self.a2a_to_patches(x, x_mask).flatten(2, 3) + self.pos_embed_spatial
         text = text_context(partial(self.embed_text, y, mask, drop_B), text_cache)
         c_BD = self.t_embedder(timestep) + text.y_BLD.squeeze(1)
-        x_BTSD = self.leave(self.final_layer(self.run_blocks(x_BTSD, c_BD), c_BD))
+        x_BTSD = self.gather_seq(self.final_layer(self.run_blocks(x_BTSD, c_BD), c_BD))
         return self.to_latents(x_BTSD.flatten(1, 2), x.shape[2:])
 
     def run_blocks(self, x_BTSD: Tensor, c_BD: Tensor) -> Tensor:
         """Tokens after all blocks, in frames or joined to one row."""
         if not self.no_temporal_pos_emb:
             x_BTSD = x_BTSD + self.pos_embed_temporal[:, :, None]
-        x_B1ND = self.enter(x_BTSD.flatten(1, 2).unsqueeze(1))
+        x_B1ND = self.split_seq(x_BTSD.flatten(1, 2).unsqueeze(1))
         for block in self.blocks:
             x_B1ND = block(x_B1ND, c_BD)
         return x_B1ND

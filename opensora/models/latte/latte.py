@@ -31,7 +31,7 @@ class Latte(DiT):
         return (TimeAttention if block % 2 else SpatialAttention)(self.hidden_size, self.num_heads)
 
     def run_blocks(self, x_BTSD: Tensor, c_BD: Tensor) -> Tensor:
-        x_BTSD = self.enter(x_BTSD)
+        x_BTSD = self.split_seq(x_BTSD)
         for i, block in enumerate(self.blocks):
             if i == 1:
                 x_BTSD = x_BTSD + self.pos_embed_temporal[:, :, None]

@@ -25,8 +25,8 @@ class SpatialBlock(ScaleShiftTable):
         self.attn2 = CrossAttention(dim, num_heads, bias)
         self.ff = FeedForward(dim)
         # Between blocks parallel/ keeps the patches cut; only attention within a frame needs them whole.
-        self.a2a_to_frames = Seam("switch", dim=2, other=1)
-        self.a2a_to_patches = Seam("switch", dim=1, other=2)
+        self.a2a_to_frames = Seam("switch", dim=2, swap_dim=1)
+        self.a2a_to_patches = Seam("switch", dim=1, swap_dim=2)
 
     def forward(
         self,

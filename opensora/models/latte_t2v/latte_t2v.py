@@ -107,13 +107,13 @@ class LatteT2V(ScaleShiftTable):
         self.caption_projection = CaptionProjection(caption_channels, dim)
         self.factors = [1 if i < num_layers // 2 else compress_kv_factor for i in range(num_layers)]
         sizes = (dim, num_attention_heads, attention_bias)
-        self.enter = Seam("split", dim=2)
-        self.mask_to_frames = Seam("switch", dim=2, other=1)
+        self.split_seq = Seam("split", dim=2)
+        self.mask_to_frames = Seam("switch", dim=2, swap_dim=1)
         self.transformer_blocks = nn.ModuleList(SpatialBlock(*sizes, factor, norm_eps) for factor in self.factors)
         self.temporal_transformer_blocks = nn.ModuleList(
             TemporalBlock(*sizes, factor, norm_eps) for factor in self.factors
         )
-        self.leave = Seam("gather", dim=2)
+        self.gather_seq = Seam("gather", dim=2)
         self.proj_out = nn.Linear(dim, patch_size * patch_size * self.out_channels)
         self.initialise()
 
@@ -204,7 +204,7 @@ class LatteT2V(ScaleShiftTable):
         e_BD, time_B6D = self.adaln_single(timestep)
         text = text_context(partial(self.embed_text, y, mask, drop_B), text_cache)
         within, along = self._rotations(grid, frames, x.device) if self.use_rope else (None, None)
-        x_BTSD = self.enter(self.pos_embed(x.to(self.proj_out.weight.dtype)))
+        x_BTSD = self.split_seq(self.pos_embed(x.to(self.proj_out.weight.dtype)))
         masks = self._patch_masks(attention_mask, grid)
 
         blocks = zip(self.transformer_blocks, self.temporal_transformer_blocks, self.factors, strict=True)
@@ -220,7 +220,7 @@ class LatteT2V(ScaleShiftTable):
             clip = temporal(clip, time_B6D, along)
             x_BTSD = torch.cat([clip, images], dim=1) if use_image_num else clip
         shift, scale = self.vectors(e_BD[:, None])
-        x_BTSD = self.leave(self.proj_out(norm_modulate(x_BTSD, shift, scale)))
+        x_BTSD = self.gather_seq(self.proj_out(norm_modulate(x_BTSD, shift, scale)))
         return at_least_float32(unpatchify(x_BTSD.unflatten(2, grid), self.patch_size, self.out_channels))
 
     def _rotations(self, grid: tuple[int, int], frames: int, device: torch.device) -> tuple[Rotate, Rotate]:
@@ -242,7 +242,7 @@ class LatteT2V(ScaleShiftTable):
         if mask_BTHW is None:
             return {}
         mask_BThw = nn.functional.max_pool2d((mask_BTHW != 0).float(), self.patch_size[1])
-        mask_BTS = self.mask_to_frames(self.enter(mask_BThw.flatten(2)))
+        mask_BTS = self.mask_to_frames(self.split_seq(mask_BThw.flatten(2)))
         found = {}
         for factor in {1, self.compress_kv_factor}:
             keys = nn.functional.max_pool2d(mask_BTS.unflatten(2, grid), factor).flatten(2) > 0

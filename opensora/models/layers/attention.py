@@ -72,8 +72,8 @@ class SelfAttention(nn.Module):
         self.k_norm = RMSNorm(self.head_dim) if qk_norm else nn.Identity()
         self.proj = nn.Linear(dim, dim)
         if crosses_split:
-            self.a2a_to_heads = Seam("switch", dim=2, other=-2, over="heads")
-            self.a2a_to_tokens = Seam("switch", dim=-2, other=2, over="heads")
+            self.a2a_to_heads = Seam("switch", dim=2, swap_dim=-2, axis="heads")
+            self.a2a_to_tokens = Seam("switch", dim=-2, swap_dim=2, axis="heads")
 
     def forward(
         self, x: Tensor, rotate: Callable[[Tensor], Tensor] | None = None, mask: Tensor | None = None

@@ -1,6 +1,6 @@
-"""Places where parallel/ may step in: a seam, where a tensor may be cut over ranks, and pieces that ranks may share.
+"""Seams: places in a model where parallel/ may install an exchange between ranks.
 
-Here the first is the identity and the second a loop; neither has parameters.
+Without one a `Seam` is the identity and a `TileMap` is a loop. Neither has parameters, so no weight name depends on them.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -8,37 +8,45 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+TileOp = Callable[[Callable[[Tensor], Tensor], Iterable[Tensor]], Iterator[Tensor]]
+
 
 class Seam(nn.Module):
-    """Marks a place in a forward pass.
+    """Marks a place in a forward pass; `op` is what happens there, and None means nothing.
 
-    split: from here on each rank holds a slice along `dim`. gather: from here on `dim` is whole again.
-    switch: `dim` becomes whole and `other` is cut instead, `over` says whether that axis holds frames or heads (or gives
-    it back). A module with switches over both leaves the choice to parallel/, which uses one sort and not the other.
-    A number of an axis means the same at all seams of a model: 2 the tokens that are split, 1 frames, -2 heads.
+    split: after it each rank holds a slice along `dim`. gather: after it `dim` is whole again.
+    switch: after it `dim` is whole and `swap_dim` is split instead. `axis` says if the switch trades the tokens for frames
+    or for heads, or takes them back. A module that has switches of both axes leaves the choice to parallel/.
+    A dimension means the same at all seams of a model: 2 the tokens that are split, 1 frames, -2 heads.
+    Raises ValueError when a switch has no `swap_dim`, or another kind has one.
     """
 
     def __init__(
         self,
         kind: Literal["split", "gather", "switch"],
         dim: int,
-        other: int | None = None,
-        over: Literal["frames", "heads"] = "frames",
+        swap_dim: int | None = None,
+        axis: Literal["frames", "heads"] = "frames",
     ):
         super().__init__()
-        if (kind == "switch") != (other is not None):
-            raise ValueError(f"Seam: kind {kind!r} with other={other}; only a switch names a second dimension")
-        self.kind, self.dim, self.other, self.over = kind, dim, other, over
+        if (kind == "switch") != (swap_dim is not None):
+            raise ValueError(f"Seam: kind {kind!r} with swap_dim={swap_dim}; only a switch has a second dimension")
+        self.kind, self.dim, self.swap_dim, self.axis = kind, dim, swap_dim, axis
+        self.op: Callable[[Tensor], Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        return x
+        return x if self.op is None else self.op(x)
 
     def extra_repr(self) -> str:
-        return f"{self.kind}, dim={self.dim}" + (f", other={self.other}" if self.other is not None else "")
+        return f"{self.kind}, dim={self.dim}" + (f", swap_dim={self.swap_dim}" if self.swap_dim is not None else "")
 
 
 class TileMap(nn.Module):
-    """Codes pieces that do not depend on each other, as an autoencoder's tiles; results come in the pieces' order."""
+    """Encodes or decodes independent pieces, such as an autoencoder's tiles. Results keep the order of the pieces."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.op: TileOp = map
 
     def forward(self, code: Callable[[Tensor], Tensor], pieces: Iterable[Tensor]) -> Iterator[Tensor]:
-        return map(code, pieces)
+        return self.op(code, pieces)

@@ -154,10 +154,10 @@ class PixArt(SpaceTimeDenoiser):
         time_B6D = modulation_rows(self.t_block, t_BD, 6)
         text = text_context(functools.partial(self.embed_text, y, mask, drop_B), text_cache)
 
-        x_B1ND = self.enter(x_BTSD.flatten(1, 2).unsqueeze(1))
+        x_B1ND = self.split_seq(x_BTSD.flatten(1, 2).unsqueeze(1))
         for block in self.blocks:
             x_B1ND = block(x_B1ND, text, time_B6D)
-        x_B1ND = self.leave(self.final_layer(x_B1ND, t_BD))
+        x_B1ND = self.gather_seq(self.final_layer(x_B1ND, t_BD))
         return self.to_latents(x_B1ND.squeeze(1), x.shape[2:])
 
 

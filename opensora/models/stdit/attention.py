@@ -22,8 +22,8 @@ class SpatialAttention(SelfAttention):
     def __init__(self, dim: int, num_heads: int, **options: Any):
         super().__init__(dim, num_heads, crosses_split=True, **options)
         # Between blocks parallel/ keeps the patches cut; here it gives each rank whole frames, or else some of the heads.
-        self.a2a_to_frames = Seam("switch", dim=2, other=1)
-        self.a2a_to_patches = Seam("switch", dim=1, other=2)
+        self.a2a_to_frames = Seam("switch", dim=2, swap_dim=1)
+        self.a2a_to_patches = Seam("switch", dim=1, swap_dim=2)
 
     def forward(self, x_BTSD: Tensor, rotate: Rotate | None = None, mask: Tensor | None = None) -> Tensor:
         """rotate: position embedding of a frame's patches; mask: as in SelfAttention, cut as the frames are."""

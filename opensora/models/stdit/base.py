@@ -49,8 +49,8 @@ class SpaceTimeDenoiser(Denoiser):
         self.t_embedder = TimestepEmbedder(hidden_size)
         self.t_block = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 6 * hidden_size))
         self.y_embedder = CaptionEmbedder(caption_channels, hidden_size, model_max_length)
-        self.enter = Seam("split", dim=2)
-        self.leave = Seam("gather", dim=2)
+        self.split_seq = Seam("split", dim=2)
+        self.gather_seq = Seam("gather", dim=2)
 
     def start_small(self) -> None:
         """PixArt's start of what surrounds the blocks: spread weights, small conditioning."""

@@ -137,11 +137,11 @@ class STDiT(SpaceTimeDenoiser):
         time_B6D, still_B6D = (modulation_rows(self.t_block, each, 6) for each in (t_BD, t0_BD))
         text = Text(text_context(partial(self.embed_text, y, mask, drop_B), text_cache))
 
-        x_BTSD = self.enter(x_BTSD)
+        x_BTSD = self.split_seq(x_BTSD)
         for i, block in enumerate(self.blocks):
             position_TD = self.pos_embed_temporal[0] if i == 0 else None
             x_BTSD = block(x_BTSD, text, time_B6D, position_TD, x_mask, still_B6D)
-        x_BTSD = self.leave(self.final_layer(x_BTSD, t_BD, x_mask, t0_BD))
+        x_BTSD = self.gather_seq(self.final_layer(x_BTSD, t_BD, x_mask, t0_BD))
         return self.to_latents(x_BTSD.flatten(1, 2), x.shape[2:])
 
 

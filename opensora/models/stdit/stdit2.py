@@ -173,11 +173,11 @@ class STDiT2(AnySizeDenoiser):
         )
         text = Text(text_context(partial(self.embed_text, y, mask, drop_B), text_cache))
 
-        x_BTSD = self.enter(x_BTSD)
+        x_BTSD = self.split_seq(x_BTSD)
         for block in self.blocks:
             x_BTSD = block(x_BTSD, text, rotate, *modulation)
         # Given frames are told their size here and the others are not: wrong, but weights were trained so.
-        x_BTSD = self.leave(self.final_layer(x_BTSD, t_BD, x_mask, still_size_BD))
+        x_BTSD = self.gather_seq(self.final_layer(x_BTSD, t_BD, x_mask, still_size_BD))
         return self.to_latents(x_BTSD.flatten(1, 2), x.shape[2:])
 
 

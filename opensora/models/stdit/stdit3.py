@@ -226,12 +226,12 @@ class STDiT3(AnySizeDenoiser):
             else Windows.over(len(x), grid, self.kernel_size, self.rope, scale)
         )
 
-        x_BTSD = self.enter(x_BTSD)
+        x_BTSD = self.split_seq(x_BTSD)
         for i, spatial in enumerate(self.spatial_blocks):
             x_BTSD = spatial(x_BTSD, text, frame_place, time_B6D, x_mask, still_B6D)
             if i < len(self.temporal_blocks):
                 x_BTSD = self.temporal_blocks[i](x_BTSD, text, time_place, time_B6D, x_mask, still_B6D)
-        x_BTSD = self.leave(self.final_layer(x_BTSD, t_BD, x_mask, t0_BD))
+        x_BTSD = self.gather_seq(self.final_layer(x_BTSD, t_BD, x_mask, t0_BD))
         return self.to_latents(x_BTSD.flatten(1, 2), x.shape[2:])
 
     def _embed_given(self, cond: Tensor | None, cond_mask: Tensor | None, shape: torch.Size) -> Tensor:
