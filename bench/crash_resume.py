@@ -179,12 +179,12 @@ def train(run_dir: str, rank: int, ranks: int, store: str, log_file: str) -> Non
     try:
         config = config_file(Path(run_dir))
         run = load_config(config)
-        world = worlds.meet_at(Path(store), rank, ranks, select("cpu"), run.timeout_seconds)
+        world = worlds.init_from_file(Path(store), rank, ranks, select("cpu"), run.timeout_seconds)
         with watching(world, run.timeout_seconds):
             state = build_training(run, world, config)
             train_on(state)
             state.metrics.close()
-        worlds.stop()
+        worlds.shutdown()
     except Exception:
         traceback.print_exc()
         os._exit(1)  # at once: the other rank may wait for this one

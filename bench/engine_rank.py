@@ -129,7 +129,7 @@ def main(argv: list[str]) -> int:
     platform = select()
     use_kernels(platform)
     run = replace(run, dtype=platform.choose_dtype(run.dtype))
-    world = worlds.start(platform, run.timeout_seconds, run.sp_size or 1)
+    world = worlds.init(platform, run.timeout_seconds, run.sp_size or 1)
     torch.set_num_threads(1)  # alike on one rank and on two
     peak = PeakMemory(platform)
     state = build_training(run, world, config)
@@ -139,7 +139,7 @@ def main(argv: list[str]) -> int:
     state.metrics.close()
     if world.is_main:
         send_result(result)
-    worlds.stop()
+    worlds.shutdown()
     return 0
 
 

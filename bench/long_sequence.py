@@ -190,14 +190,14 @@ def main(argv: list[str]) -> int:
     name, ranks = argv
     platform = select()
     use_kernels(platform)
-    world = worlds.start(platform, TIMEOUT_SECONDS, sp_size=int(ranks))
+    world = worlds.init(platform, TIMEOUT_SECONDS, sp_size=int(ranks))
     torch.set_num_threads(1)
     return_freed_memory()
     figures = step_on_rank(CASES[name], platform, world)
     per_rank = gather_objects(figures)
     if world.is_main:
         send_result({key: max(rank[key] for rank in per_rank) for key in figures})
-    worlds.stop()
+    worlds.shutdown()
     return 0
 
 

@@ -108,9 +108,9 @@ def one_rank() -> Iterator[Any]:
     from opensora.platforms import select
 
     try:
-        yield world.start(select("cpu"), timeout_seconds=60)
+        yield world.init(select("cpu"), timeout_seconds=60)
     finally:
-        world.stop()
+        world.shutdown()
 
 
 def _serve(connection: Connection) -> None:
@@ -137,7 +137,7 @@ def _answer(job: bytes) -> bytes:
         return pickle.dumps((False, traceback.format_exc()))
     finally:
         with contextlib.suppress(RuntimeError):  # a peer that failed may have left already
-            world.stop()
+            world.shutdown()
 
 
 def _join(rank: int, size: int, store: str, timeout: float) -> None:
@@ -148,4 +148,4 @@ def _join(rank: int, size: int, store: str, timeout: float) -> None:
     from opensora.platforms import select
 
     torch.manual_seed(0)
-    world.join(dist.FileStore(store, size), rank, size, rank, select("cpu"), timeout)
+    world.init_process_group(dist.FileStore(store, size), rank, size, rank, select("cpu"), timeout)

@@ -58,11 +58,11 @@ def replay_command(run_dir: str, overrides: Sequence[str]) -> int:
     platform = select()
     use_kernels(platform)
     run = replace(run, dtype=platform.choose_dtype(run.dtype))
-    world = worlds.start(platform, run.timeout_seconds, sp_size)
+    world = worlds.init(platform, run.timeout_seconds, sp_size)
     found = replay(build_replay(run, world, str(config), step), step, gradients)
     if world.is_main:
         _show(found, Path(run_dir))
-    worlds.stop()
+    worlds.shutdown()
     return 0
 
 

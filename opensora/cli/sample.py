@@ -95,14 +95,14 @@ def sample_command(config: str, overrides: Sequence[str], prompts: Sequence[str]
         use_kernels(platform)
         run = replace(loaded.run, dtype=platform.choose_dtype(loaded.run.dtype))
         plan = plan_sampling(run, config)
-    world = worlds.start(platform, run.timeout_seconds, run.sp_size)
+    world = worlds.init(platform, run.timeout_seconds, run.sp_size)
     with watching(world, run.timeout_seconds) as watch:
         sampler, settings = build_sampler(plan, world.device)
         # Groups finish at different times, and however long that takes: the watch sees who still goes on.
         worlds.set_timeout(AS_LONG_AS_IT_TAKES)
-        step = partial(next, watch.loading(itertools.count(), 0, 1))
+        step = partial(next, watch.track(itertools.count(), 0, 1))
         sample(plan.requests, apply_sequence_parallel(sampler, world, run.sp_mode), world, run.save_dir, settings, step)
-    worlds.stop()
+    worlds.shutdown()
     return 0
 
 

@@ -46,7 +46,7 @@ def train_command(config: str, overrides: Sequence[str]) -> int:
     platform = select()
     use_kernels(platform)
     run = replace(run, dtype=platform.choose_dtype(run.dtype))
-    world = worlds.start(platform, run.timeout_seconds, sp_size)
+    world = worlds.init(platform, run.timeout_seconds, sp_size)
     log.logger().info("%d rank(s), plugin %s, %s, device %s", size, run.plugin, run.dtype, world.device)
     if sp_size > 1:
         log.logger().info("%d data rank(s); %d ranks share each sample (%s)", world.data_size, sp_size, run.sp_mode)
@@ -54,7 +54,7 @@ def train_command(config: str, overrides: Sequence[str]) -> int:
         training = build_training(run, world, config)
         training.preview = build_previews(training)
         per_step = run.micro_batches // world.data_size
-        training.batches = watch.loading(training.batches, training.start_step, per_step)
+        training.batches = watch.track(training.batches, training.start_step, per_step)
         try:
             finished = train(training)
         except BaseException:
@@ -62,7 +62,7 @@ def train_command(config: str, overrides: Sequence[str]) -> int:
             raise
         training.metrics.close()
     log.logger().info("done: %s" if finished else "stopped on request, saved: %s", Path(run.run_dir).resolve())
-    worlds.stop()
+    worlds.shutdown()
     return 0
 
 

@@ -117,20 +117,20 @@ def build_loader(
             batch_size=None,
             sampler=requests,
             num_workers=num_workers,
-            worker_init_fn=_obey_parent_alone,
+            worker_init_fn=_ignore_group_sigterm,
         )
     )
 
 
-def _obey_parent_alone(worker: int) -> None:
+def _ignore_group_sigterm(worker: int) -> None:
     """Launchers send SIGTERM to all processes of a rank, which needs its workers to finish the step before it leaves."""
     if sys.platform != "linux":
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
     os._exit(0)

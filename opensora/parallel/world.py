@@ -1,7 +1,7 @@
-"""The process group: torchrun's environment, or one process alone; and its cut into sequence groups.
+"""The process group, from torchrun's environment or for one process alone, and its sequence groups.
 
-`start` is called once per process; `current` is where it is afterwards. The ranks stand in a mesh of data x sequence:
-`sp_size` ranks that follow each other are a sequence group, whose ranks share the tokens of the same samples.
+`init` is called once per process; `current` returns its result afterwards. The ranks form a mesh of data x sequence:
+`sp_size` consecutive ranks are a sequence group, and share the tokens of the same samples.
 """
 
 import ctypes
@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from opensora.errors import ConfigError
-from opensora.parallel.background import join_all
+from opensora.parallel.async_save import join_all
 from opensora.parallel.watchdog.rendezvous import restart_store
 from opensora.platforms import Platform
 from opensora.platforms.cpu import cores
@@ -30,9 +30,9 @@ _REMEDY = "start with `torchrun --nproc_per_node N ...`, or unset all of them to
 
 @dataclass(frozen=True)
 class World:
-    """Where this process stands. Data ranks see different samples; all of them share one optimizer step.
+    """This process's place in the mesh. Data ranks see different samples; all of them share one optimizer step.
 
-    The ranks of a sequence group have one data rank. Gradients are averaged over all `size` ranks.
+    The ranks of a sequence group have the same data rank. Gradients are averaged over all `size` ranks.
     """
 
     global_rank: int
@@ -44,7 +44,7 @@ class World:
     sequence_rank: int = 0  # in the sequence group
     sequence_size: int = 1
     sequence_group: dist.ProcessGroup | None = field(default=None, compare=False, repr=False)  # None: a group of one
-    timeout: timedelta | None = field(default=None, compare=False, repr=False)  # of an exchange; None: its backend's
+    timeout: timedelta | None = field(default=None, compare=False, repr=False)  # of a collective; None: the backend's
 
     @property
     def is_main(self) -> bool:
@@ -60,10 +60,10 @@ class World:
 _current: World | None = None
 
 
-def start(platform: Platform, timeout_seconds: float, sp_size: int = 1) -> World:
-    """Join the ranks torchrun started, or make a group of one. A collective older than `timeout_seconds` fails.
+def init(platform: Platform, timeout_seconds: float, sp_size: int = 1) -> World:
+    """Join the ranks torchrun started, or make a group of one. A collective that takes `timeout_seconds` fails.
 
-    sp_size: ranks of a sequence group. A second call returns the world of the first.
+    sp_size: ranks in a sequence group. A second call returns the world of the first.
     Raises ConfigError when the environment contradicts itself, or `sp_size` does not divide the number of ranks.
     """
     if _current is not None:
@@ -78,28 +78,28 @@ def start(platform: Platform, timeout_seconds: float, sp_size: int = 1) -> World
             f"{platform.device_count()}; lower --nproc_per_node"
         )
     if local_size > 1 and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, cores() // local_size))  # else every rank takes every core
-    _end_with_torchrun()
+        torch.set_num_threads(max(1, cores() // local_size))  # by default every rank takes every core
+    _die_with_parent()
     if size > 1 or "RANK" in os.environ:
         store, rank, size = next(dist.rendezvous("env://", rank, size, timeout=timedelta(seconds=timeout_seconds)))
         if "TORCHELASTIC_RUN_ID" in os.environ:
             store = restart_store(store, rank, size, timeout_seconds)
     else:
         store = dist.HashStore()  # in memory: no port that another run could hold
-    return join(store, rank, size, local_rank, platform, timeout_seconds, sp_size)
+    return init_process_group(store, rank, size, local_rank, platform, timeout_seconds, sp_size)
 
 
-def _end_with_torchrun() -> None:
+def _die_with_parent() -> None:
     """Have Linux kill this rank when torchrun is killed.
 
-    torchrun gives each rank a session of its own, so `kill -9` of it or of its process group leaves the ranks running,
-    and they would go on writing where the next start resumes.
+    torchrun gives each rank a session of its own, so `kill -9` of torchrun or of its process group leaves the ranks
+    running, and they would go on writing to the folder where the next start resumes.
     """
     if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-def join(
+def init_process_group(
     store: dist.Store,
     rank: int,
     size: int,
@@ -108,7 +108,7 @@ def join(
     timeout_seconds: float,
     sp_size: int = 1,
 ) -> World:
-    """Join the ranks that meet at `store`; `start` is for everyday use."""
+    """Join the ranks that meet at `store`; commands call `init`."""
     global _current
     # torch 2.14 renames two collectives; the new names do not exist in older versions, nor in colossalai
     warnings.filterwarnings("ignore", message=r".*(all_gather_into|reduce_scatter)_tensor", category=FutureWarning)
@@ -116,16 +116,16 @@ def join(
     timeout = timedelta(seconds=timeout_seconds)
     dist.init_process_group(platform.backend, store=store, rank=rank, world_size=size, timeout=timeout)
     _current = World(rank, size, data_rank=rank, data_size=size, local_rank=local_rank, device=device, timeout=timeout)
-    return _current if sp_size == 1 else divide(sp_size)
+    return _current if sp_size == 1 else split_sequence_groups(sp_size)
 
 
-def meet_at(file: Path, rank: int, size: int, platform: Platform, timeout_seconds: float) -> World:
-    """Join ranks of this machine that meet at a file, for starts without torchrun; nothing but them may use it."""
-    return join(dist.FileStore(str(file), size), rank, size, rank, platform, timeout_seconds)
+def init_from_file(file: Path, rank: int, size: int, platform: Platform, timeout_seconds: float) -> World:
+    """Join ranks of this machine that meet at a file, for starts without torchrun; only they may use the file."""
+    return init_process_group(dist.FileStore(str(file), size), rank, size, rank, platform, timeout_seconds)
 
 
-def divide(sp_size: int) -> World:
-    """Cut the ranks into sequence groups of `sp_size` that follow each other; every rank calls it. The world now.
+def split_sequence_groups(sp_size: int) -> World:
+    """Split the ranks into sequence groups of `sp_size` consecutive ranks and return the new world. Every rank calls it.
 
     Raises ConfigError when `sp_size` does not divide the number of ranks.
     """
@@ -133,10 +133,10 @@ def divide(sp_size: int) -> World:
     here = current()
     check_sequence_size(sp_size, here.size, "world")
     group: Any = None
-    for first in range(0, here.size, sp_size) if sp_size > 1 else ():  # a group is made by all ranks, its own or not
-        made = dist.new_group(list(range(first, first + sp_size)), timeout=here.timeout)
+    for first in range(0, here.size, sp_size) if sp_size > 1 else ():  # all ranks must make every group
+        candidate = dist.new_group(list(range(first, first + sp_size)), timeout=here.timeout)
         if first <= here.global_rank < first + sp_size:
-            group = made
+            group = candidate
     data_rank, sequence_rank = divmod(here.global_rank, sp_size)
     _current = replace(
         here,
@@ -150,13 +150,13 @@ def divide(sp_size: int) -> World:
 
 
 def set_timeout(timeout: timedelta, group: dist.ProcessGroup | None = None) -> None:
-    """How long an exchange of `group` (None = all ranks) may take from now on."""
+    """Set how long a collective of `group` (None = all ranks) may take from now on."""
     change = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout  # its name before torch 2.14
     change(timeout, group)
 
 
 def check_sequence_size(sp_size: int, size: int, where: str) -> None:
-    """Raise ConfigError when `size` ranks do not make whole sequence groups of `sp_size`."""
+    """Raise ConfigError unless `size` ranks make whole sequence groups of `sp_size`."""
     if sp_size < 1 or size % sp_size:
         allowed = ", ".join(str(n) for n in range(1, size + 1) if size % n == 0)
         raise ConfigError(
@@ -166,14 +166,14 @@ def check_sequence_size(sp_size: int, size: int, where: str) -> None:
 
 
 def current() -> World:
-    """The world that `start` joined; RuntimeError before that."""
+    """The world that `init` returned; RuntimeError before that."""
     if _current is None:
-        raise RuntimeError("world.current() was called before world.start()")
+        raise RuntimeError("world.current() was called before world.init()")
     return _current
 
 
-def stop() -> None:
-    """Leave the group; a later `start` may join another."""
+def shutdown() -> None:
+    """Leave the group; a later `init` may join another."""
     global _current
     _current = None
     join_all()
@@ -182,7 +182,7 @@ def stop() -> None:
 
 
 def rank_from_environment() -> tuple[int, int]:
-    """(rank, number of ranks) as torchrun says; (0, 1) without it. Works before `start`.
+    """(rank, number of ranks) from torchrun's variables; (0, 1) without them. Works before `init`.
 
     Raises ConfigError when the variables are incomplete, not numbers or out of range.
     """
@@ -202,7 +202,7 @@ def rank_from_environment() -> tuple[int, int]:
 
 
 def local_size_from_environment() -> int:
-    """Ranks that torchrun starts on this machine; without its word, all of them. Works before `start`."""
+    """Ranks that torchrun starts on this machine; all ranks when it does not say. Works before `init`."""
     return _integer("LOCAL_WORLD_SIZE", rank_from_environment()[1])
 
 

@@ -21,10 +21,9 @@ from opensora.config import as_dict
 from opensora.errors import CheckpointError
 from opensora.log import logger
 from opensora.parallel import collectives
-from opensora.parallel.background import AsyncWorker
+from opensora.parallel.async_save import AsyncWorker, HostSnapshot
 from opensora.parallel.collectives import broadcast_object
 from opensora.parallel.engine import Engine
-from opensora.parallel.host_copy import HostSnapshot
 from opensora.parallel.world import World
 from opensora.schema import TrainRun
 from opensora.training import checkpoint
@@ -108,7 +107,7 @@ class RunFolder:
         write = self._copy(step, bad_rows)
         waited = time.monotonic() - began
         if self._background is not None:
-            self._background.start(lambda group: self._report(step, write(group), waited, began))
+            self._background.submit(lambda group: self._report(step, write(group), waited, began))
             return time.monotonic() - began
         folder = write(None)
         waited = time.monotonic() - began
@@ -118,7 +117,7 @@ class RunFolder:
     def finish(self) -> None:
         """Wait until the last save is on the disk; CheckpointError, on every rank, when it failed."""
         if self._background is not None:
-            self._background.wait()
+            self._background.join()
 
     def save_failed(self) -> bool:
         """Whether the save that is or was written beside training has failed; `finish` or the next save raises why."""
@@ -137,7 +136,7 @@ class RunFolder:
             checkpoint.save,
             self.path,
             step,
-            self._host.take(self._state()) if self._background is not None else self._state(),
+            self._host.copy(self._state()) if self._background is not None else self._state(),
             weights,
             copy.deepcopy(configs),
             copy.deepcopy({"config": as_dict(self.run), "bad_rows": bad_rows, "guard": self.guard.state()}),

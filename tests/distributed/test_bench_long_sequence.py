@@ -13,7 +13,7 @@ from tests.dist import Pool
 
 
 def a_step(case: Case) -> dict[str, Any]:
-    here = world.divide(collectives.world_size())
+    here = world.split_sequence_groups(collectives.world_size())
     return_freed_memory()
     step_on_rank(Case(4, 8, 8), select("cpu"), here)  # allocations that only the first step makes
     return step_on_rank(case, select("cpu"), here)

@@ -45,7 +45,7 @@ def train_until(run_dir: str, keys: str, until: int) -> int:
     """Train as a scheduler lets it: asked to stop in the middle of the accumulation of step `until`. Where it began."""
     run = load(DEBUG, [*OPTIONS, f"run_dir={run_dir!r}", *keys.split()], TrainRun).run
     ranks = world.current().size
-    training = build_training(run, world.divide(sequence_size(run, ranks, ranks, DEBUG)), DEBUG)
+    training = build_training(run, world.split_sequence_groups(sequence_size(run, ranks, ranks, DEBUG)), DEBUG)
     seen: list[int] = []
 
     def watched(batches: Any) -> Any:

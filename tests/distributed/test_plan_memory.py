@@ -58,7 +58,7 @@ def added_bytes(warm: TrainRun, run: TrainRun, shared: int) -> int:
 
     shared: ranks that share each sample.
     """
-    world.divide(shared)
+    world.split_sequence_groups(shared)
     assert return_freed_memory()
     steps(warm)
     peak = PeakMemory()

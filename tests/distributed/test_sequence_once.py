@@ -31,7 +31,7 @@ def batch(number: int, data_rank: int) -> Batch:
 
 def take_all() -> tuple[int, list[bool]]:
     """(batches this rank made, whether each it was given is its group's)."""
-    here, made = world.divide(2), 0
+    here, made = world.split_sequence_groups(2), 0
 
     def load() -> Iterator[Batch]:
         nonlocal made
@@ -58,7 +58,7 @@ def test_one_rank_loads_for_its_group() -> None:
 
 def shared_values() -> list[bool]:
     """Odd values: none, without a number, of no dimension, truth values, nested."""
-    here = world.divide(2)
+    here = world.split_sequence_groups(2)
     values: list[Any] = [
         None,
         {"empty": torch.empty(0, 3), "one": (torch.tensor(2.5, dtype=torch.float64), [torch.tensor([True, False])])},
@@ -88,7 +88,7 @@ class Stubborn(Exception):
 
 
 def fail(kind: str) -> str:
-    here = world.divide(2)
+    here = world.split_sequence_groups(2)
 
     def load() -> Iterator[Batch]:
         yield batch(0, 0)
@@ -108,7 +108,7 @@ def test_a_failure_reaches_the_whole_group() -> None:
 
 def receive_badly(what: str) -> str:
     """Rank 3 of 4 gets a number wrong on the way, or has taken a batch more than the others."""
-    here = world.divide(2)
+    here = world.split_sequence_groups(2)
     receive = collectives.broadcast_from
 
     def damage(tensor: Tensor, source: int, group: Any) -> None:

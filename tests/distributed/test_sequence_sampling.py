@@ -42,7 +42,7 @@ class Halving(nn.Module):
 
 
 def shared_sampler(sp_size: int, mode: Any = "dsp") -> tuple[Sampler, world.World]:
-    here, sampler = world.divide(sp_size), stdit_sampler()
+    here, sampler = world.split_sequence_groups(sp_size), stdit_sampler()
     sampler.codec.vae = Halving()
     return apply_sequence_parallel(sampler, here, mode), here
 
@@ -209,7 +209,7 @@ def test_pieces_with_gradients_are_each_ranks_own() -> None:
 def commands(ports: tuple[int, int], folder: str, sp_size: int) -> None:
     """Train, then sample, as two commands on the ranks that torchrun starts."""
     rank, size = world.current().global_rank, world.current().size
-    world.stop()
+    world.shutdown()
     changes = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
     changes |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": 1}
     with mock.patch.dict(os.environ, {name: str(value) for name, value in changes.items()}):

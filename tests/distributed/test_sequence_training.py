@@ -31,7 +31,7 @@ COMMON = ("micro_batches=2", "batch_size=1", "save_every=0", *ODD, *SENSITIVE, V
 
 def train_on_mesh(run_dir: str, sp_size: int, *overrides: str) -> tuple[int, int]:
     """Train in groups of `sp_size`; (clips this rank decoded, captions it encoded)."""
-    here = world.divide(sp_size)
+    here = world.split_sequence_groups(sp_size)
     run = load(DEBUG, [*COMMON, f"steps={STEPS}", f"run_dir={run_dir!r}", *overrides], TrainRun).run
     decoded: list[int] = []
     clip = MovingShapes.clip
@@ -102,7 +102,7 @@ def test_without_the_scaling_of_gradients_the_curve_is_another(tmp_path: Path, a
 def weights_after_resume(run_dir: str, sp_size: int, plugin: str) -> dict[str, Tensor]:
     """Weights and averages that a run takes over from its checkpoint."""
     run = load(DEBUG, [*COMMON, f"run_dir={run_dir!r}", f"plugin={plugin}"], TrainRun).run
-    training = build_training(run, world.divide(sp_size), DEBUG)
+    training = build_training(run, world.split_sequence_groups(sp_size), DEBUG)
     training.metrics.close()
     assert training.ema is not None
     averages = {f"average {name}": tensor for name, tensor in training.ema.weights().items()}

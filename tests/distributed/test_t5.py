@@ -98,7 +98,7 @@ def test_a_network_that_trains_is_refused() -> None:
 
 def encode_together(folder: str, how: str) -> int:
     """Rounds in which the ranks (tensor: the groups of 2) miss different numbers of captions; calls of the encoder."""
-    here = world.divide(2) if how == "tensor" else world.current()
+    here = world.split_sequence_groups(2) if how == "tensor" else world.current()
     whole = Codec(torch.nn.Identity(), load("t5", folder), "cpu", torch.float32)
     cut = distributed_codec(torch.nn.Identity(), load("t5", folder), here, torch.float32, how, "run.py")
     calls: list[Any] = []

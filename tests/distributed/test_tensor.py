@@ -35,7 +35,7 @@ def make_optimizer(parameters: Any) -> torch.optim.Optimizer:
 
 
 def make_engine(model: Any, tp_size: int, sp_size: int = 1, plugin: str = "hybrid", dtype: str = "fp32") -> Engine:
-    here = world.divide(tp_size * sp_size) if tp_size * sp_size > 1 else world.current()
+    here = world.split_sequence_groups(tp_size * sp_size) if tp_size * sp_size > 1 else world.current()
     group = sequence_subgroup(here.sequence_group, tp_size)
     if sp_size > 1:
         shard_sequence(model, group)
@@ -111,7 +111,7 @@ def test_four_ranks_in_a_mesh(tp_size: int, sp_size: int) -> None:
 
 def waits() -> tuple[set[float], float]:
     """(seconds that exchanges of the groups of a hybrid run may take, of the run)."""
-    here = world.divide(4)
+    here = world.split_sequence_groups(4)
     plugin = build(PLUGINS, {"type": "hybrid", "tp_size": 2})
     engine: Any = plugin.apply(build_model("STDiT"), make_optimizer, "fp32", 0.05, here)
     groups = [
@@ -173,7 +173,7 @@ def test_checkpoints_know_nothing_of_it(tmp_path: Path) -> None:
 
 
 def refused(name: str, tp_size: int) -> str:
-    here = world.divide(2)
+    here = world.split_sequence_groups(2)
     plugin = build(PLUGINS, {"type": "hybrid", "tp_size": tp_size})
     with pytest.raises(ConfigError) as error:
         plugin.apply(build_model(name), tiny.make_optimizer, "fp32", 0.0, here)
@@ -184,7 +184,9 @@ def one_head() -> str:
     torch.manual_seed(0)
     model = build(MODELS, small("STDiT", num_heads=3, hidden_size=72))
     with pytest.raises(ConfigError) as error:
-        build(PLUGINS, {"type": "hybrid", "tp_size": 2}).apply(model, tiny.make_optimizer, "fp32", 0.0, world.divide(2))
+        build(PLUGINS, {"type": "hybrid", "tp_size": 2}).apply(
+            model, tiny.make_optimizer, "fp32", 0.0, world.split_sequence_groups(2)
+        )
     return str(error.value)
 
 

@@ -31,7 +31,7 @@ def opensora() -> Iterator[Opensora]:
         try:
             return main(arguments)
         finally:
-            world.stop()
+            world.shutdown()
 
     yield call
     log.handlers[:], log.propagate, log.level = before[0], before[1], before[2]

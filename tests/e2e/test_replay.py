@@ -108,12 +108,12 @@ def test_without_a_checkpoint_before_it_the_run_is_begun_again(run_dir: Path) ->
 
 
 def train_shared(folder: str, *overrides: str) -> None:
-    world.divide(2)
+    world.split_sequence_groups(2)
     train_here(folder, TRAIN, "plugin=zero2-seq", "sp_size=2", *overrides)
 
 
 def again_shared(folder: str, step: int, *changes: str) -> Replay:
-    world.divide(2)
+    world.split_sequence_groups(2)
     return again(folder, step, *changes)
 
 

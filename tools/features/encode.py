@@ -295,12 +295,12 @@ def encode_command(config: str, folder: str, overrides: Sequence[str]) -> int:
     platform = select()
     use_kernels(platform)
     run = replace(run, dtype=platform.choose_dtype(run.dtype))
-    world = worlds.start(platform, run.timeout_seconds)
+    world = worlds.init(platform, run.timeout_seconds)
     counts = encode(run, config, folder, world, variants=variants, only=only)
     share = f"rank {rank} of {size}: " if size > 1 else ""
     for kind, count in counts.items():
         print(f"{share}{kind}: {count}")
-    worlds.stop()
+    worlds.shutdown()
     # Of several ranks one may have had nothing but bad rows, and leaving with an error would end the others.
     if size == 1 and any(count.bad and not count.made and not count.kept for count in counts.values()):
         raise DataError(f"{config}: key 'dataset': no clip could be encoded; see the rows above; mend the manifest")

@@ -9,10 +9,10 @@ import threading
 def exit_process(code: int) -> None:
     """End a process that may be one of several ranks.
 
-    After a failure at once: another rank may wait for this one in a collective, and Python's own exit would hang. After
-    success with all that Python does at its end, but without the destructors of libraries: now and then one of two ranks,
-    done and saved, was aborted there by a thread that nobody had joined (gloo's outlive their group), and torchrun
-    called the job failed.
+    After a failure it ends at once: another rank may wait for this one in a collective, and Python's own exit would hang.
+    After success it runs everything that Python runs at its end, but no destructors of libraries: now and then they
+    aborted one of two ranks that was done and had saved, because of a thread that nobody had joined (gloo's outlive their
+    group), and torchrun called the job failed.
     """
     if not code:
         threading._shutdown()  # type: ignore[attr-defined]

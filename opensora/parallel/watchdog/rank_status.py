@@ -1,6 +1,6 @@
-"""How far every rank is, and what follows from that when the job stands still: who holds the others up.
+"""How far every rank is, and which rank holds the others up when the job stands still.
 
-Pure bookkeeping on times that the caller gives; `watch.py` fills it.
+Pure bookkeeping on times that the caller passes in; `watchdog.py` fills it.
 """
 
 import json
@@ -14,146 +14,153 @@ STARTING = "starting"
 
 @dataclass(frozen=True)
 class Progress:
-    """What one rank says of itself."""
+    """The report of one rank about itself."""
 
     beat: int  # grows while the process runs, whatever its main thread does
     doing: str = STARTING
     step: int = 0  # optimizer step, counted from 1
-    exchanges: Mapping[str, int] = field(default_factory=dict)  # group of ranks -> collectives of it entered here
-    left: str | None = None  # why it will exchange nothing any more: "" at a good end, otherwise the error
-    cut_off: bool = False  # an exchange failed here; another rank is to blame
+    collectives: Mapping[str, int] = field(default_factory=dict)  # process group -> collectives of it entered here
+    left: str | None = None  # set when the rank enters no more collectives: "" after a good end, otherwise the error
+    cut_off: bool = False  # a collective failed here; another rank is to blame
 
-    def text(self) -> str:
+    def to_json(self) -> str:
         return json.dumps(asdict(self))
 
     @staticmethod
-    def read(text: str | bytes) -> "Progress":
+    def from_json(text: str | bytes) -> "Progress":
         return Progress(**json.loads(text))
 
-    def where(self) -> str:
+    def describe(self) -> str:
         return self.doing if self.doing == STARTING else f"{self.doing} step {self.step}"
 
-    def moved_from(self, other: "Progress") -> bool:
-        """Whether its main thread did anything since."""
-        return (self.doing, self.step, self.exchanges) != (other.doing, other.step, other.exchanges)
+    def progressed_since(self, other: "Progress") -> bool:
+        """Whether the main thread has done anything since."""
+        return (self.doing, self.step, self.collectives) != (other.doing, other.step, other.collectives)
 
 
-class Clock:
-    """Seconds that pass while this process runs: a pause in which it was suspended, and the others with it, is left out.
+class SuspendAwareClock:
+    """Seconds that pass while this process runs. A pause in which the whole job was suspended is left out.
 
-    longest: seconds between two looks; what goes beyond is such a pause.
+    longest: seconds between two reads; a longer gap is such a pause.
     """
 
     def __init__(self, now: float, longest: float):
-        self._looked, self._longest, self._missed = now, longest, 0.0
+        self._last_read, self._longest, self._suspended = now, longest, 0.0
 
     def read(self, now: float) -> float:
-        """The time on this clock when the system's says `now`."""
-        pause, self._looked = now - self._looked, now
+        """The time on this clock when the system clock shows `now`."""
+        pause, self._last_read = now - self._last_read, now
         if pause > self._longest:
-            self._missed += pause
-        return now - self._missed
+            self._suspended += pause
+        return now - self._suspended
 
 
 @dataclass
-class _Seen:
+class _Observed:
     progress: Progress
     beat_at: float  # when its beat last changed, on the observer's clock
-    moved_at: float  # when it last moved
+    moved_at: float  # when it last progressed
 
 
-class Table:
-    """What an observer has heard of all ranks. Times are seconds of the observer's own clock."""
+class RankTable:
+    """The latest report of every rank, as one observer has read them. Times are seconds of the observer's clock."""
 
     def __init__(self, ranks: int, now: float):
-        self._seen = {rank: _Seen(Progress(beat=-1), now, now) for rank in range(ranks)}
+        self._observed = {rank: _Observed(Progress(beat=-1), now, now) for rank in range(ranks)}
 
-    def note(self, heard: Mapping[int, Progress], now: float) -> None:
-        for rank, progress in heard.items():
-            seen = self._seen[rank]
-            if progress.moved_from(seen.progress):
-                seen.moved_at = now
-            if progress.beat != seen.progress.beat:
-                seen.beat_at = now
-            seen.progress = progress
+    def update(self, reports: Mapping[int, Progress], now: float) -> None:
+        for rank, progress in reports.items():
+            observed = self._observed[rank]
+            if progress.progressed_since(observed.progress):
+                observed.moved_at = now
+            if progress.beat != observed.progress.beat:
+                observed.beat_at = now
+            observed.progress = progress
 
-    def standstill(self, now: float, limit: float) -> str | None:
-        """Which ranks hold the job up for more than `limit` seconds, and how; None when none does."""
-        running = {rank: seen for rank, seen in self._seen.items() if seen.progress.left is None}
-        silent = {rank: now - seen.beat_at for rank, seen in running.items() if now - seen.beat_at > limit}
-        still = {rank: now - seen.moved_at for rank, seen in running.items() if now - seen.moved_at > limit}
-        waiting = {  # those as well who waited until their exchange failed
-            rank: now - seen.moved_at
-            for rank, seen in self._seen.items()
-            if seen.progress.left is None or seen.progress.cut_off
+    def find_stalled(self, now: float, limit: float) -> str | None:
+        """A sentence on the ranks that hold the job up for more than `limit` seconds; None when none does."""
+        running = {rank: each for rank, each in self._observed.items() if each.progress.left is None}
+        silent = {rank: now - each.beat_at for rank, each in running.items() if now - each.beat_at > limit}
+        still = {rank: now - each.moved_at for rank, each in running.items() if now - each.moved_at > limit}
+        waiting = {  # with the ranks that waited until their collective failed
+            rank: now - each.moved_at
+            for rank, each in self._observed.items()
+            if each.progress.left is None or each.progress.cut_off
         }
-        long = {rank: seconds for rank, seconds in waiting.items() if seconds > limit}
+        waiting_long = {rank: seconds for rank, seconds in waiting.items() if seconds > limit}
         loading = {rank: seconds for rank, seconds in still.items() if running[rank].progress.doing == LOADING}
-        for found, what in (
+        for ranks, fault in (
             (silent, "sent no sign of life"),
-            (self._awaited(still, long), "kept the others waiting"),
-            (self._awaited(loading, waiting), "kept the others waiting"),
+            (self._late_ranks(still, waiting_long), "kept the others waiting"),
+            (self._late_ranks(loading, waiting), "kept the others waiting"),
             (loading, "stood still"),
         ):
-            if found:
-                return self._say(found, what)
+            if ranks:
+                return self._describe(ranks, fault)
         return None
 
-    def silent(self, rank: int, now: float, limit: float) -> str | None:
-        """Whether this rank has sent no sign of life for more than `limit` seconds, in words; None when it has."""
-        seen = self._seen[rank]
-        quiet = seen.progress.left is None and now - seen.beat_at > limit
-        return self._say({rank: now - seen.beat_at}, "sent no sign of life") if quiet else None
+    def is_silent(self, rank: int, now: float, limit: float) -> str | None:
+        """A sentence if this rank has sent no sign of life for more than `limit` seconds; otherwise None."""
+        observed = self._observed[rank]
+        silent = observed.progress.left is None and now - observed.beat_at > limit
+        return self._describe({rank: now - observed.beat_at}, "sent no sign of life") if silent else None
 
-    def culprit(self, now: float, silence: float) -> str | None:
-        """After an exchange failed: who failed first, or is gone, not heard of for `silence` seconds; None so far."""
-        there = {
-            rank: seen for rank, seen in self._seen.items() if not seen.progress.cut_off and seen.progress.left != ""
+    def first_failure(self, now: float, silence: float) -> str | None:
+        """After a collective failed: the rank that failed first, or that was silent for `silence` seconds; None so far."""
+        suspects = {
+            rank: each
+            for rank, each in self._observed.items()
+            if not each.progress.cut_off and each.progress.left != ""
         }
-        for rank, seen in there.items():
-            if seen.progress.left:
-                return f"rank {rank}: failed, {seen.progress.where()}: {seen.progress.left}"
-        gone = {rank: now - seen.beat_at for rank, seen in there.items() if now - seen.beat_at >= silence}
-        return self._say(gone, "sent no sign of life") if gone else None
+        for rank, each in suspects.items():
+            if each.progress.left:
+                return f"rank {rank}: failed, {each.progress.describe()}: {each.progress.left}"
+        silent = {rank: now - each.beat_at for rank, each in suspects.items() if now - each.beat_at >= silence}
+        return self._describe(silent, "sent no sign of life") if silent else None
 
-    def behind(self) -> str | None:
-        """Which ranks live, but did not come to the exchange that failed on the others; None when all came."""
-        failed = {rank: 0.0 for rank, seen in self._seen.items() if seen.progress.cut_off}
-        others = {rank: 0.0 for rank, seen in self._seen.items() if not seen.progress.cut_off}
-        late = [f"rank {rank}: kept the others waiting, {self._seen[rank].progress.where()}"
-                for rank in self._awaited(others, failed)]  # fmt: skip
-        return _list(late) if late else None
+    def missing_from_collective(self) -> str | None:
+        """The ranks that live but did not enter the collective that failed on the others; None when all entered."""
+        failed = {rank: 0.0 for rank, each in self._observed.items() if each.progress.cut_off}
+        others = {rank: 0.0 for rank, each in self._observed.items() if not each.progress.cut_off}
+        late = self._late_ranks(others, failed)
+        return _join(
+            [f"rank {rank}: kept the others waiting, {self._observed[rank].progress.describe()}" for rank in late]
+        )
 
-    def _awaited(self, ranks: Mapping[int, float], waiting: Mapping[int, float]) -> dict[int, float]:
-        """Those of `ranks` whom `waiting` ones wait for in a collective of a group of both, and who wait for nobody.
+    def _late_ranks(self, ranks: Mapping[int, float], waiting: Mapping[int, float]) -> dict[int, float]:
+        """The `ranks` that `waiting` ranks wait for, in a collective of a group of both, and that wait for nobody.
 
-        Both say for how many seconds a rank has not moved; the result, for how many it kept another waiting.
+        Both arguments give the seconds since a rank progressed; the result gives the seconds it kept another waiting.
         """
-        most: dict[str, tuple[int, float]] = {}  # group -> collectives entered, and how long who entered it stands
-        least: dict[str, int] = {}
+        # Per group: the most collectives that a waiting rank has entered, with its seconds, and the fewest of `ranks`.
+        most: dict[str, tuple[int, float]] = {}
+        fewest: dict[str, int] = {}
         for rank, seconds in waiting.items():
-            for group, count in self._seen[rank].progress.exchanges.items():
+            for group, count in self._observed[rank].progress.collectives.items():
                 most[group] = max(most.get(group, (count, seconds)), (count, seconds))
         for rank in ranks:
-            for group, count in self._seen[rank].progress.exchanges.items():
-                least[group] = min(least.get(group, count), count)
+            for group, count in self._observed[rank].progress.collectives.items():
+                fewest[group] = min(fewest.get(group, count), count)
         late: dict[int, float] = {}
-        first: dict[int, float] = {}
+        waits_for_nobody: dict[int, float] = {}
         for rank, seconds in ranks.items():
-            entered = self._seen[rank].progress.exchanges
-            kept = [min(seconds, most[group][1]) for group in entered if entered[group] < most.get(group, (0,))[0]]
-            if kept:
-                late[rank] = max(kept)
-                if all(count <= least[group] for group, count in entered.items()):
-                    first[rank] = late[rank]
-        return first or late  # each may wait for another, in turn
+            entered = self._observed[rank].progress.collectives
+            delays = [min(seconds, most[group][1]) for group in entered if entered[group] < most.get(group, (0,))[0]]
+            if delays:
+                late[rank] = max(delays)
+                if all(count <= fewest[group] for group, count in entered.items()):
+                    waits_for_nobody[rank] = late[rank]
+        return waits_for_nobody or late  # the late ranks may all wait for each other, in different groups
 
-    def _say(self, found: Mapping[int, float], what: str) -> str:
-        return _list(
-            [f"rank {rank}: {what} for {found[rank]:.0f} s, {self._seen[rank].progress.where()}" for rank in found]
+    def _describe(self, seconds: Mapping[int, float], fault: str) -> str | None:
+        return _join(
+            [
+                f"rank {rank}: {fault} for {seconds[rank]:.0f} s, {self._observed[rank].progress.describe()}"
+                for rank in seconds
+            ]
         )
 
 
-def _list(what: Sequence[str], shown: int = 3) -> str:
-    more = len(what) - shown
-    return "; ".join(what[:shown]) + (f"; and {more} more" if more > 0 else "")
+def _join(sentences: Sequence[str], shown: int = 3) -> str | None:
+    more = len(sentences) - shown
+    return "; ".join(sentences[:shown]) + (f"; and {more} more" if more > 0 else "") or None

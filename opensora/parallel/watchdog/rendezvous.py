@@ -1,8 +1,8 @@
-"""A store of their own for the ranks of one start, when the server behind it has served an earlier start.
+"""A store for the ranks of one start, when the server behind it has served an earlier start.
 
-torchrun keeps one server over its restarts (torch 2.14). The addresses that the ranks of the start before left there would
-be taken for those of the ranks now. The number of restarts cannot tell the starts apart: every machine
-counts for itself.
+torchrun keeps one server over its restarts (torch 2.14). Without a store of their own, the ranks would take the addresses
+that an earlier start left there for their own. The number of restarts cannot tell the starts apart: every machine counts
+for itself.
 """
 
 import time
@@ -16,31 +16,32 @@ _POLL_SECONDS = 0.02
 
 
 def restart_store(store: dist.Store, rank: int, size: int, timeout_seconds: float) -> dist.Store:
-    """The part of `store` that these ranks alone use; every rank calls it. Whatever is in the store does not matter.
+    """The part of `store` that only these ranks use; every rank calls it. Old contents of the store do no harm.
 
-    Every rank says a word nobody has said before; rank 0 answers each with the name of this start until all have
-    taken it. Raises RankLost, with the ranks that did not come, after `timeout_seconds`.
+    Each rank publishes a random token; rank 0 replies with this restart's ID until all ranks have acknowledged it.
+    Raises RankLost, with the ranks that did not come, after `timeout_seconds`.
     """
-    name, until = uuid.uuid4().hex, time.monotonic() + timeout_seconds
+    token, deadline = uuid.uuid4().hex, time.monotonic() + timeout_seconds
     if rank == 0:
-        _answer(store, name, set(range(1, size)), until, timeout_seconds)
+        restart_id = token
+        _serve_id(store, restart_id, set(range(1, size)), deadline, timeout_seconds)
     else:
-        name = _ask(store, rank, word=name, until=until, timeout_seconds=timeout_seconds)
-    return dist.PrefixStore(f"start-{name}", store)
+        restart_id = _request_id(store, rank, token, deadline, timeout_seconds)
+    return dist.PrefixStore(f"start-{restart_id}", store)
 
 
-def _answer(store: dist.Store, name: str, missing: set[int], until: float, timeout_seconds: float) -> None:
-    answered: dict[int, bytes] = {}
+def _serve_id(store: dist.Store, restart_id: str, missing: set[int], deadline: float, timeout_seconds: float) -> None:
+    replied: dict[int, bytes] = {}
     while missing:
         for rank in sorted(missing):
-            if store.check([f"round/{name}/{rank}"]):
+            if store.check([f"restart/{restart_id}/{rank}"]):
                 missing.remove(rank)
-            elif store.check([f"round/word/{rank}"]) and (word := store.get(f"round/word/{rank}")) != answered.get(
-                rank
-            ):
-                store.set(f"round/answer/{rank}", f"{word.decode()} {name}")
-                answered[rank] = word
-        if time.monotonic() > until:
+            elif store.check([f"restart/token/{rank}"]):
+                token = store.get(f"restart/token/{rank}")
+                if token != replied.get(rank):  # it may be an earlier start's; the rank will overwrite it
+                    store.set(f"restart/reply/{rank}", f"{token.decode()} {restart_id}")
+                    replied[rank] = token
+        if time.monotonic() > deadline:
             few = ", ".join(map(str, sorted(missing)[:8]))
             raise RankLost(
                 f"start: rank(s) {few} did not come within {timeout_seconds} s; look at their logs and machines"
@@ -49,14 +50,14 @@ def _answer(store: dist.Store, name: str, missing: set[int], until: float, timeo
             time.sleep(_POLL_SECONDS)
 
 
-def _ask(store: dist.Store, rank: int, word: str, until: float, timeout_seconds: float) -> str:
-    store.set(f"round/word/{rank}", word)
+def _request_id(store: dist.Store, rank: int, token: str, deadline: float, timeout_seconds: float) -> str:
+    store.set(f"restart/token/{rank}", token)
     while True:
-        if store.check([f"round/answer/{rank}"]):
-            heard, name = store.get(f"round/answer/{rank}").decode().split()
-            if heard == word:
-                store.set(f"round/{name}/{rank}", "here")
-                return name
-        if time.monotonic() > until:
+        if store.check([f"restart/reply/{rank}"]):
+            replied_token, restart_id = store.get(f"restart/reply/{rank}").decode().split()
+            if replied_token == token:
+                store.set(f"restart/{restart_id}/{rank}", "here")
+                return restart_id
+        if time.monotonic() > deadline:
             raise RankLost(f"start: rank 0 did not come within {timeout_seconds} s; look at its log and machine")
         time.sleep(_POLL_SECONDS)

@@ -1,15 +1,15 @@
-"""How a rank ends."""
+"""The end of a rank's process."""
 
 import signal
 import subprocess
 import sys
 
 
-def test_a_rank_that_is_done_leaves_without_the_destructors_of_libraries() -> None:
-    """An abort among those is no failure of the run; what Python does at its end is done."""
+def test_exit_skips_library_destructors() -> None:
+    """An abort in a destructor is no failure of the run; Python's own exit handlers run."""
     script = (
         "import atexit, ctypes, sys, threading, time\n"
-        "from opensora.parallel.watchdog.process_exit import leave\n"
+        "from opensora.parallel.watchdog.process_exit import exit_process\n"
         "library = ctypes.CDLL(None)\n"
         "library.on_exit(ctypes.cast(library.abort, ctypes.c_void_p), None)\n"
         "atexit.register(lambda: sys.stdout.write('handlers '))\n"
@@ -19,7 +19,7 @@ def test_a_rank_that_is_done_leaves_without_the_destructors_of_libraries() -> No
         "{}(0)\n"
     )
     codes, texts = [], []
-    for way in ("sys.exit", "leave"):
+    for way in ("sys.exit", "exit_process"):
         ended = subprocess.run([sys.executable, "-c", script.format(way)], capture_output=True, text=True, check=False)
         codes.append(ended.returncode)
         texts.append(ended.stdout)
@@ -27,7 +27,7 @@ def test_a_rank_that_is_done_leaves_without_the_destructors_of_libraries() -> No
     assert texts[1] == "threads handlers "
 
 
-def test_the_command_line_leaves_so() -> None:
+def test_command_line_exits_without_destructors() -> None:
     script = (
         "import ctypes, sys\n"
         "from opensora.cli.main import program\n"

@@ -23,8 +23,8 @@ def test_one_process_needs_no_environment() -> None:
         assert here.device == torch.device("cpu")
         assert here.is_main
         assert world.current() is here
-        assert world.start(select("cpu"), 60) is here
-    with pytest.raises(RuntimeError, match=r"before world.start"):
+        assert world.init(select("cpu"), 60) is here
+    with pytest.raises(RuntimeError, match=r"before world.init"):
         world.current()
 
 
@@ -66,7 +66,7 @@ def test_a_second_start_after_stop_makes_a_new_group() -> None:
 def start_like_a_launcher(threads: str | None) -> int:
     """What torch's thread count becomes when 2 ranks share this machine."""
     with pytest.MonkeyPatch.context() as patch:
-        world.stop()
+        world.shutdown()
         patch.setenv("RANK", "0")
         patch.setenv("WORLD_SIZE", "1")
         patch.setenv("LOCAL_WORLD_SIZE", "2")
@@ -77,7 +77,7 @@ def start_like_a_launcher(threads: str | None) -> int:
             patch.setenv("OMP_NUM_THREADS", threads)
         torch.set_num_threads(cores() + 3)
         try:
-            world.start(select("cpu"), 60)
+            world.init(select("cpu"), 60)
             return torch.get_num_threads()
         finally:
             torch.set_num_threads(1)
@@ -90,7 +90,7 @@ def test_ranks_share_the_cores_unless_the_user_says_otherwise() -> None:
 
 def mesh(sp_size: int) -> tuple[int, ...]:
     """Where this rank stands in groups of `sp_size`, and the sum of the ranks' numbers over its group."""
-    here = world.divide(sp_size)
+    here = world.split_sequence_groups(sp_size)
     assert world.current() is here
     assert here.is_group_leader == (here.sequence_rank == 0)
     assert (here.sequence_group is None) == (sp_size == 1)
@@ -116,8 +116,8 @@ def test_sequence_groups_are_whole(sp_size: int) -> None:
 
 def test_a_start_that_cannot_make_the_groups_joins_nothing() -> None:
     with pytest.raises(ConfigError, match=r"key 'sp_size': found 2 on 1 rank\(s\)"):
-        world.start(select("cpu"), 60, sp_size=2)
-    with pytest.raises(RuntimeError, match=r"before world.start"):
+        world.init(select("cpu"), 60, sp_size=2)
+    with pytest.raises(RuntimeError, match=r"before world.init"):
         world.current()
 
 

@@ -363,7 +363,7 @@ def test_a_rank_with_bad_rows_alone_does_not_end_the_others(
     config = footage(tmp_path / "data")
     monkeypatch.setattr(tool, "encode", lambda *_, **__: {"video": tool.Count(bad=1)})
     monkeypatch.setattr("opensora.parallel.world.rank_from_environment", lambda: (0, ranks))
-    monkeypatch.setattr("opensora.parallel.world.start", lambda *_: None)
+    monkeypatch.setattr("opensora.parallel.world.init", lambda *_: None)
     if ranks == 1:
         with pytest.raises(DataError, match="no clip could be encoded"):
             tool.encode_command(str(config), str(tmp_path / "store"), [])

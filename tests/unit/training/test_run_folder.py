@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from opensora.config import load
 from opensora.errors import CheckpointError, WeightsError
 from opensora.parallel import dcp, world
-from opensora.parallel.background import join_all
+from opensora.parallel.async_save import join_all
 from opensora.registry import PLUGINS, build
 from opensora.schema import TrainRun
 from opensora.training import run_folder as keep_module
