@@ -78,7 +78,9 @@ def build_training(run: TrainRun, world: World, where: str, folder: RunFolder | 
     if run.grad_checkpoint:
         checkpoint_activations(task.trained.checkpoint_blocks())
     if world.sequence_size > tensor_size(run):
-        shard_sequence(task.trained, sequence_subgroup(world.sequence_group, tensor_size(run)), run.sp_mode)
+        shard_sequence(
+            task.trained, sequence_subgroup(world.sequence_group, tensor_size(run), world.timeout), run.sp_mode
+        )
     engine = plugin.apply(
         task.trained.train(),
         lambda params: build(OPTIMIZERS, run.optimizer, params=params),

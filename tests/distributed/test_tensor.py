@@ -36,7 +36,7 @@ def make_optimizer(parameters: Any) -> torch.optim.Optimizer:
 
 def make_engine(model: Any, tp_size: int, sp_size: int = 1, plugin: str = "hybrid", dtype: str = "fp32") -> Engine:
     here = world.split_sequence_groups(tp_size * sp_size) if tp_size * sp_size > 1 else world.current()
-    group = sequence_subgroup(here.sequence_group, tp_size)
+    group = sequence_subgroup(here.sequence_group, tp_size, here.timeout)
     if sp_size > 1:
         shard_sequence(model, group)
     options = {"tp_size": tp_size} if plugin == "hybrid" else {}
@@ -115,7 +115,7 @@ def waits() -> tuple[set[float], float]:
     plugin = build(PLUGINS, {"type": "hybrid", "tp_size": 2})
     engine: Any = plugin.apply(build_model("STDiT"), make_optimizer, "fp32", 0.05, here)
     groups = [
-        sequence_subgroup(here.sequence_group, 2),
+        sequence_subgroup(here.sequence_group, 2, here.timeout),
         engine._tensor_group,
         engine._reducers[1]._group,
         here.sequence_group,

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from opensora.errors import ConfigError
 from opensora.parallel import collectives
 from opensora.parallel.colossal.accelerator import import_colossalai, set_accelerator
+from opensora.parallel.colossal.tensor_policy import boost
 from opensora.parallel.engine import Engine, Forward, OptimizerFactory, clip_factor, is_finite, place, squared_norm
 from opensora.parallel.reducer import Reducer
-from opensora.parallel.tensor_parallel import boost, check_heads, has_partial_grad, shard_spec
+from opensora.parallel.tensor_parallel import check_heads, partial_grad_names, tensor_shards
 from opensora.parallel.world import World
 from opensora.registry import PLUGINS
 
@@ -76,11 +77,12 @@ class HybridEngine(Engine):
     ):
         super().__init__(module, world, grad_clip)
         set_accelerator(world.device)
-        self._booster, wrapped, plugin = boost(module, tensor_size, world.sequence_size // tensor_size)
+        self._booster, wrapped, plugin = boost(module, tensor_size, world.sequence_size // tensor_size, world.timeout)
         self._tensor_size, self._tensor_group = tensor_size, plugin.tp_group
         self.model = Forward(wrapped, dtype, world.device, cast_inputs=False)
         self.optimizer = optimizer_factory(list(self.trainable.values()))
-        self._cuts = {name: cut for name, each in self.trainable.items() if (cut := shard_spec(each)) is not None}
+        self._cuts = {name: spec for name, spec in tensor_shards(module).items() if name in self.trainable}
+        self._partial = [self.trainable[name] for name in sorted(partial_grad_names(module) & self.trainable.keys())]
         self._cut = [each for name, each in self.trainable.items() if name in self._cuts]
         self._whole = [each for name, each in self.trainable.items() if name not in self._cuts]
         # What is whole is averaged over all ranks, so that it cannot drift apart; a piece over those that hold the same.
@@ -93,8 +95,8 @@ class HybridEngine(Engine):
         for reducer in self._reducers:
             reducer.end()
         if last and self._tensor_size > 1:
-            for parameter in self._whole:
-                if has_partial_grad(parameter) and parameter.grad is not None:
+            for parameter in self._partial:
+                if parameter.grad is not None:
                     parameter.grad.mul_(self._tensor_size)  # of the sum over heads, the mean over ranks took a part
 
     def step(self, accept: Callable[[float], bool] = is_finite) -> float:
@@ -120,7 +122,7 @@ class HybridEngine(Engine):
             part = even[name]
             if name in self._cuts:
                 whole = collectives.gather_shards(part, self.shapes[name].numel()).view(self.shapes[name])
-                part = self._cuts[name].own(whole).flatten()
+                part = self._cuts[name].shard(whole).flatten()
             piece.copy_(part)
 
     def _gather(self, name: str, piece: Tensor) -> Tensor:
