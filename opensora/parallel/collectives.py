@@ -1,6 +1,6 @@
-"""The exchanges between ranks that the rest of the system uses. Sums only: gloo's average is not reliable.
+"""Collectives that the rest of the system uses. Sums only: gloo's average is not reliable.
 
-Without a `group` they are between all ranks.
+Without a `group` they are among all ranks.
 """
 
 from typing import Any, TypeVar
@@ -10,8 +10,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
-
-
 Group = dist.ProcessGroup | None
 
 
@@ -26,7 +24,7 @@ def rank() -> int:
 
 
 def sum_over_ranks(tensor: Tensor, group: Group = None) -> Tensor:
-    """The sum of every rank's `tensor` (same shape and device everywhere); the argument is left as it is."""
+    """The sum of every rank's `tensor`, of the same shape and device on all; the argument stays as it is."""
     total = tensor.detach().clone()
     if world_size(group) > 1:
         dist.all_reduce(total, group=group)
@@ -34,7 +32,7 @@ def sum_over_ranks(tensor: Tensor, group: Group = None) -> Tensor:
 
 
 def barrier() -> None:
-    """Wait for every rank; under gloo the error after a timeout names the ranks that did not come."""
+    """Wait for every rank; under gloo the error after a timeout names the missing ranks."""
     if world_size() == 1:
         return
     if dist.get_backend() == dist.Backend.GLOO:
@@ -52,13 +50,13 @@ def broadcast_object(value: T, group: Group = None) -> T:
 
 
 def broadcast_from(tensor: Tensor, source: int, group: Group = None) -> None:
-    """Overwrite `tensor` with that of the rank that has the number `source` in the group."""
+    """Overwrite `tensor` with that of rank `source` of the group, counted in the group."""
     if world_size(group) > 1:
         dist.broadcast(tensor, src=source if group is None else dist.get_global_rank(group, source), group=group)
 
 
 def first_rank(group: Group = None) -> int:
-    """The number, among all ranks, of the group's first one."""
+    """The global rank of the group's first rank."""
     return 0 if group is None else dist.get_global_rank(group, 0)
 
 
@@ -97,7 +95,7 @@ def broadcast_tensors(tensors: list[Tensor]) -> None:
 
 
 def shard_length(numel: int, size: int | None = None) -> int:
-    """Elements per rank of a flat tensor cut as torch.chunk cuts; the last ranks may hold fewer."""
+    """Elements per rank of a flat tensor that torch.chunk splits; the last ranks may hold fewer."""
     return -(-numel // (size or world_size()))
 
 
@@ -108,7 +106,7 @@ def shard(flat: Tensor) -> Tensor:
 
 
 def gather_shards(piece: Tensor, numel: int) -> Tensor:
-    """Put the pieces made by `shard` together again: [numel], on every rank."""
+    """The inverse of `shard`: [numel], on every rank."""
     if world_size() == 1:
         return piece
     length = shard_length(numel)

@@ -1,4 +1,4 @@
-"""Sharded state on disk through torch.distributed.checkpoint: written by any number of ranks, read by any other."""
+"""Sharded state on disk through torch.distributed.checkpoint (DCP). Any number of ranks may read it."""
 
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from opensora.parallel import collectives
 
 
 def open_file(path: Path, mode: str) -> IO[bytes]:
-    """Open one file of a sharded state: every byte read or written passes here."""
+    """Open one file of a sharded state: every read and write of one goes through here."""
     return path.open(mode)
 
 
@@ -31,7 +31,7 @@ class _Files(FileSystem):
 
 
 def _root_cause(error: BaseException) -> BaseException:
-    """The OSError during which `error` came up, if there is one."""
+    """The OSError that led to `error`, if there is one."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError):
@@ -43,7 +43,7 @@ def _root_cause(error: BaseException) -> BaseException:
 def save_sharded(state: Mapping[str, Any], folder: Path, group: collectives.Group = None) -> None:
     """Write `state` (tensors and DTensors) to `folder`, one file per rank, and flush it to the disk. All ranks call.
 
-    group: what the ranks exchange over; it has all of them.
+    group: for DCP's own collectives; all ranks are in it.
     Raises OSError on every rank when one cannot write, CheckpointError when it fails in another way.
     """
     writer = dcp.FileSystemWriter(folder, overwrite=True)
@@ -55,9 +55,9 @@ def save_sharded(state: Mapping[str, Any], folder: Path, group: collectives.Grou
 
 
 def load_sharded(state: Mapping[str, Any], folder: Path) -> None:
-    """Read `folder` into the tensors of `state`, whatever number of ranks wrote it. All ranks call.
+    """Read `folder` into the tensors of `state`, for any number of ranks that wrote it. All ranks call.
 
-    A part of the checkpoint of which `state` wants nothing at all (for example the whole of `ema/`) is left out.
+    A part of the checkpoint that has no key in `state` at all (for example `ema/`) is skipped.
     Raises CheckpointError when names or sizes differ, OSError when a file cannot be read.
     """
     reader = dcp.FileSystemReader(folder)
@@ -82,10 +82,10 @@ def _check_fit(saved: Mapping[str, tuple], wanted: Mapping[str, tuple], folder: 
             if key in saved and saved[key] != wanted[key]
         ],
     }
-    found = "; ".join(f"{what}: {_first_few(keys)}" for what, keys in faults.items() if keys)
-    if found:
+    differences = "; ".join(f"{fault}: {_first_few(keys)}" for fault, keys in faults.items() if keys)
+    if differences:
         raise CheckpointError(
-            f"{folder}: the checkpoint does not fit this model: {found}; allowed: exactly the tensors of the run that "
+            f"{folder}: the checkpoint does not fit this model: {differences}; allowed: exactly the tensors of the run that "
             "wrote it; resume with that run's config, or choose a new run_dir"
         )
 
@@ -97,7 +97,7 @@ def _first_few(keys: Iterable[str], shown: int = 3) -> str:
 
 
 def _first_cause(failure: CheckpointException, what: str) -> Exception:
-    """An OSError of any rank if there is one: the caller knows what to say about full disks."""
+    """An OSError of any rank if there is one, because the caller has advice for full disks; else a CheckpointError."""
     causes = {rank: cause for rank, (cause, _) in sorted(failure.failures.items())}
     for cause in causes.values():
         if isinstance(cause, OSError):

@@ -1,6 +1,6 @@
-"""What the first rank of a sequence group does for all of it: loading and decoding clips, encoding them.
+"""Work that the first rank of a sequence group does for the whole group: loading, decoding and encoding clips.
 
-Its result travels to the others, so that they never read a video and all ranks of the group see the very same numbers.
+It broadcasts the result, so the others never read a video and all ranks of the group see the same bits.
 """
 
 import io
@@ -20,18 +20,18 @@ T = TypeVar("T")
 
 
 def run_on_leader(make: Callable[[], T], world: World) -> T:
-    """What `make` gives on the first rank of the sequence group, on each of its ranks; what it raises, all raise.
+    """Call `make` on the first rank of the sequence group; return its result, or raise its error, on all of them.
 
-    Tensors travel bit for bit: those on the CPU arrive there, those on a device on the rank's own. The rest must pickle.
+    Tensors arrive bit for bit, those of the CPU on the CPU, others on the rank's own device. The rest must pickle.
     """
     return make() if world.sequence_size == 1 else _share(make, world)[0]
 
 
 def broadcast_batches(make: Callable[[], Iterator[T]], world: World) -> Iterator[T]:
-    """The batches of the iterator that `make` gives; in a sequence group its first rank alone makes and reads it.
+    """The batches of the iterator that `make` returns; in a sequence group only the first rank makes and reads it.
 
-    Every batch is checked to be the same on all ranks of the group: its place in the sequence of batches and a checksum
-    of all it holds. Raises OpenSoraError, naming the ranks, when it is not.
+    Every batch is checked to be the same on all ranks of the group, by its number and a checksum of its contents.
+    Raises OpenSoraError, naming the ranks, when it is not.
     """
     return make() if world.sequence_size == 1 else _batches(make, world)
 
@@ -39,7 +39,7 @@ def broadcast_batches(make: Callable[[], Iterator[T]], world: World) -> Iterator
 def _batches(make: Callable[[], Iterator[T]], world: World) -> Iterator[T]:
     source: Iterator[T] | None = None
 
-    def following() -> tuple[T] | None:
+    def next_batch() -> tuple[T] | None:
         nonlocal source
         if source is None:
             source = iter(make())
@@ -49,35 +49,35 @@ def _batches(make: Callable[[], Iterator[T]], world: World) -> Iterator[T]:
 
     count = 0
     while True:
-        found, checksum = _share(following, world)
+        batch, checksum = _share(next_batch, world)
         assert_group_agrees(world, {"batch": count, "checksum": checksum})
-        if found is None:
+        if batch is None:
             return
-        yield found[0]
+        yield batch[0]
         count += 1
 
 
 def assert_group_agrees(world: World, values: dict[str, int]) -> None:
-    """OpenSoraError on every rank of the sequence group unless all of them bring the same numbers."""
+    """Raise OpenSoraError on every rank of the sequence group unless all of them pass the same numbers."""
     if world.sequence_size == 1:
         return
-    own = torch.tensor(list(values.values()), dtype=torch.int64)
-    rows = collectives.gather_rows(own, world.sequence_group).tolist()
+    row = torch.tensor(list(values.values()), dtype=torch.int64)
+    rows = collectives.gather_rows(row, world.sequence_group).tolist()
     if all(row == rows[0] for row in rows):
         return
     first = world.global_rank - world.sequence_rank
-    said = (
+    reports = (
         f"rank {first + number} has {', '.join(f'{name} {value}' for name, value in zip(values, row, strict=True))}"
         for number, row in enumerate(rows)
     )
     raise OpenSoraError(
         f"sequence parallelism: ranks {first} to {first + len(rows) - 1} share each sample but do not hold the same: "
-        f"{'; '.join(said)}; they must be equal; start again from the last checkpoint, and look at that machine"
+        f"{'; '.join(reports)}; they must be equal; start again from the last checkpoint, and look at that machine"
     )
 
 
 class _Failure:
-    """What went wrong on the first rank."""
+    """The error of the first rank, in a form that pickles."""
 
     def __init__(self, error: Exception):
         try:
@@ -88,7 +88,7 @@ class _Failure:
 
 
 def _share(make: Callable[[], T], world: World) -> tuple[T, int]:
-    """(what the first rank made, checksum of what this rank holds of it)."""
+    """(the first rank's result, checksum of this rank's copy)."""
     value: Any = None
     if world.is_group_leader:
         try:
@@ -112,7 +112,7 @@ def _share(make: Callable[[], T], world: World) -> tuple[T, int]:
 
 
 class _Packer(pickle.Pickler):
-    """Leaves tensors out and lists them."""
+    """Pickles everything but the tensors, which it lists."""
 
     def __init__(self, file: io.BytesIO):
         super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
@@ -126,15 +126,15 @@ class _Packer(pickle.Pickler):
 
 
 class _Unpacker(pickle.Unpickler):
-    """Puts empty tensors in their place and lists them."""
+    """Puts an empty tensor in the place of each one, and lists them."""
 
     def __init__(self, file: io.BytesIO, device: torch.device):
         super().__init__(file)
         self.device = device
         self.tensors: list[Tensor] = []
 
-    def persistent_load(self, found: Any) -> Tensor:
-        shape, dtype, on_cpu = found
+    def persistent_load(self, pid: Any) -> Tensor:
+        shape, dtype, on_cpu = pid
         self.tensors.append(torch.empty(shape, dtype=dtype, device="cpu" if on_cpu else self.device))
         return self.tensors[-1]
 

@@ -1,4 +1,4 @@
-"""Flat pieces of tensors that ranks hold: from the cut a plugin makes to the even one of checkpoints, and back."""
+"""Resharding of flat tensors: from the ranges that a plugin gives each rank to the even ones of checkpoints, and back."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -10,23 +10,23 @@ from torch import Tensor
 from opensora.parallel import collectives
 
 Range = tuple[int, int]  # first element, one past the last
-Cut = Mapping[str, Sequence[Range]]  # name -> what each rank holds of the flat tensor, in rank order
+ShardRanges = Mapping[str, Sequence[Range]]  # name -> the range of the flat tensor that each rank holds, in rank order
 
 
 def even_ranges(numels: Mapping[str, int]) -> dict[str, list[Range]]:
-    """What torch.chunk gives each rank of flat tensors of these lengths."""
-    cut = {}
+    """The ranges that torch.chunk gives each rank, for flat tensors of these lengths."""
+    ranges = {}
     for name, numel in numels.items():
         length = collectives.shard_length(numel)
         edges = [min(rank * length, numel) for rank in range(collectives.world_size() + 1)]
-        cut[name] = list(itertools.pairwise(edges))
-    return cut
+        ranges[name] = list(itertools.pairwise(edges))
+    return ranges
 
 
-def redistribute(pieces: Mapping[str, Tensor], have: Cut, want: Cut) -> dict[str, Tensor]:
-    """This rank's pieces, cut as `have` says -> new tensors cut as `want` says; one exchange for all. All ranks call.
+def redistribute(pieces: Mapping[str, Tensor], have: ShardRanges, want: ShardRanges) -> dict[str, Tensor]:
+    """This rank's pieces, sharded by `have` -> new tensors sharded by `want`, in one all-to-all. All ranks call.
 
-    The pieces are of one type on one device, and have the same names on every rank.
+    The pieces have one dtype and one device, and the same names on every rank.
     """
     names, here, ranks = list(pieces), collectives.rank(), range(collectives.world_size())
     if not names:
@@ -43,13 +43,13 @@ def redistribute(pieces: Mapping[str, Tensor], have: Cut, want: Cut) -> dict[str
     else:
         out = [sum(part.numel() for part in parcel) for parcel in parcels]
         dist.all_to_all_single(received, sent, [sum(each) for each in lengths], out)
-    found = {name: sent.new_empty(_length(want[name][here])) for name in names}
+    result = {name: sent.new_empty(_length(want[name][here])) for name in names}
     parts = iter(received.split([length for each in lengths for length in each]))
     for other in ranks:
         for name in names:
             common = _common(have[name][other], want[name][here])
-            found[name][_within(common, want[name][here])] = next(parts)
-    return found
+            result[name][_within(common, want[name][here])] = next(parts)
+    return result
 
 
 def _common(a: Range, b: Range) -> Range:
@@ -62,5 +62,5 @@ def _length(each: Range) -> int:
 
 
 def _within(part: Range, whole: Range) -> slice:
-    """Where a part of the flat tensor lies in a piece of it."""
+    """The place of a range of the flat tensor in a piece of it."""
     return slice(part[0] - whole[0], part[1] - whole[0]) if _length(part) else slice(0, 0)

@@ -190,7 +190,7 @@ def test_denoiser_forward_and_gradients(name: str) -> None:
 
 @pytest.mark.parametrize("name", DENOISERS)
 def test_denoiser_says_where_it_may_be_cut(name: str) -> None:
-    """tests/distributed/test_sequence.py then cuts it there."""
+    """tests/distributed/test_sequence_parallel.py then splits it there."""
     with torch.device("meta"):
         model = build(MODELS, small(name))
     seams = [module for module in model.modules() if isinstance(module, Seam)]

@@ -1,4 +1,4 @@
-"""ColossalAI's idea of the device. Its CPU accelerator raises where ZeRO asks for a stream; ours answers with none."""
+"""ColossalAI's import and its accelerator. Its own CPU accelerator raises when ZeRO needs a stream; ours has dummy ones."""
 
 import sys
 import warnings
@@ -12,8 +12,8 @@ import torch
 
 from opensora.errors import ConfigError
 
-# What the booster takes from adapters, low-rank gradients and 8-bit optimizers when it is imported. Nothing here uses
-# them; the packages would take longer than all the rest, and bitsandbytes starts every device it finds.
+# Names that the booster imports from packages for adapters, low-rank gradients and 8-bit optimizers. Nothing here uses
+# them; importing the packages takes longer than all the rest, and bitsandbytes starts every device it finds.
 _UNUSED: dict[str, tuple[str, ...]] = {
     "peft": ("PeftModel", "PeftType"),
     "peft.utils.other": ("EMBEDDING_LAYER_NAMES", "check_file_exists_on_hf_hub"),
@@ -25,7 +25,7 @@ _UNUSED: dict[str, tuple[str, ...]] = {
 
 
 def import_colossalai() -> None:
-    """Import the booster. Every use of colossalai comes after this: by itself it asks for packages that need not be here.
+    """Import the booster. Call it before any other import of colossalai, which by itself requires optional packages.
 
     Raises ConfigError with the command that installs it.
     """
@@ -42,25 +42,25 @@ def import_colossalai() -> None:
 
 @contextmanager
 def _stand_ins() -> Iterator[None]:
-    """Modules of empty classes in place of _UNUSED while the context is open; packages that are imported already stay."""
-    made: dict[str, ModuleType] = {}
-    for name, wanted in _UNUSED.items():
+    """Put modules of empty classes in the place of _UNUSED while the context is open; imported packages stay."""
+    stand_ins: dict[str, ModuleType] = {}
+    for name, classes in _UNUSED.items():
         if name.partition(".")[0] not in sys.modules:
-            made[name] = ModuleType(name)
-            made[name].__spec__ = ModuleSpec(name, None)  # by it others ask what is installed
-            vars(made[name]).update({each: type(each, (), {}) for each in wanted})
-    sys.modules.update(made)
+            stand_ins[name] = ModuleType(name)
+            stand_ins[name].__spec__ = ModuleSpec(name, None)  # importlib.util.find_spec raises without one
+            vars(stand_ins[name]).update({each: type(each, (), {}) for each in classes})
+    sys.modules.update(stand_ins)
     try:
         yield
     finally:
-        for name in made:
+        for name in stand_ins:
             del sys.modules[name]
 
 
 @contextmanager
 def _nothing_compiled() -> Iterator[None]:
-    """torch.compile leaves functions as they are: it decorates some for fp8 and ring attention, which nothing here uses,
-    and brings torch's compiler for them."""
+    """Make torch.compile return functions as they are. ColossalAI compiles some for fp8 and ring attention, which nothing
+    here uses, and that would import torch's compiler."""
     compiler = torch.compile
     torch.compile = lambda model=None, **_: model or (lambda function: function)  # type: ignore[assignment]
     try:
@@ -70,7 +70,7 @@ def _nothing_compiled() -> Iterator[None]:
 
 
 class NoStream:
-    """A stream or event of a device that does everything at once."""
+    """A stream or event of a device without streams."""
 
     def wait_stream(self, stream: Any) -> None: ...
 
@@ -87,7 +87,7 @@ class NoStream:
 
 
 def set_accelerator(device: torch.device) -> None:
-    """Tell colossalai which device the ranks use; call before anything of it is built."""
+    """Set the device that colossalai uses; call it before anything of colossalai is built."""
     import_colossalai()
     from colossalai.accelerator import api
     from colossalai.accelerator.cpu_accelerator import CpuAccelerator
@@ -97,7 +97,7 @@ def set_accelerator(device: torch.device) -> None:
         return
 
     class HostAccelerator(CpuAccelerator):
-        """Shim S1: streams and events that do nothing, a device that needs no setting; one random generator."""
+        """Shim S1: streams and events that do nothing, no current device to set, one random generator."""
 
         def get_rng_state(self, device: Any = "cpu") -> torch.Tensor:
             return torch.get_rng_state()

@@ -1,7 +1,7 @@
-"""T5's encoder cut over ranks that encode the same captions: heads and hidden units, by ColossalAI's ShardFormer.
+"""Tensor parallelism of T5's encoder for ranks that encode the same captions, by ColossalAI's ShardFormer.
 
-Its policy for T5 is broken for the gated kind, which every T5 v1.1 is (colossalai 0.5.0): the name of one layer ends
-with a blank, so it stays whole, and the two after it are cut along the wrong axes. It is mended here.
+ColossalAI's policy is wrong for the gated MLP of T5 v1.1 (colossalai 0.5.0): the name of one layer ends with a blank, so
+that layer stays whole, and the next two are sharded along the wrong axes. The policy here corrects that.
 """
 
 from typing import Any
@@ -16,11 +16,11 @@ from opensora.parallel.colossal.accelerator import set_accelerator
 
 
 def shard_t5(model: nn.Module, group: dist.ProcessGroup | None, device: torch.device) -> nn.Module:
-    """`model` (transformers' T5EncoderModel, on the CPU) with this rank's heads, hidden units and words only.
+    """`model` (transformers' T5EncoderModel, on the CPU) with only this rank's heads, hidden units and words.
 
     device: where the rank will compute.
-    The ranks of `group` (None = all) must call it together, with the same tokens, and get the same numbers as of the
-    whole model, up to rounding: a block adds up what each has. Nothing is done in a group of one.
+    The ranks of `group` (None = all) must call the result together, with the same tokens. They get the numbers of the
+    whole model up to rounding, because a block sums the ranks' results. Nothing changes in a group of one.
     Raises ConfigError for another model, or one whose heads or hidden units the group does not divide.
     """
     size = collectives.world_size(group)
@@ -31,10 +31,10 @@ def shard_t5(model: nn.Module, group: dist.ProcessGroup | None, device: torch.de
         raise ConfigError(
             f"text_encoder: {type(model).__name__} cannot be cut by heads; allowed: t5; use text_encoder_parallel='shard'"
         )
-    for what, number in {"heads": config.num_heads, "hidden units": config.d_ff}.items():
+    for unit, number in {"heads": config.num_heads, "hidden units": config.d_ff}.items():
         if number % size:
             raise ConfigError(
-                f"text_encoder: {number} {what} of T5 on groups of {size} ranks; allowed: a divisor of {number}; change "
+                f"text_encoder: {number} {unit} of T5 on groups of {size} ranks; allowed: a divisor of {number}; change "
                 "sp_size, or use text_encoder_parallel='shard'"
             )
     set_accelerator(device)
@@ -45,8 +45,8 @@ def shard_t5(model: nn.Module, group: dist.ProcessGroup | None, device: torch.de
         enable_tensor_parallelism=True,
         make_vocab_size_divisible_by=1,
     )
-    cut, _ = ShardFormer(shard_config).optimize(model, _policy())
-    return cut.eval().requires_grad_(False)
+    sharded, _ = ShardFormer(shard_config).optimize(model, _policy())
+    return sharded.eval().requires_grad_(False)
 
 
 def _policy() -> Any:
@@ -55,8 +55,8 @@ def _policy() -> Any:
     from colossalai.shardformer.policies.t5 import T5EncoderPolicy
     from transformers.models.t5.modeling_t5 import T5DenseGatedActDense
 
-    class MendedPolicy(T5EncoderPolicy):
-        """Shim S6."""
+    class GatedMlpPolicy(T5EncoderPolicy):
+        """Shim S6: ColossalAI's policy with the gated MLP corrected."""
 
         def module_policy(self) -> dict:
             policy = super().module_policy()
@@ -68,4 +68,4 @@ def _policy() -> Any:
             ]
             return policy
 
-    return MendedPolicy()
+    return GatedMlpPolicy()

@@ -14,7 +14,7 @@ from opensora.registry import PLUGINS, build, names
 from tests.dist import one_rank, run_ranks
 from tests.distributed import tiny
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 
 
 def streams_of_the_host() -> tuple[str, str]:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.distributed.test_training import ROOT
-from tests.distributed.test_watch import PATIENCE, die, free_port, hang
+from tests.distributed.test_watchdog import PATIENCE, die, free_port, hang
 
 TIMEOUT = 4  # seconds
 STEPS = 4
