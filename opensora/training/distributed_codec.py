@@ -46,7 +46,7 @@ def distributed_codec(
         )
     text_encoder.to("cpu", dtype)  # cut before it goes to the device, where the whole may not fit
     if text_parallel == "shard":
-        shard_frozen(model)
+        shard_frozen(model, None, world.device)
     else:
         text_encoder.model = shard_t5(model, partners, world.device)
 

@@ -1,10 +1,11 @@
-"""A text encoder that the ranks hold together gives what a whole one gives, and takes its share of memory."""
+"""A text encoder that the ranks hold together gives the numbers of a whole one, and takes its share of memory."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.distributed.tensor import DTensor
 
 from opensora.errors import ConfigError
 from opensora.models.codec import Codec
@@ -30,31 +31,31 @@ def load(kind: str, folder: str) -> Any:
     return build(TEXT_ENCODERS, {"type": kind, "from_pretrained": folder, **options}).load()
 
 
-def held(model: torch.nn.Module) -> int:
-    """Bytes that this rank keeps of a model."""
-    return sum(
-        tensor.nbytes for tensor in {id(each): each for each in [*model.parameters(), *model.buffers()]}.values()
-    )
+def local_bytes(model: torch.nn.Module) -> int:
+    """Bytes that this rank keeps of a model, gathered copies included."""
+    tensors = {id(each): each for each in [*model.parameters(), *model.buffers()]}.values()
+    local = (each.to_local() if isinstance(each, DTensor) else each for each in tensors)
+    return sum(each.untyped_storage().nbytes() for each in local)
 
 
 def shard(kind: str, folder: str, dtype: str) -> tuple[int, int]:
     """(bytes of the whole, bytes kept); captions differ between ranks, the number of calls does not."""
     whole, cut = load(kind, folder), load(kind, folder)
-    before = held(cut.model)
-    shard_frozen(cut.model)
+    before = local_bytes(cut.model)
+    shard_frozen(cut.model, None, torch.device("cpu"))
     for encoder in (whole, cut):
         encoder.to("cpu", getattr(torch, dtype))
     mine = CAPTIONS[collectives.rank() :] + CAPTIONS[: collectives.rank()]
     for caption in mine:
-        found, expected = cut.encode([caption]), whole.encode([caption])
-        assert torch.equal(found.text_B1LC, expected.text_B1LC)
-        assert found.mask_BL is expected.mask_BL or torch.equal(found.mask_BL, expected.mask_BL)
+        condition, expected = cut.encode([caption]), whole.encode([caption])
+        assert torch.equal(condition.text_B1LC, expected.text_B1LC)
+        assert condition.mask_BL is expected.mask_BL or torch.equal(condition.mask_BL, expected.mask_BL)
     assert cut.model.dtype is whole.model.dtype
-    return before * getattr(torch, dtype).itemsize // 4, held(cut.model)
+    return before * getattr(torch, dtype).itemsize // 4, local_bytes(cut.model)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_pieces_of_blocks_give_the_same_bits_and_halve_the_memory(encoder: tuple[str, str], dtype: str) -> None:
+def test_sharded_encoder_gives_same_bits_in_half_the_memory(encoder: tuple[str, str], dtype: str) -> None:
     for whole, kept in run_ranks(shard, 2, *encoder, dtype):
         assert 0.5 * whole <= kept < (0.53 if encoder[0] == "t5" else 0.6) * whole
     if encoder[0] == "t5":
@@ -64,16 +65,16 @@ def test_pieces_of_blocks_give_the_same_bits_and_halve_the_memory(encoder: tuple
 
 def tensor(folder: str) -> tuple[int, int]:
     whole, cut = load("t5", folder), load("t5", folder)
-    before = held(cut.model)
+    before = local_bytes(cut.model)
     cut.model = shard_t5(cut.model, None, torch.device("cpu"))
     for caption in CAPTIONS:
         torch.testing.assert_close(
             cut.encode([caption]).text_B1LC, whole.encode([caption]).text_B1LC, rtol=1e-5, atol=1e-5
         )
-    return before, held(cut.model)
+    return before, local_bytes(cut.model)
 
 
-def test_heads_and_hidden_units_over_ranks(tmp_path: Path) -> None:
+def test_tensor_parallel_t5_gives_same_numbers_in_half_the_memory(tmp_path: Path) -> None:
     folder = str(tiny_t5(tmp_path))
     for whole, kept in run_ranks(tensor, 2, folder):
         assert 0.5 * whole <= kept < 0.53 * whole
@@ -87,13 +88,13 @@ def refused(kind: str, folder: str) -> str:
     return ""
 
 
-def test_what_cannot_be_cut_by_heads_is_refused(tmp_path: Path) -> None:
+def test_tensor_parallel_refuses_other_encoders(tmp_path: Path) -> None:
     assert "BertModel cannot be cut by heads" in run_ranks(refused, 2, "hf", str(tiny_bert(tmp_path / "bert")))[0]
 
 
-def test_a_network_that_trains_is_refused() -> None:
+def test_sharding_refuses_trained_network() -> None:
     with pytest.raises(ValueError, match="only frozen"):
-        shard_frozen(torch.nn.Linear(2, 2))
+        shard_frozen(torch.nn.Linear(2, 2), None, torch.device("cpu"))
 
 
 def encode_together(folder: str, how: str) -> int:
@@ -107,14 +108,14 @@ def encode_together(folder: str, how: str) -> int:
     rounds = [[[a, a], [b, c]], [[a, a], [b, c]], [[b, d], [b, c]], [[c, c], [a, d]]]
     for batches in rounds:
         mine = batches[here.data_rank]
-        found, expected = cut.encode_text(mine), whole.encode_text(mine)
+        condition, expected = cut.encode_text(mine), whole.encode_text(mine)
         exact = {"rtol": 0, "atol": 0} if how == "shard" else {"rtol": 1e-5, "atol": 1e-5}
-        torch.testing.assert_close(found.text_B1LC, expected.text_B1LC, **exact)
-        assert torch.equal(found.mask_BL, expected.mask_BL)
+        torch.testing.assert_close(condition.text_B1LC, expected.text_B1LC, **exact)
+        assert torch.equal(condition.mask_BL, expected.mask_BL)
     return len(calls)
 
 
-def test_ranks_encode_together_whatever_their_caches_hold(tmp_path: Path) -> None:
+def test_ranks_encode_together_with_different_caches(tmp_path: Path) -> None:
     folder = str(tiny_t5(tmp_path))
     assert run_ranks(encode_together, 2, folder, "shard") == [2 + 0 + 2 + 2] * 2
     assert run_ranks(encode_together, 4, folder, "tensor") == [4, 4, 4, 4]  # each group by itself: a b d c, b c a d
@@ -127,7 +128,7 @@ def without_groups(folder: str, kind: str, how: str) -> str:
     return str(refused.value)
 
 
-def test_what_cannot_be_shared_is_refused(tmp_path: Path) -> None:
+def test_codec_refuses_what_ranks_cannot_share(tmp_path: Path) -> None:
     folder = str(tiny_t5(tmp_path))
     assert "found 'tensor' with sp_size=1" in run_ranks(without_groups, 2, folder, "t5", "tensor")[0]
     assert "holds no network" in run_ranks(without_groups, 2, folder, "classes", "shard")[0]
