@@ -18,5 +18,5 @@ def checkpoint_activations(blocks: Iterable[nn.Module]) -> None:
 
 
 def checkpoints_activations(block: nn.Module) -> bool:
-    """Whether `checkpoint_activations` was called for this block."""
+    """True if `checkpoint_activations` was called for this block."""
     return checkpoint.state(block) is not None

@@ -79,7 +79,7 @@ class AsyncWorker:
 
     @property
     def failed(self) -> bool:
-        """Whether the last job has failed on this rank; `join` raises its error."""
+        """True if the last job has failed on this rank; `join` raises its error."""
         return self._failure is not None
 
     def submit(self, job: Job) -> None:
@@ -105,7 +105,7 @@ class AsyncWorker:
 
 
 def any_running() -> bool:
-    """Whether a job of this process runs."""
+    """True while a job of this process runs."""
     return any(thread.is_alive() for thread in list(_threads))
 
 

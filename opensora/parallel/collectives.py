@@ -80,7 +80,7 @@ def gather_rows(row: Tensor, group: Group = None) -> Tensor:
 
 
 def any_rank(flag: bool, group: Group = None) -> bool:
-    """Whether `flag` is true on at least one rank."""
+    """True if `flag` is true on at least one rank."""
     count = torch.tensor(int(flag))  # on the CPU: every backend here carries CPU tensors through gloo
     return bool(sum_over_ranks(count, group).item())
 

@@ -71,7 +71,7 @@ def bytes_sent(model: nn.Module) -> int:
 
 
 class SequenceSharding:
-    """How a group splits tokens: its size, this rank's place in it, and the whole lengths of the axes now split.
+    """The split of tokens over a group: its size, this rank's place in it, and the whole lengths of the axes now split.
 
     full_lengths: by the dimension that seams give an axis. A split or a switch writes the length of the axis that it
     splits; the seam that makes the axis whole again reads it to cut the padding off.

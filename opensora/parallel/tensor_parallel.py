@@ -31,7 +31,7 @@ _HEAD_NORMS = ("q_norm", "k_norm")  # every rank holds them whole and applies th
 
 @dataclass(frozen=True)
 class TensorShard:
-    """How a parameter is sharded: as `parts` equal stretches along `dim`, and a rank holds its share of each stretch.
+    """The sharding of a parameter: `parts` equal stretches along `dim`, and a rank holds its share of each stretch.
 
     A fused qkv has three parts, so that a rank's rows are its heads' q, k and v.
     """

@@ -48,12 +48,12 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this rank writes logs and weights."""
+        """This rank writes logs and weights."""
         return self.global_rank == 0
 
     @property
     def is_group_leader(self) -> bool:
-        """Whether this rank loads, writes and counts for its sequence group."""
+        """This rank loads, writes and counts for its sequence group."""
         return self.sequence_rank == 0
 
 

@@ -1,4 +1,4 @@
-"""Saves beside training, on several ranks: what is written is what was copied, and trouble on one rank ends all."""
+"""Saves while training goes on, on several ranks: the copy is written, and trouble on one rank ends all."""
 
 import errno
 import os
@@ -72,25 +72,23 @@ def resumed(run_dir: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("plugin", "ranks"), [("zero2", 2), ("ddp", 2), ("zero2", 1)])
-def test_saving_beside_training_changes_neither_the_run_nor_the_checkpoints(
-    tmp_path: Path, plugin: str, ranks: int
-) -> None:
+def test_background_save_changes_no_run_or_checkpoint(tmp_path: Path, plugin: str, ranks: int) -> None:
     for background in (True, False):
         run_ranks(train_slowly_saved, ranks, str(tmp_path / str(background)), background)
-    beside, held_up = tmp_path / "True", tmp_path / "False"
-    assert logged(beside) == logged(held_up)
-    saves = [record["save"]["waited"] for record in read(beside / "metrics.jsonl") if "save" in record]
+    async_run, blocking_run = tmp_path / "True", tmp_path / "False"
+    assert logged(async_run) == logged(blocking_run)
+    saves = [record["save"]["waited"] for record in read(async_run / "metrics.jsonl") if "save" in record]
     assert len(saves) == STEPS // 2
     assert min(saves) > 0
     for step in (2, 4, 6):
         for name in ("model", "ema"):
             file = f"checkpoints/step-{step:08d}/weights/{name}/model.safetensors"
-            one, other = load_file(beside / file), load_file(held_up / file)
+            one, other = load_file(async_run / file), load_file(blocking_run / file)
             assert all((one[key] == other[key]).all() for key in other), (step, name)
-    for folder in (beside, held_up):
+    for folder in (async_run, blocking_run):
         for path in (folder / "checkpoints").glob("*6"):  # resume from the one in the middle
             path.rename(folder / path.name)
-    states = [run_ranks(resumed, ranks, str(folder)) for folder in (beside, held_up)]
+    states = [run_ranks(resumed, ranks, str(folder)) for folder in (async_run, blocking_run)]
     for one, other in zip(*states, strict=True):
         assert one.keys() == other.keys()
         assert all((one[key] == other[key]).all() for key in other)
@@ -118,7 +116,7 @@ def train_until_the_disk_is_full(run_dir: str, rank: int) -> str:
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_full_disk_on_one_rank_ends_the_run_on_all_at_the_next_step(tmp_path: Path, rank: int) -> None:
+def test_full_disk_on_one_rank_ends_all_at_next_step(tmp_path: Path, rank: int) -> None:
     for text in run_ranks(train_until_the_disk_is_full, 2, str(tmp_path), rank):
         assert "the disk is full, found while step 4 was being saved" in text
         assert f"/__{rank}_" in text  # the file of that rank

@@ -45,7 +45,7 @@ def damage(path: Path) -> None:
     path.write_bytes(content)
 
 
-def test_all_ranks_pass_over_a_damaged_checkpoint(tmp_path: Path) -> None:
+def test_damaged_checkpoint_is_skipped_on_all_ranks(tmp_path: Path) -> None:
     run_ranks(save_steps, 2, str(tmp_path), 10, 20)
     assert run_ranks(find, 2, str(tmp_path)) == [(20, {"at": 20})] * 2
     for shard in sorted((tmp_path / "checkpoints/step-00000020/state").glob("__1_*")):  # rank 1's file
@@ -102,7 +102,7 @@ def save_in_trouble(folder: str, make_trouble: Callable[[], None]) -> str:
 
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("make_trouble", [fill_the_disk_in_the_state, fill_the_disk_in_the_weights])
-def test_a_full_disk_loses_nothing_and_is_told_on_every_rank(tmp_path: Path, make_trouble: Any, ranks: int) -> None:
+def test_full_disk_raises_on_every_rank_and_loses_nothing(tmp_path: Path, make_trouble: Any, ranks: int) -> None:
     for text in run_ranks(save_in_trouble, ranks, str(tmp_path), make_trouble):
         assert str(tmp_path) in text
         assert "disk is full" in text
@@ -112,7 +112,7 @@ def test_a_full_disk_loses_nothing_and_is_told_on_every_rank(tmp_path: Path, mak
     assert run_ranks(find, ranks, str(tmp_path))[0] == (10, {"at": 10})
 
 
-def test_a_refused_file_is_told_on_every_rank(tmp_path: Path) -> None:
+def test_refused_file_raises_on_every_rank(tmp_path: Path) -> None:
     for text in run_ranks(save_in_trouble, 2, str(tmp_path), refuse_the_manifest):
         assert "cannot be written" in text
     assert [folder.name for folder in (tmp_path / "checkpoints").iterdir()] == ["step-00000010"]
@@ -138,7 +138,7 @@ def load_into_another_model(folder: str) -> str:
     return "loaded"
 
 
-def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+def test_checkpoint_of_other_model_is_refused(tmp_path: Path) -> None:
     run_ranks(save_steps, 2, str(tmp_path), 10)
     for text in run_ranks(load_into_another_model, 2, str(tmp_path)):
         assert "does not fit this model" in text
@@ -153,7 +153,7 @@ def save_without_weights_on_other_ranks(folder: str) -> dict[str, Tensor]:
     return weights
 
 
-def test_weights_leave_as_safetensors(tmp_path: Path) -> None:
+def test_weights_are_written_as_safetensors(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
     weights = run_ranks(save_without_weights_on_other_ranks, 2, str(tmp_path))[0]
@@ -172,7 +172,7 @@ def save_on_two_machines(folder: str) -> None:
         files.list_files = listed
 
 
-def test_the_manifest_has_the_files_of_all_machines(tmp_path: Path) -> None:
+def test_manifest_lists_files_of_all_machines(tmp_path: Path) -> None:
     run_ranks(save_on_two_machines, 2, str(tmp_path))
     folder = tmp_path / "checkpoints/step-00000010"
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
@@ -188,7 +188,7 @@ def prepare_one_each(folder: str) -> str:
     return "prepared"
 
 
-def test_machines_that_do_not_share_the_folder_are_told(tmp_path: Path) -> None:
+def test_unshared_run_folder_is_refused(tmp_path: Path) -> None:
     for text in run_ranks(prepare_one_each, 2, str(tmp_path)):
         assert "what rank(s) 1 wrote there is not seen by rank 0" in text
         assert "a folder that all machines share" in text

@@ -49,7 +49,7 @@ def go_on(engine: Any, ema: Ema, step: int) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("plugin", "ranks"), [("ddp", 1), ("ddp", 2), ("zero1", 2), ("zero2", 2), ("zero2", 4), ("fsdp", 2)]
 )
-def test_the_same_ranks_go_on_bit_for_bit(tmp_path: Path, plugin: str, ranks: int, dtype: str) -> None:
+def test_same_ranks_resume_bit_exact(tmp_path: Path, plugin: str, ranks: int, dtype: str) -> None:
     uninterrupted = run_ranks(write, ranks, str(tmp_path), plugin, dtype)[0]
     resumed = run_ranks(resume, ranks, str(tmp_path), plugin, dtype)[0]
     assert resumed["losses"] == uninterrupted["losses"]
@@ -63,7 +63,7 @@ PLACES = [("ddp", 1), ("ddp", 2), ("zero1", 2), ("zero2", 1), ("zero2", 2), ("ze
 
 
 @pytest.mark.parametrize(("plugin", "ranks"), PLACES)
-def test_float32_goes_on_anywhere(tmp_path: Path, plugin: str, ranks: int) -> None:
+def test_fp32_resumes_under_any_plugin(tmp_path: Path, plugin: str, ranks: int) -> None:
     uninterrupted = run_ranks(write, ranks, str(tmp_path), plugin, "fp32")[0]
     for other, count in PLACES:
         resumed = run_ranks(resume, count, str(tmp_path), other, "fp32")[0]
@@ -74,7 +74,7 @@ def test_float32_goes_on_anywhere(tmp_path: Path, plugin: str, ranks: int) -> No
 
 
 @pytest.mark.parametrize(("before", "after"), itertools.permutations([("zero1", 2), ("zero2", 1), ("fsdp", 4)], 2))
-def test_bfloat16_goes_on_with_any_number_of_zero_ranks(tmp_path: Path, before: tuple, after: tuple) -> None:
+def test_bf16_resumes_on_any_zero_ranks(tmp_path: Path, before: tuple, after: tuple) -> None:
     uninterrupted = run_ranks(write, before[1], str(tmp_path), before[0], "bf16")[0]
     resumed = run_ranks(resume, after[1], str(tmp_path), after[0], "bf16")[0]
     torch.testing.assert_close(resumed["losses"], uninterrupted["losses"], rtol=1e-5, atol=1e-6)
@@ -99,5 +99,5 @@ def average_by_hand(plugin: str) -> None:
 
 @pytest.mark.parametrize("plugin", ["ddp", "zero2", "fsdp"])
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_the_average_is_that_of_the_whole_weights(plugin: str, ranks: int) -> None:
+def test_ema_equals_average_of_whole_weights(plugin: str, ranks: int) -> None:
     run_ranks(average_by_hand, ranks, plugin)

@@ -37,7 +37,7 @@ def recut_there_and_back() -> tuple[list[float], list[float], list[float]]:
     return tuple(torch.cat([each["a"], each["b"]]).tolist() for each in (held, cut, back))
 
 
-def test_pieces_of_any_ranges_become_even_and_come_back() -> None:
+def test_redistribute_any_ranges_and_back() -> None:
     two = run_ranks(recut_there_and_back, 2)
     assert [cut for _, cut, _ in two] == [[0, 1, 2, 3, 10], [4, 5, 6, 11]]
     four = run_ranks(recut_there_and_back, 4)
@@ -78,7 +78,7 @@ def parameters_now(model: nn.Module) -> Any:
     return (each for module in model.modules() for each in module._parameters.values() if each is not None)
 
 
-def test_a_denoiser_of_several_units_trains_as_under_ddp() -> None:
+def test_fsdp_trains_like_ddp() -> None:
     expected, _ = run_ranks(train_model, 2, "ddp", False)[0]
     for checkpointed in (False, True):
         for norms, (gathered, kept, whole) in run_ranks(train_model, 2, "fsdp", checkpointed):
@@ -99,7 +99,7 @@ def validate_then_load() -> tuple[list[float], list[float]]:
     return after.flatten().tolist(), expected.flatten().tolist()
 
 
-def test_a_forward_without_backward_leaves_no_old_weights() -> None:
+def test_forward_without_backward_keeps_no_stale_weights() -> None:
     for after, expected in run_ranks(validate_then_load, 2):
         assert after == expected
 
@@ -122,7 +122,7 @@ def train_offloaded(steps: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_offloaded_gradients_of_all_micro_batches_are_added_up(ranks: int) -> None:
+def test_offloaded_gradients_accumulate(ranks: int) -> None:
     losses, norms, weights = tiny.run_plainly(4)
     results = run_ranks(train_offloaded, ranks, 4)
     for result in results:
@@ -139,5 +139,5 @@ def measure_samples() -> None:
         per_sample_grad_norms(t, [], 0)
 
 
-def test_single_samples_cannot_be_measured_on_one_rank_either() -> None:
+def test_per_sample_gradients_are_refused() -> None:
     run_ranks(measure_samples, 1)

@@ -52,7 +52,7 @@ def same(one: Batch, other: Batch) -> bool:
     )
 
 
-def test_one_rank_loads_for_its_group() -> None:
+def test_leader_loads_for_its_group() -> None:
     assert run_ranks(take_all, 4) == [(3, [True] * 3), (0, [True] * 3)] * 2
 
 
@@ -76,7 +76,7 @@ def shared_values() -> list[bool]:
     ]
 
 
-def test_what_travels_arrives_as_it_was() -> None:
+def test_broadcast_values_arrive_unchanged() -> None:
     assert run_ranks(shared_values, 2) == [[True] * 4] * 2
 
 
@@ -101,7 +101,7 @@ def fail(kind: str) -> str:
     return f"{type(caught.value).__name__}: {caught.value}"
 
 
-def test_a_failure_reaches_the_whole_group() -> None:
+def test_leader_failure_reaches_group() -> None:
     assert run_ranks(fail, 2, "data") == ["DataError: rows.csv: all rows are bad"] * 2
     assert run_ranks(fail, 2, "other") == ["Stubborn: 1 and 2", "RuntimeError: Stubborn: 1 and 2"]
 
@@ -133,7 +133,7 @@ def receive_badly(what: str) -> str:
 
 
 @pytest.mark.parametrize("what", ["damage", "late"])
-def test_batches_are_checked_to_agree(what: str) -> None:
+def test_differing_batches_raise(what: str) -> None:
     """The ranks of the group that differs all stop and are named; the other group goes on."""
     said = run_ranks(receive_badly, 4, what)
     assert said[:2] == ["", ""]

@@ -80,7 +80,7 @@ def sample_on_two_ranks(folder: Path, sp_size: int, trouble: Any) -> tuple[list[
 
 
 @pytest.mark.parametrize(
-    ("sp_size", "trouble", "told"),
+    ("sp_size", "trouble", "verdict"),
     [
         (1, hang, r"rank 1: kept the others waiting( for \d s)?, at work on step 2"),
         (1, die, r"rank 1: sent no sign of life for \d s, (starting|at work on step [12])"),
@@ -88,15 +88,15 @@ def sample_on_two_ranks(folder: Path, sp_size: int, trouble: Any) -> tuple[list[
     ],
     ids=["hangs", "is killed", "hangs in its part of a video"],
 )
-def test_the_others_end_with_the_number_of_the_rank(tmp_path: Path, sp_size: int, trouble: Any, told: str) -> None:
+def test_other_ranks_end_and_name_the_rank(tmp_path: Path, sp_size: int, trouble: Any, verdict: str) -> None:
     codes, said = sample_on_two_ranks(tmp_path, sp_size, trouble)
     assert codes == [1, -signal.SIGKILL if trouble is die else 1], said
     errors = [line for line in said.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, said
-    assert re.search(told, errors[0]), errors[0]
+    assert re.search(verdict, errors[0]), errors[0]
 
 
-def test_ranks_wait_for_one_that_goes_on_however_slowly(tmp_path: Path) -> None:
+def test_slow_rank_is_waited_for(tmp_path: Path) -> None:
     """Longer than the timeout, and not for a step longer than that."""
     codes, said = sample_on_two_ranks(tmp_path, 1, be_slow)
     assert codes == [0, 0], said

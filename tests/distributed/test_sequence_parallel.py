@@ -145,7 +145,7 @@ def test_four_ranks_equal_one() -> None:
 
 
 @pytest.mark.parametrize("special", SPECIAL)
-def test_what_single_families_take(special: str) -> None:
+def test_special_cases_on_two_ranks_equal_one(special: str) -> None:
     run_ranks(compare_all, 2, [SPECIAL[special]])
 
 
@@ -162,7 +162,7 @@ def compare_two_sizes() -> None:
     assert_same_gradients(split, alone, "two sizes")
 
 
-def test_recomputed_blocks_know_their_own_sizes() -> None:
+def test_recomputed_blocks_restore_lengths() -> None:
     run_ranks(compare_two_sizes, 2)
 
 
@@ -198,7 +198,7 @@ def exchange(mode: Mode) -> tuple[list[str], list[str]]:
     return found[0], found[1]
 
 
-def test_mode_chooses_where_there_is_a_choice() -> None:
+def test_mode_selects_switches() -> None:
     heads = ["attn.a2a_to_heads", "attn.a2a_to_tokens"]
     assert run_ranks(exchange, 2, "dsp") == [(["attn.a2a_to_frames", "attn.a2a_to_patches"], heads)] * 2
     assert run_ranks(exchange, 2, "ulysses") == [(heads, heads)] * 2
@@ -233,7 +233,7 @@ def one_half_after_the_other() -> None:
     assert_same_gradients(split, alone, "two groups")
 
 
-def test_groups_take_different_samples() -> None:
+def test_gradients_average_over_groups() -> None:
     """The mean over all ranks is over samples and tokens at once."""
     run_ranks(one_half_after_the_other, 4)
 
@@ -265,7 +265,7 @@ def count_bytes(case: Case, mode: Mode) -> tuple[int, int]:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_bytes_sent_are_those_of_the_formula(ranks: int, mode: Mode) -> None:
+def test_bytes_sent_match_formula(ranks: int, mode: Mode) -> None:
     """Also where nothing divides: padding travels as well."""
     for case in (Case("STDiT", EVEN), Case("STDiT", ODD, checkpointed=True)):
         for counted, expected in run_ranks(count_bytes, ranks, case, mode):

@@ -83,7 +83,7 @@ def assert_same_videos(folder: Path, other: Path, count: int) -> None:
 
 
 @pytest.mark.parametrize(("ranks", "sp_size", "mode"), [(2, 2, "dsp"), (4, 2, "ulysses"), (3, 3, "dsp")])
-def test_a_video_made_together_is_that_of_one_rank(tmp_path: Path, ranks: int, sp_size: int, mode: str) -> None:
+def test_sampled_video_equals_one_rank(tmp_path: Path, ranks: int, sp_size: int, mode: str) -> None:
     """The groups share the videos, the ranks of a group the tokens; one of them writes."""
     ((expected, _, whole),) = run_ranks(sample_together, 1, str(tmp_path / "one"), 1)
     results = run_ranks(sample_together, ranks, str(tmp_path / "many"), sp_size, mode)
@@ -121,7 +121,7 @@ def fail_together(folder: str, kind: str) -> str:
         ("one", "1 of 3 videos are missing; prompt 'a cat"),
     ],
 )
-def test_the_group_hears_of_what_its_first_rank_met(tmp_path: Path, kind: str, expected: str) -> None:
+def test_leader_errors_reach_group(tmp_path: Path, kind: str, expected: str) -> None:
     messages = run_ranks(fail_together, 2, str(tmp_path), kind)
     assert messages[0] == messages[1]
     assert expected in messages[0]
@@ -143,7 +143,7 @@ def lose_a_reference(folder: str) -> str:
     return f"{type(caught.value).__name__}: {caught.value}"
 
 
-def test_a_reference_that_one_rank_cannot_read_ends_the_job(tmp_path: Path) -> None:
+def test_unreadable_reference_on_one_rank_ends_job(tmp_path: Path) -> None:
     """At once: the others would wait for that rank's part of the video."""
     others, said = run_ranks(lose_a_reference, 2, str(tmp_path))
     assert said == "BadClip: clip.mp4: cannot be read"
@@ -185,7 +185,7 @@ def decode_together() -> list[tuple[int, int]]:
     ]
 
 
-def test_pieces_are_decoded_by_all_ranks() -> None:
+def test_tiles_are_decoded_by_all_ranks() -> None:
     for ranks in (2, 4):
         results = run_ranks(decode_together, ranks)
         for each in zip(*results, strict=True):
@@ -202,7 +202,7 @@ def encode_with_gradients() -> bool:
     return all(parameter.grad is not None for parameter in model.encoder.parameters())
 
 
-def test_pieces_with_gradients_are_each_ranks_own() -> None:
+def test_tiles_with_gradients_stay_local() -> None:
     assert run_ranks(encode_with_gradients, 2) == [True, True]
 
 
@@ -224,7 +224,7 @@ def commands(ports: tuple[int, int], folder: str, sp_size: int) -> None:
             assert sample_command(str(ROOT / "configs/stdit/sample/debug.py"), overrides, ["a red circle"]) == 0
 
 
-def test_the_commands_share_each_sample(tmp_path: Path) -> None:
+def test_commands_with_sequence_groups(tmp_path: Path) -> None:
     for ranks in (1, 2):
         with socket.socket() as one, socket.socket() as other:
             for each in (one, other):

@@ -60,7 +60,7 @@ MESHES = {
 
 
 @pytest.mark.parametrize("mesh", MESHES)
-def test_the_curve_is_that_of_one_rank(tmp_path: Path, alone: Path, mesh: str) -> None:
+def test_loss_curve_equals_one_rank(tmp_path: Path, alone: Path, mesh: str) -> None:
     """To 1e-5 over all steps. The first rank of each group decodes and encodes for it, the others never do."""
     ranks, sp_size, overrides = MESHES[mesh]
     results = run_ranks(train_on_mesh, ranks, str(tmp_path), sp_size, *overrides)
@@ -92,7 +92,7 @@ def train_unscaled(run_dir: str, function: str) -> None:
 
 
 @pytest.mark.parametrize("function", ["SplitTokens", "GatherTokens"])
-def test_without_the_scaling_of_gradients_the_curve_is_another(tmp_path: Path, alone: Path, function: str) -> None:
+def test_unscaled_gradients_change_curve(tmp_path: Path, alone: Path, function: str) -> None:
     run_ranks(train_unscaled, 2, str(tmp_path), function)
     mine, expected = curve(tmp_path), curve(alone)[:5]
     assert mine[0] == pytest.approx(expected[0], rel=1e-5)  # the forward pass is the same
@@ -110,7 +110,7 @@ def weights_after_resume(run_dir: str, sp_size: int, plugin: str) -> dict[str, T
 
 
 @pytest.mark.parametrize(("first", "then"), [((2, 2), (1, 1)), ((1, 1), (4, 2))], ids=["2 to 1", "1 to 4"])
-def test_a_checkpoint_does_not_know_the_mesh(
+def test_checkpoint_is_independent_of_mesh(
     tmp_path: Path, alone: Path, first: tuple[int, int], then: tuple[int, int]
 ) -> None:
     """What was saved is read bit for bit by the other mesh, and the curve goes on as one rank's."""
@@ -125,7 +125,7 @@ def test_a_checkpoint_does_not_know_the_mesh(
     assert curve(tmp_path) == pytest.approx(curve(alone)[:8], rel=1e-5)
 
 
-def test_a_resumed_mesh_repeats_itself_bit_for_bit(tmp_path: Path) -> None:
+def test_resumed_mesh_is_bit_exact(tmp_path: Path) -> None:
     whole, cut = str(tmp_path / "whole"), str(tmp_path / "cut")
     run_ranks(train_on_mesh, 2, whole, 2, "plugin=zero2-seq", "steps=6")
     for steps in (3, 6):
@@ -141,13 +141,13 @@ def records(run_dir: Path, key: str) -> list[Any]:
     return [record[key] for record in read(run_dir / "metrics.jsonl") if "loss" in record]
 
 
-def test_an_autoencoder_has_no_tokens_to_share() -> None:
+def test_autoencoder_refuses_sequence_parallel() -> None:
     run = load(str(ROOT / "configs/vae/train/debug.py"), ["sp_size=2", "run_dir=nowhere"], TrainRun).run
     with pytest.raises(ConfigError, match=r"key 'sp_size': 2 ranks for each sample of task 'autoencoder'; allowed: 1"):
         sequence_size(run, 2, 2, "run.py")
 
 
-def test_a_run_must_stand_as_it_asks() -> None:
+def test_sp_size_must_match_world() -> None:
     def build() -> None:
         build_training(load(DEBUG, ["sp_size=2", "run_dir=nowhere"], TrainRun).run, world.current(), DEBUG)
 

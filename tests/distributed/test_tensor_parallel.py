@@ -94,7 +94,7 @@ def test_two_ranks_share_each_block(name: str) -> None:
     assert_same(run_ranks(train, 2, name, 2, 1, "hybrid", True), alone)
 
 
-def test_bfloat16_runs_under_autocast() -> None:
+def test_bf16_runs_under_autocast() -> None:
     exact = run_ranks(train, 1, "STDiT2", 1, 1, "ddp", False)[0]["losses"]
     for result in run_ranks(train, 2, "STDiT2", 2, 1, "hybrid", False, "bf16"):
         torch.testing.assert_close(result["losses"], exact, rtol=2e-2, atol=2e-3)
@@ -125,7 +125,7 @@ def waits() -> tuple[set[float], float]:
     return {each._timeout.total_seconds() for each in options}, here.timeout.total_seconds()
 
 
-def test_every_group_has_the_timeout_of_the_run() -> None:
+def test_every_group_has_run_timeout() -> None:
     for found, expected in run_ranks(waits, 4, timeout=77):
         assert found == {expected} == {77}
 
@@ -161,7 +161,7 @@ def go_on(engine: Engine, ema: Ema, given: dict[str, Any]) -> dict[str, Any]:
     return {"losses": losses, "norms": norms, "weights": engine.full_weights(), "ema": average}
 
 
-def test_checkpoints_know_nothing_of_it(tmp_path: Path) -> None:
+def test_checkpoint_is_independent_of_tp_size(tmp_path: Path) -> None:
     first = run_ranks(save, 4, str(tmp_path), 2, "hybrid")[0]
     again = run_ranks(load, 4, str(tmp_path), 2, "hybrid")[0]
     torch.testing.assert_close(again, first, rtol=0, atol=0)
@@ -190,7 +190,7 @@ def one_head() -> str:
     return str(error.value)
 
 
-def test_what_cannot_be_cut_is_refused() -> None:
+def test_unshardable_models_are_refused() -> None:
     assert "LatteT2V, which has no attention that can be cut" in run_ranks(refused, 2, "LatteT2V", 2)[0]
     assert "2 for the 3 heads of STDiT; allowed: a divisor of 3" in run_ranks(one_head, 2)[0]
     assert "groups of 2; allowed: groups of a multiple of 3" in run_ranks(refused, 2, "STDiT", 3)[0]

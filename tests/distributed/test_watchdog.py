@@ -79,7 +79,7 @@ def free_port() -> int:
 
 
 @pytest.mark.parametrize(
-    ("where", "trouble", "told", "options"),
+    ("where", "trouble", "verdict", "options"),
     [
         ("data", hang, r"rank 1: kept the others waiting( for \d s)?, loading the data of step 5", []),
         (
@@ -99,8 +99,8 @@ def free_port() -> int:
     ],
     ids=["hangs in its data", "is stopped", "is killed", "fails", "hangs in a group"],
 )
-def test_the_others_end_with_the_number_of_the_rank(
-    tmp_path: Path, where: str, trouble: Any, told: str, options: list[str]
+def test_other_ranks_end_and_name_the_rank(
+    tmp_path: Path, where: str, trouble: Any, verdict: str, options: list[str]
 ) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.dist_imports"])
@@ -123,7 +123,7 @@ def test_the_others_end_with_the_number_of_the_rank(
     of_rank_0, of_rank_1 = ((tmp_path / f"rank-{rank}.log").read_text() for rank in range(2))
     errors = [line for line in of_rank_0.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, of_rank_0
-    assert re.search(told, errors[0]), errors[0]
+    assert re.search(verdict, errors[0]), errors[0]
     assert "start the same command again" in errors[0]
     assert "Traceback" not in of_rank_0
     assert ("step 4 saved" if trouble is fail else "step 2 saved") in of_rank_0

@@ -1,4 +1,4 @@
-"""How far every rank is, and which rank holds the others up when the job stands still.
+"""The progress of every rank, and the rank that holds the others up when the job stands still.
 
 Pure bookkeeping on times that the caller passes in; `watchdog.py` fills it.
 """
@@ -34,7 +34,7 @@ class Progress:
         return self.doing if self.doing == STARTING else f"{self.doing} step {self.step}"
 
     def progressed_since(self, other: "Progress") -> bool:
-        """Whether the main thread has done anything since."""
+        """True if the main thread has done anything since."""
         return (self.doing, self.step, self.collectives) != (other.doing, other.step, other.collectives)
 
 

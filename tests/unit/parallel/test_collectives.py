@@ -21,7 +21,7 @@ def exchange() -> dict:
     return {**result, "broadcast": tensor.tolist()}
 
 
-def test_two_ranks() -> None:
+def test_collectives_on_two_ranks() -> None:
     first, second = run_ranks(exchange, 2)
     assert first["sum"] == second["sum"] == [3.0, 30.0]
     assert second["own"] == [2.0, 20.0]
@@ -31,7 +31,7 @@ def test_two_ranks() -> None:
     assert second["broadcast"] == torch.arange(6.0).reshape(2, 3).t().tolist()
 
 
-def test_without_a_group() -> None:
+def test_collectives_without_group() -> None:
     alone = exchange()
     assert alone["sum"] == [1.0, 10.0]
     assert alone["objects"] == [{"rank": 0}]
@@ -47,5 +47,5 @@ def cut_and_mend(numel: int) -> tuple[int, bool]:
 @pytest.mark.parametrize(
     ("numel", "lengths"), [(8, [2, 2, 2, 2]), (7, [2, 2, 2, 1]), (5, [2, 2, 1, 0]), (1, [1, 0, 0, 0])]
 )
-def test_pieces_are_those_of_chunk_and_make_the_whole(numel: int, lengths: list[int]) -> None:
+def test_shards_are_torch_chunks_and_gather_to_whole(numel: int, lengths: list[int]) -> None:
     assert run_ranks(cut_and_mend, 4, numel) == [(length, True) for length in lengths]

@@ -13,7 +13,7 @@ from tests.dist import one_rank
 
 
 @pytest.mark.parametrize("mode", ["dsp", "ulysses"])
-def test_nothing_changes_without_ranks(mode: Any) -> None:
+def test_one_rank_changes_nothing(mode: Any) -> None:
     plain = denoiser("STDiT")
     model = copy.deepcopy(plain)
     assert shard_sequence(model, mode=mode) is model
@@ -23,13 +23,13 @@ def test_nothing_changes_without_ranks(mode: Any) -> None:
     assert torch.equal(model(**inputs(plain)), plain(**inputs(plain)))
 
 
-def test_a_model_without_seams_is_refused() -> None:
+def test_model_without_seams_is_refused() -> None:
     with pytest.raises(ConfigError, match="Linear has no Seam of kind gather or split"):
         shard_sequence(nn.Linear(2, 2))
     with pytest.raises(ConfigError, match="Sequential has no Seam of kind gather"):
         shard_sequence(nn.Sequential(Seam("split", dim=2)))
 
 
-def test_an_unknown_mode_is_refused() -> None:
+def test_unknown_mode_is_refused() -> None:
     with pytest.raises(ConfigError, match="mode 'ring'; allowed: 'dsp', 'ulysses'"):
         shard_sequence(denoiser("STDiT"), mode="ring")  # type: ignore[arg-type]

@@ -28,7 +28,7 @@ def test_one_process_needs_no_environment() -> None:
         world.current()
 
 
-def test_torchrun_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rank_from_torchrun_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in TORCHRUN.items():
         monkeypatch.setenv(name, value)
     assert world.rank_from_environment() == (1, 2)
@@ -44,7 +44,7 @@ def test_torchrun_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"MASTER_ADDR": None, "MASTER_PORT": None}, "not MASTER_ADDR, MASTER_PORT"),
     ],
 )
-def test_a_contradicting_environment_is_explained(
+def test_contradicting_environment_is_refused(
     monkeypatch: pytest.MonkeyPatch, changes: dict[str, str | None], complaint: str
 ) -> None:
     for name, value in {**TORCHRUN, **changes}.items():
@@ -55,7 +55,7 @@ def test_a_contradicting_environment_is_explained(
     assert complaint in str(caught.value)
 
 
-def test_a_second_start_after_stop_makes_a_new_group() -> None:
+def test_init_after_shutdown_makes_new_group() -> None:
     for _ in range(2):
         with one_rank() as here:
             assert collectives.world_size() == here.size == 1
@@ -83,7 +83,7 @@ def start_like_a_launcher(threads: str | None) -> int:
             torch.set_num_threads(1)
 
 
-def test_ranks_share_the_cores_unless_the_user_says_otherwise() -> None:
+def test_ranks_share_cores_unless_omp_num_threads() -> None:
     assert run_ranks(start_like_a_launcher, 1, None) == [max(1, cores() // 2)]
     assert run_ranks(start_like_a_launcher, 1, "5") == [cores() + 3]
 
@@ -100,28 +100,28 @@ def mesh(sp_size: int) -> tuple[int, ...]:
     return here.data_rank, here.data_size, here.sequence_rank, here.sequence_size, int(total)
 
 
-def test_ranks_that_follow_each_other_are_a_sequence_group() -> None:
+def test_consecutive_ranks_are_a_sequence_group() -> None:
     assert run_ranks(mesh, 4, 2) == [(0, 2, 0, 2, 1), (0, 2, 1, 2, 1), (1, 2, 0, 2, 5), (1, 2, 1, 2, 5)]
     assert run_ranks(mesh, 4, 4) == [(0, 1, rank, 4, 6) for rank in range(4)]
     assert run_ranks(mesh, 2, 1) == [(0, 2, 0, 1, 0), (1, 2, 0, 1, 1)]
 
 
 @pytest.mark.parametrize("sp_size", [2, 3, 5, 0])
-def test_sequence_groups_are_whole(sp_size: int) -> None:
+def test_sp_size_must_divide_ranks(sp_size: int) -> None:
     with pytest.raises(ConfigError) as caught:
         world.check_sequence_size(sp_size, 9 if sp_size == 2 else 8, "run.py")
     assert f"run.py: key 'sp_size': found {sp_size} on" in str(caught.value)
     assert "(1, 2, 4, 8)" in str(caught.value) or "(1, 3, 9)" in str(caught.value)
 
 
-def test_a_start_that_cannot_make_the_groups_joins_nothing() -> None:
+def test_failed_init_joins_nothing() -> None:
     with pytest.raises(ConfigError, match=r"key 'sp_size': found 2 on 1 rank\(s\)"):
         world.init(select("cpu"), 60, sp_size=2)
     with pytest.raises(RuntimeError, match=r"before world.init"):
         world.current()
 
 
-def test_the_ranks_of_a_machine_are_what_torchrun_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_world_size_from_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     assert world.local_size_from_environment() == 1
     for name, value in {**TORCHRUN, "WORLD_SIZE": "16"}.items():
         monkeypatch.setenv(name, value)

@@ -29,11 +29,11 @@ def streams_of_the_host() -> tuple[str, str]:
     return str(host.get_current_device()), host.communication_backend
 
 
-def test_the_host_answers_where_colossalai_asks_for_streams() -> None:
+def test_host_accelerator_has_dummy_streams() -> None:
     assert run_ranks(streams_of_the_host, 1) == [("cpu", "gloo")]
 
 
-def test_a_missing_colossalai_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_colossalai_is_config_error(monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
     def without(name: str, *args: Any, **kwargs: Any) -> Any:
@@ -76,7 +76,7 @@ assert peft.PeftModel == peft.utils.other.EMBEDDING_LAYER_NAMES == "theirs"
 """
 
 
-def test_what_it_asks_for_and_nobody_uses_is_not_imported(tmp_path: Path) -> None:
+def test_import_skips_unused_packages(tmp_path: Path) -> None:
     """Neither does it stand in the way of a user who has it."""
     for file in ("peft/__init__.py", "peft/utils/__init__.py", "peft/utils/other.py", "galore_torch.py"):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
