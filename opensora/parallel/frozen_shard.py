@@ -26,7 +26,7 @@ def shard_frozen(model: Any, group: dist.ProcessGroup | None, device: torch.devi
         raise ValueError("shard_frozen: some parameters train; only frozen networks can be sharded this way")
     if collectives.world_size(group) == 1:
         return model
-    mesh = DeviceMesh.from_group(group if group is not None else dist.group.WORLD, device.type)
+    mesh = DeviceMesh.from_group(group or dist.distributed_c10d._get_default_group(), device.type)
     for unit in list(_units(model, model.get_input_embeddings().weight)):
         fully_shard(unit, mesh=mesh, reshard_after_forward=True)
     return model

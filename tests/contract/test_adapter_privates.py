@@ -56,7 +56,7 @@ USED = {
     "torch.distributed.fsdp._flat_param:_ShardParamInfo": {"in_shard", "intra_param_start_idx", "intra_param_end_idx"},
     "torch.distributed._composable": {"checkpoint"},
     "torch.distributed:ProcessGroup": {"_device_types", "_get_backend"},
-    "torch.distributed.distributed_c10d": {"_get_default_store", "_world", "_set_pg_timeout"},
+    "torch.distributed.distributed_c10d": {"_get_default_group", "_get_default_store", "_world", "_set_pg_timeout"},
     "torch._C._distributed_c10d:Backend": {"_get_sequence_number_for_group"},
 }
 PUBLIC = {"_exit", "_current_frames", "_foreach_mul_", "_foreach_norm"}  # documented in spite of their names
