@@ -46,9 +46,11 @@ def overhead(state: TrainState) -> dict[str, Any]:
         source = iter(batches)
         for _ in range(count):
             for micro in range(local):
-                loss = state.task.step(state.engine.model, next(source))
-                state.engine.backward(loss.loss_B.mean() / local, last=micro == local - 1)
-            state.engine.step()
+                with state.engine.accumulating(last=micro == local - 1):
+                    loss = state.task.loss(state.engine.model, next(source))
+                    state.engine.backward(loss.loss_B.mean() / local)
+            state.engine.grad_norm()
+            state.engine.update()
 
     def loop() -> None:
         state.batches = iter(batches)

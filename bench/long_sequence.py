@@ -20,6 +20,7 @@ from opensora.models.stdit.stdit import STDiT
 from opensora.parallel import world as worlds
 from opensora.parallel.activation_checkpointing import checkpoint_activations
 from opensora.parallel.collectives import gather_objects
+from opensora.parallel.engine import EngineOptions
 from opensora.parallel.sequence_parallel import bytes_sent, shard_sequence
 from opensora.parallel.volume import sequence_bytes
 from opensora.parallel.watchdog.process_exit import exit_process
@@ -84,10 +85,12 @@ def step_on_rank(case: Case, platform: Platform, world: worlds.World) -> dict[st
         shard_sequence(model, world.sequence_group, "dsp")
     engine = build(PLUGINS, {"type": "zero2"}).apply(
         model.train(),
-        lambda parameters: build(OPTIMIZERS, {"type": "AdamW", "lr": 1e-4}, params=parameters),
-        dtype="fp32",
-        grad_clip=1.0,
-        world=world,
+        EngineOptions(
+            lambda parameters: build(OPTIMIZERS, {"type": "AdamW", "lr": 1e-4}, params=parameters),
+            dtype="fp32",
+            grad_clip=1.0,
+            world=world,
+        ),
     )
     x = torch.randn(1, 4, case.frames, case.rows, case.columns, generator=generator(0, "latents"))
     y = torch.randn(1, 1, TEXT_TOKENS, TEXT_CHANNELS, generator=generator(0, "text"))
@@ -95,9 +98,11 @@ def step_on_rank(case: Case, platform: Platform, world: worlds.World) -> dict[st
     before = bytes_sent(model)
     peak = PeakMemory(platform)  # it counts weights and gradients too, which are small here
     start = time.perf_counter()
-    loss = _loss(engine.model(x, t, y), x)
-    engine.backward(loss, last=True)
-    norm = engine.step()
+    with engine.accumulating(last=True):
+        loss = _loss(engine.model(x, t, y), x)
+        engine.backward(loss)
+    norm = engine.grad_norm()
+    engine.update()
     platform.synchronize()
     return {
         "seconds": time.perf_counter() - start,

@@ -89,7 +89,7 @@ def _show(found: "Replay", run_dir: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from opensora.training.replay import compare, recorded
+    from opensora.training.replay import describe_difference, logged_step
 
     console = Console(soft_wrap=True)
     table = Table(title=f"step {found.step} of {run_dir}, from the state after step {found.start}")
@@ -106,14 +106,14 @@ def _show(found: "Replay", run_dir: Path) -> None:
         style = "red" if each in suspects else None
         table.add_row(str(each["place"]), str(each["row"]), level, _number(each["loss"]), *norm, caption, style=style)
     console.print(table)
-    then = recorded(run_dir, found.step)
+    then = logged_step(run_dir, found.step)
     for name, now in (("loss", found.loss), ("gradient norm", found.grad_norm)):
         key = "loss" if name == "loss" else "grad_norm"
-        told = "not logged by the run (log_every)" if then is None else compare(now, then[key])
+        told = "not logged by the run (log_every)" if then is None else describe_difference(now, then[key])
         logged = "" if then is None else f", logged {then[key]!r}"
         console.print(f"{name} {now!r}{logged}: {told}")
-    if found.trouble is not None:
-        console.print(f"the run does not make this step: {found.trouble}")
+    if found.anomaly is not None:
+        console.print(f"the run does not make this step: {found.anomaly}")
     for each in suspects:
         what = "loss" if not math.isfinite(each["loss"]) else "gradient"
         console.print(f"not finite: the {what} of manifest row {each['row']} (counted from 0), place {each['place']}")

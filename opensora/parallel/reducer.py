@@ -1,11 +1,11 @@
 """Averages gradients over data ranks during the last backward of an optimizer step.
 
-torch's DistributedDataParallel decides before the forward whether a backward will be the last one, and trips over
-parameters that a rank's samples do not touch. Here every rank hands its gradients on in one fixed order, a missing
-one as zeros, so ranks can never wait for different things.
+Every rank hands its gradients on in one fixed order, a missing one as zeros, so ranks can never wait for different
+things: ranks may touch different parameters, and what no rank touched keeps no gradient.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -14,24 +14,24 @@ from torch import Tensor, nn
 from opensora.parallel import collectives
 
 
-class FixedOrder:
+class OrderedEmitter:
     """Passes parameters to `emit` in one order on every rank, each as soon as it and all before it are ready."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], emit: Callable[[nn.Parameter], None]):
         self._parameters = list(parameters)
-        self._place = {id(parameter): place for place, parameter in enumerate(self._parameters)}
+        self._position = {id(parameter): position for position, parameter in enumerate(self._parameters)}
         self._emit = emit
         self._ready = [False] * len(self._parameters)
         self._next = 0
 
-    def mark(self, parameter: nn.Parameter) -> None:
+    def ready(self, parameter: nn.Parameter) -> None:
         """The gradient of `parameter` is complete."""
-        self._ready[self._place[id(parameter)]] = True
+        self._ready[self._position[id(parameter)]] = True
         while self._next < len(self._parameters) and self._ready[self._next]:
             self._emit_next()
 
     def flush(self) -> None:
-        """The backward is over: pass on the rest, ready or not, and begin again."""
+        """The backward is over: emit the rest, ready or not, and begin again."""
         while self._next < len(self._parameters):
             self._emit_next()
         self._ready = [False] * len(self._parameters)
@@ -50,26 +50,19 @@ class Reducer:
         self._group = group
         self._bucket_bytes = bucket_bytes
         # a backward reaches the last layers first
-        self._order = FixedOrder(self._parameters[::-1], self._add)
+        self._order = OrderedEmitter(self._parameters[::-1], self._add)
         self._bucket: list[nn.Parameter] = []
         self._used: set[int] = set()
-        self._flying: list[tuple[dist.Work, Tensor, list[nn.Parameter]]] = []
+        self._in_flight: list[tuple[dist.Work, Tensor, list[nn.Parameter]]] = []
         self._active = False
         for parameter in self._parameters:
             parameter.register_post_accumulate_grad_hook(self._on_gradient)
 
-    def backward(self, loss: Tensor, last: bool) -> None:
-        """Add the gradients of `loss`; with `last`, average what was added since the step began."""
-        self.begin(last)
-        loss.backward()
-        self.end()
-
-    def begin(self, last: bool) -> None:
-        """Before a backward of someone else's."""
+    @contextmanager
+    def averaging(self, last: bool) -> Iterator[None]:
+        """Open it around a forward and backward; with `last`, what was added since the step began is averaged."""
         self._active = last and collectives.world_size(self._group) > 1
-
-    def end(self) -> None:
-        """After it."""
+        yield
         if self._active:
             self._order.flush()
             self._send()
@@ -78,7 +71,7 @@ class Reducer:
 
     def _on_gradient(self, parameter: nn.Parameter) -> None:
         if self._active:
-            self._order.mark(parameter)
+            self._order.ready(parameter)
 
     def _add(self, parameter: nn.Parameter) -> None:
         if self._bucket and self._bucket[0].dtype != parameter.dtype:
@@ -90,25 +83,25 @@ class Reducer:
     def _send(self) -> None:
         if not self._bucket:
             return
-        pieces = []
+        parts = []
         for parameter in self._bucket:
             if parameter.grad is not None:
                 self._used.add(id(parameter))
-            pieces.append((torch.zeros_like(parameter) if parameter.grad is None else parameter.grad).flatten())
-        flat = torch.cat(pieces).div_(collectives.world_size(self._group))
+            parts.append((torch.zeros_like(parameter) if parameter.grad is None else parameter.grad).flatten())
+        flat = torch.cat(parts).div_(collectives.world_size(self._group))
         work = dist.all_reduce(flat, group=self._group, async_op=True)
-        self._flying.append((work, flat, self._bucket))
+        self._in_flight.append((work, flat, self._bucket))
         self._bucket = []
 
     def _receive(self) -> None:
         used = torch.tensor([int(id(parameter) in self._used) for parameter in self._parameters])
         counts = collectives.sum_over_ranks(used, self._group)
         used_anywhere = {id(parameter) for parameter, count in zip(self._parameters, counts) if count}
-        for work, flat, bucket in self._flying:
+        for work, flat, bucket in self._in_flight:
             work.wait()
-            pieces = flat.split([parameter.numel() for parameter in bucket])
-            for parameter, piece in zip(bucket, pieces, strict=True):
+            parts = flat.split([parameter.numel() for parameter in bucket])
+            for parameter, part in zip(bucket, parts, strict=True):
                 # untouched on every rank: no gradient, so that the optimizer leaves it alone as it does on one rank
-                parameter.grad = piece.view_as(parameter) if id(parameter) in used_anywhere else None
-        self._flying = []
+                parameter.grad = part.view_as(parameter) if id(parameter) in used_anywhere else None
+        self._in_flight = []
         self._used = set()

@@ -51,7 +51,7 @@ class Previews:
         ema = t.ema if t.run.preview_ema else None
         settings = self._settings(weights=f"{'average' if ema is not None else 'weights'} after step {step}")
         folder = Path(t.run.run_dir) / "previews" / f"step-{step:08d}"
-        with evaluation_mode(t.task.trained, t.world.device), ema.in_place() if ema is not None else nullcontext():
+        with evaluation_mode(t.task.trained, t.world.device), ema.applied() if ema is not None else nullcontext():
             for first in range(0, len(self.requests), t.world.data_size):
                 place = first + t.world.data_rank
                 # a rank that has none left makes the last once more: sharded weights need all ranks in every forward

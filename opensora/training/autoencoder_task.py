@@ -1,7 +1,7 @@
 """Training a video autoencoder: reconstruct clips, keep the latents near a normal distribution.
 
-With a perceptual distance and a discriminator (`rival`) reconstructions are sharp as well as close.
-Source: Rombach et al. 2022, arXiv:2112.10752, section 3.1 and appendix G (KL-regularised first stage).
+With a perceptual distance and a discriminator reconstructions are sharp as well as close.
+Source: Rombach et al. 2022, arXiv:2112.10752, section 3.1 and appendix G (KL-regularized first stage).
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -13,11 +13,11 @@ import torch
 from opensora.evaluation.psnr import psnr
 from opensora.rng import Draw
 from opensora.training.autoencoder_losses import Distance, perceptual_error, reconstruction_error
-from opensora.training.discriminator import Rival
-from opensora.training.task import StepLoss
+from opensora.training.discriminator import DiscriminatorTrainer
+from opensora.training.task import MicroBatchLoss
 from opensora.types import Batch
 
-STATISTICS_CLIPS = 64  # clips whose latents give the mean and the spread that diffusion normalises by
+STATISTICS_CLIPS = 64  # clips whose latents give the mean and the deviation that diffusion normalizes by
 
 
 @dataclass
@@ -30,39 +30,39 @@ class AutoencoderTask:
     statistics_clips: Callable[[], Iterator[Batch]]  # the same batches at every call
     perceptual: Distance | None = None
     perceptual_weight: float = 1.0  # of the perceptual distance, next to a mean over pixels
-    rival: Rival | None = None
+    discriminator: DiscriminatorTrainer | None = None
 
     @property
     def autoencoder(self) -> Any:
         return self.trained
 
-    def step(self, model: Callable[..., Any], batch: Batch) -> StepLoss:
+    def loss(self, model: Callable[..., Any], batch: Batch) -> MicroBatchLoss:
         video = batch.video_BCTHW.to(self.device)
         rngs = [Draw(self.seed, batch.step, sample_id).rng("latent") for sample_id in batch.sample_ids]
         output, posterior = model(video, rngs)
         output = output.float()
         error_B = reconstruction_error(video, output, self.reconstruction)
-        figures = {} if self.perceptual is None and self.rival is None else {"pixels": error_B.detach().mean()}
+        metrics = {} if self.perceptual is None and self.discriminator is None else {"pixels": error_B.detach().mean()}
         if self.perceptual is not None:
             distance_B = perceptual_error(video, output, self.perceptual)
-            figures["perceptual"] = distance_B.detach().mean()
+            metrics["perceptual"] = distance_B.detach().mean()
             error_B = error_B + self.perceptual_weight * distance_B
         # a mean over pixels, and the KL sum on the same scale: the ratio is that of two sums
         loss_B = error_B + self.kl_weight * posterior.kl().float() / video[0].numel()
         pair = None
-        if self.rival is not None and batch.step >= self.rival.start:
-            gain_B, judged = self.rival.judge(output, error_B, self.trained.last_layer)
-            loss_B, figures, pair = loss_B + gain_B, {**figures, **judged}, (video, output.detach())
-        return StepLoss(loss_B, None, posterior.mean[:, 0].numel(), figures, pair)
+        if self.discriminator is not None and batch.step >= self.discriminator.start_step:
+            gan_B, gan_metrics = self.discriminator.generator_loss(output, error_B, self.trained.last_layer)
+            loss_B, metrics, pair = loss_B + gan_B, {**metrics, **gan_metrics}, (video, output.detach())
+        return MicroBatchLoss(loss_B, None, posterior.mean[:, 0].numel(), metrics, pair)
 
     @torch.no_grad()
     def validate(self, model: Callable[..., Any], batches: Iterable[Batch]) -> dict[str, tuple[float, int]]:
         """PSNR in decibels of reconstructions from the posterior's mode, (sum, clips)."""
-        figures = []
+        values = []
         for batch in batches:
             output, _ = model(batch.video_BCTHW.to(self.device), None)
-            figures.append(psnr(output.float().cpu(), batch.video_BCTHW))
-        psnr_B = torch.cat(figures).double()
+            values.append(psnr(output.float().cpu(), batch.video_BCTHW))
+        psnr_B = torch.cat(values).double()
         return {"psnr": (psnr_B.sum().item(), len(psnr_B))}
 
     def config(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from opensora.models.build import DTYPES, Components, assemble, build_autoencode
 from opensora.models.frame_conditioning import conditioning_mode
 from opensora.models.weights import load_weights
 from opensora.parallel.activation_checkpointing import checkpoint_activations
+from opensora.parallel.engine import EngineOptions
 from opensora.parallel.group_leader import broadcast_batches
 from opensora.parallel.sequence_parallel import shard_sequence
 from opensora.parallel.tensor_parallel import sequence_subgroup
@@ -25,13 +26,13 @@ from opensora.platforms import select
 from opensora.registry import DATASETS, LR_SCHEDULERS, OPTIMIZERS, PERCEPTUAL, PLUGINS, SCHEDULERS, build
 from opensora.rng import key_seed
 from opensora.schema import TrainRun
-from opensora.training.anomalies import Guard
+from opensora.training.anomalies import AnomalyDetector
 from opensora.training.autoencoder_task import STATISTICS_CLIPS, AutoencoderTask
 from opensora.training.cached_features import stored_clips, stored_latents, stored_texts
 from opensora.training.checkpoint import resolve_part, resolve_weights
 from opensora.training.clip_plan import ClipPlan, check_latents, make_clip_plan, one_size_clips, require_fixed_size
 from opensora.training.diffusion_task import DiffusionTask
-from opensora.training.discriminator import Rival, build_discriminator
+from opensora.training.discriminator import DiscriminatorTrainer, build_discriminator
 from opensora.training.distributed_codec import distributed_codec
 from opensora.training.ema import Ema
 from opensora.training.image_joint import check_joint, check_strides
@@ -81,17 +82,17 @@ def build_training(run: TrainRun, world: World, where: str, folder: RunFolder | 
         shard_sequence(
             task.trained, sequence_subgroup(world.sequence_group, tensor_size(run), world.timeout), run.sp_mode
         )
-    engine = plugin.apply(
-        task.trained.train(),
-        lambda params: build(OPTIMIZERS, run.optimizer, params=params),
-        dtype=run.dtype,
-        grad_clip=run.grad_clip,
-        world=world,
-    )
+    engine = plugin.apply(task.trained.train(), _engine_options(run, run.optimizer, world))
     ema = None if run.ema_decay is None else Ema(engine, run.ema_decay)
-    rival = build_rival(run, world, task, where)
-    guard = Guard(run.on_nan, run.spike_factor, run.spike_window, run.on_spike, run.max_skips)
-    folder.attach(engine, ema, task, rival, guard)
+    anomalies = AnomalyDetector(
+        run.on_nan,
+        run.spike_factor,
+        run.spike_window,
+        run.on_spike,
+        run.max_skips,
+        loss_changes_at=None if run.discriminator is None else run.disc_start,
+    )
+    folder.attach(engine, ema, task, anomalies)
     start_step, bad_rows = folder.resume()
     if run.warmup_buckets and folder.writes and start_step < run.steps:
         warm_up(task, engine, clips.largest(task.autoencoder), run.seed)
@@ -104,7 +105,6 @@ def build_training(run: TrainRun, world: World, where: str, folder: RunFolder | 
         engine=engine,
         ema=ema,
         schedule=build(LR_SCHEDULERS, run.lr_scheduler, steps=run.steps, warmup_steps=run.warmup_steps),
-        base_lr=engine.optimizer.param_groups[0]["lr"],
         batches=_batches(run, clips, world, start_step),
         validation=_validation(run, world, task, where),
         metrics=metrics,
@@ -112,38 +112,40 @@ def build_training(run: TrainRun, world: World, where: str, folder: RunFolder | 
         stop=stop,
         start_step=start_step,
         bad_rows=bad_rows,
-        rival=rival,
-        traced=StepTrace(
+        profile_steps=StepTrace(
             run.profile_steps if world.is_main else 0, select(world.device.type), folder.path / "profile", "rank0"
         ),
-        guard=guard,
+        anomalies=anomalies,
     )
 
 
-def build_rival(run: TrainRun, world: World, task: Task, where: str) -> Rival | None:
-    """The discriminator under the same plugin as the model, and the task told of it; None without one.
+def build_discriminator_trainer(
+    run: TrainRun, world: World, autoencoder: Any, where: str
+) -> DiscriminatorTrainer | None:
+    """The discriminator under the same plugin as the model; None without one.
 
     Raises ConfigError when the autoencoder's last layer, where the two losses are balanced, does not train.
     """
     if run.discriminator is None:
         return None
-    assert isinstance(task, AutoencoderTask)
-    if not task.trained.last_layer.requires_grad:
+    if not autoencoder.last_layer.requires_grad:
         raise ConfigError(
             f"{where}: key 'discriminator': {run.vae['type']} as configured does not train its last layer, where the two "
             "losses are balanced; allowed: an autoencoder that trains it; remove the key or let the last layer train"
         )
     discriminator = build_discriminator(run.discriminator, seed=run.seed)
-    optimizer = run.disc_optimizer or run.optimizer
-    engine = build(PLUGINS, {"type": run.plugin, **run.plugin_config}).apply(
-        discriminator.train(),
-        lambda params: build(OPTIMIZERS, optimizer, params=params),
-        dtype=run.dtype,
+    plugin = build(PLUGINS, {"type": run.plugin, **run.plugin_config})
+    engine = plugin.apply(discriminator.train(), _engine_options(run, run.disc_optimizer or run.optimizer, world))
+    return DiscriminatorTrainer(engine, run.disc_loss, run.disc_weight, run.disc_start)
+
+
+def _engine_options(run: TrainRun, optimizer: dict[str, Any], world: World) -> EngineOptions:
+    return EngineOptions(
+        make_optimizer=lambda params: build(OPTIMIZERS, optimizer, params=params),
+        dtype=run.dtype,  # type: ignore[arg-type]
         grad_clip=run.grad_clip,
         world=world,
     )
-    task.rival = Rival(engine, run.disc_loss, run.disc_weight, run.disc_start)
-    return task.rival
 
 
 def build_scheduler(run: TrainRun) -> Any:
@@ -214,13 +216,13 @@ def _validation(run: TrainRun, world: World, task: Task, where: str) -> Callable
 def _build_task(
     run: TrainRun, world: World, clips: ClipPlan, masks: FrameMasks | FrameConditions | None, where: str
 ) -> Task:
-    device = torch.device(world.device)
     if run.task == "autoencoder":
-        return _autoencoder_task(run, device, clips, where)
+        return _autoencoder_task(run, world, clips, where)
     return _diffusion_task(run, world, clips, masks, where)
 
 
-def _autoencoder_task(run: TrainRun, device: torch.device, clips: ClipPlan, where: str) -> AutoencoderTask:
+def _autoencoder_task(run: TrainRun, world: World, clips: ClipPlan, where: str) -> AutoencoderTask:
+    device = torch.device(world.device)
     check_joint(run, clips.dataset, None, where)
     config = resolve_part(run.vae)
     vae = build_autoencoder(config, seed=run.seed)
@@ -235,6 +237,7 @@ def _autoencoder_task(run: TrainRun, device: torch.device, clips: ClipPlan, wher
         perceptual=None if run.perceptual is None else build(PERCEPTUAL, run.perceptual).load().to(device),
         perceptual_weight=run.perceptual_weight,
         statistics_clips=lambda: _statistics_clips(run, clips),
+        discriminator=build_discriminator_trainer(run, world, vae, where),
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from random import Random
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,8 +15,8 @@ from opensora.models.clip_conditioning import clip_conditions, given_latents
 from opensora.models.codec import Codec
 from opensora.rng import Draw
 from opensora.training.image_joint import encode_clips, text_and_images, valid_latents
-from opensora.training.metrics import BINS, bin_name, level_bins
-from opensora.training.task import StepLoss
+from opensora.training.step_stats import BINS, bin_name, noise_bins
+from opensora.training.task import MicroBatchLoss
 from opensora.types import Batch
 
 VALIDATION_STEP = -1  # validation draws belong to no optimizer step: noise level k takes those of step -1 - k
@@ -32,33 +32,24 @@ class DiffusionTask:
     model_config: dict[str, Any]
     run_record: dict[str, Any]
     masks: FrameMasks | FrameConditions | None = None  # which frames of a clip are given in training
-    validation_levels: int = BINS  # noise levels at which a validation clip is asked about
+    validation_levels: int = BINS  # noise levels at which the loss of a validation clip is measured
+    discriminator: ClassVar[None] = None
 
     @property
     def autoencoder(self) -> Any:
         return self.codec.vae
 
-    def step(self, model: Callable[..., Any], batch: Batch) -> StepLoss:
+    def loss(self, model: Callable[..., Any], batch: Batch) -> MicroBatchLoss:
         draws = [Draw(self.seed, batch.step, sample_id) for sample_id in batch.sample_ids]
-        return self._loss(model, batch, draws, self._drops(draws), self.masks)
+        latents = encode_clips(self.codec, batch, draws)
+        return self._loss(model, batch, latents, draws, self._drops(draws), self.masks)
 
     def _drops(self, draws: list[Draw]) -> Tensor:
-        """Which samples train without their caption, for classifier-free guidance (Ho & Salimans 2022)."""
+        """Bool [B]: samples that train without their caption, for classifier-free guidance (Ho & Salimans 2022)."""
         rate = self.trained.class_dropout_prob
         return torch.tensor([torch.rand((), generator=draw.rng("caption drop")).item() < rate for draw in draws])
 
     def _loss(
-        self,
-        model: Callable[..., Any],
-        batch: Batch,
-        draws: list[Draw],
-        drop_B: Tensor,
-        masks: FrameMasks | FrameConditions | None = None,
-    ) -> StepLoss:
-        latents = encode_clips(self.codec, batch, draws)
-        return self._loss_of_latents(model, batch, latents, draws, drop_B, masks)
-
-    def _loss_of_latents(
         self,
         model: Callable[..., Any],
         batch: Batch,
@@ -67,31 +58,38 @@ class DiffusionTask:
         drop_B: Tensor,
         masks: FrameMasks | FrameConditions | None = None,
         t_B: Tensor | None = None,
-    ) -> StepLoss:
+    ) -> MicroBatchLoss:
+        """The loss of latents that are encoded already; `t_B` None draws timesteps as training does."""
         text = self.codec.encode_text(batch.captions)
         size = batch.clip_size
-        told: dict[str, Any] = clip_conditions(self.trained, size, batch.fps_B.to(latents.device))
-        told |= text_and_images(batch, text, latents)
-        denoise = partial(model, drop_B=drop_B.to(latents.device), **told)
+        kwargs: dict[str, Any] = {"drop_B": drop_B.to(latents.device)}
+        kwargs |= clip_conditions(self.trained, size, batch.fps_B.to(latents.device))
+        kwargs |= text_and_images(batch, text, latents)
         x_mask_BT = None
-        if self.trained.conditioned:  # always told, with or without given frames, so that both mean what sampling says
+        if self.trained.conditioned:  # passed with and without given frames, so that both mean what sampling says
             given = draw_given(masks, latents.shape[2], draws) if isinstance(masks, FrameConditions) else []
             y_null = self.trained.null_text(len(draws)).to(text.text_B1LC)
-            denoise = partial(denoise, **given_latents(latents, given, y_null))
+            kwargs |= given_latents(latents, given, y_null)
         elif isinstance(masks, FrameMasks):
             x_mask_BT = draw_masks(masks, latents.shape[2], draws).to(latents.device)
         out = self.scheduler.training_loss(
-            denoise, latents, draws, t_B=t_B, x_mask_BT=x_mask_BT, size=size, **valid_latents(batch, latents)
+            partial(model, **kwargs),
+            latents,
+            draws,
+            t_B=t_B,
+            x_mask_BT=x_mask_BT,
+            size=size,
+            **valid_latents(batch, latents),
         )
-        level_B = out.t_B.float() / self.scheduler.num_timesteps
-        return StepLoss(out.loss_B, level_B, tokens(self.trained, latents.shape[2:]) * len(draws))
+        noise_level_B = out.t_B.float() / self.scheduler.num_timesteps
+        return MicroBatchLoss(out.loss_B, noise_level_B, tokens(self.trained, latents.shape[2:]) * len(draws))
 
     @torch.no_grad()
     def validate(self, model: Callable[..., Any], batches: Iterable[Batch]) -> dict[str, tuple[float, int]]:
         """The loss, and the loss in each tenth of the noise scale, as (sum, samples). No frame is given.
 
-        Every clip is asked about at `validation_levels` noise levels spread evenly over the scale, whatever levels
-        training prefers, with noise fixed by the seed, so that two checkpoints see the same questions.
+        Every clip is measured at `validation_levels` noise levels spread evenly over the scale, whatever levels
+        training prefers, with noise fixed by the seed, so that two checkpoints are measured alike.
         """
         losses, bins = [], []
         for batch in batches:
@@ -103,9 +101,9 @@ class DiffusionTask:
                 # whole timesteps, for discrete schedulers have no others
                 t_B = ((level + within_B) / self.validation_levels * self.scheduler.num_timesteps).floor()
                 drop_B = torch.zeros(len(draws), dtype=torch.bool)
-                loss = self._loss_of_latents(model, batch, latents, draws, drop_B, t_B=t_B)
+                loss = self._loss(model, batch, latents, draws, drop_B, t_B=t_B)
                 losses.append(loss.loss_B.cpu().double())
-                bins.append(level_bins(t_B / self.scheduler.num_timesteps))
+                bins.append(noise_bins(t_B / self.scheduler.num_timesteps))
         if not losses:
             return dict.fromkeys(("loss", *_BIN_NAMES), (0.0, 0))
         loss_N, bin_N = torch.cat(losses), torch.cat(bins)

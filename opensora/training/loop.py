@@ -1,12 +1,10 @@
 """The training loop. Everything a run does per optimizer step stands in `train` and `train_step`."""
 
-import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from opensora.errors import DataError, TrainingDiverged
 from opensora.log import logger
@@ -15,28 +13,29 @@ from opensora.parallel.engine import Engine
 from opensora.parallel.world import World
 from opensora.rng import key_seed
 from opensora.schema import TrainRun
-from opensora.training.anomalies import Guard, Outcome
-from opensora.training.discriminator import Rival
+from opensora.training.anomalies import MODEL, AnomalyDetector
+from opensora.training.discriminator import DiscriminatorTrainer
 from opensora.training.ema import Ema
 from opensora.training.isolation import evaluation_mode
-from opensora.training.metrics import BINS, Metrics, StepRecord, bin_name, level_bins
+from opensora.training.metrics import Metrics
 from opensora.training.optimizer import Schedule
 from opensora.training.signals import StopRequest
-from opensora.training.task import StepLoss, Task
+from opensora.training.step_stats import StepRecord, StepStats
+from opensora.training.task import Task
 from opensora.types import Batch
 
 
 class Checkpointer(Protocol):
-    """Where checkpoints go."""
+    """Saves the state of a run."""
 
     def save(self, step: int, bad_rows: list[str]) -> float:
-        """Keep the state after `step` optimizer steps; all ranks call it. Returns the seconds it held training up."""
+        """Save the state after `step` optimizer steps; all ranks call it. Returns the seconds it held training up."""
 
     def finish(self) -> None:
         """Wait until what was saved is on the disk; all ranks call it."""
 
     def describe_latest(self) -> str:
-        """What a user can go back to, in words."""
+        """The checkpoint a user can go back to, in words."""
 
 
 @dataclass
@@ -48,8 +47,7 @@ class TrainState:
     task: Task
     engine: Engine
     ema: Ema | None
-    schedule: Schedule
-    base_lr: float
+    schedule: Schedule  # optimizer step -> factor of the base learning rate
     batches: Iterator[Batch]  # this rank's micro-batches from `start_step` on
     validation: Callable[[], Iterator[Batch]] | None  # the same batches at every call, shared over the ranks
     metrics: Metrics
@@ -57,73 +55,103 @@ class TrainState:
     stop: StopRequest
     start_step: int = 0
     bad_rows: list[str] = field(default_factory=list)  # over all ranks
-    rival: Rival | None = None  # the discriminator that the task's model is trained against
-    traced: Callable[[range], Iterator[int]] = iter  # the steps as given; some may be recorded on the way
-    guard: Guard = field(default_factory=Guard)
+    profile_steps: Callable[[range], Iterator[int]] = iter  # yields the steps; some may be recorded on the way
+    anomalies: AnomalyDetector = field(default_factory=AnomalyDetector)
     preview: Callable[[int], None] | None = None  # makes sample videos after so many steps; all ranks call it
 
+    def discriminator(self, step: int) -> DiscriminatorTrainer | None:
+        """The task's discriminator, from its start on."""
+        discriminator = self.task.discriminator
+        return None if discriminator is None or step < discriminator.start_step else discriminator
 
-def train(t: TrainState) -> bool:
-    """Run the steps that are left; returns False when a signal ended it early (the state is saved either way).
+    def engines(self, step: int) -> dict[str, Engine | DiscriminatorTrainer]:
+        """The networks that learn in optimizer step `step`: they are updated together or not at all."""
+        discriminator = self.discriminator(step)
+        model: dict[str, Engine | DiscriminatorTrainer] = {MODEL: self.engine}
+        return model if discriminator is None else {**model, "discriminator": discriminator}
 
-    Raises TrainingDiverged where the guard ends the run, DataError above max_bad_rows.
+
+def train(state: TrainState) -> bool:
+    """Run the remaining steps; returns False when a signal ended it early (the state is saved either way).
+
+    Raises TrainingDiverged where an anomaly ends the run, DataError above max_bad_rows.
     """
-    run = t.run
-    for step in t.traced(range(t.start_step, run.steps)):
-        began, done = time.monotonic(), step + 1
-        taken = train_step(t, step)
-        total = taken.total
-        if taken.outcome.trouble is not None:
-            _report_trouble(t, taken, done)
-        _stop_if_too_many_bad_rows(t, total.bad_rows, taken.tally.bad_rows)
-        if taken.outcome.trouble is None and (done % run.log_every == 0 or done == run.steps or total.stop):
-            t.metrics.log(taken.record(done, time.monotonic() - began, t.guard.skipped))
-        if total.stop:  # nothing else first: who asked may not wait long
-            _save(t, done)
-            t.checkpointer.finish()
+    run = state.run
+    for step in state.profile_steps(range(state.start_step, run.steps)):
+        record = train_step(state, step)
+        done, stop = record.step, record.totals.stop
+        if record.anomaly is not None:
+            _report_anomaly(state, record)
+        _stop_if_too_many_bad_rows(state, record)
+        if record.anomaly is None and (done % run.log_every == 0 or done == run.steps or stop):
+            state.metrics.log(record)
+        if stop:  # nothing else first: who asked may not wait long
+            _save(state, done)
+            state.checkpointer.finish()
             return done == run.steps
-        if t.validation is not None and _due(run.validate_every, done, run.steps):
-            t.metrics.log_validation(done, validate(t))
-        if t.preview is not None and _due(run.preview_every, done, run.steps):
-            t.preview(done)
+        if state.validation is not None and _due(run.validate_every, done, run.steps):
+            state.metrics.log_validation(done, validate(state))
+        if state.preview is not None and _due(run.preview_every, done, run.steps):
+            state.preview(done)
         if _due(run.save_every, done, run.steps):
-            _save(t, done)
-    t.checkpointer.finish()
+            _save(state, done)
+    state.checkpointer.finish()
     return True
 
 
-def train_step(t: TrainState, step: int) -> "Taken":
-    """All micro-batches of one step, then one update of weights and average, or of nothing where the guard refuses."""
-    tally, local = Tally(), t.run.micro_batches // t.world.data_size
-    lr = t.base_lr * t.schedule(step)
-    t.engine.set_lr(lr)
-    for micro in range(local):
-        batch = next(t.batches)
-        torch.manual_seed(key_seed(t.run.seed, "dropout", step, batch.sample_ids[0]))
-        loss = t.task.step(t.engine.model, batch)
-        t.engine.backward(loss.loss_B.mean() / local, last=micro == local - 1)
-        tally.add(batch, loss)
-        if t.rival is not None and loss.pair is not None:
-            tally.note(t.rival.learn(*loss.pair, share=1 / local, last=micro == local - 1), len(loss.loss_B))
-    total = tally.over_ranks(t.world, stop=t.stop.requested)
-    outcome = t.guard.step(t.engine, t.rival, total.loss, t.schedule(step), step)
-    if t.ema is not None and outcome.trouble is None:
-        t.ema.update()
-    return Taken(total, tally, outcome, lr)
+def train_step(state: TrainState, step: int) -> StepRecord:
+    """All micro-batches of one step, then one update of all weights; of none where the numbers show an anomaly."""
+    stats, engines, discriminator = StepStats(), state.engines(step), state.discriminator(step)
+    lr_factor, accumulate = state.schedule(step), state.run.micro_batches // state.world.data_size
+    for micro in range(accumulate):
+        batch, last = next(state.batches), micro == accumulate - 1
+        seed_dropout(state.run.seed, step, batch.sample_ids[0])
+        with state.engine.accumulating(last):
+            loss = state.task.loss(state.engine.model, batch)
+            state.engine.backward(loss.loss_B.mean() / accumulate)
+        stats.add(batch, loss)
+        if discriminator is not None and loss.discriminator_inputs is not None:
+            metrics = discriminator.accumulate(*loss.discriminator_inputs, scale=1 / accumulate, last=last)
+            stats.add_metrics(metrics, len(loss.loss_B))
+    totals = stats.all_reduce(state.world, stop=state.stop.requested)  # the losses reach the host here
+    grad_norms = {name: engine.grad_norm() for name, engine in engines.items()}
+    anomaly = state.anomalies.check(step, totals.loss, grad_norms)
+    for engine in engines.values():
+        if anomaly is None:
+            engine.update(lr_factor)  # clip, optimizer.step, clear the gradients
+        else:
+            engine.discard_gradients()
+    if state.ema is not None and anomaly is None:
+        state.ema.update()
+    return StepRecord(
+        step=step + 1,
+        totals=totals,
+        grad_norm=grad_norms[MODEL],
+        lr=state.engine.base_lr * lr_factor,
+        seconds=round(stats.seconds(), 4),
+        stats=stats,
+        anomaly=anomaly,
+        skipped=state.anomalies.skipped,
+    )
 
 
-def validate(t: TrainState) -> dict[str, float]:
-    """The task's figures on the validation clips, means over the samples of all ranks; training is left as it is."""
-    assert t.validation is not None
-    with evaluation_mode(t.task.trained, t.world.device):
-        values = t.task.validate(t.engine.model, t.validation())
+def seed_dropout(seed: int, step: int, sample_id: int) -> None:
+    """Key what the modules draw themselves by optimizer step and the id of the micro-batch's first sample."""
+    torch.manual_seed(key_seed(seed, "dropout", step, sample_id))
+
+
+def validate(state: TrainState) -> dict[str, float]:
+    """The task's metrics on the validation clips, means over the samples of all ranks; training is left as it is."""
+    assert state.validation is not None
+    with evaluation_mode(state.task.trained, state.world.device):
+        values = state.task.validate(state.engine.model, state.validation())
     names = sorted(values)
     sums = sum_over_ranks(torch.tensor([values[name] for name in names], dtype=torch.float64).view(-1, 2))
     return {name: total / count for name, (total, count) in zip(names, sums.tolist(), strict=True) if count}
 
 
-def _save(t: TrainState, step: int) -> None:
-    t.metrics.log_save(step, t.checkpointer.save(step, t.bad_rows))
+def _save(state: TrainState, step: int) -> None:
+    state.metrics.log_save(step, state.checkpointer.save(step, state.bad_rows))
 
 
 def _due(every: int, done: int, steps: int) -> bool:
@@ -131,136 +159,45 @@ def _due(every: int, done: int, steps: int) -> bool:
     return done == steps or (every > 0 and done % every == 0)
 
 
-@dataclass(frozen=True)
-class Total:
-    """One optimizer step, summed over all ranks."""
-
-    loss: float
-    tokens: int
-    per_bin: dict[str, float]
-    bad_rows: int
-    stop: bool
-    figures: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Taken:
-    """One optimizer step that was tried."""
-
-    total: Total
-    tally: "Tally"
-    outcome: Outcome
-    lr: float
-
-    def record(self, step: int, seconds: float, skipped: int) -> StepRecord:
-        total = self.total
-        return StepRecord(
-            step=step,
-            loss=total.loss,
-            grad_norm=self.outcome.grad_norm,
-            lr=self.lr,
-            tokens=total.tokens,
-            seconds=round(seconds, 4),
-            loss_per_bin=total.per_bin,
-            figures=total.figures,
-            skipped=skipped,
-        )
-
-
-class Tally:
-    """What one rank saw in one optimizer step."""
-
-    def __init__(self) -> None:
-        self.loss_sum: Any = 0.0
-        self.samples = 0
-        self.tokens = 0
-        self.bin_sums = torch.zeros(BINS, dtype=torch.float64)
-        self.bin_counts = torch.zeros(BINS, dtype=torch.float64)
-        self.bad_rows: list[str] = []
-        self.seen: list[tuple[Batch, Tensor, Tensor | None]] = []  # batch, loss and noise level of each sample
-        self.figures: dict[str, Any] = {}  # name -> sum over samples
-
-    def note(self, figures: Mapping[str, Tensor], samples: int) -> None:
-        """Means over a micro-batch of `samples`."""
-        for name, value in figures.items():
-            self.figures[name] = self.figures.get(name, 0.0) + samples * value.detach().cpu().double()
-
-    def add(self, batch: Batch, loss: StepLoss) -> None:
-        loss_B = loss.loss_B.detach().cpu().double()
-        level_B = None if loss.level_B is None else loss.level_B.detach().cpu().double()
-        self.seen.append((replace(batch, video_BCTHW=torch.empty(0)), loss_B, level_B))  # without the frames
-        self.loss_sum += loss_B.sum()
-        self.samples += len(loss_B)
-        self.tokens += loss.tokens
-        self.bad_rows += batch.bad_rows
-        self.note(loss.figures, len(loss_B))
-        if level_B is not None:
-            bins = level_bins(level_B)
-            self.bin_sums.index_add_(0, bins, loss_B)
-            self.bin_counts.index_add_(0, bins, torch.ones_like(loss_B))
-
-    def samples_seen(self) -> list[dict[str, Any]]:
-        """Place, manifest row, loss and noise level of each of this rank's samples."""
-        return [
-            {
-                "place": sample_id,
-                "row": batch.rows[i],
-                "loss": loss_B[i].item(),
-                "level": None if level_B is None else level_B[i].item(),
-            }
-            for batch, loss_B, level_B in self.seen
-            for i, sample_id in enumerate(batch.sample_ids)
-        ]
-
-    def over_ranks(self, world: World, stop: bool) -> Total:
-        """One small all-reduce; also how the ranks agree to stop."""
-        counts = [float(self.loss_sum), self.samples, self.tokens, len(self.bad_rows), stop]
-        head = torch.tensor(counts, dtype=torch.float64)
-        names = sorted(self.figures)  # the same on every rank: they depend on the step
-        figures = torch.tensor([float(self.figures[name]) for name in names], dtype=torch.float64)
-        sums = sum_over_ranks(torch.cat([head, self.bin_sums, self.bin_counts, figures]))
-        loss, samples, tokens, bad, stops = sums[:5].tolist()
-        bin_sums, bin_counts = sums[5 : 5 + BINS].tolist(), sums[5 + BINS : 5 + 2 * BINS].tolist()
-        per_bin = {bin_name(i): s / n for i, (s, n) in enumerate(zip(bin_sums, bin_counts)) if n}
-        means = {name: value / samples for name, value in zip(names, sums[5 + 2 * BINS :].tolist(), strict=True)}
-        tokens /= world.sequence_size  # the ranks of a sequence group count the same samples; the rest are means
-        return Total(loss / samples, int(tokens), per_bin, int(bad), bool(stops), means)
-
-
-def _report_trouble(t: TrainState, taken: Taken, step: int) -> None:
-    """Tell which step was not made and of what samples it was; raises TrainingDiverged when the run is to end."""
-    outcome, total = taken.outcome, taken.total
-    samples = {each["place"]: each for rank in gather_objects(taken.tally.samples_seen()) for each in rank}
-    told = {"what": outcome.trouble, "did": "stop" if outcome.stop else "skip", "skipped": t.guard.skipped}
-    numbers = {
-        "loss": total.loss,
-        "grad_norm": outcome.grad_norm,
-        "samples": [samples[sample_id] for sample_id in sorted(samples)],
-    }
-    t.metrics.log_trouble(step, {**told, **numbers})
-    if not outcome.stop:
+def _report_anomaly(state: TrainState, record: StepRecord) -> None:
+    """Log a step that was not made, with its samples; raises TrainingDiverged when the run is to end."""
+    anomalies, step = state.anomalies, record.step
+    samples = {each["place"]: each for rank in gather_objects(record.stats.per_sample()) for each in rank}
+    state.metrics.log_trouble(
+        step,
+        {
+            "what": record.anomaly,
+            "did": "stop" if anomalies.ends_run else "skip",
+            "skipped": record.skipped,
+            "loss": record.totals.loss,
+            "grad_norm": record.grad_norm,
+            "samples": [samples[sample_id] for sample_id in sorted(samples)],
+        },
+    )
+    if not anomalies.ends_run:
         return
-    row = f" ({t.guard.in_a_row} in a row)" if t.guard.in_a_row > 1 else ""
+    row = f" ({anomalies.in_a_row} in a row)" if anomalies.in_a_row > 1 else ""
     raise TrainingDiverged(
-        f"training: {outcome.trouble} between step {step - 1} and step {step}{row}; the weights were not updated; last good "
-        f"checkpoint: {t.checkpointer.describe_latest()}; lower optimizer.lr or grad_clip, or look at the clips of that "
-        f"step with `opensora replay {t.run.run_dir} step={step}`"
+        f"training: {record.anomaly} between step {step - 1} and step {step}{row}; the weights were not updated; last good "
+        f"checkpoint: {state.checkpointer.describe_latest()}; lower optimizer.lr or grad_clip, or look at the clips of that "
+        f"step with `opensora replay {state.run.run_dir} step={step}`"
     )
 
 
-def _stop_if_too_many_bad_rows(t: TrainState, over_ranks: int, mine: list[str]) -> None:
-    if not over_ranks:
+def _stop_if_too_many_bad_rows(state: TrainState, record: StepRecord) -> None:
+    if not record.totals.bad_rows:
         return
-    seen = {_row(message) for message in t.bad_rows}
-    for message in [message for rank in gather_objects(mine) for message in rank]:
-        if _row(message) not in seen:
-            seen.add(_row(message))
-            t.bad_rows.append(message)
-    logger().warning("%d manifest rows could not be used so far (max_bad_rows=%d)", len(t.bad_rows), t.run.max_bad_rows)
-    if len(t.bad_rows) > t.run.max_bad_rows:
+    known, limit = {_row(message) for message in state.bad_rows}, state.run.max_bad_rows
+    for message in [message for rank in gather_objects(record.stats.bad_rows) for message in rank]:
+        if _row(message) not in known:
+            known.add(_row(message))
+            state.bad_rows.append(message)
+    logger().warning("%d manifest rows could not be used so far (max_bad_rows=%d)", len(state.bad_rows), limit)
+    if len(state.bad_rows) > limit:
         raise DataError(
-            f"dataset: {len(t.bad_rows)} rows could not be used, the last: {t.bad_rows[-1]}; allowed: max_bad_rows="
-            f"{t.run.max_bad_rows}; mend the manifest or raise max_bad_rows; checkpoint: {t.checkpointer.describe_latest()}"
+            f"dataset: {len(state.bad_rows)} rows could not be used, the last: {state.bad_rows[-1]}; allowed: "
+            f"max_bad_rows={limit}; fix the manifest or raise max_bad_rows; checkpoint: "
+            f"{state.checkpointer.describe_latest()}"
         )
 
 

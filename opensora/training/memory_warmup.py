@@ -37,7 +37,9 @@ def warm_up(task: Task, engine: Engine, line: BucketLine, seed: int) -> None:
     with torch.random.fork_rng([] if device.index is None else [device.index], device_type=device.type):
         stored = getattr(task.autoencoder, "clip_shape", None)
         shape = (3, *line.size) if stored is None else stored(line.size)
-        loss = task.step(engine.model, largest_batch(line, seed, shape))
-        engine.backward(loss.loss_B.mean(), last=True)
-        engine.step(lambda norm: False)
+        with engine.accumulating(last=True):
+            loss = task.loss(engine.model, largest_batch(line, seed, shape))
+            engine.backward(loss.loss_B.mean())
+        engine.grad_norm()
+        engine.discard_gradients()
     logger().info("warm-up: %s, batch %d, %d tokens", line.name(), line.batch_size, loss.tokens)

@@ -4,36 +4,13 @@ import json
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from opensora import files
 from opensora.log import logger
 from opensora.progress_bar import ProgressBar
-
-BINS = 10  # equal parts of the noise scale, 0 = nearly clean
-
-
-@dataclass(frozen=True)
-class StepRecord:
-    """One logged optimizer step, the same on every rank count."""
-
-    step: int  # optimizer steps done
-    loss: float  # mean over the global batch
-    grad_norm: float  # before clipping
-    lr: float
-    tokens: int  # latent tokens in the global batch
-    seconds: float  # wall time of this step
-    loss_per_bin: dict[str, float]  # mean loss of the samples whose noise level fell in each tenth
-    figures: dict[str, float] = field(default_factory=dict)  # parts of the loss and the like, where a task tells them
-    skipped: int = 0  # optimizer steps of the run so far that were not made, see guard.py
-
-    def json(self) -> dict[str, Any]:
-        told = {**self.__dict__, "loss_per_bin": dict(self.loss_per_bin), "figures": dict(self.figures)}
-        return told if self.figures else {key: value for key, value in told.items() if key != "figures"}
+from opensora.training.step_stats import StepRecord
 
 
 class Metrics:
@@ -59,12 +36,13 @@ class Metrics:
         if not self.main:
             return
         self._append(record.json())
-        scalars = {"loss": record.loss, "grad_norm": record.grad_norm, "lr": record.lr, "seconds": record.seconds}
+        totals = record.totals
+        scalars = {"loss": totals.loss, "grad_norm": record.grad_norm, "lr": record.lr, "seconds": record.seconds}
         scalars |= {"skipped": record.skipped} if record.skipped else {}
-        scalars |= {f"loss_bin/{name}": value for name, value in record.loss_per_bin.items()}
-        self._scalars(record.step, scalars | {f"part/{name}": value for name, value in record.figures.items()})
-        rate = record.tokens / record.seconds if record.seconds > 0 else math.nan
-        text = f"loss {record.loss:.4f}  norm {record.grad_norm:.2f}  {record.seconds:.2f} s/step  {rate:,.0f} tokens/s"
+        scalars |= {f"loss_bin/{name}": value for name, value in totals.loss_per_bin.items()}
+        self._scalars(record.step, scalars | {f"part/{name}": value for name, value in totals.metrics.items()})
+        rate = totals.tokens / record.seconds if record.seconds > 0 else math.nan
+        text = f"loss {totals.loss:.4f}  norm {record.grad_norm:.2f}  {record.seconds:.2f} s/step  {rate:,.0f} tokens/s"
         done = record.step - self.start_step
         left = int((time.monotonic() - self.started) / max(1, done) * (self.steps - record.step))
         line = f"step {record.step}/{self.steps}  {text}  {left // 60}:{left % 60:02d} left"
@@ -130,16 +108,6 @@ class Metrics:
             logger().warning(
                 "%s: cannot be written (%s); training goes on, without some of its numbers", self.path, error
             )
-
-
-def bin_name(index: int) -> str:
-    """The tenth of the noise scale with this index, as in "0.3-0.4"."""
-    return f"{index / BINS:.1f}-{(index + 1) / BINS:.1f}"
-
-
-def level_bins(level_B: Tensor) -> Tensor:
-    """The index of the tenth in which each noise level in [0, 1] lies, int64 [B]."""
-    return (level_B * BINS).long().clamp(0, BINS - 1)
 
 
 def read(path: Path) -> list[dict[str, Any]]:

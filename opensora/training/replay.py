@@ -1,6 +1,6 @@
 """One optimizer step of a run once more: the same weights, data and noise, from the checkpoint before it.
 
-Only reads the run's folder, so it works on a run that has stopped as on one that goes on.
+It only reads the run's folder, so it works on a run that has stopped as on one that goes on.
 """
 
 import math
@@ -16,33 +16,32 @@ from opensora.errors import ConfigError
 from opensora.log import logger
 from opensora.parallel.collectives import gather_objects
 from opensora.parallel.world import World
-from opensora.rng import key_seed
 from opensora.schema import TrainRun
 from opensora.training import checkpoint
 from opensora.training.build import build_training
-from opensora.training.loop import Taken, TrainState, train_step
+from opensora.training.loop import TrainState, seed_dropout, train_step
 from opensora.training.metrics import read
 from opensora.training.run_folder import RunFolder
 from opensora.types import Batch
 
-EQUAL = 1e-6  # relative difference up to which numbers are called the same: rounding on other ranks
+REL_TOL = 1e-6  # relative difference up to which numbers are called the same: rounding on other ranks
 
 
 @dataclass(frozen=True)
 class Replay:
-    """What the step was this time, alike on all ranks."""
+    """The step as it was made again, alike on all ranks."""
 
     step: int  # optimizer steps done after it
     start: int  # the checkpoint's
     loss: float
     grad_norm: float  # before clipping
-    trouble: str | None  # why the run's own rules do not make it
-    samples: list[dict[str, Any]]  # place, row, level, loss, caption of each; grad_norm where it was asked for
+    anomaly: str | None  # why the run's own rules do not make it
+    samples: list[dict[str, Any]]  # place, row, level, loss, caption of each; grad_norm where it was measured
 
     def suspects(self) -> list[dict[str, Any]]:
         """The samples whose loss or gradient is not finite."""
-        wrong = [each for each in self.samples if not math.isfinite(each["loss"])]
-        return wrong or [each for each in self.samples if not math.isfinite(each.get("grad_norm", 0.0))]
+        bad_losses = [each for each in self.samples if not math.isfinite(each["loss"])]
+        return bad_losses or [each for each in self.samples if not math.isfinite(each.get("grad_norm", 0.0))]
 
 
 class ReplayFolder(RunFolder):
@@ -87,7 +86,7 @@ def build_replay(run: TrainRun, world: World, where: str, step: int) -> TrainSta
         validation_dataset=None,
         preview_every=0,
         preview_prompts=[],
-        ema_decay=None,  # an average learns of the run and tells it nothing
+        ema_decay=None,  # the average follows the run and does not influence it
         wandb=False,
         num_workers=0,
         profile_steps=0,
@@ -95,76 +94,76 @@ def build_replay(run: TrainRun, world: World, where: str, step: int) -> TrainSta
     return build_training(quiet, world, where, ReplayFolder(quiet, world, up_to=step - 1))
 
 
-def replay(t: TrainState, step: int, gradients: bool = False) -> Replay:
-    """Go on from where `t` starts and make the step that ends with `step` steps done; all ranks call it.
+def replay(state: TrainState, step: int, gradients: bool = False) -> Replay:
+    """Go on from `state.start_step` and make the step that ends with `step` steps done; all ranks call it.
 
-    gradients: measure each sample's own gradient norm, which costs a backward for each. That is done unasked when the
-    gradient is not finite though every loss is: then the loss does not tell whose fault it is.
+    gradients: measure each sample's own gradient norm, which costs a backward for each. Where the step's gradient is not
+    finite though every loss is, that is done without being requested: the losses do not show which sample is at fault.
     """
-    for earlier in range(t.start_step, step - 1):
-        taken = train_step(t, earlier)
-        logger().info("step %d: loss %.6f%s", earlier + 1, taken.total.loss, _refused(taken))
-        _heed(t)
-    batches = [next(t.batches) for _ in range(t.run.micro_batches // t.world.data_size)]
-    norms = per_sample_grad_norms(t, batches, step - 1) if gradients else {}
-    t.batches = iter(batches)
-    taken = train_step(t, step - 1)
-    told = {
+    for earlier in range(state.start_step, step - 1):
+        record = train_step(state, earlier)
+        skipped = "" if record.anomaly is None else f", not made: {record.anomaly}"
+        logger().info("step %d: loss %.6f%s", earlier + 1, record.totals.loss, skipped)
+        if state.stop.requested:
+            raise KeyboardInterrupt
+    batches = [next(state.batches) for _ in range(state.run.micro_batches // state.world.data_size)]
+    norms = per_sample_grad_norms(state, batches, step - 1) if gradients else {}
+    state.batches = iter(batches)
+    record = train_step(state, step - 1)
+    captions = {
         sample_id: batch.captions[i * (1 + batch.num_images)]
         for batch in batches
         for i, sample_id in enumerate(batch.sample_ids)
     }
-    hidden = not math.isfinite(taken.outcome.grad_norm) and all(
-        math.isfinite(each["loss"]) for rank in gather_objects(taken.tally.samples_seen()) for each in rank
-    )
-    if hidden and not gradients and _whole_gradients(t):
-        norms = per_sample_grad_norms(
-            t, batches, step - 1
-        )  # the step was refused, so the weights are still those before it
-    mine = [
-        {**each, "caption": told[each["place"]]} | ({"grad_norm": norms[each["place"]]} if norms else {})
-        for each in taken.tally.samples_seen()
+    losses = [each["loss"] for rank in gather_objects(record.stats.per_sample()) for each in rank]
+    hidden = not math.isfinite(record.grad_norm) and all(map(math.isfinite, losses))
+    if hidden and not gradients and _sees_whole_gradients(state):
+        # the step was discarded, so the weights are still those before it
+        norms = per_sample_grad_norms(state, batches, step - 1)
+    own = [
+        {**each, "caption": captions[each["place"]]} | ({"grad_norm": norms[each["place"]]} if norms else {})
+        for each in record.stats.per_sample()
     ]
-    samples = {each["place"]: each for rank in gather_objects(mine) for each in rank}
+    samples = {each["place"]: each for rank in gather_objects(own) for each in rank}
     return Replay(
         step=step,
-        start=t.start_step,
-        loss=taken.total.loss,
-        grad_norm=taken.outcome.grad_norm,
-        trouble=taken.outcome.trouble,
+        start=state.start_step,
+        loss=record.totals.loss,
+        grad_norm=record.grad_norm,
+        anomaly=record.anomaly,
         samples=[samples[sample_id] for sample_id in sorted(samples)],
     )
 
 
-def per_sample_grad_norms(t: TrainState, batches: Sequence[Batch], step: int) -> dict[int, float]:
-    """Place -> norm of the gradient of that sample's loss, for this rank's samples. No weight or gradient changes.
+def per_sample_grad_norms(state: TrainState, batches: Sequence[Batch], step: int) -> dict[int, float]:
+    """Sample id -> norm of the gradient of that sample's loss, for this rank's samples. No weight or gradient changes.
 
     Each goes through the model alone: in one graph a NaN of one sample reaches the others, as 0 * NaN is NaN.
     Raises ConfigError under plugins and layouts where no rank sees whole weights.
     """
-    if not _whole_gradients(t):
+    if not _sees_whole_gradients(state):
         raise ConfigError(
-            f"replay: gradients=true under plugin {t.run.plugin!r} with {t.world.sequence_size} rank(s) per sample; allowed: "
-            "whole weights and whole samples; add plugin=ddp sp_size=1"
+            f"replay: gradients=true under plugin {state.run.plugin!r} with {state.world.sequence_size} rank(s) per sample; "
+            "allowed: whole weights and whole samples; add plugin=ddp sp_size=1"
         )
-    trained = list(t.engine.trainable.values())
+    parameters = list(state.engine.trainable.values())
     norms = {}
     for batch in batches:
         for i, sample_id in enumerate(batch.sample_ids):
-            torch.manual_seed(key_seed(t.run.seed, "dropout", step, sample_id))
-            loss_B = t.task.step(t.engine.model, _alone(batch, i)).loss_B
-            found = torch.autograd.grad(loss_B.sum(), trained, allow_unused=True)
-            norms[sample_id] = _norm([each for each in found if each is not None])
+            seed_dropout(state.run.seed, step, sample_id)
+            loss_B = state.task.loss(state.engine.model, _single_sample(batch, i)).loss_B
+            gradients = torch.autograd.grad(loss_B.sum(), parameters, allow_unused=True)
+            norms[sample_id] = _norm([each for each in gradients if each is not None])
     return norms
 
 
-def _alone(batch: Batch, i: int) -> Batch:
-    """The micro-batch that holds sample i only; all it draws is keyed by its place."""
-    each = 1 + batch.num_images
+def _single_sample(batch: Batch, i: int) -> Batch:
+    """The micro-batch that holds sample i only; all it draws is keyed by its id."""
+    captions = 1 + batch.num_images  # of one sample
     return replace(
         batch,
         video_BCTHW=batch.video_BCTHW[i : i + 1],
-        captions=batch.captions[i * each : (i + 1) * each],
+        captions=batch.captions[i * captions : (i + 1) * captions],
         fps_B=batch.fps_B[i : i + 1],
         sample_ids=[batch.sample_ids[i]],
         rows=[batch.rows[i]],
@@ -172,35 +171,26 @@ def _alone(batch: Batch, i: int) -> Batch:
     )
 
 
-def recorded(run_dir: Path, step: int) -> Mapping[str, Any] | None:
-    """What metrics.jsonl holds of the step: its loss and grad_norm; None when it was not logged."""
-    for record in reversed(read(run_dir / "metrics.jsonl")):
-        found = record.get("trouble", record)
-        if record["step"] == step and "grad_norm" in found:
-            return {"loss": float(found["loss"]), "grad_norm": float(found["grad_norm"])}
+def logged_step(run_dir: Path, step: int) -> Mapping[str, Any] | None:
+    """The loss and grad_norm of the step in metrics.jsonl; None when it was not logged."""
+    for line in reversed(read(run_dir / "metrics.jsonl")):
+        numbers = line.get("trouble", line)
+        if line["step"] == step and "grad_norm" in numbers:
+            return {"loss": float(numbers["loss"]), "grad_norm": float(numbers["grad_norm"])}
     return None
 
 
-def compare(now: float, then: float) -> str:
-    """In words, how a number stands to the one that was logged."""
+def describe_difference(now: float, then: float) -> str:
+    """The relation of a number to the one that was logged, in words."""
     if now == then or (math.isnan(now) and math.isnan(then)):
         return "the same, bit for bit"
     difference = abs(now - then) / max(abs(now), abs(then))
-    return f"{'the same but for rounding' if difference <= EQUAL else 'DIFFERENT'}: {difference:.1e} apart"
+    return f"{'the same but for rounding' if difference <= REL_TOL else 'DIFFERENT'}: {difference:.1e} apart"
 
 
-def _whole_gradients(t: TrainState) -> bool:
-    return t.engine.sees_gradients and t.world.sequence_size == 1
+def _sees_whole_gradients(state: TrainState) -> bool:
+    return state.engine.sees_gradients and state.world.sequence_size == 1
 
 
 def _norm(gradients: Sequence[Tensor]) -> float:
     return math.sqrt(sum(each.cpu().double().square().sum().item() for each in gradients))
-
-
-def _refused(taken: Taken) -> str:
-    return "" if taken.outcome.trouble is None else f", not made: {taken.outcome.trouble}"
-
-
-def _heed(t: TrainState) -> None:
-    if t.stop.requested:
-        raise KeyboardInterrupt

@@ -27,12 +27,11 @@ from opensora.parallel.engine import Engine
 from opensora.parallel.world import World
 from opensora.schema import TrainRun
 from opensora.training import checkpoint
-from opensora.training.anomalies import Guard
-from opensora.training.discriminator import Rival
+from opensora.training.anomalies import AnomalyDetector
 from opensora.training.ema import Ema
 from opensora.training.task import Task
 
-RIVAL = "discriminator"  # name of its weights in a checkpoint
+DISCRIMINATOR = "discriminator"  # name of its weights in a checkpoint
 RESUME_SAFE_KEYS = {field.name for field in fields(TrainRun) if field.metadata.get("resume_safe")}
 
 
@@ -63,12 +62,9 @@ class RunFolder:
                 "stop it, or choose another run_dir"
             )
 
-    def attach(
-        self, engine: Engine, ema: Ema | None, task: Task, rival: Rival | None = None, guard: Guard | None = None
-    ) -> None:
+    def attach(self, engine: Engine, ema: Ema | None, task: Task, anomalies: AnomalyDetector | None = None) -> None:
         self.engine = engine
-        self.guard = guard or Guard()
-        self.rival = rival
+        self.anomalies = anomalies or AnomalyDetector()
         self.ema = ema
         self.task = task
 
@@ -91,10 +87,10 @@ class RunFolder:
         self.engine.load_state(state)
         if self.ema is not None:
             self.ema.load_state(state)
-        if self.rival is not None:
-            self.rival.load_state(state)
+        if self.task.discriminator is not None:
+            self.task.discriminator.load_state(state)
         if "guard" in found.meta:  # not in checkpoints of earlier versions
-            self.guard.load_state(found.meta["guard"])
+            self.anomalies.load_state(found.meta["guard"])
 
     def save(self, step: int, bad_rows: list[str]) -> float:
         """Copy the state of `step` and have it written beside training; returns the seconds that training waited.
@@ -125,13 +121,13 @@ class RunFolder:
 
     def _copy(self, step: int, bad_rows: list[str]) -> Callable[[collectives.Group], Path]:
         """Everything that a checkpoint holds, as it is now; the function writes it."""
-        weights = {checkpoint.WEIGHTS: self.engine.full_weights()}
+        weights = {checkpoint.WEIGHTS: self.engine.gather_state_dict()}
         if self.ema is not None:
             weights[checkpoint.AVERAGE] = self.ema.weights()
         config = self.task.config() if self.world.is_main else {}
         configs = dict.fromkeys(weights, config)
-        if self.rival is not None:
-            weights[RIVAL], configs[RIVAL] = self.rival.weights(), dict(self.rival.config)
+        if (discriminator := self.task.discriminator) is not None:
+            weights[DISCRIMINATOR], configs[DISCRIMINATOR] = discriminator.weights(), dict(discriminator.config)
         return partial(
             checkpoint.save,
             self.path,
@@ -139,7 +135,7 @@ class RunFolder:
             self._host.copy(self._state()) if self._background is not None else self._state(),
             weights,
             copy.deepcopy(configs),
-            copy.deepcopy({"config": as_dict(self.run), "bad_rows": bad_rows, "guard": self.guard.state()}),
+            copy.deepcopy({"config": as_dict(self.run), "bad_rows": bad_rows, "guard": self.anomalies.state()}),
             self.run.keep_last,
         )
 
@@ -160,8 +156,8 @@ class RunFolder:
         return "none yet" if found is None else str(found.folder)
 
     def _state(self) -> dict[str, Any]:
-        average = {} if self.ema is None else self.ema.state()
-        return self.engine.state() | average | ({} if self.rival is None else self.rival.state())
+        parts = (self.engine, self.ema, self.task.discriminator)
+        return {key: value for part in parts if part is not None for key, value in part.state().items()}
 
     def _write_config(self) -> None:
         if self.world.is_main:

@@ -1,4 +1,4 @@
-"""What a training task is: one micro-batch in, losses out. The loop knows nothing else of it."""
+"""The interface of a training task: one micro-batch in, losses out. The loop knows nothing else of it."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -6,18 +6,19 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from opensora.training.discriminator import DiscriminatorTrainer
 from opensora.types import Batch
 
 
 @dataclass(frozen=True)
-class StepLoss:
+class MicroBatchLoss:
     """The losses of one micro-batch."""
 
-    loss_B: Tensor  # per sample; their mean is what is minimised
-    level_B: Tensor | None  # noise level per sample in [0, 1], 0 = clean; None where the task has none
+    loss_B: Tensor  # per sample; their mean is minimized
+    noise_level_B: Tensor | None  # per sample in [0, 1], 0 = clean; None where the task has none
     tokens: int  # latent tokens of the micro-batch
-    figures: Mapping[str, Tensor] = field(default_factory=dict)  # what else to log: means over the micro-batch
-    pair: tuple[Tensor, Tensor] | None = None  # footage and its reconstruction, for a rival to learn from
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)  # what else to log: means over the micro-batch
+    discriminator_inputs: tuple[Tensor, Tensor] | None = None  # footage and its reconstruction
 
 
 class Task(Protocol):
@@ -27,14 +28,18 @@ class Task(Protocol):
     def autoencoder(self) -> Any:
         """The one that makes the latents, trained or frozen."""
 
-    def step(self, model: Callable[..., Any], batch: Batch) -> StepLoss:
+    @property
+    def discriminator(self) -> DiscriminatorTrainer | None:
+        """The network that `trained` is trained against; it learns in the same optimizer steps."""
+
+    def loss(self, model: Callable[..., Any], batch: Batch) -> MicroBatchLoss:
         """`model` is `trained` as the engine runs it."""
 
     def validate(self, model: Callable[..., Any], batches: Iterable[Batch]) -> dict[str, tuple[float, int]]:
-        """Figures over `batches`, with randomness of their own: name -> (sum, how many it is of).
+        """Metrics over `batches`, with randomness of their own: name -> (sum, number of values in it).
 
-        The names are the same on every rank, whatever its batches; of 0 there may be none.
+        The names are the same on every rank, whatever its batches; the number may be 0.
         """
 
     def config(self) -> dict[str, Any]:
-        """config.json beside the weights: what rebuilds `trained`, and under "run" what must travel with it."""
+        """config.json next to the weights: what rebuilds `trained`, and under "run" what must travel with it."""

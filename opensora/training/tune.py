@@ -195,7 +195,7 @@ class StepTimer:
         self.platform.synchronize()
         start = time.perf_counter()
         with self.cast():
-            loss = self.task.step(self.model, batch).loss_B.mean()
+            loss = self.task.loss(self.model, batch).loss_B.mean()
         loss.backward()
         self.platform.synchronize()
         return time.perf_counter() - start

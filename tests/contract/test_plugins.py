@@ -68,13 +68,13 @@ def test_gradients_of_single_samples_are_true_or_refused(plugin: str) -> None:
 def interface(plugin: str, dtype: str) -> None:
     engine = tiny.make_engine(plugin, dtype)
     assert isinstance(engine, Engine)
-    for name, piece in engine.masters():
+    for name, piece in engine.master_shards():
         assert piece.dtype is torch.float32, name
         assert piece.dim() == 1, name
         assert not piece.requires_grad, name
     losses, norms = tiny.run_steps(engine, 0, 2)
     assert all(map(math.isfinite, losses + norms))
-    assert all(value.dtype is not torch.bfloat16 for value in engine.full_weights().values())
+    assert all(value.dtype is not torch.bfloat16 for value in engine.gather_state_dict().values())
     assert all(value.dtype is not torch.bfloat16 for value in engine.state().values())
 
 
@@ -114,28 +114,28 @@ def test_it_loads_what_ddp_wrote(tmp_path: Path, plugin: str) -> None:
     torch.testing.assert_close(run_ranks(load, 2, str(tmp_path), plugin)[0], expected, rtol=1e-5, atol=1e-6)
 
 
-def refuse(plugin: str, dtype: str, seen: bool) -> tuple[list[float], list[float], list[float]]:
-    """Steps 0, 2 and 3; step 1 is refused, or was never seen. (losses, norms, norms asked about)."""
+def discard(plugin: str, dtype: str, accumulated: bool, measured: bool) -> tuple[list[float], list[float]]:
+    """(losses, norms) of steps 0, 2 and 3; step 1 is discarded, before or after its norm, or does not exist."""
     engine = tiny.make_engine(plugin, dtype)
     losses, norms = tiny.run_steps(engine, 0, 1)
-    asked: list[float] = []
-    if seen:
+    if accumulated:
         for m in (0, 1):
             x, t, touch = tiny.micro_batch(2, m)
-            engine.backward((engine.model(x, t, touch=touch) * 3).square().mean(), last=m == 1)
-        assert engine.step(lambda norm: bool(asked.append(norm))) == asked[0]
-        assert 0 < asked[0] < math.inf
-        assert len(asked) == 1
+            with engine.accumulating(last=m == 1):
+                engine.backward((engine.model(x, t, touch=touch) * 3).square().mean())
+        if measured:
+            assert 0 < engine.grad_norm() < math.inf
+        engine.discard_gradients()
     later = tiny.run_steps(engine, 2, 4)
-    return losses + later[0], norms + later[1], asked
+    return losses + later[0], norms + later[1]
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("plugin", EVERY)
-def test_a_refused_step_leaves_no_trace(plugin: str, dtype: str) -> None:
-    for met, spared in zip(run_ranks(refuse, 2, plugin, dtype, True), run_ranks(refuse, 2, plugin, dtype, False)):
-        assert met[:2] == spared[:2]
-        assert met[2]
+def test_discarded_step_leaves_no_trace(plugin: str, dtype: str) -> None:
+    expected = run_ranks(discard, 2, plugin, dtype, False, False)
+    assert run_ranks(discard, 2, plugin, dtype, True, True) == expected
+    assert run_ranks(discard, 2, plugin, dtype, True, False) == expected
 
 
 def replace_weights(plugin: str, dtype: str, replaced: bool) -> tuple[list[float], list[float]]:
@@ -146,9 +146,9 @@ def replace_weights(plugin: str, dtype: str, replaced: bool) -> tuple[list[float
     if replaced:
         other = tiny.make_engine("ddp", "fp32", seed=5)
         x, t, _ = tiny.micro_batch(0, 0)
-        pieces = {name: piece.clone() for name, piece in engine.masters()}
-        engine.take(pieces, dict(other.masters()))  # ddp's are cut evenly
-        with torch.no_grad(), engine.replaced(pieces):
+        pieces = {name: piece.clone() for name, piece in engine.master_shards()}
+        engine.from_even_shards(pieces, dict(other.master_shards()))  # ddp's are cut evenly
+        with torch.no_grad(), engine.swapped_weights(pieces):
             outputs = engine.model(x, t, touch=True).flatten().tolist()
         expected = other.model(x, t, touch=True).flatten().tolist()
         rounding = dict(rtol=1e-5, atol=1e-6) if dtype == "fp32" else dict(rtol=0.05, atol=0.05)

@@ -102,8 +102,8 @@ def start_from(run_dir: str, weights: str) -> dict[str, Tensor]:
     run = load(DEBUG, [f"run_dir={run_dir!r}", f"discriminator.from_pretrained={weights!r}"], TrainRun).run
     training = build_training(run, world.current(), DEBUG)
     training.metrics.close()
-    assert training.rival is not None
-    return training.rival.weights()
+    assert training.task.discriminator is not None
+    return training.task.discriminator.weights()
 
 
 def test_a_saved_discriminator_starts_another_run(tmp_path: Path, alone: Path) -> None:

@@ -58,13 +58,13 @@ def train_to(config: str, run_dir: str, *arguments: str, until: int = STEPS) -> 
     run = load(config, [f"run_dir={run_dir!r}", f"steps={STEPS}", "save_every=2", *arguments], TrainRun).run
     training = build_training(run, world.current(), config)
     seen: dict[int, list[tuple[int, int]]] = {}
-    task_step = training.task.step
+    task_loss = training.task.loss
 
     def noted(model: Any, batch: Any) -> Any:
         seen.setdefault(batch.step, []).extend(zip(batch.sample_ids, batch.rows, strict=True))
-        return task_step(model, batch)
+        return task_loss(model, batch)
 
-    training.task.step = noted  # type: ignore[method-assign]
+    training.task.loss = noted  # type: ignore[method-assign]
     if until < STEPS:
         log = training.metrics.log
 

@@ -23,7 +23,7 @@ def write(folder: str, plugin: str, dtype: str) -> dict[str, Any]:
     tiny.run_steps(engine, 0, SAVED, ema.update)
     engine.module.calls += 7  # a buffer the model changes itself
     state = {**engine.state(), **ema.state()}
-    checkpoint.save(folder, SAVED, state, {"model": engine.full_weights()}, {"model": {}}, {"plugin": plugin}, 0)
+    checkpoint.save(folder, SAVED, state, {"model": engine.gather_state_dict()}, {"model": {}}, {"plugin": plugin}, 0)
     return go_on(engine, ema, SAVED)
 
 
@@ -42,7 +42,7 @@ def resume(folder: str, plugin: str, dtype: str) -> dict[str, Any]:
 
 def go_on(engine: Any, ema: Ema, step: int) -> dict[str, Any]:
     losses, norms = tiny.run_steps(engine, step, STEPS, ema.update)
-    return {"losses": losses, "norms": norms, "weights": engine.full_weights(), "ema": ema.weights()}
+    return {"losses": losses, "norms": norms, "weights": engine.gather_state_dict(), "ema": ema.weights()}
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
@@ -83,15 +83,15 @@ def test_bf16_resumes_on_any_zero_ranks(tmp_path: Path, before: tuple, after: tu
 def average_by_hand(plugin: str) -> None:
     engine = tiny.make_engine(plugin)
     ema = Ema(engine, decay=0.9)
-    expected = engine.full_weights()
+    expected = engine.gather_state_dict()
 
     def update() -> None:
         ema.update()
-        for name, value in engine.full_weights().items():
+        for name, value in engine.gather_state_dict().items():
             expected[name] = 0.9 * expected[name] + 0.1 * value if value.is_floating_point() else value
 
     tiny.run_steps(engine, 0, 3, update)
-    average, now = ema.weights(), engine.full_weights()
+    average, now = ema.weights(), engine.gather_state_dict()
     torch.testing.assert_close(average, expected)
     assert (collectives.rank() == 0) == bool(average)
     assert not average or not torch.equal(average["qkv.weight"], now["qkv.weight"])

@@ -56,7 +56,7 @@ def train_model(plugin: str, checkpointed: bool) -> tuple[list[float], list[int]
     if checkpointed:
         checkpoint_activations(model.checkpoint_blocks())
     given, blocks = inputs(model), model.checkpoint_blocks()
-    engine = build(PLUGINS, {"type": plugin}).apply(model, tiny.make_optimizer, "fp32", 1.0, world.current())
+    engine = build(PLUGINS, {"type": plugin}).apply(model, tiny.options(grad_clip=1.0))
     gathered: list[int] = []
 
     def count(*_: Any) -> None:
@@ -66,11 +66,12 @@ def train_model(plugin: str, checkpointed: bool) -> tuple[list[float], list[int]
         block.register_forward_hook(count)
     norms = []
     for _ in range(3):
-        out = engine.model(**given)
-        weight = torch.linspace(-1, 1, out.numel()).view_as(out) * (1 + world.current().data_rank)
-        engine.backward((out * weight).sum() / out.numel() ** 0.5, last=True)
-        norms.append(engine.step())
-    kept = sum(piece.numel() for _, piece in engine.masters())
+        with engine.accumulating(last=True):
+            out = engine.model(**given)
+            weight = torch.linspace(-1, 1, out.numel()).view_as(out) * (1 + world.current().data_rank)
+            engine.backward((out * weight).sum() / out.numel() ** 0.5)
+        norms.append(tiny.update(engine))
+    kept = sum(piece.numel() for _, piece in engine.master_shards())
     return norms, [max(gathered), kept, sum(shape.numel() for shape in engine.shapes.values())]
 
 

@@ -18,7 +18,7 @@ from opensora.training.build import build_training
 from opensora.training.diffusion_task import DiffusionTask
 from opensora.training.loop import TrainState, train
 from opensora.training.metrics import read
-from opensora.training.task import StepLoss
+from opensora.training.task import MicroBatchLoss
 from opensora.types import Batch
 from tests.dist import run_ranks
 from tests.distributed.test_training import DEBUG, Killed
@@ -29,14 +29,14 @@ Spoilt = Mapping[int, float]  # step -> what the loss of the sample at PLACE is 
 
 
 def spoiling(spoilt: Spoilt) -> Any:
-    plain = DiffusionTask.step
+    plain = DiffusionTask.loss
 
-    def step(self: DiffusionTask, model: Callable[..., Any], batch: Batch) -> StepLoss:
+    def spoilt_loss(self: DiffusionTask, model: Callable[..., Any], batch: Batch) -> MicroBatchLoss:
         loss = plain(self, model, batch)
         factors = [spoilt.get(batch.step, 1.0) if sample_id == PLACE else 1.0 for sample_id in batch.sample_ids]
         return replace(loss, loss_B=loss.loss_B * torch.tensor(factors))
 
-    return mock.patch.object(DiffusionTask, "step", step)
+    return mock.patch.object(DiffusionTask, "loss", spoilt_loss)
 
 
 def go(run_dir: str, spoilt: Spoilt, *overrides: str, until: int = STEPS, without: int | None = None) -> str | None:

@@ -46,9 +46,11 @@ def steps(run: TrainRun) -> None:
     local = run.micro_batches // t.world.data_size
     for _ in range(STEPS):
         for micro in range(local):
-            loss = t.task.step(t.engine.model, next(t.batches))
-            t.engine.backward(loss.loss_B.mean() / local, last=micro == local - 1)
-        t.engine.step()
+            with t.engine.accumulating(last=micro == local - 1):
+                loss = t.task.loss(t.engine.model, next(t.batches))
+                t.engine.backward(loss.loss_B.mean() / local)
+        t.engine.grad_norm()
+        t.engine.update()
         assert t.ema is not None
         t.ema.update()
 

@@ -71,14 +71,14 @@ def untouched_parameters(plugin: str) -> tuple[bool, bool, bool]:
     """Whether `never`, `sometimes` and `frozen` still have their first values after two steps."""
     engine = tiny.make_engine(plugin)
     tiny.run_steps(engine, 0, 2)
-    now, first = engine.full_weights(), tiny.make().state_dict()
+    now, first = engine.gather_state_dict(), tiny.make().state_dict()
     return tuple(now == {} or torch.equal(now[name], first[name]) for name in ("never", "sometimes", "frozen"))
 
 
 def touched_on_one_rank(plugin: str) -> bool:
     engine = tiny.make_engine(plugin)
     tiny.run_steps(engine, 0, 3)
-    return engine.full_weights().get("sometimes", torch.zeros(7)).ne(tiny.make().sometimes.detach()).all().item()
+    return engine.gather_state_dict().get("sometimes", torch.zeros(7)).ne(tiny.make().sometimes.detach()).all().item()
 
 
 @pytest.mark.parametrize("plugin", ["ddp", "zero1", "zero2", "fsdp"])
@@ -91,12 +91,16 @@ def test_parameters_without_gradient_are_left_alone(plugin: str) -> None:
 def meet_infinity(plugin: str, dtype: str) -> None:
     engine = tiny.make_engine(plugin, dtype)
     tiny.run_steps(engine, 0, 1)
-    before = {name: piece.clone() for name, piece in engine.masters()}
+    before = {name: piece.clone() for name, piece in engine.master_shards()}
     x, t, _ = tiny.micro_batch(1, 0)
     scale = float("inf") if world.current().data_rank == world.current().data_size - 1 else 1.0
-    engine.backward((engine.model(x, t, touch=True) * scale).square().mean(), last=True)
-    assert not math.isfinite(engine.step())  # on every rank, though one alone met it
-    for name, piece in engine.masters():
+    with engine.accumulating(last=True):
+        engine.backward((engine.model(x, t, touch=True) * scale).square().mean())
+    assert not math.isfinite(engine.grad_norm())  # on every rank, though one alone met it
+    with pytest.raises(ValueError, match="gradient norm"):
+        engine.update()
+    engine.discard_gradients()
+    for name, piece in engine.master_shards():
         assert torch.equal(piece, before[name]), name
     losses, norms = tiny.run_steps(engine, 1, 3)  # nothing of it stays behind
     assert all(map(math.isfinite, losses + norms))
@@ -122,9 +126,9 @@ def test_all_ranks_begin_with_the_weights_of_rank_0(plugin: str) -> None:
 def masters_keep_float32() -> None:
     engine = tiny.make_engine("zero2", "bf16")
     exact = tiny.make()
-    for name, piece in engine.masters():
+    for name, piece in engine.master_shards():
         assert torch.equal(piece, collectives.shard(exact.get_parameter(name).detach().view(-1))), name
-    weights = engine.full_weights()
+    weights = engine.gather_state_dict()
     if weights:
         torch.testing.assert_close(weights, exact.state_dict(), rtol=0, atol=0)  # buffers and frozen ones too
     assert engine.module.position.dtype is engine.module.frozen.dtype is torch.bfloat16
@@ -136,10 +140,9 @@ def test_bfloat16_working_weights_do_not_round_the_masters() -> None:
 
 def set_rate(plugin: str) -> bool:
     engine = tiny.make_engine(plugin)
-    before = engine.full_weights()
-    engine.set_lr(0.0)
-    tiny.run_steps(engine, 0, 1)
-    return all(torch.equal(value, before[name]) for name, value in engine.full_weights().items())
+    before = engine.gather_state_dict()
+    tiny.run_steps(engine, 0, 1, lr_factor=0.0)
+    return all(torch.equal(value, before[name]) for name, value in engine.gather_state_dict().items())
 
 
 @pytest.mark.parametrize("plugin", ["ddp", "zero1", "zero2", "fsdp"])

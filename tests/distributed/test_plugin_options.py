@@ -11,7 +11,6 @@ import torch.distributed as dist
 from torch import nn
 
 from opensora.errors import ConfigError
-from opensora.parallel import world
 from opensora.parallel.colossal.accelerator import set_accelerator
 from opensora.parallel.plugins import fsdp, zero
 from opensora.registry import PLUGINS, build
@@ -44,7 +43,7 @@ Sent = list[tuple[torch.dtype, int]]
 def watch(plugin: str, dtype: str, config: dict[str, Any]) -> tuple[Sent, Sent]:
     """(type, numbers) of every large tensor that this rank gave away in a forward and a backward: (gradients, weights)."""
     torch.manual_seed(0)
-    engine = build(PLUGINS, {"type": plugin, **config}).apply(Wide(), tiny.make_optimizer, dtype, 1.0, world.current())
+    engine = build(PLUGINS, {"type": plugin, **config}).apply(Wide(), tiny.options(dtype, 1.0))
     gradients: Sent = []
     weights: Sent = []
 
@@ -65,7 +64,8 @@ def watch(plugin: str, dtype: str, config: dict[str, Any]) -> tuple[Sent, Sent]:
             for name in names:
                 if hasattr(dist, name):
                     stack.enter_context(counted(name, seen, 1))
-        engine.backward(engine.model(torch.ones(1, 512)), last=True)
+        with engine.accumulating(last=True):
+            engine.backward(engine.model(torch.ones(1, 512)))
     return gradients, weights
 
 
@@ -125,7 +125,7 @@ def masters_lie(offload: bool) -> set[str]:
     elsewhere = ElsewhereAccelerator(low_level_optim.get_accelerator())
     with mock.patch.object(low_level_optim, "get_accelerator", return_value=elsewhere):
         engine = tiny.make_engine("zero2", cpu_offload=offload)
-    return {piece.device.type for _, piece in engine.masters()}
+    return {piece.device.type for _, piece in engine.master_shards()}
 
 
 def test_cpu_offload_keeps_masters_on_the_host() -> None:
@@ -136,14 +136,13 @@ def test_cpu_offload_keeps_masters_on_the_host() -> None:
 def test_options_arrive_on_a_device_and_are_refused_on_the_cpu() -> None:
     with one_rank() as here:
         device = replace(here, device=torch.device("cuda"))
+        options = replace(tiny.options("bf16", 1.0), world=device)
         for told, expected in ((None, True), (True, True), (False, False)):
-            with mock.patch.object(zero, "ZeroEngine") as engine, mock.patch.object(zero, "place"):
-                zero.Zero2(overlap_communication=told).apply(nn.Linear(1, 1), tiny.make_optimizer, "bf16", 1.0, device)
+            with mock.patch.object(zero, "ZeroEngine") as engine, mock.patch.object(zero, "broadcast_and_move"):
+                zero.Zero2(overlap_communication=told).apply(nn.Linear(1, 1), options)
             assert engine.call_args.args[-1]["overlap_communication"] is expected
-        with mock.patch.object(fsdp, "FsdpEngine") as engine, mock.patch.object(fsdp, "place"):
-            fsdp.FullyShardedDataParallel(cpu_offload=True).apply(
-                nn.Linear(1, 1), tiny.make_optimizer, "bf16", 1.0, device
-            )
+        with mock.patch.object(fsdp, "FsdpEngine") as engine, mock.patch.object(fsdp, "broadcast_and_move"):
+            fsdp.FullyShardedDataParallel(cpu_offload=True).apply(nn.Linear(1, 1), options)
         assert engine.call_args.args[-1]["cpu_offload"].offload_params
         for plugin in (zero.Zero2(overlap_communication=True), fsdp.FullyShardedDataParallel(cpu_offload=True)):
             with pytest.raises(ConfigError, match=r"True on the CPU; allowed: False"):

@@ -17,7 +17,8 @@ from opensora.sampling.preview import build_previews
 from opensora.schema import TrainRun
 from opensora.training.build import build_training
 from opensora.training.loop import train
-from opensora.training.metrics import BINS, bin_name, read
+from opensora.training.metrics import read
+from opensora.training.step_stats import BINS, bin_name
 from tests.dist import run_ranks
 from tests.distributed.test_training import DEBUG
 from tests.e2e.processes import ROOT, SAMPLE

@@ -106,7 +106,7 @@ def weights_after_resume(run_dir: str, sp_size: int, plugin: str) -> dict[str, T
     training.metrics.close()
     assert training.ema is not None
     averages = {f"average {name}": tensor for name, tensor in training.ema.weights().items()}
-    return training.engine.full_weights() | averages
+    return training.engine.gather_state_dict() | averages
 
 
 @pytest.mark.parametrize(("first", "then"), [((2, 2), (1, 1)), ((1, 1), (4, 2))], ids=["2 to 1", "1 to 4"])

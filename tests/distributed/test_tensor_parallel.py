@@ -9,7 +9,7 @@ import torch
 from opensora.errors import ConfigError
 from opensora.parallel import collectives, world
 from opensora.parallel.activation_checkpointing import checkpoint_activations
-from opensora.parallel.engine import Engine
+from opensora.parallel.engine import Engine, EngineOptions
 from opensora.parallel.sequence_parallel import shard_sequence
 from opensora.parallel.tensor_parallel import sequence_subgroup
 from opensora.registry import MODELS, PLUGINS, build
@@ -40,7 +40,7 @@ def make_engine(model: Any, tp_size: int, sp_size: int = 1, plugin: str = "hybri
     if sp_size > 1:
         shard_sequence(model, group)
     options = {"tp_size": tp_size} if plugin == "hybrid" else {}
-    return build(PLUGINS, {"type": plugin, **options}).apply(model, make_optimizer, dtype, 0.05, here)
+    return build(PLUGINS, {"type": plugin, **options}).apply(model, EngineOptions(make_optimizer, dtype, 0.05, here))
 
 
 def run(engine: Engine, given: dict[str, Any], first: int, last: int) -> tuple[list[float], list[float]]:
@@ -52,13 +52,14 @@ def run(engine: Engine, given: dict[str, Any], first: int, last: int) -> tuple[l
         total = torch.zeros(())
         for m in mine:
             varied = {**given, "x": given["x"] * (1 + 0.1 * m + 0.05 * step)}
-            out = engine.model(**varied)
-            target = torch.linspace(-1, 1, out.numel()).view_as(out)
-            loss = (out - target).square().mean() / len(mine)
-            engine.backward(loss, last=m == mine[-1])
+            with engine.accumulating(last=m == mine[-1]):
+                out = engine.model(**varied)
+                target = torch.linspace(-1, 1, out.numel()).view_as(out)
+                loss = (out - target).square().mean() / len(mine)
+                engine.backward(loss)
             total += loss.detach()
         losses.append((collectives.sum_over_ranks(total) / here.size).item())
-        norms.append(engine.step())
+        norms.append(tiny.update(engine))
     return losses, norms
 
 
@@ -70,10 +71,10 @@ def train(
     if checkpointed:
         checkpoint_activations(model.checkpoint_blocks())
     engine = make_engine(model, tp_size, sp_size, plugin, dtype)
-    start = engine.full_weights()
+    start = engine.gather_state_dict()
     losses, norms = run(engine, given, 0, STEPS)
     kept = sum(parameter.numel() for parameter in engine.trainable.values())
-    return {"losses": losses, "norms": norms, "weights": engine.full_weights(), "kept": kept, "start": start}
+    return {"losses": losses, "norms": norms, "weights": engine.gather_state_dict(), "kept": kept, "start": start}
 
 
 def assert_same(results: list[dict[str, Any]], alone: dict[str, Any]) -> None:
@@ -113,11 +114,11 @@ def waits() -> tuple[set[float], float]:
     """(seconds that exchanges of the groups of a hybrid run may take, of the run)."""
     here = world.split_sequence_groups(4)
     plugin = build(PLUGINS, {"type": "hybrid", "tp_size": 2})
-    engine: Any = plugin.apply(build_model("STDiT"), make_optimizer, "fp32", 0.05, here)
+    engine: Any = plugin.apply(build_model("STDiT"), EngineOptions(make_optimizer, "fp32", 0.05, here))
     groups = [
         sequence_subgroup(here.sequence_group, 2, here.timeout),
         engine._tensor_group,
-        engine._reducers[1]._group,
+        engine._shard_reducer._group,
         here.sequence_group,
     ]
     options = [group._get_backend(here.device).options for group in groups]
@@ -158,7 +159,7 @@ def load(folder: str, tp_size: int, plugin: str) -> dict[str, Any]:
 def go_on(engine: Engine, ema: Ema, given: dict[str, Any]) -> dict[str, Any]:
     average = ema.weights()
     losses, norms = run(engine, given, 2, 4)
-    return {"losses": losses, "norms": norms, "weights": engine.full_weights(), "ema": average}
+    return {"losses": losses, "norms": norms, "weights": engine.gather_state_dict(), "ema": average}
 
 
 def test_checkpoint_is_independent_of_tp_size(tmp_path: Path) -> None:
@@ -176,7 +177,7 @@ def refused(name: str, tp_size: int) -> str:
     here = world.split_sequence_groups(2)
     plugin = build(PLUGINS, {"type": "hybrid", "tp_size": tp_size})
     with pytest.raises(ConfigError) as error:
-        plugin.apply(build_model(name), tiny.make_optimizer, "fp32", 0.0, here)
+        plugin.apply(build_model(name), EngineOptions(tiny.make_optimizer, "fp32", 0.0, here))
     return str(error.value)
 
 
@@ -185,7 +186,7 @@ def one_head() -> str:
     model = build(MODELS, small("STDiT", num_heads=3, hidden_size=72))
     with pytest.raises(ConfigError) as error:
         build(PLUGINS, {"type": "hybrid", "tp_size": 2}).apply(
-            model, tiny.make_optimizer, "fp32", 0.0, world.split_sequence_groups(2)
+            model, EngineOptions(tiny.make_optimizer, "fp32", 0.0, world.split_sequence_groups(2))
         )
     return str(error.value)
 

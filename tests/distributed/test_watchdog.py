@@ -59,8 +59,8 @@ def run_rank(rank: int, port: int, run_dir: str, where: str, trouble: Any, optio
             first = next(iter(training.task.trained.checkpoint_blocks()))
             first.register_forward_pre_hook(lambda *_: in_trouble(seen[-1]) and None)
         else:
-            step = training.task.step
-            training.task.step = lambda model, batch: step(model, in_trouble(batch))
+            loss = training.task.loss
+            training.task.loss = lambda model, batch: loss(model, in_trouble(batch))
         return training
 
     def in_trouble(batch: Any) -> Any:

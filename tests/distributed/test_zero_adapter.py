@@ -1,4 +1,4 @@
-"""The private attributes of colossalai that low_level_zero.py relies on."""
+"""The private attributes of colossalai that zero_adapter.py relies on."""
 
 import torch
 
@@ -20,7 +20,7 @@ def read_and_write_shards(stage: str) -> None:
         whole = collectives.gather_shards(own, parameter.numel())
         torch.testing.assert_close(whole.to(torch.bfloat16).view(parameter.shape), parameter.detach(), msg=name)
         own.fill_(3.0 + collectives.rank())
-    shards.refresh(list(engine.trainable.values()))
+    shards.sync_from_masters(list(engine.trainable.values()))
     for parameter in engine.trainable.values():
         length = collectives.shard_length(parameter.numel())
         expected = 3.0 + torch.arange(parameter.numel()) // length
@@ -37,7 +37,8 @@ def gradients_are_shared_out(stage: str) -> int:
     """Numbers of gradient this rank holds between the backward and the step."""
     engine = tiny.make_engine(stage)
     x, t, _ = tiny.micro_batch(0, 0)
-    engine.backward(engine.model(x, t, touch=False).square().mean(), last=True)
+    with engine.accumulating(last=True):
+        engine.backward(engine.model(x, t, touch=False).square().mean())
     stores = engine._zero.pg_to_grad_store.values()
     return sum(
         piece.numel()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from opensora.parallel import collectives, world
-from opensora.parallel.engine import Engine
+from opensora.parallel.engine import Engine, EngineOptions, Precision
 from opensora.registry import PLUGINS, build
 from opensora.rng import generator
 
@@ -53,12 +53,18 @@ def make_optimizer(parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=0.02, weight_decay=0.1, fused=True)
 
 
-def make_engine(plugin: str, dtype: str = "fp32", seed: int = 0, tiny_buckets: bool = False, **config: Any) -> Engine:
+def options(dtype: Precision = "fp32", grad_clip: float = GRAD_CLIP) -> EngineOptions:
+    return EngineOptions(make_optimizer, dtype, grad_clip, world.current())
+
+
+def make_engine(
+    plugin: str, dtype: Precision = "fp32", seed: int = 0, tiny_buckets: bool = False, **config: Any
+) -> Engine:
     built = build(PLUGINS, {"type": plugin, **config})
     if tiny_buckets:  # smaller than some parameters, larger than others
         built.bucket_bytes = 64
         built.options = {**getattr(built, "options", {}), "reduce_bucket_size_in_m": 16 / 2**20}
-    return built.apply(make(seed), make_optimizer, dtype, GRAD_CLIP, world.current())
+    return built.apply(make(seed), options(dtype))
 
 
 def micro_batch(step: int, m: int) -> tuple[Tensor, Tensor, bool]:
@@ -69,7 +75,7 @@ def micro_batch(step: int, m: int) -> tuple[Tensor, Tensor, bool]:
 
 
 def run_steps(
-    engine: Engine, first: int, last: int, after: Callable[[], None] = lambda: None
+    engine: Engine, first: int, last: int, after: Callable[[], None] = lambda: None, lr_factor: float = 1.0
 ) -> tuple[list[float], list[float]]:
     """(losses, gradient norms) of steps first to last - 1; the ranks share MICRO_BATCHES micro-batches."""
     here = world.current()
@@ -79,13 +85,21 @@ def run_steps(
         total = torch.zeros(())
         for m in mine:
             x, t, touch = micro_batch(step, m)
-            loss = (engine.model(x, t, touch=touch) - x.flip(1)).square().mean() / len(mine)
-            engine.backward(loss, last=m == mine[-1])
+            with engine.accumulating(last=m == mine[-1]):
+                loss = (engine.model(x, t, touch=touch) - x.flip(1)).square().mean() / len(mine)
+                engine.backward(loss)
             total += loss.detach().float()
         losses.append((collectives.sum_over_ranks(total) / here.data_size).item())
-        norms.append(engine.step())
+        norms.append(update(engine, lr_factor))
         after()
     return losses, norms
+
+
+def update(engine: Engine, lr_factor: float = 1.0) -> float:
+    """End an optimizer step; returns the gradient norm before clipping."""
+    norm = engine.grad_norm()
+    engine.update(lr_factor)
+    return norm
 
 
 def run_plainly(steps: int) -> tuple[list[float], list[float], dict[str, Tensor]]:
@@ -105,11 +119,11 @@ def run_plainly(steps: int) -> tuple[list[float], list[float], dict[str, Tensor]
     return losses, norms, model.state_dict()
 
 
-def train(plugin: str, dtype: str, steps: int, config: dict[str, Any]) -> dict[str, Any]:
+def train(plugin: str, dtype: Precision, steps: int, config: dict[str, Any]) -> dict[str, Any]:
     """A run from scratch, as one value to compare."""
     engine = make_engine(plugin, dtype, **config)
     losses, norms = run_steps(engine, 0, steps)
-    return {"losses": losses, "norms": norms, "weights": engine.full_weights()}
+    return {"losses": losses, "norms": norms, "weights": engine.gather_state_dict()}
 
 
 def without_noise(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -17,8 +17,8 @@ from opensora.schema import TrainRun
 from opensora.training import run_folder
 from opensora.training.diffusion_task import DiffusionTask
 from opensora.training.metrics import read
-from opensora.training.replay import Replay, build_replay, compare, replay
-from opensora.training.task import StepLoss
+from opensora.training.replay import Replay, build_replay, describe_difference, replay
+from opensora.training.task import MicroBatchLoss
 from opensora.types import Batch
 from tests.dist import run_ranks
 from tests.e2e.processes import ROOT, TRAIN
@@ -165,9 +165,9 @@ def again(run_dir: str, step: int, *changes: str) -> Replay:
 @pytest.fixture(params=["loss", "gradient"])
 def spoilt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The sample at place 2 of step 3 has no number for its loss, or for its gradient alone."""
-    plain = DiffusionTask.step
+    plain = DiffusionTask.loss
 
-    def step(self: DiffusionTask, model: Callable[..., Any], batch: Batch) -> StepLoss:
+    def spoilt_loss(self: DiffusionTask, model: Callable[..., Any], batch: Batch) -> MicroBatchLoss:
         loss = plain(self, model, batch)
         losses = list(loss.loss_B)
         if batch.step == 2 and 2 in batch.sample_ids:
@@ -177,7 +177,7 @@ def spoilt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
             losses[guilty] = losses[guilty] * math.nan if request.param == "loss" else losses[guilty] + nothing.sqrt()
         return replace(loss, loss_B=torch.stack(losses))
 
-    monkeypatch.setattr(DiffusionTask, "step", step)
+    monkeypatch.setattr(DiffusionTask, "loss", spoilt_loss)
     return request.param
 
 
@@ -200,10 +200,10 @@ def test_a_run_that_stopped_is_replayed_and_the_row_is_named(
 
 
 def test_numbers_are_compared_in_words() -> None:
-    assert compare(1.5, 1.5) == compare(math.nan, math.nan) == "the same, bit for bit"
-    assert compare(1.0, 1.0 + 5e-7) == "the same but for rounding: 5.0e-07 apart"
-    assert compare(1.0, 1.1).startswith("DIFFERENT: 9.1e-02")
-    assert compare(math.nan, 1.0).startswith("DIFFERENT")
+    assert describe_difference(1.5, 1.5) == describe_difference(math.nan, math.nan) == "the same, bit for bit"
+    assert describe_difference(1.0, 1.0 + 5e-7) == "the same but for rounding: 5.0e-07 apart"
+    assert describe_difference(1.0, 1.1).startswith("DIFFERENT: 9.1e-02")
+    assert describe_difference(math.nan, 1.0).startswith("DIFFERENT")
 
 
 @pytest.mark.parametrize(

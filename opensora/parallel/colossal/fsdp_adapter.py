@@ -64,7 +64,7 @@ def _plugin_class() -> type:
     return FsdpPlugin
 
 
-class FsdpPieces:
+class FlatParameters:
     """The ranges of parameters that this rank holds, and the parameters that this rank's samples used."""
 
     def __init__(self, wrapped: nn.Module):
@@ -88,6 +88,10 @@ class FsdpPieces:
         for _, handle in self._handles:
             if hasattr(handle.flat_param, "_local_shard"):  # set by the first forward
                 handle.reshard(True)
+
+    def clear_used(self) -> None:
+        """Forget which parameters this rank's samples touched."""
+        self._used.clear()
 
     def used_anywhere(self, parameters: Sequence[nn.Parameter]) -> list[bool]:
         """For each parameter, if any rank's samples used it since the last call; all ranks call."""

@@ -5,7 +5,7 @@ Written against colossalai 0.5.0.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 from weakref import proxy
 
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from opensora.parallel import collectives
-from opensora.parallel.engine import clip_factor, is_finite, squared_norm
-from opensora.parallel.reducer import FixedOrder
+from opensora.parallel.engine import squared_norm
+from opensora.parallel.reducer import OrderedEmitter
 from opensora.registry import PLATFORMS, names
 
 
@@ -79,6 +79,7 @@ def _optimizer_class() -> type:
         def __init__(self, optimizer: Optimizer, **options: Any):
             self._earlier: dict[int, Tensor] = {}  # by id: gradients of micro-batches that were not exchanged yet
             self._used: set[int] = set()  # by id: parameters that this rank's samples touched in this step
+            self.clip_factor = 1.0  # the gradients are multiplied by it in `step`
             super().__init__(optimizer, **options)
             size = options["reduce_bucket_size"]
             self.pg_to_bucket_store = {
@@ -99,14 +100,14 @@ def _optimizer_class() -> type:
 
             def on_gradient(parameter: nn.Parameter) -> None:
                 if this.require_grad_sync:
-                    this._fixed_order.mark(parameter)
+                    this._fixed_order.ready(parameter)
 
             for group in self._working_param_groups.values():
                 for parameter in group:
                     self.grad_handles.append(parameter.register_post_accumulate_grad_hook(on_gradient))
 
         @functools.cached_property
-        def _fixed_order(self) -> FixedOrder:
+        def _fixed_order(self) -> OrderedEmitter:
             this = proxy(self)
             groups = {
                 id(parameter): number for number, group in self._working_param_groups.items() for parameter in group
@@ -120,7 +121,7 @@ def _optimizer_class() -> type:
                     parameter.grad = torch.zeros_like(parameter)
                 this._add_to_bucket(parameter, groups[id(parameter)])
 
-            return FixedOrder(parameters[::-1], emit)
+            return OrderedEmitter(parameters[::-1], emit)
 
         def _reduce_grad(self, partition_grad: bool) -> None:
             self._fixed_order.flush()
@@ -136,7 +137,7 @@ def _optimizer_class() -> type:
                         self._earlier[id(parameter)] = total
                         parameter.grad = None
 
-        def _forget_unused(self) -> None:
+        def _drop_unused(self) -> None:
             """Drop the zeros that stand for parameters no rank touched: the optimizer must leave these alone."""
             parameters = [parameter for group in self._working_param_groups.values() for parameter in group]
             used = torch.tensor([int(id(parameter) in self._used) for parameter in parameters])
@@ -146,28 +147,32 @@ def _optimizer_class() -> type:
                         gradients.pop(id(parameter), None)
             self._used.clear()
 
-        def _compute_grad_norm(self, dp_pg: Any, gradients: list[Tensor], norm_type: int = 2) -> float:
-            return 0.0  # clipped_step has measured already
+        # An optimizer step in two phases, so that whoever owns several engines can decide between them.
 
-        def _unscale_and_clip_grads(self, grad_groups_flat: list[Tensor], total_norm: float) -> None:
-            if self._factor < 1 and grad_groups_flat:
-                torch._foreach_mul_(grad_groups_flat, self._factor)
-
-        def clipped_step(self, grad_clip: float, accept: Callable[[float], bool]) -> float:
-            """Clip by the norm over all ranks, update when it is finite and accepted, clear; the norm before clipping."""
-            self._forget_unused()
+        def squared_grad_norm(self) -> Tensor:
+            """Phase one: the sum of squares of all gradients over all ranks, on the CPU. All ranks call, once a step."""
+            self._drop_unused()
             own = [
                 gradient
                 for store in self.pg_to_grad_store.values()
                 for group in range(self.num_param_groups)
                 for gradient in store.get_working_grads_by_group_id(group)
             ]
-            norm = collectives.sum_over_ranks(squared_norm(own)).sqrt().item()
-            if accept(norm) and is_finite(norm):
-                self._factor = clip_factor(norm, grad_clip)
-                self.step()
-            self.zero_grad()
-            return norm
+            return collectives.sum_over_ranks(squared_norm(own))
+
+        # Phase two is `step` of colossalai, then `zero_grad`; or `zero_grad` alone.
+
+        def _compute_grad_norm(self, dp_pg: Any, gradients: list[Tensor], norm_type: int = 2) -> float:
+            return 0.0  # phase one has measured already, and `step` must not exchange it again
+
+        def _unscale_and_clip_grads(self, grad_groups_flat: list[Tensor], total_norm: float) -> None:
+            if self.clip_factor < 1 and grad_groups_flat:
+                torch._foreach_mul_(grad_groups_flat, self.clip_factor)
+
+        def zero_grad(self, set_to_none: bool = True) -> None:
+            super().zero_grad(set_to_none)
+            self._earlier.clear()
+            self._used.clear()
 
     return ZeroOptimizer
 
@@ -217,7 +222,7 @@ class ZeroShards:
         return padded.detach().view(-1)[: max(0, min(padded.numel(), parameter.numel() - before))]
 
     @torch.no_grad()
-    def refresh(self, parameters: Sequence[nn.Parameter]) -> None:
+    def sync_from_masters(self, parameters: Sequence[nn.Parameter]) -> None:
         """Gather the masters into the working weights."""
         for parameter in parameters:
             piece = self.master(parameter).to(parameter.device, parameter.dtype)

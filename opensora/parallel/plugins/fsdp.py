@@ -1,7 +1,8 @@
 """fsdp: torch's FSDP through ColossalAI. Parameters, gradients and optimizer state are cut over the ranks."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,35 +11,41 @@ from torch.distributed.fsdp import CPUOffload, MixedPrecision, ShardingStrategy
 from opensora.errors import ConfigError
 from opensora.parallel import collectives
 from opensora.parallel.colossal.accelerator import import_colossalai, set_accelerator
-from opensora.parallel.colossal.fsdp_adapter import FsdpPieces, boost
-from opensora.parallel.engine import Engine, Forward, OptimizerFactory, clip_factor, is_finite, place, squared_norm
+from opensora.parallel.colossal.fsdp_adapter import FlatParameters, boost
+from opensora.parallel.engine import (
+    DTYPES,
+    Engine,
+    EngineOptions,
+    Precision,
+    PrecisionWrapper,
+    broadcast_and_move,
+    squared_norm,
+)
 from opensora.parallel.reshard import even_ranges, redistribute
 from opensora.parallel.world import World
 from opensora.registry import PLUGINS
 
-_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-
 
 @PLUGINS.register_module(name="fsdp")
 class FullyShardedDataParallel:
-    """bf16 gathers bfloat16 weights; the pieces a rank holds are float32 and their own masters.
+    """bf16 gathers bfloat16 weights; the shards a rank holds are float32 and their own masters.
 
     A unit is one of the model's `checkpoint_blocks`; what is outside of them is another. The ranks must use the same
     units in every micro-batch, though not the same parameters of them.
     reshard_after_forward: drop a unit's gathered weights after its forward and gather them again in the backward: less
         memory, half as much traffic again. communication_dtype: precision of gradients on the wire; bf16 halves their
-        traffic and rounds them once more. cpu_offload: keep the pieces, their gradients and the optimizer's state in
+        traffic and rounds them once more. cpu_offload: keep the shards, their gradients and the optimizer's state in
         host memory; the update runs there too.
     """
 
     def __init__(
         self,
         reshard_after_forward: bool = True,
-        communication_dtype: Literal["bf16", "fp32"] = "fp32",
+        communication_dtype: Precision = "fp32",
         cpu_offload: bool = False,
     ):
         self.strategy = ShardingStrategy.FULL_SHARD if reshard_after_forward else ShardingStrategy.SHARD_GRAD_OP
-        self.communication_dtype = _DTYPES[communication_dtype]
+        self.communication_dtype = DTYPES[communication_dtype]
         self.cpu_offload = cpu_offload
 
     def check(self, world: World) -> None:
@@ -50,60 +57,48 @@ class FullyShardedDataParallel:
                 "remove the key"
             )
 
-    def apply(
-        self,
-        model: nn.Module,
-        optimizer_factory: OptimizerFactory,
-        dtype: Literal["bf16", "fp32"],
-        grad_clip: float,
-        world: World,
-    ) -> "FsdpEngine":
-        self.check(world)
-        place(model, world.device)
-        options = {
+    def apply(self, model: nn.Module, options: EngineOptions) -> "FsdpEngine":
+        self.check(options.world)
+        broadcast_and_move(model, options.world.device)
+        settings = {
             "sharding_strategy": self.strategy,
             "cpu_offload": CPUOffload(offload_params=True) if self.cpu_offload else None,
             "mixed_precision": MixedPrecision(
-                param_dtype=_DTYPES[dtype],
+                param_dtype=DTYPES[options.dtype],
                 reduce_dtype=self.communication_dtype,
-                cast_forward_inputs=False,  # Forward does, and knows what must stay float32
+                cast_forward_inputs=False,  # PrecisionWrapper does, and knows what must stay float32
                 cast_root_forward_inputs=False,
             ),
         }
-        return FsdpEngine(model, optimizer_factory, dtype, grad_clip, world, options)
+        return FsdpEngine(model, options, settings)
 
 
 class FsdpEngine(Engine):
     sees_gradients = False  # its graphs know FSDP's flat tensors, on one rank too
 
-    def __init__(
-        self,
-        module: nn.Module,
-        optimizer_factory: OptimizerFactory,
-        dtype: Literal["bf16", "fp32"],
-        grad_clip: float,
-        world: World,
-        options: dict[str, Any],
-    ):
-        super().__init__(module, world, grad_clip)
-        set_accelerator(world.device)
+    def __init__(self, module: nn.Module, options: EngineOptions, settings: dict[str, Any]):
+        super().__init__(module, options)
+        device = self.world.device
+        set_accelerator(device)
         blocks: list[nn.Module] = getattr(module, "checkpoint_blocks", list)()
-        self._booster, wrapped = boost(module, blocks, world.device, **options)
-        if dtype == "bf16":  # as FSDP does it to the trained ones
-            for _, tensor in self._live_fixed():
+        self._booster, wrapped = boost(module, blocks, device, **settings)
+        if options.dtype == "bf16":  # as FSDP does it to the trained ones
+            for _, tensor in self._buffers_and_frozen():
                 tensor.data = tensor.data.to(torch.bfloat16) if tensor.is_floating_point() else tensor.data
-        self.optimizer = optimizer_factory(list(self.trainable.values()))
-        self.model = Forward(wrapped, dtype, world.device, cast_inputs=True)
-        self._pieces = FsdpPieces(wrapped)
-        mine = self._pieces.ranges()
-        held = collectives.gather_objects({name: mine[id(each)] for name, each in self.trainable.items()})
-        self._have = {name: [ranges[name] for ranges in held] for name in self.trainable}
-        self._even = even_ranges({name: shape.numel() for name, shape in self.shapes.items()})
-        self._offloads = options["cpu_offload"] is not None
+        self._set_optimizer(options.make_optimizer(list(self.trainable.values())))
+        self.model = PrecisionWrapper(wrapped, options.dtype, device, cast_inputs=True)
+        self._flat = FlatParameters(wrapped)
+        # FSDP cuts a unit as one tensor, so a rank's range of a parameter is not the even one of a checkpoint
+        own = self._flat.ranges()
+        by_rank = collectives.gather_objects({name: own[id(each)] for name, each in self.trainable.items()})
+        self._ranges = {name: [ranges[name] for ranges in by_rank] for name in self.trainable}
+        self._even_ranges = even_ranges({name: shape.numel() for name, shape in self.shapes.items()})
+        self._offloads = settings["cpu_offload"] is not None
         self._earlier: dict[str, Tensor] = {}  # gradients of earlier micro-batches
 
-    def backward(self, loss: Tensor, last: bool) -> None:
-        loss.backward()  # every backward exchanges; the pieces of the gradients are added up in float32
+    @contextmanager
+    def accumulating(self, last: bool) -> Iterator[None]:
+        yield  # every backward exchanges; the shards of the gradients are added up in float32
         if self._offloads:
             self._add_up(last)
 
@@ -119,36 +114,34 @@ class FsdpEngine(Engine):
                 self._earlier[name] = parameter.grad.clone()
                 parameter.grad = None
 
-    def step(self, accept: Callable[[float], bool] = is_finite) -> float:
+    def _squared_grad_norm(self) -> Tensor:
         parameters = list(self.trainable.values())
-        for parameter, used in zip(parameters, self._pieces.used_anywhere(parameters), strict=True):
+        for parameter, used in zip(parameters, self._flat.used_anywhere(parameters), strict=True):
             # untouched on every rank: no gradient, so that the optimizer leaves it alone as it does on one rank;
             # held by other ranks only: it must count steps all the same
             if not used:
                 parameter.grad = None
             elif parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        gradients = [each.grad for each in parameters if each.grad is not None and each.numel()]
-        norm = collectives.sum_over_ranks(squared_norm(gradients)).sqrt().item()
-        if accept(norm) and is_finite(norm):
-            factor = clip_factor(norm, self.grad_clip)
-            if factor < 1 and gradients:
-                torch._foreach_mul_(gradients, factor)
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return norm
+        return collectives.sum_over_ranks(squared_norm(self._gradients()))
 
-    def even(self, pieces: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return redistribute(pieces, self._have, self._even)
+    def discard_gradients(self) -> None:
+        super().discard_gradients()
+        self._earlier.clear()
+        self._flat.clear_used()
 
-    def take(self, pieces: Mapping[str, Tensor], even: Mapping[str, Tensor]) -> None:
-        super().take(pieces, redistribute({name: even[name] for name in pieces}, self._even, self._have))
+    def to_even_shards(self, shards: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return redistribute(shards, self._ranges, self._even_ranges)
+
+    def from_even_shards(self, shards: Mapping[str, Tensor], even: Mapping[str, Tensor]) -> None:
+        own = redistribute({name: even[name] for name in shards}, self._even_ranges, self._ranges)
+        super().from_even_shards(shards, own)
 
     def _master(self, name: str) -> Tensor:
         return self.trainable[name]
 
-    def _own(self, name: str, tensor: Tensor) -> Tensor:
+    def _local_shard(self, name: str, tensor: Tensor) -> Tensor:
         return tensor.detach().view(-1)
 
-    def _refresh(self) -> None:
-        self._pieces.drop_gathered()
+    def _sync_from_masters(self) -> None:
+        self._flat.drop_gathered()

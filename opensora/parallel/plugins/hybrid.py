@@ -1,16 +1,15 @@
 """hybrid: heads and hidden units of each block over `tp_size` ranks, data over the others, through ColossalAI."""
 
-from collections.abc import Callable, Mapping
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 
 from opensora.errors import ConfigError
 from opensora.parallel import collectives
 from opensora.parallel.colossal.accelerator import import_colossalai, set_accelerator
 from opensora.parallel.colossal.tensor_policy import boost
-from opensora.parallel.engine import Engine, Forward, OptimizerFactory, clip_factor, is_finite, place, squared_norm
+from opensora.parallel.engine import Engine, EngineOptions, PrecisionWrapper, broadcast_and_move, squared_norm
 from opensora.parallel.reducer import Reducer
 from opensora.parallel.tensor_parallel import check_heads, partial_grad_names, tensor_shards
 from opensora.parallel.world import World
@@ -50,96 +49,77 @@ class Hybrid:
                 f"allowed: groups of a multiple of {self.tp_size} ranks; start a number of ranks that tp_size divides"
             )
 
-    def apply(
-        self,
-        model: nn.Module,
-        optimizer_factory: OptimizerFactory,
-        dtype: Literal["bf16", "fp32"],
-        grad_clip: float,
-        world: World,
-    ) -> "HybridEngine":
-        self.check(world)
+    def apply(self, model: nn.Module, options: EngineOptions) -> "HybridEngine":
+        self.check(options.world)
         check_heads(model, self.tp_size)
-        place(model, world.device)
-        return HybridEngine(model, optimizer_factory, dtype, grad_clip, world, self.tp_size, self.bucket_bytes)
+        broadcast_and_move(model, options.world.device)
+        return HybridEngine(model, options, self.tp_size, self.bucket_bytes)
 
 
 class HybridEngine(Engine):
-    def __init__(
-        self,
-        module: nn.Module,
-        optimizer_factory: OptimizerFactory,
-        dtype: Literal["bf16", "fp32"],
-        grad_clip: float,
-        world: World,
-        tensor_size: int,
-        bucket_bytes: int,
-    ):
-        super().__init__(module, world, grad_clip)
+    def __init__(self, module: nn.Module, options: EngineOptions, tensor_size: int, bucket_bytes: int):
+        super().__init__(module, options)
+        world = self.world
         set_accelerator(world.device)
         self._booster, wrapped, plugin = boost(module, tensor_size, world.sequence_size // tensor_size, world.timeout)
         self._tensor_size, self._tensor_group = tensor_size, plugin.tp_group
-        self.model = Forward(wrapped, dtype, world.device, cast_inputs=False)
-        self.optimizer = optimizer_factory(list(self.trainable.values()))
-        self._cuts = {name: spec for name, spec in tensor_shards(module).items() if name in self.trainable}
+        self.model = PrecisionWrapper(wrapped, options.dtype, world.device, cast_inputs=False)
+        self._set_optimizer(options.make_optimizer(list(self.trainable.values())))
+        # Parameters whose heads or hidden units are cut over the tensor group, and those that every rank holds whole.
+        self._specs = {name: spec for name, spec in tensor_shards(module).items() if name in self.trainable}
         self._partial = [self.trainable[name] for name in sorted(partial_grad_names(module) & self.trainable.keys())]
-        self._cut = [each for name, each in self.trainable.items() if name in self._cuts]
-        self._whole = [each for name, each in self.trainable.items() if name not in self._cuts]
-        # What is whole is averaged over all ranks, so that it cannot drift apart; a piece over those that hold the same.
-        self._reducers = [Reducer(self._whole, bucket_bytes), Reducer(self._cut, bucket_bytes, plugin.mixed_dp_group)]
+        self._sharded = [each for name, each in self.trainable.items() if name in self._specs]
+        self._whole = [each for name, each in self.trainable.items() if name not in self._specs]
+        # Whole ones are averaged over all ranks, so that they cannot drift apart; a shard only over the ranks that hold
+        # the same shard.
+        self._whole_reducer = Reducer(self._whole, bucket_bytes)
+        self._shard_reducer = Reducer(self._sharded, bucket_bytes, plugin.mixed_dp_group)
 
-    def backward(self, loss: Tensor, last: bool) -> None:
-        for reducer in self._reducers:
-            reducer.begin(last)
-        loss.backward()
-        for reducer in self._reducers:
-            reducer.end()
+    # One step.
+
+    @contextmanager
+    def accumulating(self, last: bool) -> Iterator[None]:
+        with self._shard_reducer.averaging(last), self._whole_reducer.averaging(last):
+            yield
         if last and self._tensor_size > 1:
             for parameter in self._partial:
                 if parameter.grad is not None:
-                    parameter.grad.mul_(self._tensor_size)  # of the sum over heads, the mean over ranks took a part
+                    # each rank of the tensor group saw some of the heads: the gradient is the sum over these ranks, and
+                    # the mean over all ranks has divided it by their number
+                    parameter.grad.mul_(self._tensor_size)
 
-    def step(self, accept: Callable[[float], bool] = is_finite) -> float:
-        whole, cut = ([each.grad for each in part if each.grad is not None] for part in (self._whole, self._cut))
-        square = squared_norm(whole) + collectives.sum_over_ranks(squared_norm(cut), self._tensor_group)
-        norm = square.sqrt().item()
-        if accept(norm) and is_finite(norm):
-            factor = clip_factor(norm, self.grad_clip)
-            if factor < 1 and whole + cut:
-                torch._foreach_mul_(whole + cut, factor)
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return norm
+    def _squared_grad_norm(self) -> Tensor:
+        whole, sharded = (
+            [each.grad for each in part if each.grad is not None] for part in (self._whole, self._sharded)
+        )
+        # whole gradients are equal on all ranks and count once; shards add up over the tensor group
+        return squared_norm(whole) + collectives.sum_over_ranks(squared_norm(sharded), self._tensor_group)
 
-    def even(self, pieces: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    # State: a checkpoint holds whole parameters, cut evenly over all ranks.
+
+    def to_even_shards(self, shards: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {
-            name: collectives.shard(self._gather(name, piece).flatten()).clone() if name in self._cuts else piece
-            for name, piece in pieces.items()
+            name: collectives.shard(self._gather(name, shard).flatten()).clone() if name in self._specs else shard
+            for name, shard in shards.items()
         }
 
-    def take(self, pieces: Mapping[str, Tensor], even: Mapping[str, Tensor]) -> None:
-        for name, piece in pieces.items():
+    def from_even_shards(self, shards: Mapping[str, Tensor], even: Mapping[str, Tensor]) -> None:
+        for name, shard in shards.items():
             part = even[name]
-            if name in self._cuts:
+            if name in self._specs:
                 whole = collectives.gather_shards(part, self.shapes[name].numel()).view(self.shapes[name])
-                part = self._cuts[name].shard(whole).flatten()
-            piece.copy_(part)
+                part = self._specs[name].shard(whole).flatten()
+            shard.copy_(part)
 
-    def _gather(self, name: str, piece: Tensor) -> Tensor:
-        return self._cuts[name].gather(piece.view(self.trainable[name].shape))
+    def _gather(self, name: str, shard: Tensor) -> Tensor:
+        return self._specs[name].gather(shard.view(self.trainable[name].shape))
 
     def _master(self, name: str) -> Tensor:
         return self.trainable[name]
 
-    def _own(self, name: str, tensor: Tensor) -> Tensor:
+    def _local_shard(self, name: str, tensor: Tensor) -> Tensor:
         flat = tensor.detach().view(-1)
-        return flat if name in self._cuts else collectives.shard(flat)
+        return flat if name in self._specs else collectives.shard(flat)
 
-    def _refresh(self) -> None:
-        for name, parameter in self.trainable.items():
-            if name in self._cuts:
-                continue
-            moments = [each for each in self.optimizer.state[parameter].values() if isinstance(each, Tensor)]
-            for whole in (parameter, *(each for each in moments if each.dim() > 0)):
-                flat = whole.detach().view(-1)
-                flat.copy_(collectives.gather_shards(self._own(name, whole), flat.numel()))
+    def _sync_from_masters(self) -> None:
+        self._gather_replicas(name for name in self.trainable if name not in self._specs)

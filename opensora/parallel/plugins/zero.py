@@ -1,25 +1,31 @@
 """zero1 and zero2: ColossalAI's low-level ZeRO. Masters and moments (zero2: gradients too) are cut over the ranks."""
 
-from collections.abc import Callable
-from contextlib import nullcontext
-from typing import Literal
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from opensora.errors import ConfigError
 from opensora.parallel import collectives
 from opensora.parallel.colossal.accelerator import import_colossalai, set_accelerator
 from opensora.parallel.colossal.zero_adapter import ZeroShards, boost
-from opensora.parallel.engine import Engine, Forward, OptimizerFactory, is_finite, place
+from opensora.parallel.engine import (
+    DTYPES,
+    Engine,
+    EngineOptions,
+    Precision,
+    PrecisionWrapper,
+    broadcast_and_move,
+    clip_factor,
+)
 from opensora.parallel.world import World
 from opensora.registry import PLUGINS
 
-_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-
 
 class Zero:
-    """bf16 means bfloat16 working weights beside float32 masters.
+    """bf16 means bfloat16 working weights next to float32 masters.
 
     reduce_bucket_size_in_m: gradients are sent in buckets of this many times 2**20 elements.
     communication_dtype: precision of gradients on the wire; bf16 halves the traffic and rounds them once more.
@@ -32,7 +38,7 @@ class Zero:
     def __init__(
         self,
         reduce_bucket_size_in_m: int = 12,
-        communication_dtype: Literal["bf16", "fp32"] = "fp32",
+        communication_dtype: Precision = "fp32",
         cpu_offload: bool = False,
         overlap_communication: bool | None = None,
     ):
@@ -44,7 +50,7 @@ class Zero:
         self.overlap_communication = overlap_communication
         self.options = {
             "reduce_bucket_size_in_m": reduce_bucket_size_in_m,
-            "communication_dtype": _DTYPES[communication_dtype],
+            "communication_dtype": DTYPES[communication_dtype],
             "cpu_offload": cpu_offload,
         }
 
@@ -57,25 +63,13 @@ class Zero:
                 "it has no streams; remove the key"
             )
 
-    def apply(
-        self,
-        model: nn.Module,
-        optimizer_factory: OptimizerFactory,
-        dtype: Literal["bf16", "fp32"],
-        grad_clip: float,
-        world: World,
-    ) -> "ZeroEngine":
+    def apply(self, model: nn.Module, options: EngineOptions) -> "ZeroEngine":
+        world = options.world
         self.check(world)
         overlap = world.device.type != "cpu" if self.overlap_communication is None else self.overlap_communication
-        place(model, world.device)
-        return ZeroEngine(
-            model,
-            optimizer_factory,
-            dtype,
-            grad_clip,
-            world,
-            {"stage": self.stage, "overlap_communication": overlap, **self.options},
-        )
+        broadcast_and_move(model, world.device)
+        settings = {"stage": self.stage, "overlap_communication": overlap, **self.options}
+        return ZeroEngine(model, options, settings)
 
 
 @PLUGINS.register_module(name="zero1")
@@ -93,49 +87,52 @@ class Zero2(Zero):
 
 
 class ZeroEngine(Engine):
-    def __init__(
-        self,
-        module: nn.Module,
-        optimizer_factory: OptimizerFactory,
-        dtype: Literal["bf16", "fp32"],
-        grad_clip: float,
-        world: World,
-        options: dict,
-    ):
-        super().__init__(module, world, grad_clip)
+    def __init__(self, module: nn.Module, options: EngineOptions, settings: dict[str, Any]):
+        super().__init__(module, options)
         exact = {
             name: collectives.shard(parameter.detach().reshape(-1)).clone()
             for name, parameter in self.trainable.items()
         }
-        set_accelerator(world.device)
-        self._accumulates_locally = options["stage"] == 1  # stage 2 must exchange at every backward
-        self._booster, wrapped, self._zero = boost(
-            module,
-            optimizer_factory(list(self.trainable.values())),
-            precision=dtype,
-            **options,
-        )
-        self.optimizer = self._zero.optim
+        set_accelerator(self.world.device)
+        self._accumulates_locally = settings["stage"] == 1  # stage 2 must exchange at every backward
+        optimizer = options.make_optimizer(list(self.trainable.values()))
+        self._booster, wrapped, self._zero = boost(module, optimizer, precision=options.dtype, **settings)
+        self._set_optimizer(self._zero.optim)
         self._shards = ZeroShards(self._zero)
-        self.model = Forward(wrapped, dtype, world.device, cast_inputs=True)
-        for name, piece in exact.items():  # colossalai makes masters of weights already rounded to bfloat16
-            self._own(name, self._master(name)).copy_(piece)
+        self.model = PrecisionWrapper(wrapped, options.dtype, self.world.device, cast_inputs=True)
+        for name, shard in exact.items():  # colossalai makes masters of weights already rounded to bfloat16
+            self._local_shard(name, self._master(name)).copy_(shard)
 
-    def backward(self, loss: Tensor, last: bool) -> None:
-        local_only = self._accumulates_locally and not last
-        with self._booster.no_sync(optimizer=self._zero) if local_only else nullcontext():
-            self._booster.backward(loss, self._zero)
-        if local_only:
-            self._zero.keep_local()
+    @contextmanager
+    def accumulating(self, last: bool) -> Iterator[None]:
+        if last or not self._accumulates_locally:
+            yield
+            return
+        with self._booster.no_sync(optimizer=self._zero):
+            yield
+        self._zero.keep_local()
 
-    def step(self, accept: Callable[[float], bool] = is_finite) -> float:
-        return self._zero.clipped_step(self.grad_clip, accept)
+    def backward(self, loss: Tensor) -> None:
+        self._booster.backward(loss, self._zero)
+
+    def _squared_grad_norm(self) -> Tensor:
+        return self._zero.squared_grad_norm()
+
+    def update(self, lr_factor: float = 1.0) -> None:
+        self._set_lr(lr_factor)
+        self._zero.clip_factor = clip_factor(self._norm, self.grad_clip)
+        self._zero.step()  # clips, updates the masters, gathers them into the working weights
+        self.discard_gradients()
+
+    def discard_gradients(self) -> None:
+        self._zero.zero_grad()
+        self._norm = math.nan
 
     def _master(self, name: str) -> Tensor:
         return self._shards.master(self.trainable[name])
 
-    def _own(self, name: str, tensor: Tensor) -> Tensor:
+    def _local_shard(self, name: str, tensor: Tensor) -> Tensor:
         return self._shards.own(self.trainable[name], tensor)
 
-    def _refresh(self) -> None:
-        self._shards.refresh(list(self.trainable.values()))
+    def _sync_from_masters(self) -> None:
+        self._shards.sync_from_masters(list(self.trainable.values()))

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from opensora.parallel import world
-from opensora.parallel.engine import Engine, Forward, clip_factor, squared_norm
+from opensora.parallel.engine import Engine, EngineOptions, PrecisionWrapper, clip_factor, squared_norm
 from opensora.registry import PLUGINS, build
 from tests.dist import one_rank
 
@@ -16,7 +16,7 @@ class Spy(nn.Module):
 
 
 def call(dtype: str, cast_inputs: bool) -> tuple:
-    forward = Forward(Spy(), dtype, torch.device("cpu"), cast_inputs)  # type: ignore[arg-type]
+    forward = PrecisionWrapper(Spy(), dtype, torch.device("cpu"), cast_inputs)  # type: ignore[arg-type]
     return forward(torch.zeros(2, 2), t_B=torch.zeros(2), mask=torch.ones(2, 2, dtype=torch.bool))
 
 
@@ -42,17 +42,19 @@ def engine(optimizer: type[torch.optim.Optimizer], **options: float) -> Engine:
     torch.manual_seed(0)
     model = nn.ModuleDict({"used": nn.Linear(2, 2), "idle": nn.Linear(1, 1)})
     return build(PLUGINS, {"type": "ddp"}).apply(
-        model, lambda parameters: optimizer(parameters, **options), "fp32", 0.0, world.current()
+        model, EngineOptions(lambda parameters: optimizer(parameters, **options), "fp32", 0.0, world.current())
     )
 
 
 def train(trained: Engine) -> list[float]:
     losses = []
     for step in range(3):
-        loss = (trained.module["used"](torch.ones(1, 2) * (step + 1)) - 3).square().mean()
-        trained.backward(loss, last=True)
+        with trained.accumulating(last=True):
+            loss = (trained.module["used"](torch.ones(1, 2) * (step + 1)) - 3).square().mean()
+            trained.backward(loss)
         losses.append(loss.item())
-        assert math.isfinite(trained.step())
+        assert math.isfinite(trained.grad_norm())
+        trained.update()
     return losses
 
 
@@ -78,12 +80,12 @@ def test_asking_for_the_state_changes_nothing() -> None:
     """Parameters without a gradient so far get moments, of zero, and may not move."""
     with one_rank():
         plain, asked = (engine(torch.optim.AdamW, lr=0.1, weight_decay=0.5) for _ in range(2))
-        before = asked.full_weights()
+        before = asked.gather_state_dict()
         assert torch.count_nonzero(asked.state()["optimizer/exp_avg/idle.weight"].to_local()) == 0
         assert asked.state()["optimizer/step/idle.weight"] == 0
-        torch.testing.assert_close(asked.full_weights(), before, rtol=0, atol=0)
+        torch.testing.assert_close(asked.gather_state_dict(), before, rtol=0, atol=0)
         losses = train(plain)
         for _ in range(2):
             asked.state()
         assert train(asked) == losses
-        torch.testing.assert_close(asked.full_weights(), plain.full_weights(), rtol=0, atol=0)
+        torch.testing.assert_close(asked.gather_state_dict(), plain.gather_state_dict(), rtol=0, atol=0)

@@ -1,6 +1,7 @@
 """Steps that went wrong: which ones, what becomes of them, and that the rest of the run does not know."""
 
 import math
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,8 +10,8 @@ import torch
 from torch import Tensor
 
 from opensora.errors import ConfigError, TrainingDiverged
-from opensora.training.anomalies import Guard
-from opensora.training.loop import train
+from opensora.training.anomalies import AnomalyDetector
+from opensora.training.loop import train, train_step
 from tests.unit.training.test_loop import RATE, VALUES, Change, alone, batches, handlers, number, training
 
 __all__ = ["alone", "handlers"]  # fixtures
@@ -29,7 +30,7 @@ def spoil(*steps: int) -> Change:
 
 def guarded(values: Any = None, change: Change | None = None, adam: bool = False, **keys: Any) -> Any:
     t, log = training(VALUES * (STEPS // 2) if values is None else values, change)
-    t.guard = Guard(**keys)
+    t.anomalies = AnomalyDetector(**keys)
     if adam:
         t.engine.optimizer = torch.optim.AdamW(t.task.trained.parameters(), lr=RATE)
     return t, log
@@ -59,7 +60,7 @@ def test_a_skipped_step_is_as_if_it_had_not_been(bad: tuple[int, ...]) -> None:
         assert torch.equal(
             getattr(value, "to_local", lambda v=value: v)(), getattr(theirs, "to_local", lambda v=theirs: v)()
         )
-    assert t.guard.skipped == len(bad)
+    assert t.anomalies.skipped == len(bad)
     assert [step for step, _ in log.troubles] == [step + 1 for step in bad]
     assert [record.step for record in log.records] == [step + 1 for step in range(STEPS) if step not in bad]
     assert log.records[-1].skipped == sum(step < log.records[-1].step for step in bad)
@@ -138,54 +139,86 @@ def test_a_spike_may_end_the_run() -> None:
     assert log.troubles[0][1]["did"] == "stop"
 
 
-def test_a_resumed_guard_decides_as_the_one_before() -> None:
-    guard = Guard(spike_factor=2.0, spike_window=3, max_skips=1, on_nan="skip")
-    engine = SimpleNamespace(step=lambda accept: float(accept(1.0)) or 1.0)
+def test_resumed_detector_decides_as_the_one_before() -> None:
+    keys: dict[str, Any] = dict(spike_factor=2.0, spike_window=3, max_skips=1, on_nan="skip")
+    detector = AnomalyDetector(**keys)
     for step, loss in enumerate([1.0, 1.5, 2.0, math.nan]):
-        guard.step(engine, None, loss, 1.0, step)  # type: ignore[arg-type]
-    state = guard.state()
+        detector.check(step, loss, {"model": 1.0})
+    state = detector.state()
     assert state == {
         "skipped": 1,
         "in_a_row": 1,
         "usual": {"loss": [1.0, 1.5, 2.0], "gradient norm": [1.0, 1.0, 1.0]},
     }
-    again = Guard(spike_factor=2.0, spike_window=3, max_skips=1, on_nan="skip")
+    again = AnomalyDetector(**keys)
     again.load_state(state)
-    found = again.step(engine, None, 3.1, 1.0, 4)  # type: ignore[arg-type]
-    assert found.trouble == "the loss is 3.1, 2.07 times its median"
-    assert found.stop  # the second in a row
-    shorter = Guard(spike_factor=2.0, spike_window=2)
+    assert again.check(4, 3.1, {"model": 1.0}) == "the loss is 3.1, 2.07 times its median"
+    assert again.ends_run  # the second in a row
+    shorter = AnomalyDetector(spike_factor=2.0, spike_window=2)
     shorter.load_state(state)
     assert shorter.state()["usual"]["loss"] == [1.5, 2.0]
 
 
-def test_the_median_begins_anew_when_the_discriminator_changes_the_loss() -> None:
-    guard = Guard(spike_factor=2.0, spike_window=2)
-    engine = SimpleNamespace(step=lambda accept: float(accept(1.0)) or 1.0)
-    rival = SimpleNamespace(start=2, step=lambda factor, accept: accept(1.0))
-    found = [guard.step(engine, rival, loss, 1.0, step).trouble for step, loss in enumerate([1.0, 1.0, 9.0, 9.0, 20.0])]  # type: ignore[arg-type]
-    assert [trouble is not None for trouble in found] == [False, False, False, False, True]
+@pytest.mark.parametrize(("changes_at", "spikes"), [(2, [4]), (None, [2, 3, 4])])
+def test_median_begins_anew_when_a_discriminator_changes_the_loss(changes_at: int | None, spikes: list[int]) -> None:
+    detector = AnomalyDetector(spike_factor=2.0, spike_window=2, loss_changes_at=changes_at)
+    anomalies = [detector.check(step, loss, {"model": 1.0}) for step, loss in enumerate([1.0, 1.0, 9.0, 9.0, 20.0])]
+    assert [step for step, anomaly in enumerate(anomalies) if anomaly is not None] == spikes
 
 
-def test_neither_model_nor_discriminator_is_updated_when_one_of_them_fails() -> None:
-    """The model's gradient is sound and measured first; the discriminator's is not."""
-    answers = {}
+class FakeEngine:
+    """An engine with one gradient norm, or a discriminator; remembers what became of its gradients."""
 
-    class Stand:
-        def __init__(self, name: str, norm: float) -> None:
-            self.name, self.norm, self.start = name, norm, 0
+    base_lr, start_step, model = RATE, 0, None
 
-        def step(self, *arguments: Any) -> float:
-            answers[self.name] = arguments[-1](self.norm)
-            return self.norm
+    def __init__(self, norm: float) -> None:
+        self.norm = norm
+        self.calls: list[str] = []
 
-    for norms, expected in (((1.0, math.nan), False), ((math.inf, 1.0), False), ((1.0, 1.0), True)):
-        outcome = Guard().step(Stand("model", norms[0]), Stand("rival", norms[1]), 1.0, 1.0, 3)  # type: ignore[arg-type]
-        assert answers == {"model": expected, "rival": expected}
-        assert (outcome.trouble is None) == expected
-    assert Guard().step(Stand("model", 1.0), Stand("rival", math.nan), 1.0, 1.0, 3).trouble == (  # type: ignore[arg-type]
-        "the discriminator's gradient norm is nan"
-    )
+    def accumulating(self, last: bool) -> Any:
+        return nullcontext()
+
+    def backward(self, loss: Tensor) -> None: ...
+
+    def accumulate(self, *_: Any, **__: Any) -> dict[str, Tensor]:
+        return {}
+
+    def grad_norm(self) -> float:
+        self.calls.append("grad_norm")
+        return self.norm
+
+    def update(self, lr_factor: float) -> None:
+        self.calls.append(f"update {lr_factor}")
+
+    def discard_gradients(self) -> None:
+        self.calls.append("discard")
+
+
+@pytest.mark.parametrize(
+    ("norms", "anomaly"),
+    [
+        ((1.0, 1.0), None),
+        ((1.0, math.nan), "the discriminator's gradient norm is nan"),
+        ((math.inf, 1.0), "the gradient norm is inf"),
+    ],
+)
+def test_all_engines_are_updated_or_none(norms: tuple[float, float], anomaly: str | None) -> None:
+    t, _ = training(VALUES)
+    model, discriminator = map(FakeEngine, norms)
+    t.ema, t.engine, t.task.discriminator = None, model, discriminator
+    model.model = t.task.trained
+    assert train_step(t, 0).anomaly == anomaly
+    expected = ["grad_norm", "update 1.0" if anomaly is None else "discard"]
+    assert (model.calls, discriminator.calls) == (expected, expected)
+
+
+def test_discriminator_stands_still_before_its_start() -> None:
+    t, _ = training(VALUES)
+    t.task.discriminator = FakeEngine(math.nan)
+    t.task.discriminator.start_step = 1
+    assert train_step(t, 0).anomaly is None
+    assert t.task.discriminator.calls == []
+    assert train_step(t, 1).anomaly == "the discriminator's gradient norm is nan"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The losses by hand, and what the autoencoder's task and its rival make of them."""
+"""The losses by hand, and their use by the autoencoder's task and its discriminator."""
 
 import math
 from collections.abc import Iterator
@@ -15,14 +15,15 @@ from opensora.errors import ConfigError, TrainingDiverged
 from opensora.models.vae.discriminator import PatchDiscriminator3D
 from opensora.models.vae.gaussian import Gaussian
 from opensora.parallel import world
+from opensora.parallel.engine import EngineOptions
 from opensora.registry import PLUGINS, build
 from opensora.schema import TrainRun
 from opensora.training import autoencoder_losses as gan
 from opensora.training.autoencoder_task import AutoencoderTask
-from opensora.training.build import build_rival
-from opensora.training.discriminator import Rival, build_discriminator
+from opensora.training.build import build_discriminator_trainer
+from opensora.training.discriminator import DiscriminatorTrainer, build_discriminator
 from opensora.training.loop import train
-from opensora.training.task import StepLoss
+from opensora.training.task import MicroBatchLoss
 from opensora.types import Batch
 from tests.dist import one_rank
 from tests.unit.training import test_loop
@@ -106,11 +107,10 @@ class Mean(nn.Module):
         return weight * clips.flatten(1).mean(1, keepdim=True)
 
 
-def rival(start: int = 0, module: nn.Module | None = None, rate: float = 0.5) -> Rival:
-    engine = build(PLUGINS, {"type": "ddp"}).apply(
-        module or Mean(), lambda params: torch.optim.SGD(params, lr=rate), "fp32", 0.0, world.current()
-    )
-    return Rival(engine, "hinge", weight=0.5, start=start)
+def trainer(start: int = 0, module: nn.Module | None = None, rate: float = 0.5) -> DiscriminatorTrainer:
+    options = EngineOptions(lambda params: torch.optim.SGD(params, lr=rate), "fp32", 0.0, world.current())
+    engine = build(PLUGINS, {"type": "ddp"}).apply(module or Mean(), options)
+    return DiscriminatorTrainer(engine, "hinge", weight=0.5, start_step=start)
 
 
 def task(trained: Any, **more: Any) -> AutoencoderTask:
@@ -135,16 +135,16 @@ def test_task_with_both_by_hand() -> None:
 
     d error / d number = -0.75 * 3 (L1 and twice it), times 6 on the frame's scale; d gan / d number = -3 * 0.75.
     """
-    model, against = Scale(), rival()
+    model, against = Scale(), trainer()
     distance = lambda a, b: 2 * (a - b).abs().mean(dim=(1, 2, 3))  # noqa: E731
-    loss = task(model, perceptual=distance, perceptual_weight=1.0, rival=against).step(model, batch())
+    loss = task(model, perceptual=distance, perceptual_weight=1.0, discriminator=against).loss(model, batch())
     weight = 0.5 * (6 * 0.75 * 3) / (3 * 0.75 + 1e-4)
     expected = [error + 2 * error - weight * 3 * value / 6 for error, value in ((0.5, 0.5), (0.25, 0.25))]
     torch.testing.assert_close(loss.loss_B, torch.tensor(expected))
-    figures = {name: value.item() for name, value in loss.figures.items()}
-    assert figures == pytest.approx({"pixels": 0.375, "perceptual": 0.75, "gan_weight": weight}, rel=1e-5)
-    assert loss.pair is not None
-    real, fake = loss.pair
+    metrics = {name: value.item() for name, value in loss.metrics.items()}
+    assert metrics == pytest.approx({"pixels": 0.375, "perceptual": 0.75, "gan_weight": weight}, rel=1e-5)
+    assert loss.discriminator_inputs is not None
+    real, fake = loss.discriminator_inputs
     torch.testing.assert_close(fake, 0.5 * real)
     assert not fake.requires_grad
     loss.loss_B.mean().backward()
@@ -154,67 +154,69 @@ def test_task_with_both_by_hand() -> None:
     assert all(p.grad is None for p in against.engine.module.parameters())
 
 
-def test_the_rival_waits_for_its_step() -> None:
+def test_discriminator_waits_for_its_step() -> None:
     model = Scale()
-    waiting = task(model, rival=rival(start=3))
-    plain = task(model).step(model, batch(2))
-    before = waiting.step(model, batch(2))
+    waiting = task(model, discriminator=trainer(start=3))
+    plain = task(model).loss(model, batch(2))
+    before = waiting.loss(model, batch(2))
     assert torch.equal(before.loss_B, plain.loss_B)
-    assert before.pair is None
-    assert plain.figures == {}
-    assert set(before.figures) == {"pixels"}
-    assert waiting.step(model, batch(3)).pair is not None
+    assert before.discriminator_inputs is None
+    assert plain.metrics == {}
+    assert set(before.metrics) == {"pixels"}
+    assert waiting.loss(model, batch(3)).discriminator_inputs is not None
 
 
-def test_the_rival_learns_by_hand() -> None:
+def test_discriminator_step_by_hand() -> None:
     """Logits 3 and 1.5 (real), 1 and 0.5 times 1/4 (fake): only fake ones and none of the real ones are inside the hinge."""
-    against = rival()
-    assert against.step(factor=1.0) == 0.0  # it has not joined
+    against = trainer()
     real = batch().video_BCTHW
-    figures = against.learn(real, real / 4, share=0.5, last=False)
-    assert figures["logits_real"].item() == pytest.approx(2.25)
-    assert figures["logits_fake"].item() == pytest.approx(2.25 / 4)
-    assert figures["discriminator"].item() == pytest.approx(0.5 * (1 + 2.25 / 4))
-    against.learn(real, real / 4, share=0.5, last=True)
-    norm = against.step(factor=0.5)
-    gradient = 0.5 * 0.75 / 4  # of the fake half; two micro-batches of half a share
+    metrics = against.accumulate(real, real / 4, scale=0.5, last=False)
+    assert metrics["logits_real"].item() == pytest.approx(2.25)
+    assert metrics["logits_fake"].item() == pytest.approx(2.25 / 4)
+    assert metrics["discriminator"].item() == pytest.approx(0.5 * (1 + 2.25 / 4))
+    against.accumulate(real, real / 4, scale=0.5, last=True)
+    norm = against.grad_norm()
+    against.update(lr_factor=0.5)
+    gradient = 0.5 * 0.75 / 4  # of the fake half; two micro-batches scaled by a half
     assert norm == pytest.approx(gradient)
-    weight = against.engine.full_weights()["weight"].item()
+    weight = against.engine.gather_state_dict()["weight"].item()
     assert weight == pytest.approx(3.0 - 0.5 * 0.5 * gradient)
+
+
+def learn(against: DiscriminatorTrainer, real: Tensor, fake: Tensor) -> None:
+    against.accumulate(real, fake, scale=1.0, last=True)
+    against.grad_norm()
+    against.update()
 
 
 def test_state_lies_apart_and_comes_back() -> None:
     torch.manual_seed(0)
-    first = rival(module=PatchDiscriminator3D(channels=1, width=2, layers=1))
+    first = trainer(module=PatchDiscriminator3D(channels=1, width=2, layers=1))
     clips = torch.randn(2, 1, 5, 8, 8)
-    first.learn(clips, -clips, share=1.0, last=True)
-    first.step(1.0)
+    learn(first, clips, -clips)
     state = first.state()
     assert all(key.startswith("discriminator/") for key in state)
     assert "discriminator/fixed/main.3.running_mean" in state
-    again = rival(module=PatchDiscriminator3D(channels=1, width=2, layers=1))
+    again = trainer(module=PatchDiscriminator3D(channels=1, width=2, layers=1))
     again.load_state({**state, "master/other": torch.zeros(1)})
     torch.testing.assert_close(again.weights(), first.weights(), rtol=0, atol=0)
 
 
-def test_a_refused_step_leaves_no_trace_in_the_running_statistics() -> None:
-    """Nor in the weights; without it they would hold NaN for good."""
+def test_discarded_step_restores_running_statistics() -> None:
+    """And the weights; without it the statistics would hold NaN for good."""
     torch.manual_seed(0)
-    made = rival(module=PatchDiscriminator3D(channels=1, width=2, layers=1))
+    against = trainer(module=PatchDiscriminator3D(channels=1, width=2, layers=1))
     clips = torch.randn(2, 1, 5, 8, 8)
-    made.learn(clips, -clips, share=1.0, last=True)
-    made.step(1.0)
-    before = {name: value.clone() for name, value in made.weights().items()}
-    asked: list[float] = []
+    learn(against, clips, -clips)
+    before = {name: value.clone() for name, value in against.weights().items()}
     for real in (clips * torch.nan, clips * 2):
-        made.learn(real, -clips, share=0.5, last=False)
-        made.learn(clips, -clips, share=0.5, last=True)
-        made.step(1.0, lambda norm: bool(asked.append(norm)))
-        torch.testing.assert_close(made.weights(), before, rtol=0, atol=0)
-    assert len(asked) == 2
-    made.learn(clips * 2, -clips, share=1.0, last=True)
-    made.step(1.0)
-    moved = {name for name, value in made.weights().items() if not torch.equal(value, before[name])}
+        against.accumulate(real, -clips, scale=0.5, last=False)
+        against.accumulate(clips, -clips, scale=0.5, last=True)
+        against.grad_norm()
+        against.discard_gradients()
+        torch.testing.assert_close(against.weights(), before, rtol=0, atol=0)
+    learn(against, clips * 2, -clips)
+    moved = {name for name, value in against.weights().items() if not torch.equal(value, before[name])}
     assert {"main.0.weight", "main.3.running_mean", "main.3.running_var", "main.3.num_batches_tracked"} <= moved
 
 
@@ -229,42 +231,39 @@ def test_initial_weights_depend_on_the_seed_alone() -> None:
     assert not torch.equal(made[0], made[2])
 
 
-def test_the_loop_lets_the_rival_learn_from_every_micro_batch() -> None:
-    """Two micro-batches a step: shares of a half, the second the last; the schedule's factor; figures over all samples."""
+def test_discriminator_learns_from_every_micro_batch() -> None:
+    """Two micro-batches a step: scaled by a half, the second the last; the schedule's factor; metrics over all samples."""
     t, log = test_loop.training(test_loop.VALUES)
     calls: list[Any] = []
-    plain = t.task.step
+    plain = t.task.loss
 
-    def step(model: Any, batch: Batch) -> StepLoss:
-        loss = plain(model, batch)
+    def loss(model: Any, batch: Batch) -> MicroBatchLoss:
         pair = (batch.video_BCTHW, -batch.video_BCTHW) if batch.step else None
-        return replace(loss, pair=pair, figures={"of task": batch.video_BCTHW.mean()})
+        metrics = {"of task": batch.video_BCTHW.mean()}
+        return replace(plain(model, batch), discriminator_inputs=pair, metrics=metrics)
 
-    def learn(real: Tensor, fake: Tensor, share: float, last: bool) -> dict[str, Tensor]:
+    def accumulate(real: Tensor, fake: Tensor, scale: float, last: bool) -> dict[str, Tensor]:
         assert torch.equal(fake, -real)
-        calls.append((share, last))
-        return {"of rival": real.max()}
+        calls.append((scale, last))
+        return {"of discriminator": real.max()}
 
-    t.task.step = step
-
-    def update(factor: float, accept: Any) -> float:
-        calls.append(factor)
-        assert accept(0.0)
-        return 0.0
-
-    t.rival = SimpleNamespace(learn=learn, step=update, start=1)
+    t.task.loss = loss
+    t.task.discriminator = SimpleNamespace(
+        accumulate=accumulate, grad_norm=lambda: 0.0, update=calls.append, start_step=1
+    )
     train(t)
-    assert calls == [1.0, (0.5, False), (0.5, True), 0.5]
-    assert [record.figures for record in log.records] == [{"of task": 4.0}, {"of rival": 4.0, "of task": 3.0}]
+    assert calls == [(0.5, False), (0.5, True), 0.5]
+    metrics = [record.totals.metrics for record in log.records]
+    assert metrics == [{"of task": 4.0}, {"of discriminator": 4.0, "of task": 3.0}]
     assert log.records[0].json()["figures"] == {"of task": 4.0}
     bare, quiet = test_loop.training(test_loop.VALUES)
     train(bare)
     assert "figures" not in quiet.records[0].json()
 
 
-def test_a_discriminator_that_diverges_ends_the_run() -> None:
+def test_discriminator_that_diverges_ends_the_run() -> None:
     t, _ = test_loop.training(test_loop.VALUES)
-    t.rival = SimpleNamespace(step=lambda factor, accept: accept(float("nan")), start=0)
+    t.task.discriminator = SimpleNamespace(grad_norm=lambda: math.nan, discard_gradients=lambda: None, start_step=0)
     message = r"the discriminator's gradient norm is nan between step 0 and step 1; the weights were not updated"
     with pytest.raises(TrainingDiverged, match=message):
         train(t)
@@ -281,6 +280,6 @@ def test_keys_that_belong_elsewhere() -> None:
 
 
 def test_a_last_layer_that_does_not_train_is_refused() -> None:
-    run, frozen = load(ADVERSARIAL, [], TrainRun).run, task(Scale().requires_grad_(False))
+    run, frozen = load(ADVERSARIAL, [], TrainRun).run, Scale().requires_grad_(False)
     with pytest.raises(ConfigError, match="key 'discriminator': CausalVAEModel as configured does not train its last"):
-        build_rival(run, world.current(), frozen, "a.py")
+        build_discriminator_trainer(run, world.current(), frozen, "a.py")

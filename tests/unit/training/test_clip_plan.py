@@ -16,12 +16,13 @@ from opensora.datasets.bucket_report import BucketLine
 from opensora.datasets.buckets import Bucket
 from opensora.errors import ConfigError, DataError
 from opensora.parallel import world
+from opensora.parallel.engine import EngineOptions
 from opensora.registry import DATASETS, PLUGINS, build
 from opensora.schema import TrainRun
 from opensora.training.clip_plan import ClipPlan, build_buckets, check_latents, make_clip_plan, one_size_clips
 from opensora.training.memory_warmup import warm_up
 from opensora.training.plan import plan
-from opensora.training.task import StepLoss
+from opensora.training.task import MicroBatchLoss
 from opensora.types import Batch
 from tests.dist import one_rank
 from tests.e2e.processes import ROOT
@@ -144,10 +145,10 @@ class Sum:
         self.trained = self.autoencoder = nn.Linear(3, 1)
         self.batches: list[Batch] = []
 
-    def step(self, model: Any, batch: Batch) -> StepLoss:
+    def loss(self, model: Any, batch: Batch) -> MicroBatchLoss:
         self.batches.append(batch)
         loss_B: Tensor = model(batch.video_BCTHW.mean((2, 3, 4)) + torch.rand(3)).flatten()
-        return StepLoss(loss_B, None, tokens=7)
+        return MicroBatchLoss(loss_B, None, tokens=7)
 
 
 @pytest.fixture
@@ -160,7 +161,7 @@ def alone() -> Iterator[None]:
 def test_warming_up_leaves_no_trace() -> None:
     task = Sum()
     engine = build(PLUGINS, {"type": "ddp"}).apply(
-        task.trained, lambda params: torch.optim.AdamW(params, lr=1.0), "fp32", 0.0, world.current()
+        task.trained, EngineOptions(lambda params: torch.optim.AdamW(params, lr=1.0), "fp32", 0.0, world.current())
     )
     gradients = []
     task.trained.weight.register_hook(lambda gradient: gradients.append(gradient.clone()))

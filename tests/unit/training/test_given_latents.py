@@ -65,7 +65,7 @@ def batch(sample_ids: list[int], step: int = 0, frames: int = FRAMES) -> Batch:
 def test_the_model_sees_noise_everywhere_and_the_given_latents_beside_it() -> None:
     """The loss is that of all frames; here worked out by hand from what the model was told."""
     seen, clips = ConditioningMode(), batch([0, 1, 2])
-    loss = task({"i2v_loop": 1.0}).step(seen, clips)
+    loss = task({"i2v_loop": 1.0}).loss(seen, clips)
     [asked] = seen.asked
     assert asked["mask_index"] == [[0, 3]] * 3
     assert asked["x_mask"] is None
@@ -84,15 +84,15 @@ def test_the_model_sees_noise_everywhere_and_the_given_latents_beside_it() -> No
 def test_what_is_given_depends_on_the_sample_not_on_its_micro_batch() -> None:
     ratios = {"i2v": 0.25, "i2v_tail": 0.25, "v2v_head": 0.25}
     together, apart, later = ConditioningMode(), ConditioningMode(), ConditioningMode()
-    loss = task(ratios).step(together, batch(list(range(60))))
-    alone = [task(ratios).step(apart, batch([sample_id])).loss_B for sample_id in range(60)]
+    loss = task(ratios).loss(together, batch(list(range(60))))
+    alone = [task(ratios).loss(apart, batch([sample_id])).loss_B for sample_id in range(60)]
     given = together.asked[0]["mask_index"]
     assert [one["mask_index"] for one in apart.asked] == [[frames] for frames in given]
     torch.testing.assert_close(loss.loss_B, torch.cat(alone))
     shares = Counter(map(tuple, given))
     assert set(shares) == {(0,), (3,), (0, 1), ()}
     assert min(shares.values()) >= 6
-    task(ratios).step(later, batch(list(range(60)), step=1))
+    task(ratios).loss(later, batch(list(range(60)), step=1))
     assert later.asked[0]["mask_index"] != given
 
 
@@ -101,8 +101,8 @@ def test_without_given_frames_the_model_is_told_that_there_are_none(ratios: dict
     """In validation, with no `mask_ratios` and for pictures, as in sampling from a prompt alone."""
     seen = ConditioningMode()
     task(ratios).validate(seen, [batch([0, 1])])
-    task(None).step(seen, batch([0, 1]))
-    task(ratios).step(seen, batch([0, 1], frames=1))
+    task(None).loss(seen, batch([0, 1]))
+    task(ratios).loss(seen, batch([0, 1], frames=1))
     for asked in seen.asked:
         assert not any(asked["mask_index"])
         assert not asked["cond"].any()

@@ -146,7 +146,7 @@ def test_loss_and_gradients_are_those_composed_by_hand(tmp_path: Path) -> None:
         with torch.no_grad():  # open the gates: shut, they would hide captions and neighbours from this test
             for place, weights in enumerate(model.parameters()):
                 weights += 0.1 * torch.randn(weights.shape, generator=generator(5, place))
-        found = task.step(model, batch)
+        found = task.loss(model, batch)
         found.loss_B.mean().backward()
         gradients = [weights.grad.clone() for weights in model.parameters()]
         model.zero_grad()

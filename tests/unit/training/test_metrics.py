@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 
 from opensora.errors import ConfigError
-from opensora.training.metrics import BINS, Metrics, StepRecord, bin_name, read
+from opensora.training.metrics import Metrics, read
+from opensora.training.step_stats import StepRecord, StepStats, StepTotals
 
 
 def record(step: int, loss: float = 1.5) -> StepRecord:
-    return StepRecord(step, loss, 0.5, 1e-3, tokens=96, seconds=0.25, loss_per_bin={"0.3-0.4": loss})
+    totals = StepTotals(loss, 96, {"0.3-0.4": loss}, {}, 0, False)
+    return StepRecord(step, totals, grad_norm=0.5, lr=1e-3, seconds=0.25, stats=StepStats())
 
 
 def open_metrics(folder: Path, start_step: int = 0, main: bool = True, wandb: bool = False) -> Metrics:
@@ -169,10 +171,6 @@ def test_wandb_that_is_missing_is_a_sentence(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ConfigError, match=r"key 'wandb': found True, but the package is missing; .*pip install wandb"):
         open_metrics(tmp_path, wandb=True)
-
-
-def test_bins_are_tenths() -> None:
-    assert [bin_name(0), bin_name(BINS - 1)] == ["0.0-0.1", "0.9-1.0"]
 
 
 def test_a_full_disk_is_told_once_and_does_not_end_the_run(

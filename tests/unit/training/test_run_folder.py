@@ -21,6 +21,7 @@ from opensora.config import load
 from opensora.errors import CheckpointError, WeightsError
 from opensora.parallel import dcp, world
 from opensora.parallel.async_save import join_all
+from opensora.parallel.engine import EngineOptions
 from opensora.registry import PLUGINS, build
 from opensora.schema import TrainRun
 from opensora.training import run_folder as keep_module
@@ -62,10 +63,10 @@ def open_folder(path: Path, value: float = 0.0, decay: float | None = 0.5, **cha
     model = torch.nn.Linear(2, 1, bias=False)
     torch.nn.init.constant_(model.weight, value)
     engine = build(PLUGINS, {"type": "ddp"}).apply(
-        model, lambda params: torch.optim.AdamW(params, lr=0.1), dtype="fp32", grad_clip=0.0, world=world.current()
+        model, EngineOptions(lambda params: torch.optim.AdamW(params, lr=0.1), "fp32", 0.0, world.current())
     )
     ema = None if decay is None else Ema(engine, decay)
-    folder.attach(engine, ema, SimpleNamespace(config=lambda: {"type": "Two"}))  # type: ignore[arg-type]
+    folder.attach(engine, ema, SimpleNamespace(config=lambda: {"type": "Two"}, discriminator=None))  # type: ignore[arg-type]
     return folder
 
 
@@ -76,14 +77,14 @@ def keep(folder: RunFolder, step: int, *bad_rows: str) -> None:
 
 
 def weight(folder: RunFolder) -> float:
-    return folder.engine.full_weights()["weight"][0, 0].item()
+    return folder.engine.gather_state_dict()["weight"][0, 0].item()
 
 
 def test_resume_takes_over_weights_average_and_bad_rows(tmp_path: Path) -> None:
     first = open_folder(tmp_path, value=1.0)
     assert first.resume() == (0, [])
     with torch.no_grad():
-        next(first.engine.masters())[1].fill_(3.0)
+        next(first.engine.master_shards())[1].fill_(3.0)
     first.ema.update()
     keep(first, 4, "train.csv:3: bad")
     again = open_folder(tmp_path, value=7.0)
@@ -221,8 +222,10 @@ def test_training_goes_on_while_a_save_is_written_and_changes_nothing_of_it(
 
 
 def train_a_step(folder: RunFolder) -> None:
-    folder.engine.backward(folder.engine.model(torch.ones(1, 2)).square().mean(), last=True)
-    folder.engine.step()
+    with folder.engine.accumulating(last=True):
+        folder.engine.backward(folder.engine.model(torch.ones(1, 2)).square().mean())
+    folder.engine.grad_norm()
+    folder.engine.update()
     folder.ema.update()
 
 

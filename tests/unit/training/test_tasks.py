@@ -76,7 +76,7 @@ def test_samples_never_share_noise_or_timesteps() -> None:
     task, seen = diffusion(), Seen()
     for step in range(3):
         for sample_ids in ([0, 1], [2, 3]):
-            task.step(seen, batch(step, sample_ids))
+            task.loss(seen, batch(step, sample_ids))
     assert len(seen.t) == 12
     assert len(set(seen.t)) == 12
     assert len({tuple(round(value, 3) for value in noise) for noise in noise_of(seen)}) == 12
@@ -90,21 +90,21 @@ def test_samples_never_share_noise_or_timesteps() -> None:
 
 def test_what_a_sample_draws_depends_on_its_place_not_on_its_micro_batch() -> None:
     task, together, apart, other = diffusion(), Seen(), Seen(), Seen()
-    task.step(together, batch(5, [0, 1, 2, 3]))
+    task.loss(together, batch(5, [0, 1, 2, 3]))
     for sample_id in (3, 1, 0, 2):
-        task.step(apart, batch(5, [sample_id]))
+        task.loss(apart, batch(5, [sample_id]))
     assert [apart.t[i] for i in (2, 1, 3, 0)] == together.t
     for mine, theirs in zip((2, 1, 3, 0), together.x):
         assert torch.equal(apart.x[mine], theirs)
-    diffusion(seed=2).step(other, batch(5, [0, 1, 2, 3]))
+    diffusion(seed=2).loss(other, batch(5, [0, 1, 2, 3]))
     assert not set(other.t) & set(together.t)
 
 
 def test_latents_are_drawn_for_each_sample() -> None:
     """Noise of the autoencoder's posterior is keyed apart from the diffusion noise."""
     still, moving = Seen(), Seen()
-    diffusion().step(still, batch(0, [0, 1]))
-    diffusion(spread=1.0).step(moving, batch(0, [0, 1]))
+    diffusion().loss(still, batch(0, [0, 1]))
+    diffusion(spread=1.0).loss(moving, batch(0, [0, 1]))
     assert still.t == moving.t
     drawn = [(m - s) / (1 - t / 1000) for m, s, t in zip(moving.x, still.x, still.t)]
     for sample_id, (latent, noise) in enumerate(zip(drawn, noise_of(still))):
@@ -116,12 +116,12 @@ def test_latents_are_drawn_for_each_sample() -> None:
 def test_captions_are_dropped_at_the_models_rate_and_keyed_by_sample() -> None:
     task, seen = diffusion(drop=0.3), Seen()
     for step in range(50):
-        task.step(seen, batch(step, list(range(20))))
+        task.loss(seen, batch(step, list(range(20))))
     assert sum(seen.dropped) / len(seen.dropped) == pytest.approx(0.3, abs=0.05)
     assert len({tuple(seen.dropped[i : i + 20]) for i in range(0, 1000, 20)}) == 50
     alone = Seen()
     for sample_id in range(20):
-        task.step(alone, batch(7, [sample_id]))
+        task.loss(alone, batch(7, [sample_id]))
     assert alone.dropped == seen.dropped[140:160]
 
 
@@ -129,7 +129,7 @@ def test_given_frames_stay_clean_do_not_count_and_are_keyed_by_sample() -> None:
     """With latents of zero a clean frame is zero; the model says 0, so the loss is the noise of the other frame."""
     task, seen, alone = diffusion(), Seen(), Seen()
     task.masks = FrameMasks({"image_head": 0.5, "image_tail": 0.25})
-    loss = task.step(seen, batch(0, list(range(40))))
+    loss = task.loss(seen, batch(0, list(range(40))))
     masks = [tuple(mask.tolist()) for mask in seen.x_mask if mask is not None]
     assert set(masks) == {(False, True), (True, False), (True, True)}
     for x, t, mask, loss_1 in zip(seen.x, seen.t, masks, loss.loss_B, strict=True):
@@ -137,7 +137,7 @@ def test_given_frames_stay_clean_do_not_count_and_are_keyed_by_sample() -> None:
         noise = x[:, torch.tensor(mask)] / (t / 1000)
         torch.testing.assert_close(loss_1, noise.square().mean(), rtol=1e-3, atol=1e-3)
     for sample_id in range(40):
-        task.step(alone, batch(0, [sample_id]))
+        task.loss(alone, batch(0, [sample_id]))
     assert [tuple(mask.tolist()) for mask in alone.x_mask if mask is not None] == masks
     task.validate(alone, [batch(0, [0])])
     assert alone.x_mask[-1] is None
@@ -146,18 +146,18 @@ def test_given_frames_stay_clean_do_not_count_and_are_keyed_by_sample() -> None:
 @pytest.mark.parametrize(("rate", "expected"), [(0.0, False), (1.0, True)])
 def test_never_and_always(rate: float, expected: bool) -> None:
     seen = Seen()
-    diffusion(drop=rate).step(seen, batch(0, list(range(64))))
+    diffusion(drop=rate).loss(seen, batch(0, list(range(64))))
     assert set(seen.dropped) == {expected}
 
 
 def test_step_reports_loss_level_and_tokens_of_each_sample() -> None:
     seen = Seen()
-    loss = diffusion().step(seen, batch(0, [0, 1, 2]))
+    loss = diffusion().loss(seen, batch(0, [0, 1, 2]))
     # the model says 0 and the latents are 0: the error is the noise itself
     squares = torch.tensor(noise_of(seen)).square().mean(1)
     torch.testing.assert_close(loss.loss_B, squares, rtol=1e-3, atol=1e-3)
-    assert loss.level_B is not None
-    torch.testing.assert_close(loss.level_B, torch.tensor(seen.t) / 1000)
+    assert loss.noise_level_B is not None
+    torch.testing.assert_close(loss.noise_level_B, torch.tensor(seen.t) / 1000)
     assert loss.tokens == 3 * 2 * 2 * 2
 
 
@@ -170,7 +170,7 @@ def test_validation_asks_the_same_question_every_time_and_drops_no_caption() -> 
     assert len({noise[0] for noise in noise_of(first)}) == 40  # 4 clips at 10 levels, noise of its own for each
     total, count = figures["loss"]
     assert total / count == pytest.approx(torch.tensor(noise_of(first)).square().mean().item(), rel=1e-3)
-    task.step(training, batch(0, [0, 1, 2, 3]))
+    task.loss(training, batch(0, [0, 1, 2, 3]))
     assert not {noise[0] for noise in noise_of(training)} & {noise[0] for noise in noise_of(first)}
 
 
@@ -226,10 +226,10 @@ def autoencoder(
 def test_autoencoder_loss_by_hand(reconstruction: str, errors: tuple[float, float]) -> None:
     """KL of N(2, 1) from N(0, 1) is 2 per latent: 4 per clip, over the 32 pixel values of the clip."""
     vae = Shift()
-    loss = autoencoder(vae, reconstruction).step(vae, batch(3, [4, 5]))
+    loss = autoencoder(vae, reconstruction).loss(vae, batch(3, [4, 5]))
     expected = [error + 0.1 * 4 / 32 for error in errors]
     torch.testing.assert_close(loss.loss_B, torch.tensor(expected))
-    assert loss.level_B is None
+    assert loss.noise_level_B is None
     assert loss.tokens == 4
     assert vae.rngs is not None
     for sample_id, rng in zip((4, 5), vae.rngs):
