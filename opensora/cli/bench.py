@@ -44,11 +44,9 @@ def bench_command(what: str, quick: bool, file: str | None) -> int:
 
     from rich.console import Console
 
-    from opensora.models.layers.kernels import use_kernels
-    from opensora.platforms import select
+    from opensora.cli.session import start_platform
 
-    platform = select()
-    use_kernels(platform)
+    platform = start_platform()
     results = bench.run(platform, quick)
     console = Console(soft_wrap=True)
     for table in bench.tables(results):

@@ -8,7 +8,6 @@ key=value changes the run's config, for example dtype=fp32 or plugin=ddp; gradie
 import argparse
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,28 +40,15 @@ def replay_command(run_dir: str, overrides: Sequence[str]) -> int:
             raise ConfigError(f"{run_dir}: no config.json there; allowed: the folder of a training run; check the path")
         run = load(str(config), [*changes, f"run_dir={run_dir!r}"], TrainRun).run
 
-    # heavy, and not needed to answer a typo
-    from opensora import log
-    from opensora.models.layers.kernels import use_kernels
-    from opensora.parallel import world as worlds
-    from opensora.platforms import select
-    from opensora.training.build import check_world
-    from opensora.training.parallel_sizes import sequence_size
+    # These imports take seconds; a typo in the config is reported before them.
+    from opensora.cli.session import session, set_up_rank, training_sequence_size
     from opensora.training.replay import build_replay, replay
 
-    with report_on_main_rank_only():
-        rank, size = worlds.rank_from_environment()
-        sp_size = sequence_size(run, size, worlds.local_size_from_environment(), str(config))
-        check_world(run, size // sp_size, str(config))
-    log.setup(rank)
-    platform = select()
-    use_kernels(platform)
-    run = replace(run, dtype=platform.choose_dtype(run.dtype))
-    world = worlds.init(platform, run.timeout_seconds, sp_size)
-    found = replay(build_replay(run, world, str(config), step), step, gradients)
-    if world.is_main:
-        _show(found, Path(run_dir))
-    worlds.shutdown()
+    setup = set_up_rank(run, training_sequence_size(run, str(config)))
+    with session(setup) as ranks:
+        result = replay(build_replay(setup.run, ranks.world, str(config), step), step, gradients)
+        if ranks.world.is_main:
+            _show(result, Path(run_dir))
     return 0
 
 

@@ -6,18 +6,15 @@ With sp_size=N, N ranks make one video together.
 """
 
 import argparse
-import itertools
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import timedelta
-from functools import partial
 
 from opensora.cli.run_main import report_on_main_rank_only, run_main
 from opensora.config import load
 from opensora.parallel.watchdog.process_exit import exit_process
 from opensora.schema import SampleRun
 
-AS_LONG_AS_IT_TAKES = timedelta(days=365)
+NO_TIMEOUT = timedelta(days=365)
 
 # flag -> config key; the flags are the config's keys for people who type
 FLAGS: dict[str, tuple[str, str]] = {
@@ -76,33 +73,28 @@ def sample_command(config: str, overrides: Sequence[str], prompts: Sequence[str]
     if prompts:
         overrides = [*overrides, f"prompt={list(prompts)!r}"]
     with report_on_main_rank_only():
-        loaded = load(config, overrides, SampleRun)
+        run = load(config, overrides, SampleRun).run
 
-    # heavy, and not needed to answer a typo
-    from opensora import log
-    from opensora.models.layers.kernels import use_kernels
-    from opensora.parallel import world as worlds
-    from opensora.parallel.watchdog.watchdog import watching
-    from opensora.platforms import select
+    # These imports take seconds; a typo in the config is reported before them.
+    from opensora.cli.session import session, set_up_rank
+    from opensora.parallel.world import check_sequence_size, set_timeout
     from opensora.sampling.build import build_sampler, plan_sampling
     from opensora.sampling.sample import apply_sequence_parallel, sample
 
+    def sequence_size(size: int) -> int:
+        check_sequence_size(run.sp_size, size, config)
+        return run.sp_size
+
+    setup = set_up_rank(run, sequence_size)
+    run = setup.run
     with report_on_main_rank_only():
-        rank, size = worlds.rank_from_environment()
-        worlds.check_sequence_size(loaded.run.sp_size, size, config)
-        log.setup(rank)
-        platform = select()
-        use_kernels(platform)
-        run = replace(loaded.run, dtype=platform.choose_dtype(loaded.run.dtype))
         plan = plan_sampling(run, config)
-    world = worlds.init(platform, run.timeout_seconds, run.sp_size)
-    with watching(world, run.timeout_seconds) as watch:
-        sampler, settings = build_sampler(plan, world.device)
-        # Groups finish at different times, and however long that takes: the watch sees who still goes on.
-        worlds.set_timeout(AS_LONG_AS_IT_TAKES)
-        step = partial(next, watch.track(itertools.count(), 0, 1))
-        sample(plan.requests, apply_sequence_parallel(sampler, world, run.sp_mode), world, run.save_dir, settings, step)
-    worlds.shutdown()
+    with session(setup) as ranks:
+        sampler, settings = build_sampler(plan, ranks.world.device)
+        # Groups finish at different times, however far apart: the watchdog sees which of them still make progress.
+        set_timeout(NO_TIMEOUT)
+        sampler = apply_sequence_parallel(sampler, ranks.world, run.sp_mode)
+        sample(plan.requests, sampler, ranks.world, run.save_dir, settings, step=ranks.watch.count_step)
     return 0
 
 

@@ -1,6 +1,6 @@
 """Train from a config: `torchrun --nproc_per_node N -m opensora.cli.train CONFIG key=value ...`.
 
-The same command again goes on from the newest good checkpoint in `run_dir`.
+The same command resumes from the newest good checkpoint in `run_dir`.
 """
 
 import argparse
@@ -27,42 +27,36 @@ def train_command(config: str, overrides: Sequence[str]) -> int:
     with report_on_main_rank_only():
         run = load(config, overrides, TrainRun).run
 
-    # heavy, and not needed to answer a typo
-    from opensora import log
-    from opensora.models.layers.kernels import use_kernels
-    from opensora.parallel import world as worlds
-    from opensora.parallel.watchdog.watchdog import watching
-    from opensora.platforms import select
+    # These imports take seconds; a typo in the config is reported before them.
+    from opensora.cli.session import session, set_up_rank, training_sequence_size
+    from opensora.log import logger
     from opensora.sampling.preview import build_previews
-    from opensora.training.build import build_training, check_world
+    from opensora.training.build import build_training
     from opensora.training.loop import train
-    from opensora.training.parallel_sizes import sequence_size
 
-    with report_on_main_rank_only():
-        rank, size = worlds.rank_from_environment()
-        sp_size = sequence_size(run, size, worlds.local_size_from_environment(), config)
-        check_world(run, size // sp_size, config)
-    log.setup(rank)
-    platform = select()
-    use_kernels(platform)
-    run = replace(run, dtype=platform.choose_dtype(run.dtype))
-    world = worlds.init(platform, run.timeout_seconds, sp_size)
-    log.logger().info("%d rank(s), plugin %s, %s, device %s", size, run.plugin, run.dtype, world.device)
-    if sp_size > 1:
-        log.logger().info("%d data rank(s); %d ranks share each sample (%s)", world.data_size, sp_size, run.sp_mode)
-    with watching(world, run.timeout_seconds) as watch:
-        training = build_training(run, world, config)
-        training.preview = build_previews(training)
+    setup = set_up_rank(run, training_sequence_size(run, config))
+    run = setup.run
+    with session(setup) as ranks:
+        world = ranks.world
+        logger().info("%d rank(s), plugin %s, %s, device %s", world.size, run.plugin, run.dtype, world.device)
+        if setup.sp_size > 1:
+            logger().info(
+                "%d data rank(s); %d ranks share each sample (%s)", world.data_size, setup.sp_size, run.sp_mode
+            )
+        built = build_training(run, world, config)
         per_step = run.micro_batches // world.data_size
-        training.batches = watch.track(training.batches, training.start_step, per_step)
+        state = replace(
+            built,
+            batches=ranks.watch.track(built.batches, built.start_step, per_step),
+            preview=build_previews(built),
+        )
         try:
-            finished = train(training)
+            finished = train(state)
         except BaseException:
-            training.metrics.close(failed=True)  # the numbers of the last minutes tell why
+            state.metrics.close(failed=True)  # the numbers of the last minutes say why
             raise
-        training.metrics.close()
-    log.logger().info("done: %s" if finished else "stopped on request, saved: %s", Path(run.run_dir).resolve())
-    worlds.shutdown()
+        state.metrics.close()
+        logger().info("done: %s" if finished else "stopped on request, saved: %s", Path(run.run_dir).resolve())
     return 0
 
 

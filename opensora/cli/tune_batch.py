@@ -55,14 +55,12 @@ def tune_command(config: str, out: str, overrides: Sequence[str]) -> int:
 
     from rich.console import Console
 
-    from opensora.models.layers.kernels import use_kernels
-    from opensora.platforms import select
+    from opensora.cli.session import start_platform
     from opensora.training.checkpoint import resolve_part
     from opensora.training.clip_plan import build_buckets
     from opensora.training.tune import StepTimer, step_bytes, tune, tuned_config
 
-    platform = select()
-    use_kernels(platform)
+    platform = start_platform()
     memory = int(1e9 * _positive(own, "memory_gb", SHARE * platform.memory_bytes() / 1e9))
     run = replace(run, dtype=platform.choose_dtype(run.dtype), vae=resolve_part(run.vae))
     buckets = build_buckets(run, config)

@@ -66,6 +66,10 @@ class Watch:
             self._place = (AT_WORK, step)
             yield batch
 
+    def count_step(self) -> None:
+        """Report one more step of work that loads no batches, such as a denoising step."""
+        self._place = (AT_WORK, self._place[1] + 1)
+
     def diagnose(self, error: BaseException) -> str | None:
         """After a collective failed here: a sentence on the rank to blame; None when there is no evidence."""
         self._left, self._cut_off = _first_line(error), True
