@@ -38,13 +38,13 @@ def test_it_trains_as_plain_pytorch_does(plugin: str, ranks: int) -> None:
 
 def test_gemini_is_refused_with_what_to_take_instead(tmp_path: Path) -> None:
     debug = str(CONFIGS / "stdit/train/debug.py")
-    with pytest.raises(ConfigError, match=r"key 'plugin': found 'gemini'; allowed: ddp, .*; use 'fsdp', or 'zero2'"):
+    with pytest.raises(ConfigError, match=r"'plugin'.*'gemini'.*ddp.*'fsdp'.*'zero2'"):
         config.load(debug, ["plugin=gemini", f"run_dir={str(tmp_path)!r}"], TrainRun)
 
 
 @pytest.mark.parametrize("override", ["plugin=fsdp", "text_encoder_parallel=shard"])
 def test_what_an_autoencoder_cannot_train_with_is_refused(tmp_path: Path, override: str) -> None:
-    with pytest.raises(ConfigError, match=f"key '{override.split('=')[0]}': .*task '(autoencoder|diffusion)'"):
+    with pytest.raises(ConfigError, match=f"'{override.split('=')[0]}'.*'(autoencoder|diffusion)'"):
         config.load(str(CONFIGS / "vae/train/debug.py"), [override, f"run_dir={str(tmp_path)!r}"], TrainRun)
 
 

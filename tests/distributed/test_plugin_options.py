@@ -145,6 +145,6 @@ def test_options_arrive_on_a_device_and_are_refused_on_the_cpu() -> None:
             fsdp.FullyShardedDataParallel(cpu_offload=True).apply(nn.Linear(1, 1), options)
         assert engine.call_args.args[-1]["cpu_offload"].offload_params
         for plugin in (zero.Zero2(overlap_communication=True), fsdp.FullyShardedDataParallel(cpu_offload=True)):
-            with pytest.raises(ConfigError, match=r"True on the CPU; allowed: False"):
+            with pytest.raises(ConfigError, match=r"True.*CPU.*allowed: False"):
                 plugin.check(here)
             plugin.check(device)

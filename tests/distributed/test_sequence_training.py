@@ -143,7 +143,7 @@ def records(run_dir: Path, key: str) -> list[Any]:
 
 def test_autoencoder_refuses_sequence_parallel() -> None:
     run = load(str(ROOT / "configs/vae/train/debug.py"), ["sp_size=2", "run_dir=nowhere"], TrainRun).run
-    with pytest.raises(ConfigError, match=r"key 'sp_size': 2 ranks for each sample of task 'autoencoder'; allowed: 1"):
+    with pytest.raises(ConfigError, match=r"'sp_size'.* 2 .*'autoencoder'.*allowed: 1"):
         sequence_size(run, 2, 2, "run.py")
 
 
@@ -151,5 +151,5 @@ def test_sp_size_must_match_world() -> None:
     def build() -> None:
         build_training(load(DEBUG, ["sp_size=2", "run_dir=nowhere"], TrainRun).run, world.current(), DEBUG)
 
-    with one_rank(), pytest.raises(ConfigError, match=r"key 'sp_size': found 2, but the ranks stand in groups of 1"):
+    with one_rank(), pytest.raises(ConfigError, match=r"'sp_size'.* 2.*groups of 1"):
         build()

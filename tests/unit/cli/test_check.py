@@ -63,19 +63,19 @@ def test_a_plan_without_data_says_what_it_did_not_look_at(capsys: pytest.Capture
     config, missing = str(ROOT / "configs/stdit/train/demo.py"), ["dataset.data_path=nowhere.csv", "model.depth=1"]
     assert check_command(config, missing, data=False) == 0
     assert "rows: not looked at (--no-data)" in said(capsys)
-    with pytest.raises(DataError, match=r"nowhere.csv: no such manifest; .*; check the path"):
+    with pytest.raises(DataError, match=r"nowhere.csv: "):
         check_command(config, missing)
 
 
 @pytest.mark.parametrize("value", ["0", "-2", "two", "1.0", "true", "none"])
 def test_worlds_that_cannot_be(worlds: list[int], value: str) -> None:
-    with pytest.raises(ConfigError, match=r"command line: key 'world': found .*; allowed: a whole number from 1"):
+    with pytest.raises(ConfigError, match=r"'world'.*allowed: .*1"):
         check_command(CONFIG, [f"world={value}"])
     assert worlds == []
 
 
 def test_ranks_that_cannot_share_the_micro_batches(worlds: list[int]) -> None:
-    with pytest.raises(ConfigError, match="key 'micro_batches': found 2 for 3 data ranks"):
+    with pytest.raises(ConfigError, match="'micro_batches'.*2.*3 data ranks"):
         check_command(CONFIG, ["world=3"])
     assert worlds == []
 
@@ -113,7 +113,7 @@ def test_options_that_the_cpu_does_not_have(worlds: list[int], option: list[str]
 
 
 def test_heads_that_ranks_cannot_share() -> None:
-    with pytest.raises(ConfigError, match="tp_size: 4 for the 2 heads of STDiT; allowed: a divisor of 2"):
+    with pytest.raises(ConfigError, match="tp_size.*4.*2 heads.*STDiT.*divisor of 2"):
         check_command(CONFIG, ["world=4", "plugin=hybrid", "plugin_config.tp_size=4"])
 
 
@@ -170,11 +170,11 @@ def test_nothing_that_fits(worlds: list[int], capsys: pytest.CaptureFixture[str]
 
 
 def test_machines_that_cannot_be(worlds: list[int]) -> None:
-    with pytest.raises(ConfigError, match="key 'gpu': found 'h101'; allowed: h100"):
+    with pytest.raises(ConfigError, match="'gpu'.*'h101'.*h100"):
         check_command(CONFIG, ["gpu=h101"])
-    with pytest.raises(ConfigError, match="key 'gpus_per_node': found 0; allowed: a whole number from 1"):
+    with pytest.raises(ConfigError, match="'gpus_per_node'.*0.*allowed: .*1"):
         check_command(CONFIG, ["gpu=h100", "gpus_per_node=0"])
-    with pytest.raises(ConfigError, match="key 'gpus_per_node': found without gpu"):
+    with pytest.raises(ConfigError, match="'gpus_per_node'.*gpu"):
         check_command(CONFIG, ["gpus_per_node=4"])
     assert worlds == []
 
@@ -198,7 +198,7 @@ def test_the_table_of_a_plugin_it_does_not_try(
 
 
 def test_a_table_has_worlds_of_its_own() -> None:
-    with pytest.raises(ConfigError, match="key 'world': found with --table"):
+    with pytest.raises(ConfigError, match="'world'.*--table"):
         table_command(CONFIG, ["world=8"])
 
 

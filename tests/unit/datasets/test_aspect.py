@@ -17,7 +17,7 @@ def test_what_differs_by_version() -> None:
     assert "1.0" in aspect.resolution("256", "1.2").sizes
     assert "1.00" in aspect.resolution("256", "1.3").sizes
     assert aspect.resolution("480p_16d").sizes["0.56"] == (480, 848)
-    with pytest.raises(ConfigError, match=r"resolution: '480p_16d'; allowed: 144p, .*Open-Sora 1\.2"):
+    with pytest.raises(ConfigError, match=r"'480p_16d'.*144p, .*Open-Sora 1\.2"):
         aspect.resolution("480p_16d", "1.2")
 
 
@@ -31,6 +31,6 @@ def test_the_closest_ratio_and_the_first_of_equals() -> None:
 def test_sizes_by_written_ratio() -> None:
     assert aspect.image_size("720p", "9:16") == (720, 1280)
     assert aspect.image_size("256", "1:1") == (256, 256)
-    with pytest.raises(ConfigError, match=r"aspect ratio: '9:16' at resolution '256'; allowed: 12:25, .*1:1"):
+    with pytest.raises(ConfigError, match=r"'9:16'.*'256'.*12:25, .*1:1"):
         aspect.image_size("256", "9:16")
     assert aspect.NUM_FRAMES["4s"] == aspect.NUM_FRAMES["2x"] == 102

@@ -235,21 +235,21 @@ def test_steps_of_later_epochs_are_counted_without_planning_them() -> None:
 
 
 def test_an_empty_plan_is_a_sentence() -> None:
-    with pytest.raises(DataError, match=r"shapes\.csv: bucket_config makes no optimizer step of 3 rows \(smaller than"):
+    with pytest.raises(DataError, match=r"shapes\.csv: .* 3 rows \(smaller than"):
         order(Shapes([(6, 4, 4)] * 3)).report()
-    with pytest.raises(DataError, match=r"of 3 rows \(would not fill an optimizer step of their bucket: 3\); needed"):
+    with pytest.raises(DataError, match=r" 3 rows .*bucket: 3"):
         order(Shapes([(6, 8, 8)] * 3), CERTAIN).report()
     for chance in (0.5, 1.0):
-        with pytest.raises(DataError, match="100 epochs in turn have no full step"):
+        with pytest.raises(DataError, match="100 epochs"):
             order(Shapes([(6, 8, 8)] * 3), {"8x8": {4: (chance, 2)}}).locate(0)
 
 
 def test_mistakes() -> None:
-    with pytest.raises(ConfigError, match="key 'seed': found -1"):
+    with pytest.raises(ConfigError, match="'seed'.*-1"):
         order(mixed(), seed=-1)
-    with pytest.raises(ConfigError, match="key 'seed': found 9223372036854775808; allowed"):
+    with pytest.raises(ConfigError, match="'seed'.*9223372036854775808.*allowed"):
         order(mixed(), seed=2**63)
-    with pytest.raises(ConfigError, match=r"key 'image_ratio': found 1\.5"):
+    with pytest.raises(ConfigError, match=r"'image_ratio'.*1\.5"):
         order(mixed(), image_ratio=1.5)
 
 

@@ -31,7 +31,7 @@ def test_crops_and_sizes() -> None:
     assert long_side_resize(small, 12) is small
     assert crop_to_stride(ramp(33, 47), 16).shape[-2:] == (32, 32)
     assert crop_to_stride(ramp(33, 47), 16)[0, 0, 0, 0] == 0
-    with pytest.raises(ValueError, match=r"frames of \(4, 10\) for \(5, 5\) pixels"):
+    with pytest.raises(ValueError, match=r"\(4, 10\).*\(5, 5\)"):
         center_crop(ramp(4, 10), 5, 5)
 
 
@@ -62,5 +62,5 @@ def test_a_batch_is_padded_and_its_mask_counts_latents() -> None:
     assert batch.x_BCTHW[0, :, 9].sum() == 3 * 16 * 32
     assert batch.mask_BTHW.sum((2, 3)).tolist() == [[2 * 3, 2 * 3, 0, 2 * 4], [16, 16, 16, 2 * 4]]
     assert batch.mask_BTHW[0, 0].tolist() == [[1, 1, 1, 0], [1, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
-    with pytest.raises(ValueError, match=r"\(10, 16, 16\) \(frames, rows, columns\) do not fit \(9, 32, 32\)"):
+    with pytest.raises(ValueError, match=r"\(10, 16, 16\).*\(9, 32, 32\)"):
         collate([sample(10, 16, 16)], num_frames=9, max_image_size=32)

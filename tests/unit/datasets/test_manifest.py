@@ -39,13 +39,13 @@ def test_missing_column(tmp_path: Path, name: str) -> None:
     path = str(tmp_path / name)
     write_table(path, [{"file": "a.mp4", "text": "x"}])
     with pytest.raises(
-        DataError, match=rf"{name}: no column 'path'; found columns 'file', 'text'; needed: 'path', 'text'"
+        DataError, match=rf"{name}: .*column.*'path'.*'file', 'text'.*'path', 'text'"
     ):
         read_manifest(path)
 
 
 def test_empty_file(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"train\.csv: no column 'path', 'text'; found columns none"):
+    with pytest.raises(DataError, match=r"train\.csv: .*column.*'path', 'text'.*none"):
         read_manifest(write(tmp_path, ""))
 
 
@@ -133,7 +133,7 @@ def test_full_disk_leaves_the_old_table(tmp_path: Path, name: str, monkeypatch: 
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("opensora.files.flush", full)
-    with pytest.raises(DataError, match=rf"{name}: cannot be written \(No space left on device\)"):
+    with pytest.raises(DataError, match=rf"{name}: .*No space left on device"):
         write_table(path, [{"path": "/a.mp4", "text": "new"}])
     assert [row.text for row in read_manifest(path).rows] == ["old"]
     assert os.listdir(tmp_path) == [name]

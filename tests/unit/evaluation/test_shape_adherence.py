@@ -75,7 +75,7 @@ def test_two_objects_are_no_shape() -> None:
 def test_prompt_must_name_one_of_each() -> None:
     assert asked("A red circle moving left.") == Attributes("red", "circle", "left")
     for prompt in ("a red circle", "a red blue circle moves left", ""):
-        with pytest.raises(ValueError, match="adherence needs exactly one"):
+        with pytest.raises(ValueError, match="exactly one"):
             asked(prompt)
     with pytest.raises(ValueError, match="one prompt per clip"):
         accuracy([], [])

@@ -48,7 +48,7 @@ def test_each_frame_is_its_own() -> None:
 
 
 def test_wrong_shapes_are_sentences() -> None:
-    with pytest.raises(ValueError, match="differ; compare equal sizes"):
+    with pytest.raises(ValueError, match="differ"):
         psnr_frames(noise(1, 2, 3, 12, 12), noise(1, 2, 3, 12, 13))
-    with pytest.raises(ValueError, match=r"frames of \(10, 12\); at least 11"):
+    with pytest.raises(ValueError, match=r"\(10, 12\).*11"):
         ssim_frames(noise(1, 1, 3, 10, 12), noise(1, 1, 3, 10, 12))

@@ -70,9 +70,9 @@ def test_a_folder_beside_a_config_of_the_same_layout(tmp_path: Path, own: bool) 
     built = VideoAutoencoderKL(from_pretrained=str(tmp_path), config=told)
     assert built.config["config"]["sample_size"] == model.module.config.sample_size
     assert torch.equal(built.load().last_layer, model.last_layer)
-    with pytest.raises(ConfigError, match=r"config\.layers_per_block=2, but .* holds weights for 1; leave"):
+    with pytest.raises(ConfigError, match=r"config\.layers_per_block=2.* 1"):
         VideoAutoencoderKL(from_pretrained=str(tmp_path), config={**told, "layers_per_block": 2})
-    with pytest.raises(ConfigError, match="unknown key 'layers_per_blocks'"):
+    with pytest.raises(ConfigError, match="'layers_per_blocks'"):
         VideoAutoencoderKL(from_pretrained=str(tmp_path), config={**told, "layers_per_blocks": 2})
 
 
@@ -86,7 +86,7 @@ def test_an_exported_folder(tmp_path: Path) -> None:
 
 
 def test_nothing_to_build_from(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="neither from_pretrained nor config"):
+    with pytest.raises(ConfigError, match="from_pretrained.*config"):
         VideoAutoencoderKL()
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(WeightsError, match="not JSON"):
@@ -120,7 +120,7 @@ def test_what_diffusers_does_not_know_in_a_folder_is_left_out(tmp_path: Path) ->
 
 @pytest.mark.parametrize("size", [0, -1])
 def test_no_frames_at_a_time_are_refused(size: int) -> None:
-    with pytest.raises(ConfigError, match=rf"micro_batch_size: {size}; allowed: 1 or more, or None"):
+    with pytest.raises(ConfigError, match=rf"micro_batch_size.*{size}.*allowed: 1 "):
         make(micro_batch_size=size)
 
 
@@ -131,7 +131,7 @@ def test_a_folder_without_weights(tmp_path: Path) -> None:
 
 
 def test_wrong_shapes() -> None:
-    with pytest.raises(ShapeError, match="1 channels; 3 are needed"):
+    with pytest.raises(ShapeError, match="1 channels.*3"):
         make().encode(torch.zeros(1, 1, 1, 8, 8))
-    with pytest.raises(ShapeError, match="4 frames asked of 3"):
+    with pytest.raises(ShapeError, match="4 frames.* 3"):
         make().decode(torch.zeros(1, 4, 3, 4, 4), num_frames=4)

@@ -46,7 +46,7 @@ def test_a_model_without_caption_sizes_is_not_told_any() -> None:
 
 
 def test_classes_for_a_model_of_captions_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"'text_encoder': it gives classes \(label_2\), and PixArt takes captions"):
+    with pytest.raises(ConfigError, match=r"'text_encoder'.*label_2.*PixArt"):
         completed("PixArt", CLASSES)
 
 
@@ -54,12 +54,12 @@ def test_classes_for_a_model_of_captions_are_refused() -> None:
     ("text", "condition", "allowed"), [(POOLED, "label_2", "text"), (CLASSES, "text", "label_2"), (CLASSES, "label_3", "label_2")]
 )  # fmt: skip
 def test_another_condition_than_the_text_encoder_gives_is_refused(text: Any, condition: str, allowed: str) -> None:
-    with pytest.raises(ConfigError, match=f"'model.condition': found {condition}; allowed: {allowed},"):
+    with pytest.raises(ConfigError, match=f"'model.condition'.*{condition}.*{allowed}"):
         completed("DiT", text, condition=condition)
 
 
 def test_captions_of_many_tokens_are_refused_by_a_model_of_one() -> None:
-    with pytest.raises(ConfigError, match=r"model\.model_max_length: 3 tokens; this model is conditioned on one"):
+    with pytest.raises(ConfigError, match=r"model\.model_max_length.*3.*one"):
         build_denoiser(completed("DiT", TEXT))
 
 

@@ -66,7 +66,7 @@ def test_attention_at_a_resolution() -> None:
 
 
 def test_training_frames_must_survive() -> None:
-    with pytest.raises(ShapeError, match=r"10 frames would lose some; give 4 k \+ 1 frames, for example 9"):
+    with pytest.raises(ShapeError, match=r"10 frames.*4 k \+ 1.* 9"):
         make()(video(10))
 
 
@@ -82,7 +82,7 @@ def test_frames_are_cut_but_not_invented() -> None:
     model = make()
     z = model.encode(video(5))
     assert torch.equal(model.decode(z, num_frames=3), model.decode(z)[:, :, :3])
-    with pytest.raises(ShapeError, match="6 frames asked of 2 latent frames, which hold 5"):
+    with pytest.raises(ShapeError, match="6 frames.*2 latent frames.* 5"):
         model.decode(z, num_frames=6)
 
 
@@ -168,7 +168,7 @@ def test_weights_of_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert asked == [("somebody/some-model", ["vae/*.json", "vae/*.safetensors", "vae/*.ckpt"])]
     monkeypatch.undo()
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(WeightsError, match="somebody/some-model: neither a folder nor fetched from the hub"):
+    with pytest.raises(WeightsError, match="somebody/some-model: .*folder.*hub"):
         built.load()
 
 

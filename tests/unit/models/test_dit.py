@@ -48,24 +48,24 @@ def test_fresh_blocks_change_nothing_and_give_nothing() -> None:
 
 @pytest.mark.parametrize("condition", ["label_0", "label_", "label_-3", "labels", "class", ""])
 def test_other_conditions_are_refused(condition: str) -> None:
-    with pytest.raises(ConfigError, match="allowed: 'text', or 'label_K'"):
+    with pytest.raises(ConfigError, match="'text'.*'label_K'"):
         DiT(**SIZE, condition=condition)
 
 
 def test_captions_of_many_tokens_are_refused_when_built() -> None:
-    with pytest.raises(ConfigError, match=r"model_max_length: 120 tokens; .* one, the pooled caption"):
+    with pytest.raises(ConfigError, match=r"model_max_length.*120.*one"):
         DiT(**SIZE, model_max_length=120)
 
 
 @pytest.mark.parametrize("y", [torch.tensor([1.0, 2.0]), torch.zeros(2, 1, 1, 6), torch.zeros(2, 1, dtype=torch.long)])
 def test_a_class_model_needs_numbers(y: Tensor) -> None:
-    with pytest.raises(ShapeError, match="condition 'label_3' needs class numbers"):
+    with pytest.raises(ShapeError, match="'label_3'.*class"):
         opened(DiT, condition="label_3")(**given(y))
 
 
 @pytest.mark.parametrize("y", [torch.tensor([1, 2]), torch.zeros(2, 1, 3, 6), torch.zeros(2, 1, 1, 5)])
 def test_a_text_model_needs_one_token(y: Tensor) -> None:
-    with pytest.raises(ShapeError, match=r"one token for a caption, \[B, 1, 1, 6\]"):
+    with pytest.raises(ShapeError, match=r"\[B, 1, 1, 6\]"):
         opened(DiT)(**given(y))
 
 
@@ -76,7 +76,7 @@ def test_null_labels_are_the_row_after_the_classes() -> None:
     dropped = model(**labels, drop_B=torch.tensor([True, False]))
     torch.testing.assert_close(dropped, model(**given(torch.tensor([3, 2]))))
     assert not torch.allclose(dropped[0], model(**labels)[0])
-    with pytest.raises(ShapeError, match="leaves no null class"):
+    with pytest.raises(ShapeError, match="null class"):
         opened(DiT, condition="label_3", class_dropout_prob=0.0).null_text(1)
 
 

@@ -54,7 +54,7 @@ def test_spatial_table_puts_the_column_first() -> None:
     assert (table[1, :4] != table[0, :4]).any()  # token 1 is the next column ...
     assert (table[1, 4:] == table[0, 4:]).all()
     assert (table[3, :4] == table[0, :4]).all()  # ... token 3 the next row
-    with pytest.raises(ShapeError, match="not a multiple of 4"):
+    with pytest.raises(ShapeError, match="multiple of 4"):
         spatial_table(6, 2, 2)
 
 
@@ -102,7 +102,7 @@ def test_only_a_switch_names_two_dimensions(kind: str, swap_dim: int | None) -> 
 
 @pytest.mark.parametrize("sizes", [(1, 2), (1, 2, 0), (1, 2, 1.5)])
 def test_triples(sizes: tuple[int, ...]) -> None:
-    with pytest.raises(ShapeError, match="three positive whole numbers"):
+    with pytest.raises(ShapeError, match="three"):
         triple("here", sizes)
     assert triple("here", [1, 2, 3]) == (1, 2, 3)
 
@@ -154,7 +154,7 @@ def test_sizes_are_embedded_one_by_one_and_repeated_as_a_whole() -> None:
     assert out.shape == (4, 16)
     torch.testing.assert_close(out[:2], out[2:])
     torch.testing.assert_close(out[1, 8:], embedder(torch.tensor([48.0]))[0])
-    with pytest.raises(ShapeError, match="2 rows for 3 samples"):
+    with pytest.raises(ShapeError, match="2 .*3 samples"):
         embedder.embed(sizes, 3)
 
 
@@ -164,7 +164,7 @@ def test_dropped_labels_take_the_null_class() -> None:
     out = embedder(torch.tensor([1, 2]), torch.tensor([True, False]))
     torch.testing.assert_close(out, embedder.embedding_table.weight[[5, 2]])
     assert embedder.null(2).tolist() == [5, 5]
-    with pytest.raises(ShapeError, match="no null class"):
+    with pytest.raises(ShapeError, match="null class"):
         LabelEmbedder(5, 8, dropout_prob=0.0).null(1)
 
 

@@ -106,11 +106,11 @@ def test_weights_in_the_usual_files(lpips: LPIPS, files: Path, given: str | list
 
 
 def test_weights_that_are_not_all_there(files: Path) -> None:
-    with pytest.raises(WeightsError, match=r"vgg16\.pth does not fit LPIPS: 5 missing: lin0\.model\.1\.weight"):
+    with pytest.raises(WeightsError, match=r"vgg16\.pth.*LPIPS.*5 missing.*lin0\.model\.1\.weight"):
         LPIPS(str(files / "vgg16.pth")).load()
     with pytest.raises(WeightsError, match="no such file"):
         LPIPS(str(files / "none.pth")).load()
-    with pytest.raises(ConfigError, match="weights names no file"):
+    with pytest.raises(ConfigError, match="weights"):
         LPIPS([])
 
 

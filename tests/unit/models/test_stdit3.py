@@ -89,11 +89,11 @@ def test_captions_may_come_embedded_and_packed() -> None:
     y_1ND = torch.cat([y_BLD[0, :2], y_BLD[1]])[None]
     torch.testing.assert_close(call(packed, y=y_1ND, mask=torch.tensor([2, 3])), call(model))
     torch.testing.assert_close(call(packed, y=y_1ND, mask=[2, 3]), call(model))
-    with pytest.raises(ShapeError, match=r"\[1, 5, 24\] for lengths \[2, 2\]"):
+    with pytest.raises(ShapeError, match=r"\[1, 5, 24\].*\[2, 2\]"):
         call(packed, y=y_1ND, mask=[2, 2])
-    with pytest.raises(ShapeError, match="no drop_B"):
+    with pytest.raises(ShapeError, match="drop_B"):
         call(packed, y=y_1ND, mask=[2, 3], drop_B=torch.tensor([True, False]))
-    with pytest.raises(ShapeError, match="lengths as mask"):
+    with pytest.raises(ShapeError, match="lengths"):
         call(packed, y=y_1ND, mask=None)
 
 

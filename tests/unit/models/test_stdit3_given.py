@@ -76,9 +76,9 @@ def test_equal_lists_are_one_list(model: STDiT3) -> None:
 
 
 def test_lists_for_another_batch_are_a_sentence(model: STDiT3) -> None:
-    with pytest.raises(ShapeError, match=r"frames of 2 samples for a batch of 3; give one list, or one per sample"):
+    with pytest.raises(ShapeError, match=r"2 samples.*batch of 3"):
         model(**{**asked([[0], [], [2]]), "mask_index": [[0], []]})
-    with pytest.raises(ShapeError, match=r"frames \[-1, 3\] of a clip of 3"):
+    with pytest.raises(ShapeError, match=r"\[-1, 3\].* 3"):
         model(**{**asked([[0], [], [2]]), "mask_index": [[0], [3], [-1]]})
 
 

@@ -116,15 +116,15 @@ def test_both_namings_give_the_same() -> None:
 def test_what_does_not_fit_is_said() -> None:
     model, state = causal(), image_autoencoder().state_dict()
     less = {name: each for name, each in state.items() if name != "decoder.mid_block.attentions.0.to_k.bias"}
-    with pytest.raises(WeightsError, match=r"1 missing, the first: decoder\.mid\.attn_1\.k\.bias"):
+    with pytest.raises(WeightsError, match=r"1 missing.*decoder\.mid\.attn_1\.k\.bias"):
         tail_init(less, model)
-    with pytest.raises(WeightsError, match="1 unexpected, the first: extra"):
+    with pytest.raises(WeightsError, match="1 unexpected.* extra"):
         tail_init({**state, "extra": torch.zeros(1)}, model)
     with pytest.raises(
-        WeightsError, match=r"1 of another shape, the first: quant_conv.weight \[9, 8, 1, 1\] for \[8, 8, 1"
+        WeightsError, match=r"quant_conv.weight.*\[9, 8, 1, 1\].*\[8, 8, 1"
     ):
         tail_init({**state, "quant_conv.weight": torch.zeros(9, 8, 1, 1)}, model)
-    with pytest.raises(WeightsError, match="needed: an image autoencoder of the target's widths"):
+    with pytest.raises(WeightsError, match="image autoencoder"):
         tail_init({"blocks.0.weight": torch.zeros(1)}, model)
 
 

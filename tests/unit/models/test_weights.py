@@ -110,7 +110,7 @@ def test_the_report_names_what_does_not_fit(tmp_path: Path) -> None:
 
 def test_long_reports_are_cut(tmp_path: Path) -> None:
     path = save_weights(tmp_path, {**state(), **{f"x{i}": torch.zeros(1) for i in range(9)}}, {})
-    with pytest.raises(WeightsError, match=r"9 unexpected: x0, x1, x2, x3 and 5 more"):
+    with pytest.raises(WeightsError, match=r"9 unexpected: x0, x1, x2, x3 .*5 more"):
         load_weights(nn.Linear(3, 2), path)
 
 

@@ -66,5 +66,5 @@ def test_thirds_of_a_head_turn_by_frame_row_and_column() -> None:
 
 @pytest.mark.parametrize("kernel_size", [(8, 8), (8, 0, -1), (8, 8, -2), (1.5, 8, 8)])
 def test_windows_that_are_none(kernel_size: tuple[int, ...]) -> None:
-    with pytest.raises(ShapeError, match="or -1 for a whole axis"):
+    with pytest.raises(ShapeError, match="-1"):
         window_size("STDiT3 kernel_size", kernel_size)

@@ -31,7 +31,7 @@ def released_folder(tmp_path: Path) -> Path:
 
 def test_a_folder_of_another_program_needs_the_models_type(tmp_path: Path) -> None:
     run = SampleRun(load=str(released_folder(tmp_path)), **GIVEN)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=r"sample\.py: key 'model': missing, and load=.* does not record it"):
+    with pytest.raises(ConfigError, match=r"sample\.py: .*'model'.*missing.*load="):
         plan_sampling(run, "sample.py")
 
 
@@ -54,5 +54,5 @@ def test_other_classes_than_the_model_was_trained_on_are_refused() -> None:
         "dtype": "fp32",
     }
     run = SampleRun(**{**GIVEN, **parts})  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=r"'model\.condition': found label_3; allowed: label_2"):
+    with pytest.raises(ConfigError, match=r"'model\.condition'.*label_3.*label_2"):
         build_sampler(plan_sampling(run, "sample.py"), torch.device("cpu"))

@@ -24,9 +24,9 @@ def test_words_by_loop() -> None:
 def test_json_at_the_end() -> None:
     assert split_json('a cat {"mask_strategy": "0,0,1"}', "p") == ("a cat", "", "0,0,1")
     assert split_json("a set {1, 2}", "p") == ("a set {1, 2}", "", "")
-    with pytest.raises(ConfigError, match=r"p: .* is not JSON"):
+    with pytest.raises(ConfigError, match=r"p: .*JSON"):
         split_json('a cat {"reference_path": a.png}', "p")
-    with pytest.raises(ConfigError, match=r"p: 'mask': 'x' in the prompt's JSON; allowed: reference_path and"):
+    with pytest.raises(ConfigError, match=r"p: .*'mask': 'x'.*JSON.*reference_path"):
         split_json('a cat {"reference_path": "a.png", "mask": "x"}', "p")
     with pytest.raises(ConfigError, match="'mask_strategy': 0 in"):
         split_json('a cat {"mask_strategy": 0}', "p")

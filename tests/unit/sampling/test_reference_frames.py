@@ -98,7 +98,7 @@ def test_edited_frames_are_made_anew_from_what_was_there() -> None:
 def test_a_loop_that_adds_nothing_is_a_sentence() -> None:
     [one] = collect(["a cat"], loop=2, condition_frame_length=4)
     with pytest.raises(
-        ConfigError, match=r"4 latent frames are repeated, but a clip of 4 frames has 4; allowed: 1 to 3"
+        ConfigError, match=r"4 latent frames.*4 frames.*1 to 3"
     ):
         generate([one], fake_sampler())
 
@@ -159,7 +159,7 @@ def test_what_cannot_be_given_is_a_sentence(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             collect(["a cat"], **keys)
-    with pytest.raises(ConfigError, match="words for a loop that is not made; loop is 2"):
+    with pytest.raises(ConfigError, match="loop.* 2"):
         collect(["|0|a|2|b"], loop=2)
-    with pytest.raises(ConfigError, match="empty but for its JSON"):
+    with pytest.raises(ConfigError, match="empty.*JSON"):
         collect([f'{{"reference_path": "{a}"}}'])

@@ -105,7 +105,7 @@ def test_a_full_disk_leaves_the_old_video_and_no_half_one(tmp_path: Path) -> Non
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
-        with pytest.raises(WriteError, match=r"a-red-circle.*cannot be written \(File too large\).*save_dir"):
+        with pytest.raises(WriteError, match=r"a-red-circle.*File too large.*save_dir"):
             write_sample(video, one, SETTINGS, tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -134,6 +134,6 @@ def test_a_stop_between_video_and_record_is_not_done(tmp_path: Path, monkeypatch
 
 def test_a_folder_that_cannot_be_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(WriteError, match=r"file/out: cannot be written \(Not a directory\)"):
+    with pytest.raises(WriteError, match=r"file/out: .*Not a directory"):
         prepare_folder(tmp_path / "file" / "out")
     assert list(prepare_folder(tmp_path / "new" / "deep").iterdir()) == []

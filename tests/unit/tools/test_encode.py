@@ -189,10 +189,10 @@ def test_stored_draws_are_all_used(tmp_path: Path) -> None:
     config, store = footage(tmp_path / "data"), tmp_path / "store"
     random = ("dataset.start=random", "dataset.flip=True")
     with pytest.raises(
-        ConfigError, match=r"drawn anew \(start='random', flip=True\), which cannot be stored; .*variants=N"
+        ConfigError, match=r"start='random', flip=True.*variants=N"
     ):
         counts(config, store, *random)
-    with pytest.raises(ConfigError, match=r"variants=2, but a row of .* is always the same clip"):
+    with pytest.raises(ConfigError, match=r"variants=2"):
         counts(config, store, variants=2)
     assert counts(config, store, *random, variants=2)["video"] == said(2 * CLIPS, 0)
     run = load(str(config), [*random, *from_store(store)], TrainRun).run
@@ -206,30 +206,30 @@ def test_stored_draws_are_all_used(tmp_path: Path) -> None:
 def test_what_is_not_stored_is_a_sentence(tmp_path: Path) -> None:
     config, store = footage(tmp_path / "data"), tmp_path / "store"
     command = rf"make them with `python -m tools\.features\.encode {config} {store}`"
-    with pytest.raises(ConfigError, match=rf"'load_video_features': .*nothing is stored there yet; {command}"):
+    with pytest.raises(ConfigError, match=rf"'load_video_features'.*{command}"):
         curve(config, tmp_path / "run", *from_store(store))
     counts(config, store)
-    with pytest.raises(ConfigError, match=r"config\.scaling_factor is 0\.18215 there and 0\.5 here; make"):
+    with pytest.raises(ConfigError, match=r"config\.scaling_factor.*0\.18215.*0\.5"):
         curve(config, tmp_path / "run", *from_store(store), "vae.scaling_factor=0.5")
-    with pytest.raises(ConfigError, match=r"'load_text_features'.*model_max_length is 12 there and 7 here"):
+    with pytest.raises(ConfigError, match=r"'load_text_features'.*model_max_length.*12.*7"):
         curve(config, tmp_path / "run", *from_store(store), "text_encoder.model_max_length=7")
     with pytest.raises(
-        ConfigError, match=r"holds no clips of this data set's settings: start is .center. there and .first"
+        ConfigError, match=r"start .*center.*first"
     ):
         curve(config, tmp_path / "run", *from_store(store), "dataset.start=first")
     with pytest.raises(
-        ConfigError, match=r"holds clips of 5x16x16; this run takes 3x16x16 \(frames x height x width\); make"
+        ConfigError, match=r"5x16x16.*3x16x16"
     ):
         curve(config, tmp_path / "run", *from_store(store), "dataset.num_frames=3")
-    with pytest.raises(ConfigError, match=r"dtype is \"fp32\" there and \"bf16\" here"):
+    with pytest.raises(ConfigError, match=r"dtype.*fp32.*bf16"):
         curve(config, tmp_path / "run", *from_store(store), "dtype=bf16")
 
     write_video(tmp_path / "data" / "2.mp4", 12, tint=(0, 0, 90))
-    with pytest.raises(DataError, match=rf"train\.csv:4: its latents of 5x16x16 are not in .*; {command}"):
+    with pytest.raises(DataError, match=rf"train\.csv:4: .*5x16x16.*{command}"):
         curve(config, tmp_path / "run", *from_store(store))
     counts(config, store, only="video")
     tell(tmp_path / "data", ("one boat", "two boats", "a new caption"))
-    with pytest.raises(DataError, match=rf"caption 'a new caption': its text features are not in .*; {command}"):
+    with pytest.raises(DataError, match=rf"'a new caption'.*{command}"):
         curve(config, tmp_path / "run", *from_store(store))
 
 
@@ -298,7 +298,7 @@ def test_fixed_validation_clips_beside_drawn_ones(tmp_path: Path) -> None:
     drawn = "dataset.start=random"
     assert counts(config, store, drawn, variants=3)["video"] == said(3 * CLIPS + CLIPS, 0)
     assert len(curve(config, tmp_path / "run", drawn, *from_store(store))) == 5
-    with pytest.raises(ConfigError, match=r"key 'validation_dataset': each clip is drawn anew \(crop='random'\)"):
+    with pytest.raises(ConfigError, match=r"'validation_dataset'.*crop='random'"):
         counts(config, store, "validation_dataset.crop=random")
 
 
@@ -352,7 +352,7 @@ def test_an_error_of_a_loader_process_is_its_sentence(tmp_path: Path) -> None:
     config, store = footage(tmp_path / "data"), tmp_path / "store"
     store.mkdir()
     (store / "files").touch()
-    with pytest.raises(DataError, match=r"^/.*/files/.*\.json: cannot be read \(.*Not a directory"):
+    with pytest.raises(DataError, match=r"^/.*/files/.*\.json: .*Not a directory"):
         counts(config, store, "num_workers=1", only="video")
 
 

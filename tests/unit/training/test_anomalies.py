@@ -84,7 +84,7 @@ def test_more_skips_in_a_row_than_allowed_end_the_run() -> None:
     values = VALUES * 5
     t, log = guarded(values, spoil(1, 3, 4, 6, 7, 8), on_nan="skip", max_skips=2)
     with pytest.raises(
-        TrainingDiverged, match=r"the loss is nan between step 8 and step 9 \(3 in a row\); the weights"
+        TrainingDiverged, match=r"loss.*nan.*step 8 .*step 9 .*3 in a row"
     ):
         train(t)
     assert [trouble["did"] for _, trouble in log.troubles] == ["skip"] * 5 + ["stop"]
@@ -93,7 +93,7 @@ def test_more_skips_in_a_row_than_allowed_end_the_run() -> None:
 
 def test_no_skip_is_allowed_when_the_config_says_none() -> None:
     t, _ = guarded(change=spoil(0), on_nan="skip", max_skips=0)
-    with pytest.raises(TrainingDiverged, match="the loss is nan between step 0 and step 1; "):
+    with pytest.raises(TrainingDiverged, match="loss.*nan.*step 0 .*step 1"):
         train(t)
 
 
@@ -134,7 +134,7 @@ def test_a_spike_of_the_gradient_alone_is_found() -> None:
 
 def test_a_spike_may_end_the_run() -> None:
     t, log = guarded(VALUES + WILD, on_spike="stop", spike_factor=9.0, spike_window=2)
-    with pytest.raises(TrainingDiverged, match=r"the loss is \d+, .* times its median between step 2 and step 3; "):
+    with pytest.raises(TrainingDiverged, match=r"loss.* \d+.*median.*step 2 .*step 3"):
         train(t)
     assert log.troubles[0][1]["did"] == "stop"
 

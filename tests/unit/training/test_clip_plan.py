@@ -70,36 +70,36 @@ def test_one_size_clips_are_of_the_planned_size() -> None:
 def test_without_buckets_a_data_set_says_its_size(tmp_path: Path) -> None:
     plain = {"type": "VideoTextDataset", "data_path": write_manifest(tmp_path, clips=2)}
     base = run(bucket_config=None, image_ratio=None, warmup_buckets=False)
-    with pytest.raises(ConfigError, match=r"here\.py: key 'dataset': num_frames or image_size is missing; allowed: "):
+    with pytest.raises(ConfigError, match=r"here\.py: .*'dataset'.*num_frames.*image_size.*allowed: "):
         clips(replace(base, dataset=plain))
     found = clips(replace(base, dataset={**plain, "num_frames": 4, "image_size": (16, 16)}))
     assert (found.size, found.order) == ((4, 16, 16), None)
     with pytest.raises(
-        ConfigError, match=r"dataset: num_frames=4, image_size=None; allowed: both, or with bucket_config neither"
+        ConfigError, match=r"num_frames=4, image_size=None.*bucket_config"
     ):
         clips(run(dataset={**plain, "num_frames": 4}))
-    with pytest.raises(ConfigError, match=r"keys 'dataset\.num_frames', 'dataset\.image_size': bucket_config says"):
+    with pytest.raises(ConfigError, match=r"'dataset\.num_frames', 'dataset\.image_size'.*bucket_config"):
         clips(run(dataset={**plain, "num_frames": 4, "image_size": (16, 16)}))
     with pytest.raises(
-        DataError, match=r"train\.csv: bucket_config makes no optimizer step of 2 rows \(the manifest does"
+        DataError, match=r"train\.csv: bucket_config .* 2 rows"
     ):
         clips(run(dataset=plain))
 
 
 def test_what_cannot_be_trained_in_buckets() -> None:
     with pytest.raises(
-        ConfigError, match=r"here\.py: key 'bucket_config': MovingShapes makes clips of one size; allowed: "
+        ConfigError, match=r"here\.py: .*'bucket_config'.*MovingShapes.*allowed: "
     ):
         clips(run(dataset={"type": "MovingShapes"}))
     for model in ("STDiT-XL/2", "DiT-XL/2", "Latte-XL/2"):
         with pytest.raises(
-            ConfigError, match=rf"clips of several sizes, and {model} trains on clips of one size; allowed"
+            ConfigError, match=rf"several sizes.*{model}.*allowed"
         ):
             build_buckets(run(model={"type": model}), "here.py")
-    with pytest.raises(ConfigError, match=r"clips of \[1, 5\] frames, and PixArtMS-XL/2 trains on clips of one length"):
+    with pytest.raises(ConfigError, match=r"\[1, 5\] frames.*PixArtMS-XL/2"):
         build_buckets(run(model={"type": "PixArtMS-XL/2"}), "here.py")
     assert build_buckets(run(model={"type": "PixArtMS-XL/2"}, bucket_config={"512": {1: (1.0, 1)}}), "here.py")
-    with pytest.raises(ConfigError, match=r"here\.py: resolution: '513p'; allowed: 144p, "):
+    with pytest.raises(ConfigError, match=r"here\.py: .*'513p'.*144p, "):
         build_buckets(run(bucket_config={"513p": {1: (1.0, 1)}}), "here.py")
 
 

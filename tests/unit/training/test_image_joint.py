@@ -244,7 +244,7 @@ def test_multi_scale_clips_are_padded_and_masked(tmp_path: Path) -> None:
 def test_multi_scale_clips_make_no_batch_by_themselves(tmp_path: Path) -> None:
     config = multi_scale_config(tmp_path)
     run = load(config, [f"run_dir={str(tmp_path / 'run')!r}"], TrainRun).run
-    with one_rank() as world, pytest.raises(ConfigError, match=r"key 'dataset': multi_scale=True: .*JointDataset"):
+    with one_rank() as world, pytest.raises(ConfigError, match=r"'dataset'.*multi_scale=True.*JointDataset"):
         build_training(replace(run, dataset=run.dataset["videos"]), world, config)
 
 
@@ -274,6 +274,6 @@ def test_an_autoencoder_does_not_train_on_clips_with_pictures(tmp_path: Path) ->
     run = load(JOINT, [f"run_dir={str(tmp_path / 'run')!r}", "task=autoencoder"], TrainRun).run
     with (
         one_rank() as world,
-        pytest.raises(ConfigError, match=r"key 'dataset': JointDataset .* task 'autoencoder' takes"),
+        pytest.raises(ConfigError, match=r"'dataset'.*JointDataset.*'autoencoder'"),
     ):
         build_training(run, world, JOINT)

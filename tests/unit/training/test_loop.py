@@ -260,7 +260,7 @@ def test_a_gradient_that_is_not_finite_is_told_as_such() -> None:
         return loss_B + (loss_B * 0).sqrt()  # the root's slope at 0 is infinite, and 0 * inf is NaN
 
     t, _ = training(VALUES, change=spoil)
-    with pytest.raises(TrainingDiverged, match=r"the gradient norm is nan between step 0 and step 1; .*: none yet"):
+    with pytest.raises(TrainingDiverged, match=r"gradient norm.*nan.*step 0 .*step 1.*none yet"):
         train(t)
     assert number(t) == 0.0
 
@@ -276,7 +276,7 @@ def test_bad_rows_are_counted_once_each_and_saved_with_the_state() -> None:
 def test_too_many_bad_rows_end_the_run() -> None:
     t, log = training(VALUES * 2, bad={2: ["t.csv:3: a", "t.csv:5: b"]}, max_bad_rows=1, save_every=1)
     with pytest.raises(
-        DataError, match=r"2 rows could not be used, the last: t\.csv:5: b; allowed: max_bad_rows=1; .*"
+        DataError, match=r"2 rows.*t\.csv:5: b.*max_bad_rows=1"
     ) as e:
         train(t)
     assert str(e.value).endswith("checkpoint: checkpoint 2")

@@ -169,7 +169,7 @@ def test_a_run_that_fails_keeps_its_last_numbers(tmp_path: Path, monkeypatch: py
 
 def test_wandb_that_is_missing_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ConfigError, match=r"key 'wandb': found True, but the package is missing; .*pip install wandb"):
+    with pytest.raises(ConfigError, match=r"'wandb'.*True.*pip install wandb"):
         open_metrics(tmp_path, wandb=True)
 
 

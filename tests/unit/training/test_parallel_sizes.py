@@ -28,9 +28,9 @@ def test_ranks_that_share_a_sample_share_its_tokens_or_heads(run: TrainRun) -> N
 
 def test_sizes_that_do_not_divide_the_ranks_are_refused(run: TrainRun) -> None:
     hybrid = replace(run, plugin="hybrid", plugin_config={"tp_size": 3})
-    with pytest.raises(ConfigError, match=r"key 'plugin_config.tp_size': found 3 with sp_size=1 on 4 rank"):
+    with pytest.raises(ConfigError, match=r"'plugin_config.tp_size'.*3 .*sp_size=1.*4 rank"):
         sequence_size(hybrid, 4, 4, "run.py")
-    with pytest.raises(ConfigError, match=r"found 3 with sp_size=2 on 8 rank"):
+    with pytest.raises(ConfigError, match=r" 3 .*sp_size=2.*8 rank"):
         sequence_size(replace(hybrid, sp_size=2), 8, 4, "run.py")
 
 

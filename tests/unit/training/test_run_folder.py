@@ -139,7 +139,7 @@ def test_a_folder_belongs_to_one_run_until_that_is_gone(tmp_path: Path, holder: 
     partial = tmp_path / "checkpoints/.partial-step-00000001"
     partial.mkdir(parents=True)  # what the other run is saving
     with pytest.raises(
-        CheckpointError, match=rf"{tmp_path}: in use by another training run \(process {holder.pid} on "
+        CheckpointError, match=rf"{tmp_path}: .*process {holder.pid} on "
     ):
         open_folder(tmp_path)
     assert partial.exists()
@@ -169,10 +169,10 @@ def test_weights_of_a_run_without_an_average(tmp_path: Path) -> None:
 
 
 def test_weights_that_are_not_there(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="no such file or folder; allowed: a run folder, a checkpoint or weights"):
+    with pytest.raises(WeightsError, match="run folder.*checkpoint.*weights"):
         resolve_weights(str(tmp_path / "none"), ema=True)
     open_folder(tmp_path)
-    with pytest.raises(WeightsError, match="the run has no checkpoint yet"):
+    with pytest.raises(WeightsError, match="no checkpoint"):
         resolve_weights(str(tmp_path), ema=True)
 
 
@@ -268,7 +268,7 @@ def test_a_full_disk_while_training_goes_on(tmp_path: Path, monkeypatch: pytest.
         folder.save(2, [])
         join_all()
         assert folder.save_failed()
-    with pytest.raises(CheckpointError, match=r"disk is full, found while step 2 was being saved"):
+    with pytest.raises(CheckpointError, match=r"disk is full.*step 2"):
         folder.save(3 if background else 2, [])
     assert not folder.save_failed()
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]

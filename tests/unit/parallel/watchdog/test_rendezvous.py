@@ -51,5 +51,5 @@ def test_interrupted_start_leaves_nothing_for_the_next() -> None:
 def test_missing_ranks_are_named() -> None:
     with pytest.raises(RankLost, match=r"rank\(s\) 1, 2 did not come within 0\.1 s"):
         restart_store(dist.HashStore(), 0, 3, timeout_seconds=0.1)
-    with pytest.raises(RankLost, match=r"rank 0 did not come within 0\.1 s"):
+    with pytest.raises(RankLost, match=r"rank 0 .* 0\.1 s"):
         restart_store(dist.HashStore(), 2, 3, timeout_seconds=0.1)
