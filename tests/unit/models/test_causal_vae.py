@@ -138,9 +138,9 @@ def test_a_folder_that_is_none(tmp_path: Path) -> None:
         ({"norm_groups": 3}, "norm_groups=3"),
         ({"encoder_conv_in": "Conv4d"}, "'CausalConv3d', 'Conv2d'"),
         ({"encoder_mid_resnet": "Resnet"}, "'ResnetBlock2D', 'ResnetBlock3D'"),
-        ({"encoder_spatial_downsample": ["Downsample"] * 4}, "the last level cannot downsample"),
-        ({"encoder_spatial_downsample": ["Downsample", ""]}, "2 entries; hidden_size_mult has 4"),
-        ({"decoder_temporal_upsample": ["", "", "", "TimeUpsample2x"]}, "as many upsampling blocks"),
+        ({"encoder_spatial_downsample": ["Downsample"] * 4}, "last level"),
+        ({"encoder_spatial_downsample": ["Downsample", ""]}, "2 .*hidden_size_mult.*4"),
+        ({"decoder_temporal_upsample": ["", "", "", "TimeUpsample2x"]}, "upsampling"),
     ],
 )
 def test_layouts_that_cannot_be_built(changes: dict[str, Any], message: str) -> None:

@@ -143,9 +143,9 @@ def test_other_values_of_inert_keys_are_refused(key: str) -> None:
         ({"cross_attention_dim": 8}, "cross_attention_dim: 8; .* width, 16"),
         ({"compress_kv_factor": 2, "use_rope": True}, "compress_kv_factor: 2 with use_rope=True"),
         ({"interpolation_scale_1d": 0.5}, "interpolation_scale_1d: 0.5"),
-        ({"input_size": None, "video_length": 3}, "input_size None, sample_size None, video_length 3"),
-        ({"video_length": 2}, "video_length: 2 latent frames, fewer than the 3"),
-        ({"input_size": (3, 5, 6)}, "5 is not a multiple of 2"),
+        ({"input_size": None, "video_length": 3}, "input_size.*sample_size.*video_length"),
+        ({"video_length": 2}, "video_length.*2 .*3"),
+        ({"input_size": (3, 5, 6)}, "5 .*multiple of 2"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -156,15 +156,15 @@ def test_sizes_that_do_not_fit_are_refused(changes: dict[str, Any], message: str
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"x_mask": torch.ones(1, 3, dtype=torch.bool)}, "x_mask given"),
+        ({"x_mask": torch.ones(1, 3, dtype=torch.bool)}, "x_mask"),
         ({"x": torch.zeros(1, 3, 3, 4, 6)}, r"latents \[1, 3, 3, 4, 6\]"),
-        ({"x": torch.zeros(1, 4, 4, 4, 6)}, "a clip of 4 latent frames; up to 3"),
-        ({"x": torch.zeros(1, 4, 3, 4, 5)}, "5 is not a multiple of 2"),
+        ({"x": torch.zeros(1, 4, 4, 4, 6)}, "4 latent frames.*3"),
+        ({"x": torch.zeros(1, 4, 3, 4, 5)}, "5 .*multiple of 2"),
         ({"use_image_num": 3}, "use_image_num=3 of 3 latent frames"),
-        ({"use_image_num": 1}, r"captions \[1, 1, 5, 6\] for 1 clips with 1 images"),
-        ({"use_image_num": 1, "y": torch.zeros(1, 2, 5, 6), "mask": torch.ones(1, 5)}, r"mask \[1, 5\] for captions"),
+        ({"use_image_num": 1}, r"captions \[1, 1, 5, 6\]"),
+        ({"use_image_num": 1, "y": torch.zeros(1, 2, 5, 6), "mask": torch.ones(1, 5)}, r"mask \[1, 5\]"),
         ({"attention_mask": torch.ones(1, 3, 2, 3)}, r"attention_mask \[1, 3, 2, 3\]"),
-        ({"drop_B": torch.tensor([True])}, "no null caption"),
+        ({"drop_B": torch.tensor([True])}, "null caption"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(changes: dict[str, Any], message: str) -> None:

@@ -133,9 +133,9 @@ def test_frequencies_are_kept_but_not_trained() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hidden_size": 20}, "20 is not a multiple of 3"),
-        ({"num_heads": 5}, "24 is not a multiple of 5"),
-        ({"patch_size": (1, 2)}, "three positive whole numbers"),
+        ({"hidden_size": 20}, "20 .*multiple of 3"),
+        ({"num_heads": 5}, "24 .*multiple of 5"),
+        ({"patch_size": (1, 2)}, "three"),
     ],
 )
 def test_sizes_that_cannot_be_built(changes: dict[str, Any], message: str) -> None:

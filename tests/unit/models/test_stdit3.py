@@ -133,9 +133,9 @@ def test_kept_captions_give_the_same_numbers() -> None:
     ("options", "changes", "message"),
     [
         ({}, {**GIVEN, "mask_index": [0]}, "conditioned=True"),
-        (OF_1_3, {"mask_index": [0]}, "cond and cond_mask of None and None"),
+        (OF_1_3, {"mask_index": [0]}, "cond and cond_mask"),
         (OF_1_3, {**GIVEN, "cond": GIVEN["cond"][:, :, :1], "mask_index": []}, r"\[2, 4, 1, 4, 6\]"),
-        (OF_1_3, {**GIVEN, "mask_index": [0]}, "without y_null"),
+        (OF_1_3, {**GIVEN, "mask_index": [0]}, "y_null"),
         (OF_1_3, {**GIVEN, "mask_index": [1, 3], "y_null": torch.zeros(2, 1, 3, 6)}, r"frames \[3\] of a clip of 3"),
     ],
 )
@@ -147,9 +147,9 @@ def test_what_given_frames_need(options: dict[str, Any], changes: dict[str, Any]
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"use_spatial_rope": True}, "without kernel_size"),
-        ({"kernel_size": (2, 2, -1), "num_heads": 3}, "8 is not a multiple of 3"),
-        ({"num_heads": 5}, "24 is not a multiple of 5"),
+        ({"use_spatial_rope": True}, "kernel_size"),
+        ({"kernel_size": (2, 2, -1), "num_heads": 3}, "8 .*multiple of 3"),
+        ({"num_heads": 5}, "24 .*multiple of 5"),
     ],
 )
 def test_options_that_cannot_be_built(changes: dict[str, Any], message: str) -> None:

@@ -120,9 +120,7 @@ def test_what_does_not_fit_is_said() -> None:
         tail_init(less, model)
     with pytest.raises(WeightsError, match="1 unexpected.* extra"):
         tail_init({**state, "extra": torch.zeros(1)}, model)
-    with pytest.raises(
-        WeightsError, match=r"quant_conv.weight.*\[9, 8, 1, 1\].*\[8, 8, 1"
-    ):
+    with pytest.raises(WeightsError, match=r"quant_conv.weight.*\[9, 8, 1, 1\].*\[8, 8, 1"):
         tail_init({**state, "quant_conv.weight": torch.zeros(9, 8, 1, 1)}, model)
     with pytest.raises(WeightsError, match="image autoencoder"):
         tail_init({"blocks.0.weight": torch.zeros(1)}, model)

@@ -55,11 +55,11 @@ def test_what_is_no_class(caption: str) -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ([], "there is no class"),
-        (["a", "b", "A"], "class 0 is 'a' again"),
-        (["a", " "], "class 1 has no name"),
-        (None, "either names .* or num_classes"),
-        ("no/such/file.txt", "no/such/file.txt cannot be read"),
+        ([], "no class"),
+        (["a", "b", "A"], "class 0.*'a'"),
+        (["a", " "], "class 1"),
+        (None, "names.*num_classes"),
+        ("no/such/file.txt", "no/such/file.txt"),
     ],
 )
 def test_lists_that_cannot_be_used(names: list[str] | str | None, message: str) -> None:

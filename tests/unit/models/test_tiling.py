@@ -116,14 +116,14 @@ def test_what_needs_tiles(size: tuple[int, int, int], exceeds: bool) -> None:
     [
         (
             {"overlap": 0.3},
-            r"0\.3 of a tile of 256 pixels makes tiles start every 179\.2 pixels; allowed: a multiple of 8",
+            r"0\.3 .*256 .*179\.2 .*multiple of 8",
         ),
-        ({"overlap": 0.26}, r"take k / 32, for example 0\.25"),
-        ({"overlap": 1.0}, "start every 0 pixels"),
-        ({"overlap": -0.25}, "start every 320 pixels"),
-        ({"size": 100}, "100 pixels; allowed: a multiple of 8"),
-        ({"size": 0}, "0 pixels; allowed: a multiple of 8"),
-        ({"frames": 64}, r"64 frames; allowed: 4 k \+ 1 with k of at least 1, for example 65"),
+        ({"overlap": 0.26}, r"k / 32.*0\.25"),
+        ({"overlap": 1.0}, " 0 pixels"),
+        ({"overlap": -0.25}, " 320 pixels"),
+        ({"size": 100}, "100 .*multiple of 8"),
+        ({"size": 0}, "0 .*multiple of 8"),
+        ({"frames": 64}, r"64 frames.*4 k \+ 1.*65"),
         ({"frames": 1}, "for example 5"),
     ],
 )

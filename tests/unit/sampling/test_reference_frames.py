@@ -97,9 +97,7 @@ def test_edited_frames_are_made_anew_from_what_was_there() -> None:
 
 def test_a_loop_that_adds_nothing_is_a_sentence() -> None:
     [one] = collect(["a cat"], loop=2, condition_frame_length=4)
-    with pytest.raises(
-        ConfigError, match=r"4 latent frames.*4 frames.*1 to 3"
-    ):
+    with pytest.raises(ConfigError, match=r"4 latent frames.*4 frames.*1 to 3"):
         generate([one], fake_sampler())
 
 

@@ -26,9 +26,9 @@ def test_kept_timesteps(steps: int, respacing: str | list[int], kept: list[int])
 @pytest.mark.parametrize(
     ("respacing", "message"),
     [
-        ("11", "11 steps from a section of 10"),
-        ("0", "0 steps from a section"),
-        ("2,9", "9 steps from a section of 5"),
+        ("11", "11 .* 10"),
+        ("0", "0 "),
+        ("2,9", "9 .* 5"),
         ("ddim7", "no whole stride"),
         ("ddimfive", "whole numbers"),
         ("a,b", "whole numbers"),

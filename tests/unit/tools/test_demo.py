@@ -32,7 +32,7 @@ def test_seconds_add_up_over_interruptions(tmp_path: Path) -> None:
 def test_a_failing_stage_ends_the_demo_with_its_reason(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(run, "footage", lambda *_: run.call([sys.executable, "-c", "raise SystemExit(3)"]))
     assert run.main(["--out", str(tmp_path)]) == 1
-    assert "a stage ended with exit code 3" in capsys.readouterr().out
+    assert "exit code 3" in capsys.readouterr().out
 
 
 def test_an_interrupt_waits_for_the_stage_to_save(tmp_path: Path) -> None:

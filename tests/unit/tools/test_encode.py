@@ -188,9 +188,7 @@ def test_stored_draws_are_all_used(tmp_path: Path) -> None:
     """With one variant a row is always one clip; with two, the draw of the sample decides between them."""
     config, store = footage(tmp_path / "data"), tmp_path / "store"
     random = ("dataset.start=random", "dataset.flip=True")
-    with pytest.raises(
-        ConfigError, match=r"start='random', flip=True.*variants=N"
-    ):
+    with pytest.raises(ConfigError, match=r"start='random', flip=True.*variants=N"):
         counts(config, store, *random)
     with pytest.raises(ConfigError, match=r"variants=2"):
         counts(config, store, variants=2)
@@ -213,13 +211,9 @@ def test_what_is_not_stored_is_a_sentence(tmp_path: Path) -> None:
         curve(config, tmp_path / "run", *from_store(store), "vae.scaling_factor=0.5")
     with pytest.raises(ConfigError, match=r"'load_text_features'.*model_max_length.*12.*7"):
         curve(config, tmp_path / "run", *from_store(store), "text_encoder.model_max_length=7")
-    with pytest.raises(
-        ConfigError, match=r"start .*center.*first"
-    ):
+    with pytest.raises(ConfigError, match=r"start .*center.*first"):
         curve(config, tmp_path / "run", *from_store(store), "dataset.start=first")
-    with pytest.raises(
-        ConfigError, match=r"5x16x16.*3x16x16"
-    ):
+    with pytest.raises(ConfigError, match=r"5x16x16.*3x16x16"):
         curve(config, tmp_path / "run", *from_store(store), "dataset.num_frames=3")
     with pytest.raises(ConfigError, match=r"dtype.*fp32.*bf16"):
         curve(config, tmp_path / "run", *from_store(store), "dtype=bf16")

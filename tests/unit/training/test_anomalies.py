@@ -83,9 +83,7 @@ def test_more_skips_in_a_row_than_allowed_end_the_run() -> None:
     """In a row, not in all: steps 1, 3, 4 go, the third of 6, 7 and 8 does not."""
     values = VALUES * 5
     t, log = guarded(values, spoil(1, 3, 4, 6, 7, 8), on_nan="skip", max_skips=2)
-    with pytest.raises(
-        TrainingDiverged, match=r"loss.*nan.*step 8 .*step 9 .*3 in a row"
-    ):
+    with pytest.raises(TrainingDiverged, match=r"loss.*nan.*step 8 .*step 9 .*3 in a row"):
         train(t)
     assert [trouble["did"] for _, trouble in log.troubles] == ["skip"] * 5 + ["stop"]
     assert number(t) == number(unseen(guarded(values[:6])[0], values[:6], 1, 3, 4))
@@ -224,9 +222,9 @@ def test_discriminator_stands_still_before_its_start() -> None:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("spike_factor=1", "key 'spike_factor': found 1; allowed: above 1, or None"),
-        ("spike_window=0", "key 'spike_window': found 0"),
-        ("max_skips=-1", "key 'max_skips': found -1"),
+        ("spike_factor=1", "'spike_factor'.*1.*allowed: .*1.*None"),
+        ("spike_window=0", "'spike_window'.*0"),
+        ("max_skips=-1", "'max_skips'.*-1"),
         ("on_nan=go", "key 'on_nan'"),
     ],
 )

@@ -74,27 +74,19 @@ def test_without_buckets_a_data_set_says_its_size(tmp_path: Path) -> None:
         clips(replace(base, dataset=plain))
     found = clips(replace(base, dataset={**plain, "num_frames": 4, "image_size": (16, 16)}))
     assert (found.size, found.order) == ((4, 16, 16), None)
-    with pytest.raises(
-        ConfigError, match=r"num_frames=4, image_size=None.*bucket_config"
-    ):
+    with pytest.raises(ConfigError, match=r"num_frames=4, image_size=None.*bucket_config"):
         clips(run(dataset={**plain, "num_frames": 4}))
     with pytest.raises(ConfigError, match=r"'dataset\.num_frames', 'dataset\.image_size'.*bucket_config"):
         clips(run(dataset={**plain, "num_frames": 4, "image_size": (16, 16)}))
-    with pytest.raises(
-        DataError, match=r"train\.csv: bucket_config .* 2 rows"
-    ):
+    with pytest.raises(DataError, match=r"train\.csv: bucket_config .* 2 rows"):
         clips(run(dataset=plain))
 
 
 def test_what_cannot_be_trained_in_buckets() -> None:
-    with pytest.raises(
-        ConfigError, match=r"here\.py: .*'bucket_config'.*MovingShapes.*allowed: "
-    ):
+    with pytest.raises(ConfigError, match=r"here\.py: .*'bucket_config'.*MovingShapes.*allowed: "):
         clips(run(dataset={"type": "MovingShapes"}))
     for model in ("STDiT-XL/2", "DiT-XL/2", "Latte-XL/2"):
-        with pytest.raises(
-            ConfigError, match=rf"several sizes.*{model}.*allowed"
-        ):
+        with pytest.raises(ConfigError, match=rf"several sizes.*{model}.*allowed"):
             build_buckets(run(model={"type": model}), "here.py")
     with pytest.raises(ConfigError, match=r"\[1, 5\] frames.*PixArtMS-XL/2"):
         build_buckets(run(model={"type": "PixArtMS-XL/2"}), "here.py")

@@ -109,9 +109,9 @@ def test_a_bad_picture_is_a_bad_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     ("changes", "expected"),
     [
         ({"use_image_num": 0}, r"use_image_num=0, .*1 or more"),
-        ({"use_image_num": 7}, r"has 7 pictures for groups of 7"),
-        ({"pictures": {**PICTURES, "num_frames": 3}}, r"dataset\.pictures\.num_frames: found 3; allowed: 1"),
-        ({"videos": {**VIDEOS, "clip": 3}}, r"key 'dataset\.videos\.clip': unknown for MovingShapes; nearest: 'clips'"),
+        ({"use_image_num": 7}, r"7 pictures.* 7"),
+        ({"pictures": {**PICTURES, "num_frames": 3}}, r"dataset\.pictures\.num_frames.*3.*allowed: 1"),
+        ({"videos": {**VIDEOS, "clip": 3}}, r"'dataset\.videos\.clip'.*'clips'"),
     ],
 )
 def test_what_does_not_fit_is_a_sentence(changes: dict[str, Any], expected: str) -> None:
@@ -122,8 +122,8 @@ def test_what_does_not_fit_is_a_sentence(changes: dict[str, Any], expected: str)
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["model"], r"puts pictures beside clips, and STDiT takes clips alone"),
-        (["scheduler.type=rflow"], r"key 'scheduler': .* rflow cannot leave padding out of the loss; allowed: iddpm"),
+        (["model"], r"pictures.*STDiT.*clips"),
+        (["scheduler.type=rflow"], r"'scheduler'.*rflow.*allowed: iddpm"),
         (["dataset.ae_stride=4"], r"'dataset\.ae_stride': found \(2, 4\); allowed: \(2, 2\)"),
     ],
 )
@@ -252,8 +252,8 @@ def test_multi_scale_clips_make_no_batch_by_themselves(tmp_path: Path) -> None:
     ("changes", "expected"),
     [
         (["validation_dataset.ae_stride=4"], r"'validation_dataset\.ae_stride': found \(2, 4\); allowed: \(2, 2\)"),
-        (["model"], r"key 'validation_dataset': JointDataset puts pictures beside clips, and STDiT takes clips alone"),
-        (["task=autoencoder"], r"key 'validation_dataset': JointDataset .* task 'autoencoder' takes clips alone"),
+        (["model"], r"'validation_dataset'.*JointDataset.*STDiT"),
+        (["task=autoencoder"], r"'validation_dataset'.*JointDataset.*'autoencoder'"),
     ],
 )
 def test_validation_clips_with_pictures_are_checked_as_well(tmp_path: Path, changes: list[str], expected: str) -> None:

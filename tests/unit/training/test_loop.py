@@ -275,9 +275,7 @@ def test_bad_rows_are_counted_once_each_and_saved_with_the_state() -> None:
 
 def test_too_many_bad_rows_end_the_run() -> None:
     t, log = training(VALUES * 2, bad={2: ["t.csv:3: a", "t.csv:5: b"]}, max_bad_rows=1, save_every=1)
-    with pytest.raises(
-        DataError, match=r"2 rows.*t\.csv:5: b.*max_bad_rows=1"
-    ) as e:
+    with pytest.raises(DataError, match=r"2 rows.*t\.csv:5: b.*max_bad_rows=1") as e:
         train(t)
     assert str(e.value).endswith("checkpoint: checkpoint 2")
     assert [step for step, _ in log.saved] == [1, 2]

@@ -60,9 +60,7 @@ def test_a_conditioned_model_is_given_frames_by_number() -> None:
 
 
 def test_kinds_of_the_other_way_to_be_told_are_a_sentence() -> None:
-    with pytest.raises(
-        ConfigError, match=r"c\.py: mask_ratios: .*'image_head'.*i2v_head, i2v_tail, .*none"
-    ):
+    with pytest.raises(ConfigError, match=r"c\.py: mask_ratios: .*'image_head'.*i2v_head, i2v_tail, .*none"):
         build_masks(run(model=OF_1_3, mask_ratios={"image_head": 1.0}), "c.py")
     with pytest.raises(ConfigError, match=r"c\.py: mask_ratios: .*'i2v_head'.*quarter_random"):
         build_masks(run(mask_ratios={"i2v_head": 1.0}), "c.py")

@@ -138,9 +138,7 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 def test_a_folder_belongs_to_one_run_until_that_is_gone(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
     partial = tmp_path / "checkpoints/.partial-step-00000001"
     partial.mkdir(parents=True)  # what the other run is saving
-    with pytest.raises(
-        CheckpointError, match=rf"{tmp_path}: .*process {holder.pid} on "
-    ):
+    with pytest.raises(CheckpointError, match=rf"{tmp_path}: .*process {holder.pid} on "):
         open_folder(tmp_path)
     assert partial.exists()
     holder.kill()
