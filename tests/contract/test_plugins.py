@@ -44,7 +44,7 @@ def test_gemini_is_refused_with_what_to_take_instead(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("override", ["plugin=fsdp", "text_encoder_parallel=shard"])
 def test_what_an_autoencoder_cannot_train_with_is_refused(tmp_path: Path, override: str) -> None:
-    with pytest.raises(ConfigError, match=f"'{override.split('=')[0]}'.*'(autoencoder|diffusion)'"):
+    with pytest.raises(ConfigError, match=rf"'{override.split('=')[0]}'.*'(autoencoder|diffusion)'"):
         config.load(str(CONFIGS / "vae/train/debug.py"), [override, f"run_dir={str(tmp_path)!r}"], TrainRun)
 
 

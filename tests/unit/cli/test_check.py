@@ -75,7 +75,7 @@ def test_worlds_that_cannot_be(worlds: list[int], value: str) -> None:
 
 
 def test_ranks_that_cannot_share_the_micro_batches(worlds: list[int]) -> None:
-    with pytest.raises(ConfigError, match="'micro_batches'.*2.*3 data ranks"):
+    with pytest.raises(ConfigError, match=r"'micro_batches'.*2.*3 data ranks"):
         check_command(CONFIG, ["world=3"])
     assert worlds == []
 
@@ -113,7 +113,7 @@ def test_options_that_the_cpu_does_not_have(worlds: list[int], option: list[str]
 
 
 def test_heads_that_ranks_cannot_share() -> None:
-    with pytest.raises(ConfigError, match="tp_size.*4.*2 heads.*STDiT.*divisor of 2"):
+    with pytest.raises(ConfigError, match=r"tp_size.*4.*2 heads.*STDiT.*divisor of 2"):
         check_command(CONFIG, ["world=4", "plugin=hybrid", "plugin_config.tp_size=4"])
 
 
@@ -170,11 +170,11 @@ def test_nothing_that_fits(worlds: list[int], capsys: pytest.CaptureFixture[str]
 
 
 def test_machines_that_cannot_be(worlds: list[int]) -> None:
-    with pytest.raises(ConfigError, match="'gpu'.*'h101'.*h100"):
+    with pytest.raises(ConfigError, match=r"'gpu'.*'h101'.*h100"):
         check_command(CONFIG, ["gpu=h101"])
-    with pytest.raises(ConfigError, match="'gpus_per_node'.*0.*allowed: .*1"):
+    with pytest.raises(ConfigError, match=r"'gpus_per_node'.*0.*allowed: .*1"):
         check_command(CONFIG, ["gpu=h100", "gpus_per_node=0"])
-    with pytest.raises(ConfigError, match="'gpus_per_node'.*gpu"):
+    with pytest.raises(ConfigError, match=r"'gpus_per_node'.*gpu"):
         check_command(CONFIG, ["gpus_per_node=4"])
     assert worlds == []
 
@@ -198,7 +198,7 @@ def test_the_table_of_a_plugin_it_does_not_try(
 
 
 def test_a_table_has_worlds_of_its_own() -> None:
-    with pytest.raises(ConfigError, match="'world'.*--table"):
+    with pytest.raises(ConfigError, match=r"'world'.*--table"):
         table_command(CONFIG, ["world=8"])
 
 

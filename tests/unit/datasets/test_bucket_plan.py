@@ -245,9 +245,9 @@ def test_an_empty_plan_is_a_sentence() -> None:
 
 
 def test_mistakes() -> None:
-    with pytest.raises(ConfigError, match="'seed'.*-1"):
+    with pytest.raises(ConfigError, match=r"'seed'.*-1"):
         order(mixed(), seed=-1)
-    with pytest.raises(ConfigError, match="'seed'.*9223372036854775808.*allowed"):
+    with pytest.raises(ConfigError, match=r"'seed'.*9223372036854775808.*allowed"):
         order(mixed(), seed=2**63)
     with pytest.raises(ConfigError, match=r"'image_ratio'.*1\.5"):
         order(mixed(), image_ratio=1.5)

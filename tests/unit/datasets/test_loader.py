@@ -161,7 +161,7 @@ def test_no_rows() -> None:
 
 
 def test_uneven_share_is_refused() -> None:
-    with pytest.raises(ConfigError, match="micro_batches=4 .*3 data ranks"):
+    with pytest.raises(ConfigError, match=r"micro_batches=4 .*3 data ranks"):
         stream(Numbers(3), ranks=3)
     with pytest.raises(ConfigError, match="batch_size=0"):
         EpochOrder(1, 0, batch_size=0)

@@ -32,5 +32,5 @@ def test_table(report: Report) -> None:
 
 def test_require_rows(report: Report) -> None:
     report.require_rows()
-    with pytest.raises(DataError, match="row.* 0"):
+    with pytest.raises(DataError, match=r"row.* 0"):
         Report("a.csv", 0, 0).require_rows()

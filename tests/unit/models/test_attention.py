@@ -47,7 +47,7 @@ def test_a_replaced_kernel_is_used() -> None:
 
 
 def test_heads_must_divide_the_width() -> None:
-    with pytest.raises(ShapeError, match="10 .*multiple of 3"):
+    with pytest.raises(ShapeError, match=r"10 .*multiple of 3"):
         SelfAttention(10, 3)
 
 

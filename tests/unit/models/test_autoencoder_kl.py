@@ -86,7 +86,7 @@ def test_an_exported_folder(tmp_path: Path) -> None:
 
 
 def test_nothing_to_build_from(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="from_pretrained.*config"):
+    with pytest.raises(ConfigError, match=r"from_pretrained.*config"):
         VideoAutoencoderKL()
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(WeightsError, match="not JSON"):
@@ -131,7 +131,7 @@ def test_a_folder_without_weights(tmp_path: Path) -> None:
 
 
 def test_wrong_shapes() -> None:
-    with pytest.raises(ShapeError, match="1 channels.*3"):
+    with pytest.raises(ShapeError, match=r"1 channels.*3"):
         make().encode(torch.zeros(1, 1, 1, 8, 8))
-    with pytest.raises(ShapeError, match="4 frames.* 3"):
+    with pytest.raises(ShapeError, match=r"4 frames.* 3"):
         make().decode(torch.zeros(1, 4, 3, 4, 4), num_frames=4)

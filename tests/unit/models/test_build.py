@@ -54,7 +54,7 @@ def test_classes_for_a_model_of_captions_are_refused() -> None:
     ("text", "condition", "allowed"), [(POOLED, "label_2", "text"), (CLASSES, "text", "label_2"), (CLASSES, "label_3", "label_2")]
 )  # fmt: skip
 def test_another_condition_than_the_text_encoder_gives_is_refused(text: Any, condition: str, allowed: str) -> None:
-    with pytest.raises(ConfigError, match=f"'model.condition'.*{condition}.*{allowed}"):
+    with pytest.raises(ConfigError, match=rf"'model.condition'.*{condition}.*{allowed}"):
         completed("DiT", text, condition=condition)
 
 

@@ -82,7 +82,7 @@ def test_frames_are_cut_but_not_invented() -> None:
     model = make()
     z = model.encode(video(5))
     assert torch.equal(model.decode(z, num_frames=3), model.decode(z)[:, :, :3])
-    with pytest.raises(ShapeError, match="6 frames.*2 latent frames.* 5"):
+    with pytest.raises(ShapeError, match=r"6 frames.*2 latent frames.* 5"):
         model.decode(z, num_frames=6)
 
 
@@ -168,7 +168,7 @@ def test_weights_of_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert asked == [("somebody/some-model", ["vae/*.json", "vae/*.safetensors", "vae/*.ckpt"])]
     monkeypatch.undo()
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(WeightsError, match="somebody/some-model: .*folder.*hub"):
+    with pytest.raises(WeightsError, match=r"somebody/some-model: .*folder.*hub"):
         built.load()
 
 

@@ -48,7 +48,7 @@ def test_fresh_blocks_change_nothing_and_give_nothing() -> None:
 
 @pytest.mark.parametrize("condition", ["label_0", "label_", "label_-3", "labels", "class", ""])
 def test_other_conditions_are_refused(condition: str) -> None:
-    with pytest.raises(ConfigError, match="'text'.*'label_K'"):
+    with pytest.raises(ConfigError, match=r"'text'.*'label_K'"):
         DiT(**SIZE, condition=condition)
 
 
@@ -59,7 +59,7 @@ def test_captions_of_many_tokens_are_refused_when_built() -> None:
 
 @pytest.mark.parametrize("y", [torch.tensor([1.0, 2.0]), torch.zeros(2, 1, 1, 6), torch.zeros(2, 1, dtype=torch.long)])
 def test_a_class_model_needs_numbers(y: Tensor) -> None:
-    with pytest.raises(ShapeError, match="'label_3'.*class"):
+    with pytest.raises(ShapeError, match=r"'label_3'.*class"):
         opened(DiT, condition="label_3")(**given(y))
 
 

@@ -31,7 +31,7 @@ def test_draws_are_one_generator_per_clip() -> None:
     second = torch.randn(3, 2, 3, 4, generator=Generator().manual_seed(2))
     torch.testing.assert_close(drawn[1], g.mean[1] + (0.5 * g.logvar[1]).exp() * second)
     assert torch.equal(g.draw(None), g.mode())
-    with pytest.raises(ShapeError, match="1 generator.*2 clips"):
+    with pytest.raises(ShapeError, match=r"1 generator.*2 clips"):
         g.draw([Generator()])
 
 
@@ -51,5 +51,5 @@ def test_a_scale_per_channel_takes_the_place_of_the_factor() -> None:
 
 
 def test_one_number_per_channel() -> None:
-    with pytest.raises(ShapeError, match="latent_scale.*3"):
+    with pytest.raises(ShapeError, match=r"latent_scale.*3"):
         LatentScale(1.0, [0.0, 0.0], [1.0, 1.0, 1.0]).normalise(torch.ones(1, 2, 1, 1, 1))

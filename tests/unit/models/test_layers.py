@@ -154,7 +154,7 @@ def test_sizes_are_embedded_one_by_one_and_repeated_as_a_whole() -> None:
     assert out.shape == (4, 16)
     torch.testing.assert_close(out[:2], out[2:])
     torch.testing.assert_close(out[1, 8:], embedder(torch.tensor([48.0]))[0])
-    with pytest.raises(ShapeError, match="2 .*3 samples"):
+    with pytest.raises(ShapeError, match=r"2 .*3 samples"):
         embedder.embed(sizes, 3)
 
 

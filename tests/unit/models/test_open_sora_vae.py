@@ -75,7 +75,7 @@ def test_v1_2_codes_clips_for_themselves() -> None:
     )
     assert torch.equal(model.decode(z, 3), model.decode(z)[:, :, :3])
     assert model.decode(z).shape[2] == 6  # the shortest clip with three latent frames
-    with pytest.raises(ShapeError, match="10 frames.*3 latent frames.* 9"):
+    with pytest.raises(ShapeError, match=r"10 frames.*3 latent frames.* 9"):
         model.decode(z, 10)
     assert not torch.allclose(v1_2(micro_frame_size=None).encode(x), z[:, :, :2])
 
@@ -132,13 +132,13 @@ def test_v1_2_folders(tmp_path: Path) -> None:
 
 
 def test_v1_2_what_does_not_fit() -> None:
-    with pytest.raises(ConfigError, match="temporal: .*'filter'.*from_pretrained, in_out_channels"):
+    with pytest.raises(ConfigError, match=r"temporal: .*'filter'.*from_pretrained, in_out_channels"):
         v1_2(temporal={"filter": 4})
-    with pytest.raises(ConfigError, match="spatial: .*'micro_batch_size'"):
+    with pytest.raises(ConfigError, match=r"spatial: .*'micro_batch_size'"):
         v1_2(spatial={"config": SPATIAL, "micro_batch_size": 2})
-    with pytest.raises(ConfigError, match="in_out_channels.*3.*4"):
+    with pytest.raises(ConfigError, match=r"in_out_channels.*3.*4"):
         v1_2(temporal={**TEMPORAL, "in_out_channels": 3})
-    with pytest.raises(ConfigError, match="scale: 3 .* 4"):
+    with pytest.raises(ConfigError, match=r"scale: 3 .* 4"):
         v1_2(scale=[1.0] * 3)
     with pytest.raises(ConfigError, match="micro_frame_size: 0"):
         v1_2(micro_frame_size=0)
@@ -158,7 +158,7 @@ def test_weights_of_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert asked == ["somebody/some-vae"]
     monkeypatch.undo()
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(WeightsError, match="somebody/some-vae: .*folder.*hub"):
+    with pytest.raises(WeightsError, match=r"somebody/some-vae: .*folder.*hub"):
         built.load()
     with pytest.raises(WeightsError, match=r"config\.json"):
         OpenSoraVAE_V1_3(from_pretrained="outputs/some/vae")
@@ -209,7 +209,7 @@ def test_v1_3_refuses_frames_that_would_be_lost() -> None:
         model.encode(video(8))
     with pytest.raises(ShapeError, match=r"\[6, 8, 8\].*\[5, 8, 8\].*4 k \+ 1"):
         v1_3()(video(6, 8, 8))
-    with pytest.raises(ShapeError, match="6 frames.*2 latent frames.* 5"):
+    with pytest.raises(ShapeError, match=r"6 frames.*2 latent frames.* 5"):
         v1_3().decode(v1_3().encode(video(5)), 6)
     with pytest.raises(ShapeError, match="at least 8 rows"):
         v1_3().encode(video(5, 4, 8))

@@ -74,7 +74,7 @@ def test_positions_are_stretched_to_the_square_of_as_many_patches() -> None:
 
 
 def test_given_frames_are_refused() -> None:
-    with pytest.raises(ShapeError, match="PixArt.*x_mask"):
+    with pytest.raises(ShapeError, match=r"PixArt.*x_mask"):
         opened(PixArt)(**given(), x_mask=torch.ones(2, 1, dtype=torch.bool))
 
 
@@ -98,10 +98,10 @@ def test_multi_size_takes_any_grid_and_gives_it_back() -> None:
 
 
 def test_multi_size_has_its_number_of_frames() -> None:
-    with pytest.raises(ShapeError, match="2 latent frames.*1"):
+    with pytest.raises(ShapeError, match=r"2 latent frames.*1"):
         opened(PixArtMS)(**given(frames=2), **told(32, 64))
 
 
 def test_multi_size_needs_a_width_of_three_parts() -> None:
-    with pytest.raises(ShapeError, match="20 .*multiple of 3"):
+    with pytest.raises(ShapeError, match=r"20 .*multiple of 3"):
         PixArtMS(**{**SIZE, "hidden_size": 20})

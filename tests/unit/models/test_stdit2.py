@@ -144,5 +144,5 @@ def test_sizes_that_cannot_be_built(changes: dict[str, Any], message: str) -> No
 
 
 def test_latents_of_another_autoencoder_are_named() -> None:
-    with pytest.raises(ShapeError, match="16 channels.* 4"):
+    with pytest.raises(ShapeError, match=r"16 channels.* 4"):
         call(make(), x=torch.zeros(1, 16, 2, 4, 6))

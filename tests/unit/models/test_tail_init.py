@@ -118,7 +118,7 @@ def test_what_does_not_fit_is_said() -> None:
     less = {name: each for name, each in state.items() if name != "decoder.mid_block.attentions.0.to_k.bias"}
     with pytest.raises(WeightsError, match=r"1 missing.*decoder\.mid\.attn_1\.k\.bias"):
         tail_init(less, model)
-    with pytest.raises(WeightsError, match="1 unexpected.* extra"):
+    with pytest.raises(WeightsError, match=r"1 unexpected.* extra"):
         tail_init({**state, "extra": torch.zeros(1)}, model)
     with pytest.raises(WeightsError, match=r"quant_conv.weight.*\[9, 8, 1, 1\].*\[8, 8, 1"):
         tail_init({**state, "quant_conv.weight": torch.zeros(9, 8, 1, 1)}, model)

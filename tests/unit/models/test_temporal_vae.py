@@ -46,7 +46,7 @@ def test_frames_asked_for() -> None:
     model, z = make(), make().encode(video(6))
     assert torch.equal(model.decode(z), model.decode(z, 5))
     assert torch.equal(model.decode(z, 2), model.decode(z, 5)[:, :, :2])
-    with pytest.raises(ShapeError, match="9 frames.*2 latent frames.* 8"):
+    with pytest.raises(ShapeError, match=r"9 frames.*2 latent frames.* 8"):
         model.decode(z, 9)
 
 
@@ -86,9 +86,9 @@ def test_an_exported_folder(tmp_path: Path) -> None:
 
 
 def test_what_does_not_fit() -> None:
-    with pytest.raises(ConfigError, match="temporal_downsample.*2 .*4 channel_multipliers"):
+    with pytest.raises(ConfigError, match=r"temporal_downsample.*2 .*4 channel_multipliers"):
         make(temporal_downsample=(True, True))
     with pytest.raises(ConfigError, match=r"4 channels.*num_groups=3"):
         make(num_groups=3)
-    with pytest.raises(ShapeError, match="1 channels.*3"):
+    with pytest.raises(ShapeError, match=r"1 channels.*3"):
         make().encode(torch.zeros(1, 1, 4, 4, 4))

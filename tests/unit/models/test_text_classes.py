@@ -42,7 +42,7 @@ def test_debug_configs_name_every_caption_of_the_drawn_clips() -> None:
 def test_numbers_alone() -> None:
     encoder = ClassLabels(num_classes=101)
     assert encoder.encode(["100", "0"]).text_B1LC.tolist() == [100, 0]
-    with pytest.raises(DataError, match="'101'.*0 to 100"):
+    with pytest.raises(DataError, match=r"'101'.*0 to 100"):
         encoder.encode(["101"])
 
 

@@ -26,7 +26,7 @@ def test_one_rank_changes_nothing(mode: Any) -> None:
 def test_model_without_seams_is_refused() -> None:
     with pytest.raises(ConfigError, match="Linear has no Seam of kind gather or split"):
         shard_sequence(nn.Linear(2, 2))
-    with pytest.raises(ConfigError, match="Sequential.*gather"):
+    with pytest.raises(ConfigError, match=r"Sequential.*gather"):
         shard_sequence(nn.Sequential(Seam("split", dim=2)))
 
 

@@ -41,7 +41,7 @@ def test_the_scheduler_decides_which_half_is_first() -> None:
 def test_an_encoder_of_another_width_is_a_sentence() -> None:
     model = FakeDenoiser()
     model.null_text = lambda n: torch.zeros(n, 1, TOKENS, 7)
-    with pytest.raises(ConfigError, match="6 tokens of 5 .*null caption.*6 tokens of 7"):
+    with pytest.raises(ConfigError, match=r"6 tokens of 5 .*null caption.*6 tokens of 7"):
         encode_pairs(PROMPTS, ["", ""], model, FakeCodec(), "cond,null")
 
 
@@ -57,10 +57,10 @@ def test_labels_are_paired_with_the_null_class_or_a_class_to_avoid() -> None:
     assert pair.text_B1LC.tolist() == [1, 0, 0, 2, 1, 2]
     assert pair.text_B1LC.dtype == torch.int64
     assert pair.mask_BL is None
-    with pytest.raises(DataError, match="'blurry'.*class"):
+    with pytest.raises(DataError, match=r"'blurry'.*class"):
         encode_pairs(["run"], ["blurry"], ByClass(), ByClass(), "cond,null")
 
 
 def test_labels_for_a_model_of_captions_are_a_sentence() -> None:
-    with pytest.raises(ConfigError, match="class number.*null caption.*6 tokens"):
+    with pytest.raises(ConfigError, match=r"class number.*null caption.*6 tokens"):
         encode_pairs(["run"], [""], FakeDenoiser(), ByClass(), "cond,null")

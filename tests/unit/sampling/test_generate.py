@@ -78,7 +78,7 @@ def test_sizes_that_do_not_fit_are_sentences() -> None:
 def test_nan_is_not_written_as_a_video() -> None:
     sampler = fake_sampler()
     sampler.codec.decode_video = lambda latents, frames: latents * float("nan")
-    with pytest.raises(OpenSoraError, match="'a red circle'.*NaN"):
+    with pytest.raises(OpenSoraError, match=r"'a red circle'.*NaN"):
         generate([request()], sampler)
 
 
@@ -111,5 +111,5 @@ def test_classes_are_prompts_and_negative_prompts() -> None:
     assert not torch.allclose(walk, away)
     both = generate([request("run"), request("walk")], class_sampler())
     torch.testing.assert_close(both[1], walk, rtol=1e-4, atol=1e-5)
-    with pytest.raises(OpenSoraError, match="'jump'.*class"):
+    with pytest.raises(OpenSoraError, match=r"'jump'.*class"):
         generate([request("jump")], class_sampler())

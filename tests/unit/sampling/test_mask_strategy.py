@@ -60,11 +60,11 @@ def test_unreadable_strategies_are_sentences(text: str) -> None:
 
 def test_asking_for_what_is_not_there_is_a_sentence() -> None:
     check_pastes(parse_strategy("0,1,-6,5,1;1,9"), [3, 6], 6)
-    with pytest.raises(ConfigError, match="reference 2 .*loop 0.* 2"):
+    with pytest.raises(ConfigError, match=r"reference 2 .*loop 0.* 2"):
         check_pastes(parse_strategy("0,2"), [3, 6], 6)
-    with pytest.raises(ConfigError, match="start 3 .*reference 0.*3 latent frames.*-3 to 2"):
+    with pytest.raises(ConfigError, match=r"start 3 .*reference 0.*3 latent frames.*-3 to 2"):
         check_pastes(parse_strategy("0,0,3"), [3, 6], 6)
-    with pytest.raises(ConfigError, match="start -7 .*6 latent frames"):
+    with pytest.raises(ConfigError, match=r"start -7 .*6 latent frames"):
         check_pastes(parse_strategy("0,0,0,-7"), [3, 6], 6)
 
 

@@ -157,7 +157,7 @@ def test_what_cannot_be_given_is_a_sentence(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             collect(["a cat"], **keys)
-    with pytest.raises(ConfigError, match="loop.* 2"):
+    with pytest.raises(ConfigError, match=r"loop.* 2"):
         collect(["|0|a|2|b"], loop=2)
-    with pytest.raises(ConfigError, match="empty.*JSON"):
+    with pytest.raises(ConfigError, match=r"empty.*JSON"):
         collect([f'{{"reference_path": "{a}"}}'])

@@ -80,11 +80,11 @@ def test_whole_and_broken_fps_are_one_request() -> None:
 def test_bad_flags_are_sentences(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="prompt"):
         collect_requests([], None, **RUN)
-    with pytest.raises(ConfigError, match="prompt 2: .*empty"):
+    with pytest.raises(ConfigError, match=r"prompt 2: .*empty"):
         collect_requests(["a", "  "], None, **RUN)
     with pytest.raises(ConfigError, match=r"prompt 1: .*UTF-8"):
         collect_requests([b"ca\xf1on".decode("utf-8", "surrogateescape")], None, **RUN)
-    with pytest.raises(ConfigError, match="num_sample.*0"):
+    with pytest.raises(ConfigError, match=r"num_sample.*0"):
         collect_requests(["a"], None, num_sample=0, **RUN)
     with pytest.raises(ConfigError, match=r"none\.txt.*No such file"):
         read_prompts(tmp_path / "none.txt")

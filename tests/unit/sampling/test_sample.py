@@ -65,7 +65,7 @@ def test_one_failure_does_not_lose_the_others(
         return encode(captions)
 
     monkeypatch.setattr(sampler.codec, "encode_text", refuse)
-    with pytest.raises(OpenSoraError, match="1 of 3 videos.*'a small dog'.*out of memory"):
+    with pytest.raises(OpenSoraError, match=r"1 of 3 videos.*'a small dog'.*out of memory"):
         sample(requests(), sampler, ALONE, tmp_path, SETTINGS)
     assert len(list(tmp_path.glob("*.mp4"))) == len(list(tmp_path.glob("*.json"))) == 2
     assert len(capsys.readouterr().out.split()) == 2
@@ -111,7 +111,7 @@ def test_settings_come_from_the_scheduler_unless_given() -> None:
         7,
     )
     assert generation_settings(sampler, guidance_scale=1, **given).guidance_scale == 1.0
-    with pytest.raises(ConfigError, match="batch_size.*0"):
+    with pytest.raises(ConfigError, match=r"batch_size.*0"):
         generation_settings(sampler, batch_size=0, **given)
 
 

@@ -99,16 +99,16 @@ def test_config_reaches_diffusers() -> None:
 
 @pytest.mark.parametrize("wrong", ["clip_sampl", "num_inference_steps"])
 def test_unknown_config_keys_are_refused(wrong: str) -> None:
-    with pytest.raises(ConfigError, match=f"scheduler.config.{wrong}: .*nearest"):
+    with pytest.raises(ConfigError, match=rf"scheduler.config.{wrong}: .*nearest"):
         sampler("DDIM", config={wrong: 1})
 
 
 def test_what_diffusers_refuses_is_a_sentence() -> None:
-    with pytest.raises(ConfigError, match="PNDMScheduler.* 2 "):
+    with pytest.raises(ConfigError, match=r"PNDMScheduler.* 2 "):
         sampler("PNDM", num_sampling_steps=2)
     with pytest.raises(ConfigError, match="variance_type"):
         sampler("DDPM", config=dict(variance_type="learned_range"))
-    with pytest.raises(ConfigError, match="num_sampling_steps.*0"):
+    with pytest.raises(ConfigError, match=r"num_sampling_steps.*0"):
         sampler("DDPM", num_sampling_steps=0)
 
 

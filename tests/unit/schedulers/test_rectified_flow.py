@@ -193,5 +193,5 @@ def test_settings_that_cannot_work_are_refused(wrong: dict) -> None:
 
 
 def test_missing_draws_are_refused() -> None:
-    with pytest.raises(ValueError, match="1 .* 2 samples"):
+    with pytest.raises(ValueError, match=r"1 .* 2 samples"):
         RectifiedFlow().training_loss(lambda x, t_B, x_mask=None: x, clip(), [Draw(0, 0, 0)])

@@ -71,7 +71,7 @@ def test_classes_without_one_for_no_class(tmp_path: Path, told: str) -> None:
     assert torch.equal(found[rows], state[rows])
     del config["run"]
     model = build_denoiser(config)
-    with pytest.raises(OpenSoraError, match="class_dropout_prob=0.*null class"):
+    with pytest.raises(OpenSoraError, match=r"class_dropout_prob=0.*null class"):
         model.null_text(1)
     assert main([source, str(tmp_path / "other"), *words]) == 0
     assert rebuilt(tmp_path / "other")[1]["condition"] == "label_4"

@@ -91,7 +91,7 @@ def test_more_skips_in_a_row_than_allowed_end_the_run() -> None:
 
 def test_no_skip_is_allowed_when_the_config_says_none() -> None:
     t, _ = guarded(change=spoil(0), on_nan="skip", max_skips=0)
-    with pytest.raises(TrainingDiverged, match="loss.*nan.*step 0 .*step 1"):
+    with pytest.raises(TrainingDiverged, match=r"loss.*nan.*step 0 .*step 1"):
         train(t)
 
 

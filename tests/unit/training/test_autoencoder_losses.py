@@ -271,9 +271,9 @@ def test_discriminator_that_diverges_ends_the_run() -> None:
 
 def test_keys_that_belong_elsewhere() -> None:
     diffusion = str(ROOT / "configs/stdit/train/debug.py")
-    with pytest.raises(ConfigError, match="'discriminator'.*'autoencoder'"):
+    with pytest.raises(ConfigError, match=r"'discriminator'.*'autoencoder'"):
         load(diffusion, ["discriminator={'type': 'PatchDiscriminator3D'}"], TrainRun)
-    with pytest.raises(ConfigError, match="'disc_weight'.*-1"):
+    with pytest.raises(ConfigError, match=r"'disc_weight'.*-1"):
         load(ADVERSARIAL, ["disc_weight=-1.0"], TrainRun)
     with pytest.raises(ConfigError, match="PatchDiscriminator3D"):
         load(ADVERSARIAL, ["discriminator.type='Patch'"], TrainRun)

@@ -31,7 +31,7 @@ def test_what_cannot_be_masked_is_a_sentence() -> None:
         build_masks(run(mask_ratios={"head": 1.0}), "c.py")
     with pytest.raises(ConfigError, match=r"model\.patch_size.*\(2, 2, 2\)"):
         build_masks(run(model={"type": "STDiT", "patch_size": [2, 2, 2]}), "c.py")
-    with pytest.raises(ConfigError, match="'mask_ratios'.*'diffusion'"):
+    with pytest.raises(ConfigError, match=r"'mask_ratios'.*'diffusion'"):
         load(str(ROOT / "configs/vae/train/debug.py"), ["mask_ratios={'image_head': 1.0}"], TrainRun)
 
 

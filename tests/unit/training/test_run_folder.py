@@ -167,7 +167,7 @@ def test_weights_of_a_run_without_an_average(tmp_path: Path) -> None:
 
 
 def test_weights_that_are_not_there(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="run folder.*checkpoint.*weights"):
+    with pytest.raises(WeightsError, match=r"run folder.*checkpoint.*weights"):
         resolve_weights(str(tmp_path / "none"), ema=True)
     open_folder(tmp_path)
     with pytest.raises(WeightsError, match="no checkpoint"):
