@@ -1,7 +1,7 @@
 """What a device must offer; cpu, cuda and npu differ here and nowhere else."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +88,10 @@ class Platform(ABC):
     def rms_norm(self) -> Callable[[Tensor, Tensor, float], Tensor] | None:
         """The device's own root mean square norm along the last axis (x, weight, eps); None = ours."""
         return None
+
+    def pads_wrongly(self, x: Tensor, kernel_size: Sequence[int], padding: Sequence[int]) -> bool:
+        """Whether the device's convolution over `x` [B, C, ...] is wrong when it pads the input itself."""
+        return False
 
     def autocast(self, dtype: torch.dtype) -> AbstractContextManager[None]:
         """Matrix products in `dtype`; float32 leaves everything as it is."""

@@ -4,11 +4,13 @@ import os
 import platform
 import resource
 import sys
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.profiler import ProfilerActivity
 
 from opensora.platforms.base import Platform, torch_profile
@@ -50,6 +52,19 @@ class CpuPlatform(Platform):
     def multiplies_bf16(self) -> bool:
         """x86 with AVX-512 BF16 or AMX, Arm with its bf16 extension; elsewhere fp32 is up to 100 times faster."""
         return any(_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
+
+    def pads_wrongly(self, x: Tensor, kernel_size: Sequence[int], padding: Sequence[int]) -> bool:
+        """bfloat16 convolutions that pad an axis which is shorter than their filter.
+
+        oneDNN 3.12 (torch 2.14.1) then returns outputs and gradients from uninitialised memory on processors with
+        AVX-512: AMX kernels with one frame and an odd number of channels (outputs, too), AVX-512 kernels with two frames
+        under a filter of three (gradients of the weights). Longer inputs, inputs that hold their zeros, float32 and AVX2
+        are right. The processor is not part of the condition, so every processor computes one and the same thing.
+        """
+        if not any(pad > 0 and size < kernel for size, kernel, pad in zip(x.shape[2:], kernel_size, padding)):
+            return False
+        autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") is torch.bfloat16
+        return autocast or x.dtype is torch.bfloat16
 
     def profile(self, folder: Path, name: str) -> AbstractContextManager[Any]:
         return torch_profile([ProfilerActivity.CPU], folder, name)

@@ -1,30 +1,34 @@
-"""Kernels of an accelerator that models use in place of torch's own; `platforms/` supplies them, models only ask.
+"""Kernels of a device that models use in place of torch's own; the device's file in `platforms/` supplies them.
 
-A device without an entry gets torch's kernels. `use_kernels` is called once, before a model runs.
+A tensor's device decides: models call `kernels_for(x.device.type)`. A device without a platform uses torch's kernels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from opensora.registry import PLATFORMS, constructor, names
+
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # q [B,h,N,d], k v [B,h,M,d], mask or None
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """What a device offers; None = torch's own."""
+    """Kernels of one device; None = torch's own."""
 
     # (dtype, head width, whether there is a mask) -> the attention to use, or None where it does not apply
     attention: Callable[[torch.dtype, int, bool], Attention | None] | None = None
     layer_norm: Callable[[Tensor, Tensor | None, Tensor | None, float], Tensor] | None = None  # x, weight, bias, eps
     rms_norm: Callable[[Tensor, Tensor, float], Tensor] | None = None  # x, weight, eps
+    # (input, kernel size, padding) -> whether the device's convolution is wrong when it pads this input itself
+    pads_wrongly: Callable[[Tensor, Sequence[int], Sequence[int]], bool] | None = None
 
 
 class Device(Protocol):
-    """The part of a platform that knows its kernels."""
+    """The part of a platform that chooses its kernels."""
 
     name: str  # torch's device type
 
@@ -34,15 +38,23 @@ class Device(Protocol):
 
     def rms_norm(self) -> Callable[[Tensor, Tensor, float], Tensor] | None: ...
 
+    def pads_wrongly(self, x: Tensor, kernel_size: Sequence[int], padding: Sequence[int]) -> bool: ...
+
 
 TORCH = Kernels()
 _by_device: dict[str, Kernels] = {}
 
 
 def use_kernels(device: Device) -> None:
-    """From now on tensors on devices of this type go through the kernels it offers."""
-    _by_device[device.name] = Kernels(device.attention, device.layer_norm(), device.rms_norm())
+    """Use the kernels of `device` for tensors on devices of its type, in place of those of the registered platform."""
+    _by_device[device.name] = Kernels(device.attention, device.layer_norm(), device.rms_norm(), device.pads_wrongly)
 
 
 def kernels_for(device_type: str) -> Kernels:
-    return _by_device.get(device_type, TORCH)
+    """The kernels of the platform that is registered under torch's device type."""
+    if device_type not in _by_device:
+        if device_type in names(PLATFORMS):
+            use_kernels(constructor(PLATFORMS, device_type)())
+        else:
+            _by_device[device_type] = TORCH
+    return _by_device[device_type]

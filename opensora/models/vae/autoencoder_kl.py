@@ -14,6 +14,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from opensora.errors import ConfigError, WeightsError
+from opensora.models.layers.conv import replace_convolutions
 from opensora.models.layers.patch import at_least_float32
 from opensora.models.layers.seam import TileMap
 from opensora.models.shape_checks import ShapeError
@@ -67,6 +68,7 @@ class VideoAutoencoderKL(nn.Module):
             given = fill_from_folder(type(self), {**given, "config": None}, stored, from_pretrained)
         assert isinstance(given["config"], dict)
         self.module = self._built(given["config"])
+        replace_convolutions(self.module)
         self.module.to(torch.empty(0).device)  # diffusers makes some factors by a call that ignores torch.device(...)
         self.config: dict[str, Any] = {"type": self._name, **given}  # rebuilds this without a folder
         self.micro_batch_size = pieces_of(self._name, given["micro_batch_size"])

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from opensora.models.layers.attention import attend
+from opensora.models.layers.conv import Conv3d
 
 
 def frames_to_batch(x: Tensor) -> Tensor:
@@ -53,7 +54,7 @@ class CausalConv3d(nn.Module):
         super().__init__()
         size = (kernel,) * 3 if isinstance(kernel, int) else kernel
         self.front = size[0] - 1
-        self.conv = nn.Conv3d(in_channels, out_channels, size, stride, (0, padding, padding), bias=bias)
+        self.conv = Conv3d(in_channels, out_channels, size, stride, (0, padding, padding), bias=bias)
         if self.conv.bias is not None:
             nn.init.zeros_(self.conv.bias)
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from opensora.models.layers.attention import attend
+from opensora.models.layers.conv import Conv3d
 from opensora.models.vae.causal_blocks import CausalConv3d, ResnetBlock3D, group_norm, repeat_first_frame
 
 
@@ -64,7 +65,7 @@ class TimeDownsampleRes2x(_Mixed):
 
     def __init__(self, channels: int, groups: int, mix_factor: float = 2.0):
         super().__init__(mix_factor)
-        self.conv = nn.Conv3d(channels, channels, 3, stride=(2, 1, 1), padding=(0, 1, 1))
+        self.conv = Conv3d(channels, channels, 3, stride=(2, 1, 1), padding=(0, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         padded = repeat_first_frame(x, 2)
@@ -89,7 +90,7 @@ class TemporalAttnBlock(nn.Module):
     def __init__(self, channels: int, groups: int):
         super().__init__()
         self.norm = group_norm(channels, groups)
-        self.q, self.k, self.v, self.proj_out = (nn.Conv3d(channels, channels, 1) for _ in range(4))
+        self.q, self.k, self.v, self.proj_out = (Conv3d(channels, channels, 1) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
         b, c, t, h, w = x.shape
@@ -106,7 +107,7 @@ class TimeDownsampleResAdv2x(_Mixed):
         super().__init__(mix_factor)
         self.res = ResnetBlock3D(channels, channels, groups)
         self.attn = TemporalAttnBlock(channels, groups)
-        self.conv = nn.Conv3d(channels, channels, 3, stride=(2, 1, 1), padding=(0, 1, 1))
+        self.conv = Conv3d(channels, channels, 3, stride=(2, 1, 1), padding=(0, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         padded = repeat_first_frame(x, 2)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from opensora.models.layers.conv import Conv3d
 from opensora.models.shape_checks import ShapeError
 from opensora.models.weights import load_state, read_weights
 from opensora.registry import DISCRIMINATORS
@@ -99,7 +100,7 @@ class PatchDiscriminator(nn.Module, ABC):
 class PatchDiscriminator3D(PatchDiscriminator):
     """Judges patches of several frames; the first two convolutions halve the frames, as three halve rows and columns."""
 
-    kernel, conv, norm = 3, nn.Conv3d, nn.BatchNorm3d
+    kernel, conv, norm = 3, Conv3d, nn.BatchNorm3d
 
     @staticmethod
     def strides(layers: int) -> list[Any]:

@@ -10,6 +10,7 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from opensora.models.layers.conv import Conv3d
 from opensora.models.vae import causal_blocks as blocks
 from opensora.models.vae.causal_net import Level, MidBlock
 
@@ -130,7 +131,7 @@ class Decoder(nn.Module):
                 resample["upsample"] = Upsample3D(width, groups) if i in in_time else Upsample2D(width)
             self.up.append(level(widths[min(i + 1, len(widths) - 1)], width, resnets, groups, **resample))
         self.norm_out = blocks.group_norm(widths[0], groups)
-        self.conv_out = nn.Conv3d(widths[0], 3, 3, padding=(0, 1, 1))  # causal as all, but without `.conv` in its keys
+        self.conv_out = Conv3d(widths[0], 3, 3, padding=(0, 1, 1))  # causal as all, but without `.conv` in its keys
         self.surplus = 2 ** len(in_time) - 1  # the first latent frame stands for one frame and becomes this many more
 
     def forward(self, z: Tensor) -> Tensor:
