@@ -140,6 +140,13 @@ def _check_ratios(where: str, ratios: Mapping[str, float], allowed: Mapping[str,
         raise ConfigError(f"{where}: the shares make {total:g}; allowed: {wanted}; correct them")
 
 
+def _either_end(frames: int, rng: Random) -> range:
+    """Frames from the start, or frames up to the end: `other` of Open-Sora 1.3, with its two draws in its order."""
+    edge = rng.choices([0, frames - 1])[0]
+    frame = rng.randint(1, max(frames - 2, 1))  # Open-Sora breaks off at two frames
+    return range(frame) if edge == 0 else range(frame, frames)
+
+
 # Open-Sora 1.3 conditions by frame indices instead: condition -> the frames given, of a clip of `frames` latent frames.
 CONDITIONS: dict[str, Callable[[int, Random], range | list[int]]] = {
     "i2v_head": lambda frames, rng: [0],
@@ -147,9 +154,14 @@ CONDITIONS: dict[str, Callable[[int, Random], range | list[int]]] = {
     "i2v_loop": lambda frames, rng: [0, frames - 1],
     "v2v_head": lambda frames, rng: range(frames // 2),
     "v2v_tail": lambda frames, rng: range(frames // 2, frames),
-    "other": lambda frames, rng: range(rng.randint(1, frames - 1)),
+    "other": _either_end,
     "none": lambda frames, rng: [],
 }
+
+
+def condition_name(name: str) -> str:
+    """Open-Sora's short name "i2v" in full."""
+    return "i2v_head" if name == "i2v" else name
 
 
 class FrameConditions:
@@ -160,7 +172,7 @@ class FrameConditions:
     """
 
     def __init__(self, ratios: Mapping[str, float]) -> None:
-        self.ratios = _renamed(ratios, lambda name: "i2v_head" if name == "i2v" else name)
+        self.ratios = _renamed(ratios, condition_name)
         _check_ratios("mask_ratios", self.ratios, CONDITIONS, complete="none" in self.ratios)
         if "none" not in self.ratios:
             self.ratios["none"] = 1 - sum(self.ratios.values())

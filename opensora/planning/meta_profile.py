@@ -5,7 +5,7 @@ there for a moment need no model of its own. Bytes are those of storages; what a
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -210,6 +210,9 @@ class _Meta:
 
     def rms_norm(self) -> None:
         return None
+
+    def pads_wrongly(self, x: Tensor, kernel_size: Sequence[int], padding: Sequence[int]) -> bool:
+        return False
 
 
 @contextmanager

@@ -1,9 +1,16 @@
 """Convolutions over clips. Shapes: B batch, C channels, T H W frames/rows/columns."""
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from opensora.models.layers.kernels import kernels_for
+
+_OPTIONS = (
+    *("in_channels", "out_channels", "kernel_size", "stride", "padding"),
+    *("dilation", "groups", "padding_mode"),
+)
 
 
 class Conv3d(nn.Conv3d):
@@ -26,10 +33,7 @@ def replace_convolutions(network: nn.Module) -> None:
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Conv3d:
-                replacement = Conv3d(
-                    *(child.in_channels, child.out_channels, child.kernel_size, child.stride, child.padding),
-                    *(child.dilation, child.groups, child.bias is not None, child.padding_mode),
-                    device="meta",
-                )
+                options: dict[str, Any] = {name: getattr(child, name) for name in _OPTIONS}
+                replacement = Conv3d(**options, bias=child.bias is not None, device="meta")
                 replacement.weight, replacement.bias = child.weight, child.bias
                 setattr(parent, name, replacement)

@@ -73,7 +73,11 @@ def test_given_frames() -> None:
         "i2v_head": [0], "i2v_tail": [4], "i2v_loop": [0, 4], "v2v_head": [0, 1], "v2v_tail": [2, 3, 4], "none": []
     }  # fmt: skip
     other = FrameConditions({"other": 1.0})
-    assert {tuple(other.draw(4, rng)) for _ in range(100)} == {(0,), (0, 1), (0, 1, 2)}
+    from_start, to_end = {(0,), (0, 1)}, {(1, 2, 3), (2, 3)}
+    draws_of_four = Counter(tuple(other.draw(4, rng)) for _ in range(2000))
+    assert set(draws_of_four) == from_start | to_end
+    assert sum(draws_of_four[each] for each in from_start) / 2000 == pytest.approx(0.5, abs=0.04)
+    assert {tuple(other.draw(2, rng)) for _ in range(100)} == {(0,), (1,)}
     assert [FrameConditions({name: 1.0}).draw(1, rng) for name in CONDITIONS] == [[]] * 7
     found = Counter(len(FrameConditions({"i2v": 0.25}).draw(5, rng)) for _ in range(2000))
     assert found[1] / 2000 == pytest.approx(0.25, abs=0.04)
