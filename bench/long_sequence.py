@@ -22,8 +22,8 @@ from opensora.parallel.activation_checkpointing import checkpoint_activations
 from opensora.parallel.collectives import gather_objects
 from opensora.parallel.engine import EngineOptions
 from opensora.parallel.sequence_parallel import bytes_sent, shard_sequence
-from opensora.parallel.volume import sequence_bytes
 from opensora.parallel.watchdog.process_exit import exit_process
+from opensora.planning.communication import sequence_bytes
 from opensora.platforms import Platform, select
 from opensora.registry import OPTIMIZERS, PLUGINS, build
 from opensora.rng import generator

@@ -62,12 +62,12 @@ CASES: dict[str, Callable[..., Callable[[], object]]] = {"training": training, "
 def activation_bytes(checkpointed: bool) -> int:
     """Peak activation bytes that `opensora check` expects in the training case."""
     from opensora.models.stdit.stdit import STDiT
-    from opensora.training.plan import activation_bytes as estimate
+    from opensora.planning.meta_profile import profile_step
 
     with torch.device("meta"):
         model = STDiT(**TRAINING, caption_channels=64, model_max_length=16)  # type: ignore[arg-type]
         x, t, y = torch.empty(1, 4, *TRAINING["input_size"]), torch.empty(1), torch.empty(1, 1, 16, 64)  # type: ignore[misc]
-    return estimate(model, lambda module: module(x, t, y), checkpointed)
+    return profile_step(model, lambda module: module(x, t, y), checkpointed=checkpointed).peak
 
 
 def added_bytes(work: Callable[[], object]) -> int:

@@ -1,15 +1,15 @@
 """Dry run: `opensora check CONFIG [world=N] [gpu=NAME] [gpus_per_node=N] [key=value ...]`. Needs no weights and no accelerator.
 
-With gpu=h100 (or another of opensora/planning/device_specs.py) also the time that N of them take, and the smallest layout that
-fits. With --no-data it plans by the config alone, where the manifest is on another machine; with --table it prints only
-the table of docs/parallelism.md, for the config's model and gpu.
+With gpu=h100 (or another of opensora/planning/device_specs.py) it also estimates the time on N of them, and finds the
+smallest layout that fits. With --no-data it reads the config alone, for a manifest on another machine. With --table it
+prints only the table of docs/parallelism.md, for the config's model and gpu.
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from opensora.cli.run_main import run_main
 from opensora.config import explain, load, parse_override
@@ -18,16 +18,24 @@ from opensora.planning.device_specs import Gpu, gpu_named
 from opensora.registry import PLUGINS, build
 from opensora.schema import TrainRun
 
+if TYPE_CHECKING:
+    from opensora.planning.dry_run import DryRun
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="opensora check", description=__doc__)
     parser.add_argument("config", help="a training config")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="world=N plans for N ranks, gpu=NAME for these"
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="world=N: ranks; gpu=NAME: accelerator; or settings of the config",
     )
-    parser.add_argument("--table", action="store_true", help="sizes of clips and numbers of GPUs, as markdown")
     parser.add_argument(
-        "--no-data", action="store_true", help="plan by the config alone, where the manifest is elsewhere"
+        "--table", action="store_true", help="print a Markdown table over clip sizes and numbers of GPUs"
+    )
+    parser.add_argument(
+        "--no-data", action="store_true", help="use the config alone, for a manifest on another machine"
     )
     arguments = parser.parse_intermixed_args(argv)
     if arguments.table:
@@ -35,25 +43,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_main(lambda: check_command(arguments.config, arguments.overrides, data=not arguments.no_data))
 
 
-MACHINE_KEYS = ("world", "gpu", "gpus_per_node")  # what the command line says of the machines, not of the run
+MACHINE_KEYS = ("world", "gpu", "gpus_per_node")  # keys of the command line that are not keys of the config
 
 
-def machines(overrides: Sequence[str]) -> tuple[int, Gpu | None, list[str]]:
-    """(ranks, accelerator or None, what is left for the config); the last of each key counts."""
-    given = dict(parse_override(each) for each in overrides if each.partition("=")[0] in MACHINE_KEYS)
-    world = whole_number("world", given.get("world", 1))
+def parse_machine_args(overrides: Sequence[str]) -> tuple[int, Gpu | None, list[str]]:
+    """(ranks, accelerator or None, overrides of the config); the last value of a key counts."""
+    values = dict(parse_override(each) for each in overrides if each.partition("=")[0] in MACHINE_KEYS)
+    world = whole_number("world", values.get("world", 1))
     gpu = None
-    if "gpu" in given:
-        gpu = gpu_named(str(given["gpu"]))
-    if "gpus_per_node" in given:
+    if "gpu" in values:
+        gpu = gpu_named(str(values["gpu"]))
+    if "gpus_per_node" in values:
         if gpu is None:
             raise ConfigError("command line: key 'gpus_per_node': found without gpu; allowed: with it; add gpu=h100")
-        gpu = replace(gpu, per_node=whole_number("gpus_per_node", given["gpus_per_node"]))
+        gpu = replace(gpu, per_node=whole_number("gpus_per_node", values["gpus_per_node"]))
     return world, gpu, [each for each in overrides if each.partition("=")[0] not in MACHINE_KEYS]
 
 
 def whole_number(name: str, value: Any) -> int:
-    """A value of the command line; ConfigError unless it is a whole number from 1."""
+    """Return a value of the command line; ConfigError unless it is a whole number from 1."""
     if type(value) is not int or value < 1:
         raise ConfigError(f"command line: key '{name}': found {value!r}; allowed: a whole number from 1")
     return value
@@ -63,41 +71,41 @@ def table_command(config: str, overrides: Sequence[str]) -> int:
     """Print the table of docs/parallelism.md for the config's model, autoencoder, text encoder and plugin options."""
     if any(each.partition("=")[0] == "world" for each in overrides):
         raise ConfigError(
-            "command line: key 'world': found with --table; allowed: without, it has rows for several; remove it"
+            "command line: key 'world': found with --table; allowed: without, the table has rows for several; remove it"
         )
-    _, gpu, rest = machines(overrides)
+    _, gpu, rest = parse_machine_args(overrides)
     gpu = gpu or gpu_named("h100")
     loaded = load(config, rest, TrainRun)
 
-    from opensora.cli.check_layouts import searched
+    from opensora.cli.check_layouts import searched_plugins
+    from opensora.planning.dry_run import config_layout, model_step, resolve_defaults
     from opensora.planning.layout_table import markdown, rows
-    from opensora.training.plan import chosen, layout_of, subject_of
 
     check_options(loaded.run, gpu)
-    run = replace(chosen(on_gpu(loaded.run, gpu)), batch_size=1)
-    plugins = searched(run.task)
-    if run.plugin not in plugins:  # its options are of no use to others
+    run = replace(resolve_defaults(on_gpu(loaded.run, gpu)), batch_size=1)
+    plugins = searched_plugins(run.task)
+    if run.plugin not in plugins:  # other plugins do not take its options
         run = replace(run, plugin=plugins[0], plugin_config={})
-    layout = layout_of(run, 1, gloo=gpu.name == "cpu")
-    found = rows(lambda clip: (subject_of(run, clip), layout), gpu, plugins)
-    sys.stdout.write(markdown(found) + "\n")
+    layout = config_layout(run, 1, gloo=gpu.name == "cpu")
+    lines = rows(lambda clip: (model_step(run, clip, layout)[1], layout), gpu, plugins)
+    sys.stdout.write(markdown(lines) + "\n")
     return 0
 
 
 def check_options(run: TrainRun, gpu: Gpu | None) -> None:
-    """ConfigError for values in plugin_config that the plugin itself refuses, anywhere or on the CPU."""
+    """ConfigError for values in plugin_config that the plugin refuses, everywhere or on the CPU."""
     plugin = build(PLUGINS, {"type": run.plugin, **run.plugin_config})
     if gpu is not None and gpu.name == "cpu":
         import torch
 
         from opensora.parallel.world import World
 
-        tensor = run.plugin_config.get("tp_size", 1)
-        plugin.check(World(0, tensor, 0, 1, 0, torch.device("cpu"), sequence_size=tensor))
+        tp_size = run.plugin_config.get("tp_size", 1)
+        plugin.check(World(0, tp_size, 0, 1, 0, torch.device("cpu"), sequence_size=tp_size))
 
 
 def on_gpu(run: TrainRun, gpu: Gpu | None) -> TrainRun:
-    """The run, with float32 where it says auto and the accelerator is slower in bfloat16."""
+    """The run with float32 in place of dtype "auto" where the accelerator is slower in bfloat16."""
     slower = gpu is not None and gpu.bf16_tflops < gpu.fp32_tflops
     return replace(run, dtype="fp32") if slower and run.dtype == "auto" else run
 
@@ -105,19 +113,19 @@ def on_gpu(run: TrainRun, gpu: Gpu | None) -> TrainRun:
 def check_command(config: str, overrides: Sequence[str], data: bool = True) -> int:
     """Print the resolved config, parameters, tokens, rows and memory; with a gpu, time and the smallest layout.
 
-    data: False leaves the manifest unopened; sizes are the config's.
+    data: False does not open the manifest; sizes are the config's.
     """
-    world, gpu, rest = machines(overrides)
+    world, gpu, rest = parse_machine_args(overrides)
     loaded = load(config, rest, TrainRun)
 
     from rich.console import Console
     from rich.table import Table
 
-    from opensora.cli.check_layouts import fit_lines, searched, step_lines
+    from opensora.cli.check_layouts import fit_lines, searched_plugins, step_lines
+    from opensora.planning.dry_run import dry_run, dry_run_without_data
     from opensora.training.build import build_masks, build_scheduler, check_world
     from opensora.training.clip_plan import build_buckets
     from opensora.training.parallel_sizes import sequence_size
-    from opensora.training.plan import dry_run_without_data, plan
 
     run = on_gpu(loaded.run, gpu)
     check_options(run, gpu)
@@ -136,45 +144,53 @@ def check_command(config: str, overrides: Sequence[str], data: bool = True) -> i
         keys.add_row(*row)
     console.print(keys)
 
-    make = plan if data else dry_run_without_data
-    found = make(run, world, sp_size, gloo=gpu is not None and gpu.name == "cpu")
-    console.print(found.report.table() if data else "rows: not looked at (--no-data)")
-    console.print(
-        f"model: {found.model}, {found.parameters:,} parameters"
-        + (f" (frozen autoencoder: {found.frozen_parameters:,})" if found.frozen_parameters else "")
-    )
-    sizes = " x ".join(str(n) for n in found.latent_size)
-    if run.bucket_config is not None:
-        console.print("what follows is of the bucket with the largest micro-batch")
-    beside = f", with the {found.num_images} pictures beside each clip" if found.num_images else ""
-    console.print(f"latents: {sizes} (frames x rows x columns), {found.tokens_per_sample:,} tokens per sample{beside}")
-    per_rank = run.micro_batches // data_size
-    console.print(
-        f"one optimizer step: {found.samples_per_step} samples, {found.samples_per_step * found.tokens_per_sample:,} "
-        f"tokens; {per_rank} micro-batch(es) of {found.samples_per_step // run.micro_batches} on each rank"
-        + (f", whose tokens {sp_size} ranks share" if sp_size > 1 else "")
-    )
-    estimate = found.estimate
-    memory = Table(f"memory per rank {estimate.when}, when it is fullest (estimate)", "MiB")
+    make_dry_run = dry_run if data else dry_run_without_data
+    result = make_dry_run(run, world, sp_size, gloo=gpu is not None and gpu.name == "cpu")
+    console.print(result.report.table() if data else "rows: not read (--no-data)")
+    for line in summary_lines(result, run, data_size, sp_size):
+        console.print(line)
+    estimate = result.estimate
+    memory = Table(f"peak memory per rank, {estimate.peak_stage} (estimate)", "MiB")
     for name, value in estimate.memory.items():
         memory.add_row(name, f"{value / 2**20:,.1f}")
     memory.add_row("total, without the framework", f"{estimate.total / 2**20:,.1f}")
     console.print(memory)
-    if estimate.host:
-        console.print(f"in host memory, for each rank: {estimate.host / 2**20:,.1f} MiB")
-    if found.text_parameters is None:
-        console.print("not counted: the text encoder, whose size nothing here tells")
-    for recomputed in (False, True):
-        other = found.with_layout(grad_checkpoint=recomputed)
-        console.print(
-            f"activations of a micro-batch with grad_checkpoint={recomputed}: {other.kept / 2**20:,.1f} MiB wait for the "
-            f"backward, {other.activations / 2**20:,.1f} MiB at most"
-        )
-    lines = list(step_lines(estimate, gpu))
+    lines = [*memory_lines(result), *step_lines(estimate, gpu)]
     if run.perceptual is not None or run.discriminator is not None:
         lines.append("not counted: arithmetic and exchange of the perceptual network and the discriminator")
     if gpu is not None:
-        lines += fit_lines(found.subject, estimate, run.micro_batches, gpu, searched(run.task))
+        lines += fit_lines(result.step, estimate, run.micro_batches, gpu, searched_plugins(run.task))
     for line in lines:
         console.print(line)
     return 0
+
+
+def summary_lines(result: "DryRun", run: TrainRun, data_size: int, sp_size: int) -> Iterator[str]:
+    """Lines about the model and about the samples and tokens of a step."""
+    summary, samples = result.summary, result.samples_per_step
+    frozen = f" (frozen autoencoder: {summary.frozen_parameters:,})" if summary.frozen_parameters else ""
+    yield f"model: {summary.model}, {summary.parameters:,} parameters{frozen}"
+    if run.bucket_config is not None:
+        yield "the numbers below are of the bucket with the largest micro-batch"
+    size = " x ".join(map(str, summary.latent_size))
+    images = f", the clip's {summary.num_images} images included" if summary.num_images else ""
+    yield f"latents: {size} (frames x rows x columns), {summary.tokens_per_sample:,} tokens per sample{images}"
+    shared = f", whose tokens {sp_size} ranks share" if sp_size > 1 else ""
+    yield (
+        f"one optimizer step: {samples} samples, {samples * summary.tokens_per_sample:,} tokens; "
+        f"{run.micro_batches // data_size} micro-batch(es) of {samples // run.micro_batches} on each rank{shared}"
+    )
+
+
+def memory_lines(result: "DryRun") -> Iterator[str]:
+    """Lines about the memory that is not in the table."""
+    if result.estimate.host:
+        yield f"in host memory, for each rank: {result.estimate.host / 2**20:,.1f} MiB"
+    if result.summary.text_parameters is None:
+        yield "not counted: the text encoder, whose size is unknown"
+    for recomputed in (False, True):
+        estimate = result.estimate_with(grad_checkpoint=recomputed)
+        yield (
+            f"activations of a micro-batch with grad_checkpoint={recomputed}: {estimate.saved_activations / 2**20:,.1f} MiB "
+            f"saved for the backward, {estimate.peak_activations / 2**20:,.1f} MiB at the peak"
+        )

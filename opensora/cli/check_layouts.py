@@ -1,10 +1,10 @@
-"""The part of `opensora check` that is about accelerators: arithmetic, traffic, time, and the smallest layout that fits."""
+"""Output of `opensora check` about accelerators: arithmetic, traffic, time, and the smallest layout that fits."""
 
 from collections.abc import Iterator, Sequence
 
 from opensora.planning.device_specs import EFFICIENCY, LINK_EFFICIENCY, Gpu
 from opensora.planning.estimate import Estimate, StepModel, seconds
-from opensora.planning.search import RESERVE, RULE, Search, smallest, usable_bytes
+from opensora.planning.search import RESERVE, RULE, Search, smallest_layout, usable_bytes
 from opensora.registry import PLUGINS
 
 SEARCHED = ("ddp", "fsdp", "zero1", "zero2", "zero1-seq", "zero2-seq")
@@ -12,9 +12,9 @@ GIB, GB, TERA = 2**30, 1e9, 1e12
 HOST_UPDATES = "the update not counted: the host makes it"
 
 
-def described(found: Estimate) -> str:
-    """A layout in the config's words."""
-    layout = found.layout
+def describe(estimate: Estimate) -> str:
+    """The layout as settings of a config."""
+    layout = estimate.layout
     words = [f"plugin={layout.plugin}", f"sp_size={layout.sp_size}", f"grad_checkpoint={layout.grad_checkpoint}"]
     if layout.tp_size > 1:
         words.append(f"plugin_config.tp_size={layout.tp_size}")
@@ -23,62 +23,62 @@ def described(found: Estimate) -> str:
     return " ".join(words)
 
 
-def step_lines(found: Estimate, gpu: Gpu | None) -> Iterator[str]:
-    """Arithmetic and traffic of a rank, and with a named accelerator the time they take."""
+def step_lines(estimate: Estimate, gpu: Gpu | None) -> Iterator[str]:
+    """Lines about arithmetic and traffic of a rank, and with an accelerator about their time."""
     yield (
-        f"arithmetic of one step on each rank: {found.model_flops / TERA:,.4g} TFLOP of the trained model, "
-        f"{found.frozen_flops / TERA:,.4g} TFLOP of the frozen networks"
+        f"arithmetic of one step on each rank: {estimate.model_flops / TERA:,.4g} TFLOP of the trained model, "
+        f"{estimate.frozen_flops / TERA:,.4g} TFLOP of the frozen networks"
     )
-    traffic = found.traffic
+    traffic = estimate.traffic
     yield (
         f"sent by each rank in one step: {traffic.gradients / GB:,.4g} GB of gradients, {traffic.weights / GB:,.4g} GB of "
-        f"weights, {found.sequence_bytes / GB:,.4g} GB of tokens between the ranks that share samples"
+        f"weights, {estimate.sequence_bytes / GB:,.4g} GB of tokens between the ranks that share samples"
     )
     if gpu is None:
         return
-    spent = seconds(found, gpu)
-    update = HOST_UPDATES if found.layout.cpu_offload else f"update {spent.update:,.3f}"
+    duration = seconds(estimate, gpu)
+    update = HOST_UPDATES if estimate.layout.cpu_offload else f"update {duration.update:,.3f}"
     yield (
-        f"expected on {found.layout.world} x {gpu.name}, {gpu.per_node} to a machine (a plan from data sheets, not a "
-        f"measurement): {spent.total:,.3f} s a step (arithmetic {spent.compute:,.3f}, gradients and weights "
-        f"{spent.exchange:,.3f}, tokens {spent.sequence:,.3f}, {update}), "
-        f"{found.tokens / spent.total:,.0f} tokens/s"
+        f"expected on {estimate.layout.world} x {gpu.name}, {gpu.per_node} to a machine (a plan from data sheets, not a "
+        f"measurement): {duration.total:,.3f} s a step (arithmetic {duration.compute:,.3f}, gradients and weights "
+        f"{duration.exchange:,.3f}, tokens {duration.sequence:,.3f}, {update}), "
+        f"{estimate.tokens / duration.total:,.0f} tokens/s"
     )
     yield (
-        f"stated rates: {gpu.tflops(found.layout.dtype):,g} TFLOP/s {found.layout.dtype}, {gpu.memory_gb:,g} GB at "
+        f"stated rates: {gpu.tflops(estimate.layout.dtype):,g} TFLOP/s {estimate.layout.dtype}, {gpu.memory_gb:,g} GB at "
         f"{gpu.memory_gbs:,g} GB/s, {gpu.node_gbs:,g} GB/s inside a machine, {gpu.network_gbs:,g} GB/s between machines; "
         f"assumed: {EFFICIENCY:.0%} of the TFLOP/s, {LINK_EFFICIENCY:.0%} of the links, nothing overlaps"
     )
 
 
 def fit_lines(
-    subject: StepModel, found: Estimate, micro_batches: int, gpu: Gpu, plugins: Sequence[str]
+    step: StepModel, estimate: Estimate, micro_batches: int, gpu: Gpu, plugins: Sequence[str]
 ) -> Iterator[str]:
-    """Whether the layout fits, and the smallest that does."""
+    """Lines that compare the layout with the accelerator's memory and name the smallest layout that fits."""
     limit = usable_bytes(gpu)
     usable = f"the {limit / GIB:,.1f} GiB that are left of {gpu.memory_gb:,g} GB after {RESERVE:.0%} for the framework"
-    over = found.total - limit
+    over = estimate.total - limit
     word = "fits into" if over <= 0 else f"needs {over / GIB:,.1f} GiB more than"
-    yield f"this layout ({described(found)}): {found.total / GIB:,.1f} GiB, {word} {usable}"
-    yield recommendation(smallest(subject, found.layout, micro_batches, gpu, plugins), gpu)
+    yield f"this layout ({describe(estimate)}): {estimate.total / GIB:,.1f} GiB, {word} {usable}"
+    yield recommendation(smallest_layout(step, estimate.layout, micro_batches, gpu, plugins), gpu)
 
 
-def searched(task: str) -> list[str]:
-    """Plugins that the smallest layout is looked for among; an autoencoder does not train under fsdp."""
+def searched_plugins(task: str) -> list[str]:
+    """The plugins among which the smallest layout is searched; fsdp cannot train an autoencoder."""
     return [name for name in SEARCHED if name in PLUGINS and (task, name) != ("autoencoder", "fsdp")]
 
 
 def recommendation(search: Search, gpu: Gpu) -> str:
-    """What to set, or by how much nothing fits."""
+    """A line with the settings to use, or with the missing memory."""
     if search.best is None:
         return (
-            f"nothing fits: of {search.tried} layouts the nearest ({described(search.nearest)}) needs "
+            f"nothing fits: of {search.tried} layouts the nearest ({describe(search.nearest)}) needs "
             f"{search.nearest.total / GIB:,.1f} GiB, {search.missing / GIB:,.1f} GiB too much; take a smaller batch_size or "
             "clip, more ranks, or an accelerator with more memory"
         )
-    spent = seconds(search.best, gpu)
+    duration = seconds(search.best, gpu)
     left_out = f", {HOST_UPDATES}" if search.best.layout.cpu_offload else ""
     return (
-        f"smallest layout that fits: {described(search.best)} with {search.best.total / GIB:,.1f} GiB, "
-        f"{spent.total:,.3f} s a step, {search.best.tokens / spent.total:,.0f} tokens/s{left_out} (order: {RULE})"
+        f"smallest layout that fits: {describe(search.best)} with {search.best.total / GIB:,.1f} GiB, "
+        f"{duration.total:,.3f} s a step, {search.best.tokens / duration.total:,.0f} tokens/s{left_out} (order: {RULE})"
     )

@@ -1,10 +1,10 @@
 """Find micro-batch sizes for bucket_config: `opensora tune-batch CONFIG OUT_CONFIG step_seconds=N`.
 
-Runs forward and backward of the config's model on noise for growing batch sizes, from the largest bucket down, and writes
-OUT_CONFIG: CONFIG with the bucket_config found. Run it on one of the devices you train on; no data is read. Besides
-key=value settings of CONFIG, which OUT_CONFIG has as well:
-  step_seconds=N   a micro-batch may take so long, forward and backward
-  memory_gb=M      it may need so many GB (10^9 bytes), by the estimate of `opensora check`; default: 0.9 of the device
+It runs forward and backward of the config's model on noise for growing batch sizes, from the largest bucket down, and
+writes OUT_CONFIG: CONFIG with the new bucket_config. Run it on a device of the kind you train on; it reads no data.
+Settings of CONFIG (key=value) go into OUT_CONFIG too. Other keys:
+  step_seconds=N   goal for a micro-batch, forward and backward
+  memory_gb=M      limit in GB (10^9 bytes) for the estimate of `opensora check`; default: 0.9 of the device
   world=N          ranks that will train, among which ZeRO spreads the optimizer; default 1
 """
 
@@ -23,8 +23,8 @@ from opensora.config import load, parse_override
 from opensora.errors import ConfigError
 from opensora.schema import TrainRun
 
-SHARE = 0.9  # of the device's memory, by default
-OWN = ("step_seconds", "memory_gb", "world")
+DEFAULT_SHARE = 0.9  # of the device's memory
+TUNE_KEYS = ("step_seconds", "memory_gb", "world")  # keys of the command line that are not keys of the config
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,90 +39,96 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def tune_command(config: str, out: str, overrides: Sequence[str]) -> int:
-    """Measure, print what was found, write the config; returns the exit code."""
-    own = dict(parse_override(each) for each in overrides if each.partition("=")[0] in OWN)
-    changes = [each for each in overrides if each.partition("=")[0] not in OWN]
-    loaded = load(config, changes, TrainRun)
+    """Search, print the batch sizes, write the config; returns the exit code."""
+    options = dict(parse_override(each) for each in overrides if each.partition("=")[0] in TUNE_KEYS)
+    settings = [each for each in overrides if each.partition("=")[0] not in TUNE_KEYS]
+    loaded = load(config, settings, TrainRun)
     run = loaded.run
     if run.bucket_config is None or run.task != "diffusion":
         raise ConfigError(
-            f"{config}: tune-batch finds the batch sizes of 'bucket_config' for task 'diffusion'; found "
+            f"{config}: tune-batch searches the batch sizes of 'bucket_config' for task 'diffusion'; found "
             f"bucket_config={run.bucket_config}, task={run.task!r}; set bucket_config, with any batch sizes"
         )
-    goal, world = _positive(own, "step_seconds", None), _positive(own, "world", 1)
+    goal, world = _positive(options, "step_seconds", None), _positive(options, "world", 1)
     if Path(out).suffix != ".py" or Path(out).resolve() == Path(config).resolve():
         raise ConfigError(f"command line: OUT_CONFIG {out}: allowed: another file than CONFIG that ends in .py")
 
     from rich.console import Console
 
     from opensora.cli.session import start_platform
+    from opensora.planning.batch_size_search import (
+        StepTimer,
+        search_batch_sizes,
+        step_bytes,
+        updated_bucket_config,
+    )
     from opensora.training.checkpoint import resolve_part
     from opensora.training.clip_plan import build_buckets
-    from opensora.training.tune import StepTimer, step_bytes, tune, tuned_config
 
     platform = start_platform()
-    memory = int(1e9 * _positive(own, "memory_gb", SHARE * platform.memory_bytes() / 1e9))
+    memory = int(1e9 * _positive(options, "memory_gb", DEFAULT_SHARE * platform.memory_bytes() / 1e9))
     run = replace(run, dtype=platform.choose_dtype(run.dtype), vae=resolve_part(run.vae))
     buckets = build_buckets(run, config)
     assert buckets is not None
     assert run.bucket_config is not None
     size = max((buckets.size(each) for each in buckets.all if buckets.takes(each)), key=math.prod)
     timer = StepTimer(run, size, platform)
-    lines = tune(buckets, timer, step_bytes(run, int(world)), step_seconds=goal, memory=memory)
-    if not any(line.batch_size for line in lines):
+    results = search_batch_sizes(buckets, timer, step_bytes(run, int(world)), step_seconds=goal, memory=memory)
+    if not any(result.batch_size for result in results):
         raise ConfigError(
             f"{config}: not one clip of any bucket fits into {memory / 1e9:.1f} GB; allowed: a larger memory_gb; use smaller "
             "buckets, grad_checkpoint=True, another plugin, or more ranks (world=N)"
         )
-    Console(soft_wrap=True).print(_table(lines, goal, memory))
-    changed = {key: getattr(loaded.run, key) for key in dict.fromkeys(re.split("[.=]", each)[0] for each in changes)}
-    changed["bucket_config"] = tuned_config(run.bucket_config, lines)
+    Console(soft_wrap=True).print(_table(results, goal, memory))
+    changed = {key: getattr(loaded.run, key) for key in dict.fromkeys(re.split("[.=]", each)[0] for each in settings)}
+    changed["bucket_config"] = updated_bucket_config(run.bucket_config, results)
     _write(out, config, platform.device_name(), goal, changed, loaded.written)
     load(out, [], TrainRun)
     print(f"written: {out}")
     return 0
 
 
-def _positive(own: dict[str, Any], name: str, default: float | None) -> float:
-    value = own.get(name, default)
+def _positive(options: dict[str, Any], name: str, default: float | None) -> float:
+    value = options.get(name, default)
     if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-        found = "missing" if value is None else f"found {value!r}"
-        raise ConfigError(f"command line: key '{name}': {found}; allowed: a number above 0; add {name}=N")
+        problem = "missing" if value is None else f"found {value!r}"
+        raise ConfigError(f"command line: key '{name}': {problem}; allowed: a number above 0; add {name}=N")
     return value
 
 
-def _table(lines: Sequence[Any], goal: float, memory: int) -> Any:
+def _table(results: Sequence[Any], goal: float, memory: int) -> Any:
     from rich.table import Table
 
-    table = Table(
-        "resolution", "frames", "size", "batch before", "batch", "seconds", "GB (estimate)", "",
-        title=f"at most {goal:g} s and {memory / 1e9:.1f} GB",
-    )  # fmt: skip
-    for line in lines:
-        remark = "slower than the goal by itself" if line.too_slow else ""
-        if not line.batch_size:
+    columns = ("resolution", "frames", "size", "batch before", "batch", "seconds", "GB (estimate)", "")
+    table = Table(*columns, title=f"at most {goal:g} s and {memory / 1e9:.1f} GB")
+    for result in results:
+        remark = "one clip alone is slower than the goal" if result.too_slow else ""
+        if not result.batch_size:
             remark = "does not fit into memory: never chosen"
         table.add_row(
-            line.resolution,
-            str(line.num_frames),
-            "x".join(map(str, line.size[1:])),
-            str(line.before),
-            str(line.batch_size),
-            f"{line.seconds:.3g}" if line.batch_size else "",
-            f"{line.bytes / 1e9:.2f}",
+            result.resolution,
+            str(result.num_frames),
+            "x".join(map(str, result.size[1:])),
+            str(result.config_batch_size),
+            str(result.batch_size),
+            f"{result.seconds:.3g}" if result.batch_size else "",
+            f"{result.bytes / 1e9:.2f}",
             remark,
         )
     return table
 
 
 def _write(out: str, config: str, device: str, goal: float, changed: dict[str, Any], written: frozenset[str]) -> None:
-    """changed: keys of CONFIG that are others. written: those that CONFIG sets, with whose values none is to be merged."""
+    """Write a config that inherits from `config`.
+
+    changed: keys with new values. written: keys that `config` itself sets; a dict replaces its value whole.
+    """
     base = os.path.relpath(Path(config).resolve(), Path(out).resolve().parent)
     lines = ""
     for key, value in changed.items():
-        whole = {"_delete_": True, **value} if isinstance(value, dict) and key in written else value
-        lines += f"{key} = {pprint.pformat(whole, width=110, sort_dicts=False)}\n"
-    head = f"Batch sizes for steps of {goal:g} s, found by `opensora tune-batch` on {device}."
+        replacement = {"_delete_": True, **value} if isinstance(value, dict) and key in written else value
+        lines += f"{key} = {pprint.pformat(replacement, width=110, sort_dicts=False)}\n"
+    head = f"Batch sizes for steps of {goal:g} s, by `opensora tune-batch` on {device}."
     text = f'"""{head}\n\nRun:    opensora train {out}\n"""\n\n_base_ = [{base!r}]\n{lines}'
     try:
         Path(out).parent.mkdir(parents=True, exist_ok=True)

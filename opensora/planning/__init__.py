@@ -1,1 +1,1 @@
-"""What a training step costs on machines that are not at hand: memory, arithmetic, traffic and time, without data."""
+"""Estimates of a training step on machines that are not at hand: memory, arithmetic, traffic and time."""

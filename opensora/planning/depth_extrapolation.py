@@ -1,4 +1,4 @@
-"""Rehearsing a deep model by two shallow ones: its blocks are alike, so what a block adds is seen once and repeated."""
+"""The profile of a deep model from two shallow ones: its blocks are alike, so the cost of one is added repeatedly."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,65 +7,65 @@ from functools import partial
 from opensora.planning.meta_profile import StepProfile
 
 
-def extrapolate_depth(rehearse_at: Callable[[int], StepProfile], depth: int) -> StepProfile:
-    """The rehearsal at `depth`, of which `rehearse_at` gives that of any other depth.
+def extrapolate_depth(profile_at: Callable[[int], StepProfile], depth: int) -> StepProfile:
+    """The profile at `depth`; `profile_at(n)` profiles the model with n blocks.
 
-    Blocks may alternate between two kinds. Where a third block does not add what the second did, as when some have
-    other attention, the whole depth is rehearsed.
+    Blocks may alternate between two kinds. Where another block does not add what the one before did, for example because
+    its attention differs, the whole depth is profiled.
     """
     for period in (1, 2):
-        short_depth = 3 if period == 1 else 4 + depth % 2  # with two blocks, what surrounds them may be the fullest
+        short_depth = 3 if period == 1 else 4 + depth % 2  # with only two blocks the peak may lie outside of them
         if depth <= short_depth + period:
             break
-        short, long = rehearse_at(short_depth), rehearse_at(short_depth + period)
-        deep = repeated(short, long, (depth - short_depth) // period)
+        short, long = profile_at(short_depth), profile_at(short_depth + period)
+        deep = repeat_blocks(short, long, (depth - short_depth) // period)
         if deep is not None:
             return deep
-    return rehearse_at(depth)
+    return profile_at(depth)
 
 
-def repeated(short: StepProfile, long: StepProfile, times: int) -> StepProfile | None:
-    """`short` with what `long` has more added `times` times; None when it is not a repetition."""
-    more = len(long.moments) - len(short.moments)
-    if more <= 0:
+def repeat_blocks(short: StepProfile, long: StepProfile, times: int) -> StepProfile | None:
+    """`short` plus `times` times the difference to `long`; None when `long` is not `short` with a block repeated."""
+    extra = len(long.points) - len(short.points)
+    if extra <= 0:
         return None
-    step = partial(
-        _one_more,
-        kept=long.kept - short.kept,
-        elements=long.moments[-1].delivered - short.moments[-1].delivered,
+    add = partial(
+        _add_block,
+        saved=long.saved - short.saved,
+        elements=long.points[-1].gradients - short.points[-1].gradients,
         forward_flops=long.forward_flops - short.forward_flops,
         backward_flops=long.backward_flops - short.backward_flops,
         sent=long.sent - short.sent,
     )
-    for place in range(len(short.moments) - more + 1):
-        if step(short, above=place + more, below=place) == long:
+    for index in range(len(short.points) - extra + 1):
+        if add(short, above=index + extra, below=index) == long:
             deep = short
             for _ in range(times):
-                deep = step(deep, above=place + more, below=place)
+                deep = add(deep, above=index + extra, below=index)
             return deep
     return None
 
 
-def _one_more(
-    now: StepProfile,
+def _add_block(
+    profile: StepProfile,
     *,
     above: int,
     below: int,
-    kept: int,
+    saved: int,
     elements: int,
     forward_flops: int,
     backward_flops: int,
     sent: int,
 ) -> StepProfile:
-    """A block more. A backward goes through the last block first: it puts its moments in front, those `above` the others,
-    and as long as it lasts what the others keep is there as well."""
+    """Add a block at the end. The backward goes through it first, so its points come first, and during them the saved
+    activations of all other blocks are still alive."""
     return StepProfile(
-        kept=now.kept + kept,
-        moments=(
-            *(replace(moment, live=moment.live + kept) for moment in now.moments[:above]),
-            *(replace(moment, delivered=moment.delivered + elements) for moment in now.moments[below:]),
+        saved=profile.saved + saved,
+        points=(
+            *(replace(point, live=point.live + saved) for point in profile.points[:above]),
+            *(replace(point, gradients=point.gradients + elements) for point in profile.points[below:]),
         ),
-        forward_flops=now.forward_flops + forward_flops,
-        backward_flops=now.backward_flops + backward_flops,
-        sent=now.sent + sent,
+        forward_flops=profile.forward_flops + forward_flops,
+        backward_flops=profile.backward_flops + backward_flops,
+        sent=profile.sent + sent,
     )

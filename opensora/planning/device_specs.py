@@ -1,8 +1,8 @@
-"""Stated rates of accelerators: what plans reckon with, nothing that was measured here.
+"""Rates of accelerators from data sheets, for estimates; nothing here was measured by this project.
 
-Each entry names the pages it was compared with and, where these quote a maker's sheet, that. TFLOP/s are dense, without
-sparsity; bandwidths are one way, where sheets give both ways added up. Network figures called assumed go back to no
-sheet: such cards have no network of their own, and machines differ.
+Each entry names the pages that it was compared with and the maker's sheet that they quote. TFLOP/s are dense, without
+sparsity; bandwidths are one way, while sheets add both ways. Network rates marked "assumed" have no sheet: such cards
+have no network of their own, and machines differ.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Gpu:
     memory_gb: float  # 10^9 bytes, as sold
     memory_gbs: float  # GB/s of its own memory
     node_gbs: float  # GB/s one way to the others of the machine
-    network_gbs: float  # GB/s one way to other machines, of the network card it has to itself
+    network_gbs: float  # GB/s one way to other machines, of its own network card
     per_node: int = 8
 
     @property

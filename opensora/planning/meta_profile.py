@@ -1,7 +1,7 @@
-"""A forward and a backward on the meta device: every allocation is followed and every product counted, nothing computed.
+"""Profile of a forward and a backward on the meta device: it counts allocations and FLOP, and computes nothing.
 
-The same modules run under the same autograd as in training, so what is kept, what is recomputed and what is only
-there for a moment need no model of its own. Bytes are those of storages; what an allocator adds is not counted.
+The modules and autograd are those of training, so saved, recomputed and short-lived activations need no formulas.
+Bytes are those of storages; the overhead of an allocator is not counted.
 """
 
 import functools
@@ -30,25 +30,25 @@ _fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 @dataclass(frozen=True)
 class MemoryPoint:
-    """A stretch of a backward: after so many gradient elements were made, the most bytes alive until the next."""
+    """A stretch of the backward between two parameters' gradients."""
 
-    delivered: int
-    live: int
+    gradients: int  # elements of the gradient that exist when it begins
+    live: int  # peak bytes until the next gradient
 
 
 @dataclass(frozen=True)
 class StepProfile:
-    """One micro-batch. Bytes do not count parameters, inputs, or gradients that are complete."""
+    """One micro-batch. Bytes do not include parameters, inputs, or finished gradients."""
 
-    kept: int  # alive when the forward is done: what waits for the backward
-    moments: tuple[MemoryPoint, ...]
+    saved: int  # alive after the forward, for the backward
+    points: tuple[MemoryPoint, ...]
     forward_flops: int
-    backward_flops: int  # with what is computed again
+    backward_flops: int  # recomputation included
     sent: int = 0  # bytes to the other ranks of a sequence group
 
     @property
     def peak(self) -> int:
-        return max(moment.live for moment in self.moments)
+        return max(point.live for point in self.points)
 
 
 def profile_step(
@@ -59,12 +59,11 @@ def profile_step(
     autocast: bool = False,
     plain_softmax: bool = False,
 ) -> StepProfile:
-    """Run `forward(model)` and the backward of a loss over its results; everything must lie on the meta device.
+    """Run `forward(model)` and the backward of a loss over its outputs; everything must lie on the meta device.
 
-    checkpointed: the blocks' activations are recomputed; this and `autocast` change the model for good.
-
-    autocast: matrix products in bfloat16, as engines run bf16. plain_softmax: half precision as on the CPU, where
-    attention over few keys is two products and a softmax.
+    checkpointed: recompute the blocks' activations. autocast: matrix products in bfloat16, as engines run bf16. Both
+    change the model for good. plain_softmax: half precision as on the CPU, where attention over few keys is two products
+    and a softmax.
     """
     if autocast:
         for block in model.checkpoint_blocks():
@@ -75,16 +74,16 @@ def profile_step(
             block.__class__ = _fusing(type(block))  # type: ignore[arg-type]
         checkpoint_activations(model.checkpoint_blocks())
     handles: list[Any] = []
-    moments: list[MemoryPoint] = []
-    delivered = 0
-    parameters = [each for each in model.parameters() if each.requires_grad]
+    points: list[MemoryPoint] = []
+    gradients = 0
+    parameters = [p for p in model.parameters() if p.requires_grad]
     with _kernels(plain_softmax):
         live = LiveBytes(model)
 
         def on_gradient(parameter: nn.Parameter) -> None:
-            nonlocal delivered
-            moments.append(MemoryPoint(delivered, live.take_peak()))
-            delivered += parameter.numel()
+            nonlocal gradients
+            points.append(MemoryPoint(gradients, live.take_peak()))
+            gradients += parameter.numel()
             parameter.grad = None
 
         for parameter in parameters:
@@ -92,68 +91,68 @@ def profile_step(
         try:
             with live:
                 with _FusedEverywhere(), MetaAutocast() if autocast else nullcontext():
-                    found = forward(model)
-                loss = _loss(found)
-                del found
-                kept, once = live.now, live.flops
+                    outputs = forward(model)
+                loss = _loss(outputs)
+                del outputs
+                saved, forward_flops = live.now, live.flops
                 loss.backward()
-                moments.append(MemoryPoint(delivered, live.take_peak()))
+                points.append(MemoryPoint(gradients, live.take_peak()))
         finally:
             for handle in handles:
                 handle.remove()
-    return StepProfile(kept, tuple(moments), once, live.flops - once)
+    return StepProfile(saved, tuple(points), forward_flops, live.flops - forward_flops)
 
 
-def profile_forward(work: Callable[[], Any], *held: nn.Module) -> tuple[int, int]:
-    """(peak bytes, operations) of `work` without gradients; the parameters of `held` are not counted."""
-    with torch.no_grad(), _kernels(False), _FusedEverywhere(), LiveBytes(*held) as live:
+def profile_forward(work: Callable[[], Any], *modules: nn.Module) -> tuple[int, int]:
+    """(peak bytes, FLOP) of `work` without gradients; the parameters of `modules` are not counted."""
+    with torch.no_grad(), _kernels(False), _FusedEverywhere(), LiveBytes(*modules) as live:
         work()
         return live.take_peak(), live.flops
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of storages that operations make, from their making to their end, and the products' arithmetic.
+    """Counts the bytes of live storages that operations allocate, and the FLOP of matrix products.
 
-    torch's FlopCounterMode counts the same but holds on to what is computed again, so it cannot stand around a step.
+    torch's FlopCounterMode counts the same FLOP but keeps recomputed tensors alive, so it cannot run around a step.
     """
 
-    def __init__(self, *held: nn.Module):
+    def __init__(self, *modules: nn.Module):
         super().__init__()
         self.now = 0  # bytes
         self.flops = 0
         self._peak = 0
-        self._known: dict[int, int] = {}  # bytes of a storage, by its address
-        self._ends: dict[int, ref] = {}
-        self._held = [t.untyped_storage() for each in held for t in [*each.parameters(), *each.buffers()]]
-        for storage in self._held:
-            self._known[storage._cdata] = 0
+        self._sizes: dict[int, int] = {}  # bytes of a storage, by its address
+        self._finalizers: dict[int, ref] = {}
+        self._uncounted = [t.untyped_storage() for each in modules for t in [*each.parameters(), *each.buffers()]]
+        for storage in self._uncounted:
+            self._sizes[storage._cdata] = 0
 
     def take_peak(self) -> int:
-        """The most bytes that were alive since the last call."""
+        """The peak bytes since the last call."""
         peak, self._peak = self._peak, self.now
         return peak
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = _RULES.get(function, function)(*args, **(kwargs or {}))
+        result = _RULES.get(function, function)(*args, **(kwargs or {}))
         if function._overloadpacket in _FLOPS:
-            self.flops += _FLOPS[function._overloadpacket](*args, **(kwargs or {}), out_val=found)
-        for each in found if isinstance(found, list | tuple) else (found,):
+            self.flops += _FLOPS[function._overloadpacket](*args, **(kwargs or {}), out_val=result)
+        for each in result if isinstance(result, list | tuple) else (result,):
             if isinstance(each, Tensor):
-                self._see(each.untyped_storage())
-        return found
+                self._add(each.untyped_storage())
+        return result
 
-    def _see(self, storage: Any) -> None:
+    def _add(self, storage: Any) -> None:
         key = storage._cdata
-        if key in self._known:
+        if key in self._sizes:
             return
-        self._known[key] = storage.nbytes()
-        self.now += self._known[key]
+        self._sizes[key] = storage.nbytes()
+        self.now += self._sizes[key]
         self._peak = max(self._peak, self.now)
-        self._ends[key] = ref(storage, partial(self._forget, key))
+        self._finalizers[key] = ref(storage, partial(self._remove, key))
 
-    def _forget(self, key: int, _: ref) -> None:
-        self.now -= self._known.pop(key)
-        del self._ends[key]
+    def _remove(self, key: int, _: ref) -> None:
+        self.now -= self._sizes.pop(key)
+        del self._finalizers[key]
 
 
 def _layer_norm(x: Tensor, shape: Any, weight: Any, bias: Any, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -163,37 +162,37 @@ def _layer_norm(x: Tensor, shape: Any, weight: Any, bias: Any, eps: float) -> tu
 
 
 def _layer_norm_backward(
-    grad: Tensor, x: Tensor, shape: Any, mean: Tensor, rstd: Tensor, weight: Any, bias: Any, wanted: list[bool]
+    grad: Tensor, x: Tensor, shape: Any, mean: Tensor, rstd: Tensor, weight: Any, bias: Any, mask: list[bool]
 ) -> tuple[Tensor | None, ...]:
     return tuple(
-        torch.empty_like(each) if want and each is not None else None
-        for each, want in zip((x, weight, bias), wanted, strict=True)
+        torch.empty_like(each) if needed and each is not None else None
+        for each, needed in zip((x, weight, bias), mask, strict=True)
     )
 
 
-# Importing colossalai puts rules of its own in place of torch's, and that of the backward fails on norms without weights.
-# Torch's for the forward takes milliseconds, most of a rehearsal.
+# Importing colossalai replaces torch's rules, and its rule for the backward fails on norms without weights.
+# Torch's rule for the forward takes milliseconds, most of the time of a profile.
 _RULES: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.native_layer_norm.default: _layer_norm,
     torch.ops.aten.native_layer_norm_backward.default: _layer_norm_backward,
 }
 
 
-def _loss(found: Any) -> Tensor:
-    """A number that every result depends on, as a squared error would."""
-    parts = [each for each in tree_leaves(_fields(found)) if isinstance(each, Tensor) and each.requires_grad]
-    return torch.stack([each.float().square().mean() for each in parts]).sum()
+def _loss(outputs: Any) -> Tensor:
+    """A scalar that depends on every output, as a squared error would."""
+    terms = [each for each in tree_leaves(_tensors(outputs)) if isinstance(each, Tensor) and each.requires_grad]
+    return torch.stack([each.float().square().mean() for each in terms]).sum()
 
 
-def _fields(found: Any) -> Any:
-    """The tensors of a posterior beside a reconstruction."""
-    if isinstance(found, tuple | list):
-        return [_fields(each) for each in found]
-    return found if isinstance(found, Tensor) else [getattr(found, name) for name in ("mean", "logvar")]
+def _tensors(outputs: Any) -> Any:
+    """Nested lists of tensors; an autoencoder returns a posterior next to the reconstruction."""
+    if isinstance(outputs, tuple | list):
+        return [_tensors(output) for output in outputs]
+    return outputs if isinstance(outputs, Tensor) else [outputs.mean, outputs.logvar]
 
 
-class _Meta:
-    """Stands for an accelerator whose attention keeps no scores."""
+class _MetaPlatform:
+    """An accelerator whose attention keeps no scores."""
 
     name = "meta"
 
@@ -217,22 +216,22 @@ class _Meta:
 
 @contextmanager
 def _kernels(plain_softmax: bool) -> Iterator[None]:
-    """Fused attention for meta tensors: without it torch takes plain products there, with all scores."""
-    use_kernels(_Meta(fused_attention, plain_softmax))
+    """Use fused attention for meta tensors; torch itself would use plain products there, with all scores."""
+    use_kernels(_MetaPlatform(fused_attention, plain_softmax))
     try:
         yield
     finally:
-        use_kernels(_Meta(None, False))
+        use_kernels(_MetaPlatform(None, False))
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The shapes of a fused kernel: the result and one number per query are kept, never the scores."""
+    """The shapes of a fused kernel: it saves the result and one number per query, never the scores."""
     bias = None if mask is None else torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, float("-inf"))
     return _fused(q, k, v, 0.0, False, attn_mask=bias)[0]
 
 
 class _FusedEverywhere(TorchFunctionMode):
-    """Torch's own call of attention, as autoencoders make it, with the shapes of a fused kernel as well."""
+    """Gives torch's own attention function, which autoencoders call, the shapes of a fused kernel as well."""
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: tuple = (), kwargs: dict | None = None
@@ -263,7 +262,7 @@ def _attention_flops(q: Tensor, k: Tensor, *rest: Any, **options: Any) -> int:
 
 
 def _attention_backward_flops(grad: Tensor, q: Tensor, k: Tensor, *rest: Any, **options: Any) -> int:
-    """Four products, and the scores once more."""
+    """Four products, and the scores again."""
     return 10 * q.numel() * k.shape[-2]
 
 

@@ -1,13 +1,13 @@
-"""The smallest layout that fits."""
+"""The search for the smallest layout that fits an accelerator."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from opensora.planning.device_specs import Gpu
 from opensora.planning.estimate import Estimate, StepModel, estimate
-from opensora.planning.memory import Layout
+from opensora.planning.memory import ParallelLayout
 
-RESERVE = 0.1  # of the memory: the framework's own, and what the allocator cannot use
+RESERVE = 0.1  # share of the memory for the framework and for fragmentation
 RULE = (
     "state in device memory before host memory, then the fewest ranks per sample, then without recomputation before "
     "with it, then the fewest bytes sent"
@@ -16,7 +16,7 @@ RULE = (
 
 @dataclass(frozen=True)
 class Search:
-    """What was found for one accelerator; `best` is None where nothing fits, and `nearest` misses by least."""
+    """The result for one accelerator; `best` is None where nothing fits, and `nearest` exceeds the limit least."""
 
     best: Estimate | None
     nearest: Estimate
@@ -33,29 +33,34 @@ def usable_bytes(gpu: Gpu) -> int:
     return int((1 - RESERVE) * gpu.memory_bytes)
 
 
-def smallest(subject: StepModel, current: Layout, micro_batches: int, gpu: Gpu, plugins: Sequence[str]) -> Search:
-    """Try layouts in the order of RULE until one fits; `micro_batches` of the whole step stays as it is."""
+def smallest_layout(
+    step: StepModel, current: ParallelLayout, micro_batches: int, gpu: Gpu, plugins: Sequence[str]
+) -> Search:
+    """Try layouts in the order of RULE until one fits.
+
+    current: the run's own, of which other options are kept. micro_batches: of the whole step, over all ranks.
+    """
     limit, nearest, tried = usable_bytes(gpu), None, 0
-    first: dict[bool, int] = {}  # what waits for the backward, times the ranks that share it
-    for group in _groups(current, micro_batches, subject):
-        if first.get(group.grad_checkpoint, 0) > group.sp_size * limit:
-            continue  # tokens that n ranks share take an n-th at the least: no need to look
-        found = [estimate(subject, layout) for layout in _plugins(group, plugins)]
-        tried += len(found)
-        first.setdefault(group.grad_checkpoint, min(each.kept for each in found) * group.sp_size)
-        fitting = [each for each in found if each.total <= limit]
+    saved: dict[bool, int] = {}  # saved activations of a whole sample, by grad_checkpoint
+    for layout in _without_plugin(current, micro_batches, step):
+        if saved.get(layout.grad_checkpoint, 0) > layout.sp_size * limit:
+            continue  # each of n ranks saves at least 1/n of a sample's activations, so it cannot fit
+        estimates = [estimate(step, candidate) for candidate in _with_plugins(layout, plugins)]
+        tried += len(estimates)
+        saved.setdefault(layout.grad_checkpoint, min(each.saved_activations for each in estimates) * layout.sp_size)
+        fitting = [each for each in estimates if each.total <= limit]
         if fitting:
             best = min(fitting, key=lambda each: each.bytes_sent)
             return Search(best, best, limit, tried)
-        nearest = min([*found, *([nearest] if nearest else [])], key=lambda each: each.total)
-    assert nearest is not None  # the first group always has layouts
+        nearest = min([*estimates, *([nearest] if nearest else [])], key=lambda each: each.total)
+    assert nearest is not None  # the first iteration always has candidates
     return Search(None, nearest, limit, tried)
 
 
-def _groups(current: Layout, micro_batches: int, subject: StepModel) -> Iterator[Layout]:
-    """Layouts apart from the plugin, the smallest first."""
+def _without_plugin(current: ParallelLayout, micro_batches: int, step: StepModel) -> Iterator[ParallelLayout]:
+    """Yield the layouts in the order of RULE, before a plugin is chosen."""
     for offload in (False,) if current.gloo else (False, True):  # the CPU has one memory
-        for sp_size in sequence_sizes(current, micro_batches, subject):
+        for sp_size in sequence_sizes(current, micro_batches, step):
             for recompute in (False, True):
                 yield replace(
                     current,
@@ -67,18 +72,18 @@ def _groups(current: Layout, micro_batches: int, subject: StepModel) -> Iterator
                 )
 
 
-def sequence_sizes(current: Layout, micro_batches: int, subject: StepModel) -> list[int]:
-    """Numbers of ranks that may share a sample: they divide the ranks, what is left of these divides the micro-batches,
-    and no rank of a group is without work, unless the run itself has it so."""
-    may = range(1, min(current.world, subject.max_sequence_ranks) + 1)
+def sequence_sizes(current: ParallelLayout, micro_batches: int, step: StepModel) -> list[int]:
+    """Numbers of ranks that may share a sample. They divide the ranks, the number of groups divides the micro-batches, and
+    every rank of a group has work, except for the number that the run itself uses."""
+    busy = range(1, min(current.world, step.max_sequence_ranks) + 1)
     return [
         size
-        for size in sorted({*may, current.sp_size * current.tp_size})
+        for size in sorted({*busy, current.sp_size * current.tp_size})
         if current.world % size == 0 and micro_batches % (current.world // size) == 0
     ]
 
 
-def _plugins(layout: Layout, plugins: Sequence[str]) -> Iterator[Layout]:
+def _with_plugins(layout: ParallelLayout, plugins: Sequence[str]) -> Iterator[ParallelLayout]:
     for plugin in plugins:
         if layout.cpu_offload and plugin == "ddp":
             continue

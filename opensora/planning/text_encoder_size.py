@@ -1,4 +1,4 @@
-"""The size of a text encoder whose weights are not read: from the file they lie in, or from what is known of T5."""
+"""The size of a text encoder without loading it: from the headers of its weight files, or from the published T5 sizes."""
 
 import json
 import struct
@@ -26,9 +26,9 @@ _VOCABULARY, _BUCKETS = 32128, 32
 
 
 def text_parameters(encoder: Any) -> tuple[int, int] | None:
-    """(elements of the weights, those that a token is multiplied with); None when nothing tells them.
+    """(parameters, those of matrices that each token is multiplied with); None when they are unknown.
 
-    encoder: one of TEXT_ENCODERS, weights not read. Class labels need none.
+    encoder: one of TEXT_ENCODERS, not loaded. Class labels need none.
     """
     source = getattr(encoder, "from_pretrained", None)
     if source is None:
@@ -50,7 +50,7 @@ def _files(source: str) -> list[Path]:
 
 
 def _shapes(file: Path) -> Iterator[list[int]]:
-    """Of the tensors in a safetensors file, whose first 8 bytes say how long the JSON behind them is."""
+    """Shapes of the tensors in a safetensors file: 8 bytes hold the length of the JSON header that follows."""
     with file.open("rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8))
         header = json.loads(stream.read(length))

@@ -15,7 +15,7 @@ from opensora.models.layers.seam import Seam
 from opensora.parallel import collectives, sequence_parallel
 from opensora.parallel.activation_checkpointing import checkpoint_activations
 from opensora.parallel.sequence_parallel import Mode, bytes_sent, shard_sequence
-from opensora.parallel.volume import sequence_bytes
+from opensora.planning.communication import sequence_bytes
 from opensora.registry import MODELS, build
 from tests.contract.test_models import DENOISERS, inputs, one_of, open_gates, small
 from tests.dist import run_ranks

@@ -1,4 +1,4 @@
-"""What `opensora check` plans for, and what it says of it."""
+"""The arguments of `opensora check`, and its output."""
 
 from dataclasses import replace
 from typing import Any
@@ -6,17 +6,16 @@ from typing import Any
 import pytest
 
 from opensora.cli.check import check_command, main, on_gpu, table_command
-from opensora.cli.check_layouts import searched
+from opensora.cli.check_layouts import searched_plugins
 from opensora.config import load
 from opensora.datasets.row_report import Report
 from opensora.errors import ConfigError, DataError
-from opensora.planning import device_specs, layout_table
-from opensora.planning.estimate import FrozenNetworks, StepModel, estimate
-from opensora.planning.memory import Layout, Sizes
+from opensora.planning import device_specs, dry_run, layout_table
+from opensora.planning.dry_run import DryRun
+from opensora.planning.estimate import FrozenNetworks, ModelSummary, StepModel, estimate
+from opensora.planning.memory import ModelSizes, ParallelLayout
 from opensora.planning.meta_profile import MemoryPoint, StepProfile
 from opensora.schema import TrainRun
-from opensora.training import plan as planning
-from opensora.training.plan import Plan
 from tests.e2e.processes import ROOT, TRAIN
 
 CONFIG = str(ROOT / TRAIN)
@@ -24,22 +23,23 @@ CONFIG = str(ROOT / TRAIN)
 
 @pytest.fixture
 def worlds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The number of ranks of each plan that was made; the plan is a small one."""
-    asked: list[int] = []
-    subject = StepModel(
-        Sizes(100, largest=10), FrozenNetworks(), profile_step, tokens=6, ema=False, max_sequence_ranks=2
+    """The number of ranks of each dry run, which is a fake."""
+    worlds: list[int] = []
+    step = StepModel(
+        ModelSizes(100, largest=10), FrozenNetworks(), profile_step, tokens=6, ema=False, max_sequence_ranks=2
     )
 
-    def plan(run: Any, world: int, sp_size: int = 1, gloo: bool = False) -> Plan:
-        asked.append(world)
-        found = estimate(subject, Layout(run.plugin, world, run.micro_batches // world, sp_size=sp_size, gloo=gloo))
-        return Plan("M", 100, 0, None, (1, 2, 3), 6, 4, Report("here", 1, 1), found, subject)
+    def fake(run: Any, world: int, sp_size: int = 1, gloo: bool = False) -> DryRun:
+        worlds.append(world)
+        layout = ParallelLayout(run.plugin, world, run.micro_batches // world, sp_size=sp_size, gloo=gloo)
+        summary = ModelSummary("M", 100, 0, None, (1, 2, 3), 6)
+        return DryRun(summary, step, estimate(step, layout), 4, Report("here", 1, 1))
 
-    monkeypatch.setattr(planning, "plan", plan)
-    return asked
+    monkeypatch.setattr(dry_run, "dry_run", fake)
+    return worlds
 
 
-def profile_step(layout: Layout) -> StepProfile:
+def profile_step(layout: ParallelLayout) -> StepProfile:
     live = 9 * 10**9 // (10 if layout.grad_checkpoint else 1)
     return StepProfile(live // 2, (MemoryPoint(0, live), MemoryPoint(100, 0)), 10**12, 2 * 10**12)
 
@@ -139,7 +139,7 @@ def test_without_a_gpu_no_time_is_told(worlds: list[int], capsys: pytest.Capture
     assert check_command(CONFIG, []) == 0
     text = said(capsys)
     assert "arithmetic of one step on each rank: 6 TFLOP of the trained model, 0 TFLOP of the frozen networks" in text
-    assert "grad_checkpoint=True: 429.2 MiB wait for the backward, 858.3 MiB at most" in text
+    assert "grad_checkpoint=True: 429.2 MiB saved for the backward, 858.3 MiB at the peak" in text
     assert "the text encoder" in text
     assert "expected on" not in text
 
@@ -180,7 +180,7 @@ def test_machines_that_cannot_be(worlds: list[int]) -> None:
 
 
 def test_the_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sizes of clips times numbers of GPUs, from the config's own model."""
+    """ModelSizes of clips times numbers of GPUs, from the config's own model."""
     monkeypatch.setattr(layout_table, "CLIPS", ((5, 16, 16),))
     assert table_command(CONFIG, ["gpu=a100-40", "dtype=bf16"]) == 0
     head, rule, *rows = capsys.readouterr().out.splitlines()
@@ -204,8 +204,8 @@ def test_a_table_has_worlds_of_its_own() -> None:
 
 def test_an_autoencoder_is_not_sent_to_fsdp() -> None:
     """Training refuses it there."""
-    assert "fsdp" in searched("diffusion")
-    assert searched("autoencoder") == [name for name in searched("diffusion") if name != "fsdp"]
+    assert "fsdp" in searched_plugins("diffusion")
+    assert searched_plugins("autoencoder") == [name for name in searched_plugins("diffusion") if name != "fsdp"]
 
 
 def test_flags_may_stand_anywhere(worlds: list[int], capsys: pytest.CaptureFixture[str]) -> None:

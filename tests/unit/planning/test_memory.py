@@ -6,22 +6,22 @@ from typing import Any
 import pytest
 
 from opensora.errors import ConfigError
-from opensora.parallel.traffic import plugin_traffic
 from opensora.planning import layout_table
+from opensora.planning.communication import plugin_traffic
 from opensora.planning.device_specs import Gpu, gpu_named
 from opensora.planning.estimate import ENCODING, FrozenNetworks, StepModel, estimate, seconds
-from opensora.planning.memory import Layout, Sizes, host_bytes
+from opensora.planning.memory import ModelSizes, ParallelLayout, host_bytes
 from opensora.planning.meta_profile import MemoryPoint, StepProfile
-from opensora.planning.search import smallest, usable_bytes
+from opensora.planning.search import smallest_layout, usable_bytes
 
 P = 1000  # parameters, all in one block
-SIZES = Sizes(trained=P, largest=100, blocks=250)
+SIZES = ModelSizes(trained=P, largest=100, blocks=250)
 
 
-def subject(activations: int = 0, **changes: Any) -> StepModel:
+def step_model(activations: int = 0, **changes: Any) -> StepModel:
     """Activations are there at the start of the backward, shared by the ranks of a sequence group, and few recomputed."""
 
-    def profile_step(layout: Layout) -> StepProfile:
+    def profile_step(layout: ParallelLayout) -> StepProfile:
         live = activations // layout.sp_size // (10 if layout.grad_checkpoint else 1)
         sent = 50 * (layout.sp_size - 1)
         return StepProfile(
@@ -29,12 +29,19 @@ def subject(activations: int = 0, **changes: Any) -> StepModel:
         )
 
     return StepModel(
-        **{"sizes": SIZES, "frozen": FrozenNetworks(), "rehearse": profile_step, "tokens": 6, "ema": False, **changes}
+        **{
+            "sizes": SIZES,
+            "frozen": FrozenNetworks(),
+            "profile_step": profile_step,
+            "tokens": 6,
+            "ema": False,
+            **changes,
+        }
     )
 
 
-def layout(plugin: str, world: int = 2, **changes: Any) -> Layout:
-    return Layout(**{"plugin": plugin, "world": world, "micro_batches": 1, "bucket_elements": 100, **changes})
+def layout(plugin: str, world: int = 2, **changes: Any) -> ParallelLayout:
+    return ParallelLayout(**{"plugin": plugin, "world": world, "micro_batches": 1, "bucket_elements": 100, **changes})
 
 
 # weights, masters, moments; then gradients and buffers at the fullest moment
@@ -50,66 +57,70 @@ CASES = {
 }
 
 
-def test_ranks_that_share_a_sample_average_their_gradients_too() -> None:
-    assert estimate(subject(), layout("ddp", 2, sp_size=2)).total == CASES["ddp", 2]
+def test_sequence_ranks_average_gradients() -> None:
+    assert estimate(step_model(), layout("ddp", 2, sp_size=2)).total == CASES["ddp", 2]
 
 
-def test_weights_that_stay_gathered_are_there_once() -> None:
-    units = estimate(subject(), layout("fsdp", keep_gathered=True)).memory["communication buffers"]
+def test_fsdp_keeps_gathered_weights_once() -> None:
+    units = estimate(step_model(), layout("fsdp", keep_gathered=True)).memory["communication buffers"]
     assert units == 2 * P + 4 * 250
 
 
 @pytest.mark.parametrize(("plugin", "world"), CASES, ids=str)
-def test_the_fullest_moment(plugin: str, world: int) -> None:
-    assert estimate(subject(), layout(plugin, world)).total == CASES[plugin, world]
+def test_peak_by_hand(plugin: str, world: int) -> None:
+    assert estimate(step_model(), layout(plugin, world)).total == CASES[plugin, world]
 
 
-def test_activations_and_gradients_are_not_added_up_at_their_own_peaks() -> None:
+def test_peaks_of_activations_and_gradients_are_not_added() -> None:
     """Activations are most when there are no gradients yet; with earlier micro-batches there are."""
-    alone = estimate(subject(activations=40 * P), layout("ddp", 1))
+    alone = estimate(step_model(activations=40 * P), layout("ddp", 1))
     assert alone.memory == {"weights": 4 * P, "optimizer moments": 8 * P, "activations": 40 * P}
-    later = estimate(subject(activations=40 * P), layout("ddp", 1, micro_batches=2))
+    later = estimate(step_model(activations=40 * P), layout("ddp", 1, micro_batches=2))
     assert later.memory == {**alone.memory, "gradients": 4 * P}
 
 
 @pytest.mark.parametrize(
     ("plugin", "exchanged"), [("ddp", 2 * P + 2 * P), ("zero1", 4 * 400 + 8 * 100), ("zero2", 2 * 400 + (8 + 2) * 100)]
 )
-def test_half_way_through_the_backward(plugin: str, exchanged: int) -> None:
+def test_middle_of_the_backward(plugin: str, exchanged: int) -> None:
     """Half of the gradients are made; under zero all but a bucket of them have been exchanged."""
     middle = StepProfile(0, (MemoryPoint(0, 0), MemoryPoint(P // 2, 90 * P), MemoryPoint(P, 0)), 1, 2)
-    found = estimate(subject(profile_step=lambda layout: middle), layout(plugin)).memory
+    found = estimate(step_model(profile_step=lambda layout: middle), layout(plugin)).memory
     assert found["activations"] == 90 * P
     assert found.get("gradients", 0) + found.get("communication buffers", 0) == exchanged
 
 
-def test_encoding_may_be_the_fullest_moment() -> None:
-    found = estimate(subject(frozen=FrozenNetworks({"frozen autoencoder": 7}, encoding_bytes=90 * P)), layout("ddp", 1))
-    assert (found.when, found.memory["activations"], found.memory["frozen autoencoder"]) == (ENCODING, 90 * P, 7)
+def test_encoding_may_be_the_peak() -> None:
+    found = estimate(
+        step_model(frozen=FrozenNetworks({"frozen autoencoder": 7}, encoding_bytes=90 * P)), layout("ddp", 1)
+    )
+    assert (found.peak_stage, found.memory["activations"], found.memory["frozen autoencoder"]) == (ENCODING, 90 * P, 7)
 
 
 def test_offloaded_state_is_on_the_host() -> None:
-    here, there = (estimate(subject(), layout("zero2", cpu_offload=flag)) for flag in (False, True))
+    here, there = (estimate(step_model(), layout("zero2", cpu_offload=flag)) for flag in (False, True))
     assert here.total - there.total == (4 + 8) * P / 2
     assert (here.host, there.host) == (0, 16 * P // 2)  # gradients come over for the update
     assert host_bytes(layout("zero2", cpu_offload=True), SIZES, ema=True) == 20 * P // 2
 
 
-def test_offloaded_pieces_leave_no_gradients_behind() -> None:
+def test_fsdp_offloads_gradients() -> None:
     """fsdp moves the gradients of its pieces as well, even while earlier ones wait."""
-    here, there = (estimate(subject(), layout("fsdp", micro_batches=2, cpu_offload=flag)) for flag in (False, True))
+    here, there = (estimate(step_model(), layout("fsdp", micro_batches=2, cpu_offload=flag)) for flag in (False, True))
     assert here.memory["gradients"] == 2 * P
     assert set(there.memory) == {"communication buffers"}
     assert there.host == 16 * P // 2
 
 
-CUT = replace(SIZES, cut=600)
+SHARDED = replace(SIZES, tensor_sharded=600)
 
 
 def hybrid(world: int, **changes: Any) -> Any:
     """Of 1000 elements 600 are cut in two: a rank has 700."""
     part = StepProfile(0, (MemoryPoint(0, 0), MemoryPoint(700, 0)), 1, 2)
-    return estimate(subject(sizes=CUT, profile_step=lambda layout: part, **changes), layout("hybrid", world, tp_size=2))
+    return estimate(
+        step_model(sizes=SHARDED, profile_step=lambda layout: part, **changes), layout("hybrid", world, tp_size=2)
+    )
 
 
 def test_tensor_parallelism_by_hand() -> None:
@@ -122,20 +133,20 @@ def test_tensor_parallelism_by_hand() -> None:
     assert hybrid(2).update_bytes == 28 * 700
 
 
-def test_what_is_held_beside_the_model_follows_the_layout() -> None:
+def test_other_networks_follow_the_layout() -> None:
     def text(parallel: str | None) -> int:
-        frozen = FrozenNetworks(text=800, text_parallel=parallel)
-        return estimate(subject(frozen=frozen), layout("zero2", world=4, sp_size=2)).memory["text encoder"]
+        frozen = FrozenNetworks(text_bytes=800, text_parallel=parallel)
+        return estimate(step_model(frozen=frozen), layout("zero2", world=4, sp_size=2)).memory["text encoder"]
 
     assert (text(None), text("shard"), text("tensor")) == (800, 200, 400)
-    both = subject(rival=Sizes(10), beside={"discriminator": 7, "perceptual network": 5})
+    both = step_model(discriminator=ModelSizes(10), loss_networks={"discriminator": 7, "perceptual network": 5})
     assert estimate(both, layout("ddp")).memory["discriminator"] == 7 + (4 + 8 + 4) * 10
     assert estimate(both, layout("zero2")).memory["discriminator"] == 7 + 2 * 10 + (4 + 8 + 4) * 10 // 2
     assert estimate(both, layout("zero2")).memory["perceptual network"] == 5
 
 
-def test_gloo_holds_once_more_what_it_gathers() -> None:
-    assert estimate(subject(), layout("zero1", gloo=True)).total == CASES["zero1", 2] + 2 * 100 * 2
+def test_gloo_copies_once_more() -> None:
+    assert estimate(step_model(), layout("zero1", gloo=True)).total == CASES["zero1", 2] + 2 * 100 * 2
 
 
 def test_traffic_by_hand() -> None:
@@ -158,7 +169,7 @@ ROOMY = replace(CARD, memory_gb=1000)
 
 
 def test_seconds_by_hand() -> None:
-    found = estimate(subject(), layout("zero2-seq", world=4, sp_size=4, micro_batches=2))
+    found = estimate(step_model(), layout("zero2-seq", world=4, sp_size=4, micro_batches=2))
     spent = seconds(found, CARD, efficiency=0.5)
     assert spent.compute == pytest.approx(2 * 300 / 50e12)
     # zero2: two times float32 gradients and bf16 weights; a ring over machines has two cards' networks of 10 GB/s
@@ -174,11 +185,11 @@ def test_seconds_by_hand() -> None:
 
 def test_update_by_hand() -> None:
     """Gradient 4, master 8, two moments 16 bytes; a working weight of 2; 12 for the average."""
-    assert estimate(subject(), layout("ddp")).update_bytes == 28 * P
-    assert estimate(subject(), layout("fsdp")).update_bytes == 28 * P / 2
-    assert estimate(subject(), layout("zero2")).update_bytes == 30 * P / 2
-    assert estimate(subject(ema=True), layout("zero2")).update_bytes == (30 + 12) * P / 2
-    assert seconds(estimate(subject(), layout("zero2", cpu_offload=True)), CARD).update == 0
+    assert estimate(step_model(), layout("ddp")).update_bytes == 28 * P
+    assert estimate(step_model(), layout("fsdp")).update_bytes == 28 * P / 2
+    assert estimate(step_model(), layout("zero2")).update_bytes == 30 * P / 2
+    assert estimate(step_model(ema=True), layout("zero2")).update_bytes == (30 + 12) * P / 2
+    assert seconds(estimate(step_model(), layout("zero2", cpu_offload=True)), CARD).update == 0
 
 
 PLUGINS = ("ddp", "fsdp", "zero1", "zero2", "zero1-seq", "zero2-seq")
@@ -187,10 +198,10 @@ PLUGINS = ("ddp", "fsdp", "zero1", "zero2", "zero1-seq", "zero2-seq")
 def fitting(limit: float, activations: int, max_sequence_ranks: int = 8, **changes: Any) -> Any:
     card = replace(CARD, memory_gb=limit / 0.9e9)
     current = layout("ddp", world=4, **changes)
-    return smallest(subject(activations, max_sequence_ranks=max_sequence_ranks), current, 4, card, PLUGINS)
+    return smallest_layout(step_model(activations, max_sequence_ranks=max_sequence_ranks), current, 4, card, PLUGINS)
 
 
-def test_the_smallest_layout_that_fits() -> None:
+def test_smallest_layout_order() -> None:
     """Weights and state take at least 6.5 P under zero2 and 9 P with its gradients and buckets."""
     roomy = fitting(200 * P, activations=100 * P).best.layout
     assert (roomy.plugin, roomy.sp_size, roomy.grad_checkpoint) == ("zero2", 1, False)  # fewest bytes of those that fit
@@ -208,33 +219,33 @@ def test_nothing_fits() -> None:
     assert found.nearest.layout.sp_size == 4
 
 
-def test_hopeless_layouts_are_not_rehearsed() -> None:
+def test_hopeless_layouts_are_not_profiled() -> None:
     """4000 P on four ranks is more than 50 P, recomputed 400 P too; one rank is tried with and without."""
     asked = []
-    found = subject(4000 * P, max_sequence_ranks=8)
+    found = step_model(4000 * P, max_sequence_ranks=8)
     profile_step = found.profile_step
     found.profile_step = lambda layout: asked.append((layout.sp_size, layout.grad_checkpoint)) or profile_step(layout)  # type: ignore[func-returns-value]
     card = replace(CARD, memory_gb=50 * P / 0.9e9)
-    assert smallest(found, layout("ddp", world=4), 4, card, PLUGINS).best is None
+    assert smallest_layout(found, layout("ddp", world=4), 4, card, PLUGINS).best is None
     assert set(asked) == {(1, False), (1, True)}
 
 
-def test_what_only_one_plugin_keeps_is_no_reason_to_skip_the_others() -> None:
+def test_one_plugin_does_not_rule_out_others() -> None:
     """ddp keeps narrow copies of its weights as well: 150 P are too much for two ranks of 62 P, 100 P are not."""
 
-    def profile_step(layout: Layout) -> StepProfile:
+    def profile_step(layout: ParallelLayout) -> StepProfile:
         kept = 100 * P // layout.sp_size + (50 * P if layout.replicated else 0)
         return StepProfile(kept, (MemoryPoint(0, kept), MemoryPoint(P, 0)), 100, 200)
 
     card = replace(CARD, memory_gb=62 * P / 0.9e9)
-    best = smallest(
-        subject(profile_step=profile_step, max_sequence_ranks=4), layout("ddp", world=4), 4, card, PLUGINS
+    best = smallest_layout(
+        step_model(profile_step=profile_step, max_sequence_ranks=4), layout("ddp", world=4), 4, card, PLUGINS
     ).best
     assert best is not None
     assert (best.layout.plugin, best.layout.sp_size) == ("zero1-seq", 2)
 
 
-def test_no_more_ranks_than_have_work() -> None:
+def test_no_sequence_ranks_without_work() -> None:
     assert fitting(2 * P, activations=10 * P, max_sequence_ranks=2).nearest.layout.sp_size == 2
 
 
@@ -242,22 +253,22 @@ def test_no_more_ranks_than_have_work() -> None:
     "current",
     [layout("zero2-seq", 4, sp_size=4), layout("hybrid", 4, tp_size=4), layout("hybrid", 4, tp_size=2, sp_size=2)],
 )
-def test_a_run_whose_ranks_idle_is_searched_as_it_is(current: Any) -> None:
+def test_sp_size_of_the_run_is_searched_even_if_ranks_idle(current: Any) -> None:
     """One micro-batch leaves one group of four ranks, though only two of them have work."""
-    found = smallest(subject(10 * P, max_sequence_ranks=2), current, 1, CARD, PLUGINS).best.layout  # type: ignore[union-attr]
+    found = smallest_layout(step_model(10 * P, max_sequence_ranks=2), current, 1, CARD, PLUGINS).best.layout  # type: ignore[union-attr]
     assert (found.sp_size, found.tp_size, found.micro_batches) == (4, 1, 1)
 
 
-def test_the_cpu_has_no_other_memory() -> None:
+def test_cpu_is_not_offloaded() -> None:
     assert fitting(2 * P, activations=0, gloo=True).nearest.layout.cpu_offload is False
     assert fitting(2 * P, activations=0).nearest.layout.cpu_offload is True
 
 
-def test_the_table_keeps_the_plugins_options(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_table_keeps_plugin_options(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients of half the width on the wire, beside bfloat16 weights: 4 bytes of an element in place of 6."""
     monkeypatch.setattr(layout_table, "CLIPS", ((1, 8, 8),))
     monkeypatch.setattr(layout_table, "WORLDS", (2,))
-    big = subject(sizes=Sizes(trained=10**9))
+    big = step_model(sizes=ModelSizes(trained=10**9))
 
     def sent(dtype: str) -> str:
         return next(

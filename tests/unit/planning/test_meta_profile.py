@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from opensora.models.stdit.stdit3 import STDiT3
-from opensora.planning.depth_extrapolation import extrapolate_depth, repeated
+from opensora.planning.depth_extrapolation import extrapolate_depth, repeat_blocks
 from opensora.planning.meta_profile import LiveBytes, StepProfile, fused_attention, profile_forward, profile_step
 
 
@@ -32,12 +32,12 @@ class Two(nn.Module):
 def test_by_hand() -> None:
     """Ten rows of 8 numbers are 320 bytes: first's result and its square wait for the backward, and the loss' input."""
     with torch.device("meta"):
-        found = profile_step(Two(), lambda model: model(torch.empty(10, 8)))
-    assert found.forward_flops == 2 * 2 * 10 * 8 * 8
-    assert found.backward_flops == 3 * 2 * 10 * 8 * 8  # two for second, one for first, whose input needs no gradient
-    assert [moment.delivered for moment in found.moments] == [0, 64, 128]
+        profile = profile_step(Two(), lambda model: model(torch.empty(10, 8)))
+    assert profile.forward_flops == 2 * 2 * 10 * 8 * 8
+    assert profile.backward_flops == 3 * 2 * 10 * 8 * 8  # two for second, one for first, whose input needs no gradient
+    assert [point.gradients for point in profile.points] == [0, 64, 128]
     waiting = 320 + 3 * 320  # the input, made in the forward, and three results
-    assert waiting <= found.kept <= waiting + 64
+    assert waiting <= profile.saved <= waiting + 64
 
 
 def stdit3(depth: int = 3, **changes: Any) -> STDiT3:
@@ -61,13 +61,13 @@ def call(model: Any) -> Tensor:
 def test_meta_and_cpu_hold_the_same(checkpointed: bool) -> None:
     with torch.device("meta"):
         on_paper = profile_step(stdit3(), call, checkpointed=checkpointed)
-    assert profile_step(stdit3(), call, checkpointed=checkpointed).moments[1:] == on_paper.moments[1:]
+    assert profile_step(stdit3(), call, checkpointed=checkpointed).points[1:] == on_paper.points[1:]
 
 
 def test_recomputation_keeps_little_and_costs_a_forward() -> None:
     with torch.device("meta"):
         plain, again = (profile_step(stdit3(5), call, checkpointed=flag) for flag in (False, True))
-    assert again.kept < 0.2 * plain.kept
+    assert again.saved < 0.2 * plain.saved
     assert again.peak < 0.4 * plain.peak
     assert again.forward_flops == plain.forward_flops
     more = again.backward_flops - plain.backward_flops
@@ -97,7 +97,7 @@ def test_scores_are_never_kept() -> None:
             one = torch.ones(1)
             model, text = stdit3(2), torch.ones(1, 1, 8, 16)
             x = torch.ones(1, 4, 1, side, side)
-            return profile_step(model, lambda m: m(x, one, text, height=one, width=one, fps=one)).kept
+            return profile_step(model, lambda m: m(x, one, text, height=one, width=one, fps=one)).saved
 
     assert kept(128) / kept(64) == pytest.approx(4, rel=0.02)
 
@@ -114,9 +114,9 @@ def test_autoencoders_keep_no_scores_either() -> None:
 def test_bf16_under_autocast_keeps_norms_in_float32() -> None:
     """Half of float32 would be 0.5; the norms' inputs and results are wide."""
     with torch.device("meta"):
-        wide = profile_step(stdit3(), call).kept
-        narrow = profile_step(stdit3().to(torch.bfloat16), call, autocast=True).kept
-        beside = profile_step(stdit3(), call, autocast=True).kept  # float32 weights, cast as they are used
+        wide = profile_step(stdit3(), call).saved
+        narrow = profile_step(stdit3().to(torch.bfloat16), call, autocast=True).saved
+        beside = profile_step(stdit3(), call, autocast=True).saved  # float32 weights, cast as they are used
     assert 0.5 < narrow / wide < 0.8
     assert narrow < beside
 
@@ -138,8 +138,8 @@ def test_a_deep_model_by_two_shallow_ones(checkpointed: bool) -> None:
 def test_what_does_not_repeat_is_rehearsed_whole() -> None:
     with torch.device("meta"):
         two, other = profile_step(stdit3(2), call), profile_step(stdit3(3, mlp_ratio=2.0), call)
-    assert repeated(two, two, 1) is None
-    assert repeated(two, other, 1) is None
+    assert repeat_blocks(two, two, 1) is None
+    assert repeat_blocks(two, other, 1) is None
     asked = []
 
     def at(depth: int) -> StepProfile:
@@ -147,7 +147,7 @@ def test_what_does_not_repeat_is_rehearsed_whole() -> None:
         with torch.device("meta"):
             return profile_step(stdit3(depth, mlp_ratio=float(depth)), call)
 
-    assert extrapolate_depth(at, 7).moments[-1].delivered > 0
+    assert extrapolate_depth(at, 7).points[-1].gradients > 0
     assert asked[-1] == 7
 
 
@@ -162,10 +162,10 @@ def test_freed_memory_is_not_counted() -> None:
 @pytest.fixture
 def colossalais_rules() -> Iterator[Any]:
     """What importing colossalai does to torch's rules for the meta device, for the time of a test."""
-    found = importlib.util.find_spec("colossalai")
-    assert found is not None
-    assert found.origin is not None
-    path = Path(found.origin).parent / "_analyzer" / "_subclasses" / "_meta_registration.py"
+    profile = importlib.util.find_spec("colossalai")
+    assert profile is not None
+    assert profile.origin is not None
+    path = Path(profile.origin).parent / "_analyzer" / "_subclasses" / "_meta_registration.py"
     spec = importlib.util.spec_from_file_location("rules_of_colossalai", path)
     assert spec is not None
     assert spec.loader is not None

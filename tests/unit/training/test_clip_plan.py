@@ -17,11 +17,11 @@ from opensora.datasets.buckets import Bucket
 from opensora.errors import ConfigError, DataError
 from opensora.parallel import world
 from opensora.parallel.engine import EngineOptions
+from opensora.planning.dry_run import dry_run
 from opensora.registry import DATASETS, PLUGINS, build
 from opensora.schema import TrainRun
 from opensora.training.clip_plan import ClipPlan, build_buckets, check_latents, make_clip_plan, one_size_clips
 from opensora.training.memory_warmup import warm_up
-from opensora.training.plan import plan
 from opensora.training.task import MicroBatchLoss
 from opensora.types import Batch
 from tests.dist import one_rank
@@ -123,11 +123,14 @@ def test_mistaken_keys(override: str, expected: str) -> None:
 
 def test_the_dry_run_counts_the_largest_bucket() -> None:
     """5x16x32 becomes 3x8x16 latents, 96 patches of 2x2; the videos are not opened, as there are none."""
-    found = plan(run(), world=1)
-    assert found.latent_size == (3, 8, 16)
-    assert (found.tokens_per_sample, found.samples_per_step) == (96, 2)
+    found = dry_run(run(), world=1)
+    assert found.summary.latent_size == (3, 8, 16)
+    assert (found.summary.tokens_per_sample, found.samples_per_step) == (96, 2)
     assert found.report.steps == 18
-    assert found.parameters == plan(run(bucket_config={"16x16": {1: (1.0, 4)}}, image_ratio=None), world=1).parameters
+    assert (
+        found.summary.parameters
+        == dry_run(run(bucket_config={"16x16": {1: (1.0, 4)}}, image_ratio=None), world=1).summary.parameters
+    )
 
 
 class Sum:

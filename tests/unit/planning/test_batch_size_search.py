@@ -13,12 +13,17 @@ from opensora.datasets.base import ClipSize
 from opensora.datasets.buckets import Buckets
 from opensora.models.build import build_autoencoder
 from opensora.models.weights import save_weights
+from opensora.planning import batch_size_search as search
+from opensora.planning.batch_size_search import (
+    BucketResult,
+    largest_fitting,
+    search_batch_sizes,
+    updated_bucket_config,
+)
 from opensora.platforms import select
 from opensora.schema import TrainRun
-from opensora.training import tune as tuning
 from opensora.training.build import build_training
 from opensora.training.loop import train
-from opensora.training.tune import Line, largest, tune, tuned_config
 from tests.dist import one_rank
 from tests.e2e.processes import ROOT
 
@@ -38,7 +43,7 @@ def test_the_largest_that_fits_whatever_the_start(first: int) -> None:
             asked.append(n)
             return n <= limit
 
-        assert largest(fits, first, most=64) == min(limit, 64)
+        assert largest_fitting(fits, first, limit=64) == min(limit, 64)
         assert len(asked) == len(set(asked)) <= 14
         assert all(1 <= n <= 64 for n in asked)
 
@@ -60,7 +65,7 @@ def test_goal_and_memory_decide() -> None:
         return seconds(size, n)
 
     buckets = Buckets(CONFIG)
-    lines = tune(buckets, clock, needed, step_seconds=GOAL, memory=MEMORY, most=512)
+    lines = search_batch_sizes(buckets, clock, needed, step_seconds=GOAL, memory=MEMORY, limit=512)
     assert [(line.resolution, line.num_frames) for line in lines] == [
         ("480p", 51), ("144p", 51), ("480p", 1), ("144p", 1)
     ]  # fmt: skip
@@ -69,7 +74,7 @@ def test_goal_and_memory_decide() -> None:
         assert line.batch_size == min(512, by_time)
         assert line.seconds == seconds(line.size, line.batch_size) <= GOAL
         assert line.bytes == needed(line.size, line.batch_size)
-    assert [line.before for line in lines] == [1, 3, 2, 7]
+    assert [line.config_batch_size for line in lines] == [1, 3, 2, 7]
     assert lines[0].batch_size == 1
     assert not any(line.too_slow for line in lines)
     assert len(asked) == len(set(asked)) < 60
@@ -85,7 +90,7 @@ def test_nothing_larger_than_the_memory_is_run() -> None:
         assert needed(size, n) <= 2 * 10**8
         return 1e-3 * n
 
-    lines = tune(Buckets(CONFIG), clock, needed, step_seconds=GOAL, memory=2 * 10**8, most=10**4)
+    lines = search_batch_sizes(Buckets(CONFIG), clock, needed, step_seconds=GOAL, memory=2 * 10**8, limit=10**4)
     for line in lines:
         assert line.batch_size == 10**8 // math.prod(line.size)
         assert not line.too_slow
@@ -95,18 +100,18 @@ def test_too_slow_by_itself_stays_and_too_large_goes() -> None:
     def clock(size: ClipSize, n: int) -> float:
         return math.inf if size[0] == 51 and size[1] > 300 else 99.0 if size[0] == 51 else seconds(size, n)
 
-    lines = tune(Buckets(CONFIG), clock, needed, step_seconds=GOAL, memory=MEMORY, most=32)
+    lines = search_batch_sizes(Buckets(CONFIG), clock, needed, step_seconds=GOAL, memory=MEMORY, limit=32)
     assert [(line.batch_size, line.too_slow) for line in lines[:2]] == [(0, False), (1, True)]
     assert lines[1].seconds == 99.0
-    found = tuned_config(CONFIG, lines)
+    found = updated_bucket_config(CONFIG, lines)
     assert found["480p"] == {1: (0.5, lines[2].batch_size), 51: (0.0, None), 102: (0.0, None)}
     assert found["144p"][51] == (1.0, 1)
-    assert not any(bucket[:2] == ("480p", 51) for bucket in tuning._widest(Buckets(found)))
+    assert not any(bucket[:2] == ("480p", 51) for bucket in search._largest_buckets(Buckets(found)))
 
 
 def test_chances_stay_as_they_are() -> None:
-    line = Line("480p", 51, (51, 480, 854), 1, 9, 1.0, 1, False)
-    assert tuned_config({"480p": {"51": [[0.4, 0.3], 1]}}, [line]) == {"480p": {51: ([0.4, 0.3], 9)}}
+    line = BucketResult("480p", 51, (51, 480, 854), 1, 9, 1.0, 1, False)
+    assert updated_bucket_config({"480p": {"51": [[0.4, 0.3], 1]}}, [line]) == {"480p": {51: ([0.4, 0.3], 9)}}
 
 
 @pytest.fixture
@@ -121,9 +126,9 @@ def config(tmp_path: Path) -> str:
 @pytest.mark.parametrize(("plugin", "dtype"), [("ddp", "float32"), ("hybrid", "float32"), ("zero2", "bfloat16")])
 def test_weights_are_timed_in_the_type_that_the_plugin_keeps(config: str, plugin: str, dtype: str) -> None:
     run = load(config, [f"plugin={plugin}", "dtype=bf16"], TrainRun).run
-    timer = tuning.StepTimer(run, (5, 16, 16), select("cpu"))
+    timer = search.StepTimer(run, (5, 16, 16), select("cpu"))
     assert {each.dtype for each in timer.model.parameters()} == {getattr(torch, dtype)}
-    with timer.cast():
+    with timer.autocast():
         assert torch.is_autocast_enabled("cpu") is (dtype == "float32")
 
 
@@ -132,16 +137,16 @@ def test_the_command_writes_a_config_that_loads(
 ) -> None:
     """Steps are really run; memory, a byte per clip, decides alone, so that no clock is asserted on."""
     asked: list[tuple[int, float]] = []
-    time_step = tuning.StepTimer.__call__
+    time_step = search.StepTimer.__call__
 
-    def watch(self: tuning.StepTimer, size: ClipSize, n: int) -> float:
+    def watch(self: search.StepTimer, size: ClipSize, n: int) -> float:
         asked.append((n, time_step(self, size, n)))
         return asked[-1][1]
 
-    monkeypatch.setattr(tuning.StepTimer, "__call__", watch)
+    monkeypatch.setattr(search.StepTimer, "__call__", watch)
     out = tmp_path / "new" / "tuned.py"
     run = load(config, [], TrainRun).run
-    monkeypatch.setattr(tuning, "step_bytes", lambda run, world: lambda size, n: n)
+    monkeypatch.setattr(search, "step_bytes", lambda run, world: lambda size, n: n)
     assert main([config, str(out), "step_seconds=1000", "memory_gb=3.5e-9"]) == 0
     tuned = load(str(out), [], TrainRun).run
     assert tuned.bucket_config == {"16x16": {5: (0.5, 3)}}
@@ -184,8 +189,8 @@ def test_the_config_written_has_what_the_command_line_changed(
     config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sizes found with activation checkpointing fit with it only; and the file trains by itself."""
-    monkeypatch.setattr(tuning.StepTimer, "__call__", lambda self, size, n: 1.0)
-    monkeypatch.setattr(tuning, "step_bytes", lambda run, world: lambda size, n: n)
+    monkeypatch.setattr(search.StepTimer, "__call__", lambda self, size, n: 1.0)
+    monkeypatch.setattr(search, "step_bytes", lambda run, world: lambda size, n: n)
     out = tmp_path / "tuned.py"
     vae = build_autoencoder(load(config, [], TrainRun).run.vae)
     save_weights(tmp_path / "vae" / "weights" / "model", vae.state_dict(), vae.config)
@@ -215,8 +220,8 @@ def test_the_config_written_has_what_the_command_line_changed(
 
 def test_buckets_from_the_command_line_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A config without bucket_config has none to be replaced."""
-    monkeypatch.setattr(tuning.StepTimer, "__call__", lambda self, size, n: 1.0)
-    monkeypatch.setattr(tuning, "step_bytes", lambda run, world: lambda size, n: n)
+    monkeypatch.setattr(search.StepTimer, "__call__", lambda self, size, n: 1.0)
+    monkeypatch.setattr(search, "step_bytes", lambda run, world: lambda size, n: n)
     plain = str(ROOT / "configs/stdit2/train/debug.py")
     out = tmp_path / "tuned.py"
     buckets = "bucket_config={'16x16': {5: (1.0, 1)}}"
