@@ -25,6 +25,6 @@ def select(name: str | None = None) -> Platform:
 
 
 def device_features() -> list[Feature]:
-    """What single kinds of device need besides the common packages."""
-    found = (constructor(PLATFORMS, name).features for name in names(PLATFORMS))  # type: ignore[attr-defined]
-    return [feature for features in found for feature in features]
+    """Packages that one kind of device needs besides the common ones."""
+    per_device = (constructor(PLATFORMS, name).features for name in names(PLATFORMS))  # type: ignore[attr-defined]
+    return [feature for features in per_device for feature in features]

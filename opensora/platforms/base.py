@@ -1,4 +1,4 @@
-"""What a device must offer; cpu, cuda and npu differ here and nowhere else."""
+"""The interface of a device; cpu, cuda and npu differ here and nowhere else."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
@@ -32,7 +32,7 @@ class Platform(ABC):
     @classmethod
     @abstractmethod
     def is_available(cls) -> bool:
-        """Whether driver and at least one device are there."""
+        """True if the driver and at least one device are present."""
 
     @abstractmethod
     def device(self, local_rank: int = 0) -> torch.device:
@@ -40,11 +40,11 @@ class Platform(ABC):
 
     @abstractmethod
     def device_count(self) -> int:
-        """How many ranks this machine can hold with a device each."""
+        """Devices of this machine: the ranks it can hold with one each."""
 
     @abstractmethod
     def device_name(self) -> str:
-        """What the device calls itself."""
+        """The device's own name for itself."""
 
     @abstractmethod
     def memory_bytes(self) -> int:
@@ -63,7 +63,7 @@ class Platform(ABC):
         """Record what host and device do inside; at its end a trace of that `name` lies in `folder`."""
 
     def multiplies_bf16(self) -> bool:
-        """Whether the device has units for bfloat16; without them it is many times slower than float32."""
+        """True if the device has units for bfloat16; without them it is many times slower than float32."""
         return True
 
     def choose_dtype(self, wanted: Precision) -> Precision:
@@ -73,7 +73,7 @@ class Platform(ABC):
         return "bf16" if self.multiplies_bf16() else "fp32"
 
     def release_memory(self) -> None:
-        """Give back the device memory that torch keeps for later and nothing uses."""
+        """Free the cached device memory that nothing uses."""
         return None
 
     def attention(self, dtype: torch.dtype, head_dim: int, masked: bool) -> Callable[..., Tensor] | None:
@@ -90,7 +90,7 @@ class Platform(ABC):
         return None
 
     def pads_wrongly(self, x: Tensor, kernel_size: Sequence[int], padding: Sequence[int]) -> bool:
-        """Whether the device's convolution over `x` [B, C, ...] is wrong when it pads the input itself."""
+        """True if the device's convolution over `x` [B, C, ...] is wrong when it pads the input itself."""
         return False
 
     def autocast(self, dtype: torch.dtype) -> AbstractContextManager[None]:

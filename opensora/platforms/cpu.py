@@ -54,7 +54,7 @@ class CpuPlatform(Platform):
         return any(_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
 
     def pads_wrongly(self, x: Tensor, kernel_size: Sequence[int], padding: Sequence[int]) -> bool:
-        """bfloat16 convolutions that pad an axis which is shorter than their filter.
+        """True for bfloat16 convolutions that pad an axis which is shorter than their filter.
 
         oneDNN 3.12 (torch 2.14.1) then returns outputs and gradients from uninitialised memory on processors with
         AVX-512: AMX kernels with one frame and an odd number of channels (outputs, too), AVX-512 kernels with two frames
@@ -74,7 +74,7 @@ class CpuPlatform(Platform):
 
 
 def _capabilities() -> dict[str, Any]:
-    """What torch knows of the processor; older versions of torch cannot tell."""
+    """Torch's record of the processor's features; {} in versions of torch without one."""
     return dict(torch.cpu.get_capabilities()) if hasattr(torch.cpu, "get_capabilities") else {}
 
 

@@ -77,7 +77,7 @@ class CudaPlatform(Platform):
 
 @functools.cache
 def works(module: str) -> bool:
-    """Whether a module of an optional package imports. One that was built for another torch is told once, and left out."""
+    """True if a module of an optional package imports. One that was built for another torch is left out with one warning."""
     if find_spec(module.partition(".")[0]) is None:
         return False
     try:
