@@ -201,16 +201,16 @@ class MovingShapes:
         """How a clip of any size is made of any row; see datasets/feature_store.py."""
         return {"type": "MovingShapes", "fps": self.fps}
 
-    def drawn(self) -> list[str]:
-        """What is another one every time."""
+    def random_settings(self) -> list[str]:
+        """The properties that differ from draw to draw."""
         return ["size", "place", "speed", "wording"]
 
-    def identity(self, row: int, contents: Callable[[str], str]) -> dict[str, Any]:
-        """What the row is: rows that show the same are drawn apart."""
+    def row_fingerprint(self, row: int, file_hash: Callable[[str], str]) -> dict[str, Any]:
+        """The content of the row, with its number: rows that show the same are drawn apart."""
         return {"row": row, "shows": self.attributes(row).caption()}
 
-    def place(self, row: int) -> str:
+    def row_label(self, row: int) -> str:
         return f"{self.where}: clip {row}"
 
-    def number(self, row: int) -> int:
+    def manifest_index(self, row: int) -> int:
         return row

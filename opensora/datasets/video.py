@@ -223,20 +223,20 @@ class VideoTextDataset:
         names = ("frame_interval", "target_fps", "start", "crop", "flip", "time_range")
         return {"type": "VideoTextDataset", **{name: getattr(self, name) for name in names}}
 
-    def drawn(self) -> list[str]:
-        """The settings by which a clip is another one every time."""
-        found = [f"{name}='random'" for name in ("start", "crop") if getattr(self, name) == "random"]
-        return found + ["flip=True"] * self.flip
+    def random_settings(self) -> list[str]:
+        """The settings by which a clip differs from draw to draw."""
+        names = [f"{name}='random'" for name in ("start", "crop") if getattr(self, name) == "random"]
+        return names + ["flip=True"] * self.flip
 
-    def identity(self, row: int, contents: Callable[[str], str]) -> dict[str, Any]:
-        """What the row is, wherever its file lies; BadClip when the file is not there."""
+    def row_fingerprint(self, row: int, file_hash: Callable[[str], str]) -> dict[str, Any]:
+        """The content of the row, wherever its file lies; BadClip when the file is missing."""
         entry = self._rows[row]
-        return {"contents": contents(entry.path), "start": entry.start, "end": entry.end}
+        return {"contents": file_hash(entry.path), "start": entry.start, "end": entry.end}
 
-    def place(self, row: int) -> str:
+    def row_label(self, row: int) -> str:
         return self._rows[row].place
 
-    def number(self, row: int) -> int:
+    def manifest_index(self, row: int) -> int:
         return self._rows[row].index
 
     def caption(self, row: int, draw: Draw) -> str:

@@ -67,7 +67,7 @@ def build_training(run: TrainRun, world: World, where: str, folder: RunFolder | 
     plugin.check(world)
     masks = build_masks(run, where)
     folder = folder or RunFolder(run, world)  # first: a folder that cannot be written costs nothing yet
-    stop = StopRequest()  # from here on a signal ends the run after a step, with its state saved
+    stop = StopRequest().listen()  # from here on a signal ends the run after a step, with its state saved
     stop.also_when(folder.save_failed)
     clips = make_clip_plan(run, build(DATASETS, run.dataset), where)
     for line in clips.report.lines():

@@ -3,29 +3,34 @@
 import signal
 from collections.abc import Callable
 from types import FrameType
+from typing import Self
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class StopRequest:
-    """Whether this process is to stop; the loop asks once per step and agrees over all ranks."""
+    """A request to stop this process; the loop reads it once per step and agrees over all ranks."""
 
     def __init__(self) -> None:
-        self._signalled = False
-        self._reasons: list[Callable[[], bool]] = []
+        self._signaled = False
+        self._conditions: list[Callable[[], bool]] = []
+
+    def listen(self) -> Self:
+        """From now on the signals request a stop instead of ending the process."""
         for number in SIGNALS:
-            signal.signal(number, self._remember)
+            signal.signal(number, self._on_signal)
+        return self
 
     @property
     def requested(self) -> bool:
-        """Whether a signal came or one of the reasons holds."""
-        return self._signalled or any(holds() for holds in self._reasons)
+        """True after a signal, and while one of the conditions holds."""
+        return self._signaled or any(holds() for holds in self._conditions)
 
     def also_when(self, holds: Callable[[], bool]) -> None:
         """Stop as well once `holds()` is true on a rank."""
-        self._reasons.append(holds)
+        self._conditions.append(holds)
 
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        if self._signalled and number == signal.SIGINT:
-            raise KeyboardInterrupt  # the second Ctrl-C means now
-        self._signalled = True
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._signaled and number == signal.SIGINT:
+            raise KeyboardInterrupt  # the second Ctrl-C stops at once
+        self._signaled = True

@@ -308,7 +308,7 @@ def test_data_sets_of_the_same_settings_keep_their_own_rate_and_variants(tmp_pat
         found[name] = run
     for name, fps, variants in (("fast", 8.0, 3), ("slow", 4.0, 2)):
         clips = stored_clips(found[name], build(DATASETS, found[name].dataset), [(5, 16, 16)], "config.py")
-        assert (clips.fps, clips.names.variants) == (fps, variants)
+        assert (clips.fps, clips.keys.variants) == (fps, variants)
         assert clips.clip(0, Draw(0, 0, 0)).fps == fps
 
 

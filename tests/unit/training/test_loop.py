@@ -226,7 +226,7 @@ def test_a_signal_ends_the_run_after_the_step_with_its_state_saved() -> None:
 
     t, log = training(VALUES * 3, change=ask, log_every=100, save_every=100, validate_every=2, preview_every=2)
     t.validation, t.preview = lambda: batches(VALUES), log.previews.append
-    t.stop = StopRequest()
+    t.stop = StopRequest().listen()
     assert train(t) is False
     assert log.saved == [(2, [])]
     assert (log.validations, log.previews) == ([], [])  # who asked may not wait for them

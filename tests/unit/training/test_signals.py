@@ -1,4 +1,4 @@
-"""Signals ask; the loop answers at the end of a step."""
+"""A signal requests a stop; the loop reads the request at the end of a step."""
 
 import os
 import signal
@@ -18,15 +18,18 @@ def handlers() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_a_signal_is_remembered(number: int) -> None:
+def test_signal_requests_stop(number: int) -> None:
+    before = signal.getsignal(number)
     stop = StopRequest()
+    assert signal.getsignal(number) is before  # handlers are installed by listen() alone
+    stop.listen()
     assert not stop.requested
     os.kill(os.getpid(), number)
     assert stop.requested
 
 
-def test_the_second_interrupt_means_now_but_a_second_sigterm_does_not() -> None:
-    stop = StopRequest()
+def test_second_interrupt_stops_at_once_but_a_second_sigterm_does_not() -> None:
+    stop = StopRequest().listen()
     os.kill(os.getpid(), signal.SIGINT)
     os.kill(os.getpid(), signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt):
@@ -34,9 +37,9 @@ def test_the_second_interrupt_means_now_but_a_second_sigterm_does_not() -> None:
     assert stop.requested
 
 
-def test_a_reason_is_asked_every_time() -> None:
-    stop, found = StopRequest(), False
-    stop.also_when(lambda: found)
+def test_condition_is_evaluated_every_time() -> None:
+    stop, full = StopRequest(), False
+    stop.also_when(lambda: full)
     assert not stop.requested
-    found = True
+    full = True
     assert stop.requested
