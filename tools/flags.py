@@ -41,18 +41,18 @@ def parse(fn: Callable[..., Any], argv: Sequence[str], presets: Sequence[str] = 
             f"--{name}", action="append_const", dest="presets", const=name, help=f"the {name} videos as IN"
         )
     types_of = typing.get_type_hints(fn)
-    about = inspect.getdoc(fn) or ""
+    docstring = inspect.getdoc(fn) or ""
     names = [p for p in inspect.signature(fn).parameters.values() if p.kind is p.KEYWORD_ONLY]
     for parameter in names:
-        _add_flag(parser, parameter, types_of[parameter.name], _help(about, parameter.name))
-    found = vars(parser.parse_intermixed_args(argv))
-    chosen = found.pop("presets", None) or []
-    if not found["inputs"] and not chosen:
+        _add_flag(parser, parameter, types_of[parameter.name], _help(docstring, parameter.name))
+    options = vars(parser.parse_intermixed_args(argv))
+    chosen = options.pop("presets", None) or []
+    if not options["inputs"] and not chosen:
         parser.error("IN and OUT are needed" + (f", or --{presets[0]} and OUT" if presets else ""))
-    if not found["output"].lower().endswith((".csv", ".parquet", ".pq")):
-        parser.error(f"OUT is {found['output']}; it must end in .csv or .parquet")
-    flags = {parameter.name: found.pop(parameter.name) for parameter in names}
-    return Options(presets=chosen, flags=flags, **found)
+    if not options["output"].lower().endswith((".csv", ".parquet", ".pq")):
+        parser.error(f"OUT is {options['output']}; it must end in .csv or .parquet")
+    flags = {parameter.name: options.pop(parameter.name) for parameter in names}
+    return Options(presets=chosen, flags=flags, **options)
 
 
 def _command(module: types.ModuleType | None) -> str:
@@ -67,9 +67,9 @@ def _natural(text: str) -> int:
     return value
 
 
-def _help(about: str, name: str) -> str:
-    found = re.search(rf"^{name}: (.+)$", about, flags=re.MULTILINE)
-    return found.group(1).replace("%", "%%") if found else ""
+def _help(docstring: str, name: str) -> str:
+    line = re.search(rf"^{name}: (.+)$", docstring, flags=re.MULTILINE)
+    return line[1].replace("%", "%%") if line else ""
 
 
 def _add_flag(parser: argparse.ArgumentParser, parameter: inspect.Parameter, kind: Any, help_text: str) -> None:

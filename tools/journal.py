@@ -1,7 +1,7 @@
 """Results of single rows, kept on disk as they come.
 
 One line of JSON per finished row, keyed by (function, flags, row): a changed flag or row is computed again, whatever
-else the file holds. A line cut off by a kill is ignored. The journal of `out.csv` is `.out.csv.journal` beside it.
+else the file holds. A line cut off by a kill is ignored. The journal of `out.csv` is `.out.csv.journal` next to it.
 """
 
 import fcntl

@@ -4,9 +4,9 @@
 --dry-run. `fn` returns or yields the rows that come out; it raises BadClip (or another DataError) for a row that
 cannot be used, which is logged with its line, counted and left out.
 
-Inputs are manifests (.csv, .parquet), videos, or folders of videos. `row["path"]` is absolute. Results are kept in a
-journal beside the output as they come, so that --resume repeats nothing after a stop at any moment; the output
-itself is written at the end in the order of the input, whatever the number of workers.
+Inputs are manifests (.csv, .parquet), videos, or folders of videos. `row["path"]` is absolute. A journal next
+to the output keeps each result, so that --resume repeats nothing after a stop at any moment; the output itself
+is written at the end in the order of the input, whatever the number of workers.
 """
 
 import os
@@ -44,7 +44,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one row."""
+    """The result of one row."""
 
     rows: list[Row]
     bad: str = ""  # why the row cannot be used
@@ -110,7 +110,7 @@ def _main(fn: Function, argv: Sequence[str], presets: Mapping[str, Callable[[], 
 
 
 def _is_done(journal: Journal, job: Job) -> bool:
-    """Whether the journal has its rows, and the files made for them still exist."""
+    """True if the journal has its rows, and the files made for them still exist."""
     rows = journal.done.get(job.key)
     if rows is None:
         return False
@@ -130,26 +130,26 @@ def read_jobs(fn: Function, flags: dict[str, Any], inputs: list[str], limit: int
     for source in inputs:
         if source.lower().endswith((*VIDEO_SUFFIXES, *IMAGE_SUFFIXES)) or os.path.isdir(source):
             paths = _videos_below(source) if os.path.isdir(source) else [source]
-            found = [(path, {"path": os.path.abspath(path)}) for path in paths]
+            rows = [(path, {"path": os.path.abspath(path)}) for path in paths]
         else:
             table = read_table(source)
             require_columns(table, ("path",))
-            rows, bad = readable_rows(table)
+            readable, bad = readable_rows(table)
             messages += bad
-            found = [(table.place(index), row) for index, row in rows]
-        jobs += [Job(place, row, content_hash(fn, flags, row)) for place, row in found]
+            rows = [(table.place(index), row) for index, row in readable]
+        jobs += [Job(place, row, content_hash(fn, flags, row)) for place, row in rows]
     return jobs[:limit], messages
 
 
 def _videos_below(folder: str) -> list[str]:
-    found = []
+    paths: list[str] = []
     for parent, folders, files in os.walk(folder):
         folders.sort()
         names = [name for name in files if name.lower().endswith(VIDEO_SUFFIXES) and not name.startswith(".")]
-        found += [os.path.join(parent, name) for name in sorted(names)]
-    if not found:
+        paths += [os.path.join(parent, name) for name in sorted(names)]
+    if not paths:
         raise DataError(f"{folder}: found no video below this folder; known endings: {', '.join(VIDEO_SUFFIXES)}")
-    return found
+    return paths
 
 
 def work(fn: Function, flags: dict[str, Any], row: Row) -> Outcome:
@@ -163,7 +163,7 @@ def work(fn: Function, flags: dict[str, Any], row: Row) -> Outcome:
         raise
     except DataError as error:
         return Outcome([], bad=str(error))
-    except Exception as error:  # one odd file must not end a run of days; the exit code tells
+    except Exception as error:  # one odd file must not end a run of days; the exit code is 1
         return Outcome([], bad=f"unexpected {type(error).__name__}: {error}", crash=traceback.format_exc())
 
 

@@ -30,7 +30,7 @@ from opensora.training.anomalies import AnomalyDetector
 from opensora.training.autoencoder_task import STATISTICS_CLIPS, AutoencoderTask
 from opensora.training.cached_features import stored_clips, stored_latents, stored_texts
 from opensora.training.checkpoint import resolve_part, resolve_weights
-from opensora.training.clip_plan import ClipPlan, check_latents, make_clip_plan, one_size_clips, require_fixed_size
+from opensora.training.clip_plan import ClipPlan, check_latents, make_clip_plan, require_fixed_size, single_clip_batches
 from opensora.training.diffusion_task import DiffusionTask
 from opensora.training.discriminator import DiscriminatorTrainer, build_discriminator
 from opensora.training.distributed_codec import distributed_codec
@@ -39,7 +39,7 @@ from opensora.training.image_joint import check_joint, check_strides
 from opensora.training.loop import TrainState
 from opensora.training.memory_warmup import warm_up
 from opensora.training.metrics import Metrics
-from opensora.training.parallel_sizes import check_mesh, tensor_size
+from opensora.training.parallel_sizes import check_parallel_sizes, tensor_size
 from opensora.training.profiling import StepTrace
 from opensora.training.run_folder import RunFolder
 from opensora.training.signals import StopRequest
@@ -59,9 +59,9 @@ def check_world(run: TrainRun, data_size: int, where: str) -> None:
 def build_training(run: TrainRun, world: World, where: str, folder: RunFolder | None = None) -> TrainState:
     """Build everything and restore the newest good checkpoint of `run_dir`; all ranks call it.
 
-    folder: another way to use `run_dir` than to train in it.
+    folder: given by a replay, which does not train in `run_dir`.
     """
-    check_mesh(run, world, where)
+    check_parallel_sizes(run, world, where)
     check_world(run, world.data_size, where)
     plugin = build(PLUGINS, {"type": run.plugin, **run.plugin_config})
     plugin.check(world)
@@ -149,17 +149,20 @@ def _engine_options(run: TrainRun, optimizer: dict[str, Any], world: World) -> E
 
 
 def build_scheduler(run: TrainRun) -> Any:
-    """The noise scheduler; its own checks of values run here, before any weight is read."""
+    """The noise scheduler; it checks its values here, before any weight is read."""
     return build(SCHEDULERS, run.scheduler or {})
 
 
 def build_masks(run: TrainRun, where: str) -> FrameMasks | FrameConditions | None:
-    """What `mask_ratios` gives, in the way the model is told; ConfigError when it cannot be told or a share is wrong."""
+    """The frame masks of `mask_ratios`, in the form that the model takes.
+
+    Raises ConfigError when it takes none, or a share is wrong.
+    """
     if run.mask_ratios is None or run.model is None:
         return None
-    told = conditioning_mode(run.model, f"{where}: key 'mask_ratios'")
+    mode = conditioning_mode(run.model, f"{where}: key 'mask_ratios'")
     try:
-        return FrameConditions(run.mask_ratios) if told == "conditions" else FrameMasks(run.mask_ratios)
+        return FrameConditions(run.mask_ratios) if mode == "conditions" else FrameMasks(run.mask_ratios)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
 
@@ -185,7 +188,7 @@ def _batches(run: TrainRun, clips: ClipPlan, world: World, start_step: int) -> I
 
 
 def _validation(run: TrainRun, world: World, task: Task, where: str) -> Callable[[], Iterator[Batch]] | None:
-    """Batches that do not depend on the number of ranks; each rank takes an equal share of them."""
+    """The same validation batches on any number of ranks; each rank takes an equal share of them."""
     if run.validation_dataset is None:
         return None
     dataset = build(DATASETS, run.validation_dataset)
@@ -243,7 +246,7 @@ def _autoencoder_task(run: TrainRun, world: World, clips: ClipPlan, where: str) 
 
 def _statistics_clips(run: TrainRun, clips: ClipPlan) -> Iterator[Batch]:
     """The same clips at every save and on any number of ranks; bad rows are skipped as in training."""
-    return one_size_clips(clips, seed=key_seed(run.seed, "latent statistics"), micro_batches=STATISTICS_CLIPS)
+    return single_clip_batches(clips, seed=key_seed(run.seed, "latent statistics"), micro_batches=STATISTICS_CLIPS)
 
 
 def _diffusion_task(
@@ -277,7 +280,7 @@ def _diffusion_task(
     }
     check_strides(parts.vae, dataset, where)
     check_latents(clips, parts.vae, parts.model, where)
-    _say_size(parts.model)
+    _log_size(parts.model)
     return DiffusionTask(
         trained=parts.model.to(world.device),
         codec=distributed_codec(
@@ -292,5 +295,5 @@ def _diffusion_task(
     )
 
 
-def _say_size(model: nn.Module) -> None:
+def _log_size(model: nn.Module) -> None:
     logger().info("%s: %.1f M parameters", type(model).__name__, sum(p.numel() for p in model.parameters()) / 1e6)

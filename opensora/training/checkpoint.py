@@ -4,9 +4,9 @@
                                       weights/NAME/    model.safetensors and config.json, for `from_pretrained`
                                       manifest.json    step, meta, size and SHA-256 of every file
 
-A checkpoint is written to a hidden folder beside, flushed, and renamed: a folder called step-* is complete. Every
-function here is called by all ranks, and what one rank finds or suffers, all ranks act on: over all ranks' own group, or
-over `group` where the caller is a thread beside training.
+A checkpoint is written to a hidden folder next to it, flushed, and renamed: a folder called step-* is complete. All ranks
+call every function here. What one rank finds or fails at, all ranks act on: they exchange it over `group`, the process
+group of the thread that saves while training goes on, or over the default group.
 """
 
 import errno
@@ -33,11 +33,11 @@ _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose files were all found whole."""
+    """A checkpoint with all files intact."""
 
     step: int  # optimizer steps done
     folder: Path
-    meta: dict[str, Any]  # what the run wrote beside it
+    meta: dict[str, Any]  # the run's own values, see `save`
 
 
 def save(
@@ -53,25 +53,25 @@ def save(
     """Write the checkpoint of `step`, then delete all but the newest `keep_last` (0 keeps all).
 
     state: tensors and DTensors for torch.distributed.checkpoint, from every rank.
-    weights: {name: whole tensors}; only the main rank's count, written with config.json = configs[name].
+    weights: {name: whole tensors}, read on the main rank only; written with config.json = configs[name].
     meta: anything JSON can hold.
-    Raises CheckpointError, on every rank, when the disk is full or the folder cannot be written; checkpoints that
-    were there before are still there then, and nothing of this one.
+    Raises CheckpointError, on every rank, when the disk is full or the folder cannot be written; then earlier checkpoints
+    are still there, and nothing of this one.
     """
     root = Path(run_dir) / "checkpoints"
-    final, beside = root / f"{_STEP}{step:08d}", root / f"{_PARTIAL}{_STEP}{step:08d}"
+    final, part = root / f"{_STEP}{step:08d}", root / f"{_PARTIAL}{_STEP}{step:08d}"
     on_main, on_all = partial(_on_main, group=group), partial(_on_all, group=group)
     try:
-        on_main(lambda: _make_room(root, beside))
-        on_all(lambda: dcp.save_sharded(state, beside / "state", group))
-        on_main(lambda: _write_weights(beside / "weights", weights, configs))
-        # a machine may not see at once what another one has written, but each sees its own
-        names = sorted(set().union(*on_all(lambda: files.list_files(beside))))
-        shares = on_all(lambda: _describe(beside, _share(names)))
+        on_main(lambda: _make_room(root, part))
+        on_all(lambda: dcp.save_sharded(state, part / "state", group))
+        on_main(lambda: _write_weights(part / "weights", weights, configs))
+        # a network file system may show a machine its own new files before those of another one
+        names = sorted(set().union(*on_all(lambda: files.list_files(part))))
+        shares = on_all(lambda: _describe(part, _share(names)))
         entries = {name: entry for share in shares for name, entry in share.items()}
-        on_main(lambda: _publish(beside, final, {"step": step, "meta": dict(meta), "files": entries}))
+        on_main(lambda: _publish(part, final, {"step": step, "meta": dict(meta), "files": entries}))
     except _Failed as failed:
-        on_main(lambda: shutil.rmtree(beside, ignore_errors=True))
+        on_main(lambda: shutil.rmtree(part, ignore_errors=True))
         raise CheckpointError(_explain(failed, root, f"step {step} was being saved")) from None
     try:
         on_main(lambda: _prune(root, step, keep_last))
@@ -81,23 +81,23 @@ def save(
 
 
 def prepare(run_dir: Path | str) -> None:
-    """Before training: remove what killed saves left, and make sure that checkpoints can be written.
+    """Before training: remove what killed saves left, and test that checkpoints can be written.
 
-    Raises CheckpointError now rather than at the first save when `run_dir` cannot take them.
+    Raises CheckpointError now rather than at the first save.
     """
     root = Path(run_dir) / "checkpoints"
     probe = _probe(root, collectives.rank())
     try:
         _on_main(partial(_clean, root))
         _on_all(partial(_write_probe, probe))
-        elsewhere = _on_main(
+        missing = _on_main(
             lambda: [rank for rank in range(collectives.world_size()) if not _probe(root, rank).exists()]
         )
         _on_all(probe.unlink)
     except _Failed as failed:
         raise CheckpointError(_explain(failed, root, "it was being tried")) from None
-    if elsewhere:
-        ranks = ", ".join(map(str, elsewhere[:8]))
+    if missing:
+        ranks = ", ".join(map(str, missing[:8]))
         raise CheckpointError(
             f"{root}: what rank(s) {ranks} wrote there is not seen by rank 0; allowed: a folder that all machines share; "
             "choose a run_dir on a shared file system"
@@ -105,10 +105,10 @@ def prepare(run_dir: Path | str) -> None:
 
 
 def find(run_dir: Path | str, up_to: int | None = None) -> Checkpoint | None:
-    """The newest whole checkpoint of the run, None when it has none yet. Changes nothing on the disk.
+    """The newest intact checkpoint of the run, None when it has none yet. Changes nothing on the disk.
 
-    up_to: the newest of those with at most so many optimizer steps.
-    Each damaged checkpoint passed over is reported. Raises CheckpointError when all there are are damaged.
+    up_to: ignore checkpoints after more optimizer steps.
+    Logs each damaged checkpoint that it passes over. Raises CheckpointError when all of them are damaged.
     """
     root, damaged = Path(run_dir) / "checkpoints", set[int]()
     try:
@@ -122,7 +122,7 @@ def find(run_dir: Path | str, up_to: int | None = None) -> Checkpoint | None:
             if not faults:
                 return Checkpoint(left[0], folder, _on_main(partial(_manifest, folder))["meta"])
             if not _on_main(folder.exists):
-                continue  # the run that trains there has deleted it meanwhile
+                continue  # the run that trains there deleted it in the meantime
             damaged.add(left[0])
             if collectives.rank() == 0:
                 log.logger().warning("%s: damaged, taking the one before: %s", folder, "; ".join(sorted(set(faults))))
@@ -177,7 +177,7 @@ def resolve_part(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Failed(Exception):
-    """Something went wrong on at least one rank, and all ranks know."""
+    """A failure on at least one rank, raised on all."""
 
     def __init__(self, text: str, number: int | None):
         super().__init__(text)
@@ -185,7 +185,7 @@ class _Failed(Exception):
 
 
 def _on_all(action: Callable[[], T], group: collectives.Group = None) -> list[T]:
-    """Every rank's result of `action`; if one raises, all raise, so that none waits for another that has left."""
+    """Every rank's result of `action`. If one raises, all raise, so that none waits for a rank that has left."""
     result: T | None = None
     failure: tuple[str, int | None] | None = None
     try:
@@ -203,7 +203,7 @@ def _on_all(action: Callable[[], T], group: collectives.Group = None) -> list[T]
 
 
 def _on_main(action: Callable[[], T], group: collectives.Group = None) -> T:
-    """The main rank's result of `action`, which runs there alone."""
+    """The result of `action`, which only the main rank runs."""
     return _on_all(lambda: action() if collectives.rank() == 0 else None, group)[0]  # type: ignore[return-value]
 
 
@@ -223,9 +223,9 @@ def _explain(failed: _Failed, root: Path, doing: str) -> str:
     return f"{root}: failed while {doing}: {failed.text}; earlier checkpoints are untouched"
 
 
-def _make_room(root: Path, beside: Path) -> None:
+def _make_room(root: Path, part: Path) -> None:
     _clean(root)
-    beside.mkdir()
+    part.mkdir()
 
 
 def _clean(root: Path) -> None:
@@ -236,7 +236,7 @@ def _clean(root: Path) -> None:
         if folder.name.startswith(_REPLACED) and not original.exists():
             folder.rename(original)  # killed between the two renames of a replacement
         elif folder.name.startswith((_PARTIAL, _REPLACED, _PRUNED)):
-            shutil.rmtree(folder, ignore_errors=True)  # one that a reader still has open goes next time
+            shutil.rmtree(folder, ignore_errors=True)  # if a reader still has a file open, the next save removes it
 
 
 def _probe(root: Path, rank: int) -> Path:
@@ -244,13 +244,13 @@ def _probe(root: Path, rank: int) -> Path:
 
 
 def _write_probe(probe: Path) -> None:
-    # a machine that does not share the folder has none yet, and is found out by the probe
+    # on a machine that does not share the folder it does not exist yet; `prepare` then misses this file on rank 0
     probe.parent.mkdir(parents=True, exist_ok=True)
     probe.write_bytes(b"x")
 
 
 def _steps(root: Path) -> list[int]:
-    """The steps of the checkpoints there, newest first."""
+    """The steps of the checkpoints, newest first."""
     digits = (folder.name.removeprefix(_STEP) for folder in root.glob(f"{_STEP}*"))
     return sorted((int(number) for number in digits if number.isdigit()), reverse=True)
 
@@ -269,41 +269,41 @@ def _share(names: list[str]) -> list[str]:
 
 
 def _describe(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
-    """Size and hash of each file, once it is safely on the disk."""
+    """Flush each file; returns its size and hash."""
     for name in names:
         files.flush(folder / name)
     return {name: {"bytes": (folder / name).stat().st_size, "sha256": files.hash_file(folder / name)} for name in names}
 
 
-def _publish(beside: Path, final: Path, manifest: dict[str, Any]) -> None:
-    manifest = json.loads(json.dumps(manifest))  # what a reader will see, so that both hash the same
-    files.write_json(beside / "manifest.json", {**manifest, "sha256": _digest(manifest)}, sort_keys=True)
-    files.flush(beside / "manifest.json")
-    for folder in [*(path for path in beside.rglob("*") if path.is_dir()), beside]:
+def _publish(part: Path, final: Path, manifest: dict[str, Any]) -> None:
+    manifest = json.loads(json.dumps(manifest))  # as a reader will parse it, so that both compute the same hash
+    files.write_json(part / "manifest.json", {**manifest, "sha256": _digest(manifest)}, sort_keys=True)
+    files.flush(part / "manifest.json")
+    for folder in [*(path for path in part.rglob("*") if path.is_dir()), part]:
         files.flush(folder)
-    if final.exists():  # a step that was damaged, or trained again
+    if final.exists():  # a damaged checkpoint, or a step trained again
         replaced = final.with_name(f"{_REPLACED}{final.name}")
         final.rename(replaced)
-        beside.rename(final)
+        part.rename(final)
         files.flush(final.parent)
         shutil.rmtree(replaced)
     else:
-        beside.rename(final)
+        part.rename(final)
         files.flush(final.parent)
 
 
 def _prune(root: Path, step: int, keep_last: int) -> None:
-    """Later steps than the one just saved are damaged ones that were passed over: they do not count as kept."""
+    """Delete old checkpoints. Those after `step` are damaged ones that the run passed over; they do not count as kept."""
     if keep_last < 1:
         return
-    for old in [each for each in _steps(root) if each <= step][keep_last:]:
+    for old in [number for number in _steps(root) if number <= step][keep_last:]:
         folder = root / f"{_STEP}{old:08d}"
-        doomed = folder.rename(root / f"{_PRUNED}{folder.name}")  # never half a folder under its real name
-        shutil.rmtree(doomed)
+        renamed = folder.rename(root / f"{_PRUNED}{folder.name}")  # so that no partial folder has the real name
+        shutil.rmtree(renamed)
 
 
 def _verify(folder: Path) -> list[str]:
-    """What is wrong with this rank's share of the files, in words."""
+    """The faults in this rank's share of the files, in words."""
     try:
         manifest = _manifest(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -1,4 +1,4 @@
-"""What sizes a run trains at: one, the data set's own, or those of `bucket_config`."""
+"""The clip sizes of a run: one, the data set's own, or those of `bucket_config`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -26,10 +26,10 @@ class ClipPlan:
     """The data set and the sizes of its clips."""
 
     dataset: Any
-    num_frames: int  # that the run is planned for, and that sampling takes by default
+    num_frames: int  # of most clips; the default of sampling
     image_size: tuple[int, int]  # height, width in pixels
     report: Report | BucketReport
-    order: BucketOrder | None = None  # None: every row is taken at that one size
+    order: BucketOrder | None = None  # None: every row has that one size
 
     @property
     def size(self) -> ClipSize:
@@ -37,7 +37,7 @@ class ClipPlan:
 
     @property
     def sizes(self) -> list[ClipSize]:
-        """All that the run takes."""
+        """All sizes of the run, ascending."""
         trained = self.report.trained if isinstance(self.report, BucketReport) else []
         return sorted({line.size for line in trained} | {self.size})
 
@@ -48,7 +48,7 @@ class ClipPlan:
 
 
 def build_buckets(run: TrainRun, where: str) -> Buckets | None:
-    """`bucket_config` checked; None without one. Raises ConfigError, before any manifest or weight is read."""
+    """Check `bucket_config`; None without one. Raises ConfigError, before any manifest or weight is read."""
     if run.bucket_config is None:
         return None
     try:
@@ -70,9 +70,9 @@ def build_buckets(run: TrainRun, where: str) -> Buckets | None:
 
 
 def make_clip_plan(run: TrainRun, dataset: Any, where: str) -> ClipPlan:
-    """Which clips the run trains on.
+    """The clips of a run.
 
-    Raises ConfigError where data set and `bucket_config` do not go together, DataError when nothing is left to train on.
+    Raises ConfigError when data set and `bucket_config` do not fit, DataError when no clip is left.
     """
     buckets = build_buckets(run, where)
     if buckets is None:
@@ -98,7 +98,7 @@ def make_clip_plan(run: TrainRun, dataset: Any, where: str) -> ClipPlan:
 
 
 def require_fixed_size(dataset: Any, where: str) -> None:
-    """Raise ConfigError for a data set that needs to be told the size of its clips, or whose clips differ in size."""
+    """Raise ConfigError for a data set without a clip size, or whose clips differ in size."""
     if getattr(dataset, "multi_scale", False):
         raise ConfigError(
             f"{where}: multi_scale=True: clips keep their aspect ratio and make no batch by themselves; allowed: as videos or "
@@ -112,9 +112,9 @@ def require_fixed_size(dataset: Any, where: str) -> None:
 
 
 def check_latents(clips: ClipPlan, vae: Any, model: Any, where: str) -> None:
-    """Raise ConfigError for a bucket whose latents the autoencoder does not make or the denoiser does not take.
+    """Raise ConfigError for a bucket that does not fit the autoencoder or the denoiser.
 
-    model: None where the autoencoder itself is trained.
+    model: None if the autoencoder itself is trained.
     """
     for line in clips.report.trained if isinstance(clips.report, BucketReport) else ():
         try:
@@ -131,14 +131,14 @@ def check_latents(clips: ClipPlan, vae: Any, model: Any, where: str) -> None:
             )
 
 
-def one_size_clips(clips: ClipPlan, *, seed: int, micro_batches: int) -> Iterator[Batch]:
-    """One optimizer step of single clips of the planned size, bad rows passed over as in training."""
-    order = None if clips.order is None else _OfOneBucket(clips, seed, micro_batches)
+def single_clip_batches(clips: ClipPlan, *, seed: int, micro_batches: int) -> Iterator[Batch]:
+    """The batches of one optimizer step, each of one clip of the planned size; bad rows are skipped as in training."""
+    order = None if clips.order is None else _SingleBucketOrder(clips, seed, micro_batches)
     return build_loader(clips.dataset, seed=seed, batch_size=1, micro_batches=micro_batches, steps=1, order=order)
 
 
-class _OfOneBucket:
-    """An `Order` of the rows that the first epoch puts into the bucket of the planned size."""
+class _SingleBucketOrder:
+    """An order of the rows that the first epoch puts into the bucket of the planned size."""
 
     def __init__(self, clips: ClipPlan, seed: int, micro_batches: int) -> None:
         assert clips.order is not None
@@ -147,5 +147,5 @@ class _OfOneBucket:
         self._order = EpochOrder(len(self.rows), seed, 1, micro_batches, clips.size)
 
     def request(self, step: int, micro_batch: int) -> Request:
-        found = self._order.request(step, micro_batch)
-        return replace(found, rows=self.rows[found.rows])
+        request = self._order.request(step, micro_batch)
+        return replace(request, rows=self.rows[request.rows])

@@ -1,4 +1,4 @@
-"""Work beside training, such as validation and sample videos, that leaves no trace in it."""
+"""Validation and sample videos during training, without an effect on it."""
 
 import gc
 import random
@@ -14,9 +14,9 @@ from opensora.platforms import select
 
 @contextmanager
 def evaluation_mode(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Memory that nobody uses is given back first; the model evaluates; afterwards all is as it was before.
+    """Put the model in evaluation mode; afterwards restore each module's mode and all random state.
 
-    That is each module's own mode, and the random numbers of torch (host and device), NumPy and Python.
+    Random state is that of torch (host and device), NumPy and Python. Cached device memory is freed before and after.
     """
     platform = select(device.type)
     modes = [(module, module.training) for module in model.modules()]

@@ -1,7 +1,7 @@
 """One forward and backward of the largest micro-batch before training starts.
 
-A run whose largest bucket does not fit then ends in its first minute rather than in its third day, and the device's
-allocator has met the largest blocks before smaller ones split its memory.
+A run whose largest bucket does not fit ends in its first minute rather than on its third day, and the device's allocator
+reserves the largest blocks before smaller ones split its memory.
 """
 
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ from opensora.types import Batch
 
 
 def largest_batch(line: BucketLine, seed: int, shape: Sequence[int]) -> Batch:
-    """A micro-batch of the bucket, of noise: nothing is read. It stands in no optimizer step's place.
+    """A micro-batch of noise with the size of the bucket; no data is read.
 
-    shape: of what stands for a clip, its pixels or stored moments.
+    shape: of a clip, in pixels or stored moments.
     """
     video_BCTHW = torch.rand((line.batch_size, *shape), generator=generator(seed, "warm-up")) * 2 - 1
     n, sample_ids = line.batch_size, list(range(line.batch_size))

@@ -1,4 +1,4 @@
-"""What a run tells about itself: metrics.jsonl, TensorBoard, a progress bar, wandb on request."""
+"""Logging of a run: metrics.jsonl, TensorBoard, a progress bar, and wandb on request."""
 
 import json
 import math
@@ -14,16 +14,16 @@ from opensora.training.step_stats import StepRecord
 
 
 class Metrics:
-    """Writes on the main rank; a no-op elsewhere. On resume, records past the checkpoint are taken back."""
+    """Writes on the main rank; a no-op elsewhere. On resume, removes the records past the checkpoint."""
 
     def __init__(self, run_dir: Path, start_step: int, steps: int, main: bool, wandb: bool, config: Mapping[str, Any]):
         self.main = main
         self.steps = steps
-        self._whole, self._told = True, False  # whether the last line went in whole; that one did not was told
+        self._line_complete, self._warned = True, False  # of the last line; of a failed write
         if not main:
             return
         self.path = run_dir / "metrics.jsonl"
-        _forget_after(self.path, start_step)
+        _remove_after(self.path, start_step)
         from torch.utils.tensorboard import SummaryWriter
 
         self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start_step + 1)
@@ -57,7 +57,7 @@ class Metrics:
         logger().info("step %d validation: %s", step, ", ".join(heads))
 
     def log_trouble(self, step: int, trouble: Mapping[str, Any]) -> None:
-        """A step that was not made: what was wrong, what was done, and its samples, so that it can be replayed."""
+        """Log a skipped step: what was wrong, what was done, and its samples, so that it can be replayed."""
         if not self.main:
             return
         self._append({"step": step, "trouble": dict(trouble)})
@@ -65,20 +65,20 @@ class Metrics:
         logger().warning("step %d: %s; not made (%d so far)", step, trouble["what"], trouble["skipped"])
 
     def log_save(self, step: int, waited: float) -> None:
-        """waited: the seconds for which the save after `step` held training up."""
+        """waited: seconds that training waited for the save after `step`."""
         if not self.main:
             return
         self._append({"step": step, "save": {"waited": round(waited, 4)}})
         self._scalars(step, {"save/waited": waited})
 
     def close(self, failed: bool = False) -> None:
-        """Flush. failed: wandb, which may take minutes, is left as it is, and calls the run crashed."""
+        """Flush. failed: skip wandb, which may take minutes and then calls the run crashed."""
         if self.main:
             self.progress.close()
             try:
                 self.board.close()
             except OSError as error:
-                self._bear(error)
+                self._warn(error)
             if self.wandb is not None and not failed:
                 self.wandb.finish()
 
@@ -86,32 +86,32 @@ class Metrics:
         line = json.dumps(_plain(values), allow_nan=False) + "\n"
         try:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(line if self._whole else f"\n{line}")
-            self._whole = True
+                file.write(line if self._line_complete else f"\n{line}")
+            self._line_complete = True
         except OSError as error:
-            self._whole = False
-            self._bear(error)
+            self._line_complete = False
+            self._warn(error)
 
     def _scalars(self, step: int, values: Mapping[str, float]) -> None:
         try:
             for name, value in values.items():
                 self.board.add_scalar(name, value, step)
         except OSError as error:
-            self._bear(error)
+            self._warn(error)
         if self.wandb is not None:
             self.wandb.log(dict(values), step=step)
 
-    def _bear(self, error: OSError) -> None:
-        """Numbers that the disk refuses do not end a run: its next save will, with a sentence, if there is no room by then."""
-        if not self._told:
-            self._told = True
+    def _warn(self, error: OSError) -> None:
+        """A failed metrics write does not stop training; if the disk is still full, the next checkpoint raises."""
+        if not self._warned:
+            self._warned = True
             logger().warning(
                 "%s: cannot be written (%s); training goes on, without some of its numbers", self.path, error
             )
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl; a last line cut off by a kill is left out."""
+    """The records of a metrics.jsonl, without a last line that a kill cut off."""
     records = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
@@ -122,7 +122,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no word for NaN and infinity: they are written as text, which float() reads."""
+    """Replace NaN and infinity, which JSON lacks, by text that float() reads."""
     if isinstance(value, Mapping):
         return {key: _plain(each) for key, each in value.items()}
     if isinstance(value, list):
@@ -130,8 +130,8 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _forget_after(path: Path, step: int) -> None:
-    """Take back what a killed run logged beyond the checkpoint it resumes from."""
+def _remove_after(path: Path, step: int) -> None:
+    """Remove what a killed run logged after the checkpoint it resumes from."""
     if path.exists():
         kept = [json.dumps(record) for record in read(path) if record["step"] <= step]
         files.atomic_write(path, lambda part: files.write_text(part, "".join(line + "\n" for line in kept)))

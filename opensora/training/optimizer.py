@@ -23,7 +23,7 @@ def adamw(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
 ) -> Optimizer:
-    """torch's fused AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), which runs on CPU, CUDA and NPU alike."""
+    """torch's fused AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), which CPU, CUDA and NPU implement."""
     return AdamW(params, lr=lr, betas=(betas[0], betas[1]), eps=eps, weight_decay=weight_decay, fused=True)
 
 
@@ -39,7 +39,7 @@ def constant(steps: int, warmup_steps: int) -> Schedule:
 
 @LR_SCHEDULERS.register_module(name="linear")
 def linear(steps: int, warmup_steps: int, end_factor: float = 0.0) -> Schedule:
-    """Warm-up, then a straight line from 1 to `end_factor` at the last step."""
+    """Warm-up, then a linear decay from 1 to `end_factor` at the last step."""
 
     def factor(step: int) -> float:
         done = _progress(step, steps, warmup_steps)
@@ -50,7 +50,7 @@ def linear(steps: int, warmup_steps: int, end_factor: float = 0.0) -> Schedule:
 
 @LR_SCHEDULERS.register_module(name="cosine")
 def cosine(steps: int, warmup_steps: int, end_factor: float = 0.0) -> Schedule:
-    """Warm-up, then half a cosine from 1 to `end_factor` (Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5)."""
+    """Warm-up, then a cosine decay from 1 to `end_factor` (Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5)."""
 
     def factor(step: int) -> float:
         done = _progress(step, steps, warmup_steps)

@@ -1,4 +1,4 @@
-"""A recording of a few optimizer steps, for a profiler's viewer: where the time goes on host and device."""
+"""A profiler trace of a few optimizer steps on host and device."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -11,16 +11,16 @@ from opensora.platforms import Platform
 
 
 class StepTrace:
-    """Records `count` steps; the trace is written to `folder` under `name`.
+    """Records `count` steps and writes the trace to `folder` under `name`.
 
-    The first step of a start is left out, for it also makes buffers and compiles kernels; a run of one step is recorded.
+    The first step of a start is left out, because it also makes buffers and compiles kernels; a run of one step is recorded.
     """
 
     def __init__(self, count: int, platform: Platform, folder: Path, name: str):
         self.count, self.platform, self.folder, self.name = count, platform, folder, name
 
     def __call__(self, steps: range) -> Iterator[int]:
-        """The same steps. Leaving the loop early writes what was recorded until then."""
+        """Yield the steps. Leaving the loop early writes the steps recorded until then."""
         first = min(1, len(steps) - 1) if self.count else -1
         with ExitStack() as recording:
             for number, step in enumerate(steps):

@@ -1,4 +1,4 @@
-"""The folder of one run: its config, its checkpoints and the weights others start from.
+"""The folder of one run: its config, its checkpoints and their weights.
 
 RUN_DIR/config.json  checkpoints/  metrics.jsonl  tensorboard/
 """
@@ -38,7 +38,7 @@ RESUME_SAFE_KEYS = {field.name for field in fields(TrainRun) if field.metadata.g
 class RunFolder:
     """Saves and resumes one run; every method is called by all ranks."""
 
-    writes = True  # whether the run is trained in this folder
+    writes = True  # False for a folder that a replay reads
     change_note = "the run goes on with the new value"
 
     def __init__(self, run: TrainRun, world: World):
@@ -51,7 +51,7 @@ class RunFolder:
         self._host = HostSnapshot()
 
     def _claim(self) -> None:
-        """One run at a time: a second one would delete what the first is saving. Raises CheckpointError on all ranks."""
+        """Lock the folder: a second run would delete what the first one saves. Raises CheckpointError on all ranks."""
         holder = None
         if self.world.is_main:
             self._lock, holder = lock(self.path)  # held while this object lives
@@ -69,7 +69,7 @@ class RunFolder:
         self.task = task
 
     def resume(self) -> tuple[int, list[str]]:
-        """Take over the newest good checkpoint; returns (optimizer steps done, bad rows met so far)."""
+        """Load the newest intact checkpoint; returns (optimizer steps done, messages for bad rows so far)."""
         found = checkpoint.find(self.path)
         if found is None:
             self._write_config()
@@ -81,7 +81,7 @@ class RunFolder:
         return found.step, list(found.meta["bad_rows"])
 
     def restore(self, found: checkpoint.Checkpoint) -> None:
-        """Overwrite the live state with a checkpoint's; nothing on the disk changes."""
+        """Load a checkpoint into the live state; changes nothing on the disk."""
         state = self._state()
         checkpoint.load(found, state)
         self.engine.load_state(state)
@@ -93,10 +93,10 @@ class RunFolder:
             self.anomalies.load_state(found.meta["guard"])
 
     def save(self, step: int, bad_rows: list[str]) -> float:
-        """Copy the state of `step` and have it written beside training; returns the seconds that training waited.
+        """Copy the state of `step`; a thread writes it while training goes on. Returns the seconds that training waited.
 
-        The save before is waited for first. Raises CheckpointError, on every rank, when that one failed, or when this one
-        did and `background_save` is off; earlier checkpoints are untouched. `finish` waits for this one.
+        Waits for the save before first. Raises CheckpointError, on every rank, when that one failed, or when this one
+        failed and `background_save` is off; earlier checkpoints are untouched. `finish` waits for this one.
         """
         began = time.monotonic()
         self.finish()
@@ -111,16 +111,16 @@ class RunFolder:
         return waited
 
     def finish(self) -> None:
-        """Wait until the last save is on the disk; CheckpointError, on every rank, when it failed."""
+        """Wait until the last save is on the disk. Raises CheckpointError, on every rank, when it failed."""
         if self._background is not None:
             self._background.join()
 
     def save_failed(self) -> bool:
-        """Whether the save that is or was written beside training has failed; `finish` or the next save raises why."""
+        """True if the last save in the background failed; `finish` or the next save raises its error."""
         return self._background is not None and self._background.failed
 
     def _copy(self, step: int, bad_rows: list[str]) -> Callable[[collectives.Group], Path]:
-        """Everything that a checkpoint holds, as it is now; the function writes it."""
+        """Copy everything that a checkpoint holds; the returned function writes it."""
         weights = {checkpoint.WEIGHTS: self.engine.gather_state_dict()}
         if self.ema is not None:
             weights[checkpoint.AVERAGE] = self.ema.weights()
@@ -140,7 +140,7 @@ class RunFolder:
         )
 
     def _report(self, step: int, folder: Path, waited: float, began: float) -> None:
-        """A checkpoint counts from this line on."""
+        """Log the save: from this line on the checkpoint can be resumed."""
         took = time.monotonic() - began
         logger().info("step %d saved: %s (training waited %.2f s of %.2f s)", step, folder, waited, took)
 
@@ -168,28 +168,26 @@ class RunFolder:
         now = as_dict(self.run)
         changed = [key for key in now if key not in RESUME_SAFE_KEYS and key in before and now[key] != before[key]]
         for key in changed:
-            logger().warning("%s: '%s' was %s and is now %s; %s", self.path, key, before[key], now[key],
-                             self.change_note)  # fmt: skip
+            message = "%s: '%s' was %s and is now %s; %s"
+            logger().warning(message, self.path, key, before[key], now[key], self.change_note)
 
 
 def lock(folder: Path) -> tuple[IO[str] | None, str | None]:
-    """(open file that holds the folder's lock, None), or (None, who holds it). The system frees it with the process."""
+    """(open file that locks the folder, None), or (None, the holder). The system frees the lock when the process ends."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / ".lock").open("a+", encoding="utf-8")
     except OSError:
-        return None, None  # cannot be written: `checkpoint.prepare` tells it with the remedy
+        return None, None  # cannot be written: `checkpoint.prepare` reports it
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EAGAIN):
-            logger().warning(
-                "%s: no locks on this file system (%s): see to it that no second run uses it", folder, error
-            )
+            logger().warning("%s: no locks on this file system (%s): start no second run in it", folder, error)
             return file, None
         file.seek(0)
         return None, file.read().strip() or "unknown process"
-    with suppress(OSError):  # a full disk, which `checkpoint.prepare` tells as well
+    with suppress(OSError):  # a full disk, which `checkpoint.prepare` reports
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()

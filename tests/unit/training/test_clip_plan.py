@@ -20,7 +20,7 @@ from opensora.parallel.engine import EngineOptions
 from opensora.planning.dry_run import dry_run
 from opensora.registry import DATASETS, PLUGINS, build
 from opensora.schema import TrainRun
-from opensora.training.clip_plan import ClipPlan, build_buckets, check_latents, make_clip_plan, one_size_clips
+from opensora.training.clip_plan import ClipPlan, build_buckets, check_latents, make_clip_plan, single_clip_batches
 from opensora.training.memory_warmup import warm_up
 from opensora.training.task import MicroBatchLoss
 from opensora.types import Batch
@@ -55,15 +55,15 @@ def test_the_run_is_planned_for_the_size_it_sees_most_of() -> None:
     assert found.largest(squeezing).size == (1, 16, 32)
 
 
-def test_one_size_clips_are_of_the_planned_size() -> None:
+def test_single_clip_batches_have_the_planned_size() -> None:
     """Rows of that bucket alone, the same at every call."""
     found = clips(run())
-    batches = list(one_size_clips(found, seed=5, micro_batches=6))
+    batches = list(single_clip_batches(found, seed=5, micro_batches=6))
     assert [tuple(batch.video_BCTHW.shape) for batch in batches] == [(1, 3, *found.size)] * 6
     assert found.order is not None
     chosen = found.order.choices(0)
     assert {found.order.size(chosen[row]) for batch in batches for row in batch.rows} == {found.size}
-    again = list(one_size_clips(found, seed=5, micro_batches=6))
+    again = list(single_clip_batches(found, seed=5, micro_batches=6))
     assert all(torch.equal(a.video_BCTHW, b.video_BCTHW) for a, b in zip(batches, again, strict=True))
 
 
