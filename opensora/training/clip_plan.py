@@ -102,7 +102,7 @@ def require_fixed_size(dataset: Any, where: str) -> None:
     if getattr(dataset, "multi_scale", False):
         raise ConfigError(
             f"{where}: multi_scale=True: clips keep their aspect ratio and make no batch by themselves; allowed: as videos or "
-            "pictures of a JointDataset, which pads them; use one, remove multi_scale, or set bucket_config"
+            "images of a JointDataset, which pads them; use one, remove multi_scale, or set bucket_config"
         )
     if not getattr(dataset, "has_size", True):
         raise ConfigError(

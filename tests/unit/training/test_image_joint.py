@@ -122,7 +122,7 @@ def test_what_does_not_fit_is_a_sentence(changes: dict[str, Any], expected: str)
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["model"], r"pictures.*STDiT.*clips"),
+        (["model"], r"images.*STDiT.*clips"),
         (["scheduler.type=rflow"], r"'scheduler'.*rflow.*allowed: iddpm"),
         (["dataset.ae_stride=4"], r"'dataset\.ae_stride': found \(2, 4\); allowed: \(2, 2\)"),
     ],
