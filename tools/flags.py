@@ -32,9 +32,9 @@ def parse(fn: Callable[..., Any], argv: Sequence[str], presets: Sequence[str] = 
     )
     parser.add_argument("inputs", nargs="*", metavar="IN", help="manifest (.csv, .parquet), video, or folder of videos")
     parser.add_argument("output", metavar="OUT", help="table to write, .csv or .parquet")
-    parser.add_argument("--workers", type=_natural, default=1, help="processes (default: %(default)s)")
+    parser.add_argument("--workers", type=_positive_int, default=1, help="processes (default: %(default)s)")
     parser.add_argument("--resume", action="store_true", help="keep rows done by an earlier run of the same command")
-    parser.add_argument("--limit", type=_natural, help="only the first LIMIT rows")
+    parser.add_argument("--limit", type=_positive_int, help="only the first LIMIT rows")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
     for name in presets:
         parser.add_argument(
@@ -60,7 +60,7 @@ def _command(module: types.ModuleType | None) -> str:
     return f"python -m {name}"
 
 
-def _natural(text: str) -> int:
+def _positive_int(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError("must be at least 1")

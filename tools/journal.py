@@ -14,7 +14,7 @@ from opensora import files
 from opensora.errors import DataError
 
 
-def content_hash(fn: Callable[..., Any], flags: dict[str, Any], row: dict[str, Any]) -> str:
+def job_key(fn: Callable[..., Any], flags: dict[str, Any], row: dict[str, Any]) -> str:
     name = f"{os.path.basename(fn.__code__.co_filename)}:{fn.__qualname__}"  # __module__ may be __main__
     text = json.dumps([name, flags, row], sort_keys=True, default=str)
     return files.hash_text(text, 12)

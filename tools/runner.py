@@ -24,7 +24,7 @@ from opensora.datasets.manifest import read_table, readable_rows, require_column
 from opensora.errors import ConfigError, DataError, OpenSoraError
 from opensora.progress_bar import ProgressBar
 from tools.flags import parse
-from tools.journal import Journal, content_hash
+from tools.journal import Journal, job_key
 
 Row = dict[str, Any]
 Rows = Iterator[Row]
@@ -37,7 +37,7 @@ _QUEUED_PER_WORKER = 4
 class Job:
     """One row to work on."""
 
-    place: str  # "videos.csv:3", for messages
+    label: str  # "videos.csv:3", for messages
     row: Row
     key: str  # names (function, flags, row) in the journal
 
@@ -93,7 +93,7 @@ def _main(fn: Function, argv: Sequence[str], presets: Mapping[str, Callable[[], 
             for job, outcome in _outcomes(fn, options.flags, waiting, options.workers):
                 progress.advance()
                 if outcome.crash or outcome.bad:
-                    bad.append(f"{job.place}: {outcome.bad}")
+                    bad.append(f"{job.label}: {outcome.bad}")
                     crashes += bool(outcome.crash)
                     progress.print(f"skipped {bad[-1]}{outcome.crash and chr(10) + outcome.crash}")
                 else:
@@ -137,7 +137,7 @@ def read_jobs(fn: Function, flags: dict[str, Any], inputs: list[str], limit: int
             readable, bad = readable_rows(table)
             messages += bad
             rows = [(table.place(index), row) for index, row in readable]
-        jobs += [Job(place, row, content_hash(fn, flags, row)) for place, row in rows]
+        jobs += [Job(label, row, job_key(fn, flags, row)) for label, row in rows]
     return jobs[:limit], messages
 
 
@@ -189,9 +189,9 @@ def _outcomes(fn: Function, flags: dict[str, Any], jobs: list[Job], workers: int
                     outcome = future.result()
                     yield running.pop(future), outcome
         except BrokenProcessPool as error:
-            places = ", ".join(job.place for job in list(running.values())[:workers])
+            labels = ", ".join(job.label for job in list(running.values())[:workers])
             raise DataError(
-                f"a worker process died (out of memory, or killed by a decoder crash) at one of: {places}; "
+                f"a worker process died (out of memory, or killed by a decoder crash) at one of: {labels}; "
                 "what is done is kept; run again with --resume and fewer --workers"
             ) from error
         finally:

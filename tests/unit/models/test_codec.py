@@ -1,4 +1,5 @@
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -171,3 +172,35 @@ def test_replacing_a_caption_keeps_count() -> None:
     cache.put("a", EncodedText(torch.zeros(1, 1, 4, 2), None))
     assert cache.size == 32
     assert len(cache) == 1
+
+
+def test_group_encodes_on_its_leader_and_decodes_on_each_rank() -> None:
+    calls: list[str] = []
+
+    def on_leader(encode: Callable[[], Any]) -> Any:
+        calls.append("leader")
+        return encode()
+
+    text = Counting()
+    group = Codec(Halves(), text, "cpu", torch.float32, run_on_leader=on_leader)
+    latents = group.encode_video(torch.ones(1, 3, 2, 4, 4))
+    assert group.encode_text(["ab", "ab"]).text_B1LC[:, 0, 0, 0].tolist() == [2, 2]
+    assert calls == ["leader"] * 2
+    assert torch.equal(group.decode_video(latents), torch.ones(1, 3, 2, 4, 4))
+    assert calls == ["leader"] * 2
+
+
+def test_ranks_that_share_a_text_encoder_run_it_equally_often() -> None:
+    """Another rank misses three captions in its cache, this one two, then none."""
+
+    def never(encode: Callable[[], Any]) -> Any:
+        raise AssertionError("the captions of this rank are its own")
+
+    text, missing = Counting(), []
+    shared = Codec(
+        Halves(), text, "cpu", torch.float32, run_on_leader=never, max_over_text_ranks=lambda n: missing.append(n) or 3
+    )
+    for _ in range(2):
+        assert shared.encode_text(["a", "bc", "a"]).text_B1LC[:, 0, 0, 0].tolist() == [1, 2, 1]
+    assert missing == [2, 0]
+    assert text.asked == [["a"], ["bc"], [""], [""], [""], [""]]

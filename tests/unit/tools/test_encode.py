@@ -1,5 +1,6 @@
 """Features encoded once: what is encoded again after a change, and training from them as if from the footage."""
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from safetensors import SafetensorError
 
 from opensora import files
 from opensora.config import load
-from opensora.datasets import feature_store as stored
+from opensora.datasets.feature_store import FileHashes
 from opensora.datasets.manifest import write_table
 from opensora.errors import ConfigError, DataError
 from opensora.models import build as models_build
@@ -40,7 +41,7 @@ def footage(folder: Path, captions: Sequence[str] = ("one boat", "two boats", "t
     folder.mkdir()
     for index in range(CLIPS):
         write_video(folder / f"{index}.mp4", 8 + index, tint=(20 * index, 0, 0))
-    tell(folder, captions)
+    write_captions(folder, captions)
     config = folder / "config.py"
     config.write_text(
         f"_base_ = [{os.path.relpath(DEBUG, folder)!r}]\n"
@@ -52,69 +53,74 @@ def footage(folder: Path, captions: Sequence[str] = ("one boat", "two boats", "t
     return config
 
 
-def tell(folder: Path, captions: Sequence[str]) -> None:
+def write_captions(folder: Path, captions: Sequence[str]) -> None:
     rows = [{"path": str(folder / f"{index}.mp4"), "text": text} for index, text in enumerate(captions)]
     write_table(str(folder / "train.csv"), rows)
 
 
-def counts(config: Path, folder: Path, *overrides: str, rank: int = 0, size: int = 1, **more: Any) -> dict[str, str]:
+def encode_counts(
+    config: Path, folder: Path, *overrides: str, rank: int = 0, size: int = 1, **more: Any
+) -> dict[str, str]:
     run = load(str(config), overrides, TrainRun).run
     here = World(rank, size, data_rank=rank, data_size=size, local_rank=rank, device=torch.device("cpu"))
     return {kind: str(count) for kind, count in encode(run, str(config), str(folder), here, **more).items()}
 
 
-def said(made: int, kept: int, bad: int = 0) -> str:
+def count_text(made: int, kept: int, bad: int = 0) -> str:
     return f"{made} encoded, {kept} already there, {bad} bad"
 
 
-def test_a_change_encodes_only_what_it_must(tmp_path: Path) -> None:
+def test_change_encodes_only_affected_items(tmp_path: Path) -> None:
     config, store = footage(tmp_path / "data"), tmp_path / "store"
-    everything, nothing = said(CLIPS, 0), said(0, CLIPS)
-    assert counts(config, store) == {"video": everything, "text": everything}
-    assert counts(config, store) == {"video": nothing, "text": nothing}
+    everything, nothing = count_text(CLIPS, 0), count_text(0, CLIPS)
+    assert encode_counts(config, store) == {"video": everything, "text": everything}
+    assert encode_counts(config, store) == {"video": nothing, "text": nothing}
 
-    tell(tmp_path / "data", ("one boat", "four boats", "One boat"))
-    assert counts(config, store) == {"video": nothing, "text": said(2, 1)}
-    tell(tmp_path / "data", ("one boat", "one boat", "four boats"))
-    assert counts(config, store, only="text") == {"text": said(0, 2)}
+    write_captions(tmp_path / "data", ("one boat", "four boats", "One boat"))
+    assert encode_counts(config, store) == {"video": nothing, "text": count_text(2, 1)}
+    write_captions(tmp_path / "data", ("one boat", "one boat", "four boats"))
+    assert encode_counts(config, store, only="text") == {"text": count_text(0, 2)}
 
     write_video(tmp_path / "data" / "1.mp4", 9, tint=(0, 90, 0))
-    assert counts(config, store, only="video") == {"video": said(1, 2)}
+    assert encode_counts(config, store, only="video") == {"video": count_text(1, 2)}
     os.utime(tmp_path / "data" / "1.mp4")  # another time, the same bytes
-    assert counts(config, store, only="video")["video"] == nothing
+    assert encode_counts(config, store, only="video")["video"] == nothing
 
-    assert counts(config, store, "vae.scaling_factor=0.5") == {"video": everything, "text": said(0, 2)}
-    assert counts(config, store, "text_encoder.model_max_length=7") == {"video": nothing, "text": said(2, 0)}
-    assert counts(config, store, "dataset.start=first", only="video")["video"] == everything
-    assert counts(config, store, "dataset.image_size=(8, 8)", only="video")["video"] == everything
-    assert counts(config, store, only="video")["video"] == nothing  # of all these none has taken another's place
+    assert encode_counts(config, store, "vae.scaling_factor=0.5") == {"video": everything, "text": count_text(0, 2)}
+    assert encode_counts(config, store, "text_encoder.model_max_length=7") == {
+        "video": nothing,
+        "text": count_text(2, 0),
+    }
+    assert encode_counts(config, store, "dataset.start=first", only="video")["video"] == everything
+    assert encode_counts(config, store, "dataset.image_size=(8, 8)", only="video")["video"] == everything
+    assert encode_counts(config, store, only="video")["video"] == nothing  # of all these none has taken another's place
 
     (tmp_path / "data").rename(tmp_path / "moved")
     moved = tmp_path / "moved" / "config.py"
     moved.write_text(moved.read_text().replace(str(tmp_path / "data"), str(tmp_path / "moved")))
-    tell(tmp_path / "moved", ("one boat", "two boats", "three boats"))
-    assert counts(moved, store, only="video") == {"video": nothing}
+    write_captions(tmp_path / "moved", ("one boat", "two boats", "three boats"))
+    assert encode_counts(moved, store, only="video") == {"video": nothing}
 
 
-def test_weights_count_by_their_bytes(tmp_path: Path) -> None:
+def test_weights_are_identified_by_bytes(tmp_path: Path) -> None:
     config, store = footage(tmp_path / "data"), tmp_path / "store"
     run = load(str(config), [], TrainRun).run
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         vae = models_build.build_autoencoder(run.vae, seed=seed)
         save_weights(tmp_path / name, vae.state_dict(), vae.config)
-    found = [counts(config, store, f"vae.from_pretrained={tmp_path / name}", only="video") for name in "abc"]
-    assert [each["video"] for each in found] == [said(CLIPS, 0), said(0, CLIPS), said(CLIPS, 0)]
+    found = [encode_counts(config, store, f"vae.from_pretrained={tmp_path / name}", only="video") for name in "abc"]
+    assert [each["video"] for each in found] == [count_text(CLIPS, 0), count_text(0, CLIPS), count_text(CLIPS, 0)]
 
 
-def test_ranks_share_the_work(tmp_path: Path) -> None:
+def test_ranks_encode_disjoint_shares(tmp_path: Path) -> None:
     config, store = footage(tmp_path / "data"), tmp_path / "store"
-    shares = [counts(config, store, rank=rank, size=2) for rank in range(2)]
-    assert [share["video"] for share in shares] == [said(2, 0), said(1, 0)]
-    assert sorted(share["text"] for share in shares) == sorted([said(2, 0), said(1, 0)])
-    assert counts(config, store) == {"video": said(0, CLIPS), "text": said(0, CLIPS)}
+    shares = [encode_counts(config, store, rank=rank, size=2) for rank in range(2)]
+    assert [share["video"] for share in shares] == [count_text(2, 0), count_text(1, 0)]
+    assert sorted(share["text"] for share in shares) == sorted([count_text(2, 0), count_text(1, 0)])
+    assert encode_counts(config, store) == {"video": count_text(0, CLIPS), "text": count_text(0, CLIPS)}
 
 
-def test_killed_while_writing_leaves_nothing_that_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kill_during_write_leaves_no_item(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, store = footage(tmp_path / "data"), tmp_path / "store"
     replace, written = Path.replace, []
 
@@ -128,11 +134,11 @@ def test_killed_while_writing_leaves_nothing_that_counts(tmp_path: Path, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", die_at_the_second)
         with pytest.raises(KeyboardInterrupt):
-            counts(config, store)
-    assert counts(config, store)["video"] == said(2, 1)
+            encode_counts(config, store)
+    assert encode_counts(config, store)["video"] == count_text(2, 1)
     whole = written[0].read_bytes()
     written[0].write_bytes(whole[:-7])  # a file system that lost power
-    assert counts(config, store)["video"] == said(1, 2)
+    assert encode_counts(config, store)["video"] == count_text(1, 2)
     assert written[0].read_bytes() == whole
 
 
@@ -154,7 +160,7 @@ def from_store(store: Path) -> list[str]:
     return [f"load_video_features={str(store)!r}", f"load_text_features={str(store)!r}"]
 
 
-def test_training_from_features_is_training_from_footage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_from_features_equals_training_from_footage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same losses, with a damaged video skipped alike; nothing of the networks is built, and no video is needed."""
     config, store = footage(tmp_path / "data"), tmp_path / "store"
     (tmp_path / "data" / "1.mp4").write_bytes(b"no video")
@@ -162,8 +168,8 @@ def test_training_from_features_is_training_from_footage(tmp_path: Path, monkeyp
         file.write("validation_dataset = {**_clips, 'start': 'first'}\n")
     expected = curve(config, tmp_path / "plain")
     assert len(expected) == 5
-    found = counts(config, store)
-    assert found["video"] == said(4, 0, 2)
+    found = encode_counts(config, store)
+    assert found["video"] == count_text(4, 0, 2)
 
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("was built")
@@ -184,15 +190,15 @@ def test_training_from_features_is_training_from_footage(tmp_path: Path, monkeyp
     assert plan_sampling(run, str(sample)).parts["vae"]["hidden_size"] == 8
 
 
-def test_stored_draws_are_all_used(tmp_path: Path) -> None:
+def test_all_variants_are_used(tmp_path: Path) -> None:
     """With one variant a row is always one clip; with two, the draw of the sample decides between them."""
     config, store = footage(tmp_path / "data"), tmp_path / "store"
     random = ("dataset.start=random", "dataset.flip=True")
     with pytest.raises(ConfigError, match=r"start='random', flip=True.*variants=N"):
-        counts(config, store, *random)
+        encode_counts(config, store, *random)
     with pytest.raises(ConfigError, match=r"variants=2"):
-        counts(config, store, variants=2)
-    assert counts(config, store, *random, variants=2)["video"] == said(2 * CLIPS, 0)
+        encode_counts(config, store, variants=2)
+    assert encode_counts(config, store, *random, variants=2)["video"] == count_text(2 * CLIPS, 0)
     run = load(str(config), [*random, *from_store(store)], TrainRun).run
     clips = stored_clips(run, build(DATASETS, run.dataset), [(5, 16, 16)], "config.py")
     seen = [clips.clip(0, Draw(0, step, 0)).video_CTHW for step in range(12)]
@@ -201,12 +207,12 @@ def test_stored_draws_are_all_used(tmp_path: Path) -> None:
     assert clips.clip(1, Draw(0, 0, 0)).size == (5, 16, 16)
 
 
-def test_what_is_not_stored_is_a_sentence(tmp_path: Path) -> None:
+def test_missing_features_raise_with_command(tmp_path: Path) -> None:
     config, store = footage(tmp_path / "data"), tmp_path / "store"
     command = rf"make them with `python -m tools\.features\.encode {config} {store}`"
     with pytest.raises(ConfigError, match=rf"'load_video_features'.*{command}"):
         curve(config, tmp_path / "run", *from_store(store))
-    counts(config, store)
+    encode_counts(config, store)
     with pytest.raises(ConfigError, match=r"config\.scaling_factor.*0\.18215.*0\.5"):
         curve(config, tmp_path / "run", *from_store(store), "vae.scaling_factor=0.5")
     with pytest.raises(ConfigError, match=r"'load_text_features'.*model_max_length.*12.*7"):
@@ -221,39 +227,39 @@ def test_what_is_not_stored_is_a_sentence(tmp_path: Path) -> None:
     write_video(tmp_path / "data" / "2.mp4", 12, tint=(0, 0, 90))
     with pytest.raises(DataError, match=rf"train\.csv:4: .*5x16x16.*{command}"):
         curve(config, tmp_path / "run", *from_store(store))
-    counts(config, store, only="video")
-    tell(tmp_path / "data", ("one boat", "two boats", "a new caption"))
+    encode_counts(config, store, only="video")
+    write_captions(tmp_path / "data", ("one boat", "two boats", "a new caption"))
     with pytest.raises(DataError, match=rf"'a new caption'.*{command}"):
         curve(config, tmp_path / "run", *from_store(store))
 
 
-def test_only_text_needs_no_fixed_clips(tmp_path: Path) -> None:
+def test_text_features_of_random_clips(tmp_path: Path) -> None:
     """Drawn clips keep their autoencoder; their captions, every wording, are stored."""
     store = tmp_path / "store"
-    assert counts(DEBUG, store, "dataset.clips=2", only="text") == {"text": said(4, 0)}
+    assert encode_counts(DEBUG, store, "dataset.clips=2", only="text") == {"text": count_text(4, 0)}
     options = ["dataset.clips=2", "steps=2", "save_every=0", "plugin=ddp"]
     plain = curve(DEBUG, tmp_path / "plain", *options)
     assert curve(DEBUG, tmp_path / "text", *options, from_store(store)[1]) == pytest.approx(plain, rel=1e-6)
 
 
-def test_buckets_are_stored_as_they_are_chosen(tmp_path: Path) -> None:
+def test_bucket_clips_are_stored(tmp_path: Path) -> None:
     """By chance half of the large clips are shrunk, anew each epoch: all that the run's steps ask for is there."""
     config, store = ROOT / "configs/stdit2/train/debug_buckets.py", tmp_path / "store"
     options = ["dataset.clips=24", "steps=14", "save_every=0", "plugin=ddp", "micro_batches=1"]
-    found = counts(config, store, *options, variants=1)
+    found = encode_counts(config, store, *options, variants=1)
     made = int(found["video"].split()[0])
     assert made > 24
-    assert counts(config, store, *options, variants=1, only="video")["video"] == said(0, made)
+    assert encode_counts(config, store, *options, variants=1, only="video")["video"] == count_text(0, made)
     losses = curve(config, tmp_path / "run", *options, *from_store(store))
     assert len(losses) == 14
     records = [record for record in read(tmp_path / "run" / "metrics.jsonl") if "loss" in record]
     assert len({record["tokens"] for record in records}) > 1
 
 
-def test_a_hash_is_taken_again_when_a_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_file_is_hashed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"one")
-    contents = stored.FileHashes(tmp_path / "store", remember=True)
+    contents = FileHashes(tmp_path / "store", remember=True)
     first = contents.of(str(file))
     with monkeypatch.context() as patch:
         patch.setattr(files, "hash_file", lambda *_: "read")
@@ -262,41 +268,41 @@ def test_a_hash_is_taken_again_when_a_file_changes(tmp_path: Path, monkeypatch: 
         assert contents.of(str(file)) == "read"
     file.unlink()
     assert contents.of(str(file)) == "read"
-    assert stored.FileHashes(tmp_path / "store").of(str(file)) == "read"
+    assert FileHashes(tmp_path / "store").of(str(file)) == "read"
     with pytest.raises(DataError, match=r"nowhere: No such file"):
         contents.of(str(tmp_path / "nowhere"))
 
 
-def test_what_makes_no_difference_is_no_other_address(tmp_path: Path) -> None:
+def test_neutral_settings_keep_keys(tmp_path: Path) -> None:
     """A default that is written down, a whole number for a broken one, and how many frames are coded at a time."""
     config, store = footage(tmp_path / "data"), tmp_path / "store"
-    counts(config, store, "dataset.fps=8.0")
+    encode_counts(config, store, "dataset.fps=8.0")
     same = ("vae.resolution=256", "text_encoder.from_pretrained=minilm", "dataset.fps=8", "dataset.time_range=(0, 1)")
-    assert counts(config, store, *same) == {"video": said(0, CLIPS), "text": said(0, CLIPS)}
+    assert encode_counts(config, store, *same) == {"video": count_text(0, CLIPS), "text": count_text(0, CLIPS)}
 
     def network(**arguments: Any) -> dict[str, Any]:
         spatial = {"config": {}, **arguments}
         return network_fingerprint(
-            VAES, {"type": "OpenSoraVAE_V1_2", "spatial": spatial, **arguments}, "fp32", stored.FileHashes(store)
+            VAES, {"type": "OpenSoraVAE_V1_2", "spatial": spatial, **arguments}, "fp32", FileHashes(store)
         )
 
     assert network() == network(micro_batch_size=1)
     assert network() != network(scaling_factor=1.0)
 
 
-def test_fixed_validation_clips_beside_drawn_ones(tmp_path: Path) -> None:
+def test_fixed_validation_with_random_training_clips(tmp_path: Path) -> None:
     """`variants` is of the data set that is drawn; the other one has a single variant."""
     config, store = footage(tmp_path / "data"), tmp_path / "store"
     with config.open("a") as file:
         file.write("validation_dataset = {**_clips, 'start': 'first'}\n")
     drawn = "dataset.start=random"
-    assert counts(config, store, drawn, variants=3)["video"] == said(3 * CLIPS + CLIPS, 0)
+    assert encode_counts(config, store, drawn, variants=3)["video"] == count_text(3 * CLIPS + CLIPS, 0)
     assert len(curve(config, tmp_path / "run", drawn, *from_store(store))) == 5
     with pytest.raises(ConfigError, match=r"'validation_dataset'.*crop='random'"):
-        counts(config, store, "validation_dataset.crop=random")
+        encode_counts(config, store, "validation_dataset.crop=random")
 
 
-def test_data_sets_of_the_same_settings_keep_their_own_rate_and_variants(tmp_path: Path) -> None:
+def test_datasets_with_equal_settings_keep_own_fps_and_variants(tmp_path: Path) -> None:
     """They share a store; a checkpoint records the frames per second of the clips that it was trained on."""
     store, found = tmp_path / "store", {}
     for name, fps, variants in (("fast", 8, 3), ("slow", 4, 2)):
@@ -304,7 +310,7 @@ def test_data_sets_of_the_same_settings_keep_their_own_rate_and_variants(tmp_pat
         for index in range(CLIPS):
             write_video(tmp_path / name / f"{index}.mp4", 8 + index, fps=fps)
         run = load(str(config), ["dataset.start=random", *from_store(store)], TrainRun).run
-        counts(config, store, "dataset.start=random", only="video", variants=variants)
+        encode_counts(config, store, "dataset.start=random", only="video", variants=variants)
         found[name] = run
     for name, fps, variants in (("fast", 8.0, 3), ("slow", 4.0, 2)):
         clips = stored_clips(found[name], build(DATASETS, found[name].dataset), [(5, 16, 16)], "config.py")
@@ -315,11 +321,11 @@ def test_data_sets_of_the_same_settings_keep_their_own_rate_and_variants(tmp_pat
 def test_classes_have_no_empty_caption(tmp_path: Path) -> None:
     config = ROOT / "configs/dit/train/debug.py"
     previews = ("preview_every=2", "preview_prompts=['a red circle moves left']", "dataset.clips=4")
-    made = counts(config, tmp_path / "store", *previews, only="text")["text"]
-    assert made == said(int(made.split()[0]), 0)
+    made = encode_counts(config, tmp_path / "store", *previews, only="text")["text"]
+    assert made == count_text(int(made.split()[0]), 0)
 
 
-def test_a_full_disk_is_a_sentence_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_raises_and_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, store = footage(tmp_path / "data"), tmp_path / "store"
 
     def full(tensors: Any, path: Path, metadata: Any) -> None:
@@ -328,30 +334,30 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(DataError, match=r"\.safetensors: cannot be written \(No space left on device\); choose"):
-        counts(config, store, only="video")
+        encode_counts(config, store, only="video")
     assert not list(store.rglob("*.part"))
     assert not list(store.rglob("*.safetensors"))
 
 
-def test_items_can_be_read_by_whoever_reads_the_folder(tmp_path: Path) -> None:
+def test_item_permissions_equal_those_of_new_files(tmp_path: Path) -> None:
     config, store = footage(tmp_path / "data"), tmp_path / "store"
-    counts(config, store, only="text")
+    encode_counts(config, store, only="text")
     modes = {path.suffix: path.stat().st_mode & 0o777 for path in store.rglob("*") if path.is_file()}
     (tmp_path / "plain").touch()
     plain = (tmp_path / "plain").stat().st_mode & 0o777
     assert modes == {".json": plain, ".safetensors": plain}
 
 
-def test_an_error_of_a_loader_process_is_its_sentence(tmp_path: Path) -> None:
+def test_loader_process_error_keeps_its_message(tmp_path: Path) -> None:
     config, store = footage(tmp_path / "data"), tmp_path / "store"
     store.mkdir()
     (store / "files").touch()
     with pytest.raises(DataError, match=r"^/.*/files/.*\.json: .*Not a directory"):
-        counts(config, store, "num_workers=1", only="video")
+        encode_counts(config, store, "num_workers=1", only="video")
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_rank_with_bad_rows_alone_does_not_end_the_others(
+def test_rank_with_only_bad_rows_exits_0_among_others(
     tmp_path: Path, ranks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = footage(tmp_path / "data")
@@ -365,15 +371,34 @@ def test_a_rank_with_bad_rows_alone_does_not_end_the_others(
         assert tool.encode_command(str(config), str(tmp_path / "store"), []) == 0
 
 
-def test_footage_that_changed_since_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_footage_is_hashed_once_per_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Training writes nothing down, but does not read a video again for every clip either."""
     file, hashed = tmp_path / "file", []
     file.write_bytes(b"one")
-    stored.FileHashes(tmp_path / "store", remember=True).of(str(file))
+    FileHashes(tmp_path / "store", remember=True).of(str(file))
     os.utime(file, ns=(1, 1))
     monkeypatch.setattr(files, "hash_file", lambda path, _: hashed.append(path) or "read")
-    contents = stored.FileHashes(tmp_path / "store")
+    contents = FileHashes(tmp_path / "store")
     assert [contents.of(str(file)) for _ in range(3)] == ["read"] * 3
     os.utime(file, ns=(2, 2))
     assert contents.of(str(file)) == "read"
     assert len(hashed) == 2
+
+
+def test_names_and_contents_are_those_of_earlier_versions(tmp_path: Path) -> None:
+    """They are a format: features encoded before must be found again."""
+    config, store = footage(tmp_path / "data"), tmp_path / "store"
+    encode_counts(config, store)
+    [video] = store.glob("video-*")
+    about = json.loads((store / "text-302500737608/about.json").read_text())
+    assert about["tells"] == {"condition": "text", "caption_channels": 384, "model_max_length": 12}
+    assert json.loads((video / "about.json").read_text()).keys() == {"network", "latent_channels"}
+    clips = json.loads((video / "clips-3dfe4a47ca14.json").read_text())
+    assert clips.keys() == {"settings", "latent_sizes", "data_sets", "variants", "fps"}
+    assert clips["latent_sizes"] == {"5x16x16": [3, 8, 8]}
+    captions = {file.parent.name + file.stem for file in (store / "text-302500737608").rglob("*.safetensors")}
+    assert captions == {
+        "6bd52213ef6543ad7010f07172b2d52b",
+        "aec8068d54cbed522bfcb1ef04e8287e",
+        "c9e5bd7b144170760422fa625d99ad61",
+    }
