@@ -33,6 +33,12 @@ def has_tables(golden: Golden) -> bool:
     return (golden.path / "tables.json").is_file() and "resolutions" in read(golden, "tables.json")
 
 
+def has_queries(golden: Golden) -> bool:
+    return (golden.path / "queries.json").is_file() and bool(
+        {"closest", "image_size"} & set(read(golden, "queries.json"))
+    )
+
+
 def has_buckets(golden: Golden) -> bool:
     return any("bucket_config" in read(golden, path.name) for path in golden.path.glob("stage*.json"))
 
@@ -55,11 +61,11 @@ def test_aspect_tables(golden: Golden) -> None:
         assert recorded["NUM_FRAMES_MAP"] == aspect.NUM_FRAMES
 
 
-@pytest.mark.parametrize("golden", directories(has_tables, what="aspect ratio queries"))
+@pytest.mark.parametrize("golden", directories(has_queries, what="aspect ratio queries"))
 def test_closest_ratio_and_size(golden: Golden) -> None:
     queries, of = read(golden, "queries.json"), version(golden)
-    assert queries["closest"]
-    for query in queries["closest"]:
+    assert queries.get("closest") or queries.get("image_size")
+    for query in queries.get("closest", []):
         name = query["resolution"]
         found = aspect.closest_ratio(query["h"], query["w"], name, of)
         assert found == query["closest"], query

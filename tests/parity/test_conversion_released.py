@@ -38,9 +38,10 @@ def lists(pattern: str) -> list[str]:
     return [f.stem for f in sorted(folder.glob("*.json")) if re.fullmatch(pattern, f.stem)]
 
 
-def parameters(found: list[Any]) -> list[Any]:
-    reason = f"no key lists in {golden_folder() / 'keys'} (set OPENSORA_GOLDEN)"
-    return found or [pytest.param(None, id="absent", marks=pytest.mark.skip(reason=reason))]
+def parameters(values: list[Any], arguments: int = 1) -> list[Any]:
+    """The values, or one parameter set of so many arguments that skips and says where key lists were looked for."""
+    reason = f"no such key lists in {golden_folder() / 'keys'} (set OPENSORA_GOLDEN)"
+    return values or [pytest.param(*[None] * arguments, id="absent", marks=pytest.mark.skip(reason=reason))]
 
 
 def on_meta(listed: str) -> dict[str, Tensor]:
@@ -69,7 +70,7 @@ def rule_for(model: nn.Module, family: Family) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("listed", "family"), parameters([(found, family) for kind, family in KINDS.items() for found in lists(kind)])
+    ("listed", "family"), parameters([(name, family) for kind, family in KINDS.items() for name in lists(kind)], 2)
 )
 def test_released_weights_fill_their_model(listed: str, family: str) -> None:
     """Everything from the file, nothing else, but for position tables, which are computed."""
@@ -111,7 +112,7 @@ def target_kind(target: str) -> str:
 PAIRS = [(source, target) for source in lists(r"os1_\d_PixArt.*") for target in lists(r"os1_\d_STDiT.*")]
 
 
-@pytest.mark.parametrize(("listed", "target"), parameters(PAIRS))
+@pytest.mark.parametrize(("listed", "target"), parameters(PAIRS, 2))
 def test_pixart_fills_the_video_models(listed: str, target: str) -> None:
     wanted = released_keys(target)
     channels = [keys["x_embedder.proj.weight"][1] for keys in (wanted, released_keys(listed))]

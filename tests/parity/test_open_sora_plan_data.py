@@ -24,11 +24,16 @@ from opensora.evaluation.ssim import over_clips, ssim_frames
 from opensora.rng import Draw
 from tests.parity.golden import Golden, assert_parity, directories
 
-DATA = directories(lambda golden: golden.has("data") and "transforms" in golden.config, what="transforms and batches")
-METRICS = directories(lambda golden: golden.has("metrics") and "psnr" in golden.config, what="metrics")
+
+def with_record(file: str, key: str) -> list[Any]:
+    """The directories that have both the tensors and the settings of one fact."""
+    return directories(lambda golden: golden.has(file) and key in golden.config, what=f"{key} of Open-Sora-Plan")
 
 
-@pytest.mark.parametrize("golden", DATA)
+FRAME_CHOICES = directories(lambda golden: "frame_select" in golden.config, what="frame_select of Open-Sora-Plan")
+
+
+@pytest.mark.parametrize("golden", with_record("data", "transforms"))
 def test_transforms(golden: Golden) -> None:
     sizes, recorded = golden.config["transforms"], golden.tensors("data")
     clip = recorded["clip"].float() / 255
@@ -40,14 +45,14 @@ def test_transforms(golden: Golden) -> None:
     assert torch.equal(center_crop(clip, side, side), recorded["center_crop_video"])
 
 
-@pytest.mark.parametrize("golden", DATA)
+@pytest.mark.parametrize("golden", FRAME_CHOICES)
 def test_frame_choice(golden: Golden) -> None:
     assert golden.config["frame_select"]
     for case in golden.config["frame_select"]:
         assert select_frames(case["start"], case["end"], case["n"]) == case["idx"]
 
 
-@pytest.mark.parametrize("golden", DATA)
+@pytest.mark.parametrize("golden", with_record("data", "collate"))
 def test_joint_batch(golden: Golden) -> None:
     """The recorded pictures are known by their sizes only; what is not padding in them is 1 here."""
     settings, recorded = golden.config["collate"], golden.tensors("data")
@@ -67,7 +72,7 @@ def test_joint_batch(golden: Golden) -> None:
         assert torch.equal(x_CTHW[:, :t, :h, :w], sample.video_CTHW)
 
 
-@pytest.mark.parametrize("golden", METRICS)
+@pytest.mark.parametrize("golden", with_record("metrics", "psnr"))
 def test_psnr_and_ssim(golden: Golden) -> None:
     recorded = golden.tensors("metrics")
     for name, values_BT in (
@@ -80,7 +85,7 @@ def test_psnr_and_ssim(golden: Golden) -> None:
             assert_parity(values_T, expected, 1e-6, key)
 
 
-@pytest.mark.parametrize("golden", METRICS)
+@pytest.mark.parametrize("golden", with_record("metrics", "fvd_videogpt"))
 def test_frechet_distance_and_its_clips(golden: Golden) -> None:
     recorded = golden.tensors("metrics")
     found = frechet_distance(recorded["fvd.a"], recorded["fvd.b"])
@@ -89,7 +94,7 @@ def test_frechet_distance_and_its_clips(golden: Golden) -> None:
     assert_parity(clip_for_features(recorded["fvd.video"], expected.shape[-1]), expected, 1e-6)
 
 
-@pytest.mark.parametrize("golden", DATA)
+@pytest.mark.parametrize("golden", with_record("data", "transforms"))
 def test_multi_scale_from_files(golden: Golden, tmp_path: Path) -> None:
     """The frames as pictures of a manifest, through the data set."""
     sizes, recorded = golden.config["transforms"], golden.tensors("data")
