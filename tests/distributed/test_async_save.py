@@ -59,8 +59,8 @@ def train_slowly_saved(run_dir: str, background: bool) -> None:
 
 
 def logged(run_dir: Path) -> list[dict[str, Any]]:
-    found = [record for record in read(run_dir / "metrics.jsonl") if "loss" in record]
-    return [{key: value for key, value in record.items() if key != "seconds"} for record in found]
+    losses = [record for record in read(run_dir / "metrics.jsonl") if "loss" in record]
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in losses]
 
 
 def resumed(run_dir: str) -> dict[str, Any]:

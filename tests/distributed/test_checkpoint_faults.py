@@ -32,11 +32,11 @@ def save_steps(folder: str, *steps: int, keep_last: int = 0) -> None:
 
 def find(folder: str) -> tuple[int, dict[str, Any]] | str:
     try:
-        found = checkpoint.find(folder)
+        latest = checkpoint.find(folder)
     except CheckpointError as error:
         return str(error)
-    assert found is not None
-    return found.step, found.meta
+    assert latest is not None
+    return latest.step, latest.meta
 
 
 def damage(path: Path) -> None:
@@ -129,10 +129,10 @@ class Wider(tiny.Tiny):
 
 def load_into_another_model(folder: str) -> str:
     engine = build(PLUGINS, {"type": "zero2"}).apply(Wider(), tiny.options(grad_clip=0.0))
-    found = checkpoint.find(folder)
-    assert found is not None
+    latest = checkpoint.find(folder)
+    assert latest is not None
     try:
-        checkpoint.load(found, engine.state())
+        checkpoint.load(latest, engine.state())
     except CheckpointError as error:
         return str(error)
     return "loaded"
@@ -164,8 +164,10 @@ def test_weights_are_written_as_safetensors(tmp_path: Path) -> None:
 
 def save_on_two_machines(folder: str) -> None:
     """Each rank lists its own files and those of a moment ago, as a network file system may have it."""
-    listed, mine = files.list_files, f"__{collectives.rank()}_"
-    files.list_files = lambda path: [n for n in listed(path) if mine in n or ("__" not in n and not collectives.rank())]
+    listed, own_marker = files.list_files, f"__{collectives.rank()}_"
+    files.list_files = lambda path: [
+        n for n in listed(path) if own_marker in n or ("__" not in n and not collectives.rank())
+    ]
     try:
         save_steps(folder, 10)
     finally:

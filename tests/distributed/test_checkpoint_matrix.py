@@ -31,13 +31,13 @@ def resume(folder: str, plugin: str, dtype: str) -> dict[str, Any]:
     """Take the run up in an engine that began with other weights."""
     engine = tiny.make_engine(plugin, dtype, seed=5)
     ema = Ema(engine, decay=0.9)
-    found = checkpoint.find(folder)
-    assert found is not None
+    latest = checkpoint.find(folder)
+    assert latest is not None
     state = {**engine.state(), **ema.state()}
-    checkpoint.load(found, state)
+    checkpoint.load(latest, state)
     engine.load_state(state)
     ema.load_state(state)
-    return go_on(engine, ema, found.step)
+    return go_on(engine, ema, latest.step)
 
 
 def go_on(engine: Any, ema: Ema, step: int) -> dict[str, Any]:

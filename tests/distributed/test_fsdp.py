@@ -22,19 +22,19 @@ from tests.distributed import tiny
 
 
 def recut_there_and_back() -> tuple[list[float], list[float], list[float]]:
-    """(what this rank held, what it got, what came back) of a tensor of 7 and one of 2 numbers."""
+    """(this rank's piece, the even piece, the piece after the way back) of a tensor of 7 and one of 2 numbers."""
     ranks = collectives.world_size()
     uneven = {"a": [(0, 5), (5, 5), (5, 7), (7, 7)][:ranks], "b": [(0, 0), (0, 2), (2, 2), (2, 2)][:ranks]}
     if ranks == 2:
         uneven["a"][1] = (5, 7)
     even = even_ranges({"a": 7, "b": 2})
     whole = {"a": torch.arange(7.0), "b": torch.arange(2.0) + 10}
-    held = {name: whole[name][slice(*uneven[name][collectives.rank()])] for name in whole}
-    cut = redistribute(held, uneven, even)
+    piece = {name: whole[name][slice(*uneven[name][collectives.rank()])] for name in whole}
+    cut = redistribute(piece, uneven, even)
     for name, piece in cut.items():
         assert torch.equal(piece, collectives.shard(whole[name]))
     back = redistribute(cut, even, uneven)
-    return tuple(torch.cat([each["a"], each["b"]]).tolist() for each in (held, cut, back))
+    return tuple(torch.cat([each["a"], each["b"]]).tolist() for each in (piece, cut, back))
 
 
 def test_redistribute_any_ranges_and_back() -> None:
@@ -42,7 +42,7 @@ def test_redistribute_any_ranges_and_back() -> None:
     assert [cut for _, cut, _ in two] == [[0, 1, 2, 3, 10], [4, 5, 6, 11]]
     four = run_ranks(recut_there_and_back, 4)
     assert [cut for _, cut, _ in four] == [[0, 1, 10], [2, 3, 11], [4, 5], [6]]
-    assert all(held == back for held, _, back in two + four)
+    assert all(piece == back for piece, _, back in two + four)
 
 
 def build_model() -> Any:
@@ -55,7 +55,7 @@ def train_model(plugin: str, checkpointed: bool) -> tuple[list[float], list[int]
     model = build_model()
     if checkpointed:
         checkpoint_activations(model.checkpoint_blocks())
-    given, blocks = inputs(model), model.checkpoint_blocks()
+    kwargs, blocks = inputs(model), model.checkpoint_blocks()
     engine = build(PLUGINS, {"type": plugin}).apply(model, tiny.options(grad_clip=1.0))
     gathered: list[int] = []
 
@@ -67,7 +67,7 @@ def train_model(plugin: str, checkpointed: bool) -> tuple[list[float], list[int]
     norms = []
     for _ in range(3):
         with engine.accumulating(last=True):
-            out = engine.model(**given)
+            out = engine.model(**kwargs)
             weight = torch.linspace(-1, 1, out.numel()).view_as(out) * (1 + world.current().data_rank)
             engine.backward((out * weight).sum() / out.numel() ** 0.5)
         norms.append(tiny.update(engine))
@@ -129,8 +129,8 @@ def test_offloaded_gradients_accumulate(ranks: int) -> None:
     for result in results:
         torch.testing.assert_close(result["losses"], losses, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(result["norms"], norms, rtol=1e-5, atol=1e-6)
-    found = tiny.without_noise(results[0]["weights"])
-    torch.testing.assert_close(found, tiny.without_noise(weights), rtol=1e-4, atol=1e-5)
+    trained = tiny.without_noise(results[0]["weights"])
+    torch.testing.assert_close(trained, tiny.without_noise(weights), rtol=1e-4, atol=1e-5)
 
 
 def measure_samples() -> None:

@@ -30,7 +30,7 @@ def batch(number: int, data_rank: int) -> Batch:
 
 
 def take_all() -> tuple[int, list[bool]]:
-    """(batches this rank made, whether each it was given is its group's)."""
+    """(batches that this rank made, for each one received if it is its group's)."""
     here, made = world.split_sequence_groups(2), 0
 
     def load() -> Iterator[Batch]:
@@ -39,9 +39,9 @@ def take_all() -> tuple[int, list[bool]]:
             made += 1
             yield batch(number, here.data_rank)
 
-    found = list(group_leader.broadcast_batches(load, here))
-    assert len(found) == 3
-    return made, [same(each, batch(number, here.data_rank)) for number, each in enumerate(found)]
+    received = list(group_leader.broadcast_batches(load, here))
+    assert len(received) == 3
+    return made, [same(each, batch(number, here.data_rank)) for number, each in enumerate(received)]
 
 
 def same(one: Batch, other: Batch) -> bool:
@@ -63,13 +63,13 @@ def shared_values() -> list[bool]:
         None,
         {"empty": torch.empty(0, 3), "one": (torch.tensor(2.5, dtype=torch.float64), [torch.tensor([True, False])])},
     ]
-    found = [
+    received = [
         group_leader.run_on_leader(lambda value=value: value if here.is_group_leader else 1 / 0, here)
         for value in values
     ]
-    nested = found[1]
+    nested = received[1]
     return [
-        found[0] is None,
+        received[0] is None,
         nested["empty"].shape == (0, 3),
         nested["one"][0].item() == 2.5,
         nested["one"][1][0].tolist() == [True, False],
@@ -135,8 +135,8 @@ def receive_badly(what: str) -> str:
 @pytest.mark.parametrize("what", ["damage", "late"])
 def test_differing_batches_raise(what: str) -> None:
     """The ranks of the group that differs all stop and are named; the other group goes on."""
-    said = run_ranks(receive_badly, 4, what)
-    assert said[:2] == ["", ""]
-    assert said[2] == said[3]
-    assert "ranks 2 to 3 share each sample but do not hold the same: rank 2 has batch 0, checksum " in said[2]
-    assert "rank 3 has batch " + ("1" if what == "late" else "0") in said[2]
+    messages = run_ranks(receive_badly, 4, what)
+    assert messages[:2] == ["", ""]
+    assert messages[2] == messages[3]
+    assert "ranks 2 to 3 share each sample but do not hold the same: rank 2 has batch 0, checksum " in messages[2]
+    assert "rank 3 has batch " + ("1" if what == "late" else "0") in messages[2]

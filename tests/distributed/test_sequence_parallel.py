@@ -31,7 +31,7 @@ class Case:
     model: dict[str, Any] = field(default_factory=dict)
     given_frames: bool = False
     call: dict[str, Any] = field(default_factory=dict)
-    images: int = 0  # LatteT2V: so many frames are images with captions of their own
+    images: int = 0  # LatteT2V: number of frames that are images with their own captions
     padded_patches: bool = False  # LatteT2V
     checkpointed: bool = False
 
@@ -57,20 +57,20 @@ def make(case: Case) -> Any:
 
 
 def arguments(model: Any, case: Case) -> dict[str, Any]:
-    given = inputs(model) | case.call
+    kwargs = inputs(model) | case.call
     rng = Generator().manual_seed(4)
     frames = model.input_size[0]
     if case.given_frames and model.takes_x_mask:
-        given["x_mask"] = torch.stack([torch.arange(frames) > 0, torch.arange(frames) != 1])
+        kwargs["x_mask"] = torch.stack([torch.arange(frames) > 0, torch.arange(frames) != 1])
     if case.images:
-        given["use_image_num"] = case.images
-        given["y"] = torch.randn(2, 1 + case.images, *given["y"].shape[2:], generator=rng)
-        given["mask"] = given["mask"][:, None].repeat(1, 1 + case.images, 1)
+        kwargs["use_image_num"] = case.images
+        kwargs["y"] = torch.randn(2, 1 + case.images, *kwargs["y"].shape[2:], generator=rng)
+        kwargs["mask"] = kwargs["mask"][:, None].repeat(1, 1 + case.images, 1)
     if case.padded_patches:  # two columns, and one frame altogether
-        given["attention_mask"] = torch.ones(2, *model.input_size)
-        given["attention_mask"][..., -2:] = 0
-        given["attention_mask"][1, 1] = 0
-    return given
+        kwargs["attention_mask"] = torch.ones(2, *model.input_size)
+        kwargs["attention_mask"][..., -2:] = 0
+        kwargs["attention_mask"][1, 1] = 0
+    return kwargs
 
 
 def loss_of(out: Tensor) -> Tensor:
@@ -88,35 +88,37 @@ def assert_same(actual: Tensor, expected: Tensor, what: str) -> None:
 def assert_same_gradients(split: nn.Module, alone: nn.Module, what: str) -> None:
     """The plain mean over ranks is what one rank has."""
     expected = {name: p.grad for name, p in alone.named_parameters() if p.grad is not None}
-    mine = {name: p.grad for name, p in split.named_parameters() if p.grad is not None}
-    assert list(mine) == list(expected)
-    together = torch.cat([grad.flatten() for grad in mine.values()])  # one exchange instead of a hundred
+    own_grads = {name: p.grad for name, p in split.named_parameters() if p.grad is not None}
+    assert list(own_grads) == list(expected)
+    together = torch.cat([grad.flatten() for grad in own_grads.values()])  # one exchange instead of a hundred
     mean = collectives.sum_over_ranks(together) / collectives.world_size()
-    for (name, grad), part in zip(expected.items(), mean.split([grad.numel() for grad in mine.values()]), strict=True):
+    for (name, grad), part in zip(
+        expected.items(), mean.split([grad.numel() for grad in own_grads.values()]), strict=True
+    ):
         assert_same(part.view(grad.shape), grad, f"{what}: gradient of {name}")
 
 
 def count_tokens(model: Any) -> list[int]:
     """Fills with the number of tokens (of each frame, where there are several) that every block gives."""
-    found: list[int] = []
+    result: list[int] = []
     for block in model.checkpoint_blocks():
-        block.register_forward_hook(lambda block, given, x: found.append(x.shape[2]))
-    return found
+        block.register_forward_hook(lambda block, args, x: result.append(x.shape[2]))
+    return result
 
 
 def compare(case: Case) -> None:
     alone = make(case)
     models: list[Any] = [shard_sequence(copy.deepcopy(alone), mode=mode) for mode in MODES]
-    given = arguments(alone, case)
+    kwargs = arguments(alone, case)
     whole = count_tokens(alone)
-    expected = alone(**given)
+    expected = alone(**kwargs)
     loss_of(expected).backward()
     for mode, split in zip(MODES, models, strict=True):
         assert list(split.state_dict()) == list(alone.state_dict())
         parts = count_tokens(split)
         if case.checkpointed:
             checkpoint_activations(split.checkpoint_blocks())
-        out = split(**given)
+        out = split(**kwargs)
         assert parts == [-(-tokens // collectives.world_size()) for tokens in whole]
         assert_same(out, expected, f"{case} {mode}: output")
         loss_of(out).backward()
@@ -150,14 +152,14 @@ def test_special_cases_on_two_ranks_equal_one(special: str) -> None:
 
 
 def compare_two_sizes() -> None:
-    """Both calls before either backward; 9 and 10 patches leave each rank 5, so that no shape tells them apart."""
+    """Both calls before either backward; 9 and 10 patches leave each rank 5, so that shapes do not distinguish them."""
     alone = make(Case("STDiT2", ODD))
     split: Any = shard_sequence(copy.deepcopy(alone))
     checkpoint_activations(split.checkpoint_blocks())
-    given = arguments(alone, Case("STDiT2"))
+    kwargs = arguments(alone, Case("STDiT2"))
     for model in (alone, split):
-        first = loss_of(model(**given))
-        second = loss_of(model(**given | {"x": given["x"].repeat(1, 1, 2, 1, 2)[:, :, :5, :4, :10]}))
+        first = loss_of(model(**kwargs))
+        second = loss_of(model(**kwargs | {"x": kwargs["x"].repeat(1, 1, 2, 1, 2)[:, :, :5, :4, :10]}))
         (first + second).backward()
     assert_same_gradients(split, alone, "two sizes")
 
@@ -167,7 +169,7 @@ def test_recomputed_blocks_restore_lengths() -> None:
 
 
 def compare_unscaled(function: str) -> str:
-    """What the comparison says with the factor of one backward taken out."""
+    """The error of the comparison without the factor of one backward."""
     backward = getattr(sequence_parallel, function).backward
     factor = {"SplitTokens": 2.0, "GatherTokens": 0.5}[function]
 
@@ -183,19 +185,19 @@ def compare_unscaled(function: str) -> str:
 
 @pytest.mark.parametrize("function", ["SplitTokens", "GatherTokens"])
 def test_gradients_need_their_scaling(function: str) -> None:
-    for said in run_ranks(compare_unscaled, 2, function):
-        assert "gradient of " in said
+    for message in run_ranks(compare_unscaled, 2, function):
+        assert "gradient of " in message
 
 
 def exchange(mode: Mode) -> tuple[list[str], list[str]]:
     """Names of used seams in a block with both sorts of switches, and in one that has only heads to offer."""
-    found = []
+    result = []
     for name, block in (("STDiT", "blocks.0."), ("PixArt", "blocks.0.")):
         model = shard_sequence(make(Case(name)), mode=mode)
         filled = [key for key, module in model.named_modules() if isinstance(module, Seam) and module.op]
         assert {"split_seq", "gather_seq"} <= set(filled)
-        found.append([key.removeprefix(block) for key in filled if key.startswith(block)])
-    return found[0], found[1]
+        result.append([key.removeprefix(block) for key in filled if key.startswith(block)])
+    return result[0], result[1]
 
 
 def test_mode_selects_switches() -> None:
@@ -208,10 +210,10 @@ def copy_sharded_model() -> tuple[bool, str]:
     """(Whether the copy's output is equal, the error of a second `shard_sequence`)."""
     model = shard_sequence(make(Case("STDiT")))
     twin = copy.deepcopy(model)
-    given = arguments(model, Case("STDiT"))
-    with pytest.raises(ConfigError) as refused:
+    kwargs = arguments(model, Case("STDiT"))
+    with pytest.raises(ConfigError) as caught:
         shard_sequence(twin)
-    return torch.equal(model(**given), twin(**given)), str(refused.value)
+    return torch.equal(model(**kwargs), twin(**kwargs)), str(caught.value)
 
 
 def test_deep_copy_keeps_seams() -> None:
@@ -226,10 +228,10 @@ def one_half_after_the_other() -> None:
     half = collectives.rank() // 2
     alone = make(Case("STDiT", ODD))
     split = shard_sequence(copy.deepcopy(alone), halves[half])
-    given = arguments(alone, Case("STDiT"))
-    loss_of_each = [loss_of(alone(**one_of(given, i))) for i in range(2)]
+    kwargs = arguments(alone, Case("STDiT"))
+    loss_of_each = [loss_of(alone(**one_of(kwargs, i))) for i in range(2)]
     torch.stack(loss_of_each).mean().backward()
-    loss_of(split(**one_of(given, half))).backward()
+    loss_of(split(**one_of(kwargs, half))).backward()
     assert_same_gradients(split, alone, "two groups")
 
 
@@ -245,13 +247,13 @@ def count_bytes(case: Case, mode: Mode) -> tuple[int, int]:
     model: Any = shard_sequence(alone, mode=mode)
     if case.checkpointed:
         checkpoint_activations(model.checkpoint_blocks())
-    given = arguments(model, case)
-    loss_of(model(**given)).backward()
+    kwargs = arguments(model, case)
+    loss_of(model(**kwargs)).backward()
     frames, rows, columns = model.grid
     expected = sequence_bytes(
         ranks=collectives.world_size(),
         mode=mode,
-        batch=len(given["x"]),
+        batch=len(kwargs["x"]),
         frames=frames,
         patches=rows * columns,
         width=model.hidden_size,

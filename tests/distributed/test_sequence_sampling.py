@@ -12,6 +12,7 @@ from unittest import mock
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from opensora.cli.sample import sample_command
@@ -102,10 +103,10 @@ def fail_together(folder: str, kind: str) -> str:
     """Only the rank that writes meets the trouble."""
     sampler, here = shared_sampler(2)
 
-    def refuse(video: Tensor, asked: Any, *rest: Any) -> Path:
+    def refuse(video: Tensor, request: Any, *rest: Any) -> Path:
         if kind == "disk":
             raise WriteError("out/v.mp4: cannot be written (No space left on device)")
-        if asked.prompt == "a cat":
+        if request.prompt == "a cat":
             raise OpenSoraError("the cat has gone")
         return Path(folder)
 
@@ -165,10 +166,10 @@ def alone_and_shared(model: Any, z: Tensor, coder: str) -> tuple[int, int]:
         counts.append(0)
         expected = model.decode(z)
         counts.append(0)
-        assert torch.equal(shard_tiles(model).decode(z), expected)
-        mine = counts[1]
+        assert torch.equal(shard_tiles(model, dist.group.WORLD).decode(z), expected)
+        own_pieces = counts[1]
         assert torch.equal(copy.deepcopy(model).decode(z), expected)  # a copy works in the same group
-    return counts[0], mine
+    return counts[0], own_pieces
 
 
 def decode_together() -> list[tuple[int, int]]:

@@ -9,6 +9,8 @@ import torch
 from opensora.errors import ConfigError
 from opensora.parallel import collectives, world
 from opensora.parallel.activation_checkpointing import checkpoint_activations
+from opensora.parallel.colossal.accelerator import set_accelerator
+from opensora.parallel.colossal.tensor_policy import boost
 from opensora.parallel.engine import Engine, EngineOptions
 from opensora.parallel.sequence_parallel import shard_sequence
 from opensora.parallel.tensor_parallel import sequence_subgroup
@@ -43,19 +45,19 @@ def make_engine(model: Any, tp_size: int, sp_size: int = 1, plugin: str = "hybri
     return build(PLUGINS, {"type": plugin, **options}).apply(model, EngineOptions(make_optimizer, dtype, 0.05, here))
 
 
-def run(engine: Engine, given: dict[str, Any], first: int, last: int) -> tuple[list[float], list[float]]:
+def run(engine: Engine, kwargs: dict[str, Any], first: int, last: int) -> tuple[list[float], list[float]]:
     """(losses of the four samples' mean, gradient norms); the data ranks share four micro-batches a step."""
     here = world.current()
-    mine = [m for m in range(4) if m % here.data_size == here.data_rank]
+    micro_batches = [m for m in range(4) if m % here.data_size == here.data_rank]
     losses, norms = [], []
     for step in range(first, last):
         total = torch.zeros(())
-        for m in mine:
-            varied = {**given, "x": given["x"] * (1 + 0.1 * m + 0.05 * step)}
-            with engine.accumulating(last=m == mine[-1]):
+        for m in micro_batches:
+            varied = {**kwargs, "x": kwargs["x"] * (1 + 0.1 * m + 0.05 * step)}
+            with engine.accumulating(last=m == micro_batches[-1]):
                 out = engine.model(**varied)
                 target = torch.linspace(-1, 1, out.numel()).view_as(out)
-                loss = (out - target).square().mean() / len(mine)
+                loss = (out - target).square().mean() / len(micro_batches)
                 engine.backward(loss)
             total += loss.detach()
         losses.append((collectives.sum_over_ranks(total) / here.size).item())
@@ -67,12 +69,12 @@ def train(
     name: str, tp_size: int, sp_size: int, plugin: str, checkpointed: bool, dtype: str = "fp32"
 ) -> dict[str, Any]:
     model = build_model(name)
-    given = inputs(model)
+    kwargs = inputs(model)
     if checkpointed:
         checkpoint_activations(model.checkpoint_blocks())
     engine = make_engine(model, tp_size, sp_size, plugin, dtype)
     start = engine.gather_state_dict()
-    losses, norms = run(engine, given, 0, STEPS)
+    losses, norms = run(engine, kwargs, 0, STEPS)
     kept = sum(parameter.numel() for parameter in engine.trainable.values())
     return {"losses": losses, "norms": norms, "weights": engine.gather_state_dict(), "kept": kept, "start": start}
 
@@ -110,55 +112,51 @@ def test_four_ranks_in_a_mesh(tp_size: int, sp_size: int) -> None:
     assert_same(run_ranks(train, 4, "STDiT3-XL/2-v1.3", tp_size, sp_size, "hybrid", False), alone)
 
 
-def waits() -> tuple[set[float], float]:
-    """(seconds that exchanges of the groups of a hybrid run may take, of the run)."""
+def group_timeouts() -> tuple[set[float], float]:
+    """(timeouts of the groups of a hybrid run, timeout of the run), in seconds."""
     here = world.split_sequence_groups(4)
-    plugin = build(PLUGINS, {"type": "hybrid", "tp_size": 2})
-    engine: Any = plugin.apply(build_model("STDiT"), EngineOptions(make_optimizer, "fp32", 0.05, here))
-    groups = [
-        sequence_subgroup(here.sequence_group, 2, here.timeout),
-        engine._tensor_group,
-        engine._shard_reducer._group,
-        here.sequence_group,
-    ]
+    set_accelerator(here.device)
+    _, _, plugin = boost(build_model("STDiT"), 2, 2, here.timeout)
+    sequence_group = sequence_subgroup(here.sequence_group, 2, here.timeout)
+    groups: list[Any] = [sequence_group, plugin.tp_group, plugin.mixed_dp_group, here.sequence_group]
     options = [group._get_backend(here.device).options for group in groups]
     assert here.timeout is not None
     return {each._timeout.total_seconds() for each in options}, here.timeout.total_seconds()
 
 
 def test_every_group_has_run_timeout() -> None:
-    for found, expected in run_ranks(waits, 4, timeout=77):
-        assert found == {expected} == {77}
+    for timeouts, expected in run_ranks(group_timeouts, 4, timeout=77):
+        assert timeouts == {expected} == {77}
 
 
 def save(folder: str, tp_size: int, plugin: str) -> dict[str, Any]:
     model = build_model("STDiT3")
-    given = inputs(model)
+    kwargs = inputs(model)
     engine = make_engine(model, tp_size, plugin=plugin)
     ema = Ema(engine, decay=0.5)
-    run(engine, given, 0, 2)
+    run(engine, kwargs, 0, 2)
     ema.update()
     checkpoint.save(folder, 2, {**engine.state(), **ema.state()}, {}, {}, {}, 0)
-    return go_on(engine, ema, given)
+    return go_on(engine, ema, kwargs)
 
 
 def load(folder: str, tp_size: int, plugin: str) -> dict[str, Any]:
     model = build_model("STDiT3", seed=8)
-    given = inputs(model)
+    kwargs = inputs(model)
     engine = make_engine(model, tp_size, plugin=plugin)
     ema = Ema(engine, decay=0.5)
-    found = checkpoint.find(folder)
-    assert found is not None
+    latest = checkpoint.find(folder)
+    assert latest is not None
     state = {**engine.state(), **ema.state()}
-    checkpoint.load(found, state)
+    checkpoint.load(latest, state)
     engine.load_state(state)
     ema.load_state(state)
-    return go_on(engine, ema, given)
+    return go_on(engine, ema, kwargs)
 
 
-def go_on(engine: Engine, ema: Ema, given: dict[str, Any]) -> dict[str, Any]:
+def go_on(engine: Engine, ema: Ema, kwargs: dict[str, Any]) -> dict[str, Any]:
     average = ema.weights()
-    losses, norms = run(engine, given, 2, 4)
+    losses, norms = run(engine, kwargs, 2, 4)
     return {"losses": losses, "norms": norms, "weights": engine.gather_state_dict(), "ema": average}
 
 

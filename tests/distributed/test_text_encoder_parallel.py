@@ -45,8 +45,8 @@ def shard(kind: str, folder: str, dtype: str) -> tuple[int, int]:
     shard_frozen(cut.model, None, torch.device("cpu"))
     for encoder in (whole, cut):
         encoder.to("cpu", getattr(torch, dtype))
-    mine = CAPTIONS[collectives.rank() :] + CAPTIONS[: collectives.rank()]
-    for caption in mine:
+    captions = CAPTIONS[collectives.rank() :] + CAPTIONS[: collectives.rank()]
+    for caption in captions:
         condition, expected = cut.encode([caption]), whole.encode([caption])
         assert torch.equal(condition.text_B1LC, expected.text_B1LC)
         assert condition.mask_BL is expected.mask_BL or torch.equal(condition.mask_BL, expected.mask_BL)
@@ -80,7 +80,7 @@ def test_tensor_parallel_t5_gives_same_numbers_in_half_the_memory(tmp_path: Path
         assert 0.5 * whole <= kept < 0.53 * whole
 
 
-def refused(kind: str, folder: str) -> str:
+def refuse(kind: str, folder: str) -> str:
     try:
         shard_t5(load(kind, folder).model, None, torch.device("cpu"))
     except ConfigError as error:
@@ -89,7 +89,7 @@ def refused(kind: str, folder: str) -> str:
 
 
 def test_tensor_parallel_refuses_other_encoders(tmp_path: Path) -> None:
-    assert "BertModel cannot be cut by heads" in run_ranks(refused, 2, "hf", str(tiny_bert(tmp_path / "bert")))[0]
+    assert "BertModel cannot be cut by heads" in run_ranks(refuse, 2, "hf", str(tiny_bert(tmp_path / "bert")))[0]
 
 
 def test_sharding_refuses_trained_network() -> None:
@@ -107,8 +107,8 @@ def encode_together(folder: str, how: str) -> int:
     a, b, c, d = CAPTIONS
     rounds = [[[a, a], [b, c]], [[a, a], [b, c]], [[b, d], [b, c]], [[c, c], [a, d]]]
     for batches in rounds:
-        mine = batches[here.data_rank]
-        condition, expected = cut.encode_text(mine), whole.encode_text(mine)
+        captions = batches[here.data_rank]
+        condition, expected = cut.encode_text(captions), whole.encode_text(captions)
         exact = {"rtol": 0, "atol": 0} if how == "shard" else {"rtol": 1e-5, "atol": 1e-5}
         torch.testing.assert_close(condition.text_B1LC, expected.text_B1LC, **exact)
         assert torch.equal(condition.mask_BL, expected.mask_BL)
@@ -123,9 +123,9 @@ def test_ranks_encode_together_with_different_caches(tmp_path: Path) -> None:
 
 def without_groups(folder: str, kind: str, how: str) -> str:
     encoder = load("t5", folder) if kind == "t5" else build(TEXT_ENCODERS, {"type": kind, "num_classes": 3})
-    with pytest.raises(ConfigError) as refused:
+    with pytest.raises(ConfigError) as refuse:
         distributed_codec(torch.nn.Identity(), encoder, world.current(), torch.float32, how, "run.py")
-    return str(refused.value)
+    return str(refuse.value)
 
 
 def test_codec_refuses_what_ranks_cannot_share(tmp_path: Path) -> None:

@@ -54,10 +54,10 @@ def run_rank(rank: int, port: int, run_dir: str, where: str, trouble: Any, optio
         if where == "data":
             training.batches = (in_trouble(batch) for batch in training.batches)
         elif where == "block":
-            seen = []
-            training.batches = (seen.append(batch) or batch for batch in training.batches)
+            batches = []
+            training.batches = (batches.append(batch) or batch for batch in training.batches)
             first = next(iter(training.task.trained.checkpoint_blocks()))
-            first.register_forward_pre_hook(lambda *_: in_trouble(seen[-1]) and None)
+            first.register_forward_pre_hook(lambda *_: in_trouble(batches[-1]) and None)
         else:
             loss = training.task.loss
             training.task.loss = lambda model, batch: loss(model, in_trouble(batch))
