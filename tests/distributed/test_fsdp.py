@@ -21,7 +21,7 @@ from tests.dist import run_ranks
 from tests.distributed import tiny
 
 
-def recut_there_and_back() -> tuple[list[float], list[float], list[float]]:
+def redistribute_and_back() -> tuple[list[float], list[float], list[float]]:
     """(this rank's piece, the even piece, the piece after the way back) of a tensor of 7 and one of 2 numbers."""
     ranks = collectives.world_size()
     uneven = {"a": [(0, 5), (5, 5), (5, 7), (7, 7)][:ranks], "b": [(0, 0), (0, 2), (2, 2), (2, 2)][:ranks]}
@@ -29,19 +29,19 @@ def recut_there_and_back() -> tuple[list[float], list[float], list[float]]:
         uneven["a"][1] = (5, 7)
     even = even_ranges({"a": 7, "b": 2})
     whole = {"a": torch.arange(7.0), "b": torch.arange(2.0) + 10}
-    piece = {name: whole[name][slice(*uneven[name][collectives.rank()])] for name in whole}
-    cut = redistribute(piece, uneven, even)
-    for name, piece in cut.items():
+    uneven_pieces = {name: whole[name][slice(*uneven[name][collectives.rank()])] for name in whole}
+    even_pieces = redistribute(uneven_pieces, uneven, even)
+    for name, piece in even_pieces.items():
         assert torch.equal(piece, collectives.shard(whole[name]))
-    back = redistribute(cut, even, uneven)
-    return tuple(torch.cat([each["a"], each["b"]]).tolist() for each in (piece, cut, back))
+    back = redistribute(even_pieces, even, uneven)
+    return tuple(torch.cat([each["a"], each["b"]]).tolist() for each in (uneven_pieces, even_pieces, back))
 
 
 def test_redistribute_any_ranges_and_back() -> None:
-    two = run_ranks(recut_there_and_back, 2)
-    assert [cut for _, cut, _ in two] == [[0, 1, 2, 3, 10], [4, 5, 6, 11]]
-    four = run_ranks(recut_there_and_back, 4)
-    assert [cut for _, cut, _ in four] == [[0, 1, 10], [2, 3, 11], [4, 5], [6]]
+    two = run_ranks(redistribute_and_back, 2)
+    assert [even for _, even, _ in two] == [[0, 1, 2, 3, 10], [4, 5, 6, 11]]
+    four = run_ranks(redistribute_and_back, 4)
+    assert [even for _, even, _ in four] == [[0, 1, 10], [2, 3, 11], [4, 5], [6]]
     assert all(piece == back for piece, _, back in two + four)
 
 
