@@ -59,16 +59,13 @@ class TrainState:
     anomalies: AnomalyDetector = field(default_factory=AnomalyDetector)
     preview: Callable[[int], None] | None = None  # makes sample videos after so many steps; all ranks call it
 
-    def discriminator(self, step: int) -> DiscriminatorTrainer | None:
-        """The task's discriminator, from its start on."""
-        discriminator = self.task.discriminator
-        return None if discriminator is None or step < discriminator.start_step else discriminator
-
     def engines(self, step: int) -> dict[str, Engine | DiscriminatorTrainer]:
         """The networks that learn in optimizer step `step`: they are updated together or not at all."""
-        discriminator = self.discriminator(step)
-        model: dict[str, Engine | DiscriminatorTrainer] = {MODEL: self.engine}
-        return model if discriminator is None else {**model, "discriminator": discriminator}
+        engines: dict[str, Engine | DiscriminatorTrainer] = {MODEL: self.engine}
+        discriminator = self.task.discriminator
+        if discriminator is not None and step >= discriminator.start_step:
+            engines["discriminator"] = discriminator
+        return engines
 
 
 def train(state: TrainState) -> bool:
@@ -101,8 +98,8 @@ def train(state: TrainState) -> bool:
 
 def train_step(state: TrainState, step: int) -> StepRecord:
     """All micro-batches of one step, then one update of all weights; of none where the numbers show an anomaly."""
-    stats, engines, discriminator = StepStats(), state.engines(step), state.discriminator(step)
-    lr_factor, accumulate = state.schedule(step), state.run.micro_batches // state.world.data_size
+    stats, engines, discriminator = StepStats(), state.engines(step), state.task.discriminator
+    accumulate = state.run.micro_batches // state.world.data_size
     for micro in range(accumulate):
         batch, last = next(state.batches), micro == accumulate - 1
         seed_dropout(state.run.seed, step, batch.sample_ids[0])
@@ -115,7 +112,7 @@ def train_step(state: TrainState, step: int) -> StepRecord:
             stats.add_metrics(metrics, len(loss.loss_B))
     totals = stats.all_reduce(state.world, stop=state.stop.requested)  # the losses reach the host here
     grad_norms = {name: engine.grad_norm() for name, engine in engines.items()}
-    anomaly = state.anomalies.check(step, totals.loss, grad_norms)
+    anomaly, lr_factor = state.anomalies.check(step, totals.loss, grad_norms), state.schedule(step)
     for engine in engines.values():
         if anomaly is None:
             engine.update(lr_factor)  # clip, optimizer.step, clear the gradients
