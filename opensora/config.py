@@ -11,7 +11,7 @@ import inspect
 import json
 import os
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -20,7 +20,7 @@ from mmengine.registry import Registry
 from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from opensora.errors import ConfigError
-from opensora.registry import constructor, names
+from opensora.registry import class_of, constructor, names
 from opensora.schema import FOREIGN_KEYS, UNSUPPORTED, Run
 
 T = TypeVar("T", bound=Run)
@@ -234,7 +234,7 @@ def check_component(
         )
     build = constructor(registry, name)
     parameters = inspect.signature(build).parameters
-    hints = _hints(build)
+    hints = _hints(class_of(registry, name))
     allowed = [
         p.name for p in parameters.values() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and p.name != "self"
     ]
@@ -258,8 +258,7 @@ def check_component(
             )
 
 
-def _hints(build: Any) -> dict[str, Any]:
-    target = getattr(build, "__wrapped_class__", build)
+def _hints(target: Callable[..., Any]) -> dict[str, Any]:
     return typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
 
 

@@ -27,7 +27,7 @@ PLATFORMS = Registry("platform", scope="opensora", locations=["opensora.platform
 
 @functools.cache
 def autoload(registry: Registry) -> None:
-    """Import every module below the packages of `registry`, which registers what they define."""
+    """Import every module below the packages of `registry`; importing registers the components."""
     for location in registry._locations:
         package = importlib.import_module(location)
         for module in pkgutil.walk_packages(package.__path__, prefix=f"{location}."):
@@ -43,26 +43,32 @@ def names(registry: Registry) -> list[str]:
 def constructor(registry: Registry, name: str) -> Callable[..., Any]:
     """The class or preset registered as `name`; KeyError names the registry when there is none."""
     autoload(registry)
-    found = registry.module_dict.get(name)
-    if found is None:
+    create = registry.module_dict.get(name)
+    if create is None:
         raise KeyError(f"{registry.name}: no {name!r}; registered: {', '.join(names(registry))}")
-    return found
+    return create
 
 
-def build(registry: Registry, config: dict[str, Any], **given: Any) -> Any:
-    """Build `config`'s component; `given` are arguments that the run knows and the config need not repeat."""
-    arguments = {**config, **given}
+def class_of(registry: Registry, name: str) -> Any:
+    """The class that `name` builds, also where `name` is a preset. Raises KeyError like `constructor`."""
+    create = constructor(registry, name)
+    return getattr(create, "__wrapped_class__", create)
+
+
+def build(registry: Registry, config: dict[str, Any], **kwargs: Any) -> Any:
+    """Build `config`'s component; `kwargs` are arguments that the run knows and the config need not repeat."""
+    arguments = {**config, **kwargs}
     return constructor(registry, arguments.pop("type"))(**arguments)
 
 
 def register_preset(registry: Registry, name: str, cls: type, **preset: Any) -> None:
     """Register `cls` under `name` with some arguments fixed to a released size; the config may still override them.
 
-    The preset keeps the signature of `cls`, so config checks see through it.
+    The preset has the signature of `cls`, which config checks read.
     """
 
-    def create(**arguments: Any) -> Any:
-        return cls(**{**preset, **arguments})
+    def create(**kwargs: Any) -> Any:
+        return cls(**{**preset, **kwargs})
 
     signature = inspect.signature(cls)
     create.__signature__ = signature.replace(  # type: ignore[attr-defined]

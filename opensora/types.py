@@ -3,9 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 from torch import Tensor
 
-Precision = Literal["auto", "bf16", "fp32"]  # the config's name for the numbers a model computes with
+Precision = Literal["auto", "bf16", "fp32"]  # the config's word for the dtype that a model computes with
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""From the config's parts to built modules that fit each other: denoiser, autoencoder, text encoder."""
+"""Build the denoiser, the autoencoder and the text encoder of a config so that they fit each other."""
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,25 +8,23 @@ from math import prod
 from typing import Any
 
 import torch
-from torch import nn
 
 from opensora.errors import ConfigError
+from opensora.interfaces import Autoencoder, Denoiser, Size, TextEncoder
 from opensora.log import logger
 from opensora.models.weights import load_weights
 from opensora.registry import MODELS, TEXT_ENCODERS, VAES, build, constructor
 from opensora.rng import key_seed
-
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}  # the config's words
 
 
 @dataclass(frozen=True)
 class Components:
     """Modules that fit each other, on the CPU (or on meta) in float32."""
 
-    model: Any  # a registered denoiser
-    vae: Any
-    text_encoder: Any
-    model_config: dict[str, Any]  # complete: what rebuilds `model` without the other parts
+    model: Denoiser
+    vae: Autoencoder
+    text_encoder: TextEncoder
+    model_config: dict[str, Any]  # rebuilds `model` without the other parts
 
 
 def assemble(
@@ -38,21 +36,20 @@ def assemble(
     image_size: Sequence[int],
     seed: int = 0,
     weights: bool = True,
-    stored_vae: Any = None,
-    stored_text: Any = None,
+    stored_vae: Autoencoder | None = None,
+    stored_text: TextEncoder | None = None,
 ) -> Components:
-    """Build all three; what one needs to know of another is passed on.
+    """Build all three; arguments that one determines of another are passed on.
 
-    num_frames, image_size: of the clips in pixels (height, width). weights=False: nothing is read, build under
+    num_frames, image_size: of the clips in pixels (height, width). weights=False: read no weights; build under
     `torch.device("meta")` to allocate nothing either.
-    stored_vae, stored_text: stand-ins that read stored features; the part whose place they take is not built.
-    Raises ConfigError when the config contradicts the parts, WeightsError when weights do not fit.
+    stored_vae, stored_text: stand-ins that read stored features; the component they replace is not built.
+    Raises ConfigError when the config contradicts the components, WeightsError when weights do not fit.
     """
     # seed 0: an untrained autoencoder, as in debug runs, is the same in training and sampling
     encoder = stored_vae or build_autoencoder(vae)
-    text = stored_text or build(TEXT_ENCODERS, dict(text_encoder))
-    given = inferred_model_args(encoder, text, (num_frames, *image_size))
-    config = complete(model, given)
+    text: TextEncoder = stored_text or build(TEXT_ENCODERS, dict(text_encoder))
+    config = fill_model_config(model, inferred_model_args(encoder, text, (num_frames, image_size[0], image_size[1])))
     denoiser = build_denoiser(config, seed=seed, pretrained=model.get("from_pretrained") if weights else None)
     if weights:
         encoder = encoder if stored_vae is not None else load_autoencoder(encoder, vae)
@@ -60,30 +57,30 @@ def assemble(
     return Components(denoiser, encoder, text, config)
 
 
-def inferred_model_args(vae: Any, text_encoder: Any, size: Sequence[int]) -> dict[str, Any]:
-    """What the other parts decide of a denoiser, for clips of (frames, height, width)."""
+def inferred_model_args(vae: Autoencoder, text_encoder: TextEncoder, size: Size) -> dict[str, Any]:
+    """Constructor arguments of a denoiser that the other components determine, for clips of `size` in pixels."""
     return {
-        "input_size": list(vae.latent_size(tuple(size))),
+        "input_size": list(vae.latent_size(size)),
         "in_channels": vae.latent_channels,
         **text_encoder.denoiser_args,
     }
 
 
-def complete(model: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The model's config with what the run knows filled in, as far as the model takes it.
+def fill_model_config(model: Mapping[str, Any], inferred: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's config plus those inferred arguments that its constructor takes.
 
-    ConfigError for a contradiction, and for class labels where the model takes captions.
+    Raises ConfigError for a contradiction, and for class labels where the model takes captions.
     """
-    takes = inspect.signature(constructor(MODELS, model["type"])).parameters
-    condition = given.get("condition", "text")
-    if condition != "text" and "condition" not in takes:
+    parameters = inspect.signature(constructor(MODELS, model["type"])).parameters
+    condition = inferred.get("condition", "text")
+    if condition != "text" and "condition" not in parameters:
         raise ConfigError(
             f"config: key 'text_encoder': it gives classes ({condition}), and {model['type']} takes captions; allowed: an "
             "encoder of captions, such as t5; change it, or take a model by class, such as DiT"
         )
     config = {key: value for key, value in model.items() if key != "from_pretrained"}
-    for key, value in given.items():
-        if key not in takes:
+    for key, value in inferred.items():
+        if key not in parameters:
             continue
         stated = config.get(key, value)
         if (list(stated) if isinstance(stated, list | tuple) else stated) != value:
@@ -95,36 +92,36 @@ def complete(model: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, An
     return config
 
 
-def build_autoencoder(config: Mapping[str, Any], *, seed: int = 0) -> Any:
+def build_autoencoder(config: Mapping[str, Any], *, seed: int = 0) -> Autoencoder:
     """Build an autoencoder without its weights; initial weights depend on `seed` alone."""
-    with _initial_weights(seed):
+    with _seeded_init(seed):
         return build(VAES, dict(config))
 
 
-def build_denoiser(config: Mapping[str, Any], *, seed: int = 0, pretrained: str | None = None) -> nn.Module:
+def build_denoiser(config: Mapping[str, Any], *, seed: int = 0, pretrained: str | None = None) -> Denoiser:
     """Build a denoiser from its complete config; initial weights depend on `seed` alone."""
-    with _initial_weights(seed):
-        model = build(MODELS, dict(config))
+    with _seeded_init(seed):
+        model: Denoiser = build(MODELS, dict(config))
     if pretrained is not None:
         load_weights(model, pretrained)
     return model
 
 
-def load_autoencoder(vae: Any, config: Mapping[str, Any]) -> Any:
-    """Read its weights; what no `from_pretrained` names stays as it was initialised, which is good for debugging only."""
+def load_autoencoder(vae: Autoencoder, config: Mapping[str, Any]) -> Autoencoder:
+    """Read its weights. Parts without a `from_pretrained` keep their initial weights, which only suits debugging."""
     if config.get("from_pretrained") is None:
         logger().warning("vae: no from_pretrained, so latents come from untrained weights; fine for a debug run only")
     return vae.load()  # without a from_pretrained of its own, parts of it may have one
 
 
 @contextmanager
-def _initial_weights(seed: int) -> Iterator[None]:
-    """Initialisation draws from torch's global generator: give it a seed of its own and put it back."""
+def _seeded_init(seed: int) -> Iterator[None]:
+    """Seed torch's global generator, which initialization draws from, and restore it afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key_seed(seed, "initial weights"))
         yield
 
 
-def tokens(model: Any, size: Sequence[int] | None = None) -> int:
-    """Latent tokens of one sample of `size` (frames, rows, columns; None = input_size): patches of the padded grid."""
+def num_tokens(model: Denoiser, size: Sequence[int] | None = None) -> int:
+    """Latent tokens per sample of `size` (frames, rows, columns; None = input_size): patches of the padded grid."""
     return prod(-(-length // patch) for length, patch in zip(size or model.input_size, model.patch_size, strict=True))

@@ -3,14 +3,14 @@
 Shapes: B batch, C channels, T H W frames, rows, columns; L tokens. Videos lie in [-1, 1].
 """
 
-import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, TypeVar
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
+from opensora.interfaces import Autoencoder, TextEncoder
 from opensora.types import EncodedText
 
 CACHE_BYTES = 256 * 2**20
@@ -20,20 +20,6 @@ T = TypeVar("T")
 def call(function: Callable[[], T]) -> T:
     """Return what `function` returns."""
     return function()
-
-
-class TextEncoder(Protocol):
-    """The interface of what is registered in TEXT_ENCODERS."""
-
-    @property
-    def denoiser_args(self) -> dict[str, Any]:
-        """Arguments of a denoiser that takes what `encode` returns: its `condition`, and the sizes of a caption."""
-
-    def load(self) -> Self: ...
-
-    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Self: ...
-
-    def encode(self, captions: Sequence[str]) -> EncodedText: ...
 
 
 class Codec:
@@ -48,7 +34,7 @@ class Codec:
 
     def __init__(
         self,
-        vae: nn.Module,
+        vae: Autoencoder,
         text_encoder: TextEncoder,
         device: torch.device | str,
         dtype: torch.dtype,
@@ -57,7 +43,7 @@ class Codec:
         run_on_leader: Callable[[Callable[[], Any]], Any] = call,
         max_over_text_ranks: Callable[[int], int] | None = None,
     ):
-        self.vae: Any = vae.to(device=device, dtype=dtype).eval().requires_grad_(False)  # one of VAES
+        self.vae = vae.to(device=device, dtype=dtype).eval().requires_grad_(False)
         self.text_encoder = text_encoder.to(device, dtype)
         self.device = torch.device(device)
         self.dtype = dtype
@@ -81,14 +67,13 @@ class Codec:
         rngs: one per sample, for an autoencoder whose posterior depends on a draw of its own (OpenSoraVAE_V1_2's on the
         spatial latents): it is made here, once for all epochs.
         """
-        kwargs = {"rngs": rngs} if "rngs" in inspect.signature(self.vae.posterior).parameters else {}
-        posterior = self.vae.posterior(video_BCTHW.to(self.device, self._video_dtype), **kwargs)
-        normalise = self.vae.normalise if hasattr(self.vae, "normalise") else self.vae.latents.normalise
+        posterior = self.vae.posterior(video_BCTHW.to(self.device, self._video_dtype), rngs)
+        normalize = self.vae.normalize
         ones = torch.ones_like(posterior.mean)
         deviation = (0.5 * posterior.logvar).exp() * (
-            normalise(ones) - normalise(0 * ones)
+            normalize(ones) - normalize(0 * ones)
         )  # the scale of each channel
-        return torch.cat([normalise(posterior.mean), deviation], dim=1).float()
+        return torch.cat([normalize(posterior.mean), deviation], dim=1).float()
 
     @torch.no_grad()
     def decode_video(self, z_BCTHW: Tensor, num_frames: int | None = None) -> Tensor:
@@ -97,9 +82,7 @@ class Codec:
         Of an autoencoder that decodes in windows, each window leaves the device before the next is made.
         """
         z_BCTHW = z_BCTHW.to(self.device)  # the autoencoder rescales in float32, then casts
-        if hasattr(self.vae, "decode_windows"):
-            return torch.cat([window.float().cpu() for window in self.vae.decode_windows(z_BCTHW, num_frames)], dim=2)
-        return self.vae.decode(z_BCTHW, num_frames).float().cpu()
+        return torch.cat([window.float().cpu() for window in self.vae.decode_windows(z_BCTHW, num_frames)], dim=2)
 
     def encode_text(self, captions: Sequence[str]) -> EncodedText:
         """Token states [B, 1, L, C] in the codec's type and mask [B, L], or class labels [B], on the device.

@@ -1,4 +1,4 @@
-"""Weights in files: read any of the usual kinds, load strictly with a readable report, write safetensors."""
+"""Weight files: read the usual kinds, load strictly with a readable report, write safetensors."""
 
 import json
 from argparse import Namespace
@@ -17,7 +17,7 @@ from opensora.errors import WeightsError
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
-# What a folder may hold, the first that is there is taken.
+# Weight files of a folder; the first that exists is used.
 _IN_FOLDER = (
     WEIGHTS_FILE,
     "diffusion_pytorch_model.safetensors",
@@ -34,7 +34,7 @@ _PREFIX = "module."  # left by DistributedDataParallel
 
 
 def find_weights(path: str | Path) -> Path:
-    """The weights file that `path` means: a file, or the one in a folder."""
+    """The weights file at `path`, or in the folder `path`. Raises WeightsError."""
     path = Path(path)
     if path.is_file():
         return path
@@ -52,8 +52,8 @@ def find_weights(path: str | Path) -> Path:
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Tensors by name, on the CPU, from a safetensors file, a sharded index, a .pt/.pth/.ckpt/.bin or a folder.
 
-    Unwraps {"ema": ...}, {"state_dict": ...}, {"model": ...} and a "module." before every name. Pickles are read as
-    tensors only, never as code. Raises WeightsError when the file is missing, damaged or of another kind.
+    Unwraps {"ema": ...}, {"state_dict": ...}, {"model": ...} and removes a "module." before every name. Pickles are
+    read as tensors only, never as code. Raises WeightsError when the file is missing, damaged or of another kind.
     """
     file = find_weights(path)
     try:
@@ -91,7 +91,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 def _read_file(file: Path) -> Any:
     if file.suffix == ".safetensors":
         return load_file(file)
-    with torch.serialization.safe_globals([Namespace]):  # command lines that programs save beside; plain data
+    with torch.serialization.safe_globals([Namespace]):  # command lines that programs save with the weights; plain data
         return torch.load(file, map_location="cpu", weights_only=True)
 
 
@@ -107,31 +107,31 @@ def _unwrap(loaded: Any, file: Path) -> dict[str, Tensor]:
 
 
 def without_prefix(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the prefix "module.", if every name has it."""
+    """`state` without the prefix "module.", if every name has it."""
     wrapped = all(name.startswith(_PREFIX) for name in state)
     return {name.removeprefix(_PREFIX) if wrapped else name: tensor for name, tensor in state.items()}
 
 
 def load_weights(module: nn.Module, path: str | Path, ignore: Sequence[str] = ()) -> None:
-    """Put the weights of `path` into `module`, all of them and nothing else.
+    """Load the weights of `path` into `module`; they must fit exactly. Raises WeightsError.
 
     ignore: names in the file that start with one of these are dropped (a loss saved with the model).
-    A module on meta takes the file's tensors as they are; otherwise values are copied, keeping dtype and device.
+    A module on meta gets the file's tensors themselves; otherwise values are copied, keeping dtype and device.
     """
     load_state(module, read_weights(path), str(find_weights(path)), ignore)
 
 
 def load_state(module: nn.Module, state: Mapping[str, Tensor], where: str, ignore: Sequence[str] = ()) -> None:
-    """Like `load_weights`, from tensors; `where` names their source in the WeightsError."""
-    found = {name: tensor for name, tensor in without_prefix(state).items() if not name.startswith(tuple(ignore))}
-    wanted = module.state_dict()
-    names = dict(zip(without_prefix(wanted), wanted, strict=True))  # bare name -> the module's own
-    missing = [names[bare] for bare in names if bare not in found]
-    unexpected = [bare for bare in found if bare not in names]
+    """`load_weights` from tensors; `where` names their source in the WeightsError."""
+    source = {name: tensor for name, tensor in without_prefix(state).items() if not name.startswith(tuple(ignore))}
+    target = module.state_dict()
+    names = dict(zip(without_prefix(target), target, strict=True))  # bare name -> the module's own
+    missing = [names[bare] for bare in names if bare not in source]
+    unexpected = [bare for bare in source if bare not in names]
     shapes = [
-        f"{name} {list(found[bare].shape)} instead of {list(wanted[name].shape)}"
+        f"{name} {list(source[bare].shape)} instead of {list(target[name].shape)}"
         for bare, name in names.items()
-        if bare in found and found[bare].shape != wanted[name].shape
+        if bare in source and source[bare].shape != target[name].shape
     ]
     faults = [
         f"{len(items)} {what}: {first_few(items)}"
@@ -143,19 +143,20 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], where: str, ignor
             f"weights: {where} does not fit {type(module).__name__}: {'; '.join(faults)}; "
             "check that type and sizes in the config are those the weights were trained with"
         )
-    on_meta = any(tensor.is_meta for tensor in wanted.values())
-    module.load_state_dict({name: found[bare] for bare, name in names.items()}, strict=True, assign=on_meta)
+    on_meta = any(tensor.is_meta for tensor in target.values())
+    module.load_state_dict({name: source[bare] for bare, name in names.items()}, strict=True, assign=on_meta)
 
 
 def first_few(items: Iterable[str], shown: int = 4) -> str:
+    """The first `shown` items, and how many more there are."""
     listed = list(items)
     return ", ".join(listed[:shown]) + (f" and {len(listed) - shown} more" if len(listed) > shown else "")
 
 
 def save_weights(folder: str | Path, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> Path:
-    """Write model.safetensors and config.json into `folder`; each appears whole or not at all. Returns the folder.
+    """Write model.safetensors and config.json into `folder`, each atomically. Returns the folder.
 
-    Raises WeightsError when the folder cannot be written; what was there before stays.
+    Raises WeightsError when the folder cannot be written; its old content then stays.
     """
     folder = Path(folder)
     tensors: dict[str, Tensor] = {}
@@ -163,7 +164,7 @@ def save_weights(folder: str | Path, state: Mapping[str, Tensor], config: Mappin
     for name, tensor in state.items():
         tensor = tensor.detach().cpu().contiguous()
         storage = tensor.untyped_storage().data_ptr()
-        tensors[name] = tensor.clone() if storage in storages else tensor  # the format has no shared tensors
+        tensors[name] = tensor.clone() if storage in storages else tensor  # safetensors does not store shared tensors
         storages.add(storage)
     with files.write_errors_as(WeightsError, f"weights: {folder}", "free some space or choose another folder"):
         files.atomic_write(folder / WEIGHTS_FILE, lambda part: files.write_tensors(part, tensors, {"format": "pt"}))
@@ -172,11 +173,11 @@ def save_weights(folder: str | Path, state: Mapping[str, Tensor], config: Mappin
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """config.json of a weights folder; WeightsError when there is none or it is damaged."""
+    """config.json of a weights folder. Raises WeightsError when it is missing or damaged."""
     file = Path(folder) / CONFIG_FILE
     if not file.is_file():
         raise WeightsError(
-            f"weights: {folder}: no {CONFIG_FILE} there; give a folder that holds one beside the weights"
+            f"weights: {folder}: no {CONFIG_FILE} there; give a folder that holds one next to the weights"
         )
     try:
         config = json.loads(file.read_text(encoding="utf-8"))

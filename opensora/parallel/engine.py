@@ -29,7 +29,6 @@ from opensora.parallel.world import World
 
 Precision = Literal["bf16", "fp32"]
 OptimizerFactory = Callable[[Sequence[nn.Parameter]], Optimizer]
-DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,14 @@ from torch import Generator, Tensor
 
 from opensora.datasets.base import ClipSize
 from opensora.datasets.buckets import Bucket, Buckets
-from opensora.models.build import DTYPES, assemble, build_denoiser
+from opensora.models.build import assemble, build_denoiser
 from opensora.parallel.activation_checkpointing import checkpoint_activations
 from opensora.planning.dry_run import estimate_run
 from opensora.platforms import Platform
 from opensora.schema import TrainRun
 from opensora.training.build import build_scheduler
 from opensora.training.diffusion_task import DiffusionTask
-from opensora.types import Batch, EncodedText
+from opensora.types import DTYPES, Batch, EncodedText
 
 Seconds = Callable[[ClipSize, int], float]  # of a micro-batch of n clips; math.inf where it does not fit
 Bytes = Callable[[ClipSize, int], int]

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from opensora.datasets.base import ClipSize
-from opensora.models.build import DTYPES, Components, assemble, build_denoiser, tokens
-from opensora.models.clip_conditioning import clip_conditions, given_latents
-from opensora.models.frame_conditioning import conditioning_mode
+from opensora.models.build import Components, assemble, build_denoiser, num_tokens
+from opensora.models.clip_conditioning import clip_conditioning
+from opensora.models.frame_conditioning import conditioning_mode, frame_conditioning
 from opensora.parallel.tensor_parallel import check_heads
 from opensora.planning.depth_extrapolation import extrapolate_depth
 from opensora.planning.estimate import FrozenNetworks, ModelSummary, StepModel
@@ -21,6 +21,7 @@ from opensora.planning.simulated_ranks import shared_axes, simulate_sequence_par
 from opensora.planning.text_encoder_size import text_parameters
 from opensora.registry import MODELS, constructor
 from opensora.schema import TrainRun
+from opensora.types import DTYPES
 
 _DEPTH_KEYS = ("depth", "num_layers")  # names of the number of blocks among the arguments of denoisers
 
@@ -34,7 +35,7 @@ def denoiser_step(run: TrainRun, size: ClipSize, layout: ParallelLayout) -> tupl
     check_heads(model, layout.tp_size)
     text = text_parameters(parts.text_encoder)
     frames, *grid = model.input_size
-    tokens_per_sample = tokens(model, (frames + _num_images(run), *grid))
+    tokens_per_sample = num_tokens(model, (frames + _num_images(run), *grid))
     summary = ModelSummary(
         model=type(model).__name__,
         parameters=parameter_count(model),
@@ -84,7 +85,7 @@ def _forward(run: TrainRun, size: ClipSize, dtype: torch.dtype, model: Any) -> A
     n, num_images = run.batch_size, _num_images(run)
     frames, *grid = model.input_size
     latents = torch.empty(n, model.in_channels, frames + num_images, *grid, dtype=dtype)
-    kwargs: dict[str, Any] = clip_conditions(model, size, torch.empty(n))
+    kwargs: dict[str, Any] = clip_conditioning(model, size, torch.empty(n))
     text = _text_states(model, n, DTYPES[run.dtype])
     if text.is_floating_point():
         kwargs["mask"] = torch.ones(n, model.model_max_length, dtype=torch.long)
@@ -93,7 +94,7 @@ def _forward(run: TrainRun, size: ClipSize, dtype: torch.dtype, model: Any) -> A
         text = text.repeat(1, 1 + num_images, 1, 1)
         kwargs |= {"mask": kwargs["mask"][:, None].repeat(1, 1 + num_images, 1), "use_image_num": num_images}
     if model.conditioned:
-        kwargs |= given_latents(latents, [], model.null_text(n).to(text))
+        kwargs |= frame_conditioning(latents, [], model.null_text(n).to(text))
     elif run.mask_ratios is not None and conditioning_mode(run.model or {}, "mask_ratios") == "masks":
         kwargs["x_mask"] = torch.ones(n, latents.shape[2], dtype=torch.bool)
     return model(latents, torch.empty(n), text, **kwargs)

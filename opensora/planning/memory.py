@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from opensora.models.build import DTYPES
 from opensora.planning.meta_profile import StepProfile
+from opensora.types import DTYPES
 
 WIDTHS = {"bf16": 2, "fp32": 4}  # bytes of an element
 M = 2**20

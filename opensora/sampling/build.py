@@ -10,17 +10,16 @@ import torch
 from opensora.config import check_component
 from opensora.errors import ConfigError
 from opensora.models.build import (
-    DTYPES,
     build_autoencoder,
     build_denoiser,
-    complete,
+    fill_model_config,
     inferred_model_args,
     load_autoencoder,
 )
 from opensora.models.codec import Codec
 from opensora.models.frame_conditioning import conditioning_mode
 from opensora.models.weights import CONFIG_FILE, load_weights, read_config
-from opensora.registry import SCHEDULERS, TEXT_ENCODERS, build, constructor
+from opensora.registry import SCHEDULERS, TEXT_ENCODERS, build, class_of
 from opensora.sampling.generate import Sampler
 from opensora.sampling.metadata import GenerationSettings, hash_config, weights_id
 from opensora.sampling.prompt_syntax import add_scores
@@ -29,7 +28,7 @@ from opensora.sampling.requests import collect_requests
 from opensora.sampling.sample import generation_settings
 from opensora.schema import SampleRun
 from opensora.training.checkpoint import resolve_part, resolve_weights
-from opensora.types import SampleRequest, VideoConditioning
+from opensora.types import DTYPES, SampleRequest, VideoConditioning
 
 PARTS = ("model", "vae", "text_encoder", "scheduler")
 
@@ -86,14 +85,13 @@ def _require_given(parts: dict[str, dict[str, Any]], given: list[VideoConditioni
     if not given:
         return
     key = f"{where}: keys 'reference_path', 'loop'"
-    told = conditioning_mode(parts["model"], key)
-    if told == "conditions":
+    mode = conditioning_mode(parts["model"], key)
+    if mode == "latents":
         for each in given:
             require_whole_edits(each, f"{where}: keys 'mask_strategy', 'condition_frame_edit'")
-    needed = "image_text_order" if told == "conditions" else "masked_sampling"
+    needed = "image_text_order" if mode == "latents" else "masked_sampling"
     name = parts["scheduler"]["type"]
-    create = constructor(SCHEDULERS, name)
-    if not getattr(getattr(create, "__wrapped_class__", create), needed, False):
+    if not getattr(class_of(SCHEDULERS, name), needed):
         raise ConfigError(f"{key}: scheduler {name} cannot keep given frames; allowed: for example rflow; change one")
 
 
@@ -106,7 +104,7 @@ def build_sampler(plan: SamplePlan, device: torch.device) -> tuple[Sampler, Gene
     first = plan.requests[0]
     given = inferred_model_args(vae, text, (first.num_frames, first.height, first.width))
     decided = parts["model"].keys() - {"condition"}  # other sizes may be asked of a model, other classes not
-    config = complete(parts["model"], {key: value for key, value in given.items() if key not in decided})
+    config = fill_model_config(parts["model"], {key: value for key, value in given.items() if key not in decided})
     model = build_denoiser(config, pretrained=parts["model"].get("from_pretrained"))
     if plan.weights is not None:
         load_weights(model, plan.weights)

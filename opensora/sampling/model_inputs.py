@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opensora.models.clip_conditioning import clip_conditions, given_latents
+from opensora.models.clip_conditioning import clip_conditioning
+from opensora.models.frame_conditioning import frame_conditioning
 from opensora.sampling.conditions import encode_pairs, encode_prompts
 from opensora.sampling.prompt_syntax import text_of_loop
 from opensora.sampling.reference_frames import GivenFrames, conditions, starts
@@ -64,10 +65,10 @@ def make_model_inputs(
         text = encode_pairs(prompts, [request.negative_prompt for request in requests], model, codec, order)
     fps_B = torch.tensor([request.fps for request in requests], device=codec.device)
     size = (requests[0].num_frames, requests[0].height, requests[0].width)
-    told = clip_conditions(model, size, fps_B.repeat(copies))
+    told = clip_conditioning(model, size, fps_B.repeat(copies))
     if model.conditioned:
         y_null = model.null_text(len(text.text_B1LC)).to(text.text_B1LC)
         repeated = latents.to(codec.device).repeat(copies, 1, 1, 1, 1)
         without = len(requests) if copies == 3 else 0
-        told |= given_latents(repeated, given * copies, y_null, without)
+        told |= frame_conditioning(repeated, given * copies, y_null, without)
     return ModelInputs(start.to(codec.device), text, told, options)

@@ -56,6 +56,8 @@ class IDDPM:
 
     text_order: TextOrder = "cond,null"
     masked_sampling = True
+    image_text_order = ""  # no image guidance
+    image_cfg_scale = 1.0
 
     def __init__(
         self,

@@ -25,6 +25,8 @@ class EpsilonSampler(ABC):
     name: str  # as registered, for messages
     text_order: TextOrder = "null,cond"
     masked_sampling = False
+    image_text_order = ""  # no image guidance
+    image_cfg_scale = 1.0
 
     def __init__(
         self,

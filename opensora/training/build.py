@@ -13,7 +13,7 @@ from opensora.datasets.frame_masks import FrameConditions, FrameMasks
 from opensora.datasets.loader import build_loader
 from opensora.errors import ConfigError
 from opensora.log import logger
-from opensora.models.build import DTYPES, Components, assemble, build_autoencoder
+from opensora.models.build import Components, assemble, build_autoencoder
 from opensora.models.frame_conditioning import conditioning_mode
 from opensora.models.weights import load_weights
 from opensora.parallel.activation_checkpointing import checkpoint_activations
@@ -44,7 +44,7 @@ from opensora.training.profiling import StepTrace
 from opensora.training.run_folder import RunFolder
 from opensora.training.signals import StopRequest
 from opensora.training.task import Task
-from opensora.types import Batch
+from opensora.types import DTYPES, Batch
 
 
 def check_world(run: TrainRun, data_size: int, where: str) -> None:
@@ -162,7 +162,7 @@ def build_masks(run: TrainRun, where: str) -> FrameMasks | FrameConditions | Non
         return None
     mode = conditioning_mode(run.model, f"{where}: key 'mask_ratios'")
     try:
-        return FrameConditions(run.mask_ratios) if mode == "conditions" else FrameMasks(run.mask_ratios)
+        return FrameConditions(run.mask_ratios) if mode == "latents" else FrameMasks(run.mask_ratios)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
 

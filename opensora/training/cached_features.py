@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import torch
 from mmengine.registry import Registry
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from opensora.datasets.base import ClipSize
 from opensora.datasets.feature_store import (
@@ -24,8 +24,9 @@ from opensora.datasets.feature_store import (
     size_name,
 )
 from opensora.errors import BadClip, ConfigError, DataError
+from opensora.interfaces import Autoencoder
 from opensora.models.codec import draw_latents
-from opensora.registry import TEXT_ENCODERS, VAES, constructor
+from opensora.registry import TEXT_ENCODERS, VAES, class_of, constructor
 from opensora.schema import TrainRun
 from opensora.training.checkpoint import resolve_part
 from opensora.types import EncodedText
@@ -74,11 +75,9 @@ def text_network(run: TrainRun, file_hashes: FileHashes) -> dict[str, Any]:
 
 def caption_key(text_encoder: Mapping[str, Any]) -> Callable[[str], str]:
     """A function from a caption to the key of its item; captions that the encoder cleans to the same text share a key."""
-    create: Any = constructor(TEXT_ENCODERS, text_encoder["type"])
     arguments = {key: value for key, value in text_encoder.items() if key != "type"}
-    encoder = getattr(create, "__wrapped_class__", create)
-    cleaned = functools.partial(encoder.cleaned, **arguments)
-    return lambda caption: content_hash(cleaned(caption))
+    normalize = functools.partial(class_of(TEXT_ENCODERS, text_encoder["type"]).normalize_caption, **arguments)
+    return lambda caption: content_hash(normalize(caption))
 
 
 def require_cacheable(dataset: Any, where: str) -> CacheableDataset:
@@ -127,7 +126,7 @@ def stored_latents(dataset: Any) -> "StoredLatents | None":
     return StoredLatents(dataset) if isinstance(dataset, StoredClips) else None
 
 
-class StoredLatents(nn.Module):
+class StoredLatents(Autoencoder):
     """Stands in for an autoencoder: its "videos" are moments, and encoding draws from them."""
 
     def __init__(self, clips: StoredClips):
@@ -140,9 +139,10 @@ class StoredLatents(nn.Module):
     def load(self) -> Self:
         return self
 
-    def latent_size(self, size: ClipSize) -> tuple[int, ...]:
+    def latent_size(self, size: ClipSize) -> ClipSize:
         """(frames, rows, columns) of the latents of clips of a size in pixels."""
-        return tuple(self._sizes[size_name(size)])
+        frames, rows, columns = self._sizes[size_name(size)]
+        return frames, rows, columns
 
     def clip_shape(self, size: ClipSize) -> tuple[int, ...]:
         """Shape [2 C, t, h, w] of the moments of clips of a size in pixels."""

@@ -15,8 +15,9 @@ from opensora.datasets.loader import build_loader
 from opensora.datasets.row_report import Report
 from opensora.datasets.sampler import EpochOrder, Request
 from opensora.errors import ConfigError
+from opensora.interfaces import Autoencoder, Denoiser
 from opensora.models.shape_checks import ShapeError
-from opensora.registry import MODELS, constructor
+from opensora.registry import MODELS, class_of
 from opensora.schema import TrainRun
 from opensora.types import Batch
 
@@ -41,7 +42,7 @@ class ClipPlan:
         trained = self.report.trained if isinstance(self.report, BucketReport) else []
         return sorted({line.size for line in trained} | {self.size})
 
-    def largest(self, vae: Any) -> BucketLine:
+    def largest(self, vae: Autoencoder) -> BucketLine:
         """The bucket whose micro-batch has the most latents; only with `order`."""
         assert isinstance(self.report, BucketReport)
         return max(self.report.trained, key=lambda line: line.batch_size * prod(vae.latent_size(line.size)))
@@ -56,8 +57,7 @@ def build_buckets(run: TrainRun, where: str) -> Buckets | None:
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
     if run.model is not None:
-        create = constructor(MODELS, run.model["type"])
-        model: Any = getattr(create, "__wrapped_class__", create)
+        model: type[Denoiser] = class_of(MODELS, run.model["type"])
         lengths = sorted({frames for lengths in buckets.lengths.values() for frames in lengths})
         if model.fixed_size or (model.fixed_frames and len(lengths) > 1):
             kind = "clips of several sizes" if model.fixed_size else f"clips of {lengths} frames"
@@ -111,7 +111,7 @@ def require_fixed_size(dataset: Any, where: str) -> None:
         )
 
 
-def check_latents(clips: ClipPlan, vae: Any, model: Any, where: str) -> None:
+def check_latents(clips: ClipPlan, vae: Autoencoder, model: Denoiser | None, where: str) -> None:
     """Raise ConfigError for a bucket that does not fit the autoencoder or the denoiser.
 
     model: None if the autoencoder itself is trained.

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from opensora.datasets.frame_masks import FrameConditions, FrameMasks
-from opensora.models.build import tokens
-from opensora.models.clip_conditioning import clip_conditions, given_latents
+from opensora.models.build import num_tokens
+from opensora.models.clip_conditioning import clip_conditioning
 from opensora.models.codec import Codec
+from opensora.models.frame_conditioning import frame_conditioning
 from opensora.rng import Draw
 from opensora.training.image_joint import encode_clips, text_and_images, valid_latents
 from opensora.training.step_stats import BINS, bin_name, noise_bins
@@ -63,13 +64,13 @@ class DiffusionTask:
         text = self.codec.encode_text(batch.captions)
         size = batch.clip_size
         kwargs: dict[str, Any] = {"drop_B": drop_B.to(latents.device)}
-        kwargs |= clip_conditions(self.trained, size, batch.fps_B.to(latents.device))
+        kwargs |= clip_conditioning(self.trained, size, batch.fps_B.to(latents.device))
         kwargs |= text_and_images(batch, text, latents)
         x_mask_BT = None
         if self.trained.conditioned:  # passed with and without given frames, so that both mean what sampling says
             given = draw_given(masks, latents.shape[2], draws) if isinstance(masks, FrameConditions) else []
             y_null = self.trained.null_text(len(draws)).to(text.text_B1LC)
-            kwargs |= given_latents(latents, given, y_null)
+            kwargs |= frame_conditioning(latents, given, y_null)
         elif isinstance(masks, FrameMasks):
             x_mask_BT = draw_masks(masks, latents.shape[2], draws).to(latents.device)
         out = self.scheduler.training_loss(
@@ -82,7 +83,7 @@ class DiffusionTask:
             **valid_latents(batch, latents),
         )
         noise_level_B = out.t_B.float() / self.scheduler.num_timesteps
-        return MicroBatchLoss(out.loss_B, noise_level_B, tokens(self.trained, latents.shape[2:]) * len(draws))
+        return MicroBatchLoss(out.loss_B, noise_level_B, num_tokens(self.trained, latents.shape[2:]) * len(draws))
 
     @torch.no_grad()
     def validate(self, model: Callable[..., Any], batches: Iterable[Batch]) -> dict[str, tuple[float, int]]:

@@ -11,14 +11,15 @@ from typing import Any
 from torch import Tensor, cat
 
 from opensora.errors import ConfigError
+from opensora.interfaces import Autoencoder, Denoiser, Scheduler
 from opensora.models.codec import Codec
-from opensora.registry import MODELS, constructor
+from opensora.registry import MODELS, class_of
 from opensora.rng import Draw
 from opensora.schema import TrainRun
 from opensora.types import Batch, EncodedText
 
 
-def check_joint(run: TrainRun, dataset: Any, scheduler: Any, where: str, key: str = "dataset") -> None:
+def check_joint(run: TrainRun, dataset: Any, scheduler: Scheduler | None, where: str, key: str = "dataset") -> None:
     """Raise ConfigError when the data set puts images next to clips, and task, model or scheduler do not take them.
 
     key: config key of the data set. scheduler: None for task "autoencoder".
@@ -30,8 +31,7 @@ def check_joint(run: TrainRun, dataset: Any, scheduler: Any, where: str, key: st
             f"{where}: key {key!r}: JointDataset puts images next to clips, and task {run.task!r} takes clips alone; allowed: "
             f"task 'diffusion'; use {key}.videos as the data set"
         )
-    create = constructor(MODELS, run.model["type"])
-    model: Any = getattr(create, "__wrapped_class__", create)
+    model: type[Denoiser] = class_of(MODELS, run.model["type"])
     if not _takes(model.forward, "use_image_num"):
         raise ConfigError(
             f"{where}: key {key!r}: JointDataset puts images next to clips, and {run.model['type']} takes clips alone; "
@@ -44,7 +44,7 @@ def check_joint(run: TrainRun, dataset: Any, scheduler: Any, where: str, key: st
         )
 
 
-def check_strides(vae: Any, dataset: Any, where: str, key: str = "dataset") -> None:
+def check_strides(vae: Autoencoder, dataset: Any, where: str, key: str = "dataset") -> None:
     """Raise ConfigError when the padding masks of a data set do not fit the autoencoder's latents."""
     if not getattr(dataset, "padded", False):
         return

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Generator, Tensor, nn
 
-from opensora.models.clip_conditioning import clip_conditions
+from opensora.models.clip_conditioning import clip_conditioning
 from opensora.models.layers.seam import Seam
 from opensora.models.layers.text_context import TextCache
 from opensora.models.shape_checks import ShapeError
@@ -114,8 +114,8 @@ def inputs(model: Any, batch: int = 2) -> dict[str, Any]:
         "timestep": torch.tensor([3.5, 812.0]),
         "y": y,
         "mask": mask.long(),
-        **clip_conditions(model, (17, 32, 48), torch.tensor([8.0, 24.0])[:batch]),
-        **given_latents(model, batch),
+        **clip_conditioning(model, (17, 32, 48), torch.tensor([8.0, 24.0])[:batch]),
+        **frame_conditioning(model, batch),
     }
 
 
@@ -124,7 +124,7 @@ def one_of(given: dict[str, Any], i: int) -> dict[str, Any]:
     return {key: value[i : i + 1] if isinstance(value, Tensor) else value for key, value in given.items()}
 
 
-def given_latents(model: Any, batch: int) -> dict[str, Any]:
+def frame_conditioning(model: Any, batch: int) -> dict[str, Any]:
     """For a model that embeds latents that are given: its first frame, which attends to another caption."""
     if not model.conditioned:
         return {}
@@ -174,7 +174,7 @@ def test_denoiser_builds_on_meta(name: str) -> None:
         torch.zeros(1, device="meta"),
         no_caption(model).to("meta"),
         drop_B=torch.zeros(1, dtype=torch.bool, device="meta"),
-        **clip_conditions(model, (17, 256, 256), torch.zeros(1, device="meta")),
+        **clip_conditioning(model, (17, 256, 256), torch.zeros(1, device="meta")),
     )
     assert out.shape == (1, model.out_channels, *model.input_size)
 

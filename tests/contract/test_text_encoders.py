@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from opensora.models.build import complete
+from opensora.models.build import fill_model_config
 from opensora.models.text.hugging_face import EMBEDDED_PACKAGE
 from opensora.registry import MODELS, TEXT_ENCODERS, build, names
 from opensora.types import EncodedText
@@ -67,7 +67,7 @@ def test_a_model_built_as_told_takes_what_is_encoded(any_config: dict[str, Any])
     encoder = build(TEXT_ENCODERS, any_config)
     size = {"hidden_size": 24, "depth": 2, "num_heads": 2}
     given = {"input_size": [2, 4, 4], "in_channels": 4, **encoder.denoiser_args}
-    model = build(MODELS, complete({"type": TAKERS.get(any_config["type"], "STDiT"), **size}, given))
+    model = build(MODELS, fill_model_config({"type": TAKERS.get(any_config["type"], "STDiT"), **size}, given))
     condition: EncodedText = encoder.load().encode(captions_for(any_config))
     assert not condition.text_B1LC.requires_grad
     x, times = torch.zeros(4, model.in_channels, *model.input_size), torch.zeros(4)

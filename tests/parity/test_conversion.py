@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from opensora.errors import WeightsError
-from opensora.models.conversion.convert_weights import Report, fill
+from opensora.models.conversion.convert_weights import Report, convert_weights
 from opensora.models.conversion.families import FAMILIES
-from opensora.models.conversion.infer_arguments import sizes_in
+from opensora.models.conversion.infer_arguments import infer_sizes
 from opensora.registry import MODELS, constructor, names
 from tests.parity.golden import Golden, assert_parity, directories
 
@@ -60,7 +60,7 @@ def arguments_for(state: Mapping[str, Tensor], accepted: Any) -> dict[str, Any]:
         "qk_norm": norm is not None,
         "num_heads": width // len(norm) if norm is not None else 1,
         "kernel_size": (8, 8, -1) if windowed else None,
-        **sizes_in(state, accepted),
+        **infer_sizes(state, accepted),
     }
     return {key: value for key, value in found.items() if key in accepted}
 
@@ -77,7 +77,7 @@ def before(golden: Golden, **changes: Any) -> nn.Module:
 
 def converted(golden: Golden, model: nn.Module) -> Report:
     rule = FAMILIES[family_of(golden)].rules[type(model).__name__]
-    return fill(model, golden.tensors("source_checkpoint"), rule, golden.name)
+    return convert_weights(model, golden.tensors("source_checkpoint"), rule, golden.name)
 
 
 def fingerprint(tensor: Tensor) -> str:
@@ -145,7 +145,7 @@ def test_one_frame_is_the_image_model(golden: Golden) -> None:
     recorded, source = golden.tensors("one_frame_equivalence"), golden.tensors("source_checkpoint")
     x, y = recorded["in.x"], recorded["in.y"]
     width, matching = len(source["x_embedder.proj.bias"]), []
-    scales = {1.0, sizes_in(golden.tensors("model_before"), ["space_scale"])["space_scale"]}
+    scales = {1.0, infer_sizes(golden.tensors("model_before"), ["space_scale"])["space_scale"]}
     for heads, scale in [(n, scale) for n in range(1, width + 1) if width % n == 0 for scale in scales]:
         video = before(golden, input_size=x.shape[2:], num_heads=heads, space_scale=scale)
         converted(golden, video)
@@ -160,7 +160,7 @@ def test_one_frame_is_the_image_model(golden: Golden) -> None:
         arguments = arguments_for(golden.tensors("model_before"), keys)
         chosen = {"input_size": x.shape[2:], "num_heads": heads, "space_scale": scale, "no_temporal_pos_emb": True}
         image = constructor(MODELS, "PixArt")(**{**arguments, **chosen}).eval()
-        fill(image, source, FAMILIES[family_of(golden)].rules["PixArt"], golden.name)
+        convert_weights(image, source, FAMILIES[family_of(golden)].rules["PixArt"], golden.name)
         same = image(x, recorded["in.t"], y, recorded["in.mask"])
         assert_parity(same, recorded["out.pixart"], what="image model")
         assert_parity(out, same, tolerance=1e-6, what="video model against image model")
@@ -173,5 +173,5 @@ def test_a_file_without_blocks_is_refused(golden: Golden) -> None:
     untouched = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     rest = {k: v for k, v in golden.tensors("source_checkpoint").items() if not k.startswith("blocks.")}
     with pytest.raises(WeightsError, match="fills no block"):
-        fill(model, rest, FAMILIES[family_of(golden)].rules[type(model).__name__], "half")
+        convert_weights(model, rest, FAMILIES[family_of(golden)].rules[type(model).__name__], "half")
     assert all(torch.equal(tensor, untouched[name]) for name, tensor in model.state_dict().items())

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from opensora.models.conversion.convert_weights import Report, fill, matches
+from opensora.models.conversion.convert_weights import Report, convert_weights, matches_any
 from opensora.models.conversion.families import FAMILIES, Family
-from opensora.models.conversion.infer_arguments import sizes_in
+from opensora.models.conversion.infer_arguments import infer_sizes
 from opensora.registry import MODELS, VAES, constructor, names
 from tests.parity.golden import golden_folder, released_keys
 from tools.weights import convert
@@ -62,7 +62,7 @@ def built(listed: str, family: Family, state: dict[str, Tensor]) -> nn.Module:
     given = content.get("kwargs") or content.get("config") or {}
     given = {k: float(Fraction(v)) if v == "2/3" else v for k, v in given.items() if k in accepted}
     with torch.device("meta"):
-        return build(**{**sizes_in(state, accepted), **given})
+        return build(**{**infer_sizes(state, accepted), **given})
 
 
 def rule_for(model: nn.Module, family: Family) -> Any:
@@ -76,7 +76,7 @@ def test_released_weights_fill_their_model(listed: str, family: str) -> None:
     """Everything from the file, nothing else, but for position tables, which are computed."""
     state = on_meta(listed)
     model = built(listed, FAMILIES[family], state)
-    report = fill(model, state, rule_for(model, FAMILIES[family]), listed)
+    report = convert_weights(model, state, rule_for(model, FAMILIES[family]), listed)
     assert set(report.missing) == set(report.tables) == set(report.dropped)
     assert set(report.loaded) == set(state) - set(report.tables)
     assert not report.unexpected
@@ -102,7 +102,7 @@ def converted(listed: str, target: str) -> tuple[nn.Module, Report]:
     family = FAMILIES[target_kind(target)]
     model = built(target, family, on_meta(target))
     rule = FAMILIES["pixart-alpha"].rules[type(model).__name__]
-    return model, fill(model, pixart_file(listed), rule, listed)
+    return model, convert_weights(model, pixart_file(listed), rule, listed)
 
 
 def target_kind(target: str) -> str:
@@ -127,7 +127,7 @@ def test_pixart_fills_the_video_models(listed: str, target: str) -> None:
     assert report.dropped == ["pos_embed"]
     fresh = [name for name in report.missing if name not in report.tables and name not in report.unfit]
     assert fresh
-    assert all(matches(name, rule.fresh) for name in fresh)
+    assert all(matches_any(name, rule.fresh) for name in fresh)
     depth = len({name.split(".")[1] for name in source if name.startswith("blocks.")})
     filled = [name for name in report.loaded if re.match(r"(spatial_)?blocks\.", name)]
     assert len(filled) == sum(name.startswith("blocks.") for name in source) == 15 * depth
@@ -146,10 +146,10 @@ def test_an_image_autoencoder_fills_the_causal_one(listed: str) -> None:
         model = CausalVAEModel()
     state = on_meta(listed)
     rule = FAMILIES["sd-vae"].rules["CausalVAEModel"]
-    report = fill(model, state, rule, listed)
+    report = convert_weights(model, state, rule, listed)
     assert len(report.loaded) == len(state)
     assert report.missing
-    assert all(matches(name, rule.fresh) for name in report.missing)
+    assert all(matches_any(name, rule.fresh) for name in report.missing)
     deep = {name for name, t in model.state_dict().items() if t.ndim == 5 and t.shape[2] > 1}
     assert set(report.reshaped) == deep - set(report.missing)
 
@@ -165,7 +165,7 @@ def test_pixart_of_diffusers_fills_the_video_models(target: str, many_sizes: boo
         )
     model = built(target, FAMILIES[target_kind(target)], on_meta(target))
     rule = FAMILIES["pixart-diffusers"].rules[type(model).__name__]
-    report = fill(model, image.state_dict(), rule, target)
+    report = convert_weights(model, image.state_dict(), rule, target)
     native = converted("os1_0_PixArtMS-XL-2_1x1024" if many_sizes else "os1_0_PixArt-XL-2_1x512x512", target)[1]
     null = "y_embedder.y_embedding"  # is in PixArt's own files only
     assert set(report.loaded) == set(native.loaded) - {null}
@@ -179,7 +179,7 @@ def test_the_release_is_told_by_its_tensors(listed: str) -> None:
     state = on_meta(listed)
     with torch.device("meta"):
         model = constructor(MODELS, FAMILIES["stdit3"].default(state) or "")()
-    assert set(fill(model, state, FAMILIES["stdit3"].rules["STDiT3"], listed).loaded) == set(state)
+    assert set(convert_weights(model, state, FAMILIES["stdit3"].rules["STDiT3"], listed).loaded) == set(state)
 
 
 def test_a_lightning_checkpoint_loses_its_loss() -> None:
@@ -188,7 +188,7 @@ def test_a_lightning_checkpoint_loses_its_loss() -> None:
     content = json.loads((golden_folder() / "keys" / f"{listed}.json").read_text())
     loss = {name: torch.empty(shape, device="meta") for name, shape in content["loss_state_dict"].items()}
     model = built(listed, FAMILIES["causal-vae"], state)
-    report = fill(model, {**state, **loss}, rule_for(model, FAMILIES["causal-vae"]), listed)
+    report = convert_weights(model, {**state, **loss}, rule_for(model, FAMILIES["causal-vae"]), listed)
     assert set(report.dropped) == set(loss)
     assert set(report.loaded) == set(state)
 
@@ -204,7 +204,7 @@ def test_a_pipeline_of_two_autoencoders() -> None:
     assert family.default(state) == "OpenSoraVAE_V1_2"
     with torch.device("meta"):
         model = constructor(VAES, "OpenSoraVAE_V1_2")()
-    report = fill(model, state, rule_for(model, family), "1.2")
+    report = convert_weights(model, state, rule_for(model, family), "1.2")
     assert set(report.loaded) == set(state)
     assert not report.missing
 
@@ -247,7 +247,7 @@ def test_commands_as_printed(command: str, monkeypatch: pytest.MonkeyPatch, caps
     released = FILES[words[0]]()
     monkeypatch.setattr(convert, "read_weights", lambda path: released)
     monkeypatch.setattr(convert, "find_weights", Path)
-    monkeypatch.setattr(convert, "config_beside", lambda path: {})
+    monkeypatch.setattr(convert, "config_next_to", lambda path: {})
     assert convert.main([*words, "--dry-run"]) == 0, capsys.readouterr().err
     assert "unexpected, left out: 0" in capsys.readouterr().out
 

@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from opensora.models.latte_t2v.latte_t2v import LatteT2V
-from opensora.models.latte_t2v.positions import frame_table, grid_rotation, patch_table, rotation
+from opensora.models.latte_t2v.positions import rotation_1d, rotation_2d, sincos_frames, sincos_patches
 from opensora.parallel.activation_checkpointing import checkpoint_activations
 from opensora.registry import MODELS, SCHEDULERS, build
 from opensora.schedulers.ddpm import IDDPM
@@ -116,17 +116,17 @@ def test_positions(golden: Golden) -> None:
         about = golden.config[name]
         width, scale = about["embed_dim"], about["interpolation_scale"]
         if "length" in about:
-            actual = frame_table(width, about["length"], scale)
+            actual = sincos_frames(width, about["length"], scale)
         else:
-            actual = patch_table(width, *about["grid_size"], about["base_size"], scale)
+            actual = sincos_patches(width, *about["grid_size"], about["base_size"], scale)
         torch.testing.assert_close(torch.as_tensor(actual), recorded[name], rtol=0, atol=1e-14)
     for name in (key.removesuffix(".tok") for key in recorded if key.endswith(".tok")):
         tokens, positions = recorded[f"{name}.tok"], recorded[f"{name}.pos"][0]
         scale = float(name.partition("_lin")[2] or 1)
         if positions.ndim == 1:
-            rotate = rotation(positions, tokens.shape[-1], scale)
+            rotate = rotation_1d(positions, tokens.shape[-1], scale)
         else:
-            rotate = grid_rotation(positions[:, 0], positions[:, 1], tokens.shape[-1], scale)
+            rotate = rotation_2d(positions[:, 0], positions[:, 1], tokens.shape[-1], scale)
         assert_parity(rotate(tokens), recorded[f"{name}.out"], what=name)
 
 

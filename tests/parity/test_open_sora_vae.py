@@ -99,8 +99,8 @@ def test_pipeline(named: tuple[Golden, str]) -> None:
     clips = [draw for draw in noise if draw.dim() == 5]
     of_frames = torch.cat(frames).unflatten(0, (len(x), -1)).transpose(1, 2) if frames else None
     of_clips = torch.cat(clips, dim=2) if clips else None
-    x_z = model.spatial_vae.latents.normalise(drawn(model.spatial_vae.posterior(x), of_frames))
-    z = model.normalise(drawn(model.temporal_posterior(x_z), of_clips))
+    x_z = model.spatial_vae.latents.normalize(drawn(model.spatial_vae.posterior(x), of_frames))
+    z = model.normalize(drawn(model.temporal_posterior(x_z), of_clips))
     assert_parity(z, case.outputs["z"], what="latents")
     if not noise:
         assert_parity(model.encode(x), case.outputs["z"], what="latents without noise")
@@ -139,7 +139,7 @@ def test_v1_3(named: tuple[Golden, str]) -> None:
     mean, logvar = case.outputs["moments"].chunk(2, dim=1)
     assert_parity(posterior.mean, mean, ILL_CONDITIONED, what="mean")
     assert_parity(posterior.logvar, logvar.clamp(-30, 20), ILL_CONDITIONED, what="logvar")
-    z = model.latents.normalise(drawn(posterior, noise))
+    z = model.latents.normalize(drawn(posterior, noise))
     assert_parity(z, case.outputs["z"], ILL_CONDITIONED, what="latents")
     decoded = model.decode(case.outputs["z"], x.shape[2])
     assert_parity(decoded, case.outputs["rec"], ILL_CONDITIONED, what="reconstruction")

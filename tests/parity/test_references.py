@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from opensora.errors import ConfigError
-from opensora.models.clip_conditioning import clip_conditions
+from opensora.models.clip_conditioning import clip_conditioning
 from opensora.sampling.mask_strategy import (
     continue_from_previous,
     frames_of_latents,
@@ -93,5 +93,5 @@ def test_what_the_model_is_told_of_a_clip(golden: Golden) -> None:
     for case in cases:
         height, width = int(case["out"]["height"][0]), int(case["out"]["width"][0])
         fps = torch.full((len(case["out"]["fps"]),), 24.0)  # of the recorded videos; a picture is told another
-        told = clip_conditions(Knows(list(case["out"])), (case["num_frames"], height, width), fps)
+        told = clip_conditioning(Knows(list(case["out"])), (case["num_frames"], height, width), fps)
         assert {name: value.tolist() for name, value in told.items()} == case["out"], case

@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from opensora.models.layers.embed import CaptionEmbedder, spatial_table, temporal_table, timestep_features
+from opensora.models.layers.embed import CaptionEmbedder, sincos_spatial, sincos_temporal, timestep_features
 from opensora.models.shape_checks import ShapeError
 from opensora.models.stdit.stdit import STDiT
 from opensora.registry import MODELS, build
@@ -58,12 +58,12 @@ def test_tables(golden: Golden) -> None:
         if spatial := re.fullmatch(r"spatial_D(\d+)_H(\d+)_W(\d+)_scale([\d.]+)_base(None|\d+)", name):
             width, rows, columns = (int(spatial[i]) for i in (1, 2, 3))
             base_size = None if spatial[5] == "None" else int(spatial[5])
-            actual = torch.as_tensor(spatial_table(width, rows, columns, float(spatial[4]), base_size))
+            actual = torch.as_tensor(sincos_spatial(width, rows, columns, float(spatial[4]), base_size))
             torch.testing.assert_close(actual, expected, rtol=0, atol=1e-14)
             assert torch.equal(actual.float(), expected.float()), name
         elif temporal := re.fullmatch(r"temporal_D(\d+)_T(\d+)_scale([\d.]+)", name):
             scale = float(Fraction(temporal[3]).limit_denominator(1000))  # the name has six decimals of a fraction
-            actual = torch.as_tensor(temporal_table(int(temporal[1]), int(temporal[2]), scale))
+            actual = torch.as_tensor(sincos_temporal(int(temporal[1]), int(temporal[2]), scale))
             torch.testing.assert_close(actual, expected, rtol=0, atol=1e-14)
             assert torch.equal(actual.float(), expected.float()), name
         elif features := re.fullmatch(r"timestep_emb_(\d+)", name):

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from opensora.models.layers.embed import dynamic_table
+from opensora.models.layers.embed import sincos_any_size
 from opensora.models.layers.norm import RMSNorm
 from opensora.models.layers.rope import pair_rotation, rope_frequencies, rotate_pairs
 from opensora.models.stdit.stdit2 import STDiT2
@@ -67,7 +67,7 @@ def test_position_tables(golden: Golden) -> None:
         scale, base = name.split("_scale")[1].split("_base")
         own = round((rows * columns) ** 0.5)  # the base of every model
         stretch = own / (own if base == "None" else int(base))
-        table = dynamic_table(width, rows, columns, float(scale) * stretch, torch.float32, torch.device("cpu"))
+        table = sincos_any_size(width, rows, columns, float(scale) * stretch, torch.float32, torch.device("cpu"))
         assert_parity(table[None], expected, what=name)
 
 

@@ -46,7 +46,7 @@ def test_causal_encode_decode(golden: Golden) -> None:
             assert_parity(posterior.kl(), total, what=f"{case} KL divergence")
             exact = Gaussian(mean, recorded[f"{case}.logvar"])
             assert_parity(exact.sample(recorded[f"{case}.eps"]), recorded[f"{case}.sample"], what=f"{case} sample")
-        decoded = model.decode(model.latents.normalise(mean))
+        decoded = model.decode(model.latents.normalize(mean))
         assert_parity(decoded, recorded[f"{case}.dec"], what=f"{case} decoded")
 
 
@@ -103,7 +103,7 @@ def test_causal_tiling(golden: Golden) -> None:
         posterior = model.posterior(recorded[f"{case}.x"])
         assert_parity(posterior.mean, recorded[f"{case}.mean"], what=f"{case} mean")
         assert_parity(posterior.logvar, recorded[f"{case}.logvar"], what=f"{case} logvar")
-        z = model.latents.normalise(recorded[f"{case}.z"])
+        z = model.latents.normalize(recorded[f"{case}.z"])
         assert_parity(model.decode(z), recorded[f"{case}.dec"], what=f"{case} decoded")
         windows = torch.cat(list(model.decode_windows(z)), dim=2)
         assert_parity(windows, recorded[f"{case}.dec"], what=f"{case} decoded window by window")

@@ -28,7 +28,7 @@ from opensora.datasets.base import ClipSize, SizedDataset
 from opensora.datasets.buckets import DROPPED
 from opensora.datasets.feature_store import CacheableDataset, ClipKeys, FeatureStore, FileHashes, size_name
 from opensora.errors import BadClip, ConfigError, DataError, OpenSoraError
-from opensora.models.build import DTYPES, build_autoencoder, load_autoencoder
+from opensora.models.build import build_autoencoder, load_autoencoder
 from opensora.models.codec import Codec
 from opensora.parallel.watchdog.process_exit import exit_process
 from opensora.parallel.world import World
@@ -46,6 +46,7 @@ from opensora.training.cached_features import (
 )
 from opensora.training.checkpoint import resolve_part
 from opensora.training.clip_plan import ClipPlan, make_clip_plan, require_fixed_size
+from opensora.types import DTYPES
 
 
 @dataclass
@@ -155,7 +156,7 @@ def encode_captions(run: TrainRun, folder: str, captions: Sequence[str], world: 
     config, count = dict(run.text_encoder or {}), Count()
     key_of = caption_key(config)
     encoder = build(TEXT_ENCODERS, config).load()
-    codec = Codec(nn.Identity(), encoder, world.device, DTYPES[run.dtype], cache_bytes=0)
+    codec = Codec(nn.Identity(), encoder, world.device, DTYPES[run.dtype], cache_bytes=0)  # type: ignore[arg-type]
     network = text_network(run, FileHashes(Path(folder), remember=True))
     store = FeatureStore.create(folder, TEXT, network, tells=encoder.denoiser_args)  # the key of stores made before
     if encoder.denoiser_args["condition"] != "text":

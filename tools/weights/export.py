@@ -1,4 +1,4 @@
-"""Copy a weights folder, in another precision if wished: what a repository or a hub should hold.
+"""Copy a weights folder, in another precision if wanted, for a repository or a hub.
 
 Run: python -m tools.weights.export RUN/checkpoints/step-00002000/weights/model assets/vae-small --dtype fp16
 """

@@ -25,7 +25,7 @@ SVD = {"config": LEVELS}
 class Row:
     name: str  # in the registry
     family: str
-    different: str
+    difference: str
     source: str
     arguments: dict[str, Any] = field(default_factory=dict)  # besides the preset's
 
@@ -48,13 +48,13 @@ DENOISERS = [
     Row(
         "STDiT2-XL/2",
         OS1_1,
-        "any size; rotary time, query and key norms, told size, frames and rate",
+        "any size; rotary time, query and key norms; size, frames and rate as inputs",
         "hpcai-tech/OpenSora-STDiT-v2",
     ),
     Row(
         "STDiT3-XL/2",
         OS1_2,
-        "whole spatial and temporal blocks in turn; told the frame rate",
+        "spatial and temporal blocks in turn; frame rate as input",
         "hpcai-tech/OpenSora-STDiT-v3",
     ),
     Row("STDiT3-3B/2", OS1_2, "STDiT3, wider", "Open-Sora 1.2"),
@@ -74,21 +74,21 @@ DENOISERS = [
     Row(
         "PixArtMS-XL/2",
         "PixArt-alpha",
-        "PixArt told size and aspect ratio, any size",
+        "PixArt of any size; size and aspect ratio as inputs",
         "arXiv:2310.00426",
         {"input_size": (1, 128, 128)},
     ),
     Row(
         "DiT-XL/2",
         "DiT",
-        "joint attention; a class or one pooled text by adaLN-zero",
+        "joint attention; a class or one pooled caption by adaLN-Zero",
         "arXiv:2212.09748",
         {"input_size": (1, 32, 32), "condition": "label_1000"},
     ),
     Row(
         "DiT-B/2",
         "DiT",
-        "joint attention; a class or one pooled text by adaLN-zero",
+        "joint attention; a class or one pooled caption by adaLN-Zero",
         "arXiv:2212.09748",
         {"input_size": (1, 32, 32), "condition": "label_1000"},
     ),
@@ -102,7 +102,7 @@ DENOISERS = [
     Row(
         "LatteT2V-XL/122",
         PLAN,
-        "Latte with captions; images beside videos, masks, compressed keys",
+        "Latte with captions; images after videos, masks, compressed keys",
         "LanguageBind/Open-Sora-Plan-v1.1.0",
         {"input_size": (17, 64, 64)},
     ),
@@ -148,7 +148,7 @@ def table() -> list[str]:
         ]
         for row in rows:
             count = f"{parameters(registry, row):,}"
-            lines.append(f"| `{row.name}` | {row.family} | {count} | {row.different} | {row.source} |")
+            lines.append(f"| `{row.name}` | {row.family} | {count} | {row.difference} | {row.source} |")
         lines.append("")
     return lines[:-1]
 

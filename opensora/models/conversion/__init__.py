@@ -1,5 +1,5 @@
-"""Weights of other programs, and of other sizes, for the models here: rules as data, one function that applies them.
+"""Weights of other programs and sizes for the models here.
 
-`families` lists what each family's names become in each target, `fill` applies such a rule to a freshly built model,
-`origin` reads sizes from tensors and from the config beside them, `recipes` knows what a model was trained with.
+`families` holds the renaming rules, `convert_weights` applies one to a freshly built model, `infer_arguments` reads sizes
+from tensors and the config.json next to them, `released_configs` holds the settings released models were trained with.
 """

@@ -1,6 +1,6 @@
-"""Apply a `Rule`: tensors of a foreign file become the state of a freshly built model, with a report.
+"""Apply a `Rule`: fill a freshly built model from the tensors of a foreign file, with a report.
 
-Everything here works on meta tensors as well, so that a conversion can be tried at full size without memory.
+Everything works on meta tensors too, so that a conversion can be tried at full size without memory.
 """
 
 import re
@@ -21,18 +21,18 @@ _ROUNDING = 1e-2  # tables of half precision files differ by less
 
 @dataclass(frozen=True)
 class Rule:
-    """How the names of one family become those of one target. Patterns are regular expressions for whole names.
+    """Renaming from one family to one target. Patterns are regular expressions for whole names.
 
-    ignore: tensors of the file that are no part of any model here (a loss).
-    prepare: what renaming cannot say, see `layouts`.
-    rename: (pattern found anywhere in a name, replacement), in order.
-    tables: position tables. They are formulas of the target's size, so the file's are never taken.
-    fresh: tensors of the target that the file need not have; they keep their initial values.
-    by_channels: tensors that stay fresh when the target's latents have another number of channels than the file's.
-    spare: tensors of the file that this target has no place for.
-    blocks: what at least one tensor from the file must match, or the load is refused as filling nothing.
-    same: the file is of the target's own kind, so that its config and its tensors decide the target's sizes.
-    arguments: what the config beside the file says in the target's words, where those are others.
+    ignore: tensors of the file that belong to no model here (a loss).
+    prepare: changes beyond renaming, see key_layouts.py.
+    rename: (pattern anywhere in a name, replacement), in order.
+    tables: position tables. They are computed for the target's size; those of the file are never used.
+    fresh: tensors of the target that may be missing in the file; they keep their initial values.
+    by_channels: tensors that keep their initial values when the latents' channels differ between target and file.
+    spare: tensors of the file that the target does not have.
+    blocks: pattern that at least one loaded tensor must match; otherwise the conversion is refused.
+    same: the file holds the target's own architecture, so its config and tensors determine the target's sizes.
+    arguments: translates the config.json next to the file to the target's argument names.
     """
 
     ignore: Sequence[str] = ()
@@ -49,25 +49,29 @@ class Rule:
 
 @dataclass
 class Report:
-    """What a conversion did. Names are the target's, those of `unexpected` and `dropped` the file's after renaming."""
+    """Result of a conversion. Names are the target's; in `unexpected` and `dropped` the file's after renaming."""
 
     loaded: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)  # kept as initialised or, for tables, as computed
-    tables: dict[str, str] = field(default_factory=dict)  # those of `missing` that are formulas; how the file's differ
-    unfit: dict[str, str] = field(default_factory=dict)  # those of `missing` that the file has for other latents
+    missing: list[str] = field(default_factory=list)  # kept their initial values or, for tables, computed ones
+    tables: dict[str, str] = field(
+        default_factory=dict
+    )  # those of `missing` that are computed; difference to the file's
+    unfit: dict[str, str] = field(
+        default_factory=dict
+    )  # those of `missing` that the file has for other latent channels
     unexpected: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)  # tables and losses, left out on purpose
     reshaped: dict[str, str] = field(default_factory=dict)
 
     def lines(self, full: bool = False) -> list[str]:
-        """One line per kind; `full` lists every name below it. What is not as in the file is always listed."""
+        """One line per kind; `full` lists every name below it. Names that differ from the file are always listed."""
         fresh = [name for name in self.missing if name not in self.tables and name not in self.unfit]
         computed, unexpected, reshaped = "missing, computed for this size", "unexpected, left out", "reshaped"
-        unfit = "missing, freshly initialised for other latents"
+        unfit = "missing, freshly initialized for other latents"
         always = (computed, unexpected, reshaped, unfit)
         kinds = {
             "loaded": self.loaded,
-            "missing, freshly initialised": fresh,
+            "missing, freshly initialized": fresh,
             computed: [f"{name}{how and f' ({how})'}" for name, how in self.tables.items()],
             unfit: [f"{name} ({how})" for name, how in self.unfit.items()],
             unexpected: self.unexpected,
@@ -82,49 +86,53 @@ class Report:
         return lines
 
 
-def matches(name: str, patterns: Sequence[str]) -> bool:
-    """Whether one of the patterns describes the whole name."""
+def matches_any(name: str, patterns: Sequence[str]) -> bool:
+    """True if one of the patterns matches the whole name."""
     return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
-def fill(model: nn.Module, state: Mapping[str, Tensor], rule: Rule, where: str, ignore: Sequence[str] = ()) -> Report:
-    """Put `state` into `model` by `rule`; what the rule leaves fresh keeps the model's values.
+def convert_weights(
+    model: nn.Module, state: Mapping[str, Tensor], rule: Rule, where: str, ignore: Sequence[str] = ()
+) -> Report:
+    """Load `state` into `model` by `rule`; tensors that the rule leaves fresh keep the model's values.
 
     where: the source, for messages. ignore: names of the file that start with one of these are dropped.
     A model on meta stays there: only names and shapes are checked.
-    Raises WeightsError when a tensor is missing that the rule does not call fresh, when one has no place, when shapes
-    differ, or when no block is filled; the model is then untouched.
+    Raises WeightsError for missing tensors that are not `fresh`, unexpected ones that are not `spare`, other shapes, or
+    if no block is filled; the model is then unchanged.
     """
-    wanted: State = model.state_dict()
-    names = dict(zip(without_prefix(wanted), wanted, strict=True))  # without "module.", which a target may have itself
+    targets: State = model.state_dict()
+    names = dict(
+        zip(without_prefix(targets), targets, strict=True)
+    )  # without "module.", which a target may have itself
     report = Report()
-    found, tables = _translate(state, rule, model, report, ignore)
-    others = _latent_channels(found) != _latent_channels(wanted)
+    source, tables = _translate(state, rule, model, report, ignore)
+    others = _latent_channels(source) != _latent_channels(targets)
     new: State = {}
     shapes = []
     for bare, name in names.items():
-        if bare not in found or matches(bare, rule.tables):
+        if bare not in source or matches_any(bare, rule.tables):
             report.missing.append(name)
-            if matches(bare, rule.tables):
-                report.tables[name] = _difference(tables.get(bare), wanted[name])
-            new[name] = wanted[name]
+            if matches_any(bare, rule.tables):
+                report.tables[name] = _difference(tables.get(bare), targets[name])
+            new[name] = targets[name]
             continue
-        tensor, how = _reshape(bare, found[bare], wanted[name])
-        if tensor.shape != wanted[name].shape:
-            shape = f"{list(tensor.shape)} instead of {list(wanted[name].shape)}"
-            if others and matches(bare, rule.by_channels):
+        tensor, how = _reshape(bare, source[bare], targets[name])
+        if tensor.shape != targets[name].shape:
+            shape = f"{list(tensor.shape)} instead of {list(targets[name].shape)}"
+            if others and matches_any(bare, rule.by_channels):
                 report.missing.append(name)
                 report.unfit[name] = shape
-                new[name] = wanted[name]
+                new[name] = targets[name]
                 continue
             shapes.append(f"{name} {shape}")
         if how:
             report.reshaped[name] = how
         report.loaded.append(name)
         new[name] = tensor
-    report.unexpected = [name for name in found if name not in names]
+    report.unexpected = [name for name in source if name not in names]
     _refuse_faults(report, rule, shapes, type(model).__name__, where)
-    if any(tensor.is_meta for tensor in wanted.values()):
+    if any(tensor.is_meta for tensor in targets.values()):
         return report
     model.load_state_dict(new, strict=True)
     return report
@@ -133,23 +141,23 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], rule: Rule, where: str, 
 def _translate(
     state: Mapping[str, Tensor], rule: Rule, model: nn.Module, report: Report, ignore: Sequence[str]
 ) -> tuple[State, State]:
-    """The file's tensors under the target's names, and its tables apart; losses are left out."""
+    """The file's tensors under the target's names, and separately its tables; losses are left out."""
     kept: State = {}
     for name, tensor in without_prefix(state).items():
-        if matches(name, rule.ignore) or name.startswith(tuple(ignore)):
+        if matches_any(name, rule.ignore) or name.startswith(tuple(ignore)):
             report.dropped.append(name)
         else:
             kept[name] = tensor
     if rule.prepare is not None:
         kept = rule.prepare(kept, model, report.reshaped)
-    found: State = {}
+    translated: State = {}
     tables: State = {}
     for name, tensor in kept.items():
         for pattern, replacement in rule.rename:
             name = re.sub(pattern, replacement, name)
-        (tables if matches(name, rule.tables) else found)[name] = tensor
+        (tables if matches_any(name, rule.tables) else translated)[name] = tensor
     report.dropped += tables
-    return found, tables
+    return translated, tables
 
 
 def _latent_channels(state: Mapping[str, Tensor]) -> int | None:
@@ -157,7 +165,7 @@ def _latent_channels(state: Mapping[str, Tensor]) -> int | None:
 
 
 def _difference(table: Tensor | None, computed: Tensor) -> str:
-    """How a position table of the file differs from the one that took its place; "" when it does not."""
+    """How a position table of the file differs from the computed one; "" if it does not."""
     if table is None:
         return ""
     if table.shape != computed.shape:
@@ -169,7 +177,7 @@ def _difference(table: Tensor | None, computed: Tensor) -> str:
 
 
 def _reshape(name: str, tensor: Tensor, wanted: Tensor) -> tuple[Tensor, str]:
-    """`tensor` in the shape of `wanted`, where there is a rule for it, and how that was done."""
+    """`tensor` in the shape of `wanted` where a rule exists, and a description of the change."""
     shape = f"{list(tensor.shape)} to {list(wanted.shape)}"
     if name == _PATCHES and tensor.ndim == 4 and wanted.ndim == 5:
         return tensor.unsqueeze(2), f"{shape}, patches of one frame"
@@ -183,8 +191,8 @@ def _reshape(name: str, tensor: Tensor, wanted: Tensor) -> tuple[Tensor, str]:
 
 def _refuse_faults(report: Report, rule: Rule, shapes: list[str], target: str, where: str) -> None:
     known = report.tables.keys() | report.unfit.keys()
-    absent = [name for name in report.missing if name not in known and not matches(name, rule.fresh)]
-    homeless = [name for name in report.unexpected if not matches(name, rule.spare)]
+    absent = [name for name in report.missing if name not in known and not matches_any(name, rule.fresh)]
+    homeless = [name for name in report.unexpected if not matches_any(name, rule.spare)]
     faults = [
         f"{len(items)} {what}: {first_few(items)}"
         for what, items in (("missing", absent), ("unexpected", homeless), ("of another shape", shapes))

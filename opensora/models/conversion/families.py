@@ -1,4 +1,4 @@
-"""Where weights may come from, and what each family's names become in each model here.
+"""Families of released weights, and the rules that rename their keys to those of each model here.
 
 Sources: specs of the released files as key lists; PixArt to STDiT, STDiT2 and STDiT3 as Open-Sora 1.0 to 1.3 do it.
 """
@@ -19,11 +19,11 @@ from opensora.models.conversion.key_layouts import (
 
 @dataclass(frozen=True)
 class Family:
-    """One word after `--from`.
+    """A value of `--from`.
 
-    about: what it means, for the help text. rules: by class of the target.
-    defaults: (pattern, registered name of the target when none is given), the first with a tensor of such a name;
-    empty where the target must be named. registry: what the target is.
+    about: description for the help text. rules: by class of the target.
+    defaults: (pattern, registered name of the target): without `--to`, the first whose pattern matches a key of the file;
+    empty where `--to` is required. registry: of the target.
     """
 
     about: str
@@ -32,7 +32,7 @@ class Family:
     registry: Literal["model", "vae"] = "model"
 
     def default(self, names: Iterable[str]) -> str | None:
-        """The target that tensors of these names belong to, if the family says so."""
+        """The default target for tensors of these names; None if there is none."""
         listed = list(names)
         for pattern, target in self.defaults:
             if any(re.match(pattern, name) for name in listed):
@@ -40,12 +40,12 @@ class Family:
         return None
 
 
-_SIZE_CONDITIONS = r"(csize|ar)_embedder\..*"  # of the multi-size PixArt; STDiT2 has the same embedders, others none
+_SIZE_CONDITIONS = r"(csize|ar)_embedder\..*"  # of PixArtMS; STDiT2 has the same embedders, other models have none
 _NULL_CAPTION = r"y_embedder\.y_embedding"
-_LATENTS = [r"x_embedder\.proj\.weight", r"final_layer\.linear\..*"]  # shaped by the latents' channels
+_LATENTS = [r"x_embedder\.proj\.weight", r"final_layer\.linear\..*"]  # their shape depends on the latents' channels
 _QK_NORM = r"blocks\.\d+\.attn\.[qk]_norm\.weight"
 
-# Every STDiT starts from PixArt's image model; what is new in it stays as initialised, with shut gates.
+# Every STDiT starts from PixArt's image model; its new layers keep their initial weights, whose output is zero.
 _FROM_PIXART = {
     "PixArt": Rule(spare=[_SIZE_CONDITIONS], same=True),
     "PixArtMS": Rule(fresh=[_SIZE_CONDITIONS], same=True),
@@ -61,7 +61,7 @@ _FROM_PIXART = {
         ],
         by_channels=_LATENTS,
     ),
-    # Open-Sora 1.2 renamed PixArt-Sigma's blocks only, so that PixArt-alpha's were left out without a word.
+    # Open-Sora 1.2 renamed PixArt-Sigma's blocks only, so PixArt-alpha's were silently left out.
     "STDiT3": Rule(
         rename=[(r"^blocks\.", "spatial_blocks.")],
         fresh=[
@@ -76,15 +76,15 @@ _FROM_PIXART = {
         blocks=r"spatial_blocks\..*",
     ),
 }
-# diffusers' layout has no position table and, in most files, no null caption: the empty caption takes its place there.
+# diffusers' layout has no position table and, in most files, no null caption: there the empty caption replaces it.
 _FROM_DIFFUSERS = {
     target: replace(rule, prepare=pixart_of_diffusers, fresh=[*rule.fresh, _NULL_CAPTION], arguments=pixart_arguments)
     for target, rule in _FROM_PIXART.items()
 }
-_TABLE_NAMES = [("^pos_embed$", "pos_embed_spatial"), ("^temp_embed$", "pos_embed_temporal")]  # as released : as here
+_TABLE_NAMES = [("^pos_embed$", "pos_embed_spatial"), ("^temp_embed$", "pos_embed_temporal")]  # (released, here)
 _CODER = r"(.*\.)?(encoder|decoder)\..*"
 _LATTE_T2V = Rule(
-    fresh=[r"(temporal_)?transformer_blocks\.\d+\.attn1\.(sr|norm)\..*"],  # compressed keys from a model without
+    fresh=[r"(temporal_)?transformer_blocks\.\d+\.attn1\.(sr|norm)\..*"],  # new if the source has no key compression
     blocks=r"(temporal_)?transformer_blocks\..*",
     same=True,
 )

@@ -1,4 +1,4 @@
-"""What a file of weights says of the model it belongs to: sizes in its tensors, arguments in the config beside it.
+"""Constructor arguments inferred from a weights file: sizes of its tensors, and the config.json next to it.
 
 Shapes: T H W patches along frames, rows and columns, S = H*W, D width.
 """
@@ -14,31 +14,31 @@ from torch import Tensor
 
 from opensora.models.weights import CONFIG_FILE, find_weights, read_config
 
-_NOT_OURS = ("type", "from_pretrained")  # "from_pretrained" of a hub's config is where its makers had it from
+_IGNORED = ("type", "from_pretrained")  # from_pretrained in a hub's config is the source its makers started from
 _LARGEST_DENOMINATOR = 100  # scales are short fractions, such as 0.5 or 2/3
 
 
-def config_beside(path: str | Path) -> dict[str, Any]:
+def config_next_to(path: str | Path) -> dict[str, Any]:
     """The config.json next to the weights that `path` means; {} when there is none."""
     folder = find_weights(path).parent
     return read_config(folder) if (folder / CONFIG_FILE).is_file() else {}
 
 
-def arguments_in(config: Mapping[str, Any], accepted: Collection[str]) -> dict[str, Any]:
-    """Those entries of a foreign config.json that a constructor takes; None and lists of None mean "not said"."""
+def accepted_arguments(config: Mapping[str, Any], accepted: Collection[str]) -> dict[str, Any]:
+    """The entries of a foreign config.json that a constructor accepts; None and lists of None count as unset."""
 
-    def is_said(value: Any) -> bool:
+    def is_set(value: Any) -> bool:
         return any(item is not None for item in value) if isinstance(value, list) and value else value is not None
 
-    return {key: value for key, value in config.items() if key in accepted and key not in _NOT_OURS and is_said(value)}
+    return {key: value for key, value in config.items() if key in accepted and key not in _IGNORED and is_set(value)}
 
 
-def sizes_in(state: Mapping[str, Tensor], accepted: Collection[str]) -> dict[str, Any]:
-    """Constructor arguments that the tensors decide: input_size, its scales, given frames, caption tokens.
+def infer_sizes(state: Mapping[str, Tensor], accepted: Collection[str]) -> dict[str, Any]:
+    """Constructor arguments that tensors determine: input_size, its scales, `conditioned`, caption tokens.
 
     Tables on meta give the size of a square grid and no scale.
     """
-    found: dict[str, Any] = {}
+    inferred: dict[str, Any] = {}
     spatial = _first_of(state, "pos_embed", "pos_embed_spatial")
     temporal = _first_of(state, "pos_embed_temporal", "temp_embed")
     if spatial is not None and "x_embedder.proj.weight" in state:
@@ -46,33 +46,35 @@ def sizes_in(state: Mapping[str, Tensor], accepted: Collection[str]) -> dict[str
         if grid is not None:
             *_, ph, pw = patch = state["x_embedder.proj.weight"].shape[2:]
             frames = temporal.shape[1] * (patch[0] if len(patch) == 3 else 1) if temporal is not None else 1
-            found["input_size"] = [frames, grid[0] * ph, grid[1] * pw]
+            inferred["input_size"] = [frames, grid[0] * ph, grid[1] * pw]
             columns = grid[1]
             # neighbours in a row; in a grid of one column, in that
-            found["space_scale"] = _scale(spatial, 1, 0) if columns > 1 else _scale(spatial, columns, 1)
+            inferred["space_scale"] = _scale(spatial, 1, 0) if columns > 1 else _scale(spatial, columns, 1)
     if temporal is not None:
-        found["time_scale"] = _scale(temporal, 1, None)
+        inferred["time_scale"] = _scale(temporal, 1, None)
     else:
-        found["no_temporal_pos_emb"] = True  # an image model: its one frame has no position
+        inferred["no_temporal_pos_emb"] = True  # an image model: its one frame has no position
     if "x_embedder_cond.proj.weight" in state:
-        found["conditioned"] = True
+        inferred["conditioned"] = True
     if "y_embedder.y_embedding" in state:
-        found["model_max_length"] = len(state["y_embedder.y_embedding"])
-    return {key: value for key, value in found.items() if value is not None and key in accepted}
+        inferred["model_max_length"] = len(state["y_embedder.y_embedding"])
+    return {key: value for key, value in inferred.items() if value is not None and key in accepted}
 
 
-def classes_in(state: Mapping[str, Tensor], given: Mapping[str, Any], accepted: Collection[str]) -> dict[str, Any]:
-    """Constructor arguments that a table of classes decides, beside those that are `given`.
+def infer_classes(
+    state: Mapping[str, Tensor], arguments: Mapping[str, Any], accepted: Collection[str]
+) -> dict[str, Any]:
+    """Constructor arguments that a table of classes determines, besides `arguments`.
 
-    Its last row means "no class", unless it is told that labels were never dropped (class_dropout_prob=0) or that there
-    are as many classes as rows (condition="label_ROWS"): nothing in the table tells the one from the other.
+    Its last row is the null class, unless `arguments` have class_dropout_prob=0 or condition="label_ROWS": the table
+    alone does not show it.
     """
     rows = len(state.get("y_embedder.embedding_table.weight", ()))
     if not rows or "condition" not in accepted:
         return {}
-    if given.get("condition") == f"label_{rows}":
+    if arguments.get("condition") == f"label_{rows}":
         return {"class_dropout_prob": 0.0}
-    return {"condition": f"label_{rows - (given.get('class_dropout_prob') != 0)}"}
+    return {"condition": f"label_{rows - (arguments.get('class_dropout_prob') != 0)}"}
 
 
 def _first_of(state: Mapping[str, Tensor], *names: str) -> Tensor | None:
@@ -93,17 +95,17 @@ def _grid(spatial_1SD: Tensor) -> tuple[int, int] | None:
     return (side, side) if side * side == patches else None
 
 
-def _scale(table_1SD: Tensor, place: int, half: int | None) -> float | None:
-    """What positions were divided by: the first sine and cosine of place 1 are those of 1 / scale.
+def _scale(table_1SD: Tensor, index: int, half: int | None) -> float | None:
+    """The divisor of positions: the first sine and cosine at index 1 are those of 1 / scale.
 
     half: 0 or 1, the half of the channels for columns or rows; None for a temporal table.
     """
-    _, places, width = table_1SD.shape
-    if table_1SD.is_meta or places <= place:
+    _, positions, width = table_1SD.shape
+    if table_1SD.is_meta or positions <= index:
         return None
     width = width if half is None else width // 2
     start = (half or 0) * width
-    angle = atan2(float(table_1SD[0, place, start]), float(table_1SD[0, place, start + width // 2]))
-    if not angle > 0:  # 1 / scale lies above pi, or this is no such table
+    angle = atan2(float(table_1SD[0, index, start]), float(table_1SD[0, index, start + width // 2]))
+    if not angle > 0:  # 1 / scale lies above pi, or this is no sine-cosine table
         return None
     return float(1 / Fraction(angle).limit_denominator(_LARGEST_DENOMINATOR))

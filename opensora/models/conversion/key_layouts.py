@@ -1,7 +1,7 @@
-"""Layouts that renaming alone does not translate: layers stored in pieces, image kernels for video convolutions.
+"""Layouts that need more than renaming: layers stored in parts, image kernels for video convolutions.
 
-Each function is a `Rule.prepare`: the file's tensors and the target come in, tensors to rename go out; what changes
-shape on the way is noted in `reshaped`.
+The functions are values of `Rule.prepare`: they take the file's tensors and the target, return tensors to rename, and
+record shape changes in `reshaped`.
 """
 
 import re
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from opensora.models.vae.tail_init import tail_init
 
-NEW_IN_TIME = r".*\.time_(down|up)sample\..*"  # of CausalVAEModel: an image autoencoder has nothing like it
+NEW_IN_TIME = r".*\.time_(down|up)sample\..*"  # of CausalVAEModel: an image autoencoder has no such layers
 
 # diffusers' names of a PixArt transformer: ours, for layers that are stored the same way.
 _PIXART = (
@@ -37,7 +37,7 @@ _PIXART = (
     (r"\.ff\.net\.0\.proj\.", ".mlp.fc1."),
     (r"\.ff\.net\.2\.", ".mlp.fc2."),
 )
-# Layers that are one here and several there, in this order.
+# One layer here: several in diffusers, concatenated in this order.
 _JOINED = {
     "attn.qkv": ("attn1.to_q", "attn1.to_k", "attn1.to_v"),
     "cross_attn.kv_linear": ("attn2.to_k", "attn2.to_v"),
@@ -45,25 +45,25 @@ _JOINED = {
 
 
 def pixart_of_diffusers(state: dict[str, Tensor], _: nn.Module, reshaped: dict[str, str]) -> dict[str, Tensor]:
-    """PixArt as diffusers' PixArtTransformer2DModel keeps it; in PixArt's own layout it stays as it is."""
+    """PixArt in the layout of diffusers' PixArtTransformer2DModel; PixArt's own layout is returned unchanged."""
     if "adaln_single.linear.weight" not in state:
         return state
-    parts = {piece for pieces in _JOINED.values() for piece in pieces}
-    found: dict[str, Tensor] = {}
+    parts = {part for names in _JOINED.values() for part in names}
+    renamed: dict[str, Tensor] = {}
     for name, tensor in state.items():
         block = re.fullmatch(r"transformer_blocks\.(\d+)\.(attn\d\.to_\w)\.(weight|bias)", name)
         if block is None or block[2] not in parts:
             for pattern, replacement in _PIXART:
                 name = re.sub(pattern, replacement, name)
-            found[name] = tensor
+            renamed[name] = tensor
             continue
-        ours, pieces = next((ours, pieces) for ours, pieces in _JOINED.items() if block[2] in pieces)
-        names = [f"transformer_blocks.{block[1]}.{piece}.{block[3]}" for piece in pieces]
-        if block[2] == pieces[0] and all(each in state for each in names):
+        ours, theirs = next((ours, theirs) for ours, theirs in _JOINED.items() if block[2] in theirs)
+        names = [f"transformer_blocks.{block[1]}.{part}.{block[3]}" for part in theirs]
+        if block[2] == theirs[0] and all(part in state for part in names):
             joined = f"blocks.{block[1]}.{ours}.{block[3]}"
-            found[joined] = torch.cat([state[each] for each in names])
-            reshaped[joined] = f"{len(names)} layers joined, {', '.join(pieces)}"
-    return found
+            renamed[joined] = torch.cat([state[part] for part in names])
+            reshaped[joined] = f"{len(names)} layers joined, {', '.join(theirs)}"
+    return renamed
 
 
 def pixart_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,9 +86,9 @@ def pixart_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def image_autoencoder(state: dict[str, Tensor], model: nn.Module, reshaped: dict[str, str]) -> dict[str, Tensor]:
     """A 2-D autoencoder in latent-diffusion's or diffusers' names, for a CausalVAEModel."""
-    wanted = model.state_dict()
-    found = {name: tensor for name, tensor in tail_init(state, model).items() if not re.fullmatch(NEW_IN_TIME, name)}
-    for name, tensor in found.items():
+    targets = model.state_dict()
+    filled = {name: tensor for name, tensor in tail_init(state, model).items() if not re.fullmatch(NEW_IN_TIME, name)}
+    for name, tensor in filled.items():
         if tensor.ndim == 5 and tensor.shape[2] > 1:
-            reshaped[name] = f"image kernel to {list(wanted[name].shape)}, in the last frame of {tensor.shape[2]}"
-    return found
+            reshaped[name] = f"image kernel to {list(targets[name].shape)}, in the last frame of {tensor.shape[2]}"
+    return filled

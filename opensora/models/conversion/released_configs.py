@@ -1,7 +1,7 @@
-"""What released weights were trained and sampled with: autoencoder, latent scale, text encoder, scheduler, clip size.
+"""The runs of released weights: autoencoder, latent scale, text encoder, scheduler, clip size.
 
-A conversion writes this beside the weights, under `run` as training does, so that sampling needs no other config.
-Values are those of the published sampling recipes.
+A conversion writes them to the weights' config.json under `run`, as training does, so that sampling needs no other
+config. The values are those of the published sampling recipes.
 """
 
 import copy
@@ -10,7 +10,7 @@ from typing import Any
 
 from opensora.models.vae.open_sora_1_3 import VIDEO_MEAN, VIDEO_SCALE
 
-_KL_F8 = {  # the architecture of Stable Diffusion's autoencoder, so that planning a run downloads nothing
+_KL_F8 = {  # the layout of Stable Diffusion's autoencoder, so that planning a run downloads nothing
     "in_channels": 3,
     "out_channels": 3,
     "latent_channels": 4,
@@ -28,14 +28,17 @@ _SD_VAE = {
     "micro_batch_size": 4,
     "scaling_factor": 0.18215,
 }
-_SIGMA_VAE = {  # SDXL's autoencoder, of the same architecture; Sigma alone uses its own factor
+_SIGMA_VAE = {  # SDXL's autoencoder, of the same layout; only Sigma uses its own factor
     **_SD_VAE,
     "from_pretrained": "PixArt-alpha/pixart_sigma_sdxlvae_T5_diffusers",
     "subfolder": "vae",
     "scaling_factor": 0.13025,
 }
 _T5 = {"type": "t5", "from_pretrained": "DeepFloyd/t5-v1_1-xxl"}
-_CLIP = {"type": "clip", "from_pretrained": "openai/clip-vit-base-patch32"}  # in models by class: their number
+_CLIP = {
+    "type": "clip",
+    "from_pretrained": "openai/clip-vit-base-patch32",
+}  # `released_run` replaces it for models by class
 _PIXART = {
     "vae": _SD_VAE,
     "text_encoder": _T5,
@@ -43,8 +46,8 @@ _PIXART = {
     "fps": 1,  # images
 }
 
-# By class of the model, or "family:class" where weights of another family are sampled otherwise.
-RECIPES: dict[str, dict[str, Any]] = {
+# By class of the model, or by "family:class" for weights of a family with other settings.
+RELEASED_RUNS: dict[str, dict[str, Any]] = {
     "PixArt": _PIXART,
     "PixArtMS": _PIXART,
     "pixart-sigma:PixArt": {**_PIXART, "vae": _SIGMA_VAE},
@@ -125,14 +128,11 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-def run_for(target: str, family: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The `run` that belongs beside a model of class `target`, built from `config` with weights of `family`.
-
-    {} for an autoencoder, which has none.
-    """
+def released_run(target: str, family: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The `run` of a model of class `target`, built from `config` with weights of `family`; {} for an autoencoder."""
     channels = config.get("in_channels")
     names = f"{family}:{target}", f"{target} of {channels} channels", target
-    run = copy.deepcopy(next((RECIPES[name] for name in names if name in RECIPES), {}))
+    run = copy.deepcopy(next((RELEASED_RUNS[name] for name in names if name in RELEASED_RUNS), {}))
     condition = str(config.get("condition", ""))
     if condition.startswith("label_"):
         run["text_encoder"] = {"type": "classes", "num_classes": int(condition.removeprefix("label_"))}

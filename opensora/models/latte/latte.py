@@ -12,8 +12,8 @@ from opensora.models.stdit.attention import SpatialAttention
 from opensora.registry import MODELS, register_preset
 
 
-class TimeAttention(SelfAttention):
-    """Each place of the frame by itself, along time."""
+class TemporalAttention(SelfAttention):
+    """Self-attention along time at each patch position."""
 
     def forward(self, x_BTSD: Tensor) -> Tensor:  # type: ignore[override]
         return super().forward(x_BTSD.transpose(1, 2)).transpose(1, 2)
@@ -21,14 +21,14 @@ class TimeAttention(SelfAttention):
 
 @MODELS.register_module()
 class Latte(DiT):
-    """The denoiser. Latents of any other size than `input_size` are refused.
+    """Latte; arguments as in DiT.
 
-    condition, model_max_length: as in DiT. no_temporal_pos_emb: accepted as in Open-Sora 1.0 and, as there, without
-    effect: frames always get their position, once, before the first block that looks along time.
+    no_temporal_pos_emb: accepted as in Open-Sora 1.0 and, as there, without effect: frames always get their position,
+    once, before the first temporal block.
     """
 
     def attention(self, block: int) -> SelfAttention:
-        return (TimeAttention if block % 2 else SpatialAttention)(self.hidden_size, self.num_heads)
+        return (TemporalAttention if block % 2 else SpatialAttention)(self.hidden_size, self.num_heads)
 
     def run_blocks(self, x_BTSD: Tensor, c_BD: Tensor) -> Tensor:
         x_BTSD = self.split_seq(x_BTSD)

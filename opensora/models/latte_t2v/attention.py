@@ -1,4 +1,4 @@
-"""Attention with the key names of diffusers, over all tokens or over keys and values of joined ones.
+"""Attention with the key names of diffusers; self-attention can compress its keys and values.
 
 Shapes: P leading axes as one, N tokens, M keys, L text tokens, h heads, d width of a head, D width.
 """
@@ -15,7 +15,7 @@ from opensora.models.shape_checks import exact_div
 
 
 class Projections(nn.Module):
-    """What both kinds have. `kernel` may be replaced from outside (parallel/)."""
+    """The linear layers. `kernel` may be replaced from outside (parallel/)."""
 
     def __init__(self, dim: int, num_heads: int, bias: bool):
         super().__init__()
@@ -32,11 +32,11 @@ class Projections(nn.Module):
         return x_PND.reshape(-1, x_PND.shape[-2], self.num_heads, self.head_dim).transpose(1, 2)
 
 
-class SelfAttention(Projections):
+class CompressedSelfAttention(Projections):
     """Self-attention along the last but one axis.
 
-    factor: so many neighbours (in a grid, factor x factor) become one key and value, by a depthwise convolution and a
-    norm; queries stay as they are. along: what the axis is, "patches" of a grid or "frames".
+    factor: this many neighbors (factor x factor in a grid) become one key and value, by a depthwise convolution and a
+    norm; queries stay as they are. along: the axis holds "patches" of a grid, or "frames".
     """
 
     def __init__(self, dim: int, num_heads: int, bias: bool, factor: int = 1, along: str = "frames"):
@@ -47,8 +47,8 @@ class SelfAttention(Projections):
             self.sr = convolution(dim, dim, factor, stride=factor, groups=dim)
             self.norm = nn.LayerNorm(dim)
 
-    def initialise(self) -> None:
-        """Joined neighbours start as their mean."""
+    def init_weights(self) -> None:
+        """A compressed key starts as the mean of its neighbors."""
         if self.factor > 1:
             assert self.sr.bias is not None
             nn.init.constant_(self.sr.weight, 1 / self.sr.weight[0].numel())
@@ -57,30 +57,30 @@ class SelfAttention(Projections):
     def forward(
         self, x: Tensor, rotate: Rotate | None = None, mask: Tensor | None = None, grid: tuple[int, int] | None = None
     ) -> Tensor:
-        """x [..., N, D]; mask bool [P, 1, 1, M], True = may be seen; grid: rows and columns where N is patches."""
+        """x [..., N, D]; mask bool [P, 1, 1, M], True = attend; grid: rows and columns where N is patches."""
         q = self.heads(self.to_q(x))
-        joined = x if self.factor == 1 else self._join(x.reshape(-1, *x.shape[-2:]), grid)
-        k, v = self.heads(self.to_k(joined)), self.heads(self.to_v(joined))
+        compressed = x if self.factor == 1 else self._compress(x.reshape(-1, *x.shape[-2:]), grid)
+        k, v = self.heads(self.to_k(compressed)), self.heads(self.to_v(compressed))
         if rotate is not None:
             q, k = rotate(q), rotate(k)
         out = self.kernel(q, k, v, mask)
         return self.to_out[0](out.transpose(1, 2).reshape(x.shape))
 
-    def _join(self, x_PND: Tensor, grid: tuple[int, int] | None) -> Tensor:
+    def _compress(self, x_PND: Tensor, grid: tuple[int, int] | None) -> Tensor:
         x_PDN = x_PND.transpose(1, 2)
         if grid is not None:
             x_PDN = x_PDN.unflatten(2, grid)
         elif x_PDN.shape[2] % 2:  # the autoencoder's first latent frame holds one frame, the others four
             x_PDN = torch.cat([x_PDN[:, :, :1]] * (self.factor - 1) + [x_PDN], dim=2)
-        joined_PMD = self.sr(x_PDN).flatten(2).transpose(1, 2)
-        return layer_norm(joined_PMD, self.norm.weight, self.norm.bias, self.norm.eps)
+        compressed_PMD = self.sr(x_PDN).flatten(2).transpose(1, 2)
+        return layer_norm(compressed_PMD, self.norm.weight, self.norm.bias, self.norm.eps)
 
 
-class CrossAttention(Projections):
-    """Tokens of a clip attend to its caption, those of every image that is appended to it to the image's own."""
+class CaptionCrossAttention(Projections):
+    """Tokens of a clip attend to its caption, those of each appended image to the image's own caption."""
 
     def keys_values(self, y_PLD: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values [P, h, L, d] of the text: they depend on nothing else, so sampling keeps them per prompt."""
+        """Keys and values [P, h, L, d] of the text; they depend on nothing else, so sampling computes them once a prompt."""
         return self.heads(self.to_k(y_PLD)), self.heads(self.to_v(y_PLD))
 
     def forward(self, x_BTSD: Tensor, text: TextContext, images: int) -> Tensor:

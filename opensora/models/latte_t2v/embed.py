@@ -1,4 +1,4 @@
-"""Embeddings with the key names of diffusers: patches, timestep, caption; and the perceptron.
+"""Embeddings with the key names of diffusers: patches, timestep, caption; and the MLP.
 
 Shapes: B batch, C channels, T frames, S = h * w patches of a frame, L text tokens, D width.
 """
@@ -7,18 +7,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from opensora.models.latte_t2v.positions import patch_table
-from opensora.models.layers.embed import small_linear, timestep_features
+from opensora.models.latte_t2v.positions import sincos_patches
+from opensora.models.layers.embed import normal_init_, timestep_features
 from opensora.models.shape_checks import exact_div
 
 NULL_TOKENS = 120  # rows of the null caption in every release, however long its captions are
 
 
 class PatchEmbed(nn.Module):
-    """Patches of every frame, with their places in it added.
+    """Patch embedding of every frame plus its position table.
 
-    grid: rows and columns of the table that is kept. base: side of the square that every grid is stretched to; scale
-    divides positions.
+    grid: rows and columns of the stored table. base: side of the square that every grid is stretched to; scale divides
+    positions.
     """
 
     def __init__(self, patch_size: int, in_channels: int, dim: int, grid: tuple[int, int], base: int, scale: float):
@@ -29,7 +29,7 @@ class PatchEmbed(nn.Module):
         self.pos_embed: Tensor
 
     def grid_of(self, x_BCTHW: Tensor) -> tuple[int, int]:
-        """Rows and columns of patches; ShapeError when the latents are not whole patches."""
+        """Rows and columns of patches. Raises ShapeError when patches do not divide the latents."""
         rows, columns = (exact_div("LatteT2V: latents over patch_size", n, self.patch_size) for n in x_BCTHW.shape[3:])
         return rows, columns
 
@@ -41,7 +41,7 @@ class PatchEmbed(nn.Module):
         return (patches + table).unflatten(0, (len(x_BCTHW), -1))
 
     def _table(self, rows: int, columns: int) -> Tensor:
-        table = patch_table(self.proj.out_channels, rows, columns, self.base, self.scale)
+        table = sincos_patches(self.proj.out_channels, rows, columns, self.base, self.scale)
         return torch.as_tensor(table).float()
 
 
@@ -53,7 +53,7 @@ class _TimestepLayers(nn.Module):
 
 
 class _TimestepEmbedding(nn.Module):
-    """Only there for the key names."""
+    """A level of nesting that the key names need."""
 
     def __init__(self, dim: int, frequency_width: int):
         super().__init__()
@@ -61,18 +61,18 @@ class _TimestepEmbedding(nn.Module):
 
 
 class TimestepModulation(nn.Module):
-    """Timestep -> its embedding e, and the six modulation vectors that all blocks start from."""
+    """Timestep -> its embedding e, and the six modulation vectors that all blocks share."""
 
     def __init__(self, dim: int, frequency_width: int = 256):
         super().__init__()
         self.emb = _TimestepEmbedding(dim, frequency_width)
         self.linear = nn.Linear(dim, 6 * dim)
 
-    def initialise(self) -> None:
-        """Small weights, so that conditioning starts weak."""
+    def init_weights(self) -> None:
+        """Weights N(0, 0.02), so that conditioning starts weak."""
         layers = self.emb.timestep_embedder
         for linear in (layers.linear_1, layers.linear_2, self.linear):
-            small_linear(linear)
+            normal_init_(linear)
 
     def forward(self, t_B: Tensor) -> tuple[Tensor, Tensor]:
         """[B] -> e [B, D], vectors [B, 6, D]."""
@@ -83,10 +83,10 @@ class TimestepModulation(nn.Module):
 
 
 class CaptionProjection(nn.Module):
-    """Text states to the model's width.
+    """Projects text states to the model's width.
 
-    `y_embedding`, the learned null caption of the image model these weights come from, is in every release and plays no
-    part here: unguided text is the encoded empty prompt.
+    `y_embedding`, the null caption of the image model that the weights come from, is in every release but unused:
+    the encoded empty prompt serves as null caption.
     """
 
     def __init__(self, in_channels: int, dim: int):
@@ -95,9 +95,9 @@ class CaptionProjection(nn.Module):
         self.linear_2 = nn.Linear(dim, dim)
         self.register_buffer("y_embedding", torch.randn(NULL_TOKENS, in_channels) / in_channels**0.5)
 
-    def initialise(self) -> None:
-        small_linear(self.linear_1)
-        small_linear(self.linear_2)
+    def init_weights(self) -> None:
+        normal_init_(self.linear_1)
+        normal_init_(self.linear_2)
 
     def forward(self, y: Tensor) -> Tensor:
         return self.linear_2(F.gelu(self.linear_1(y), approximate="tanh"))
@@ -113,11 +113,11 @@ class _GeluProjection(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two layers, four times the width between them."""
+    """Two-layer MLP with an inner width of 4 D."""
 
     def __init__(self, dim: int):
         super().__init__()
-        # The place of a dropout that no release uses.
+        # nn.Identity stands for a dropout that no release uses.
         self.net = nn.Sequential(_GeluProjection(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What LatteT2V takes, of its config and of its inputs; everything else is a sentence."""
+"""Checks of LatteT2V's arguments and inputs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 from torch import Tensor
 
 from opensora.errors import ConfigError
-from opensora.models.shape_checks import ShapeError, triple
+from opensora.models.shape_checks import ShapeError, as_3_tuple
 
-# Entries of released configs that say how the general class they were made with becomes this model. No other value means
-# anything here. attention_mode is a kernel of the original; here it is chosen by shape, device and dtype.
-ONLY: dict[str, tuple[Any, ...]] = {
+# Arguments that released configs hold because the original class is more general. This model has one behavior, so other
+# values are refused. attention_mode names a kernel of the original; here shape, device and dtype choose it.
+ALLOWED: dict[str, tuple[Any, ...]] = {
     "patch_size_t": (1,),
     "norm_type": ("ada_norm_single",),
     "norm_elementwise_affine": (False,),
@@ -27,36 +27,36 @@ ONLY: dict[str, tuple[Any, ...]] = {
 }
 
 
-def check_config(given: Mapping[str, Any]) -> None:
-    """ConfigError for the first of the constructor's arguments that means something this model does not do."""
-    for key, allowed in ONLY.items():
-        if given[key] not in allowed:
+def check_config(config: Mapping[str, Any]) -> None:
+    """Raise ConfigError for the first constructor argument that this model does not support."""
+    for key, allowed in ALLOWED.items():
+        if config[key] not in allowed:
             listed = " or ".join(map(repr, allowed))
-            raise ConfigError(f"LatteT2V {key}: {given[key]!r}; {listed} is what every release has; remove the key")
-    width = given["num_attention_heads"] * given["attention_head_dim"]
-    if given["cross_attention_dim"] not in (None, width):
+            raise ConfigError(f"LatteT2V {key}: {config[key]!r}; {listed} is what every release has; remove the key")
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    if config["cross_attention_dim"] not in (None, width):
         raise ConfigError(
-            f"LatteT2V cross_attention_dim: {given['cross_attention_dim']}; captions are projected to the model's width,"
+            f"LatteT2V cross_attention_dim: {config['cross_attention_dim']}; captions are projected to the model's width,"
             f" {width} (num_attention_heads * attention_head_dim); remove the key"
         )
-    factor, rope = given["compress_kv_factor"], given["use_rope"]
+    factor, rope = config["compress_kv_factor"], config["use_rope"]
     if factor < 1 or (factor > 1 and rope):
         raise ConfigError(
             f"LatteT2V compress_kv_factor: {factor} with use_rope={rope}; 1 or more, and only 1 with use_rope; change one"
             " of the two"
         )
-    scale = given["interpolation_scale_1d"]
+    scale = config["interpolation_scale_1d"]
     if scale is not None and scale < 1:
         raise ConfigError(
-            f"LatteT2V interpolation_scale_1d: {scale}; 1 or more is allowed, for positions are drawn together, never"
-            " apart; correct or remove it"
+            f"LatteT2V interpolation_scale_1d: {scale}; 1 or more is allowed, since positions are only compressed, never"
+            " spread; correct or remove it"
         )
 
 
 def clip_and_native_size(
     input_size: Sequence[int] | None, sample_size: int | Sequence[int] | None, video_length: int | None
 ) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """(frames, rows, columns) of the clips, and those that positions are scaled for."""
+    """(frames, rows, columns) of the clips, and those that positions are scaled for. Raises ConfigError."""
     if input_size is None and (sample_size is None or video_length is None):
         raise ConfigError(
             f"LatteT2V: input_size None, sample_size {sample_size}, video_length {video_length}; the first, or both of "
@@ -66,8 +66,8 @@ def clip_and_native_size(
         sample_size = (sample_size, sample_size)
     if input_size is None:
         input_size = (video_length, *sample_size)  # type: ignore[arg-type, misc]
-    clip = triple("LatteT2V input_size", input_size)
-    native = triple("LatteT2V video_length, sample_size", (video_length or clip[0], *(sample_size or clip[1:])))
+    clip = as_3_tuple("LatteT2V input_size", input_size)
+    native = as_3_tuple("LatteT2V video_length, sample_size", (video_length or clip[0], *(sample_size or clip[1:])))
     if clip[0] > native[0]:
         raise ConfigError(
             f"LatteT2V video_length: {native[0]} latent frames, fewer than the {clip[0]} of the clips; raise or remove it"
@@ -85,9 +85,9 @@ def check_inputs(
     attention_mask: Tensor | None,
     x_mask: Tensor | None,
 ) -> None:
-    """ShapeError unless latents, captions and masks belong together. longest: frames of a clip; None = no limit."""
+    """Raise ShapeError unless latents, captions and masks fit each other. longest: frames of a clip; None = no limit."""
     if x_mask is not None:
-        raise ShapeError("LatteT2V: x_mask given; this model cannot be told which frames are given; leave it out")
+        raise ShapeError("LatteT2V: found x_mask; this model has no frame masks; leave it out")
     if x.ndim != 5 or x.shape[1] != channels:
         raise ShapeError(
             f"LatteT2V: latents {list(x.shape)}; [batch, {channels}, frames, rows, columns] is needed; use the autoencoder"

@@ -1,1 +1,1 @@
-"""Pieces that several models share."""
+"""Layers that several models share."""

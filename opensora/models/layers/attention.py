@@ -1,4 +1,4 @@
-"""Attention and the one place that chooses its kernel.
+"""Self-attention, cross-attention, and the choice of their kernel.
 
 Shapes: B batch (any number of leading axes in SelfAttention), N queries, M keys, L text tokens, D width,
 h heads, d = D / h.
@@ -18,12 +18,12 @@ from opensora.models.layers.text_context import TextContext
 from opensora.models.shape_checks import exact_div
 
 # On CPU in half precision SDPA's backward is 2 to 7 times slower than plain products up to this many keys
-# (measured with 8 to 1024 keys); in float32 the two are level, and SDPA keeps less memory.
+# (measured with 8 to 1024 keys); in float32 both are equally fast, and SDPA keeps less memory.
 SHORT_KEYS = 512
 
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v by two matrix products; the softmax is in float32. Mask True = may be seen."""
+    """softmax(q k^T / sqrt(d)) v by two matrix products; the softmax is in float32. Mask True = attend."""
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
@@ -31,14 +31,14 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = Non
 
 
 def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The same by torch's fused kernels."""
+    """`softmax_attention` by torch's fused kernels."""
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 def choose_kernel(device_type: str, dtype: torch.dtype, keys: int, head_dim: int = 64, masked: bool = False) -> Kernel:
     """The fastest kernel for this device, precision, number of keys, head width, with or without a mask."""
-    offered = kernels_for(device_type).attention
-    kernel = offered(dtype, head_dim, masked) if offered is not None else None
+    choose = kernels_for(device_type).attention
+    kernel = choose(dtype, head_dim, masked) if choose is not None else None
     if kernel is not None:
         return kernel
     if device_type == "cpu" and dtype in (torch.bfloat16, torch.float16) and keys <= SHORT_KEYS:
@@ -47,7 +47,7 @@ def choose_kernel(device_type: str, dtype: torch.dtype, keys: int, head_dim: int
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Attention by the kernel that suits the tensors."""
+    """Attention by the kernel that `choose_kernel` picks for the tensors."""
     return choose_kernel(q.device.type, q.dtype, k.shape[-2], q.shape[-1], mask is not None)(q, k, v, mask)
 
 
@@ -55,8 +55,8 @@ class SelfAttention(nn.Module):
     """Multi-head self-attention along the last but one axis of [..., N, D].
 
     qk_norm: RMS norm of every query and key head. rope_first: rotate before that norm, as weights of Open-Sora 1.1
-    were trained; the two orders differ. spans_split: x is [B, T, N, D], and N is the axis that the model's "split" seam
-    cuts, so that parallel/ may have each rank attend over all tokens with some of the heads.
+    were trained; the two orders differ. crosses_split: x is [B, T, N, D], and N is the axis that the model's "split" seam
+    splits, so that parallel/ may have each rank attend over all tokens with some of the heads.
     """
 
     def __init__(
@@ -78,20 +78,20 @@ class SelfAttention(nn.Module):
     def forward(
         self, x: Tensor, rotate: Callable[[Tensor], Tensor] | None = None, mask: Tensor | None = None
     ) -> Tensor:
-        """rotate: position embedding of queries and keys [B, h, N, d]; mask: bool [B, 1, 1 or N, N], True = may be seen,
-        where B counts all leading axes and N all tokens, however many of them this rank was given."""
+        """rotate: position embedding of queries and keys [B, h, N, d]; mask: bool [B, 1, 1 or N, N], True = attend,
+        where B counts all leading axes and N all tokens, also those on other ranks."""
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))
         if self.crosses_split:
             qkv = self.a2a_to_heads(qkv)
         *lead, n, _, heads, width = qkv.shape
-        # Taken apart where they lie: backward then writes their gradients side by side in one pass.
-        q, k, v = (each.reshape(-1, n, heads, width).transpose(1, 2) for each in qkv.unbind(-3))
+        # Views of qkv: backward then writes their gradients next to each other in one pass.
+        q, k, v = (part.reshape(-1, n, heads, width).transpose(1, 2) for part in qkv.unbind(-3))
         if rotate is not None and self.rope_first:
             q, k = rotate(q), rotate(k)
         q, k = self.q_norm(q), self.k_norm(k)
         if rotate is not None and not self.rope_first:
             q, k = rotate(q), rotate(k)
-        # Under autocast, norms and rotations with float32 weights widen what the projection made narrow.
+        # Under autocast, norms and rotations with float32 weights widen the narrow output of the projection.
         out = self.kernel(q.to(v.dtype), k.to(v.dtype), v, mask)
         out = out.transpose(1, 2).reshape(*lead, n, heads, width)
         if self.crosses_split:
@@ -116,7 +116,7 @@ class CrossAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def keys_values(self, y_BLD: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values [B, h, L, d] of the text: they depend on nothing else, so sampling keeps them per prompt."""
+        """Keys and values [B, h, L, d] of the text; they depend on nothing else, so sampling computes them once a prompt."""
         kv = self.kv_linear(y_BLD).view(len(y_BLD), -1, 2, self.num_heads, self.head_dim)
         k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)
         return k, v

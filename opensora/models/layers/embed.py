@@ -1,4 +1,4 @@
-"""Embeddings of timestep and caption, and fixed sine position tables.
+"""Embeddings of timestep and caption, and fixed sine-cosine position tables.
 
 Shapes: B batch, L text tokens, C caption channels, D width.
 """
@@ -26,22 +26,22 @@ def timestep_features(t: Tensor, width: int, max_period: float = 10000.0) -> Ten
     return nn.functional.pad(torch.cat([angles.cos(), angles.sin()], dim=-1), (0, width % 2))
 
 
-def small_linear(linear: nn.Module) -> None:
+def normal_init_(linear: nn.Module) -> None:
     """Weights N(0, 0.02), bias zero."""
     assert isinstance(linear, nn.Linear)
     nn.init.normal_(linear.weight, std=0.02)
     nn.init.zeros_(linear.bias)
 
 
-def shut_linear(linear: nn.Module) -> None:
-    """All zero: the branch that ends here starts as nothing."""
+def zero_init_(linear: nn.Module) -> None:
+    """Weights and bias zero: the branch that ends here adds nothing at first."""
     assert isinstance(linear, nn.Linear)
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)
 
 
 class TimestepEmbedder(nn.Module):
-    """Timestep -> sine features -> two-layer perceptron, in the dtype of its weights."""
+    """Timestep -> sine features -> two-layer MLP, in the dtype of its weights."""
 
     def __init__(self, hidden_size: int, frequency_width: int = 256):
         super().__init__()
@@ -54,19 +54,19 @@ class TimestepEmbedder(nn.Module):
         features = timestep_features(t_B, self.frequency_width)
         return self.mlp(features.to(next(self.mlp.parameters()).dtype))
 
-    def initialise(self) -> None:
-        """Small weights, so that conditioning starts weak."""
+    def init_weights(self) -> None:
+        """Weights N(0, 0.02), so that conditioning starts weak."""
         for linear in (self.mlp[0], self.mlp[2]):
-            small_linear(linear)
+            normal_init_(linear)
 
 
 class SizeEmbedder(TimestepEmbedder):
     """Numbers that describe a clip (pixels, frames, rate, aspect ratio), each embedded like a timestep."""
 
     def embed(self, sizes_bk: Tensor, batch: int) -> Tensor:
-        """[b] or [b, k] -> [batch, k * D]; with b < batch the rows are repeated as a whole, as guidance needs.
+        """[b] or [b, k] -> [batch, k * D]; with b < batch all rows are repeated, as guidance needs.
 
-        ShapeError when b does not divide the batch.
+        Raises ShapeError when b does not divide the batch.
         """
         if sizes_bk.ndim == 1:
             sizes_bk = sizes_bk[:, None]
@@ -77,14 +77,14 @@ class SizeEmbedder(TimestepEmbedder):
         sizes_Bk = sizes_bk.repeat(batch // len(sizes_bk), 1)
         return self(sizes_Bk.flatten()).view(batch, -1)
 
-    def start_silent(self) -> None:
-        """As nothing, for models that start from weights which knew no such number."""
-        small_linear(self.mlp[0])
-        shut_linear(self.mlp[2])
+    def zero_init_output_(self) -> None:
+        """Zero output, for models that start from weights without this condition."""
+        normal_init_(self.mlp[0])
+        zero_init_(self.mlp[2])
 
 
 def any_true(drop_B: Tensor | None) -> bool:
-    """Whether a condition is to be dropped; on the meta device, where a run is planned, none is."""
+    """True if any sample drops its condition; False on the meta device, where runs are planned."""
     return drop_B is not None and not drop_B.is_meta and bool(drop_B.any())
 
 
@@ -97,11 +97,11 @@ class LabelEmbedder(nn.Module):
         self.has_null = dropout_prob > 0
         self.embedding_table = nn.Embedding(num_classes + self.has_null, hidden_size)
 
-    def initialise(self) -> None:
+    def init_weights(self) -> None:
         nn.init.normal_(self.embedding_table.weight, std=0.02)
 
     def null(self, n: int) -> Tensor:
-        """Labels [n] that say "no class"; ShapeError when the model was built without them."""
+        """Null class labels [n]. Raises ShapeError when the model was built without a null class."""
         if not self.has_null:
             raise ShapeError(
                 "labels: class_dropout_prob=0 leaves no null class; guidance needs one, so raise it above 0"
@@ -117,7 +117,7 @@ class LabelEmbedder(nn.Module):
 
 
 class CaptionEmbedder(nn.Module):
-    """Projects caption states to the model's width; knows the null caption.
+    """Projects caption states to the model's width; holds the null caption.
 
     `y_embedding` [L, C] is the null caption in caption space. It is a buffer, not a parameter: never trained.
     """
@@ -128,9 +128,9 @@ class CaptionEmbedder(nn.Module):
         self.register_buffer("y_embedding", torch.randn(token_num, in_channels) / in_channels**0.5)
         self.y_embedding: Tensor
 
-    def initialise(self) -> None:
-        small_linear(self.y_proj.fc1)
-        small_linear(self.y_proj.fc2)
+    def init_weights(self) -> None:
+        normal_init_(self.y_proj.fc1)
+        normal_init_(self.y_proj.fc2)
 
     def null(self, n: int) -> Tensor:
         """The null caption [n, 1, L, C]."""
@@ -150,11 +150,11 @@ class CaptionEmbedder(nn.Module):
 
 
 def text_mask(mask: Tensor | None, batch: int, length: int) -> Tensor | None:
-    """Bring a caption mask to bool [batch, length], True = token counts; None stays None.
+    """A caption mask as bool [batch, length], True = token counts; None stays None.
 
-    Takes [b, L] or [b, 1, 1, L]. With b < batch the rows are repeated as a whole, so that under guidance the null
-    caption keeps only as many tokens as the prompt has: released weights are sampled this way.
-    A row without any token would make attention NaN; it sees all tokens instead.
+    Takes [b, L] or [b, 1, 1, L]. With b < batch all rows are repeated, so that under guidance the null caption keeps
+    only as many tokens as the prompt has: released weights are sampled this way. A row without any token would make
+    attention NaN; it attends to all tokens instead. Raises ShapeError.
     """
     if mask is None:
         return None
@@ -171,12 +171,12 @@ def text_mask(mask: Tensor | None, batch: int, length: int) -> Tensor | None:
 def embed_captions(
     embedder: CaptionEmbedder, y_B1LC: Tensor, mask: Tensor | None, drop_B: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """What cross-attention sees: embedded captions [B, L, D] and which of their tokens count, bool [B, L]."""
+    """Keys of cross-attention: embedded captions [B, L, D] and their mask, bool [B, L]."""
     y_BLD = embedder(y_B1LC, drop_B).squeeze(1)
     return y_BLD, text_mask(mask, len(y_BLD), y_BLD.shape[1])
 
 
-def sine_table(width: int, positions: NDArray) -> NDArray:
+def sincos_1d(width: int, positions: NDArray) -> NDArray:
     """float64 [len(positions), width]: sines, then cosines, of position / 10000^(2i / width)."""
     rates = 1.0 / 10000 ** (np.arange(exact_div("position table: width", width, 2), dtype=np.float64) / (width / 2.0))
     angles = positions.reshape(-1).astype(np.float64)[:, None] * rates
@@ -184,25 +184,25 @@ def sine_table(width: int, positions: NDArray) -> NDArray:
 
 
 def check_positive(scale: float) -> float:
-    """The number that divides positions; ShapeError for one that would make them infinite or turn them round."""
+    """`scale`, which divides positions. Raises ShapeError unless it is above 0."""
     if not scale > 0:
         raise ShapeError(f"position table: scale {scale}; allowed: above 0; correct space_scale or time_scale")
     return scale
 
 
-def chance(class_dropout_prob: float) -> float:
-    """The share of captions or classes that training leaves out; ConfigError for what is no share."""
+def check_probability(class_dropout_prob: float) -> float:
+    """`class_dropout_prob`. Raises ConfigError outside [0, 1]."""
     if not 0 <= class_dropout_prob <= 1:
         raise ConfigError(f"model.class_dropout_prob: {class_dropout_prob}; allowed: 0 to 1; correct it")
     return class_dropout_prob
 
 
-def temporal_table(width: int, frames: int, scale: float = 1.0) -> NDArray:
+def sincos_temporal(width: int, frames: int, scale: float = 1.0) -> NDArray:
     """float64 [frames, width]; position = frame / scale."""
-    return sine_table(width, np.arange(frames) / check_positive(scale))
+    return sincos_1d(width, np.arange(frames) / check_positive(scale))
 
 
-def spatial_table(width: int, rows: int, columns: int, scale: float = 1.0, base_size: int | None = None) -> NDArray:
+def sincos_spatial(width: int, rows: int, columns: int, scale: float = 1.0, base_size: int | None = None) -> NDArray:
     """float64 [rows * columns, width], row by row: the first half encodes the column, the second half the row.
 
     Coordinates are index / scale, and with `base_size` also times base_size / (rows or columns). They are float32,
@@ -214,22 +214,22 @@ def spatial_table(width: int, rows: int, columns: int, scale: float = 1.0, base_
     c = np.arange(columns, dtype=np.float32) / scale
     if base_size is not None:
         r, c = r * (base_size / rows), c * (base_size / columns)
-    return grid_table(width, r, c)
+    return sincos_2d(width, r, c)
 
 
-def grid_table(width: int, rows: NDArray, columns: NDArray) -> NDArray:
-    """float64 [rows * columns, width], row by row, from coordinates: first half of the column, second of the row."""
+def sincos_2d(width: int, rows: NDArray, columns: NDArray) -> NDArray:
+    """float64 [rows * columns, width], row by row, from coordinates: the first half encodes the column, the second the row."""
     column, row = np.meshgrid(columns, rows)
-    return np.concatenate([sine_table(width // 2, column), sine_table(width // 2, row)], axis=1)
+    return np.concatenate([sincos_1d(width // 2, column), sincos_1d(width // 2, row)], axis=1)
 
 
-def dynamic_table(
+def sincos_any_size(
     width: int, rows: int, columns: int, scale: float | Tensor, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """[rows * columns, width], row by row, for a grid of any size: the first half encodes the column, the second the row.
 
-    A coordinate is index / scale * base / (rows or columns), with base = sqrt(rows * columns) rounded to the even
-    neighbour, as Python rounds: small and large grids share one range (STDiT2 and STDiT3; Open-Sora 1.1).
+    A coordinate is index / scale * base / (rows or columns), with base = sqrt(rows * columns) rounded half to
+    even, as Python rounds: small and large grids share one range (STDiT2 and STDiT3; Open-Sora 1.1).
     """
     exact_div("position table: hidden_size", width, 4)
     base = round((rows * columns) ** 0.5)

@@ -19,7 +19,7 @@ Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # q [B,h,
 class Kernels:
     """Kernels of one device; None = torch's own."""
 
-    # (dtype, head width, whether there is a mask) -> the attention to use, or None where it does not apply
+    # (dtype, head width, has a mask) -> attention kernel, or None where the device has none for them
     attention: Callable[[torch.dtype, int, bool], Attention | None] | None = None
     layer_norm: Callable[[Tensor, Tensor | None, Tensor | None, float], Tensor] | None = None  # x, weight, bias, eps
     rms_norm: Callable[[Tensor, Tensor, float], Tensor] | None = None  # x, weight, eps

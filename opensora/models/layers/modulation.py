@@ -10,43 +10,43 @@ from torch import Tensor, nn
 from opensora.models.layers.norm import norm_modulate
 
 
-def gated(x: Tensor, gate: Tensor, branch: Tensor) -> Tensor:
+def gated_residual(x: Tensor, gate: Tensor, branch: Tensor) -> Tensor:
     """x + gate * branch in one pass."""
     return torch.addcmul(x, gate, branch)
 
 
-def per_frame(x_mask_BT: Tensor, active: Tensor, still: Tensor) -> Tensor:
-    """[B, T, 1, D]: `active` where the frame is denoised (True), `still` where it is a condition."""
-    return torch.where(x_mask_BT.bool()[:, :, None, None], active, still)
+def per_frame(x_mask_BT: Tensor, noised: Tensor, clean: Tensor) -> Tensor:
+    """`noised` in frames where the mask is True, `clean` in conditioning frames; broadcast to [B, T, 1 or S, D]."""
+    return torch.where(x_mask_BT.bool()[:, :, None, None], noised, clean)
 
 
 def modulation_vectors(
-    table_RD: Tensor, time_BRD: Tensor, x_mask_BT: Tensor | None = None, still_BRD: Tensor | None = None
+    table_RD: Tensor, time_BRD: Tensor, x_mask_BT: Tensor | None = None, time0_BRD: Tensor | None = None
 ) -> tuple[Tensor, ...]:
-    """Rows of table + time, each [B, 1, 1, D]; with `x_mask_BT` each [B, T, 1, D], from `still_BRD` where it is False."""
+    """Rows of table + time, each [B, 1, 1, D]; with `x_mask_BT` each [B, T, 1, D], from `time0_BRD` where it is False."""
     vectors = (table_RD + time_BRD)[:, :, None, None].unbind(1)
-    if x_mask_BT is None or still_BRD is None:
+    if x_mask_BT is None or time0_BRD is None:
         return vectors
-    pairs = zip(vectors, modulation_vectors(table_RD, still_BRD), strict=True)
-    return tuple(per_frame(x_mask_BT, active, still) for active, still in pairs)
+    pairs = zip(vectors, modulation_vectors(table_RD, time0_BRD), strict=True)
+    return tuple(per_frame(x_mask_BT, noised, clean) for noised, clean in pairs)
 
 
 class ScaleShiftTable(nn.Module):
-    """Keeps the pieces that a table plus a time embedding gives. Subclasses own `scale_shift_table` [rows, D]."""
+    """Owns `scale_shift_table` [rows, D]: the learned part of the modulation, to which the time embedding is added."""
 
     def __init__(self, rows: int, dim: int):
         super().__init__()
         self.scale_shift_table = nn.Parameter(torch.randn(rows, dim) / dim**0.5)
 
-    def vectors(
-        self, time_BRD: Tensor, x_mask_BT: Tensor | None = None, still_BRD: Tensor | None = None
+    def modulation(
+        self, time_BRD: Tensor, x_mask_BT: Tensor | None = None, time0_BRD: Tensor | None = None
     ) -> tuple[Tensor, ...]:
-        """`modulation_vectors` of the own table."""
-        return modulation_vectors(self.scale_shift_table, time_BRD, x_mask_BT, still_BRD)
+        """`modulation_vectors` of this table."""
+        return modulation_vectors(self.scale_shift_table, time_BRD, x_mask_BT, time0_BRD)
 
 
 class FinalLayer(ScaleShiftTable):
-    """Norm, modulation and the projection to patches. `t_BD` is the plain timestep embedding."""
+    """Norm, modulation and the projection to patches. t_BD: the timestep embedding."""
 
     def __init__(self, dim: int, out_features: int):
         super().__init__(2, dim)
@@ -55,17 +55,17 @@ class FinalLayer(ScaleShiftTable):
     def forward(
         self, x_BTSD: Tensor, t_BD: Tensor, x_mask_BT: Tensor | None = None, t0_BD: Tensor | None = None
     ) -> Tensor:
-        shift, scale = self.vectors(t_BD[:, None])
+        shift, scale = self.modulation(t_BD[:, None])
         x = norm_modulate(x_BTSD, shift, scale)
         if x_mask_BT is not None and t0_BD is not None:
-            # Conditioning frames are normalised and modulated a second time: wrong, but weights were trained so.
-            shift, scale = self.vectors(t0_BD[:, None])
+            # Conditioning frames are normalized and modulated a second time: wrong, but weights were trained so.
+            shift, scale = self.modulation(t0_BD[:, None])
             x = per_frame(x_mask_BT, x, norm_modulate(x, shift, scale))
         return self.linear(x)
 
 
 class AdaFinalLayer(nn.Module):
-    """Norm, modulation by a layer of its own, and the projection to patches (DiT; arXiv:2212.09748, fig. 3)."""
+    """Norm, modulation by its own layer, and the projection to patches (DiT; arXiv:2212.09748, fig. 3)."""
 
     def __init__(self, dim: int, out_features: int):
         super().__init__()

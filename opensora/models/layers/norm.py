@@ -1,4 +1,4 @@
-"""Norms and the fused forms that models use; `kernels.py` may put a device's own kernel in their place.
+"""Norms and the fused forms that models use; `kernels.py` may replace them by a device's own kernels.
 
 Shapes: D width, [B, 1, 1, D] a vector per sample, [B, T, 1, D] a vector per frame, d width of a head.
 """
@@ -22,12 +22,12 @@ def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = No
 def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6) -> Tensor:
     """layer_norm(x) * (1 + scale) + shift for x [B, T, S, D] and vectors [B or 1, T or 1, 1, D].
 
-    A vector per sample takes the place of the norm's own weight and bias: one pass over the tokens instead of three,
-    in forward and backward.
+    A vector per sample is passed as the norm's weight and bias: one pass over the tokens instead of three, in forward
+    and backward.
     """
     if scale.shape[1:-1].numel() > 1 or scale.shape[0] not in (1, x.shape[0]):
         return layer_norm(x, eps=eps) * (1 + scale) + shift
-    # Under autocast the vectors come from a linear layer, narrower than the tokens: torch's norm wants one type.
+    # Under autocast the vectors come from a linear layer, narrower than the tokens: torch's norm needs one dtype.
     weight, bias = (vector.to(x.dtype).flatten(0, -2) for vector in (1 + scale, shift))
     if len(weight) == 1:
         return layer_norm(x, weight[0], bias[0], eps)

@@ -1,4 +1,4 @@
-"""Cutting latents into patches and putting them together again.
+"""Latents to patches and back.
 
 Shapes: B batch, C channels, T H W the token grid; a patch is (pt, ph, pw) latent cells.
 """
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """float32 in place of narrower floats; float32 and float64 as they are."""
+    """float32 instead of narrower floats; float32 and float64 unchanged."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 

@@ -14,11 +14,11 @@ from opensora.models.shape_checks import exact_div
 def rope_frequencies(width: int, base: float = 10000.0) -> Tensor:
     """float32 [width / 2]: base^(-2k / width)."""
     exact_div("rotary embedding: width", width, 2)
-    return 1.0 / base ** (torch.arange(0, width, 2, dtype=torch.float32) / width)  # to the bit as released weights hold
+    return 1.0 / base ** (torch.arange(0, width, 2, dtype=torch.float32) / width)  # bit-equal to released weights
 
 
 class RotaryEmbedding(nn.Module):
-    """Keeps the frequencies as a parameter that is not trained: released weights hold them, and they are used."""
+    """Holds the frequencies as an untrained parameter: released weights contain and use them."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -30,7 +30,7 @@ class RotaryEmbedding(nn.Module):
 
 
 def pair_rotation(angles_Nk: Tensor) -> Callable[[Tensor], Tensor]:
-    """`rotate_pairs` by these angles, for many calls: sines and cosines are computed once."""
+    """`rotate_pairs` by fixed angles, with sines and cosines computed once."""
     cos, sin = angles_Nk.cos().repeat_interleave(2, dim=-1), angles_Nk.sin().repeat_interleave(2, dim=-1)
 
     def rotate(x: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ def pair_rotation(angles_Nk: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def rotate_pairs(x: Tensor, angles_Nk: Tensor) -> Tensor:
-    """Rotate neighbours (2k, 2k + 1) of the last axis of x [..., N, 2k] by the angles [..., N, k]."""
+    """Rotate neighbors (2k, 2k + 1) of the last axis of x [..., N, 2k] by the angles [..., N, k]."""
     return pair_rotation(angles_Nk)(x)
 
 

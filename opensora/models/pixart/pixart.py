@@ -17,20 +17,20 @@ from torch import Tensor, nn
 from opensora.models.layers.attention import CrossAttention, SelfAttention
 from opensora.models.layers.embed import (
     SizeEmbedder,
-    shut_linear,
-    spatial_table,
-    temporal_table,
+    sincos_spatial,
+    sincos_temporal,
+    zero_init_,
 )
-from opensora.models.layers.modulation import FinalLayer, ScaleShiftTable, gated
+from opensora.models.layers.modulation import FinalLayer, ScaleShiftTable, gated_residual
 from opensora.models.layers.norm import norm_modulate
 from opensora.models.layers.text_context import TextCache, TextContext, text_context
 from opensora.models.shape_checks import ShapeError, exact_div
-from opensora.models.stdit.base import SpaceTimeDenoiser, drop_rates, modulation_rows
+from opensora.models.stdit.base import SpaceTimeDenoiser, drop_rates, project_modulation
 from opensora.registry import MODELS, register_preset
 
 
 class PixArtBlock(ScaleShiftTable):
-    """Self-attention, cross-attention and perceptron on [B, 1, N, D]."""
+    """Self-attention, cross-attention and MLP on [B, 1, N, D]."""
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float, drop_path: float):
         super().__init__(6, dim)
@@ -40,63 +40,57 @@ class PixArtBlock(ScaleShiftTable):
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x_B1ND: Tensor, text: TextContext, time_B6D: Tensor) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.vectors(time_B6D)
-        x = gated(x_B1ND, gate1, self.drop_path(self.attn(norm_modulate(x_B1ND, shift1, scale1))))
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(time_B6D)
+        x = gated_residual(x_B1ND, gate1, self.drop_path(self.attn(norm_modulate(x_B1ND, shift1, scale1))))
         x = x + self.cross_attn(x.squeeze(1), text).unsqueeze(1)
-        return gated(x, gate2, self.drop_path(self.mlp(norm_modulate(x, shift2, scale2))))
+        return gated_residual(x, gate2, self.drop_path(self.mlp(norm_modulate(x, shift2, scale2))))
 
 
 @MODELS.register_module()
 class PixArt(SpaceTimeDenoiser):
-    """The denoiser of one size; an image is a clip of one frame.
-
-    input_size: latent frames, rows, columns. space_scale, time_scale: divide positions, so that a model trained at
-    another size or frame rate keeps its meaning of distance. base_size: the side, in latent rows, whose positions the
-    spatial table is stretched to; None = the square root of the number of patches, as in Open-Sora 1.0.
-    no_temporal_pos_emb: frames get no position. drop_path draws from torch's global generator.
-    """
+    """PixArt-alpha for latents of one size; an image is a clip of one frame."""
 
     takes_x_mask = False
 
     def __init__(
         self,
-        input_size: Sequence[int] = (1, 32, 32),
-        in_channels: int = 4,
-        patch_size: Sequence[int] = (1, 2, 2),
+        input_size: Sequence[int] = (1, 32, 32),  # latent frames, rows, columns
+        in_channels: int = 4,  # of the latents
+        patch_size: Sequence[int] = (1, 2, 2),  # latents per token along frames, rows, columns
         hidden_size: int = 1152,
-        depth: int = 28,
+        depth: int = 28,  # blocks
         num_heads: int = 16,
-        mlp_ratio: float = 4.0,
-        class_dropout_prob: float = 0.1,
-        pred_sigma: bool = True,
-        drop_path: float = 0.0,
-        no_temporal_pos_emb: bool = False,
-        caption_channels: int = 4096,
-        model_max_length: int = 120,
-        space_scale: float = 1.0,
-        time_scale: float = 1.0,
-        base_size: int | None = None,
+        mlp_ratio: float = 4.0,  # inner width of the MLP / hidden_size
+        class_dropout_prob: float = 0.1,  # share of samples that train on the null caption
+        pred_sigma: bool = True,  # predict the variance as well
+        drop_path: float = 0.0,  # stochastic depth of the last block; draws from torch's global generator
+        no_temporal_pos_emb: bool = False,  # frames get no position
+        caption_channels: int = 4096,  # width of the text encoder's states
+        model_max_length: int = 120,  # tokens of a caption
+        space_scale: float = 1.0,  # divides rows and columns, for weights of another image size
+        time_scale: float = 1.0,  # divides frame numbers, for weights of another frame rate
+        base_size: int | None = None,  # latent rows whose positions the table is stretched to; None = sqrt(patches)
     ):
         super().__init__(
-            input_size,
-            in_channels,
-            patch_size,
-            hidden_size,
-            depth,
-            num_heads,
-            class_dropout_prob,
-            pred_sigma,
-            caption_channels,
-            model_max_length,
+            input_size=input_size,
+            in_channels=in_channels,
+            patch_size=patch_size,
+            hidden_size=hidden_size,
+            depth=depth,
+            num_heads=num_heads,
+            class_dropout_prob=class_dropout_prob,
+            pred_sigma=pred_sigma,
+            caption_channels=caption_channels,
+            model_max_length=model_max_length,
         )
         self.no_temporal_pos_emb = no_temporal_pos_emb
         self.space_scale, self.time_scale = space_scale, time_scale
 
         frames, rows, columns = self.grid
         self.base_size = int((rows * columns) ** 0.5) if base_size is None else base_size // self.patch_size[1]
-        spatial = torch.as_tensor(spatial_table(hidden_size, rows, columns, space_scale, self.base_size))
+        spatial = torch.as_tensor(sincos_spatial(hidden_size, rows, columns, space_scale, self.base_size))
         self.register_buffer("pos_embed", spatial.float()[None])
-        temporal = torch.as_tensor(temporal_table(hidden_size, frames, time_scale))
+        temporal = torch.as_tensor(sincos_temporal(hidden_size, frames, time_scale))
         self.register_buffer("pos_embed_temporal", temporal.float()[None])
         self.pos_embed: Tensor
         self.pos_embed_temporal: Tensor
@@ -106,18 +100,18 @@ class PixArt(SpaceTimeDenoiser):
             PixArtBlock(hidden_size, num_heads, mlp_ratio, rate) for rate in drop_rates(drop_path, depth)
         )
         self.final_layer = FinalLayer(hidden_size, self.patch_features)
-        self.initialise()
+        self.init_weights()
 
     def add_conditioning(self) -> None:
-        """Modules that a subclass conditions on; called before weights are initialised."""
+        """Add a subclass's conditioning modules; called before the weights are initialized."""
 
-    def initialise(self) -> None:
-        """PixArt's start: small conditioning, no caption and no output yet."""
-        self.start_small()
+    def init_weights(self) -> None:
+        """PixArt's initialization: N(0, 0.02) conditioning; cross-attention and the final layer start at zero."""
+        self.init_pixart_()
         for block in self.blocks:
             assert isinstance(block, PixArtBlock)
-            shut_linear(block.cross_attn.proj)
-        shut_linear(self.final_layer.linear)
+            zero_init_(block.cross_attn.proj)
+        zero_init_(self.final_layer.linear)
 
     def forward(
         self,
@@ -148,10 +142,10 @@ class PixArt(SpaceTimeDenoiser):
         drop_B: Tensor | None,
         text_cache: TextCache | None,
     ) -> Tensor:
-        x_BTSD = self.a2a_to_patches(x, x_mask).flatten(2, 3) + position_1SD
+        x_BTSD = self.embed_patches(x, x_mask).flatten(2, 3) + position_1SD
         if not self.no_temporal_pos_emb:
             x_BTSD = x_BTSD + self.pos_embed_temporal[:, :, None]
-        time_B6D = modulation_rows(self.t_block, t_BD, 6)
+        time_B6D = project_modulation(self.t_block, t_BD, 6)
         text = text_context(functools.partial(self.embed_text, y, mask, drop_B), text_cache)
 
         x_B1ND = self.split_seq(x_BTSD.flatten(1, 2).unsqueeze(1))
@@ -163,11 +157,10 @@ class PixArt(SpaceTimeDenoiser):
 
 @MODELS.register_module()
 class PixArtMS(PixArt):
-    """PixArt for images of any size: told their height, width and aspect ratio, positions computed for their grid.
+    """PixArt for images of any size, conditioned on height, width and aspect ratio.
 
-    `input_size` says how many frames there are and which grid the positions of the others are stretched to; Open-Sora
-    1.0 took only grids of as many patches as that one. The stored `pos_embed` is part of the released weights and, as
-    there, never read.
+    `input_size` fixes the number of frames, and the grid that positions of other grids are stretched to; Open-Sora 1.0
+    took only grids of equally many patches. The stored `pos_embed` is part of the released weights; it is never read.
     """
 
     size_conditions = ("height", "width", "ar")
@@ -175,15 +168,15 @@ class PixArtMS(PixArt):
     fixed_frames = True
 
     def add_conditioning(self) -> None:
-        part = exact_div("PixArtMS: hidden_size over the three numbers of a size", self.hidden_size, 3)
+        part = exact_div("PixArtMS: hidden_size over height, width and aspect ratio", self.hidden_size, 3)
         self.csize_embedder, self.ar_embedder = SizeEmbedder(part), SizeEmbedder(part)
 
-    def initialise(self) -> None:
-        super().initialise()
-        self.csize_embedder.initialise()
-        self.ar_embedder.initialise()
+    def init_weights(self) -> None:
+        super().init_weights()
+        self.csize_embedder.init_weights()
+        self.ar_embedder.init_weights()
 
-    def forward(  # type: ignore[override]  # a model says in size_conditions what more it takes
+    def forward(  # type: ignore[override]  # size_conditions names the additional arguments
         self,
         x: Tensor,
         timestep: Tensor,
@@ -197,9 +190,9 @@ class PixArtMS(PixArt):
         width: Tensor,
         ar: Tensor,
     ) -> Tensor:
-        """As PixArt's; height and width in pixels and ar = height / width, each [B] or of a divisor of B rows.
+        """As PixArt's; height and width in pixels and ar = height / width, each [B] or [b] with b dividing B.
 
-        ShapeError for another number of frames than constructed.
+        Raises ShapeError for a number of frames other than that of `input_size`.
         """
         if x.shape[2] != self.input_size[0]:
             raise ShapeError(
@@ -209,7 +202,7 @@ class PixArtMS(PixArt):
         sides_BD = self.csize_embedder.embed(torch.stack([height, width], dim=-1), len(x))
         size_BD = torch.cat([sides_BD, self.ar_embedder.embed(ar, len(x))], dim=-1)
         rows, columns = (-(-n // p) for n, p in zip(x.shape[3:], self.patch_size[1:], strict=True))
-        position_SD = fixed_table(
+        position_SD = cached_sincos_spatial(
             self.hidden_size, rows, columns, self.space_scale, self.base_size, self.dtype, x.device
         )
         return self._denoise(
@@ -217,12 +210,12 @@ class PixArtMS(PixArt):
         )
 
 
-@functools.lru_cache(maxsize=8)  # a few sizes take turns; a table of 1024x1024 pixels has 19 MB
-def fixed_table(
+@functools.lru_cache(maxsize=8)  # runs alternate between a few sizes; the table of 1024x1024 pixels has 19 MB
+def cached_sincos_spatial(
     width: int, rows: int, columns: int, scale: float, base_size: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """`spatial_table` as a tensor on a device, kept."""
-    table = spatial_table(width, rows, columns, scale, base_size).astype(np.float32)
+    """`sincos_spatial` as a tensor on a device, cached."""
+    table = sincos_spatial(width, rows, columns, scale, base_size).astype(np.float32)
     return torch.as_tensor(table, dtype=dtype, device=device)
 
 

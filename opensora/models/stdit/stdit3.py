@@ -1,4 +1,4 @@
-"""STDiT3 of Open-Sora 1.2 and 1.3: spatial and temporal blocks take turns, each with its own text and perceptron.
+"""STDiT3 of Open-Sora 1.2 and 1.3: spatial and temporal blocks take turns, each with its own cross-attention and MLP.
 
 Shapes: B batch, C latent channels, T H W latent frames/rows/columns (after patching: the token grid),
 S = H*W patches of a frame, L text tokens, D width.
@@ -16,20 +16,27 @@ from torch import Tensor, nn
 
 from opensora.models.layers.attention import CrossAttention, SelfAttention
 from opensora.models.layers.embed import SizeEmbedder, text_mask
-from opensora.models.layers.modulation import FinalLayer, ScaleShiftTable, gated
+from opensora.models.layers.modulation import FinalLayer, ScaleShiftTable, gated_residual
 from opensora.models.layers.norm import norm_modulate
 from opensora.models.layers.patch import PatchEmbed3D
 from opensora.models.layers.rope import RotaryEmbedding
 from opensora.models.layers.text_context import TextCache, text_context
 from opensora.models.shape_checks import ShapeError, exact_div
-from opensora.models.stdit.attention import Given, SpatialAttention, Text, along_time, given_rows
-from opensora.models.stdit.base import AnySizeDenoiser, drop_rates, modulation_rows
-from opensora.models.stdit.windows import WindowAttention, Windows, grid_rotation, window_size
+from opensora.models.stdit.attention import (
+    FrameIndices,
+    FrameText,
+    Rotate,
+    SpatialAttention,
+    per_sample_frames,
+    temporal_attention,
+)
+from opensora.models.stdit.base import AnySizeDenoiser, drop_rates, project_modulation
+from opensora.models.stdit.windows import WindowAttention, Windows, rotation_3d, window_size
 from opensora.registry import MODELS, register_preset
 
 
 class STDiT3Block(ScaleShiftTable):
-    """Attention of one kind, cross-attention and perceptron on [B, T, S, D]."""
+    """Attention of one kind, cross-attention and MLP on [B, T, S, D]."""
 
     def __init__(self, attention: SelfAttention, dim: int, num_heads: int, mlp_ratio: float, drop_path: float):
         super().__init__(6, dim)
@@ -38,83 +45,75 @@ class STDiT3Block(ScaleShiftTable):
         self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=GELUTanh)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
-    def attend(self, x_BTSD: Tensor, place: Any) -> Tensor:
-        """place: what the kind of attention is told of positions, a rotation or windows."""
-        return self.attn(x_BTSD, place)
+    def attend(self, x_BTSD: Tensor, positions: Rotate | Windows | None) -> Tensor:
+        """positions: the rotation of queries and keys, or the windows to attend within."""
+        return self.attn(x_BTSD, positions)
 
     def forward(
         self,
         x_BTSD: Tensor,
-        text: Text,
-        place: Any,
+        text: FrameText,
+        positions: Rotate | Windows | None,
         time_B6D: Tensor,
         x_mask_BT: Tensor | None = None,
-        still_B6D: Tensor | None = None,
+        time0_B6D: Tensor | None = None,
     ) -> Tensor:
-        """`still_B6D` is the modulation at timestep 0, for frames where `x_mask_BT` is False."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.vectors(time_B6D, x_mask_BT, still_B6D)
-        x = gated(x_BTSD, gate1, self.drop_path(self.attend(norm_modulate(x_BTSD, shift1, scale1), place)))
-        x = x + text.read(self.cross_attn, x)
-        return gated(x, gate2, self.drop_path(self.mlp(norm_modulate(x, shift2, scale2))))
+        """time0_B6D: the modulation at timestep 0, for frames where `x_mask_BT` is False."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(time_B6D, x_mask_BT, time0_B6D)
+        x = gated_residual(x_BTSD, gate1, self.drop_path(self.attend(norm_modulate(x_BTSD, shift1, scale1), positions)))
+        x = x + text.cross_attend(self.cross_attn, x)
+        return gated_residual(x, gate2, self.drop_path(self.mlp(norm_modulate(x, shift2, scale2))))
 
 
 class TemporalBlock(STDiT3Block):
-    """With attention along time at each place of the frame."""
+    """STDiT3Block with attention along time at each patch position."""
 
-    def attend(self, x_BTSD: Tensor, place: Any) -> Tensor:
-        return along_time(self.attn, x_BTSD, place)
+    def attend(self, x_BTSD: Tensor, positions: Rotate | Windows | None) -> Tensor:
+        assert not isinstance(positions, Windows)
+        return temporal_attention(self.attn, x_BTSD, positions)
 
 
 @MODELS.register_module()
 class STDiT3(AnySizeDenoiser):
-    """The denoiser. Sizes that patches do not divide are padded with zeros, and the output is cropped.
-
-    input_size: latent frames, rows, columns that a run is planned for; any other size works as well.
-    qk_norm: RMS norm of queries and keys. input_sq_size: side in pixels of the square whose patches are one position
-    apart. drop_path draws from torch's global generator.
-    skip_y_embedder: captions come embedded and packed, [1, sum of lengths, D], with their lengths as mask.
-    freeze_y_embedder: the caption embedder is not trained, as in Open-Sora 1.2, which took it over from PixArt.
-    Of Open-Sora 1.3: kernel_size: temporal blocks attend within windows of this many (rows, columns, frames), -1 = all.
-    use_spatial_rope: queries and keys of spatial blocks turn with row and column; needs kernel_size.
-    skip_temporal: spatial blocks only. conditioned: has embedders for given latents (image or video to video).
-    """
+    """STDiT3 of Open-Sora 1.2 and 1.3. Latents that patches do not divide are padded, and the output is cropped."""
 
     size_conditions = ("height", "width", "fps")
 
     def __init__(
         self,
-        input_size: Sequence[int | None] = (None, None, None),
-        in_channels: int = 4,
-        patch_size: Sequence[int] = (1, 2, 2),
+        input_size: Sequence[int | None] = (None, None, None),  # latent size the run is planned for; others work too
+        in_channels: int = 4,  # of the latents
+        patch_size: Sequence[int] = (1, 2, 2),  # latents per token along frames, rows, columns
         hidden_size: int = 1152,
-        depth: int = 28,
+        depth: int = 28,  # pairs of a spatial and a temporal block
         num_heads: int = 16,
-        mlp_ratio: float = 4.0,
-        class_dropout_prob: float = 0.1,
-        pred_sigma: bool = True,
-        drop_path: float = 0.0,
-        caption_channels: int = 4096,
-        model_max_length: int = 300,
-        qk_norm: bool = True,
-        input_sq_size: int = 512,
-        skip_y_embedder: bool = False,
-        freeze_y_embedder: bool = False,
-        kernel_size: Sequence[int] | None = None,
-        use_spatial_rope: bool = False,
-        skip_temporal: bool = False,
-        conditioned: bool = False,
+        mlp_ratio: float = 4.0,  # inner width of the MLP / hidden_size
+        class_dropout_prob: float = 0.1,  # share of samples that train on the null caption
+        pred_sigma: bool = True,  # predict the variance as well
+        drop_path: float = 0.0,  # stochastic depth of the last block; draws from torch's global generator
+        caption_channels: int = 4096,  # width of the text encoder's states
+        model_max_length: int = 300,  # tokens of a caption
+        qk_norm: bool = True,  # RMS norm of queries and keys
+        input_sq_size: int = 512,  # pixels: side of the square whose patches are one position apart
+        skip_y_embedder: bool = False,  # captions come embedded and packed, [1, sum of lengths, D]; mask = the lengths
+        freeze_y_embedder: bool = False,  # do not train the caption embedder: 1.2 took it over from PixArt
+        # Open-Sora 1.3
+        kernel_size: Sequence[int] | None = None,  # temporal blocks attend in windows (rows, columns, frames); -1 = all
+        use_spatial_rope: bool = False,  # row and column rotate queries and keys of spatial blocks; needs kernel_size
+        skip_temporal: bool = False,  # spatial blocks only
+        conditioned: bool = False,  # embed conditioning latents, for image or video to video
     ):
         super().__init__(
-            input_size,
-            in_channels,
-            patch_size,
-            hidden_size,
-            depth,
-            num_heads,
-            class_dropout_prob,
-            pred_sigma,
-            caption_channels,
-            model_max_length,
+            input_size=input_size,
+            in_channels=in_channels,
+            patch_size=patch_size,
+            hidden_size=hidden_size,
+            depth=depth,
+            num_heads=num_heads,
+            class_dropout_prob=class_dropout_prob,
+            pred_sigma=pred_sigma,
+            caption_channels=caption_channels,
+            model_max_length=model_max_length,
         )
         self.input_sq_size = input_sq_size
         self.skip_y_embedder, self.conditioned = skip_y_embedder, conditioned
@@ -122,7 +121,7 @@ class STDiT3(AnySizeDenoiser):
         self.use_spatial_rope = use_spatial_rope
         if use_spatial_rope and kernel_size is None:
             raise ShapeError(
-                "STDiT3: use_spatial_rope without kernel_size; the rotation by place is that of windows, so set both "
+                "STDiT3: use_spatial_rope without kernel_size; the rotation belongs to windows, so set both "
                 "(released: kernel_size=(8, 8, -1)) or neither"
             )
         head = exact_div("STDiT3: hidden_size over num_heads", hidden_size, num_heads)
@@ -148,14 +147,14 @@ class STDiT3(AnySizeDenoiser):
         self.spatial_blocks = nn.ModuleList(spatial)
         self.temporal_blocks = nn.ModuleList(temporal)
         self.final_layer = FinalLayer(hidden_size, self.patch_features)
-        self.initialise()
+        self.init_weights()
         if freeze_y_embedder:
             self.y_embedder.requires_grad_(False)
 
-    def initialise(self) -> None:
-        """Open-Sora 1.2's start: temporal blocks, frame rate and given latents do nothing yet."""
-        self.spread_weights()
-        self.fps_embedder.start_silent()
+    def init_weights(self) -> None:
+        """Open-Sora 1.2's initialization: temporal blocks, frame rate and conditioning latents add nothing at first."""
+        self.xavier_init_()
+        self.fps_embedder.zero_init_output_()
         for block in self.temporal_blocks:
             assert isinstance(block, STDiT3Block)
             for linear in (block.attn.proj, block.cross_attn.proj, block.mlp.fc2):
@@ -165,11 +164,10 @@ class STDiT3(AnySizeDenoiser):
                 nn.init.zeros_(parameter)
 
     def checkpoint_blocks(self) -> list[nn.Module]:
-        """The modules whose activations may be recomputed instead of kept."""
         return [*self.spatial_blocks, *self.temporal_blocks]
 
     def embed_text(self, y: Tensor, mask: Any, drop_B: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """What the blocks attend to, [B, L, D] and bool [B, L]: nothing of it depends on latents or timestep."""
+        """As SpaceTimeDenoiser's; with skip_y_embedder y is [1, sum of lengths, D] and mask the lengths [B]."""
         if not self.skip_y_embedder:
             return super().embed_text(y, mask, drop_B)
         if mask is None or drop_B is not None:
@@ -193,82 +191,82 @@ class STDiT3(AnySizeDenoiser):
         fps: Tensor,
         cond: Tensor | None = None,
         cond_mask: Tensor | None = None,
-        mask_index: Given | None = None,
+        mask_index: FrameIndices | None = None,
         y_null: Tensor | None = None,
     ) -> Tensor:
         """Denoiser output [B, out_channels, T, H, W], at least float32.
 
         x [B, C, T, H, W]; timestep [B], fractions allowed; y [B, 1, L, C]; mask [B or a divisor of B, L] or
-        [b, 1, 1, L], 1 = token counts; x_mask bool [B, frames after patching], False = a frame given as condition;
+        [b, 1, 1, L], 1 = token counts; x_mask bool [B, frames after patching], False = a conditioning frame;
         drop_B bool [B], True = replace the caption by the null caption; text_cache: keeps the embedded captions
         from step to step of sampling. The clip in pixels, each [B or a divisor of B]:
         height, width, fps (120 for images).
-        Of a conditioned model: cond, cond_mask shaped as x: given latents, and 1 where they are given; mask_index: the
-        numbers of the given frames, which attend to the caption y_null (shaped as y) instead: one list for all, or one
-        per sample; None = nothing is given.
+        Of a conditioned model: cond, cond_mask shaped as x: conditioning latents, and 1 where they are; mask_index: their
+        frames, which attend to the caption y_null (shaped as y) instead: one list for all, or one per sample; None = no
+        conditioning frames.
         """
-        x_BTHWD = self.a2a_to_patches(x, x_mask)
+        x_BTHWD = self.embed_patches(x, x_mask)
         grid = (x_BTHWD.shape[1], x_BTHWD.shape[2], x_BTHWD.shape[3])
         scale = self.position_scale(height, width)
         x_BTSD = self.add_positions(x_BTHWD, scale)
         fps_BD = self.fps_embedder.embed(fps, len(x))
         t_BD, t0_BD = self.embed_times(timestep, x_mask)
         t_BD, t0_BD = t_BD + fps_BD, None if t0_BD is None else t0_BD + fps_BD
-        time_B6D, still_B6D = (modulation_rows(self.t_block, each, 6) for each in (t_BD, t0_BD))
-        text = Text(text_context(partial(self.embed_text, y, mask, drop_B), text_cache))
+        time_B6D, time0_B6D = (project_modulation(self.t_block, time_BD, 6) for time_BD in (t_BD, t0_BD))
+        text = FrameText(text_context(partial(self.embed_text, y, mask, drop_B), text_cache))
         if mask_index is not None:
-            x_BTSD = x_BTSD + self._embed_given(cond, cond_mask, x.shape)
+            x_BTSD = x_BTSD + self._embed_conditioning(cond, cond_mask, x.shape)
             text = self._with_null(text, mask_index, y_null, mask, grid[0], text_cache)
-        frame_place = grid_rotation(self.rope, (1, *grid[1:]), scale) if self.use_spatial_rope else None
-        time_place = (
+        space_positions = rotation_3d(self.rope, (1, *grid[1:]), scale) if self.use_spatial_rope else None
+        time_positions = (
             self.time_rotation(grid[0], x.device)
             if self.kernel_size is None
-            else Windows.over(len(x), grid, self.kernel_size, self.rope, scale)
+            else Windows.of_grid(len(x), grid, self.kernel_size, self.rope, scale)
         )
 
         x_BTSD = self.split_seq(x_BTSD)
         for i, spatial in enumerate(self.spatial_blocks):
-            x_BTSD = spatial(x_BTSD, text, frame_place, time_B6D, x_mask, still_B6D)
+            x_BTSD = spatial(x_BTSD, text, space_positions, time_B6D, x_mask, time0_B6D)
             if i < len(self.temporal_blocks):
-                x_BTSD = self.temporal_blocks[i](x_BTSD, text, time_place, time_B6D, x_mask, still_B6D)
+                x_BTSD = self.temporal_blocks[i](x_BTSD, text, time_positions, time_B6D, x_mask, time0_B6D)
         x_BTSD = self.gather_seq(self.final_layer(x_BTSD, t_BD, x_mask, t0_BD))
         return self.to_latents(x_BTSD.flatten(1, 2), x.shape[2:])
 
-    def _embed_given(self, cond: Tensor | None, cond_mask: Tensor | None, shape: torch.Size) -> Tensor:
-        """[B, T, S, D] of given latents and of where they are."""
+    def _embed_conditioning(self, cond: Tensor | None, cond_mask: Tensor | None, shape: torch.Size) -> Tensor:
+        """Embedded conditioning latents plus their mask, [B, T, S, D]. Raises ShapeError."""
         if not self.conditioned:
             raise ShapeError(
-                "STDiT3: mask_index was given, but this model has no embedders of given latents; build it with "
+                "STDiT3: found mask_index; this model has no embedders for conditioning latents; build it with "
                 "conditioned=True, or leave mask_index out"
             )
         if cond is None or cond_mask is None or cond.shape != shape or cond_mask.shape != shape:
-            found = [None if each is None else list(each.shape) for each in (cond, cond_mask)]
+            shapes = [None if each is None else list(each.shape) for each in (cond, cond_mask)]
             raise ShapeError(
-                f"STDiT3: cond and cond_mask of {found[0]} and {found[1]}; mask_index needs both in the shape of the "
+                f"STDiT3: cond and cond_mask of {shapes[0]} and {shapes[1]}; mask_index needs both in the shape of the "
                 f"latents, {list(shape)}"
             )
-        given = self.x_embedder_cond(cond.to(self.dtype)) + self.x_embedder_cond_mask(cond_mask.to(self.dtype))
-        return given.flatten(2, 3)
+        embedded = self.x_embedder_cond(cond.to(self.dtype)) + self.x_embedder_cond_mask(cond_mask.to(self.dtype))
+        return embedded.flatten(2, 3)
 
     def _with_null(
         self,
-        text: Text,
-        mask_index: Given,
+        text: FrameText,
+        mask_index: FrameIndices,
         y_null: Tensor | None,
         mask: Tensor | None,
         frames: int,
         text_cache: TextCache | None,
-    ) -> Text:
-        if not any(given_rows(mask_index)):
+    ) -> FrameText:
+        if not any(per_sample_frames(mask_index)):
             return text
         if y_null is None:
-            raise ShapeError("STDiT3: mask_index without y_null; give the caption that given frames attend to")
+            raise ShapeError("STDiT3: mask_index without y_null; give the caption that conditioning frames attend to")
         null = text_context(partial(self.embed_text, y_null, mask), text_cache, "null")
         return text.with_null(null, frames, mask_index)
 
 
 def _unpacked(y_1ND: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Captions one behind the other -> [B, L, D] and bool [B, L]."""
+    """Captions concatenated along tokens -> [B, L, D] and bool [B, L]."""
     if y_1ND.ndim != 3 or len(y_1ND) != 1 or int(lengths_B.sum()) != y_1ND.shape[1]:
         raise ShapeError(
             f"packed captions: shape {list(y_1ND.shape)} for lengths {lengths_B.tolist()}; "

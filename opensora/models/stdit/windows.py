@@ -27,8 +27,8 @@ def window_size(where: str, kernel_size: Sequence[int]) -> tuple[int, int, int]:
     return rows, columns, frames
 
 
-def grid_rotation(rope: RotaryEmbedding, grid: Sequence[int], scale: Tensor) -> Callable[[Tensor], Tensor]:
-    """Turns queries and keys [..., T*H*W, d]: a third of each head by frame, row / scale and column / scale.
+def rotation_3d(rope: RotaryEmbedding, grid: Sequence[int], scale: Tensor) -> Callable[[Tensor], Tensor]:
+    """Rotates queries and keys [..., T*H*W, d]: a third of each head by frame, row / scale and column / scale.
 
     `rope` holds the d / 6 frequencies that the thirds share.
     """
@@ -43,7 +43,7 @@ def grid_rotation(rope: RotaryEmbedding, grid: Sequence[int], scale: Tensor) -> 
 
 @dataclass(frozen=True)
 class Windows:
-    """How the grid of a call is cut, and the rotation within each window: attention sees differences of places only."""
+    """A grid cut into windows, and the rotation within each: attention depends on differences of positions only."""
 
     grid: tuple[int, int, int]  # T, H, W
     size: tuple[int, int, int]
@@ -51,7 +51,7 @@ class Windows:
     mask: Tensor | None = None  # bool [B * windows, 1, 1, n], False = padding; None where there is none
 
     @classmethod
-    def over(
+    def of_grid(
         cls,
         batch: int,
         grid: tuple[int, int, int],
@@ -62,22 +62,23 @@ class Windows:
         """kernel_size: rows, columns, frames, -1 = the whole axis."""
         rows, columns, frames = kernel_size
         size = [
-            whole if part == -1 else min(part, whole) for whole, part in zip(grid, (frames, rows, columns), strict=True)
+            length if window == -1 else min(window, length)
+            for length, window in zip(grid, (frames, rows, columns), strict=True)
         ]
-        windows = cls(grid, (size[0], size[1], size[2]), grid_rotation(rope, size, scale))
-        if not any(windows.missing):
+        windows = cls(grid, (size[0], size[1], size[2]), rotation_3d(rope, size, scale))
+        if not any(windows.padding):
             return windows
-        real_BTS11 = torch.ones(batch, grid[0], grid[1] * grid[2], 1, 1, device=scale.device)
-        return replace(windows, mask=windows.cut(real_BTS11).bool().transpose(2, 3))
+        valid_BTS11 = torch.ones(batch, grid[0], grid[1] * grid[2], 1, 1, device=scale.device)
+        return replace(windows, mask=windows.cut(valid_BTS11).bool().transpose(2, 3))
 
     @property
-    def missing(self) -> list[int]:
-        """Frames, rows, columns of padding that complete the last windows."""
-        return [-whole % part for whole, part in zip(self.grid, self.size, strict=True)]
+    def padding(self) -> list[int]:
+        """Frames, rows, columns of padding that fill the last windows."""
+        return [-length % window for length, window in zip(self.grid, self.size, strict=True)]
 
     def cut(self, x_BTShd: Tensor) -> Tensor:
-        """[B * windows, h, n, d]; what a window has beyond the grid is zero."""
-        mt, mh, mw = self.missing
+        """[B, T, S, h, d] -> [B * windows, h, n, d]; positions beyond the grid are zero."""
+        mt, mh, mw = self.padding
         x = F.pad(x_BTShd.unflatten(2, self.grid[1:]), (0, 0, 0, 0, 0, mw, 0, mh, 0, mt))
         b, t, h, w, heads, width = x.shape
         kt, kh, kw = self.size
@@ -87,14 +88,14 @@ class Windows:
     def join(self, x: Tensor) -> Tensor:
         """The inverse of `cut`, [B, T, S, h, d]."""
         kt, kh, kw = self.size
-        t, h, w = (whole + more for whole, more in zip(self.grid, self.missing, strict=True))
+        t, h, w = (length + pad for length, pad in zip(self.grid, self.padding, strict=True))
         x = x.reshape(-1, t // kt, h // kh, w // kw, x.shape[1], kt, kh, kw, x.shape[-1])
         x = x.permute(0, 1, 5, 2, 6, 3, 7, 4, 8).reshape(-1, t, h, w, x.shape[4], x.shape[-1])
         return x[:, : self.grid[0], : self.grid[1], : self.grid[2]].flatten(2, 3)
 
 
 class WindowAttention(SelfAttention):
-    """Within windows of [B, T, S, D], which span both frames and patches."""
+    """Self-attention of [B, T, S, D] within windows that span both frames and patches."""
 
     def __init__(self, dim: int, num_heads: int, **options: Any):
         super().__init__(dim, num_heads, crosses_split=True, **options)

@@ -1,4 +1,4 @@
-"""`classes`: captions are names of classes; a denoiser conditioned on classes (DiT, Latte) gets their numbers."""
+"""`classes`: captions that name classes become class numbers, for denoisers conditioned on classes (DiT, Latte)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,8 +18,8 @@ class ClassLabels:
     """Class numbers from captions: a class's name, in any letter case, or its number.
 
     names: the names in order of their numbers, from 0, or a UTF-8 file with one name on each line.
-    num_classes: in place of names, where captions are numbers only.
-    ConfigError when the names cannot be read or are not all different.
+    num_classes: instead of names, when captions are numbers only.
+    Raises ConfigError when the names cannot be read or repeat.
     """
 
     def __init__(self, names: Sequence[str] | str | None = None, num_classes: int | None = None):
@@ -35,37 +35,37 @@ class ClassLabels:
         self.numbers = {name.casefold(): number for number, name in enumerate(self.names)}
         for number, name in enumerate(self.names):
             if not name or self.numbers[name.casefold()] != number:
-                found = f"is {name!r} again" if name else "has no name"
+                fault = f"is {name!r} again" if name else "has no name"
                 raise ConfigError(
-                    f"text_encoder.names: class {number} {found}; names are different and not empty; correct the list"
+                    f"text_encoder.names: class {number} {fault}; names are different and not empty; correct the list"
                 )
         self.device = torch.device("cpu")
 
     @property
     def denoiser_args(self) -> dict[str, Any]:
-        """What a denoiser must be built with to take these labels."""
+        """Constructor arguments of a denoiser that takes these labels."""
         return {"condition": f"label_{self.num_classes}"}
 
     def load(self) -> Self:
-        """Nothing is left to read."""
+        """Nothing to read."""
         return self
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Self:
-        """Where labels go; they are whole numbers whatever `dtype`."""
+        """Put labels on `device`; they are integers whatever `dtype`."""
         self.device = torch.device(device)
         return self
 
     @staticmethod
-    def cleaned(caption: str, **config: Any) -> str:
-        """What is left of a caption when all that makes no difference is gone."""
+    def normalize_caption(caption: str, **config: Any) -> str:
+        """The caption without differences that do not matter: case and outer blanks."""
         return caption.strip().casefold()
 
     def encode(self, captions: Sequence[str]) -> EncodedText:
-        """Labels int64 [B], no mask. DataError for a caption that is no class."""
+        """Labels int64 [B], no mask. Raises DataError for a caption that is no class."""
         return EncodedText(torch.tensor([self.label(caption) for caption in captions], device=self.device), None)
 
     def label(self, caption: str) -> int:
-        """The number of the class that a caption names; DataError when there is none."""
+        """The number of the class that a caption names. Raises DataError when there is none."""
         word = caption.strip()
         number = self.numbers.get(word.casefold())
         if number is None and word.isdecimal() and int(word) < self.num_classes:

@@ -1,7 +1,7 @@
-"""Cleaning of captions that come from the web: links, markup, ids, file names and stray punctuation go.
+"""Clean captions from the web: remove links, markup, ids, file names and stray punctuation.
 
 Released models were trained on captions cleaned by exactly these rules, in this order, run twice.
-Source: the caption cleaning of DeepFloyd-IF, as it stands in diffusers (Apache-2.0).
+Source: the caption cleaning of DeepFloyd-IF, as in diffusers (Apache-2.0).
 """
 
 import functools
@@ -18,7 +18,7 @@ _DASHES = (
 )
 _JOINERS = re.compile(r"[-_]")
 
-# (what it takes away or unifies, pattern, replacement)
+# (what the rule removes or unifies, pattern, replacement)
 _BEFORE_MARKUP = [
     ("the person tag", r"<person>", "person"),
     ("links and bare domains", rf"\b(?:https?:(?:/{{1,3}}|[a-zA-Z0-9%])|{_DOMAIN})", ""),

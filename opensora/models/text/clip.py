@@ -1,4 +1,4 @@
-"""`clip`: the text half of CLIP, its caption pooled to one vector; for DiT and Latte conditioned on text.
+"""`clip`: the text encoder of CLIP, pooled to one vector per caption; for DiT and Latte conditioned on text.
 
 Source: Radford et al. 2021, arXiv:2103.00020.
 """
@@ -11,7 +11,7 @@ from opensora.models.text.transformers_encoder import PretrainedEncoder, read_co
 from opensora.registry import TEXT_ENCODERS
 from opensora.types import EncodedText
 
-# hidden_size of published models, so that a config can be checked before anything is fetched.
+# hidden_size of published models, so that a config can be checked before a download.
 KNOWN_WIDTHS = {
     "openai/clip-vit-base-patch16": 512,
     "openai/clip-vit-base-patch32": 512,
@@ -25,8 +25,8 @@ LONGEST = 77  # tokens of every published CLIP, begin and end included
 class ClipEncoder(PretrainedEncoder):
     """One token per caption: the state of its end, after the last norm and before CLIP's projection.
 
-    from_pretrained: a folder or hub id of a CLIP, whole or its text half.
-    max_tokens: of a caption; longer captions are cut.
+    from_pretrained: a folder or hub id of a whole CLIP or its text encoder.
+    max_tokens: longer captions are cut.
     """
 
     length_key = "max_tokens"
@@ -42,7 +42,9 @@ class ClipEncoder(PretrainedEncoder):
         config = read_config(self.from_pretrained)
         if config is None and self.from_pretrained in KNOWN_WIDTHS:
             return {"hidden_size": KNOWN_WIDTHS[self.from_pretrained], "max_position_embeddings": LONGEST}
-        if config is not None and "text_config" in config:  # of a whole CLIP; what it leaves out is as in the first one
+        if (
+            config is not None and "text_config" in config
+        ):  # of a whole CLIP; omitted keys have the values of the first CLIP
             return {"hidden_size": 512, "max_position_embeddings": LONGEST, **config["text_config"]}
         return config
 

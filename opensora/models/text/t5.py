@@ -13,7 +13,7 @@ from opensora.registry import TEXT_ENCODERS
 
 _V1 = {"small": 512, "base": 768, "large": 1024, "3b": 1024, "11b": 1024}
 _V1_1 = {"small": 512, "base": 768, "large": 1024, "xl": 2048, "xxl": 4096}
-# d_model of published models, so that a config can be checked before anything is fetched.
+# d_model of published models, so that a config can be checked before a download.
 KNOWN_WIDTHS = {
     **{f"{owner}t5-{size}": width for owner in ("", "google-t5/") for size, width in _V1.items()},
     **{f"google/t5-v1_1-{size}": width for size, width in _V1_1.items()},
@@ -24,7 +24,7 @@ KNOWN_WIDTHS = {
 
 @TEXT_ENCODERS.register_module(name="t5")
 class T5Encoder(PretrainedEncoder):
-    """Token states of a T5 encoder; an empty caption keeps one token, the end of sentence.
+    """Token states of a T5 encoder; an empty caption has one token, the end of sentence.
 
     from_pretrained: a folder or hub id of any T5.
     model_max_length: 120 in Open-Sora 1.0, 200 in 1.1, 300 in 1.2 and 1.3.
@@ -51,8 +51,8 @@ class T5Encoder(PretrainedEncoder):
         return T5EncoderModel.from_pretrained(self.from_pretrained, **options)
 
     @staticmethod
-    def cleaned(caption: str, use_text_preprocessing: bool = True, **config: Any) -> str:
+    def normalize_caption(caption: str, use_text_preprocessing: bool = True, **config: Any) -> str:
         return preprocess(caption, use_text_preprocessing)
 
     def prepare(self, caption: str) -> str:
-        return self.cleaned(caption, self.use_text_preprocessing)
+        return self.normalize_caption(caption, self.use_text_preprocessing)

@@ -1,4 +1,4 @@
-"""What text encoders from transformers share: the folder or hub id, reading it, and captions to token states.
+"""PretrainedEncoder: base class of text encoders from transformers.
 
 Shapes: B captions, L = model_max_length tokens (padded), C = output_dim.
 """
@@ -16,19 +16,19 @@ from torch import Tensor, nn
 from opensora.errors import ConfigError, WeightsError
 from opensora.types import EncodedText
 
-# What the configs of transformers call the width of the token states.
+# Names for the width of the token states in configs of transformers.
 WIDTH_KEYS = ("hidden_size", "d_model", "dim", "n_embd")
 
 
 class PretrainedEncoder(abc.ABC):
-    """A frozen text encoder. Making one reads config.json only; `load` reads the tokenizer and the weights.
+    """A frozen text encoder. Building one reads config.json only; `load` reads the tokenizer and the weights.
 
     from_pretrained: a folder as `save_pretrained` writes it, or a hub id.
     model_max_length: tokens per caption; longer captions are cut, shorter ones padded.
-    ConfigError when config.json is not at hand or the encoder cannot take that many tokens.
+    Raises ConfigError when config.json is not available locally or the encoder takes fewer tokens.
     """
 
-    length_key = "model_max_length"  # what a subclass's constructor calls the number of tokens
+    length_key = "model_max_length"  # the constructor argument for the number of tokens
 
     def __init__(self, from_pretrained: str, model_max_length: int = 120):
         if model_max_length < 1:
@@ -45,12 +45,12 @@ class PretrainedEncoder(abc.ABC):
 
     @property
     def model_max_length(self) -> int:
-        """Tokens of a caption that the denoiser gets."""
+        """Tokens per caption that the denoiser gets."""
         return self.max_tokens
 
     @property
     def denoiser_args(self) -> dict[str, Any]:
-        """What a denoiser must be built with to take these captions."""
+        """Constructor arguments of a denoiser that takes these captions."""
         return {
             "condition": "text",
             "caption_channels": self.output_dim,
@@ -58,7 +58,7 @@ class PretrainedEncoder(abc.ABC):
         }
 
     def read_width(self) -> int:
-        """The width of the token states, from config.json."""
+        """The width of the token states, from config.json. Raises ConfigError."""
         config = self.own_config()
         if config is None:
             raise ConfigError(
@@ -77,11 +77,11 @@ class PretrainedEncoder(abc.ABC):
                 return int(config[key])
         raise ConfigError(
             f"text_encoder.from_pretrained: config.json of {self.from_pretrained} has none of {', '.join(WIDTH_KEYS)};"
-            " one of them tells the width of the token states; give the folder of a text encoder"
+            " one of them holds the width of the token states; give the folder of a text encoder"
         )
 
     def own_config(self) -> dict[str, Any] | None:
-        """config.json, or the part of it that is about the text encoder; None when it is not at hand."""
+        """config.json, or the text encoder's part of it; None when it is not available locally."""
         return read_config(self.from_pretrained)
 
     @abc.abstractmethod
@@ -91,11 +91,11 @@ class PretrainedEncoder(abc.ABC):
     def load(self) -> Self:
         """Read tokenizer and weights, from the hub when they are neither in a folder nor cached.
 
-        WeightsError when files are missing, damaged, or do not fill the whole encoder.
+        Raises WeightsError when files are missing, damaged, or lack tensors of the encoder.
         """
         from safetensors import SafetensorError
 
-        # What transformers raises for a file that is missing, of another model, cut short; TypeError: no vocabulary.
+        # Raised by transformers for files that are missing, truncated or of another model; TypeError: no vocabulary.
         unreadable = (OSError, ValueError, RuntimeError, TypeError, SafetensorError)
         try:
             with quiet_transformers():
@@ -110,7 +110,7 @@ class PretrainedEncoder(abc.ABC):
                 f"text_encoder.from_pretrained: {self.from_pretrained} could not be read ({_first_line(error)}); a"
                 " folder with config.json, weights and tokenizer files is needed; fetch it again or correct the path"
             ) from error
-        # A pooler summarises the caption in one vector, which nothing here uses.
+        # A pooler reduces the caption to one vector, which is not used here.
         missing = [name for name in report["missing_keys"] if "pooler" not in name]
         if missing:
             raise WeightsError(
@@ -122,7 +122,7 @@ class PretrainedEncoder(abc.ABC):
         return self.to(self.device, self.dtype)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Self:
-        """Where and in what type to compute; before `load` it is remembered. dtype None keeps the type."""
+        """Compute on `device` in `dtype` (None = unchanged); before `load` this is stored and applied then."""
         self.device = torch.device(device)
         self.dtype = dtype or self.dtype
         if self.model is not None:
@@ -130,17 +130,17 @@ class PretrainedEncoder(abc.ABC):
         return self
 
     @staticmethod
-    def cleaned(caption: str, **config: Any) -> str:
-        """The caption as the tokenizer gets it; config: the arguments of the constructor that matter for it."""
+    def normalize_caption(caption: str, **config: Any) -> str:
+        """The caption as the tokenizer gets it; config: constructor arguments that affect it."""
         return caption
 
     def prepare(self, caption: str) -> str:
-        """`cleaned` as this encoder was made."""
-        return self.cleaned(caption)
+        """`normalize_caption` with this encoder's arguments."""
+        return self.normalize_caption(caption)
 
     @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> EncodedText:
-        """What `condition` makes of captions; padding is hidden from the other tokens."""
+        """The captions' token states; padding is masked from the other tokens."""
         if self.model is None:
             raise RuntimeError(f"{type(self).__name__}.encode: the weights are not read yet; call load() first")
         tokens = self.tokenizer(
@@ -157,7 +157,7 @@ class PretrainedEncoder(abc.ABC):
         )
 
     def condition(self, output: Any, mask_BL: Tensor) -> EncodedText:
-        """Token states [B, 1, L, C] and mask [B, L], from the model's output."""
+        """Token states [B, 1, L, C] and mask [B, L] from the model's output."""
         return EncodedText(output.last_hidden_state.unsqueeze(1), mask_BL)
 
     def _read(self, local_files_only: bool) -> tuple[Any, nn.Module, dict[str, Any]]:
@@ -171,7 +171,7 @@ class PretrainedEncoder(abc.ABC):
 
 
 def read_config(source: str) -> dict[str, Any] | None:
-    """config.json of a folder or of a model in the local hub cache, without asking the network; None if not there."""
+    """config.json of a folder or of a model in the local hub cache, without the network; None if there is none."""
     file: Path | None = Path(source) / "config.json"
     if not Path(source).is_dir():
         file = _cached(source)
@@ -190,15 +190,15 @@ def _cached(hub_id: str) -> Path | None:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = try_to_load_from_cache(hub_id, "config.json")
+        path = try_to_load_from_cache(hub_id, "config.json")
     except HFValidationError:  # a path with several slashes cannot be a hub id
         return None
-    return Path(found) if isinstance(found, str) else None
+    return Path(path) if isinstance(path, str) else None
 
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Only errors and no progress bars from transformers while reading; its own settings come back afterwards."""
+    """Silence progress bars and all but errors of transformers; its settings are restored afterwards."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

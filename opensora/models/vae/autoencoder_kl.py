@@ -1,12 +1,14 @@
-"""Diffusers' autoencoders for videos: VideoAutoencoderKL, an image autoencoder applied to each frame, as Open-Sora 1.0
-and 1.1 use it, and VideoAutoencoderKLTemporalDecoder, Stable Video Diffusion's, whose decoder sees other frames too.
+"""Diffusers' autoencoders for videos.
+
+VideoAutoencoderKL applies an image autoencoder to each frame, as in Open-Sora 1.0 and 1.1. The decoder of
+VideoAutoencoderKLTemporalDecoder (Stable Video Diffusion) mixes neighboring frames.
 
 Shapes: B batch, C latent channels, T H W frames/rows/columns, lower case the latent ones.
 """
 
 import difflib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,41 +16,37 @@ import torch
 from torch import Generator, Tensor, nn
 
 from opensora.errors import ConfigError, WeightsError
+from opensora.interfaces import Size
 from opensora.models.layers.conv import replace_convolutions
 from opensora.models.layers.patch import at_least_float32
 from opensora.models.layers.seam import TileMap
 from opensora.models.shape_checks import ShapeError
+from opensora.models.vae.base import VideoAutoencoder
 from opensora.models.vae.gaussian import Gaussian, LatentScale
-from opensora.models.vae.hub_folder import fill_from_folder, pieces_of, plain
+from opensora.models.vae.hub_folder import as_list, check_micro_batch_size, merge_stored_config
 from opensora.models.weights import CONFIG_FILE, load_weights, read_config
 from opensora.registry import VAES
 
-# Of diffusers' config, what says nothing of the weights.
+# Keys of diffusers' config that do not change the layers.
 NO_LAYOUT = ("sample_size", "scaling_factor", "shift_factor", "latents_mean", "latents_std", "force_upcast")
 
 
 @VAES.register_module()
-class VideoAutoencoderKL(nn.Module):
-    """Keys are diffusers' under `module.`.
-
-    from_pretrained: a folder of diffusers' layout or one written by `save_weights`, or a hub id; `subfolder` lies in
-    it. config: arguments of diffusers' AutoencoderKL, to build without a folder, or without asking the hub.
-    micro_batch_size: frames coded at a time, None = all. scaling_factor, or latent_shift and latent_scale (one number
-    per latent channel): diffusion sees (z - shift) * scale. The factor written in diffusers' config is not used:
-    Open-Sora keeps 0.18215 for every autoencoder.
-    """
+class VideoAutoencoderKL(VideoAutoencoder):
+    """diffusers' AutoencoderKL on each frame. Keys are diffusers' under `module.`."""
 
     def __init__(
         self,
-        from_pretrained: str | None = None,
-        config: dict[str, Any] | None = None,
-        subfolder: str | None = None,
-        micro_batch_size: int | None = None,
-        scaling_factor: float = 0.18215,
-        latent_shift: Sequence[float] | None = None,
-        latent_scale: Sequence[float] | None = None,
+        from_pretrained: str | None = None,  # folder in diffusers' layout or written by save_weights, or a hub id
+        config: dict[str, Any] | None = None,  # arguments of diffusers' class, to build without a folder or the hub
+        subfolder: str | None = None,  # of from_pretrained
+        micro_batch_size: int | None = None,  # frames coded at a time; None = all
+        # Diffusion works on (z - shift) * scale. The factor in diffusers' config is ignored: Open-Sora uses 0.18215 always.
+        scaling_factor: float = 0.18215,  # the scale, unless latent_scale is given
+        latent_shift: Sequence[float] | None = None,  # one number per latent channel
+        latent_scale: Sequence[float] | None = None,  # one number per latent channel
     ):
-        given: dict[str, Any] = {
+        arguments: dict[str, Any] = {
             "config": config,
             "micro_batch_size": micro_batch_size,
             "scaling_factor": scaling_factor,
@@ -65,23 +63,23 @@ class VideoAutoencoderKL(nn.Module):
             stored = read_config(self._folder()) if self.own_export else {"config": self._released_config()}
             stored["config"] = {key: value for key, value in stored["config"].items() if key in self._known()}
             self._require_agreement(config or {}, stored["config"])
-            given = fill_from_folder(type(self), {**given, "config": None}, stored, from_pretrained)
-        assert isinstance(given["config"], dict)
-        self.module = self._built(given["config"])
+            arguments = merge_stored_config(type(self), {**arguments, "config": None}, stored, from_pretrained)
+        assert isinstance(arguments["config"], dict)
+        self.module = self._build(arguments["config"])
         replace_convolutions(self.module)
         self.module.to(torch.empty(0).device)  # diffusers makes some factors by a call that ignores torch.device(...)
-        self.config: dict[str, Any] = {"type": self._name, **given}  # rebuilds this without a folder
-        self.micro_batch_size = pieces_of(self._name, given["micro_batch_size"])
-        self.pieces = TileMap()
-        self.latents = LatentScale(given["scaling_factor"], given["latent_shift"], given["latent_scale"])
+        self.config: dict[str, Any] = {"type": self._name, **arguments}  # rebuilds this without a folder
+        self.micro_batch_size = check_micro_batch_size(self._name, arguments["micro_batch_size"])
+        self.tile_map = TileMap()
+        self.latents = LatentScale(arguments["scaling_factor"], arguments["latent_shift"], arguments["latent_scale"])
         self.in_channels: int = self.module.config.in_channels
         self.latent_channels: int = self.module.config.latent_channels
         factor = 2 ** (len(self.module.config.block_out_channels) - 1)
         self.compression = (1, factor, factor)
 
     @staticmethod
-    def _kind() -> Any:
-        """Diffusers' class that this one wraps."""
+    def _wrapped_class() -> Any:
+        """The diffusers class that `module` is an instance of."""
         from diffusers import AutoencoderKL
 
         return AutoencoderKL
@@ -100,11 +98,11 @@ class VideoAutoencoderKL(nn.Module):
 
     def _released_config(self) -> dict[str, Any]:
         if Path(str(self.from_pretrained)).is_absolute() and not self._folder().exists():
-            raise WeightsError(  # a path is no hub id: asking the hub would only take time
+            raise WeightsError(  # an absolute path is no hub id: a request would only take time
                 f"{self._name}: {self._folder()}: no such folder; allowed: a folder with config.json or a hub id"
             )
         try:
-            return self._kind().load_config(self.from_pretrained, subfolder=self.subfolder)
+            return self._wrapped_class().load_config(self.from_pretrained, subfolder=self.subfolder)
         except OSError as error:
             raise WeightsError(
                 f"{self._name}: {self.from_pretrained}: no diffusers config.json found ({error}); "
@@ -113,11 +111,11 @@ class VideoAutoencoderKL(nn.Module):
 
     def _known(self) -> dict[str, Any]:
         """Arguments of diffusers' class, and their defaults."""
-        parameters = inspect.signature(self._kind().__init__).parameters
+        parameters = inspect.signature(self._wrapped_class().__init__).parameters
         return {name: each.default for name, each in parameters.items() if name != "self"}
 
     def _refuse_unknown(self, config: Mapping[str, Any]) -> None:
-        """ConfigError for what diffusers would pass over."""
+        """Raise ConfigError for keys that diffusers would ignore."""
         known = self._known()
         for key in config:
             if key not in known:
@@ -126,40 +124,40 @@ class VideoAutoencoderKL(nn.Module):
                     f"{self._name}: config: unknown key {key!r}; nearest: {nearest!r}; allowed: {', '.join(known)}; correct it"
                 )
 
-    def _require_agreement(self, told: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
-        """ConfigError where the config tells another layout than the folder holds weights for."""
-        held = {**self._known(), **stored}
-        for key, value in told.items():
-            if key in held and key not in NO_LAYOUT and plain(value) != plain(held[key]):
+    def _require_agreement(self, config: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
+        """Raise ConfigError where `config` asks for other layers than the folder holds weights for."""
+        layout = {**self._known(), **stored}
+        for key, value in config.items():
+            if key in layout and key not in NO_LAYOUT and as_list(value) != as_list(layout[key]):
                 raise ConfigError(
-                    f"{self._name}: config.{key}={value!r}, but {self._folder()} holds weights for {held[key]!r}; leave config"
+                    f"{self._name}: config.{key}={value!r}, but {self._folder()} holds weights for {layout[key]!r}; leave config"
                     " out or give another from_pretrained"
                 )
 
-    def _built(self, config: dict[str, Any]) -> Any:
-        """Diffusers' autoencoder; ConfigError for a layout that it does not take."""
+    def _build(self, config: dict[str, Any]) -> Any:
+        """Diffusers' autoencoder. Raises ConfigError for a config that it does not take."""
         where = f"{self._name}: config"
-        said = {**self._known(), **config}
-        levels = len(said["block_out_channels"])
+        full = {**self._known(), **config}
+        levels = len(full["block_out_channels"])
         for key in ("down_block_types", "up_block_types"):
-            if key in said and len(said[key]) != levels:
+            if key in full and len(full[key]) != levels:
                 raise ConfigError(
-                    f"{where}: block_out_channels has {levels} levels, {key} {len(said[key])}; give as many of each"
+                    f"{where}: block_out_channels has {levels} levels, {key} {len(full[key])}; give as many of each"
                 )
         try:
-            return self._kind().from_config(config)
+            return self._wrapped_class().from_config(config)
         except (ValueError, TypeError, LookupError) as error:
             raise ConfigError(
-                f"{where}: diffusers' {self._kind().__name__} cannot be built of {config} ({error}); correct it"
+                f"{where}: diffusers' {self._wrapped_class().__name__} cannot be built of {config} ({error}); correct it"
             ) from error
 
     def load(self) -> Self:
-        """Read the weights of `from_pretrained`; without one the fresh initial weights stay."""
+        """Read the weights of `from_pretrained`; without one the initial weights stay. Raises WeightsError."""
         if self.own_export:
             load_weights(self, self._folder())
         elif self.from_pretrained is not None:
             try:  # by diffusers, which renames the attention keys of old files; low_cpu_mem_usage asks for `accelerate`
-                read = self._kind().from_pretrained(
+                read = self._wrapped_class().from_pretrained(
                     self.from_pretrained, subfolder=self.subfolder, low_cpu_mem_usage=False
                 )
             except (OSError, ValueError, RuntimeError) as error:
@@ -172,27 +170,23 @@ class VideoAutoencoderKL(nn.Module):
 
     @property
     def last_layer(self) -> nn.Parameter:
-        """The weight that an adversarial loss is balanced at."""
         return self.module.decoder.conv_out.weight
 
     def checkpoint_blocks(self) -> list[nn.Module]:
-        """The modules whose activations may be recomputed instead of kept."""
         encoder, decoder = self.module.encoder, self.module.decoder
         return [*encoder.down_blocks, encoder.mid_block, decoder.mid_block, *decoder.up_blocks]
 
-    def latent_size(self, size: Sequence[int]) -> tuple[int, int, int]:
-        """(frames, rows, columns) in pixels -> the same of the latents."""
+    def latent_size(self, size: Size) -> Size:
         t, h, w = size
         return t, h // self.compression[1], w // self.compression[2]
 
-    def _by_frames(self, coder: Any, x_BCTHW: Tensor) -> Tensor:
+    def _by_frames(self, coder: Callable[[Tensor], Tensor], x_BCTHW: Tensor) -> Tensor:
         """Apply `coder` to every frame, `micro_batch_size` frames at a time."""
         frames = x_BCTHW.to(self.last_layer.dtype).transpose(1, 2).flatten(0, 1)
-        coded = torch.cat([*self.pieces(coder, frames.split(self.micro_batch_size or len(frames)))])
+        coded = torch.cat([*self.tile_map(coder, frames.split(self.micro_batch_size or len(frames)))])
         return coded.unflatten(0, (len(x_BCTHW), -1)).transpose(1, 2)
 
-    def posterior(self, x_BCTHW: Tensor) -> Gaussian:
-        """The latents' distribution for clips in [-1, 1]."""
+    def posterior(self, x_BCTHW: Tensor, rngs: Sequence[Generator] | None = None) -> Gaussian:
         if x_BCTHW.shape[1] != self.in_channels:
             raise ShapeError(f"{self._name}: {x_BCTHW.shape[1]} channels; {self.in_channels} are needed")
         moments = self._by_frames(lambda part: self.module.encode(part).latent_dist.parameters, x_BCTHW)
@@ -201,14 +195,10 @@ class VideoAutoencoderKL(nn.Module):
     def _decode(self, z: Tensor, num_frames: int | None = None) -> Tensor:
         return at_least_float32(self._by_frames(lambda part: self.module.decode(part).sample, z[:, :, :num_frames]))
 
-    def encode(self, x_BCTHW: Tensor, rngs: Sequence[Generator] | None = None) -> Tensor:
-        """Latents ready for diffusion, float32; `rngs` has one CPU generator per clip, None takes the mode."""
-        return self.latents.normalise(self.posterior(x_BCTHW).draw(rngs))
-
     def decode(self, z: Tensor, num_frames: int | None = None) -> Tensor:
         """Clips of about [-1, 1], float32, from latents as `encode` gives them; the first `num_frames` frames."""
         if num_frames is not None and num_frames > z.shape[2]:
-            raise ShapeError(f"{self._name}: {num_frames} frames asked of {z.shape[2]} latent frames")
+            raise ShapeError(f"{self._name}: {num_frames} frames requested of {z.shape[2]} latent frames")
         return self._decode(self.latents.restore(z), num_frames)
 
     def forward(self, x: Tensor, rngs: Sequence[Generator] | None = None) -> tuple[Tensor, Gaussian]:
@@ -219,28 +209,26 @@ class VideoAutoencoderKL(nn.Module):
 
 @VAES.register_module()
 class VideoAutoencoderKLTemporalDecoder(VideoAutoencoderKL):
-    """Each frame is encoded by itself, the frames of a clip are decoded together.
+    """Encodes each frame alone and decodes the frames of a clip together.
 
-    Arguments as above, with `config` of diffusers' AutoencoderKLTemporalDecoder. micro_batch_size: frames encoded at a
-    time, and frames of a clip that are decoded together: those of one group do not see those of another, so the
-    groups' borders show in the result. None = all.
+    Arguments as above, with `config` for diffusers' AutoencoderKLTemporalDecoder. micro_batch_size also limits the frames
+    that are decoded together: groups do not see each other, so their borders show in the result.
     """
 
     @staticmethod
-    def _kind() -> Any:
+    def _wrapped_class() -> Any:
         from diffusers import AutoencoderKLTemporalDecoder
 
         return AutoencoderKLTemporalDecoder
 
     @property
     def last_layer(self) -> nn.Parameter:
-        """The weight that an adversarial loss is balanced at."""
         return self.module.decoder.time_conv_out.weight
 
     def _decode(self, z: Tensor, num_frames: int | None = None) -> Tensor:
         groups = z.to(self.last_layer.dtype).split(self.micro_batch_size or z.shape[2], dim=2)
-        decoded = list(self.pieces(self._decode_group, groups))
-        return torch.cat(decoded, dim=2)[:, :, :num_frames]  # cut behind: earlier frames depend on later ones
+        decoded = list(self.tile_map(self._decode_group, groups))
+        return torch.cat(decoded, dim=2)[:, :, :num_frames]  # cropped last: earlier frames depend on later ones
 
     def _decode_group(self, z: Tensor) -> Tensor:
         frames = self.module.decode(z.transpose(1, 2).flatten(0, 1), num_frames=z.shape[2]).sample

@@ -23,15 +23,15 @@ def frames_from_batch(x: Tensor, batch: int) -> Tensor:
 
 
 def repeat_first_frame(x: Tensor, times: int) -> Tensor:
-    """The first frame `times` more in front."""
+    """Prepend the first frame `times` times."""
     if times == 0:
         return x
-    first, rest = x.split([1, x.shape[2] - 1], dim=2)  # a slice's backward would fill a whole tensor with zeros
+    first, rest = x.split([1, x.shape[2] - 1], dim=2)  # the backward of a slice would fill a whole tensor with zeros
     return torch.cat([first] * (times + 1) + [rest], dim=2)
 
 
 def zero_frames_in_front(x: Tensor, times: int) -> Tensor:
-    """`times` frames of zeros more in front."""
+    """Prepend `times` frames of zeros."""
     return F.pad(x, (0, 0, 0, 0, times, 0)) if times else x
 
 
@@ -63,7 +63,7 @@ class CausalConv3d(nn.Module):
 
 
 class ZeroCausalConv3d(CausalConv3d):
-    """The same with zeros in front, as Open-Sora 1.2 and 1.3 pad."""
+    """CausalConv3d with zeros in front, as Open-Sora 1.2 and 1.3 pad."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(zero_frames_in_front(x, self.front))
@@ -100,12 +100,12 @@ class ResnetBlock3D(nn.Module):
 
 
 class ResnetBlock2D(ResnetBlock3D):
-    """The same on each frame by itself: plain convolutions, and statistics per frame."""
+    """ResnetBlock3D on single frames: plain convolutions, and statistics per frame."""
 
     conv = Conv2d
 
     def forward(self, x: Tensor) -> Tensor:
-        stills = frames_to_batch(x).unsqueeze(2)  # clips of one frame, so the norms see each alone
+        stills = frames_to_batch(x).unsqueeze(2)  # clips of one frame, so the norms do not mix frames
         return frames_from_batch(super().forward(stills).squeeze(2), len(x))
 
 
@@ -151,7 +151,7 @@ class Downsample(nn.Module):
 
 
 class SpatialDownsample2x(nn.Module):
-    """The same with the key names of a causal convolution."""
+    """Downsample with the key names of a causal convolution."""
 
     def __init__(self, channels: int):
         super().__init__()

@@ -32,16 +32,16 @@ TIME_UP = {
 }
 
 
-def named(known: Mapping[str, Any], key: str, name: str) -> Any:
-    """The block that `name` means in the list `key` of a config."""
+def lookup_block(known: Mapping[str, Any], key: str, name: str) -> Any:
+    """The block class called `name`; key: the argument that names it, for the ConfigError."""
     if name not in known:
         raise ConfigError(f"CausalVAEModel: {key}: found {name!r}; allowed: {', '.join(map(repr, sorted(known)))}")
     return known[name]
 
 
 @dataclass(frozen=True)
-class Layout:
-    """One half of the autoencoder. Lists have one entry per level, the finest first; "" means no block there."""
+class HalfConfig:
+    """The layers of the encoder or the decoder. Lists have one entry per level, the finest first; "" means no block."""
 
     half: str  # "encoder" or "decoder", for messages
     widths: Sequence[int]
@@ -73,21 +73,23 @@ class Layout:
                     f"norm_groups={self.groups} equal groups; choose norm_groups that divides every width"
                 )
 
-    def conv(self, key: str, in_channels: int, out_channels: int) -> nn.Module:
-        return named(CONVOLUTIONS, f"{self.half}_{key}", getattr(self, key))(in_channels, out_channels, 3, padding=1)
+    def make_conv(self, key: str, in_channels: int, out_channels: int) -> nn.Module:
+        return lookup_block(CONVOLUTIONS, f"{self.half}_{key}", getattr(self, key))(
+            in_channels, out_channels, 3, padding=1
+        )
 
-    def resnet(self, name: str, in_channels: int, out_channels: int) -> nn.Module:
-        kind = named(RESNETS, f"{self.half} resnet", name)
+    def make_resnet(self, name: str, in_channels: int, out_channels: int) -> nn.Module:
+        kind = lookup_block(RESNETS, f"{self.half} resnet", name)
         return kind(in_channels, out_channels, self.groups, self.dropout)
 
-    def attn(self, channels: int) -> nn.Module:
-        return named(ATTENTIONS, f"{self.half}_attention", self.attention)(channels, self.groups)
+    def make_attention(self, channels: int) -> nn.Module:
+        return lookup_block(ATTENTIONS, f"{self.half}_attention", self.attention)(channels, self.groups)
 
-    def middle(self, channels: int) -> "MidBlock":
+    def make_mid_block(self, channels: int) -> "MidBlock":
         return MidBlock(
-            self.resnet(self.mid_resnet, channels, channels),
-            self.attn(channels),
-            self.resnet(self.mid_resnet, channels, channels),
+            self.make_resnet(self.mid_resnet, channels, channels),
+            self.make_attention(channels),
+            self.make_resnet(self.mid_resnet, channels, channels),
         )
 
 
@@ -100,7 +102,7 @@ class MidBlock(nn.Module):
         return self.block_2(self.attn_1(self.block_1(x)))
 
 
-class Level(nn.Module):
+class UNetLevel(nn.Module):
     """Residual blocks of one size, each with attention or none, then resampling in space and in time."""
 
     def __init__(
@@ -123,37 +125,39 @@ class Level(nn.Module):
         return x
 
 
-def make_level(layout: Layout, level: int, in_channels: int, resample: Mapping[str, nn.Module], size: int) -> Level:
-    out = layout.widths[level]
-    kind = layout.resnet_blocks[level]
-    widths = [in_channels] + [out] * layout.resnets_per_level
-    resnets = [layout.resnet(kind, a, b) for a, b in pairwise(widths)]
-    attentions = [layout.attn(out) for _ in resnets] if size in layout.attn_resolutions else []
-    return Level(resnets, attentions, resample)
+def make_level(
+    config: HalfConfig, level: int, in_channels: int, resample: Mapping[str, nn.Module], size: int
+) -> UNetLevel:
+    out = config.widths[level]
+    kind = config.resnet_blocks[level]
+    widths = [in_channels] + [out] * config.resnets_per_level
+    resnets = [config.make_resnet(kind, a, b) for a, b in pairwise(widths)]
+    attentions = [config.make_attention(out) for _ in resnets] if size in config.attn_resolutions else []
+    return UNetLevel(resnets, attentions, resample)
 
 
 class Encoder(nn.Module):
     """[B, 3, T, H, W] -> [B, z_channels, t, h, w]."""
 
-    def __init__(self, layout: Layout, in_channels: int = 3):
+    def __init__(self, config: HalfConfig, in_channels: int = 3):
         super().__init__()
-        widths, size = layout.widths, layout.resolution
-        if layout.spatial[-1] or layout.temporal[-1]:
+        widths, size = config.widths, config.resolution
+        if config.spatial[-1] or config.temporal[-1]:
             raise ConfigError('CausalVAEModel: encoder: the last level cannot downsample; put "" last in both lists')
-        self.conv_in = layout.conv("conv_in", in_channels, widths[0])
+        self.conv_in = config.make_conv("conv_in", in_channels, widths[0])
         self.down = nn.ModuleList()
-        for i, (spatial, temporal) in enumerate(zip(layout.spatial, layout.temporal, strict=True)):
+        for i, (spatial, temporal) in enumerate(zip(config.spatial, config.temporal, strict=True)):
             resample: dict[str, nn.Module] = {}
             if spatial:
-                resample["downsample"] = named(SPATIAL_DOWN, "encoder_spatial_downsample", spatial)(widths[i])
+                resample["downsample"] = lookup_block(SPATIAL_DOWN, "encoder_spatial_downsample", spatial)(widths[i])
             if temporal:
-                kind = named(TIME_DOWN, "encoder_temporal_downsample", temporal)
-                resample["time_downsample"] = kind(widths[i], layout.groups)
-            self.down.append(make_level(layout, i, widths[max(i - 1, 0)], resample, size))
+                kind = lookup_block(TIME_DOWN, "encoder_temporal_downsample", temporal)
+                resample["time_downsample"] = kind(widths[i], config.groups)
+            self.down.append(make_level(config, i, widths[max(i - 1, 0)], resample, size))
             size //= 2 if spatial else 1
-        self.mid = layout.middle(widths[-1])
-        self.norm_out = blocks.group_norm(widths[-1], layout.groups)
-        self.conv_out = layout.conv("conv_out", widths[-1], layout.z_channels)
+        self.mid = config.make_mid_block(widths[-1])
+        self.norm_out = blocks.group_norm(widths[-1], config.groups)
+        self.conv_out = config.make_conv("conv_out", widths[-1], config.z_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
@@ -165,25 +169,27 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """[B, z_channels, t, h, w] -> [B, 3, T, H, W]; levels are kept finest first and run from the coarsest."""
 
-    def __init__(self, layout: Layout, out_channels: int = 3):
+    def __init__(self, config: HalfConfig, out_channels: int = 3):
         super().__init__()
-        widths = layout.widths
-        size = layout.resolution // 2 ** (len(widths) - 1)
-        self.conv_in = layout.conv("conv_in", layout.z_channels, widths[-1])
-        self.mid = layout.middle(widths[-1])
+        widths = config.widths
+        size = config.resolution // 2 ** (len(widths) - 1)
+        self.conv_in = config.make_conv("conv_in", config.z_channels, widths[-1])
+        self.mid = config.make_mid_block(widths[-1])
         levels: list[nn.Module] = []
         for i in reversed(range(len(widths))):
             resample: dict[str, nn.Module] = {}
-            if layout.spatial[i]:
-                resample["upsample"] = named(SPATIAL_UP, "decoder_spatial_upsample", layout.spatial[i])(widths[i])
-            if layout.temporal[i]:
-                kind = named(TIME_UP, "decoder_temporal_upsample", layout.temporal[i])
-                resample["time_upsample"] = kind(widths[i], layout.groups)
-            levels.insert(0, make_level(layout, i, widths[min(i + 1, len(widths) - 1)], resample, size))
-            size *= 2 if layout.spatial[i] else 1
+            if config.spatial[i]:
+                resample["upsample"] = lookup_block(SPATIAL_UP, "decoder_spatial_upsample", config.spatial[i])(
+                    widths[i]
+                )
+            if config.temporal[i]:
+                kind = lookup_block(TIME_UP, "decoder_temporal_upsample", config.temporal[i])
+                resample["time_upsample"] = kind(widths[i], config.groups)
+            levels.insert(0, make_level(config, i, widths[min(i + 1, len(widths) - 1)], resample, size))
+            size *= 2 if config.spatial[i] else 1
         self.up = nn.ModuleList(levels)
-        self.norm_out = blocks.group_norm(widths[0], layout.groups)
-        self.conv_out = layout.conv("conv_out", widths[0], out_channels)
+        self.norm_out = blocks.group_norm(widths[0], config.groups)
+        self.conv_out = config.make_conv("conv_out", widths[0], out_channels)
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.mid(self.conv_in(z))

@@ -1,4 +1,4 @@
-"""Halving and doubling the frames in the causal video autoencoder: T -> (T - 1) // 2 + 1 and T -> 2 (T - 1) + 1.
+"""Temporal resampling of the causal video autoencoder: T -> (T - 1) // 2 + 1 and T -> 2 (T - 1) + 1.
 
 Shapes: B batch, C channels, T H W frames/rows/columns; every block takes and returns [B, C, T, H, W].
 """
@@ -12,13 +12,13 @@ from opensora.models.vae.causal_blocks import CausalConv3d, ResnetBlock3D, group
 
 
 def halve_frames(padded: Tensor) -> Tensor:
-    """Means of three frames at every second place; avg_pool3d has no bf16 kernel on CPU."""
+    """Means of three frames with stride two; avg_pool3d has no bf16 kernel on CPU."""
     last = padded.shape[2] - 2
     return (padded[:, :, 0:last:2] + padded[:, :, 1 : last + 1 : 2] + padded[:, :, 2 : last + 2 : 2]) / 3
 
 
 def double_frames(x: Tensor) -> Tensor:
-    """The first frame stays; those after it are doubled by linear interpolation at half-frame centres."""
+    """Keep the first frame; double the others by linear interpolation at half-frame centers."""
     if x.shape[2] == 1:
         return x
     first, rest = x.split([1, x.shape[2] - 1], dim=2)
@@ -29,7 +29,7 @@ def double_frames(x: Tensor) -> Tensor:
 
 
 class TimeDownsample2x(nn.Module):
-    """Mean of neighbouring frames; no weights."""
+    """Mean of neighboring frames; no weights."""
 
     def __init__(self, channels: int, groups: int):
         super().__init__()
@@ -49,7 +49,7 @@ class TimeUpsample2x(nn.Module):
 
 
 class _Mixed(nn.Module):
-    """sigmoid(mix_factor) * fixed branch + the rest of a learned branch."""
+    """sigmoid(mix_factor) * fixed branch + (1 - sigmoid(mix_factor)) * learned branch."""
 
     def __init__(self, mix_factor: float):
         super().__init__()
@@ -61,7 +61,7 @@ class _Mixed(nn.Module):
 
 
 class TimeDownsampleRes2x(_Mixed):
-    """The mean mixed with a strided convolution."""
+    """Mean of neighboring frames mixed with a strided convolution."""
 
     def __init__(self, channels: int, groups: int, mix_factor: float = 2.0):
         super().__init__(mix_factor)
@@ -73,7 +73,7 @@ class TimeDownsampleRes2x(_Mixed):
 
 
 class TimeUpsampleRes2x(_Mixed):
-    """Interpolation mixed with a convolution of it."""
+    """Interpolation mixed with its convolution."""
 
     def __init__(self, channels: int, groups: int, mix_factor: float = 2.0):
         super().__init__(mix_factor)
@@ -101,7 +101,7 @@ class TemporalAttnBlock(nn.Module):
 
 
 class TimeDownsampleResAdv2x(_Mixed):
-    """The mean mixed with a residual block, attention along time and a strided convolution."""
+    """Mean of neighboring frames mixed with a residual block, attention along time and a strided convolution."""
 
     def __init__(self, channels: int, groups: int, mix_factor: float = 1.5):
         super().__init__(mix_factor)
@@ -115,13 +115,13 @@ class TimeDownsampleResAdv2x(_Mixed):
 
 
 class TimeUpsampleResAdv2x(_Mixed):
-    """Interpolation mixed with a residual block, attention along time and a convolution of it."""
+    """Interpolation mixed with a residual block, attention along time and its convolution."""
 
     def __init__(self, channels: int, groups: int, mix_factor: float = 1.5):
         super().__init__(mix_factor)
         self.res = ResnetBlock3D(channels, channels, groups)
         self.attn = TemporalAttnBlock(channels, groups)
-        self.norm = group_norm(channels, groups)  # never used, but part of such weights
+        self.norm = group_norm(channels, groups)  # unused, but part of released weights
         self.conv = CausalConv3d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Discriminators that judge patches: real footage or an autoencoder's reconstruction.
+"""Patch discriminators: footage against an autoencoder's reconstruction.
 
 Shapes: B batch, C channels, T H W frames/rows/columns; clips [B, 3, T, H, W] in [-1, 1].
 Source: PatchGAN of Isola et al. 2017, arXiv:1611.07004, appendix 6.1.2; in three dimensions as in Open-Sora-Plan 1.1.
@@ -24,9 +24,8 @@ _IN_LIGHTNING = "loss.discriminator."  # where checkpoints of Open-Sora-Plan's t
 class PatchDiscriminator(nn.Module, ABC):
     """Strided convolutions, batch norms, leaky rectifiers; one logit per patch. Keys: `main.<n>`.
 
-    channels: of the clips. width: channels after the first layer; they double up to eight times that.
-    layers: convolutions that may stride. from_pretrained: weights to start from, among them a checkpoint of
-    Open-Sora-Plan's trainer.
+    channels: of the clips. width: channels after the first layer; later layers double them, up to 8 times. layers:
+    strided convolutions. from_pretrained: initial weights, for example a checkpoint of Open-Sora-Plan's trainer.
     """
 
     kernel: int
@@ -50,12 +49,12 @@ class PatchDiscriminator(nn.Module, ABC):
             main += [self._conv(before, now, stride, bias=False), self.norm(now), nn.LeakyReLU(0.2, inplace=True)]
         main.append(self._conv(now, 1, 1, bias=True))
         self.main = nn.Sequential(*main)
-        self.apply(_initialise)
+        self.apply(_init_weights)
 
     @staticmethod
     @abstractmethod
     def strides(layers: int) -> list[Any]:
-        """Of all convolutions but the last."""
+        """The strides of all convolutions but the last."""
 
     def _conv(self, before: int, after: int, stride: Any, bias: bool) -> nn.Module:
         return self.conv(before, after, self.kernel, stride, 1, bias=bias)
@@ -69,36 +68,36 @@ class PatchDiscriminator(nn.Module, ABC):
         return self
 
     def forward(self, x_BCTHW: Tensor, learn: bool = True) -> Tensor:
-        """Logits, float32, above 0 for "real": [B, 1, t, h, w], or [B*T, 1, h, w] where frames are judged alone.
+        """Logits, float32, above 0 for "real": [B, 1, t, h, w], or [B*T, 1, h, w] for single frames.
 
-        learn: False lets gradients pass to the clips and keeps them from the weights.
+        learn: False passes gradients to the clips but not to the weights.
         """
         if not learn:
             fixed = {name: parameter.detach() for name, parameter in self.named_parameters()}
             return torch.func.functional_call(self, fixed, (x_BCTHW,))
-        judged = self._judged(x_BCTHW)
-        self._require_patches(judged.shape, x_BCTHW.shape)
-        return self.main(judged).float()
+        x = self._arrange(x_BCTHW)
+        self._require_patches(x.shape, x_BCTHW.shape)
+        return self.main(x).float()
 
-    def _require_patches(self, judged: Sequence[int], given: Sequence[int]) -> None:
-        """Every convolution needs something to stand on, and every batch norm more than one number per channel."""
-        size = list(judged[2:])
+    def _require_patches(self, arranged: Sequence[int], clips: Sequence[int]) -> None:
+        """Raise ShapeError if a convolution has no input left, or a batch norm only one number per channel."""
+        size = list(arranged[2:])
         for convolution in self.main:
             if isinstance(convolution, nn.Conv2d | nn.Conv3d):
                 size = [(n + 2 - self.kernel) // stride + 1 for n, stride in zip(size, convolution.stride, strict=True)]
-                if min(size) < 1 or (convolution.bias is None and judged[0] * prod(size) == 1):
+                if min(size) < 1 or (convolution.bias is None and arranged[0] * prod(size) == 1):
                     raise ShapeError(
-                        f"{type(self).__name__}: clips of {list(given[2:])} (frames, rows, columns) leave less than two "
+                        f"{type(self).__name__}: clips of {list(clips[2:])} (frames, rows, columns) leave less than two "
                         f"patches to compare; give larger clips, or fewer than {self.layers} layers"
                     )
 
-    def _judged(self, x_BCTHW: Tensor) -> Tensor:
+    def _arrange(self, x_BCTHW: Tensor) -> Tensor:
         return x_BCTHW
 
 
 @DISCRIMINATORS.register_module()
 class PatchDiscriminator3D(PatchDiscriminator):
-    """Judges patches of several frames; the first two convolutions halve the frames, as three halve rows and columns."""
+    """Patches of several frames; the first two convolutions halve frames, the first three halve rows and columns."""
 
     kernel, conv, norm = 3, Conv3d, nn.BatchNorm3d
 
@@ -109,7 +108,7 @@ class PatchDiscriminator3D(PatchDiscriminator):
 
 @DISCRIMINATORS.register_module()
 class PatchDiscriminator2D(PatchDiscriminator):
-    """Judges patches of each frame by itself."""
+    """Patches of single frames."""
 
     kernel, conv, norm = 4, nn.Conv2d, nn.BatchNorm2d
 
@@ -117,11 +116,11 @@ class PatchDiscriminator2D(PatchDiscriminator):
     def strides(layers: int) -> list[Any]:
         return [2, *[2] * (layers - 1), 1]
 
-    def _judged(self, x_BCTHW: Tensor) -> Tensor:
+    def _arrange(self, x_BCTHW: Tensor) -> Tensor:
         return x_BCTHW.transpose(1, 2).flatten(0, 1)
 
 
-def _initialise(module: nn.Module) -> None:
+def _init_weights(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d | nn.Conv3d):
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):

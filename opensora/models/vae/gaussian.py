@@ -49,7 +49,7 @@ class Gaussian:
 
 @dataclass(frozen=True)
 class LatentScale:
-    """Latents as diffusion sees them: (z - shift) * scale. A scale per channel takes the place of the factor."""
+    """The scale that diffusion works at: (z - shift) * scale. `scale`, one per channel, replaces `factor`."""
 
     factor: float
     shift: Sequence[float] | None = None
@@ -63,7 +63,7 @@ class LatentScale:
         scale = self.factor if self.scale is None else z.new_tensor(list(self.scale)).view(1, -1, 1, 1, 1)
         return shift, scale
 
-    def normalise(self, z: Tensor) -> Tensor:
+    def normalize(self, z: Tensor) -> Tensor:
         shift, scale = self._columns(z)
         return (z - shift) * scale
 

@@ -9,8 +9,8 @@ from typing import Any
 from opensora.errors import ConfigError, WeightsError
 from opensora.models.weights import read_config
 
-# How latents are scaled and clips are cut is the user's to change; what the network is made of is not.
-_FREE = (
+# Arguments that may differ from the stored config: scaling of latents and splitting of clips. The others define layers.
+_CHANGEABLE = (
     *("scaling_factor", "latent_shift", "latent_scale", "freeze_spatial"),
     *("micro_batch_size", "micro_frame_size", "temporal_overlap"),
     *("use_tiling", "tile_sample_min_size", "tile_sample_min_size_t", "tile_overlap_factor"),
@@ -18,19 +18,19 @@ _FREE = (
 
 
 def is_hub_id(source: str) -> bool:
-    """OWNER/NAME, unless there is such a folder or file."""
+    """True for OWNER/NAME, unless a folder or file has that path."""
     return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) is not None and not Path(source).exists()
 
 
-def stored_config(source: str, subfolder: str | None = None) -> dict[str, Any]:
-    """config.json of a folder. {} for a hub id: the arguments say its layout, so that nothing is asked to plan a run."""
+def read_stored_config(source: str, subfolder: str | None = None) -> dict[str, Any]:
+    """config.json of a folder. {} for a hub id: its layout comes from the arguments, so that planning stays offline."""
     return {} if is_hub_id(source) else read_config(Path(source, subfolder or ""))
 
 
-def fetched(source: str, subfolder: str | None = None, kinds: Sequence[str] = ("*.safetensors",)) -> Path:
-    """The folder or file that `source` names; for a hub id the folder in the local cache that it is fetched to.
+def fetch_folder(source: str, subfolder: str | None = None, kinds: Sequence[str] = ("*.safetensors",)) -> Path:
+    """The folder or file `source`; a hub id is fetched into the local cache first. Raises WeightsError.
 
-    subfolder: where in it; only that is fetched. kinds: of the files with weights.
+    subfolder: the only part that is used and fetched. kinds: patterns of the weight files.
     """
     if not is_hub_id(source):
         return Path(source, subfolder or "")
@@ -47,34 +47,35 @@ def fetched(source: str, subfolder: str | None = None, kinds: Sequence[str] = ("
         ) from error
 
 
-def pieces_of(where: str, micro_batch_size: int | None) -> int | None:
-    """How many to code at a time, None = all; ConfigError for less than one."""
+def check_micro_batch_size(where: str, micro_batch_size: int | None) -> int | None:
+    """`micro_batch_size`: None = all. Raises ConfigError for less than 1."""
     if micro_batch_size is not None and micro_batch_size < 1:
         raise ConfigError(f"{where}: micro_batch_size: {micro_batch_size}; allowed: 1 or more, or None; change it")
     return micro_batch_size
 
 
-def plain(value: Any) -> Any:
-    """Lists and tuples alike, as a config may hold either."""
+def as_list(value: Any) -> Any:
+    """Tuples as lists: a config may hold either."""
     return list(value) if isinstance(value, list | tuple) else value
 
 
-def fill_from_folder(cls: type, given: Mapping[str, Any], stored: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """`given` constructor arguments of `cls`, where a default is replaced by what `stored` says.
+def merge_stored_config(
+    cls: type, arguments: Mapping[str, Any], stored: Mapping[str, Any], where: str
+) -> dict[str, Any]:
+    """Constructor `arguments` of `cls`, with defaults replaced by the values of the `stored` config.
 
-    An argument that differs from its default was meant; ConfigError when it contradicts `stored`. Keys of `stored`
-    that `cls` does not take (loss, learning rate, bookkeeping of other programs) are passed over.
+    An argument that differs from its default is intended: ConfigError when it contradicts `stored`. Keys of `stored`
+    that `cls` does not take (loss, learning rate, other programs' bookkeeping) are ignored.
     """
-    filled = dict(given)
+    merged = dict(arguments)
     for name, parameter in inspect.signature(cls).parameters.items():
-        if name not in given or name not in stored:
+        if name not in arguments or name not in stored:
             continue
-        meant = plain(given[name]) != plain(parameter.default)
-        if not meant:
-            filled[name] = stored[name]
-        elif name not in _FREE and plain(given[name]) != plain(stored[name]):
+        if as_list(arguments[name]) == as_list(parameter.default):
+            merged[name] = stored[name]
+        elif name not in _CHANGEABLE and as_list(arguments[name]) != as_list(stored[name]):
             raise ConfigError(
-                f"{cls.__name__}: {name}={given[name]!r}, but {where} holds weights for {stored[name]!r}; "
+                f"{cls.__name__}: {name}={arguments[name]!r}, but {where} holds weights for {stored[name]!r}; "
                 f"leave {name} out or give another from_pretrained"
             )
-    return filled
+    return merged

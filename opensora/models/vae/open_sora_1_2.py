@@ -12,16 +12,18 @@ import torch
 from torch import Generator, Tensor, nn
 
 from opensora.errors import ConfigError
+from opensora.interfaces import Size
 from opensora.models.shape_checks import ShapeError
 from opensora.models.vae.autoencoder_kl import VideoAutoencoderKL
+from opensora.models.vae.base import VideoAutoencoder
 from opensora.models.vae.gaussian import Gaussian, LatentScale
-from opensora.models.vae.hub_folder import fetched, fill_from_folder, stored_config
+from opensora.models.vae.hub_folder import fetch_folder, merge_stored_config, read_stored_config
 from opensora.models.vae.temporal_vae import VAE_Temporal
 from opensora.models.weights import load_weights
 from opensora.registry import VAES
 
-# Arguments of diffusers' AutoencoderKL that give the layout of Stable Diffusion's and SDXL's autoencoders.
-SPATIAL = {
+# Arguments of diffusers' AutoencoderKL: the layout of Stable Diffusion's and SDXL's autoencoders.
+SD_LAYOUT = {
     "in_channels": 3,
     "out_channels": 3,
     "latent_channels": 4,
@@ -32,24 +34,15 @@ SPATIAL = {
     "up_block_types": ("UpDecoderBlock2D",) * 4,
     "sample_size": 512,
 }
-# What VAE_Temporal would scale its latents by: the whole does that.
-NOT_SCALED: dict[str, Any] = {"scaling_factor": 1.0, "latent_shift": None, "latent_scale": None}
+# VAE_Temporal does not scale its latents: OpenSoraVAE_V1_2 does.
+UNSCALED: dict[str, Any] = {"scaling_factor": 1.0, "latent_shift": None, "latent_scale": None}
 
 
 @VAES.register_module()
-class OpenSoraVAE_V1_2(nn.Module):
+class OpenSoraVAE_V1_2(VideoAutoencoder):
     """The defaults are the released layout. Keys: `spatial_vae.module.*`, `temporal_vae.*`, buffers `shift`, `scale`.
 
-    from_pretrained: a folder with config.json and weights, or a hub id, whose layout the other arguments say. Building
-    reads the config only, `load()` the weights.
-    spatial: arguments of VideoAutoencoderKL; temporal: those of VAE_Temporal that say its layout; without `type`. A
-    `from_pretrained` in them is read by `load()` when there are no weights of the whole.
-    micro_frame_size: frames that the temporal part codes at a time, each such clip for itself and filled up in front
-    for itself; None = all. micro_batch_size: frames that the spatial part codes at a time, None = all.
-    shift, scale: diffusion sees (z - shift) / scale, a number or one per latent channel; weights bring their own.
-    latent_shift, latent_scale (one number per latent channel), as measured after a training, take the place of both:
-    (z - latent_shift) * latent_scale.
-    freeze_spatial: train the temporal part only.
+    Building reads config.json only, `load()` the weights.
     """
 
     shift: Tensor
@@ -57,29 +50,34 @@ class OpenSoraVAE_V1_2(nn.Module):
 
     def __init__(
         self,
-        from_pretrained: str | None = None,
-        spatial: dict[str, Any] | None = None,
-        temporal: dict[str, Any] | None = None,
-        micro_frame_size: int | None = 17,
-        micro_batch_size: int | None = 4,
-        shift: float | Sequence[float] = (-0.10, 0.34, 0.27, 0.98),
-        scale: float | Sequence[float] = (3.85, 2.32, 2.33, 3.06),
-        latent_shift: Sequence[float] | None = None,
-        latent_scale: Sequence[float] | None = None,
-        freeze_spatial: bool = False,
+        from_pretrained: str | None = None,  # folder with config.json and weights; or a hub id of the layout given here
+        # Without from_pretrained, `load()` reads the from_pretrained in these two.
+        spatial: dict[str, Any] | None = None,  # arguments of VideoAutoencoderKL, without `type`
+        temporal: dict[str, Any] | None = None,  # layout arguments of VAE_Temporal, without `type`
+        micro_frame_size: int | None = 17,  # frames the temporal part codes, and pads, at a time; None = all
+        micro_batch_size: int | None = 4,  # frames the spatial part codes at a time; None = all
+        # Diffusion works on (z - shift) / scale; these are buffers, which weights overwrite.
+        shift: float | Sequence[float] = (-0.10, 0.34, 0.27, 0.98),  # one number, or one per latent channel
+        scale: float | Sequence[float] = (3.85, 2.32, 2.33, 3.06),  # one number, or one per latent channel
+        # Measured after a training, these replace both: (z - latent_shift) * latent_scale.
+        latent_shift: Sequence[float] | None = None,  # one number per latent channel
+        latent_scale: Sequence[float] | None = None,  # one number per latent channel
+        freeze_spatial: bool = False,  # train the temporal part only
     ):
-        given = {key: value for key, value in locals().items() if key not in ("self", "__class__", "from_pretrained")}
+        arguments = {
+            key: value for key, value in locals().items() if key not in ("self", "__class__", "from_pretrained")
+        }
         super().__init__()
         if from_pretrained is not None:
-            given = fill_from_folder(type(self), given, stored_config(from_pretrained), from_pretrained)
+            arguments = merge_stored_config(type(self), arguments, read_stored_config(from_pretrained), from_pretrained)
         self.from_pretrained = from_pretrained
-        self._build(**given)
-        # rebuilds this module without a folder; the parts say what their own folders said
+        self._build(**arguments)
+        # the parts' arguments include those that their own folders hold
         self.config: dict[str, Any] = {
             "type": "OpenSoraVAE_V1_2",
-            **given,
-            "spatial": _arguments(self.spatial_vae.config, without=["micro_batch_size"]),
-            "temporal": _arguments(self.temporal_vae.config, without=NOT_SCALED),
+            **arguments,
+            "spatial": _config_without(self.spatial_vae.config, without=["micro_batch_size"]),
+            "temporal": _config_without(self.temporal_vae.config, without=UNSCALED),
         }
 
     def _build(self, **config: Any) -> None:
@@ -90,13 +88,13 @@ class OpenSoraVAE_V1_2(nn.Module):
             )
         spatial, temporal = config["spatial"] or {}, config["temporal"] or {}
         if "config" not in spatial and spatial.get("from_pretrained") is None:
-            spatial = {"config": SPATIAL, **spatial}
+            spatial = {"config": SD_LAYOUT, **spatial}
         micro_batch_size = config["micro_batch_size"]
-        self.spatial_vae: VideoAutoencoderKL = _part(
+        self.spatial_vae: VideoAutoencoderKL = _build_part(
             VideoAutoencoderKL, "spatial", spatial, micro_batch_size=micro_batch_size
         )
         channels = self.spatial_vae.latent_channels
-        self.temporal_vae: VAE_Temporal = _part(VAE_Temporal, "temporal", temporal, **NOT_SCALED)
+        self.temporal_vae: VAE_Temporal = _build_part(VAE_Temporal, "temporal", temporal, **UNSCALED)
         if self.temporal_vae.in_channels != channels:
             raise ConfigError(
                 f"OpenSoraVAE_V1_2: temporal: in_out_channels is {self.temporal_vae.in_channels}; the spatial part has "
@@ -123,9 +121,9 @@ class OpenSoraVAE_V1_2(nn.Module):
         return torch.tensor([float(value) for value in values]).view(1, -1, 1, 1, 1)
 
     def load(self) -> Self:
-        """Read the weights of `from_pretrained`, or those of the parts; without any the fresh initial weights stay."""
+        """Read the weights of `from_pretrained`, or of the parts; without any the initial weights stay."""
         if self.from_pretrained is not None:
-            load_weights(self, fetched(self.from_pretrained))
+            load_weights(self, fetch_folder(self.from_pretrained))
         else:
             self.spatial_vae.load()
             self.temporal_vae.load()
@@ -133,37 +131,34 @@ class OpenSoraVAE_V1_2(nn.Module):
 
     @property
     def last_layer(self) -> nn.Parameter:
-        """The weight that an adversarial loss is balanced at."""
         return self.spatial_vae.last_layer
 
     def checkpoint_blocks(self) -> list[nn.Module]:
-        """The modules whose activations may be recomputed instead of kept."""
         return [*self.spatial_vae.checkpoint_blocks(), *self.temporal_vae.checkpoint_blocks()]
 
-    def latent_size(self, size: Sequence[int]) -> tuple[int, int, int]:
-        """(frames, rows, columns) in pixels -> the same of the latents."""
+    def latent_size(self, size: Size) -> Size:
         t, h, w = self.spatial_vae.latent_size(size)
-        clips = _pieces(t, self.micro_frame_size)
+        clips = _chunk_lengths(t, self.micro_frame_size)
         return sum(self.temporal_vae.latent_size((frames, h, w))[0] for frames in clips), h, w
 
     def temporal_posterior(self, x_z: Tensor) -> Gaussian:
-        """The distribution of the latents of spatial latents, clip by clip."""
+        """The posterior given the spatial latents, chunk by chunk."""
         clips = x_z.split(self.micro_frame_size or x_z.shape[2], dim=2)
         parts = [self.temporal_vae.posterior(clip) for clip in clips]
         return Gaussian(torch.cat([p.mean for p in parts], dim=2), torch.cat([p.logvar for p in parts], dim=2))
 
     def posterior(self, x_BCTHW: Tensor, rngs: Sequence[Generator] | None = None) -> Gaussian:
-        """The latents' distribution for clips in [-1, 1], given spatial latents drawn with `rngs` (None: the mode)."""
+        """The posterior, given spatial latents that are sampled with `rngs` (None: their mode)."""
         return self.temporal_posterior(self.spatial_vae.encode(x_BCTHW, rngs))
 
-    def normalise(self, z: Tensor) -> Tensor:
-        """Latents of the posterior as diffusion sees them."""
+    def normalize(self, z: Tensor) -> Tensor:
+        """Posterior latents to the scale that diffusion works at."""
         if self.measured is not None:
-            return self.measured.normalise(z)
+            return self.measured.normalize(z)
         return (z - self.shift) / self.scale
 
     def restore(self, z: Tensor) -> Tensor:
-        """The reverse of `normalise`."""
+        """The inverse of `normalize`."""
         return z * self.scale + self.shift if self.measured is None else self.measured.restore(z)
 
     def _decode(self, z: Tensor, num_frames: int | None) -> Tensor:
@@ -174,7 +169,7 @@ class OpenSoraVAE_V1_2(nn.Module):
         left = before + self.temporal_vae.shortest(clips[-1].shape[2]) if num_frames is None else num_frames
         if left > held:
             raise ShapeError(
-                f"OpenSoraVAE_V1_2: {left} frames asked of {z.shape[2]} latent frames, which hold at most {held}"
+                f"OpenSoraVAE_V1_2: {left} frames requested of {z.shape[2]} latent frames, which hold at most {held}"
             )
         x_z = []
         for clip in clips[: -(-left // most)]:
@@ -183,46 +178,45 @@ class OpenSoraVAE_V1_2(nn.Module):
         return self.spatial_vae.decode(torch.cat(x_z, dim=2))
 
     def encode(self, x_BCTHW: Tensor, rngs: Sequence[Generator] | None = None) -> Tensor:
-        """Latents ready for diffusion, float32; `rngs` has one CPU generator per clip, None takes the mode.
+        """Normalized latents, float32; rngs: one CPU generator per clip, None = the mode.
 
-        A generator is drawn from twice: for the spatial latents of all frames, then for the latents.
+        Each generator is used twice: for the spatial latents of all frames, then for the latents.
         """
-        return self.normalise(self.posterior(x_BCTHW, rngs).draw(rngs))
+        return self.normalize(self.posterior(x_BCTHW, rngs).draw(rngs))
 
     def decode(self, z: Tensor, num_frames: int | None = None) -> Tensor:
-        """Clips of `num_frames` frames, about in [-1, 1], float32, from latents as `encode` gives them.
+        """Clips of `num_frames` frames, about in [-1, 1], float32, from normalized latents.
 
-        num_frames: how many frames were encoded. None takes the shortest clip with so many latents; fewer frames than
-        that are the first ones of it.
+        num_frames: how many frames were encoded. None assumes the shortest clip with these latents; fewer frames are the
+        first ones of that clip.
         """
         return self._decode(self.restore(z), num_frames)
 
     def forward(self, x: Tensor, rngs: Sequence[Generator] | None = None) -> tuple[Tensor, Gaussian]:
-        """Reconstruction (float32) and posterior of the latents, before normalising, for training both parts together.
+        """Reconstruction (float32) and posterior of unnormalized latents, for training both parts together.
 
-        The original returns the spatial latents and their reconstruction as well, for a loss on them; here the loss is
-        on pixels, which reaches both parts. The spatial posterior, which the original does not regularise either, is
-        drawn from in between.
+        The original also returns the spatial latents and their reconstruction, for a loss on them; here the loss is on
+        pixels, which trains both parts. The spatial posterior is sampled but, as in the original, not regularized.
         """
         posterior = self.posterior(x, rngs)
         return self._decode(posterior.draw(rngs), x.shape[2]), posterior
 
 
-def _pieces(frames: int, size: int | None) -> list[int]:
-    """Lengths of the clips of at most `size` frames that a clip is cut into."""
+def _chunk_lengths(frames: int, size: int | None) -> list[int]:
+    """`frames` in chunks of at most `size`: their lengths."""
     whole, rest = divmod(frames, size or frames or 1)
     return [size or frames] * whole + ([rest] if rest else [])
 
 
-def _part(kind: Any, name: str, arguments: Mapping[str, Any], **given: Any) -> Any:
-    known = [key for key in inspect.signature(kind).parameters if key not in given]
+def _build_part(kind: Any, name: str, arguments: Mapping[str, Any], **fixed: Any) -> Any:
+    known = [key for key in inspect.signature(kind).parameters if key not in fixed]
     for key in arguments:
         if key not in known:
             raise ConfigError(
                 f"OpenSoraVAE_V1_2: {name}: unknown key {key!r}; allowed: {', '.join(known)} (of {kind.__name__})"
             )
-    return kind(**arguments, **given)
+    return kind(**arguments, **fixed)
 
 
-def _arguments(config: Mapping[str, Any], without: Iterable[str]) -> dict[str, Any]:
+def _config_without(config: Mapping[str, Any], without: Iterable[str]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in ("type", *without)}

@@ -10,16 +10,18 @@ import torch
 from torch import Generator, Tensor, nn
 
 from opensora.errors import ConfigError
+from opensora.interfaces import Size
 from opensora.models.layers.patch import at_least_float32
 from opensora.models.layers.seam import TileMap
 from opensora.models.shape_checks import ShapeError
+from opensora.models.vae.base import VideoAutoencoder
 from opensora.models.vae.gaussian import Gaussian, LatentScale
-from opensora.models.vae.hub_folder import fetched, fill_from_folder, pieces_of, stored_config
+from opensora.models.vae.hub_folder import check_micro_batch_size, fetch_folder, merge_stored_config, read_stored_config
 from opensora.models.vae.open_sora_1_3_net import Decoder, Encoder
 from opensora.models.weights import load_weights
 from opensora.registry import VAES
 
-# Mean and deviation per channel of the released autoencoder's latents of videos: diffusion sees (z - mean) / deviation.
+# Mean and deviation per channel of the released autoencoder's latents of videos: diffusion works on (z - mean) / deviation.
 VIDEO_MEAN = (
     -0.19016949832439423, -0.04480062797665596, 0.020789705216884613, 0.01865335740149021,
     -0.011585569009184837, 0.0010865575168281794, 0.08378933370113373, 0.08902134001255035,
@@ -36,48 +38,42 @@ VIDEO_SCALE = tuple(1 / deviation for deviation in VIDEO_STD)
 
 
 @VAES.register_module()
-class OpenSoraVAE_V1_3(nn.Module):
-    """The defaults are the released layout.
-
-    from_pretrained: a folder with config.json and weights, or a hub id, whose layout the other arguments say. Building
-    reads the config only, `load()` the weights.
-    hidden_size_mult: one per level, the finest first. down_sampling_layer: levels after which the encoder halves
-    frames too (it halves rows and columns after all but the last); temporal_up_layers: levels after which the decoder
-    doubles them too. norm_groups: groups of every GroupNorm.
-    micro_batch_size: clips coded at a time, None = all. micro_frame_size: frames coded at a time, each such piece for
-    itself, None = all; 4 k + 1, and only with a micro_batch_size. temporal_overlap: pieces share a frame, which is the
-    mean of both when decoded.
-    latent_shift, latent_scale (one number per latent channel), or where both are None scaling_factor: diffusion sees
-    (z - shift) * scale. The released statistics of videos are the default; images have others, which the released
-    models do not use.
-    """
+class OpenSoraVAE_V1_3(VideoAutoencoder):
+    """The defaults are the released layout. Building reads config.json only, `load()` the weights."""
 
     in_channels = 3
 
     def __init__(
         self,
-        from_pretrained: str | None = None,
-        hidden_size: int = 128,
-        hidden_size_mult: Sequence[int] = (1, 2, 4, 4),
-        num_res_blocks: int = 2,
-        z_channels: int = 16,
-        down_sampling_layer: Sequence[int] = (1, 2),
-        temporal_up_layers: Sequence[int] = (2, 3),
-        norm_groups: int = 32,
-        micro_batch_size: int | None = None,
-        micro_frame_size: int | None = None,
-        temporal_overlap: bool = False,
-        scaling_factor: float = 1.0,
-        latent_shift: Sequence[float] | None = VIDEO_MEAN,
-        latent_scale: Sequence[float] | None = VIDEO_SCALE,
+        from_pretrained: str | None = None,  # folder with config.json and weights; or a hub id of the layout given here
+        hidden_size: int = 128,  # channels of the finest level
+        hidden_size_mult: Sequence[int] = (1, 2, 4, 4),  # channels per level / hidden_size, the finest first
+        num_res_blocks: int = 2,  # per level; the decoder has one more
+        z_channels: int = 16,  # latent channels
+        down_sampling_layer: Sequence[int] = (
+            1,
+            2,
+        ),  # levels that halve frames too; all but the last halve rows, columns
+        temporal_up_layers: Sequence[int] = (2, 3),  # levels of the decoder that double frames too
+        norm_groups: int = 32,  # of every GroupNorm
+        micro_batch_size: int | None = None,  # clips coded at a time; None = all
+        micro_frame_size: int | None = None,  # frames coded at a time, 4 k + 1; None = all; needs a micro_batch_size
+        temporal_overlap: bool = False,  # these chunks share a frame, decoded as the mean of both
+        # Diffusion works on (z - shift) * scale. The defaults are the statistics of videos; those of images differ, but the
+        # released models do not use them.
+        scaling_factor: float = 1.0,  # the scale where latent_scale is None
+        latent_shift: Sequence[float] | None = VIDEO_MEAN,  # one number per latent channel
+        latent_scale: Sequence[float] | None = VIDEO_SCALE,  # one number per latent channel
     ):
-        given = {key: value for key, value in locals().items() if key not in ("self", "__class__", "from_pretrained")}
+        arguments = {
+            key: value for key, value in locals().items() if key not in ("self", "__class__", "from_pretrained")
+        }
         super().__init__()
         if from_pretrained is not None:
-            given = fill_from_folder(type(self), given, stored_config(from_pretrained), from_pretrained)
+            arguments = merge_stored_config(type(self), arguments, read_stored_config(from_pretrained), from_pretrained)
         self.from_pretrained = from_pretrained
-        self.config: dict[str, Any] = {"type": "OpenSoraVAE_V1_3", **given}  # rebuilds this module without a folder
-        self._build(**given)
+        self.config: dict[str, Any] = {"type": "OpenSoraVAE_V1_3", **arguments}
+        self._build(**arguments)
 
     def _build(self, **config: Any) -> None:
         widths = [config["hidden_size"] * factor for factor in config["hidden_size_mult"]]
@@ -100,14 +96,14 @@ class OpenSoraVAE_V1_3(nn.Module):
         self.latent_channels: int = z
         self.compression = (2 ** len(down), 2**last, 2**last)
         self._in_time = down
-        self.pieces = TileMap()
-        self.micro_batch_size = pieces_of("OpenSoraVAE_V1_3", config["micro_batch_size"])
+        self.tile_map = TileMap()
+        self.micro_batch_size = check_micro_batch_size("OpenSoraVAE_V1_3", config["micro_batch_size"])
         self.micro_frame_size: int | None = config["micro_frame_size"]
         self.temporal_overlap: bool = config["temporal_overlap"]
         self.latents = LatentScale(config["scaling_factor"], config["latent_shift"], config["latent_scale"])
-        self._check_pieces()
+        self._check_chunks()
 
-    def _check_pieces(self) -> None:
+    def _check_chunks(self) -> None:
         size, factor = self.micro_frame_size, self.compression[0]
         if size is None:
             if self.temporal_overlap:
@@ -127,72 +123,69 @@ class OpenSoraVAE_V1_3(nn.Module):
             )
 
     def load(self) -> Self:
-        """Read the weights of `from_pretrained`; without one the fresh initial weights stay."""
+        """Read the weights of `from_pretrained`; without one the initial weights stay. Raises WeightsError."""
         if self.from_pretrained is not None:
-            load_weights(self, fetched(self.from_pretrained))
+            load_weights(self, fetch_folder(self.from_pretrained))
         return self
 
     @property
     def last_layer(self) -> nn.Parameter:
-        """The weight that an adversarial loss is balanced at."""
         weight = self.decoder.conv_out.weight
         assert isinstance(weight, nn.Parameter)
         return weight
 
     def checkpoint_blocks(self) -> list[nn.Module]:
-        """The modules whose activations may be recomputed instead of kept."""
         return [*self.encoder.down, self.encoder.mid, self.decoder.mid, *self.decoder.up]
 
-    def latent_size(self, size: Sequence[int]) -> tuple[int, int, int]:
+    def latent_size(self, size: Size) -> Size:
         """(frames, rows, columns) in pixels -> the same of the latents.
 
-        With a micro_frame_size the frames of a last piece that cannot be restored are not counted, and `encode`
-        refuses them.
+        With a micro_frame_size, frames of a last chunk that decoding could not restore are not counted; `encode` raises
+        a ShapeError for them.
         """
         frames, *sides = size
         for i in range(len(self.decoder.up) - 1):
-            # a frame by itself is padded right and below only, else every side is
+            # levels that keep the frames pad right and below only; the others pad every side
             sides = [(n + 1) // 2 if i in self._in_time else n // 2 for n in sides]
-        pieces = self._pieces(frames)
+        chunks = self._chunks(frames)
         if self.micro_frame_size is not None:
-            pieces = [piece for piece in pieces if self._restorable(piece)]
-        return sum(map(self._latent_frames, pieces)), sides[0], sides[1]
+            chunks = [chunk for chunk in chunks if self._restorable(chunk)]
+        return sum(map(self._latent_frames, chunks)), sides[0], sides[1]
 
-    def _pieces(self, frames: int) -> list[range]:
-        """Frames that are coded together."""
+    def _chunks(self, frames: int) -> list[range]:
+        """Frame ranges that are coded together."""
         size = self.micro_frame_size
         if size is None or frames == 1:
             return [range(frames)]
         shared = 1 if self.temporal_overlap else 0
         return [range(start, min(start + size, frames)) for start in range(0, frames - shared, size - shared)]
 
-    def _latent_frames(self, piece: range) -> int:
-        frames = len(piece)
+    def _latent_frames(self, chunk: range) -> int:
+        frames = len(chunk)
         for _ in self._in_time:
             frames = (frames - 1) // 2 + 1
         return frames
 
-    def _restorable(self, piece: range) -> bool:
-        """Whether decoding gives as many frames as were encoded."""
-        return len(piece) % self.compression[0] == 1 % self.compression[0]
+    def _restorable(self, chunk: range) -> bool:
+        """True if decoding returns as many frames as were encoded."""
+        return len(chunk) % self.compression[0] == 1 % self.compression[0]
 
-    def posterior(self, x_BCTHW: Tensor) -> Gaussian:
-        """The latents' distribution for clips in [-1, 1]."""
+    def posterior(self, x_BCTHW: Tensor, rngs: Sequence[Generator] | None = None) -> Gaussian:
         factor = self.compression[1]
         if x_BCTHW.shape[1] != self.in_channels or min(x_BCTHW.shape[3:]) < factor:
             raise ShapeError(
                 f"OpenSoraVAE_V1_3: clips of {list(x_BCTHW.shape[1:])} (channels, frames, rows, columns); needed: "
                 f"{self.in_channels} channels and at least {factor} rows and columns"
             )
-        pieces = self._pieces(x_BCTHW.shape[2])
-        if self.micro_frame_size is not None and not self._restorable(pieces[-1]):
+        chunks = self._chunks(x_BCTHW.shape[2])
+        if self.micro_frame_size is not None and not self._restorable(chunks[-1]):
             raise ShapeError(
-                f"OpenSoraVAE_V1_3: clips of {x_BCTHW.shape[2]} frames leave a last piece of {len(pieces[-1])} behind pieces "
+                f"OpenSoraVAE_V1_3: clips of {x_BCTHW.shape[2]} frames leave a last chunk of {len(chunks[-1])} after chunks "
                 f"of {self.micro_frame_size}; give a number of frames that leaves {self.compression[0]} k + 1, for example "
-                f"{pieces[-1].start + len(pieces[-1]) // self.compression[0] * self.compression[0] + 1}"
+                f"{chunks[-1].start + len(chunks[-1]) // self.compression[0] * self.compression[0] + 1}"
             )
         moments = [
-            torch.cat([self.encoder(clips[:, :, piece.start : piece.stop]) for piece in pieces], dim=2)
+            torch.cat([self.encoder(clips[:, :, chunk.start : chunk.stop]) for chunk in chunks], dim=2)
             for clips in x_BCTHW.to(self.last_layer.dtype).split(self.micro_batch_size or len(x_BCTHW))
         ]
         return Gaussian.from_moments(torch.cat(moments))
@@ -203,25 +196,21 @@ class OpenSoraVAE_V1_3(nn.Module):
         group = z.shape[2] if size is None else self._latent_frames(range(size))
         decoded = []
         for clips in z.split(self.micro_batch_size or len(z)):
-            pieces = list(self.pieces(lambda part: at_least_float32(self.decoder(part)), clips.split(group, dim=2)))
-            decoded.append(_join(pieces, self.temporal_overlap))
+            chunks = list(self.tile_map(lambda part: at_least_float32(self.decoder(part)), clips.split(group, dim=2)))
+            decoded.append(_join(chunks, self.temporal_overlap))
         return torch.cat(decoded)
 
-    def encode(self, x_BCTHW: Tensor, rngs: Sequence[Generator] | None = None) -> Tensor:
-        """Latents ready for diffusion, float32; `rngs` has one CPU generator per clip, None takes the mode."""
-        return self.latents.normalise(self.posterior(x_BCTHW).draw(rngs))
-
     def decode(self, z: Tensor, num_frames: int | None = None) -> Tensor:
-        """Clips of about [-1, 1], float32, from latents as `encode` gives them; the first `num_frames` frames."""
+        """Clips float32, about in [-1, 1], from normalized latents; the first `num_frames` frames."""
         x = self._decode(self.latents.restore(z))
         if num_frames is not None and num_frames > x.shape[2]:
             raise ShapeError(
-                f"OpenSoraVAE_V1_3: {num_frames} frames asked of {z.shape[2]} latent frames, which hold {x.shape[2]}"
+                f"OpenSoraVAE_V1_3: {num_frames} frames requested of {z.shape[2]} latent frames, which hold {x.shape[2]}"
             )
         return x[:, :, :num_frames]
 
     def forward(self, x: Tensor, rngs: Sequence[Generator] | None = None) -> tuple[Tensor, Gaussian]:
-        """Reconstruction (float32) and posterior. Frames, rows and columns must be such that none is lost."""
+        """Reconstruction (float32) and posterior. Raises ShapeError for sizes that would lose frames, rows or columns."""
         posterior = self.posterior(x)
         output = self._decode(posterior.draw(rngs))
         if output.shape != x.shape:
@@ -233,12 +222,12 @@ class OpenSoraVAE_V1_3(nn.Module):
         return output, posterior
 
 
-def _join(pieces: Sequence[Tensor], overlap: bool) -> Tensor:
-    """Pieces in time as one clip; with `overlap` each starts on the last frame of the one before."""
+def _join(chunks: Sequence[Tensor], overlap: bool) -> Tensor:
+    """Concatenate chunks in time; with `overlap` each starts on the last frame of the one before."""
     if overlap:
-        pieces = list(pieces)
-        for i in range(1, len(pieces)):
-            shared = (pieces[i - 1][:, :, -1:] + pieces[i][:, :, :1]) / 2
-            pieces[i - 1] = torch.cat([pieces[i - 1][:, :, :-1], shared], dim=2)
-            pieces[i] = pieces[i][:, :, 1:]
-    return torch.cat(list(pieces), dim=2)
+        chunks = list(chunks)
+        for i in range(1, len(chunks)):
+            shared = (chunks[i - 1][:, :, -1:] + chunks[i][:, :, :1]) / 2
+            chunks[i - 1] = torch.cat([chunks[i - 1][:, :, :-1], shared], dim=2)
+            chunks[i] = chunks[i][:, :, 1:]
+    return torch.cat(list(chunks), dim=2)

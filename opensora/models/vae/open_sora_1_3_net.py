@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from opensora.models.layers.conv import Conv3d
 from opensora.models.vae import causal_blocks as blocks
-from opensora.models.vae.causal_net import Level, MidBlock
+from opensora.models.vae.causal_net import MidBlock, UNetLevel
 
 
 class ResnetBlock(blocks.ResnetBlock3D):
@@ -20,10 +20,9 @@ class ResnetBlock(blocks.ResnetBlock3D):
 
 
 class CausalAttention(blocks.AttnBlock3DFix):
-    """Single-head self-attention over all pixels of all frames; each sees itself and those before it.
+    """Single-head causal self-attention over all pixels of all frames.
 
-    Before means in the order frame, row, column, so within a frame a pixel does not see what is below it: released
-    weights are trained so.
+    The order is frame, row, column, so within a frame a pixel does not attend to those below it: weights were trained so.
     """
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -55,7 +54,7 @@ class Upsample2D(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=(1.0, 2.0, 2.0), mode="nearest"))
 
 
-class Refine(nn.Module):
+class RefineBlock(nn.Module):
     """Convolution, norm, SiLU, convolution, norm, the input added, SiLU."""
 
     def __init__(self, channels: int, groups: int):
@@ -71,18 +70,18 @@ class Refine(nn.Module):
 
 
 class Upsample3D(nn.Module):
-    """Doubles frames, rows and columns by repetition, then adds a learned correction."""
+    """Doubles frames, rows and columns by repetition, then adds a learned residual."""
 
     def __init__(self, channels: int, groups: int):
         super().__init__()
-        self.conv3d = Refine(channels, groups)
+        self.conv3d = RefineBlock(channels, groups)
 
     def forward(self, x: Tensor) -> Tensor:
         doubled = F.interpolate(x, scale_factor=2.0, mode="nearest")
         return doubled + self.conv3d(doubled)
 
 
-def middle(channels: int, groups: int) -> MidBlock:
+def mid_block(channels: int, groups: int) -> MidBlock:
     return MidBlock(
         ResnetBlock(channels, channels, groups),
         CausalAttention(channels, groups),
@@ -90,9 +89,9 @@ def middle(channels: int, groups: int) -> MidBlock:
     )
 
 
-def level(before: int, width: int, resnets: int, groups: int, **resample: nn.Module) -> Level:
+def unet_level(before: int, width: int, resnets: int, groups: int, **resample: nn.Module) -> UNetLevel:
     chain = [ResnetBlock(a, b, groups) for a, b in pairwise([before] + [width] * resnets)]
-    return Level(chain, [], resample)
+    return UNetLevel(chain, [], resample)
 
 
 class Encoder(nn.Module):
@@ -105,15 +104,15 @@ class Encoder(nn.Module):
         for i, width in enumerate(widths):
             kind = Downsample3D if i in in_time else blocks.Downsample
             resample = {"downsample": kind(width)} if i < len(widths) - 1 else {}
-            self.down.append(level(widths[max(i - 1, 0)], width, resnets, groups, **resample))
-        self.mid = middle(widths[-1], groups)
+            self.down.append(unet_level(widths[max(i - 1, 0)], width, resnets, groups, **resample))
+        self.mid = mid_block(widths[-1], groups)
         self.norm_out = blocks.group_norm(widths[-1], groups)
         self.conv_out = blocks.ZeroCausalConv3d(widths[-1], out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
-        for each in self.down:
-            x = each(x)
+        for level in self.down:
+            x = level(x)
         return self.conv_out(F.silu(self.norm_out(self.mid(x))))
 
 
@@ -123,20 +122,21 @@ class Decoder(nn.Module):
     def __init__(self, z_channels: int, widths: Sequence[int], resnets: int, in_time: Sequence[int], groups: int):
         super().__init__()
         self.conv_in = blocks.ZeroCausalConv3d(z_channels, widths[-1], 3, padding=1)
-        self.mid = middle(widths[-1], groups)
+        self.mid = mid_block(widths[-1], groups)
         self.up = nn.ModuleList()
         for i, width in enumerate(widths):
             resample: dict[str, nn.Module] = {}
             if i:
                 resample["upsample"] = Upsample3D(width, groups) if i in in_time else Upsample2D(width)
-            self.up.append(level(widths[min(i + 1, len(widths) - 1)], width, resnets, groups, **resample))
+            self.up.append(unet_level(widths[min(i + 1, len(widths) - 1)], width, resnets, groups, **resample))
         self.norm_out = blocks.group_norm(widths[0], groups)
-        self.conv_out = Conv3d(widths[0], 3, 3, padding=(0, 1, 1))  # causal as all, but without `.conv` in its keys
+        # causal like the others, but without `.conv` in its keys
+        self.conv_out = Conv3d(widths[0], 3, 3, padding=(0, 1, 1))
         self.surplus = 2 ** len(in_time) - 1  # the first latent frame stands for one frame and becomes this many more
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.mid(self.conv_in(z))
-        for each in reversed(self.up):
-            x = each(x)
+        for level in reversed(self.up):
+            x = level(x)
         x = F.silu(self.norm_out(x))
         return self.conv_out(blocks.zero_frames_in_front(x, 2))[:, :, self.surplus :]

@@ -1,4 +1,4 @@
-"""LPIPS: how different two frames look, as the weighted distance of a VGG16's features. Frozen; lies beside a loss.
+"""LPIPS: perceptual distance of two frames, a weighted distance of VGG16 features. Frozen; a term of a loss.
 
 Shapes: N frames, C channels, H W rows/columns; frames [N, 3, H, W] in [-1, 1].
 Source: Zhang et al. 2018, arXiv:1801.03924, eq. 1 and section 3 (the linear head on VGG).
@@ -61,8 +61,8 @@ class VGG(nn.Module):
         return features
 
 
-class Scaling(nn.Module):
-    """From [-1, 1] to what VGG was trained on."""
+class InputScaling(nn.Module):
+    """From [-1, 1] to the statistics that VGG was trained on."""
 
     shift: Tensor
     scale: Tensor
@@ -76,8 +76,8 @@ class Scaling(nn.Module):
         return (x - self.shift) / self.scale
 
 
-class Head(nn.Module):
-    """How much each channel counts. Key: `model.1`; `model.0` was a dropout, which a frozen distance must not have."""
+class LinHead(nn.Module):
+    """A weight per channel. Key: `model.1`; `model.0` was a dropout, which a frozen distance must not have."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -89,54 +89,54 @@ class Head(nn.Module):
 
 @PERCEPTUAL.register_module()
 class LPIPS(nn.Module):
-    """weights: one file that holds everything, or several that do together: torchvision's VGG16, the linear heads
-    (`lin<n>.model.1.weight`), an LPIPS module's state, a checkpoint of Open-Sora-Plan's trainer. Building reads
-    nothing, `load()` does."""
+    """weights: one or several files that together hold everything: torchvision's VGG16, the linear heads
+    (`lin<n>.model.1.weight`), an LPIPS module's state, a checkpoint of Open-Sora-Plan's trainer. Only `load()` reads
+    them."""
 
     def __init__(self, weights: str | Sequence[str]):
         super().__init__()
         self.files = [weights] if isinstance(weights, str) else list(weights)
         if not self.files:
             raise ConfigError("LPIPS: weights names no file; allowed: one file or several; give VGG16's and the heads'")
-        self.scaling_layer = Scaling()
+        self.scaling_layer = InputScaling()
         self.net = VGG()
         for n, convolutions in enumerate(SLICES):
-            self.add_module(f"lin{n}", Head(convolutions[-1][2]))
+            self.add_module(f"lin{n}", LinHead(convolutions[-1][2]))
         self.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> Self:
-        """Stays as it is: a distance that changed between two calls would be none."""
+        """Stay in evaluation mode: the distance must not change between two calls."""
         return super().train(False)
 
     def load(self) -> Self:
         """Read the weights; WeightsError unless the files hold all of them and nothing else."""
         state: dict[str, Tensor] = dict(self.scaling_layer.state_dict(prefix="scaling_layer."))
         for file in self.files:
-            state.update(own_names(read_weights(file)))
+            state.update(to_own_keys(read_weights(file)))
         load_state(self, state, ", ".join(str(Path(file)) for file in self.files))
         return self
 
     def forward(self, x_NCHW: Tensor, y_NCHW: Tensor) -> Tensor:
-        """The distance of each pair, float32 [N]."""
+        """The distance of each pair, float32 [N]. Raises ShapeError for frames of fewer than 16 rows or columns."""
         if min(x_NCHW.shape[2:]) < 2 ** (len(SLICES) - 1):
             raise ShapeError(f"LPIPS: frames of {list(x_NCHW.shape[2:])}; at least 16 rows and columns are needed")
         total = torch.zeros(len(x_NCHW), device=x_NCHW.device)
         for n, (x, y) in enumerate(
-            zip(*(self.net(self.scaling_layer(each)) for each in (x_NCHW, y_NCHW)), strict=True)
+            zip(*(self.net(self.scaling_layer(frames)) for frames in (x_NCHW, y_NCHW)), strict=True)
         ):
-            weighted = self.get_submodule(f"lin{n}")((unit(x.float()) - unit(y.float())).square())
+            weighted = self.get_submodule(f"lin{n}")((unit_normalize(x.float()) - unit_normalize(y.float())).square())
             total = total + weighted.float().mean(dim=(1, 2, 3))
         return total
 
 
-def unit(x_NCHW: Tensor) -> Tensor:
-    """Every pixel's channels divided by their length."""
+def unit_normalize(x_NCHW: Tensor) -> Tensor:
+    """Divide every pixel's channels by their L2 norm."""
     # vector_norm has a gradient of 0 where all channels are 0; a root of a sum of squares would give NaN
     return x_NCHW / (torch.linalg.vector_norm(x_NCHW, dim=1, keepdim=True) + 1e-10)
 
 
-def own_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """This module's part of what files of the usual kinds hold, under its names."""
+def to_own_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a file that LPIPS uses, under its own keys."""
     inside = {k.removeprefix(_IN_LIGHTNING): v for k, v in state.items() if k.startswith(_IN_LIGHTNING)}
     slices = {number: n for n, convolutions in enumerate(SLICES, start=1) for number, _, _ in convolutions}
     own = {}

@@ -1,10 +1,10 @@
-"""Starting CausalVAEModel from an image autoencoder ("tail initialisation").
+"""Initialize CausalVAEModel from an image autoencoder ("tail initialization").
 
 A causal convolution pads in front only, so its last tap in time meets the current frame: with the image kernel there and
-zeros before, it does to every frame what the image convolution did. Modules that change the number of frames have no
-counterpart in an image autoencoder and keep their initial weights. One frame is coded as by the image autoencoder,
-but for those modules' learned branch (mix_factor 2 gives it a weight of 0.12); of more frames the norms also take
-their statistics together. Source: Open-Sora-Plan's report of version 1.1.
+zeros before, it computes the image convolution of every frame. Modules that change the number of frames have no
+counterpart in an image autoencoder and keep their initial weights. A single frame is coded as by the image autoencoder,
+except for those modules' learned branch (mix_factor 2 gives it a weight of 0.12); with more frames the norms also share
+their statistics. Source: Open-Sora-Plan's report of version 1.1.
 """
 
 import re
@@ -17,10 +17,10 @@ from opensora.models.vae.causal_blocks import CausalConv3d
 
 _TEMPORAL = ("time_downsample", "time_upsample")
 _WRAPPERS = ("first_stage_model.", "module.")  # of a whole Stable Diffusion checkpoint, of VideoAutoencoderKL
-_LOSS = "loss."  # saved beside the autoencoder by latent-diffusion's trainer
+_LOSS = "loss."  # saved with the autoencoder by latent-diffusion's trainer
 
 # diffusers' names and latent-diffusion's, which Open-Sora-Plan kept. A level of the decoder is counted from the coarsest
-# in the one and from the finest in the other.
+# in diffusers and from the finest in latent-diffusion.
 _BLOCKS = (
     (r"\.mid_block\.resnets\.0\.", ".mid.block_1."),
     (r"\.mid_block\.resnets\.1\.", ".mid.block_2."),
@@ -39,10 +39,10 @@ _BLOCKS = (
 
 
 def tail_init(state: Mapping[str, Tensor], target: nn.Module) -> dict[str, Tensor]:
-    """A whole state for `target` (a CausalVAEModel) from the weights of an image autoencoder of the same widths.
+    """A complete state for `target` (a CausalVAEModel) from the weights of an image autoencoder of the same widths.
 
     state: latent-diffusion's names (Stable Diffusion's KL-f8, alone or inside a whole checkpoint) or diffusers'.
-    Modules that change the number of frames give their own present weights, so `target` must hold real ones.
+    Modules that change the number of frames keep their current weights, so `target` must not be on meta.
     Raises WeightsError when weights are missing, left over or of another shape.
     """
     images = ldm_names(state)
@@ -70,7 +70,7 @@ def tail_init(state: Mapping[str, Tensor], target: nn.Module) -> dict[str, Tenso
 def tail_kernel(image: Tensor, like: Tensor) -> Tensor:
     """An image kernel [o, i, kh, kw] in the last tap of one [o, i, kt, kh, kw]; a linear map counts as 1 x 1.
 
-    What has no taps in `like` is returned as it is.
+    Tensors for which `like` has no taps are returned as they are.
     """
     if like.dim() >= 4 and image.dim() == 2:
         image = image[:, :, None, None]
@@ -82,7 +82,7 @@ def tail_kernel(image: Tensor, like: Tensor) -> Tensor:
 
 
 def ldm_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The autoencoder's weights in `state` by latent-diffusion's names, whichever of the two they had."""
+    """The autoencoder's weights in `state` under latent-diffusion's names."""
     for wrapper in _WRAPPERS:
         inside = {name.removeprefix(wrapper): each for name, each in state.items() if name.startswith(wrapper)}
         state = inside or state
@@ -107,6 +107,6 @@ def _refuse(missing: list[str], unexpected: list[str], shapes: list[str]) -> Non
     ]
     if faults:
         raise WeightsError(
-            f"tail initialisation: {'; '.join(faults)}; needed: an image autoencoder of the target's widths, in "
+            f"tail initialization: {'; '.join(faults)}; needed: an image autoencoder of the target's widths, in "
             "latent-diffusion's or diffusers' names; give other weights, or set hidden_size and hidden_size_mult to theirs"
         )

@@ -1,7 +1,7 @@
-"""VAE_Temporal: the causal autoencoder that Open-Sora 1.2 puts behind an image autoencoder, 4x in time.
+"""VAE_Temporal: Open-Sora 1.2's causal autoencoder in time, 4x, applied to the latents of an image autoencoder.
 
-Shapes: B batch, C latent channels, T H W frames/rows/columns. What it codes are clips of any channels, as a rule the
-latents of an image autoencoder; rows and columns stay as they are. Key names follow Open-Sora 1.2.
+Shapes: B batch, C latent channels, T H W frames/rows/columns. Its "clips" are usually the latents of an image
+autoencoder; rows and columns keep their number. Key names follow Open-Sora 1.2.
 """
 
 from collections.abc import Sequence
@@ -13,11 +13,13 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from opensora.errors import ConfigError
+from opensora.interfaces import Size
 from opensora.models.layers.patch import at_least_float32
 from opensora.models.shape_checks import ShapeError
+from opensora.models.vae.base import VideoAutoencoder
 from opensora.models.vae.causal_blocks import ZeroCausalConv3d, zero_frames_in_front
 from opensora.models.vae.gaussian import Gaussian, LatentScale
-from opensora.models.vae.hub_folder import fill_from_folder
+from opensora.models.vae.hub_folder import merge_stored_config
 from opensora.models.weights import load_weights, read_config
 from opensora.registry import VAES, register_preset
 
@@ -59,7 +61,7 @@ class DoubleFrames(ZeroCausalConv3d):
         return pairs.transpose(2, 3).flatten(2, 3)
 
 
-def blocks(widths: Sequence[int], groups: int) -> nn.ModuleList:
+def res_blocks(widths: Sequence[int], groups: int) -> nn.ModuleList:
     return nn.ModuleList(ResBlock(a, b, groups) for a, b in pairwise(widths))
 
 
@@ -79,23 +81,23 @@ class Encoder(nn.Module):
         self.conv_in = ZeroCausalConv3d(in_channels, widths[0], 3, padding=1, bias=False)
         before = [widths[0], *widths[:-1]]
         self.block_res_blocks = nn.ModuleList(
-            blocks([a] + [b] * num_res_blocks, groups) for a, b in zip(before, widths, strict=True)
+            res_blocks([a] + [b] * num_res_blocks, groups) for a, b in zip(before, widths, strict=True)
         )
         self.conv_blocks = nn.ModuleList(
-            HalveFrames(width) if wanted else nn.Identity() for width, wanted in zip(widths[:-1], halve, strict=True)
+            HalveFrames(width) if halves else nn.Identity() for width, halves in zip(widths[:-1], halve, strict=True)
         )
         last = widths[-1]
-        self.res_blocks = blocks([last] * (num_res_blocks + 1), groups)
+        self.res_blocks = res_blocks([last] * (num_res_blocks + 1), groups)
         self.norm1 = nn.GroupNorm(groups, last, eps=NORM_EPS)
         self.conv2 = ZeroCausalConv3d(last, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
         for i, level in enumerate(self.block_res_blocks):
-            x = _through(level, x)
+            x = _run_blocks(level, x)
             if i < len(self.conv_blocks):
                 x = self.conv_blocks[i](x)
-        return self.conv2(F.silu(self.norm1(_through(self.res_blocks, x))))
+        return self.conv2(F.silu(self.norm1(_run_blocks(self.res_blocks, x))))
 
 
 class Decoder(nn.Module):
@@ -113,68 +115,65 @@ class Decoder(nn.Module):
         super().__init__()
         last = widths[-1]
         self.conv1 = ZeroCausalConv3d(in_channels, last, 3, padding=1)
-        self.res_blocks = blocks([last] * (num_res_blocks + 1), groups)
+        self.res_blocks = res_blocks([last] * (num_res_blocks + 1), groups)
         before = [*widths[1:], last]
         self.block_res_blocks = nn.ModuleList(
-            blocks([a] + [b] * num_res_blocks, groups) for a, b in zip(before, widths, strict=True)
+            res_blocks([a] + [b] * num_res_blocks, groups) for a, b in zip(before, widths, strict=True)
         )
         self.conv_blocks = nn.ModuleList(
-            DoubleFrames(width) if wanted else nn.Identity() for width, wanted in zip(widths[1:], double, strict=True)
+            DoubleFrames(width) if doubles else nn.Identity() for width, doubles in zip(widths[1:], double, strict=True)
         )
         self.norm1 = nn.GroupNorm(groups, widths[0], eps=NORM_EPS)
         self.conv_out = ZeroCausalConv3d(widths[0], out_channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        x = _through(self.res_blocks, self.conv1(z))
+        x = _run_blocks(self.res_blocks, self.conv1(z))
         for i in reversed(range(len(self.block_res_blocks))):
-            x = _through(self.block_res_blocks[i], x)
+            x = _run_blocks(self.block_res_blocks[i], x)
             if i:
                 x = self.conv_blocks[i - 1](x)
         return self.conv_out(F.silu(self.norm1(x)))
 
 
-def _through(chain: Any, x: Tensor) -> Tensor:
-    for module in chain:
-        x = module(x)
+def _run_blocks(blocks: nn.Module, x: Tensor) -> Tensor:
+    for block in blocks.children():
+        x = block(x)
     return x
 
 
 @VAES.register_module()
-class VAE_Temporal(nn.Module):
-    """The defaults are the released layout, whose clips are the 4-channel latents of an image autoencoder.
+class VAE_Temporal(VideoAutoencoder):
+    """The defaults are the released layout. Building reads config.json only, `load()` the weights.
 
-    from_pretrained: a folder with config.json and weights. Building reads the config only, `load()` the weights.
-    in_out_channels: of the clips. latent_embed_dim: between encoder and quantising convolution; embed_dim: of the
-    latents. channel_multipliers: one per level, times `filters`; temporal_downsample: one per level but the last.
-    scaling_factor, or latent_shift and latent_scale (one number per latent channel): diffusion sees
-    (z - shift) * scale.
-
-    A clip is filled up in front with zero frames to a multiple of the compression F, so T frames have ceil(T / F)
-    latent frames, and `decode` must be told T to know how many frames of the first latent to drop.
+    Clips are padded in front with zero frames to a multiple of the compression F, so T frames have ceil(T / F) latent
+    frames, and `decode` needs T to drop the padding.
     """
 
     def __init__(
         self,
-        from_pretrained: str | None = None,
-        in_out_channels: int = 4,
-        latent_embed_dim: int = 4,
-        embed_dim: int = 4,
-        filters: int = 128,
-        num_res_blocks: int = 4,
-        channel_multipliers: Sequence[int] = (1, 2, 2, 4),
-        temporal_downsample: Sequence[bool] = (False, True, True),
-        num_groups: int = 32,
-        scaling_factor: float = 1.0,
-        latent_shift: Sequence[float] | None = None,
-        latent_scale: Sequence[float] | None = None,
+        from_pretrained: str | None = None,  # folder with config.json and weights
+        in_out_channels: int = 4,  # of the clips; released: latents of an image autoencoder
+        latent_embed_dim: int = 4,  # between encoder and quant_conv
+        embed_dim: int = 4,  # latent channels
+        filters: int = 128,  # channels of the finest level
+        num_res_blocks: int = 4,  # per level
+        channel_multipliers: Sequence[int] = (1, 2, 2, 4),  # channels per level / filters
+        temporal_downsample: Sequence[bool] = (False, True, True),  # halve the frames, for each level but the last
+        num_groups: int = 32,  # of every GroupNorm
+        # Diffusion works on (z - shift) * scale.
+        scaling_factor: float = 1.0,  # the scale, unless latent_scale is given
+        latent_shift: Sequence[float] | None = None,  # one number per latent channel
+        latent_scale: Sequence[float] | None = None,  # one number per latent channel
     ):
-        given = {key: value for key, value in locals().items() if key not in ("self", "__class__", "from_pretrained")}
+        arguments = {
+            key: value for key, value in locals().items() if key not in ("self", "__class__", "from_pretrained")
+        }
         super().__init__()
         if from_pretrained is not None:
-            given = fill_from_folder(type(self), given, read_config(from_pretrained), from_pretrained)
+            arguments = merge_stored_config(type(self), arguments, read_config(from_pretrained), from_pretrained)
         self.from_pretrained = from_pretrained
-        self.config: dict[str, Any] = {"type": "VAE_Temporal", **given}  # rebuilds this module without a folder
-        self._build(**given)
+        self.config: dict[str, Any] = {"type": "VAE_Temporal", **arguments}
+        self._build(**arguments)
 
     def _build(self, **config: Any) -> None:
         widths = [config["filters"] * factor for factor in config["channel_multipliers"]]
@@ -201,61 +200,53 @@ class VAE_Temporal(nn.Module):
         self.latents = LatentScale(config["scaling_factor"], config["latent_shift"], config["latent_scale"])
 
     def load(self) -> Self:
-        """Read the weights of `from_pretrained`; without one the fresh initial weights stay."""
+        """Read the weights of `from_pretrained`; without one the initial weights stay. Raises WeightsError."""
         if self.from_pretrained is not None:
             load_weights(self, Path(self.from_pretrained))
         return self
 
     @property
     def last_layer(self) -> nn.Parameter:
-        """The weight that an adversarial loss is balanced at."""
         weight = self.decoder.conv_out.conv.weight
         assert isinstance(weight, nn.Parameter)
         return weight
 
     def checkpoint_blocks(self) -> list[nn.Module]:
-        """The modules whose activations may be recomputed instead of kept."""
         return [module for module in self.modules() if isinstance(module, ResBlock)]
 
-    def latent_size(self, size: Sequence[int]) -> tuple[int, int, int]:
-        """(frames, rows, columns) of a clip -> the same of the latents."""
+    def latent_size(self, size: Size) -> Size:
         t, h, w = size
         return -(-t // self.compression[0]), h, w
 
-    def posterior(self, x_BCTHW: Tensor) -> Gaussian:
-        """The latents' distribution for clips of `in_channels` channels."""
+    def posterior(self, x_BCTHW: Tensor, rngs: Sequence[Generator] | None = None) -> Gaussian:
         if x_BCTHW.shape[1] != self.in_channels:
             raise ShapeError(f"VAE_Temporal: {x_BCTHW.shape[1]} channels; {self.in_channels} are needed")
-        filled = zero_frames_in_front(x_BCTHW.to(self.last_layer.dtype), -x_BCTHW.shape[2] % self.compression[0])
-        return Gaussian.from_moments(self.quant_conv(self.encoder(filled)))
+        padded = zero_frames_in_front(x_BCTHW.to(self.last_layer.dtype), -x_BCTHW.shape[2] % self.compression[0])
+        return Gaussian.from_moments(self.quant_conv(self.encoder(padded)))
 
     def shortest(self, latent_frames: int) -> int:
-        """Frames of the shortest clip that has so many latent frames."""
+        """Frames of the shortest clip with `latent_frames`."""
         return (latent_frames - 1) * self.compression[0] + 1
 
     def decode_latents(self, z: Tensor, num_frames: int | None = None) -> Tensor:
-        """Like `decode`, of latents as the posterior gives them."""
+        """`decode` for latents that are not normalized."""
         factor = self.compression[0]
         shortest = self.shortest(z.shape[2])
-        asked = shortest if num_frames is None else num_frames
-        if asked > z.shape[2] * factor:
+        wanted = shortest if num_frames is None else num_frames
+        if wanted > z.shape[2] * factor:
             raise ShapeError(
-                f"VAE_Temporal: {asked} frames asked of {z.shape[2]} latent frames, which hold {z.shape[2] * factor}"
+                f"VAE_Temporal: {wanted} frames requested of {z.shape[2]} latent frames, which hold {z.shape[2] * factor}"
             )
-        whole = max(asked, shortest)  # the clip that these latents are taken to be made of
+        whole = max(wanted, shortest)  # assumed length of the encoded clip
         x = self.decoder(self.post_quant_conv(z.to(self.last_layer.dtype)))
-        filling = -whole % factor
-        return at_least_float32(x[:, :, filling : filling + asked])
-
-    def encode(self, x_BCTHW: Tensor, rngs: Sequence[Generator] | None = None) -> Tensor:
-        """Latents ready for diffusion, float32; `rngs` has one CPU generator per clip, None takes the mode."""
-        return self.latents.normalise(self.posterior(x_BCTHW).draw(rngs))
+        padding = -whole % factor
+        return at_least_float32(x[:, :, padding : padding + wanted])
 
     def decode(self, z: Tensor, num_frames: int | None = None) -> Tensor:
-        """Clips of `num_frames` frames, float32, from latents as `encode` gives them.
+        """Clips of `num_frames` frames, float32, from normalized latents.
 
-        num_frames: how many frames were encoded. None takes the shortest clip with so many latents, and fewer frames
-        than that are the first ones of it.
+        num_frames: how many frames were encoded. None assumes the shortest clip with these latents; fewer frames are the
+        first ones of that clip.
         """
         return self.decode_latents(self.latents.restore(z), num_frames)
 

@@ -1,12 +1,12 @@
-"""Coding a clip piece by piece: windows in time, tiles in space, and how pieces are joined.
+"""Encode or decode ("code") a clip in windows of time and tiles of space, and join the results.
 
 Open-Sora-Plan's rules. In time ("temporal rollback") a window of N frames starts on the last frame of the one before,
-because every window codes its first frame as a still image; that first frame is dropped from what it gives. In space
-tiles overlap and the overlap is blended linearly. The network's norms see one piece at a time, so the result differs
-from coding the clip whole.
+because every window codes its first frame as a still image; that first frame is dropped from its output. In space tiles
+overlap and the overlap is blended linearly. The network's norms see one tile at a time, so the result differs from
+coding the whole clip.
 
-Everything here is arithmetic on sizes and tensors: a piece can be coded anywhere and by anybody, as long as the pieces
-of a window come back in the order of `tiles`. Shapes: [B, C, T, H, W], T H W frames, rows, columns.
+Everything here is arithmetic on sizes and tensors: tiles may be coded on any rank, as long as the tiles of a window come
+back in the order of `tiles`. Shapes: [B, C, T, H, W], T H W frames, rows, columns.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,35 +18,35 @@ from torch import Tensor
 
 from opensora.errors import ConfigError
 
-Code = Callable[[Tensor], Tensor]  # one tile's part of the input -> what the network makes of it
-Each = Callable[[Code, Iterable[Tensor]], Iterable[Tensor]]  # codes tiles, in their order; `map` or layers.seam.Pieces
+Code = Callable[[Tensor], Tensor]  # a tile of the input -> a tile of the output
+MapTiles = Callable[[Code, Iterable[Tensor]], Iterable[Tensor]]  # codes tiles in order; `map` or layers.seam.TileMap
 
 
 @dataclass(frozen=True)
 class Grid:
-    """How one direction, encoding or decoding, is cut. `limit` and `stride` count what goes in, the rest what comes out."""
+    """Window and tile sizes of encoding or of decoding."""
 
-    frames: int  # most frames of a window
-    limit: int  # rows and columns of a tile
-    stride: int  # from one tile's start to the next
-    smallest: int  # rows and columns that give at least one coming out
-    keep: int  # rows and columns of a tile that are used; its successor gives those behind
-    blend: int  # rows and columns over which neighbours are mixed
+    frames: int  # input frames per window, at most
+    limit: int  # input rows and columns of a tile
+    stride: int  # input rows or columns from one tile's start to the next
+    smallest: int  # input rows or columns per output row or column, at least 1
+    keep: int  # output rows and columns of a tile that are used; the rest come from the next tile
+    blend: int  # output rows and columns over which neighbors are blended
 
-    def gives(self, size: int) -> int:
-        """Rows or columns that come out of `size`, tiled or not."""
+    def output_size(self, size: int) -> int:
+        """Output rows or columns for `size` input ones, tiled or not."""
         return size // self.smallest * (self.keep * self.smallest // self.stride)
 
-    def exceeded(self, size: Sequence[int]) -> bool:
-        """Whether (frames, rows, columns) are more than one piece holds."""
+    def is_exceeded_by(self, size: Sequence[int]) -> bool:
+        """True if (frames, rows, columns) do not fit one window and tile."""
         return size[0] > self.frames or max(size[1:]) > self.limit
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """Sizes of pieces in pixels and frames, and the autoencoder's compression; ConfigError when they do not go together.
+    """Sizes of tiles in pixels and windows in frames, with the autoencoder's compression. Raises ConfigError.
 
-    size: rows and columns of a tile. frames: of a window. overlap: share of a tile that its neighbour covers as well.
+    size: rows and columns of a tile. frames: of a window. overlap: share of a tile that its neighbor covers as well.
     compression: pixels per latent in time, rows, columns.
     """
 
@@ -105,39 +105,39 @@ def windows(frames: int, length: int) -> list[slice]:
     starts = list(range(0, frames, length - 1))
     if len(starts) == 1:
         return [slice(0, frames)]
-    found = [slice(start, after + 1) for start, after in pairwise(starts)]
-    if found[-1].stop < frames:
-        found.append(slice(starts[-1], frames))
-    return found
+    slices = [slice(start, after + 1) for start, after in pairwise(starts)]
+    if slices[-1].stop < frames:
+        slices.append(slice(starts[-1], frames))
+    return slices
 
 
-def spans(size: int, grid: Grid) -> list[slice]:
-    """Tiles along rows or columns: one every `stride`, the last ones shorter. A rest that gives no latent is no tile."""
+def tile_slices(size: int, grid: Grid) -> list[slice]:
+    """Tiles along rows or columns: one every `stride`, the last ones shorter; a rest below `smallest` is no tile."""
     return [slice(start, min(start + grid.limit, size)) for start in range(0, size - grid.smallest + 1, grid.stride)]
 
 
 def tiles(size: Sequence[int], grid: Grid) -> list[tuple[slice, slice]]:
-    """(rows, columns) of the tiles of (rows, columns), row by row; each can be coded by itself."""
-    return [(rows, columns) for rows in spans(size[0], grid) for columns in spans(size[1], grid)]
+    """(rows, columns) of the tiles of (rows, columns), row by row; each can be coded alone."""
+    return [(rows, columns) for rows in tile_slices(size[0], grid) for columns in tile_slices(size[1], grid)]
 
 
-def code_window(code: Code, x: Tensor, grid: Grid, first: bool, each: Each = map) -> Tensor:
-    """One window [B, C, T, H, W], tile by tile. Not the `first`: without the frame its predecessor already gave."""
+def code_window(code: Code, x: Tensor, grid: Grid, first: bool, map_tiles: MapTiles = map) -> Tensor:
+    """One window [B, C, T, H, W], tile by tile; without the frame that overlaps the previous window, unless it is the `first`."""
     dropped = 0 if first else 1
     height, width = x.shape[3:]
     parts = (x[..., rows, columns] for rows, columns in tiles((height, width), grid))
-    # map, as the variable of a comprehension would keep each tile until the next one is coded
-    return join(map(lambda tile: tile[:, :, dropped:], each(code, parts)), (height, width), grid)
+    # map: the variable of a comprehension would keep each tile until the next one is coded
+    return join(map(lambda tile: tile[:, :, dropped:], map_tiles(code, parts)), (height, width), grid)
 
 
-def code_windows(code: Code, x: Tensor, grid: Grid, each: Each = map) -> Iterator[Tensor]:
-    """Each window's frames in order, as they are done; joined in time they are the clip. Keeps none of them."""
+def code_windows(code: Code, x: Tensor, grid: Grid, map_tiles: MapTiles = map) -> Iterator[Tensor]:
+    """Yield the windows' outputs in order; concatenated in time they are the clip. Keeps none of them."""
     for window in windows(x.shape[2], grid.frames):
-        yield code_window(code, x[:, :, window], grid, first=window.start == 0, each=each)
+        yield code_window(code, x[:, :, window], grid, first=window.start == 0, map_tiles=map_tiles)
 
 
 def first_frames(windows: Iterable[Tensor], frames: int) -> Iterator[Tensor]:
-    """Windows of [B, C, T, H, W] up to `frames` frames in all; those behind are not asked for."""
+    """Windows [B, C, T, H, W] up to `frames` frames in all; later windows are not computed."""
     for window in windows:
         window = window[:, :, :frames]
         frames -= window.shape[2]
@@ -147,8 +147,8 @@ def first_frames(windows: Iterable[Tensor], frames: int) -> Iterator[Tensor]:
             return
 
 
-def in_one(windows: Iterable[Tensor], frames: int) -> Tensor:
-    """Windows that hold `frames` frames together as one tensor, of which there is never a second copy."""
+def concat_windows(windows: Iterable[Tensor], frames: int) -> Tensor:
+    """Concatenate windows of `frames` frames in all, without a second copy in memory."""
     out: Tensor | None = None
     done = 0
     for window in windows:
@@ -164,12 +164,12 @@ def in_one(windows: Iterable[Tensor], frames: int) -> Tensor:
 
 
 def join(parts: Iterable[Tensor], size: tuple[int, int], grid: Grid) -> Tensor:
-    """What the `tiles` of (rows, columns) gave, in their order, as one tensor.
+    """Join the coded `tiles` of (rows, columns), in their order, to one tensor.
 
-    Each tile is mixed with the one above it and then with the one to its left, as those were after their own mixing.
-    Only their borders are kept for it, so that memory is the result, one tile and the borders of a row.
+    Each tile is blended with the one above it and then with the one to its left, after those were blended themselves.
+    Only their borders are kept for it, so memory holds the result, one tile and the borders of a row.
     """
-    rows, columns = (len(spans(n, grid)) for n in size)
+    rows, columns = (len(tile_slices(n, grid)) for n in size)
     source = iter(parts)
     if rows == columns == 1:
         return next(source)
@@ -181,7 +181,7 @@ def join(parts: Iterable[Tensor], size: tuple[int, int], grid: Grid) -> Tensor:
         for column in range(columns):
             tile = next(source)
             if out is None:
-                out = tile.new_empty(*tile.shape[:3], *map(grid.gives, size))
+                out = tile.new_empty(*tile.shape[:3], *map(grid.output_size, size))
             if row:
                 tile = mix(above[column], tile, grid.blend, dim=3)
             if left is not None:
@@ -197,7 +197,7 @@ def join(parts: Iterable[Tensor], size: tuple[int, int], grid: Grid) -> Tensor:
 
 
 def mix(before: Tensor, tile: Tensor, blend: int, dim: int) -> Tensor:
-    """`tile` whose first `blend` rows (dim 3) or columns (dim 4) fade in from the last ones of its neighbour."""
+    """`tile`, whose first `blend` rows (dim 3) or columns (dim 4) fade in from the last ones of its neighbor."""
     over = min(blend, before.shape[dim], tile.shape[dim])
     shape = [1] * tile.dim()
     shape[dim] = over

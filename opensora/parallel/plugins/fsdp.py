@@ -13,7 +13,6 @@ from opensora.parallel import collectives
 from opensora.parallel.colossal.accelerator import import_colossalai, set_accelerator
 from opensora.parallel.colossal.fsdp_adapter import FlatParameters, boost
 from opensora.parallel.engine import (
-    DTYPES,
     Engine,
     EngineOptions,
     Precision,
@@ -24,6 +23,7 @@ from opensora.parallel.engine import (
 from opensora.parallel.reshard import even_ranges, redistribute
 from opensora.parallel.world import World
 from opensora.registry import PLUGINS
+from opensora.types import DTYPES
 
 
 @PLUGINS.register_module(name="fsdp")

@@ -12,7 +12,6 @@ from opensora.parallel import collectives
 from opensora.parallel.colossal.accelerator import import_colossalai, set_accelerator
 from opensora.parallel.colossal.zero_adapter import ZeroShards, boost
 from opensora.parallel.engine import (
-    DTYPES,
     Engine,
     EngineOptions,
     Precision,
@@ -22,6 +21,7 @@ from opensora.parallel.engine import (
 )
 from opensora.parallel.world import World
 from opensora.registry import PLUGINS
+from opensora.types import DTYPES
 
 
 class Zero:

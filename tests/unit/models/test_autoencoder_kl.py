@@ -60,7 +60,7 @@ def test_a_diffusers_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("own", [False, True])
 def test_a_folder_beside_a_config_of_the_same_layout(tmp_path: Path, own: bool) -> None:
-    """Recipes tell the layout behind a hub id, so that nothing is fetched to plan a run; a folder may take the id's place."""
+    """Recipes name the layout behind a hub id, so that planning fetches nothing; a folder may replace the id."""
     model = make()
     if own:
         save_weights(tmp_path, model.state_dict(), {**model.config, "config": dict(model.module.config)})

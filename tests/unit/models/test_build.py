@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from opensora.errors import ConfigError, OpenSoraError
-from opensora.models.build import build_denoiser, complete, inferred_model_args
+from opensora.models.build import build_denoiser, fill_model_config, inferred_model_args
 from opensora.models.text.classes import ClassLabels
 from opensora.registry import MODELS, constructor
 
@@ -19,7 +19,7 @@ SMALL = {"hidden_size": 24, "depth": 1, "num_heads": 2}
 
 
 def completed(model: str, text: Any, **stated: Any) -> dict[str, Any]:
-    return complete({"type": model, **SMALL, **stated}, inferred_model_args(VAE, text, (2, 32, 32)))
+    return fill_model_config({"type": model, **SMALL, **stated}, inferred_model_args(VAE, text, (2, 32, 32)))
 
 
 def test_a_model_gets_what_its_constructor_takes() -> None:
@@ -40,7 +40,7 @@ def test_a_model_without_caption_sizes_is_not_told_any() -> None:
     MODELS.register_module(name="Bare", module=Bare)
     try:
         given = inferred_model_args(VAE, TEXT, (2, 32, 32))
-        assert complete({"type": "Bare"}, given) == {"type": "Bare", "input_size": [2, 4, 4], "in_channels": 4}
+        assert fill_model_config({"type": "Bare"}, given) == {"type": "Bare", "input_size": [2, 4, 4], "in_channels": 4}
     finally:
         del MODELS.module_dict["Bare"]
 

@@ -150,7 +150,7 @@ def test_layouts_that_cannot_be_built(changes: dict[str, Any], message: str) -> 
 
 @torch.no_grad()
 def test_weights_of_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Building asks nobody: the arguments say the layout. Only the subfolder is fetched."""
+    """Building reads no hub: the arguments name the layout. Only the subfolder is fetched."""
     model = make()
     save_weights(tmp_path / "vae", model.state_dict(), {})
     asked: list[Any] = []

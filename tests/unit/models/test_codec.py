@@ -6,6 +6,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from opensora.config import load
+from opensora.interfaces import Autoencoder
 from opensora.models.build import build_autoencoder
 from opensora.models.codec import CaptionCache, Codec, draw_latents
 from opensora.models.text.classes import ClassLabels
@@ -18,7 +19,7 @@ LENGTH, WIDTH = 5, 3
 CAPTION_BYTES = LENGTH * WIDTH * 4 + LENGTH * 8  # float32 states and an int64 mask
 
 
-class Halves(nn.Module):
+class Halves(Autoencoder):
     """An autoencoder that halves on the way in and doubles on the way out."""
 
     def __init__(self) -> None:
@@ -87,7 +88,7 @@ def test_latents_drawn_from_stored_moments_are_those_of_encoding(name: str) -> N
     if name == "debug_1_2":
         with torch.no_grad():
             posterior = vae.posterior(video, [generator(seed) for seed in seeds])
-            expected = vae.normalise(posterior.draw([generator(seed) for seed in seeds]))
+            expected = vae.normalize(posterior.draw([generator(seed) for seed in seeds]))
     else:
         expected = made.encode_video(video, [generator(seed) for seed in seeds])
         torch.testing.assert_close(draw_latents(moments, None), made.encode_video(video))

@@ -119,7 +119,7 @@ def test_latte_adds_the_frames_positions_once_and_late() -> None:
     (first, after_first), (second, after_second), (third, _) = seen
     torch.testing.assert_close(second - after_first, model.pos_embed_temporal[:, :, None].expand_as(second))
     assert torch.equal(third, after_second)
-    tokens = model.a2a_to_patches(given()["x"], None).flatten(2, 3) + model.pos_embed_spatial
+    tokens = model.embed_patches(given()["x"], None).flatten(2, 3) + model.pos_embed_spatial
     torch.testing.assert_close(first, tokens)
 
 

@@ -41,15 +41,15 @@ def test_draws_are_one_generator_per_clip() -> None:
 )
 def test_scaling_round_trip(scale: LatentScale) -> None:
     z = example().mean
-    torch.testing.assert_close(scale.restore(scale.normalise(z)), z)
+    torch.testing.assert_close(scale.restore(scale.normalize(z)), z)
 
 
 def test_a_scale_per_channel_takes_the_place_of_the_factor() -> None:
     z = torch.ones(1, 2, 1, 1, 1)
-    assert LatentScale(9.0, [0.0, 0.5], [2.0, 4.0]).normalise(z).flatten().tolist() == [2.0, 2.0]
-    assert LatentScale(3.0).normalise(z).flatten().tolist() == [3.0, 3.0]
+    assert LatentScale(9.0, [0.0, 0.5], [2.0, 4.0]).normalize(z).flatten().tolist() == [2.0, 2.0]
+    assert LatentScale(3.0).normalize(z).flatten().tolist() == [3.0, 3.0]
 
 
 def test_one_number_per_channel() -> None:
     with pytest.raises(ShapeError, match=r"latent_scale.*3"):
-        LatentScale(1.0, [0.0, 0.0], [1.0, 1.0, 1.0]).normalise(torch.ones(1, 2, 1, 1, 1))
+        LatentScale(1.0, [0.0, 0.0], [1.0, 1.0, 1.0]).normalize(torch.ones(1, 2, 1, 1, 1))

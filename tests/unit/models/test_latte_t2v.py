@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from opensora.errors import ConfigError
 from opensora.models.latte_t2v.latte_t2v import LatteT2V
-from opensora.models.latte_t2v.positions import frame_scale, frame_table, patch_table
-from opensora.models.latte_t2v.validation import ONLY
+from opensora.models.latte_t2v.positions import frame_scale, sincos_frames, sincos_patches
+from opensora.models.latte_t2v.validation import ALLOWED
 from opensora.models.layers.text_context import TextCache
 from opensora.models.shape_checks import ShapeError
 from opensora.registry import MODELS, build
@@ -87,9 +87,9 @@ def test_frames_of_another_size_are_stretched_to_the_models() -> None:
     model = denoiser(input_size=(3, 8, 12), sample_size=(128, 128), video_length=33)
     assert model.input_size == (3, 8, 12)
     assert (model.patch_scale, model.frame_scale) == (2, 2)
-    assert torch.equal(model.pos_embed.pos_embed[0], torch.as_tensor(patch_table(16, 4, 6, 64, 2)).float())
+    assert torch.equal(model.pos_embed.pos_embed[0], torch.as_tensor(sincos_patches(16, 4, 6, 64, 2)).float())
     wide = denoiser(input_size=(3, 8, 12))
-    assert torch.equal(wide.pos_embed.pos_embed[0], torch.as_tensor(patch_table(16, 4, 6, 4, 1)).float())
+    assert torch.equal(wide.pos_embed.pos_embed[0], torch.as_tensor(sincos_patches(16, 4, 6, 4, 1)).float())
     x, y, t = drawn(1, 4, 2, 4, 8), drawn(1, 1, TOKENS, CHANNELS), torch.tensor([5.0])
     told = denoiser(input_size=(2, 4, 8), sample_size=(8, 12), video_length=3)
     torch.testing.assert_close(wide(x, t, y), told(x, t, y))
@@ -99,7 +99,7 @@ def test_frames_of_another_size_are_stretched_to_the_models() -> None:
 def test_positions_along_time_are_divided_by_the_length() -> None:
     assert [frame_scale(n) for n in (1, 16, 17, 31, 32, 33, 56, 129)] == [1, 1, 1, 1, 2, 2, 3, 8]
     model = denoiser(interpolation_scale_1d=1.5)
-    assert torch.equal(model.temp_pos_embed[0], torch.as_tensor(frame_table(16, 3, 1.5)).float())
+    assert torch.equal(model.temp_pos_embed[0], torch.as_tensor(sincos_frames(16, 3, 1.5)).float())
 
 
 @torch.no_grad()
@@ -129,9 +129,9 @@ def test_sampling_computes_keys_of_the_prompt_once() -> None:
     assert calls == {"text": 1, "within": 3}
 
 
-@pytest.mark.parametrize("key", ONLY)
+@pytest.mark.parametrize("key", ALLOWED)
 def test_other_values_of_inert_keys_are_refused(key: str) -> None:
-    for value in ONLY[key]:
+    for value in ALLOWED[key]:
         denoiser(**{key: value})
     with pytest.raises(ConfigError, match=f"LatteT2V {key}: 'another'"):
         denoiser(**{key: "another"})

@@ -7,16 +7,16 @@ from opensora.models.layers.embed import (
     LabelEmbedder,
     SizeEmbedder,
     TimestepEmbedder,
-    dynamic_table,
-    spatial_table,
+    sincos_any_size,
+    sincos_spatial,
     timestep_features,
 )
-from opensora.models.layers.modulation import FinalLayer, gated
+from opensora.models.layers.modulation import FinalLayer, gated_residual
 from opensora.models.layers.norm import RMSNorm, norm_modulate
 from opensora.models.layers.patch import PatchEmbed3D, unpatchify
 from opensora.models.layers.rope import rope_frequencies, rotate_halves, rotate_pairs
 from opensora.models.layers.seam import Seam
-from opensora.models.shape_checks import ShapeError, triple
+from opensora.models.shape_checks import ShapeError, as_3_tuple
 
 
 def test_timestep_features_start_with_cosines_and_pad_odd_widths() -> None:
@@ -50,12 +50,12 @@ def test_dropping_needs_captions_of_full_length() -> None:
 
 
 def test_spatial_table_puts_the_column_first() -> None:
-    table = spatial_table(8, rows=2, columns=3)
+    table = sincos_spatial(8, rows=2, columns=3)
     assert (table[1, :4] != table[0, :4]).any()  # token 1 is the next column ...
     assert (table[1, 4:] == table[0, 4:]).all()
     assert (table[3, :4] == table[0, :4]).all()  # ... token 3 the next row
     with pytest.raises(ShapeError, match="multiple of 4"):
-        spatial_table(6, 2, 2)
+        sincos_spatial(6, 2, 2)
 
 
 def test_patches_come_back() -> None:
@@ -103,8 +103,8 @@ def test_only_a_switch_names_two_dimensions(kind: str, swap_dim: int | None) -> 
 @pytest.mark.parametrize("sizes", [(1, 2), (1, 2, 0), (1, 2, 1.5)])
 def test_triples(sizes: tuple[int, ...]) -> None:
     with pytest.raises(ShapeError, match="three"):
-        triple("here", sizes)
-    assert triple("here", [1, 2, 3]) == (1, 2, 3)
+        as_3_tuple("here", sizes)
+    assert as_3_tuple("here", [1, 2, 3]) == (1, 2, 3)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 8), (3, 1, 1, 8), (3, 2, 1, 8), (1, 2, 1, 8)])
@@ -117,7 +117,7 @@ def test_norm_modulate_is_norm_then_modulation(shape: tuple[int, ...]) -> None:
 
 def test_gated_adds_the_branch_times_the_gate() -> None:
     x, branch, gate = torch.randn(2, 3, 4, 8), torch.randn(2, 3, 4, 8), torch.randn(2, 1, 1, 8)
-    torch.testing.assert_close(gated(x, gate, branch), x + gate * branch)
+    torch.testing.assert_close(gated_residual(x, gate, branch), x + gate * branch)
 
 
 def test_rms_norm_computes_in_float32() -> None:
@@ -169,13 +169,13 @@ def test_dropped_labels_take_the_null_class() -> None:
 
 
 def test_dynamic_table_of_a_square_is_the_fixed_one() -> None:
-    fixed = torch.as_tensor(spatial_table(16, 4, 4, 2.0)).float()
-    torch.testing.assert_close(dynamic_table(16, 4, 4, 2.0, torch.float32, torch.device("cpu")), fixed)
+    fixed = torch.as_tensor(sincos_spatial(16, 4, 4, 2.0)).float()
+    torch.testing.assert_close(sincos_any_size(16, 4, 4, 2.0, torch.float32, torch.device("cpu")), fixed)
 
 
 def test_dynamic_table_rounds_its_base_like_python() -> None:
     """sqrt(2 * 3) rounds to 2, so a row is one step of 2/2 and a column one of 2/3."""
-    table = dynamic_table(8, 2, 3, 1.0, torch.float32, torch.device("cpu"))
+    table = sincos_any_size(8, 2, 3, 1.0, torch.float32, torch.device("cpu"))
     torch.testing.assert_close(table[1, 0], torch.tensor(2 / 3).sin())
     torch.testing.assert_close(table[3, 4], torch.tensor(1.0).sin())
 

@@ -107,7 +107,7 @@ def test_v1_2_draws_for_both_parts() -> None:
     spatial, latents = torch.randn(4, 5, 4, 6, generator=one), torch.randn(4, 2, 4, 6, generator=one)
     x_z = model.spatial_vae.posterior(x).sample(spatial) * 0.18215
     z = model.temporal_posterior(x_z).sample(latents)
-    torch.testing.assert_close(model.encode(x, rng()), model.normalise(z))
+    torch.testing.assert_close(model.encode(x, rng()), model.normalize(z))
 
 
 def test_v1_2_trains_in_time_only() -> None:
@@ -170,7 +170,7 @@ def test_v1_3_as_released() -> None:
     assert model.latent_size((49, 120, 213)) == (13, 15, 27)
     z = torch.zeros(1, 16, 1, 1, 1)
     expected = -torch.tensor(VIDEO_MEAN) / torch.tensor(VIDEO_STD)
-    torch.testing.assert_close(model.latents.normalise(z).flatten(), expected)
+    torch.testing.assert_close(model.latents.normalize(z).flatten(), expected)
 
 
 @pytest.mark.parametrize("size", [(1, 8, 8), (2, 9, 15), (5, 17, 27), (6, 8, 31), (9, 16, 8)])

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from opensora.errors import ConfigError, WeightsError
 from opensora.models.shape_checks import ShapeError
-from opensora.models.vae.perceptual import LPIPS, SLICES, own_names, unit
+from opensora.models.vae.perceptual import LPIPS, SLICES, to_own_keys, unit_normalize
 
 
 def random_state(module: nn.Module) -> dict[str, Tensor]:
@@ -128,11 +128,11 @@ def test_it_is_frozen_but_teaches_the_frames(lpips: LPIPS) -> None:
 def test_features_of_nothing_have_a_gradient() -> None:
     """A pixel at which every channel is 0, as behind a rectifier: a plain root of squares would give NaN."""
     x = torch.zeros(1, 3, 1, 1, requires_grad=True)
-    unit(x).square().sum().backward()
+    unit_normalize(x).square().sum().backward()
     assert x.grad is not None
     assert torch.equal(x.grad, torch.zeros(1, 3, 1, 1))
     long = torch.tensor([3.0, 4.0]).view(1, 2, 1, 1)
-    torch.testing.assert_close(unit(long).flatten(), torch.tensor([0.6, 0.8]))
+    torch.testing.assert_close(unit_normalize(long).flatten(), torch.tensor([0.6, 0.8]))
 
 
 def test_frames_too_small_for_five_resolutions(lpips: LPIPS) -> None:
@@ -141,7 +141,7 @@ def test_frames_too_small_for_five_resolutions(lpips: LPIPS) -> None:
 
 
 def test_names_that_are_not_its_own_stay_to_be_refused() -> None:
-    assert set(own_names({"other": torch.zeros(1), "features.7.bias": torch.zeros(1)})) == {
+    assert set(to_own_keys({"other": torch.zeros(1), "features.7.bias": torch.zeros(1)})) == {
         "other",
         "net.slice2.7.bias",
     }

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from opensora.models.layers.embed import spatial_table
+from opensora.models.layers.embed import sincos_spatial
 from opensora.models.pixart.pixart import PixArt, PixArtMS
 from opensora.models.shape_checks import ShapeError
 
@@ -68,9 +68,9 @@ def test_frames_without_positions_are_interchangeable() -> None:
 
 def test_positions_are_stretched_to_the_square_of_as_many_patches() -> None:
     table = opened(PixArt, space_scale=2.0).pos_embed[0]
-    torch.testing.assert_close(table, torch.as_tensor(spatial_table(24, 2, 4, 2.0, base_size=2)).float())
+    torch.testing.assert_close(table, torch.as_tensor(sincos_spatial(24, 2, 4, 2.0, base_size=2)).float())
     named = opened(PixArt, base_size=8).pos_embed[0]
-    torch.testing.assert_close(named, torch.as_tensor(spatial_table(24, 2, 4, 1.0, base_size=4)).float())
+    torch.testing.assert_close(named, torch.as_tensor(sincos_spatial(24, 2, 4, 1.0, base_size=4)).float())
 
 
 def test_given_frames_are_refused() -> None:

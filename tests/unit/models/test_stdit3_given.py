@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from opensora.models.clip_conditioning import given_latents
+from opensora.models.frame_conditioning import frame_conditioning
 from opensora.models.layers.text_context import TextCache
 from opensora.models.shape_checks import ShapeError
 from opensora.models.stdit.stdit3 import STDiT3
@@ -44,7 +44,7 @@ def asked(given: list[list[int]]) -> dict[str, Any]:
         "height": torch.full((n,), 32.0),
         "width": torch.full((n,), 48.0),
         "fps": torch.full((n,), 24.0),
-        **given_latents(latents, given, y_null),
+        **frame_conditioning(latents, given, y_null),
     }
 
 
@@ -84,9 +84,9 @@ def test_lists_for_another_batch_are_a_sentence(model: STDiT3) -> None:
 
 def test_what_a_model_is_told_by_hand() -> None:
     latents = torch.arange(24.0).view(3, 2, 4, 1, 1) + 1
-    told = given_latents(latents, [[0, 3], [], [1]], y_null := torch.ones(3, 1, 2, 2), without=1)
+    told = frame_conditioning(latents, [[0, 3], [], [1]], y_null := torch.ones(3, 1, 2, 2), drop_last=1)
     assert told["cond_mask"][:, :, :, 0, 0].tolist() == [[[1, 0, 0, 1]] * 2, [[0] * 4] * 2, [[0, 1, 0, 0]] * 2]
     assert told["cond"][:, :, :, 0, 0].tolist() == [[[1, 0, 0, 4], [5, 0, 0, 8]], [[0] * 4] * 2, [[0] * 4] * 2]
     assert told["mask_index"] == [[0, 3], [], [1]]
     assert told["y_null"] is y_null
-    assert not given_latents(latents, [], y_null)["cond_mask"].any()
+    assert not frame_conditioning(latents, [], y_null)["cond_mask"].any()

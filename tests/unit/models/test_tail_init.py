@@ -63,7 +63,7 @@ def test_one_frame_is_coded_as_by_the_image_autoencoder(layout: dict[str, Any]) 
     found = model.posterior(frame.unsqueeze(2))
     torch.testing.assert_close(found.mean.squeeze(2), expected.mean, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found.logvar.squeeze(2), expected.logvar, rtol=1e-5, atol=1e-5)
-    decoded = model.decode(model.latents.normalise(found.mean)).squeeze(2)
+    decoded = model.decode(model.latents.normalize(found.mean)).squeeze(2)
     torch.testing.assert_close(decoded, image.decode(expected.mean).sample, rtol=1e-5, atol=1e-5)
 
 

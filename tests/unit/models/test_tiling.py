@@ -11,11 +11,11 @@ from opensora.models.vae.tiling import (
     Grid,
     Tiling,
     code_windows,
+    concat_windows,
     first_frames,
-    in_one,
     join,
     mix,
-    spans,
+    tile_slices,
     tiles,
     windows,
 )
@@ -90,9 +90,9 @@ def test_sizes_of_the_release() -> None:
 )
 def test_tiles_in_pixels(size: int, expected: list[tuple[int, int]]) -> None:
     encoding, decoding = Tiling(**RELEASED).encoding(), Tiling(**RELEASED).decoding()
-    assert ends(spans(size, encoding)) == expected
-    assert [start // 8 for start, _ in expected] == [each.start for each in spans(size // 8, decoding)]
-    assert (encoding.gives(size), decoding.gives(size // 8)) == (size // 8, size // 8 * 8)
+    assert ends(tile_slices(size, encoding)) == expected
+    assert [start // 8 for start, _ in expected] == [each.start for each in tile_slices(size // 8, decoding)]
+    assert (encoding.output_size(size), decoding.output_size(size // 8)) == (size // 8, size // 8 * 8)
 
 
 def test_tiles_come_row_by_row() -> None:
@@ -106,9 +106,9 @@ def test_tiles_come_row_by_row() -> None:
 )
 def test_what_needs_tiles(size: tuple[int, int, int], exceeds: bool) -> None:
     tiling = Tiling(**RELEASED)
-    assert tiling.encoding().exceeded(size) is exceeds
+    assert tiling.encoding().is_exceeded_by(size) is exceeds
     latent = (size[0] + 3) // 4, size[1] // 8, size[2] // 8
-    assert tiling.decoding().exceeded(latent) is exceeds
+    assert tiling.decoding().is_exceeded_by(latent) is exceeds
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_identity_in_tiles_is_the_identity() -> None:
     found = list(code_windows(lambda tile: tile, clip, grid))
     assert [each.shape[2] for each in found] == [5, 4, 4, 1]
     torch.testing.assert_close(torch.cat(found, dim=2), clip)
-    torch.testing.assert_close(in_one(iter(found), 14), clip)
+    torch.testing.assert_close(concat_windows(iter(found), 14), clip)
 
 
 def test_first_frames_asks_for_no_more_than_it_needs() -> None:
@@ -244,7 +244,7 @@ def test_gradients_pass_through_tiles() -> None:
 
     def loss(z: Tensor) -> Tensor:
         decode = lambda tile: model.decoder(model.post_quant_conv(tile))  # noqa: E731 - decode_tile ends in float32
-        return in_one(code_windows(decode, z, model.tiling.decoding()), 9).square().mean()
+        return concat_windows(code_windows(decode, z, model.tiling.decoding()), 9).square().mean()
 
     (grad,) = torch.autograd.grad(loss(z), z)
     with torch.no_grad():
@@ -264,7 +264,7 @@ def test_nothing_but_borders_is_kept() -> None:
     peaks = [peak_bytes(lambda t=t: run(t)) for t in (5, 9, 17)]
     window, tile, borders = 5 * 96 * 96 * 4, 5 * 16 * 16 * 4, 5 * 4 * (96 + 8 * 4) * 4
     assert peaks[0] == peaks[1] == peaks[2] <= window + 3 * tile + 2 * borders
-    whole = peak_bytes(lambda: in_one(code_windows(Tensor.clone, clip, grid), 17))
+    whole = peak_bytes(lambda: concat_windows(code_windows(Tensor.clone, clip, grid), 17))
     assert whole <= clip.nbytes + peaks[2]
 
 

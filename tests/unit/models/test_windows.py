@@ -7,7 +7,7 @@ from torch import Tensor
 from opensora.models.layers.attention import softmax_attention
 from opensora.models.layers.rope import RotaryEmbedding
 from opensora.models.shape_checks import ShapeError
-from opensora.models.stdit.windows import WindowAttention, Windows, grid_rotation, window_size
+from opensora.models.stdit.windows import WindowAttention, Windows, rotation_3d, window_size
 
 WIDTH, HEADS = 12, 2
 SCALE = torch.tensor(0.5)
@@ -28,10 +28,10 @@ def test_windows_are_blocks_of_the_grid(grid: tuple[int, int, int], kernel_size:
     torch.manual_seed(0)
     t, h, w = grid
     attention, x = WindowAttention(HEADS * WIDTH, HEADS, qk_norm=True), torch.randn(2, t, h * w, HEADS * WIDTH)
-    windows = Windows.over(2, grid, kernel_size, rope(), SCALE)
+    windows = Windows.of_grid(2, grid, kernel_size, rope(), SCALE)
 
     q, k, v = attention.qkv(x).view(2, t * h * w, 3, HEADS, WIDTH).permute(2, 0, 3, 1, 4)
-    turn = grid_rotation(rope(), grid, SCALE)  # by the place in the whole grid: only differences count
+    turn = rotation_3d(rope(), grid, SCALE)  # by the place in the whole grid: only differences count
     rows, columns, frames = kernel_size
     size = torch.tensor([part if part > 0 else whole for part, whole in zip((frames, rows, columns), grid)])
     window_N3 = places(grid) // size
@@ -43,21 +43,21 @@ def test_windows_are_blocks_of_the_grid(grid: tuple[int, int, int], kernel_size:
 
 def test_windows_come_back_as_they_were() -> None:
     x = torch.randn(2, 3, 4 * 5, HEADS, WIDTH)
-    windows = Windows.over(2, (3, 4, 5), (3, 2, 2), rope(), SCALE)
+    windows = Windows.of_grid(2, (3, 4, 5), (3, 2, 2), rope(), SCALE)
     assert windows.cut(x).shape == (2 * 2 * 2 * 3, HEADS, 2 * 3 * 2, WIDTH)
     assert torch.equal(windows.join(windows.cut(x)), x)
 
 
 def test_no_padding_needs_no_mask() -> None:
-    assert Windows.over(1, (2, 4, 4), (2, 2, -1), rope(), SCALE).mask is None
-    assert Windows.over(1, (2, 4, 4), (8, 8, -1), rope(), SCALE).mask is None  # one window of the whole grid
-    padded = Windows.over(2, (2, 4, 5), (2, 2, -1), rope(), SCALE).mask
+    assert Windows.of_grid(1, (2, 4, 4), (2, 2, -1), rope(), SCALE).mask is None
+    assert Windows.of_grid(1, (2, 4, 4), (8, 8, -1), rope(), SCALE).mask is None  # one window of the whole grid
+    padded = Windows.of_grid(2, (2, 4, 5), (2, 2, -1), rope(), SCALE).mask
     assert padded is not None
     assert padded.sum().item() == 2 * 2 * 4 * 5
 
 
 def test_thirds_of_a_head_turn_by_frame_row_and_column() -> None:
-    turn = grid_rotation(rope(), (2, 3, 4), SCALE)
+    turn = rotation_3d(rope(), (2, 3, 4), SCALE)
     turned = turn(torch.tensor([1.0, 0.0]).repeat(WIDTH // 2).expand(24, WIDTH))
     angles = torch.atan2(turned[:, 1::2], turned[:, ::2])[:, ::2]  # of the first frequency, which is 1
     expected = places((2, 3, 4)) / torch.tensor([1.0, 0.5, 0.5])

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from opensora.models.build import build_denoiser
-from opensora.models.layers.embed import spatial_table, temporal_table
+from opensora.models.layers.embed import sincos_spatial, sincos_temporal
 from opensora.models.vae.causal_vae import CausalVAEModel
 from opensora.models.vae.open_sora_1_2 import OpenSoraVAE_V1_2
 from opensora.models.weights import load_weights, read_config, read_weights, save_weights
@@ -65,7 +65,7 @@ def test_the_folder_rebuilds_the_model(source: Path, tmp_path: Path) -> None:
     model = build_denoiser(config)
     load_weights(model, tmp_path / "out")
     state = model.state_dict()
-    assert torch.equal(state["pos_embed"][0], torch.as_tensor(spatial_table(16, 2, 3, 0.5)).float())
+    assert torch.equal(state["pos_embed"][0], torch.as_tensor(sincos_spatial(16, 2, 3, 0.5)).float())
     assert not state["blocks.0.attn_temp.proj.weight"].any()
     assert state["blocks.0.attn_temp.qkv.weight"].any()
     assert run["scheduler"]["type"] == "iddpm"
@@ -140,19 +140,19 @@ def test_report_lists_everything(source: Path, tmp_path: Path, capsys: pytest.Ca
     lines = capsys.readouterr().out.splitlines()
     for name in pixart():
         assert f"  {name}" in lines or f"  {name} (the file's is [1, 4, 16], this is [1, 6, 16])" in lines
-    assert "missing, freshly initialised: 8" in lines
+    assert "missing, freshly initialized: 8" in lines
     assert "  blocks.1.attn_temp.proj.bias" in lines
     assert "  x_embedder.proj.weight: [16, 4, 2, 2] to [16, 4, 1, 2, 2], patches of one frame" in lines
     assert to_stdit(source, tmp_path / "out") == 0
     short = capsys.readouterr().out.splitlines()
-    assert "missing, freshly initialised: 8" in short
+    assert "missing, freshly initialized: 8" in short
     assert "  blocks.1.attn_temp.proj.bias" not in short
     assert "  pos_embed (the file's is [1, 4, 16], this is [1, 6, 16])" in short
 
 
 def test_dry_run_checks_and_writes_nothing(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert to_stdit(source, tmp_path / "out", "--dry-run") == 0
-    assert "missing, freshly initialised: 8" in capsys.readouterr().out
+    assert "missing, freshly initialized: 8" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
     assert to_stdit(source, tmp_path / "out", "--dry-run", "depth=3") == 2
     planned = convert(str(source), "pixart-alpha", "STDiT", [f"input_size={INPUT}", *WORDS], dry_run=True).model
@@ -164,7 +164,7 @@ def test_latents_of_other_channels_have_first_and_last_layers_of_their_own(
 ) -> None:
     assert to_stdit(source, tmp_path / "out", "in_channels=6") == 0
     shown = capsys.readouterr().out.splitlines()
-    start = shown.index("missing, freshly initialised for other latents: 3") + 1
+    start = shown.index("missing, freshly initialized for other latents: 3") + 1
     names = ["x_embedder.proj.weight", "final_layer.linear.weight", "final_layer.linear.bias"]
     assert [line.split()[0] for line in shown[start : start + 3]] == names
     state, before = read_weights(tmp_path / "out"), pixart()
@@ -194,8 +194,8 @@ def test_another_size_has_tables_of_its_own(tmp_path: Path) -> None:
     words = ["--from", "stdit", "input_size=[6, 8, 4]", "space_scale=2.0", "time_scale=3"]
     assert main([str(tmp_path / "in"), str(tmp_path / "out"), *words]) == 0
     state, before = read_weights(tmp_path / "out"), stdit()
-    assert torch.equal(state["pos_embed"][0], torch.as_tensor(spatial_table(16, 4, 2, 2.0)).float())
-    assert torch.equal(state["pos_embed_temporal"][0], torch.as_tensor(temporal_table(16, 6, 3)).float())
+    assert torch.equal(state["pos_embed"][0], torch.as_tensor(sincos_spatial(16, 4, 2, 2.0)).float())
+    assert torch.equal(state["pos_embed_temporal"][0], torch.as_tensor(sincos_temporal(16, 6, 3)).float())
     assert all(torch.equal(state[name], before[name]) for name in before if "pos_embed" not in name)
     config = read_config(tmp_path / "out")
     assert config["run"]["num_frames"] == 6
@@ -213,7 +213,7 @@ def test_sizes_are_read_from_the_tables(tmp_path: Path, space: float, time: floa
     assert config["space_scale"] == space
     assert config["time_scale"] == time
     assert torch.equal(
-        read_weights(tmp_path / "out")["pos_embed"], torch.as_tensor(spatial_table(16, 2, 5, space)).float()[None]
+        read_weights(tmp_path / "out")["pos_embed"], torch.as_tensor(sincos_spatial(16, 2, 5, space)).float()[None]
     )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from opensora.errors import OpenSoraError
 from opensora.models.build import build_denoiser
-from opensora.models.layers.embed import spatial_table, temporal_table
+from opensora.models.layers.embed import sincos_spatial, sincos_temporal
 from opensora.models.weights import load_weights, read_config, read_weights, save_weights
 from tools.weights.convert import main
 
@@ -25,9 +25,9 @@ def by_class(kind: str, frames: int, classes: int = 5) -> dict[str, Tensor]:
     )
     state = {name: torch.randn(t.shape) for name, t in model.state_dict().items() if not name.startswith("pos_embed")}
     state["x_embedder.proj.weight"] = state["x_embedder.proj.weight"].squeeze(2)
-    state["pos_embed"] = torch.as_tensor(spatial_table(16, 4, 4)).float()[None]
+    state["pos_embed"] = torch.as_tensor(sincos_spatial(16, 4, 4)).float()[None]
     if frames > 1:
-        state["temp_embed"] = torch.as_tensor(temporal_table(16, frames)).float()[None]
+        state["temp_embed"] = torch.as_tensor(sincos_temporal(16, frames)).float()[None]
     return state
 
 
@@ -94,7 +94,7 @@ def test_latte(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main([*words, "input_size=[8,8,8]"]) == 0
     assert "pos_embed_temporal (the file's is [1, 4, 16], this is [1, 8, 16])" in capsys.readouterr().out
     longer = read_weights(tmp_path / "out")["pos_embed_temporal"]
-    assert torch.equal(longer[0], torch.as_tensor(temporal_table(16, 8)).float())
+    assert torch.equal(longer[0], torch.as_tensor(sincos_temporal(16, 8)).float())
 
 
 LATTE_T2V = {
@@ -136,7 +136,7 @@ def test_latte_t2v_file_with_compressed_keys(tmp_path: Path, capsys: pytest.Capt
     words = [str(tmp_path / "t2v.pt"), str(tmp_path / "out"), "--from", "latte-t2v", *sizes]
     assert main([*words, "compress_kv_factor=2", "--report"]) == 0
     shown = capsys.readouterr().out.splitlines()
-    assert "missing, freshly initialised: 8" in shown  # of the second layer's two blocks
+    assert "missing, freshly initialized: 8" in shown  # of the second layer's two blocks
     assert "  transformer_blocks.1.attn1.sr.weight" in shown
     assert torch.equal(
         read_weights(tmp_path / "out")["caption_projection.y_embedding"], state["caption_projection.y_embedding"]

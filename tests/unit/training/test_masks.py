@@ -8,6 +8,7 @@ import pytest
 from opensora.config import load
 from opensora.datasets.frame_masks import FrameConditions, FrameMasks
 from opensora.errors import ConfigError
+from opensora.interfaces import Denoiser
 from opensora.registry import MODELS
 from opensora.schema import TrainRun
 from opensora.training.build import build_masks
@@ -36,8 +37,9 @@ def test_what_cannot_be_masked_is_a_sentence() -> None:
 
 
 def test_a_model_without_masks_is_refused() -> None:
-    class Plain:
+    class Plain(Denoiser):
         def __init__(self, patch_size: tuple[int, int, int] = (1, 2, 2)):
+            super().__init__()
             self.patch_size = patch_size
 
     MODELS.register_module(name="plain-test", module=Plain)

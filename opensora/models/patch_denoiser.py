@@ -1,4 +1,4 @@
-"""The frame of a denoiser: how large its latents are, how they become patches, and the way back.
+"""PatchDenoiser: latents to patch tokens and back, with checks of their size.
 
 Shapes: B batch, C latent channels, T H W latent frames/rows/columns, N tokens, D width.
 """
@@ -8,80 +8,72 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from opensora.interfaces import Denoiser
 from opensora.models.layers.patch import PatchEmbed3D, at_least_float32, unpatchify
-from opensora.models.shape_checks import ShapeError, exact_div, triple
+from opensora.models.shape_checks import ShapeError, as_3_tuple, exact_div
 
 
-class Denoiser(nn.Module):
+class PatchDenoiser(Denoiser):
     """Owns `x_embedder`; subclasses add position tables, conditioning, `blocks` and `final_layer`.
 
-    Sizes that the patches do not divide are a ShapeError, or with `pads` padded with zeros and the output cropped;
-    then `input_size` only says what a run is planned for and may hold None.
+    Without `pads`, sizes that patches do not divide raise a ShapeError. With `pads` they are padded with zeros and the
+    output is cropped; `input_size` is then only the size a run is planned for, and may hold None.
     """
 
-    size_conditions: tuple[str, ...] = ()  # what forward wants to know of the clips; see models/clip_conditioning.py
-    fixed_size = True  # only latents of input_size
-    fixed_frames = False  # any rows and columns, but only the frames of input_size
-    pads = False
-    takes_x_mask = False  # forward can be told which frames are given
-    conditioned = (
-        False  # forward takes given latents: cond, cond_mask, mask_index, y_null; see models/clip_conditioning.py
-    )
     blocks: nn.ModuleList
 
     def __init__(
         self,
+        *,
         input_size: Sequence[int | None],
         in_channels: int,
         patch_size: Sequence[int],
         hidden_size: int,
-        two_outputs: bool,
+        predicts_variance: bool,  # two outputs per channel: learned sigma
     ):
-        """two_outputs: of every channel a mean and a variance (learned sigma), else one number."""
         super().__init__()
         name = type(self).__name__
-        self.patch_size = triple(f"{name} patch_size", patch_size)
+        self.patch_size = as_3_tuple(f"{name} patch_size", patch_size)
         if self.pads:
             self.input_size = tuple(input_size)
         else:
-            self.input_size = triple(f"{name} input_size", input_size)
+            self.input_size = as_3_tuple(f"{name} input_size", input_size)
             self.grid = tuple(
                 exact_div(f"{name}: input_size over patch_size", n, p)
                 for n, p in zip(self.input_size, self.patch_size, strict=True)
             )
         self.in_channels = in_channels
-        self.out_channels = 2 * in_channels if two_outputs else in_channels
+        self.out_channels = 2 * in_channels if predicts_variance else in_channels
         self.hidden_size = hidden_size
         self.x_embedder = PatchEmbed3D(self.patch_size, in_channels, hidden_size)
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type that activations are computed in."""
+        """The dtype that activations are computed in."""
         return self.x_embedder.proj.weight.dtype
 
     @property
     def patch_features(self) -> int:
-        """Numbers that the final layer gives for a patch."""
+        """Outputs of the final layer per patch."""
         pt, ph, pw = self.patch_size
         return pt * ph * pw * self.out_channels
 
     def checkpoint_blocks(self) -> list[nn.Module]:
-        """The modules whose activations may be recomputed instead of kept."""
         return list(self.blocks)
 
-    def spread_weights(self) -> None:
-        """Xavier weights and zero biases everywhere, the patch embedding as if it were a linear layer."""
+    def xavier_init_(self) -> None:
+        """Xavier weights and zero biases everywhere; the patch embedding is initialized as a linear layer."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
         nn.init.xavier_uniform_(self.x_embedder.proj.weight.view(self.hidden_size, -1))
 
-    def a2a_to_patches(self, x_BCTHW: Tensor, x_mask: Tensor | None) -> Tensor:
-        """Embedded patches [B, T, H, W, D] of the latents, T H W counting patches."""
+    def embed_patches(self, x_BCTHW: Tensor, x_mask: Tensor | None) -> Tensor:
+        """Embedded patches [B, T, H, W, D], where T H W count patches. Raises ShapeError."""
         name = type(self).__name__
         if x_mask is not None and not self.takes_x_mask:
-            raise ShapeError(f"{name}: x_mask was given; this model knows no given frames; leave it out, or use STDiT")
+            raise ShapeError(f"{name}: found x_mask; this model has no frame masks; leave it out, or use STDiT")
         size = list(x_BCTHW.shape[1:])
         if self.fixed_size and size != [self.in_channels, *self.input_size]:
             raise ShapeError(
@@ -96,7 +88,7 @@ class Denoiser(nn.Module):
         return self.x_embedder(x_BCTHW.to(self.dtype))
 
     def to_latents(self, x_BNF: Tensor, size: Sequence[int]) -> Tensor:
-        """What the final layer gave of every patch -> [B, out_channels, T, H, W] of `size` (T, H, W), at least float32."""
+        """Final layer's patches -> [B, out_channels, T, H, W] cropped to `size` (T, H, W), at least float32."""
         t, h, w = size
         grid = [-(-n // p) for n, p in zip(size, self.patch_size, strict=True)]
         whole = unpatchify(x_BNF.unflatten(1, grid), self.patch_size, self.out_channels)
