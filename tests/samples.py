@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from opensora.datasets.manifest import write_table
+from opensora.datasets.table import write_table
 
 _BITS = 8
 

@@ -20,7 +20,7 @@ from multiprocessing import get_context
 from typing import Any
 
 from opensora.datasets.decode import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from opensora.datasets.manifest import read_table, readable_rows, require_columns, write_table
+from opensora.datasets.table import read_table, readable_rows, require_columns, write_table
 from opensora.errors import ConfigError, DataError, OpenSoraError
 from opensora.progress_bar import ProgressBar
 from tools.flags import parse
@@ -133,10 +133,10 @@ def read_jobs(fn: Function, flags: dict[str, Any], inputs: list[str], limit: int
             rows = [(path, {"path": os.path.abspath(path)}) for path in paths]
         else:
             table = read_table(source)
-            require_columns(table, ("path",))
+            require_columns(table.path, table.columns, ("path",))
             readable, bad = readable_rows(table)
             messages += bad
-            rows = [(table.place(index), row) for index, row in readable]
+            rows = [(table.location(index), row) for index, row in readable]
         jobs += [Job(label, row, job_key(fn, flags, row)) for label, row in rows]
     return jobs[:limit], messages
 

@@ -2,50 +2,47 @@
 
 Columns (Open-Sora's words): path, text; optional num_frames, height, width (pixels), fps; optional start, end (seconds
 from the first frame) when a row is one shot of a longer video. Other columns are kept for tools and ignored by training.
-Paths are absolute or relative to the manifest's folder. CSV is UTF-8, with or without a byte order mark.
+Paths are absolute or relative to the manifest's folder.
+
+Both formats are read block by block into Arrow columns, and one set of rules checks the columns. A row becomes a Python
+object when it is asked for. Checking costs no Python per row: only refused rows are looked at one by one, and of those
+the first `MAX_MESSAGES` of each reason.
 """
 
-import csv
 import os
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from opensora import files
-from opensora.datasets.row_report import Dropped
+from opensora.datasets.duplicate_rows import first_of_equals
+from opensora.datasets.row_blocks import RowBlock, read_blocks
+from opensora.datasets.row_report import Dropped, DroppedRows
+from opensora.datasets.table import friendly_io_errors, is_parquet, relative_path
 from opensora.errors import DataError
 
-Cells = dict[str, Any]  # one row: column name -> text (CSV) or value (Parquet); None for an empty Parquet cell
+if TYPE_CHECKING:
+    import pyarrow
 
-_EXTRA = "\0extra"  # not a name that a header can hold
-MOST = 2**31 - 1  # frames or pixels
-
-
-@dataclass(frozen=True)
-class Table:
-    """The cells of a file, before any of them is judged."""
-
-    path: str
-    columns: list[str]
-    rows: list[Cells]
-    lines: list[int]  # where each row begins: line of the CSV (the header is line 1), or row of the Parquet from 1
-
-    def place(self, index: int) -> str:
-        """How a message names a row."""
-        return f"{self.path}:{self.lines[index]}"
+Mask = NDArray[np.bool_]
+TEXTS = ("path", "text")
+LOWEST = {"start": 0.0, "end": 0.0, "num_frames": 1.0, "height": 1.0, "width": 1.0, "fps": 1e-3}  # in checking order
+WHOLE = ("num_frames", "height", "width")
+MAX_INT32 = 2**31 - 1  # frames or pixels
+EMPTY_PATH = "the path is empty; every row needs a file; fill it in or remove the row"
+EMPTY_CAPTION = "the caption is empty; every row needs one; fill it in or remove the row"
+# A path that os.path.normpath changes: it begins with ./ or ../, or has an empty, . or .. part, or a / at its end.
+_NOT_NORMAL = r"(^\.{1,2}(/|$))|(/\.{0,2}(/|$))"
 
 
 @dataclass(frozen=True, slots=True)
 class ManifestRow:
-    """One clip that a manifest lists. None: the manifest does not say."""
+    """One clip that a manifest lists. None: the manifest leaves the value out."""
 
     index: int  # among all rows of the manifest, from 0
-    place: str  # "train.csv:7", for messages
+    location: str  # "train.csv:7", for messages
     path: str  # absolute
     text: str
     num_frames: int | None
@@ -58,7 +55,7 @@ class ManifestRow:
 
 @dataclass(frozen=True)
 class Columns:
-    """What rows say in numbers, an array [n] each. 0 and NaN: the manifest does not say."""
+    """The numbers of rows, an array [n] each. 0 and NaN: the manifest leaves the value out."""
 
     index: NDArray[np.int64]  # among all rows of the manifest, from 0
     num_frames: NDArray[np.int32]
@@ -68,57 +65,61 @@ class Columns:
     start: NDArray[np.float64]  # seconds
     end: NDArray[np.float64]  # seconds
 
-    def take(self, places: NDArray[np.integer]) -> "Columns":
-        return Columns(*(getattr(self, field.name)[places] for field in fields(self)))
+    def take(self, positions: NDArray[np.integer]) -> "Columns":
+        return Columns(*(getattr(self, field.name)[positions] for field in fields(self)))
 
 
-class Rows(Sequence[ManifestRow], ABC):
-    """Usable rows, by place, and as columns."""
+class Rows(Sequence[ManifestRow]):
+    """Usable rows of a manifest, kept as columns; an item is made when it is read.
 
-    columns: Columns
+    texts: path (relative to the manifest's folder where it lies below it) and text, of all rows of the file.
+    lines: first line of all rows of the file; None for Parquet, whose rows are counted from 1.
+    """
+
+    def __init__(
+        self, path: str, texts: dict[str, "pyarrow.ChunkedArray"], lines: NDArray[np.int64] | None, columns: Columns
+    ) -> None:
+        self.path = path
+        self.folder = os.path.dirname(os.path.abspath(path))
+        self.columns = columns
+        self._texts = texts
+        self._lines = lines
 
     def __len__(self) -> int:
         return len(self.columns.index)
 
-    @abstractmethod
-    def take(self, places: NDArray[np.integer]) -> Self:
-        """The rows at these places alone."""
-
-    @abstractmethod
-    def ending_with(self, suffixes: Sequence[str]) -> NDArray[np.bool_]:
-        """For each row whether its path ends so, in letters of any size."""
-
-
-class ListedRows(Rows):
-    """Rows as objects: for manifests that fit a list."""
-
-    def __init__(self, rows: list[ManifestRow]) -> None:
-        self._rows = rows
-
-        def column(name: str, kind: type[Any]) -> NDArray[Any]:
-            return np.array([getattr(row, name) for row in rows], dtype=kind)  # None becomes NaN
-
-        def whole(name: str) -> NDArray[np.int32]:
-            return np.array([min(getattr(row, name) or 0, MOST) for row in rows], dtype=np.int32)
-
-        self.columns = Columns(
-            column("index", np.int64),
-            whole("num_frames"),
-            whole("height"),
-            whole("width"),
-            column("fps", np.float64),
-            column("start", np.float64),
-            column("end", np.float64),
+    def __getitem__(self, position: Any) -> Any:
+        if isinstance(position, slice):
+            return [self[i] for i in range(*position.indices(len(self)))]
+        columns, index = self.columns, int(self.columns.index[position])
+        return ManifestRow(
+            index,
+            f"{self.path}:{_line(self._lines, index)}",
+            os.path.normpath(os.path.join(self.folder, self._text("path", index))),
+            self._text("text", index),
+            int(columns.num_frames[position]) or None,
+            _number_or_none(columns.fps[position]),
+            int(columns.height[position]) or None,
+            int(columns.width[position]) or None,
+            _number_or_none(columns.start[position]),
+            _number_or_none(columns.end[position]),
         )
 
-    def __getitem__(self, place: Any) -> Any:
-        return self._rows[place]
+    def take(self, positions: NDArray[np.integer]) -> "Rows":
+        """The rows at these positions only."""
+        return Rows(self.path, self._texts, self._lines, self.columns.take(positions))
 
-    def take(self, places: NDArray[np.integer]) -> "ListedRows":
-        return ListedRows([self._rows[place] for place in places])
+    def ending_with(self, suffixes: Sequence[str]) -> Mask:
+        """True for each row whose path ends with one of the suffixes, in upper or lower case."""
+        import pyarrow.compute
 
-    def ending_with(self, suffixes: Sequence[str]) -> NDArray[np.bool_]:
-        return np.array([row.path.lower().endswith(tuple(suffixes)) for row in self._rows], dtype=np.bool_)
+        paths, matches = self._texts["path"], np.zeros(len(self._texts["path"]), dtype=np.bool_)
+        for suffix in suffixes:
+            matches |= pyarrow.compute.ends_with(paths, pattern=suffix, ignore_case=True).to_numpy()
+        return matches[self.columns.index]
+
+    def _text(self, name: str, index: int) -> str:
+        return self._texts[name][index].as_py() if name in self._texts else ""
 
 
 @dataclass(frozen=True)
@@ -128,234 +129,180 @@ class Manifest:
     dropped: list[Dropped]
 
 
-def is_parquet(path: str) -> bool:
-    return path.lower().endswith((".parquet", ".pq"))
-
-
-def read_table(path: str) -> Table:
-    """All cells of a CSV or Parquet file. DataError when the file itself cannot be read."""
-    with readable(path):
-        return _read_parquet(path) if is_parquet(path) else _read_csv(path)
-
-
-@contextmanager
-def readable(path: str) -> Iterator[None]:
-    """DataError in words for what goes wrong with the file while it is read."""
-    try:
-        if os.path.isdir(path):
-            raise DataError(f"{path}: found a folder; a manifest is a .csv or .parquet file; name the file")
-        yield
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such manifest; a .csv or .parquet file is needed; check the path") from None
-    except OSError as error:
-        reason = error.strerror or error  # pyarrow says in its own words what is damaged
-        raise DataError(f"{path}: cannot be read ({reason}); check that it is whole, and its permissions") from error
-
-
-def _read_parquet(path: str) -> Table:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with open(path, "rb") as file:
-            table = pyarrow.parquet.read_table(file)
-    except pyarrow.ArrowInvalid as error:
-        raise DataError(f"{path}: not a Parquet file ({error}); write it again or use .csv") from error
-    return Table(path, table.column_names, table.to_pylist(), list(range(1, table.num_rows + 1)))
-
-
-def _read_csv(path: str) -> Table:
-    rows: list[Cells] = []
-    lines: list[int] = []
-    # Bytes that are not UTF-8 become lone surrogates, so that one bad row does not hide the others.
-    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.reader(file)
-        line = 1
-        try:
-            header = next(reader, [])
-            line = reader.line_num + 1
-            for cells in reader:
-                if cells:
-                    # Too many cells: the caption has a comma and no quotes. Judged per row.
-                    row: Cells = dict(zip(header, cells))
-                    if len(cells) > len(header):
-                        row[_EXTRA] = cells[len(header) :]
-                    rows.append(row)
-                    lines.append(line)
-                line = reader.line_num + 1
-        except csv.Error as error:
-            raise DataError(
-                f"{path}:{line}: not a CSV row ({error}); quote fields that hold commas or quotes"
-            ) from error
-    return Table(path, [name.strip() for name in header], _stripped_names(rows, header), lines)
-
-
-def _stripped_names(rows: list[Cells], header: list[str]) -> list[Cells]:
-    if all(name == name.strip() for name in header):
-        return rows
-    return [{name.strip(): cell for name, cell in row.items()} for row in rows]
-
-
-def require_columns(table: Table, needed: Sequence[str]) -> None:
-    """DataError naming the file, the columns found and those needed."""
-    missing = [name for name in needed if name not in table.columns]
-    if missing:
-        found = ", ".join(repr(name) for name in table.columns) or "none (the file is empty)"
-        raise DataError(
-            f"{table.path}: no column {', '.join(map(repr, missing))}; found columns {found}; "
-            f"needed: {', '.join(map(repr, needed))}; add a header line or rename the columns"
-        )
-
-
-def read_manifest(path: str, captions: bool = True) -> Manifest:
-    """Rows fit for training; the others are listed with their line and the reason.
+def read_manifest(path: str, captions: bool = True, block_rows: int | None = None) -> Manifest:
+    """Read the rows fit for training, and list the others with their line and the reason.
 
     captions: False makes the text column optional, as for an autoencoder; captions are then empty.
-    Parquet is read in columns and stays so, millions of rows included.
+    block_rows: rows read at a time; by default a number that keeps memory flat.
+    Raises DataError when the file cannot be read or a column is missing.
     """
-    if is_parquet(path):
-        from opensora.datasets.parquet_rows import read_rows
-
-        return read_rows(path, captions)
-    table = read_table(path)
-    require_columns(table, ("path", "text") if captions else ("path",))
-    folder = os.path.dirname(os.path.abspath(path))
-    rows: list[ManifestRow] = []
-    dropped: list[Dropped] = []
-    seen: dict[tuple[str, float | None, float | None], int] = {}
-    for index, cells in enumerate(table.rows):
-        line, place = table.lines[index], table.place(index)
-        try:
-            row = judge(cells, index, place, folder, captions)
-            first = seen.setdefault((row.path, row.start, row.end), line)
-            if first != line:
-                raise repeated(first)
-        except RowError as refused:
-            dropped.append(Dropped(refused.reason, f"{place}: {refused}"))
-        else:
-            rows.append(row)
-    return Manifest(path, ListedRows(rows), dropped)
-
-
-class RowError(Exception):
-    """Why a row is not used; `reason` in a few words that rows share."""
-
-    def __init__(self, reason: str, sentence: str) -> None:
-        super().__init__(sentence)
-        self.reason = reason
-
-
-def repeated(line: int) -> RowError:
-    return RowError("duplicate row", f"repeats the path, start and end of line {line}; remove one of them")
-
-
-def judge(cells: Cells, index: int, place: str, folder: str, captions: bool) -> ManifestRow:
-    """The row that cells make; raises Refused."""
-    check_cells(cells)
-    path = str(cells.get("path") or "").strip()
-    if not path:
-        raise RowError("empty path", "the path is empty; every row needs a file; fill it in or remove the row")
-    text = str(cells.get("text") or "").strip() if captions else ""
-    if captions and not text:
-        raise RowError("empty caption", "the caption is empty; every row needs one; fill it in or remove the row")
-    start, end = number(cells, "start", low=0.0), number(cells, "end", low=0.0)
-    if end is not None and end <= (start or 0.0):
-        raise RowError("bad number", f"end is {end:g} and start {start or 0:g}; end must be later, in seconds")
-    num_frames, height, width = (number(cells, name, low=1) for name in ("num_frames", "height", "width"))
-    return ManifestRow(
-        index,
-        place,
-        os.path.normpath(os.path.join(folder, path)),
-        text,
-        None if num_frames is None else int(num_frames),
-        number(cells, "fps", low=1e-3),
-        None if height is None else int(height),
-        None if width is None else int(width),
-        start,
-        end,
-    )
-
-
-def check_cells(cells: Mapping[str, Any]) -> None:
-    """Refuse a row that is not UTF-8 or has more cells than the header."""
-    if _EXTRA in cells:
-        sentence = f"{len(cells[_EXTRA])} more cells than the header; put quotes around text that holds a comma"
-        raise RowError("too many cells", sentence)
-    for name, cell in cells.items():
-        if isinstance(cell, str) and any("\udc80" <= letter <= "\udcff" for letter in cell):
-            raise RowError("not UTF-8", f"column {name!r} is not UTF-8; manifests are UTF-8; save the file as UTF-8")
-
-
-def number(cells: Mapping[str, Any], name: str, low: float) -> float | None:
-    """A number of at least `low`, None for an empty cell; raises Refused."""
-    cell = cells.get(name)
-    if cell is None or cell == "" or cell != cell:  # an empty cell of a numeric column may arrive as NaN
-        return None
-    try:
-        value = float(cell)
-    except (TypeError, ValueError):
-        value = -float("inf")
-    if value != value:  # "nan", as some programs write an empty cell
-        return None
-    if not low <= value < float("inf"):
-        raise RowError(
-            "bad number", f"{name} is {cell!r}; a number of at least {low:g} is allowed; mend it or leave it empty"
-        )
-    return value
-
-
-def readable_rows(table: Table) -> tuple[list[tuple[int, Cells]], list[str]]:
-    """For tools: (index, cells) of the rows that can be read, with absolute paths, and a message for each other row."""
-    folder = os.path.dirname(os.path.abspath(table.path))
-    kept: list[tuple[int, Cells]] = []
-    messages: list[str] = []
-    for index, cells in enumerate(table.rows):
-        try:
-            check_cells(cells)
-            path = str(cells.get("path") or "").strip()
-            if "path" in table.columns and not path:
-                raise RowError("empty path", "the path is empty; fill it in or remove the row")
-            kept.append((index, {**cells, "path": os.path.normpath(os.path.join(folder, path))} if path else cells))
-        except RowError as refused:
-            messages.append(f"{table.place(index)}: {refused}")
-    return kept, messages
-
-
-def write_table(path: str, rows: Iterable[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
-    """Write CSV or Parquet by the file's ending, atomically, so that a reader never sees half a table.
-
-    columns: their order; by default that of first appearance. Absolute paths below the table's folder are written
-    relative to it, so that the folder can be moved. DataError when the place cannot be written.
-    """
-    folder = os.path.dirname(os.path.abspath(path))
-    found = [{**row, "path": portable(str(row["path"]), folder)} if row.get("path") else dict(row) for row in rows]
-    names = list(columns) if columns is not None else list(dict.fromkeys(name for row in found for name in row))
-    write = _write_parquet if is_parquet(path) else _write_csv
-    with files.write_errors_as(DataError, path, "choose a writable place with free space"):
-        files.atomic_write(path, lambda part: write(str(part), found, names))
-
-
-def portable(path: str, folder: str) -> str:
-    """An absolute `path` below `folder`, relative to it; any other path as it is."""
-    return os.path.relpath(path, folder) if path.startswith(folder.rstrip(os.sep) + os.sep) else path
-
-
-def _write_csv(path: str, rows: list[Cells], columns: list[str]) -> None:
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n", restval="", extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def _write_parquet(path: str, rows: list[Cells], columns: list[str]) -> None:
     import pyarrow
-    import pyarrow.parquet
 
-    arrays = {}
-    for name in columns:
-        cells = [row.get(name) for row in rows]
-        try:
-            arrays[name] = pyarrow.array(cells)
-        except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError):  # kinds differ from row to row: keep them as text
-            arrays[name] = pyarrow.array([None if cell is None else str(cell) for cell in cells])
-    pyarrow.parquet.write_table(pyarrow.table(arrays), path)
+    names = TEXTS if captions else TEXTS[:1]
+    dropped = DroppedRows()
+    parts: list[_Checked] = []
+    with friendly_io_errors(path):
+        for block in read_blocks(path, names, tuple(LOWEST), block_rows):
+            parts.append(_check(path, block, names, dropped))
+    texts = {
+        name: pyarrow.chunked_array([part.texts[name] for part in parts], pyarrow.large_string()) for name in names
+    }
+    usable = np.concatenate([np.zeros(0, dtype=np.bool_), *(part.usable for part in parts)])
+    numbers = {name: _joined(name, [part.numbers for part in parts], len(usable)) for name in LOWEST}
+    lines = None if is_parquet(path) else np.concatenate([np.zeros(0, np.int64), *(part.lines for part in parts)])
+    first = first_of_equals(texts["path"], numbers["start"], numbers["end"], usable)
+    repeats = np.flatnonzero(first != np.arange(len(first)))
+
+    def message(index: int) -> str:
+        line = _line(lines, int(first[index]))
+        return f"{path}:{_line(lines, index)}: repeats the path, start and end of line {line}; remove one of them"
+
+    dropped.add("duplicate row", repeats, message)
+    usable[repeats] = False
+    rows = Rows(path, texts, lines, Columns(np.arange(len(usable)), **numbers))
+    return Manifest(path, rows if usable.all() else rows.take(np.flatnonzero(usable)), dropped.rows)
+
+
+class _Checked(NamedTuple):
+    """A block after the rules: the values that training needs, and the usable rows."""
+
+    texts: dict[str, "pyarrow.LargeStringArray"]
+    numbers: dict[str, NDArray[Any]]  # of the columns that the file has
+    lines: Sequence[int] | NDArray[np.int64]
+    usable: Mask
+
+
+def _check(path: str, block: RowBlock, names: Sequence[str], dropped: DroppedRows) -> _Checked:
+    """Apply the rules of a manifest to a block: this is the one place that has them."""
+    table, n = block.table, block.table.num_rows
+    texts, numbers, wrong = {}, {}, {}
+    for name in names:
+        texts[name] = _as_text(path, name, table.column(name))
+    for name, lowest in LOWEST.items():
+        if name in table.column_names:
+            numbers[name], wrong[name] = _numbers(table.column(name), lowest)
+
+    def cell(name: str, position: int) -> Any:
+        return table.column(name)[position].as_py()
+
+    def bad_number(name: str) -> Callable[[int], str]:
+        return lambda position: (
+            f"{name} is {cell(name, position)!r}; a number of at least {LOWEST[name]:g} is allowed; "
+            "correct it or leave it empty"
+        )
+
+    def bad_end(position: int) -> str:
+        start = numbers["start"][position] if "start" in numbers else 0.0
+        return f"end is {numbers['end'][position]:g} and start {np.nan_to_num(start):g}; end must be later, in seconds"
+
+    # Of several faults in a row, the first rule in this order names it.
+    rules: list[tuple[str, Mask, Callable[[int], str]]] = []
+    for reason in dict.fromkeys(error.reason for error in block.errors.values()):
+        mask = np.zeros(n, dtype=np.bool_)
+        mask[[position for position, error in block.errors.items() if error.reason == reason]] = True
+        rules.append((reason, mask, lambda position: str(block.errors[position])))
+    rules.append(("empty path", _is_empty(texts["path"]), lambda _: EMPTY_PATH))
+    if "text" in texts:
+        rules.append(("empty caption", _is_empty(texts["text"]), lambda _: EMPTY_CAPTION))
+    for name in numbers:
+        rules.append(("bad number", wrong[name], bad_number(name)))
+        if name == "end":
+            rules.append(("bad number", numbers["end"] <= np.nan_to_num(numbers.get("start", np.zeros(n))), bad_end))
+    broken = np.full(n, -1, dtype=np.int8)  # the first rule that each row breaks
+    for rule, (_, mask, _) in enumerate(rules):
+        broken[mask & (broken < 0)] = rule
+
+    def message(position: int) -> str:
+        return f"{path}:{block.lines[position]}: {rules[broken[position]][2](position)}"
+
+    for reason in dict.fromkeys(reason for reason, _, _ in rules):
+        mask = np.isin(broken, [rule for rule, (name, _, _) in enumerate(rules) if name == reason])
+        dropped.add(reason, np.flatnonzero(mask), message)
+    for name in WHOLE:
+        if name in numbers:
+            numbers[name] = np.clip(np.nan_to_num(numbers[name]), 0, MAX_INT32).astype(np.int32)
+    texts["path"] = _relative_paths(texts["path"], os.path.dirname(os.path.abspath(path)))
+    return _Checked(texts, numbers, block.lines, broken < 0)
+
+
+def _as_text(path: str, name: str, column: "pyarrow.ChunkedArray") -> "pyarrow.LargeStringArray":
+    """The column as strings without outer spaces; an empty cell becomes ""."""
+    import pyarrow
+    import pyarrow.compute
+
+    try:
+        text = pyarrow.compute.cast(column, pyarrow.large_string())
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError) as error:
+        raise DataError(
+            f"{path}: column {name!r} holds {column.type}, which is no text ({error}); strings are needed; write it again"
+        ) from error
+    return pyarrow.compute.fill_null(pyarrow.compute.utf8_trim_whitespace(text.combine_chunks()), "")
+
+
+def _is_empty(text: "pyarrow.LargeStringArray") -> Mask:
+    import pyarrow.compute
+
+    return pyarrow.compute.equal(text, "").to_numpy(zero_copy_only=False)
+
+
+def _numbers(column: "pyarrow.ChunkedArray", lowest: float) -> tuple[NDArray[np.float64], Mask]:
+    """Values, NaN for empty cells, and a mask of the cells that are no number of at least `lowest`."""
+    import pyarrow
+    import pyarrow.compute
+
+    if pyarrow.types.is_large_string(column.type):
+        column = pyarrow.compute.if_else(pyarrow.compute.equal(column, ""), None, column)
+    try:
+        # Integers beyond 2**53 may round. Text is parsed whole, and only if every cell is a plain number.
+        values = np.array(pyarrow.compute.cast(column, pyarrow.float64(), safe=False).to_numpy(), dtype=np.float64)
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError):
+        values = np.array([_float(cell) for cell in column.to_pylist()], dtype=np.float64)
+    return values, (values < lowest) | (values == np.inf)
+
+
+def _float(cell: Any) -> float:
+    """The cell as a number; NaN when it is empty, and -inf when it is no number."""
+    if cell is None or cell == "":
+        return np.nan
+    try:
+        return float(cell)
+    except (TypeError, ValueError):
+        return -np.inf
+
+
+def _joined(name: str, parts: Sequence[dict[str, NDArray[Any]]], rows: int) -> NDArray[Any]:
+    """The column over all blocks; one that the file does not have takes no memory."""
+    if parts and name in parts[0]:
+        return np.concatenate([part[name] for part in parts])
+    return np.broadcast_to(np.array(0, dtype=np.int32) if name in WHOLE else np.array(np.nan), rows)
+
+
+def _relative_paths(paths: "pyarrow.LargeStringArray", folder: str) -> "pyarrow.LargeStringArray":
+    """Paths relative to `folder` where they lie below it, normalized, so that equal files have equal paths."""
+    import pyarrow
+    import pyarrow.compute as compute
+
+    prefix = folder.rstrip(os.sep) + os.sep
+    absolute = compute.starts_with(paths, prefix)
+    if compute.any(absolute).as_py():
+        paths = compute.if_else(absolute, compute.utf8_slice_codeunits(paths, len(prefix)), paths)
+    # Most manifests need nothing more: two bytes in a row say so faster than a regular expression over each path.
+    data = np.frombuffer(paths.buffers()[2] or b"", dtype=np.uint8)
+    slash, dot = data == ord("/"), data == ord(".")
+    inner = (slash[:-1] & (slash | dot)[1:]).any() or (dot[:-1] & slash[1:]).any()
+    if not inner and not compute.any(compute.or_(compute.ends_with(paths, "/"), compute.equal(paths, "."))).as_py():
+        return paths
+    odd = compute.match_substring_regex(paths, _NOT_NORMAL)
+    normal = [
+        relative_path(os.path.normpath(os.path.join(folder, path)), folder) for path in paths.filter(odd).to_pylist()
+    ]
+    return compute.replace_with_mask(paths, odd, pyarrow.array(normal, pyarrow.large_string()))
+
+
+def _line(lines: NDArray[np.int64] | None, index: int) -> int:
+    """Line of the CSV, or row of the Parquet from 1."""
+    return index + 1 if lines is None else int(lines[index])
+
+
+def _number_or_none(value: np.floating[Any]) -> float | None:
+    return None if np.isnan(value) else float(value)

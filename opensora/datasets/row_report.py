@@ -1,7 +1,12 @@
-"""What became of the rows of a data set: how many came in, how many were kept, which were dropped and why."""
+"""Counts of the rows of a data set: how many came in and were kept, and which were dropped for which reason."""
 
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from opensora.errors import DataError
 
@@ -9,6 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 SHOWN = 3  # messages per reason in the table; all of them are in `dropped`
+MAX_MESSAGES = 100  # messages per reason that are made; further rows are counted
 
 
 @dataclass(frozen=True)
@@ -20,14 +26,34 @@ class Dropped:
     more: int = 0  # rows of the same reason that this one stands for as well
 
 
+class DroppedRows:
+    """A list of dropped rows: of each reason the first `MAX_MESSAGES`, and a count of the others in the last of these."""
+
+    def __init__(self) -> None:
+        self.rows: list[Dropped] = []
+        self._messages: Counter[str] = Counter()
+        self._last: dict[str, int] = {}  # reason -> position in `rows`
+
+    def add(self, reason: str, positions: NDArray[np.integer], message: Callable[[int], str]) -> None:
+        """Add the rows at these positions; `message` is called only for those that get a message."""
+        listed = positions[: MAX_MESSAGES - self._messages[reason]]
+        for position in listed:
+            self._last[reason] = len(self.rows)
+            self.rows.append(Dropped(reason, message(int(position))))
+        self._messages[reason] += len(listed)
+        if len(positions) > len(listed):
+            last = self.rows[self._last[reason]]
+            self.rows[self._last[reason]] = replace(last, more=last.more + len(positions) - len(listed))
+
+
 @dataclass(frozen=True)
 class Report:
     """Counts of one data set."""
 
-    where: str  # the manifest, or the name of a drawn data set
+    where: str  # the manifest, or the name of a synthetic data set
     rows: int
     kept: int
-    dropped: dict[str, list[str]] = field(default_factory=dict)  # reason -> a message per row, of very many the first
+    dropped: dict[str, list[str]] = field(default_factory=dict)  # reason -> messages (the first MAX_MESSAGES)
     more: dict[str, int] = field(default_factory=dict)  # reason -> dropped rows without a message
     buckets: dict[str, int] = field(default_factory=dict)  # "frames x height x width" -> clips
 
@@ -39,7 +65,7 @@ class Report:
             reasons.setdefault(row.reason, []).append(row.message)
             if row.more:
                 more[row.reason] = more.get(row.reason, 0) + row.more
-        return cls(where, kept + rows_of(dropped), kept, reasons, more, buckets or {})
+        return cls(where, kept + count_rows(dropped), kept, reasons, more, buckets or {})
 
     def count(self, reason: str) -> int:
         """Rows dropped for this reason."""
@@ -47,15 +73,15 @@ class Report:
 
     def lines(self) -> list[str]:
         """The report as plain lines, for a log."""
-        found = [f"{self.where}: {self.rows} rows in, {self.kept} kept, {self.rows - self.kept} dropped"]
-        found += [f"  {size}: {clips} clips" for size, clips in self.buckets.items()]
+        lines = [f"{self.where}: {self.rows} rows in, {self.kept} kept, {self.rows - self.kept} dropped"]
+        lines += [f"  {size}: {clips} clips" for size, clips in self.buckets.items()]
         for reason, messages in self.dropped.items():
             count = self.count(reason)
-            found.append(f"  dropped, {reason}: {count}")
-            found += [f"    {message}" for message in messages[:SHOWN]]
+            lines.append(f"  dropped, {reason}: {count}")
+            lines += [f"    {message}" for message in messages[:SHOWN]]
             if count > SHOWN:
-                found.append(f"    ... and {count - SHOWN} more")
-        return found
+                lines.append(f"    ... and {count - SHOWN} more")
+        return lines
 
     def table(self) -> "Table":
         """The report as a table for a terminal."""
@@ -74,12 +100,14 @@ class Report:
         """Raise DataError when nothing is left to train on."""
         if self.kept:
             return
-        why = "; ".join(f"{reason}: {self.count(reason)}, first {told[0]}" for reason, told in self.dropped.items())
+        why = "; ".join(
+            f"{reason}: {self.count(reason)}, first {messages[0]}" for reason, messages in self.dropped.items()
+        )
         raise DataError(
             f"{self.where}: no usable row out of {self.rows}{f' ({why})' if why else ''}; "
-            "training needs at least one; mend the rows or lower num_frames"
+            "training needs at least one; correct the rows or lower num_frames"
         )
 
 
-def rows_of(dropped: list[Dropped]) -> int:
+def count_rows(dropped: list[Dropped]) -> int:
     return sum(1 + row.more for row in dropped)

@@ -5,7 +5,7 @@ Layout: T frames, C colours, H W rows and columns.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -16,9 +16,8 @@ from opensora.datasets import transforms
 from opensora.datasets.base import ClipSize, Dataset
 from opensora.datasets.clip_sizes import ROUNDING, ClipSizes, at_rate, spans
 from opensora.datasets.decode import IMAGE_SUFFIXES, Video, probe
-from opensora.datasets.manifest import MOST, ManifestRow, read_manifest
-from opensora.datasets.parquet_rows import TOLD
-from opensora.datasets.row_report import Dropped, Report, rows_of
+from opensora.datasets.manifest import MAX_INT32, ManifestRow, read_manifest
+from opensora.datasets.row_report import Dropped, DroppedRows, Report, count_rows
 from opensora.errors import BadClip, ConfigError
 from opensora.registry import DATASETS
 from opensora.rng import Draw
@@ -127,17 +126,18 @@ class VideoTextDataset:
         step = self.frame_interval * (columns.fps / self.target_fps if self.target_fps is not None else 1.0)
         short = have < np.floor((num_frames - 1) * step + 0.5) + 1
         short &= (columns.num_frames > 0) & ~np.isnan(columns.fps)
-        places = np.flatnonzero(short)
-        for place in places[:TOLD]:
-            row = rows[int(place)]
-            try:
-                self._last_start(self._span(row, row.num_frames or 0, row.fps or 0.0), num_frames)
-            except BadClip as error:
-                self._dropped.append(Dropped("too short", f"{row.place}: {row.path}: {error}"))
-        if len(places) > TOLD:
-            self._dropped[-1] = replace(self._dropped[-1], more=len(places) - TOLD)
-        if len(places):
-            self._rows = rows.take(np.flatnonzero(~short))
+        if not short.any():
+            return
+
+        def message(position: int) -> str:
+            row = rows[position]
+            span = self._span(row, row.num_frames or 0, row.fps or 0.0)
+            return f"{row.location}: {row.path}: {self._too_short(span, num_frames)}"
+
+        dropped = DroppedRows()
+        dropped.add("too short", np.flatnonzero(short), message)
+        self._dropped += dropped.rows
+        self._rows = rows.take(np.flatnonzero(~short))
 
     @property
     def has_size(self) -> bool:
@@ -173,11 +173,11 @@ class VideoTextDataset:
             try:
                 self._read(index, Draw(seed=0, step=0, sample_id=0), num_frames, (image_size[0], image_size[1]))
             except BadClip as error:
-                dropped.append(Dropped("cannot be used", f"{row.place}: {error}"))
+                dropped.append(Dropped("cannot be used", f"{row.location}: {error}"))
         return self._report(dropped)
 
     def _report(self, dropped: list[Dropped]) -> Report:
-        kept = len(self._rows) + rows_of(self._dropped) - rows_of(dropped)
+        kept = len(self._rows) + count_rows(self._dropped) - count_rows(dropped)
         if not self.has_size:
             return Report.of(self.where, kept, dropped)
         size = "x".join(map(str, (self.num_frames, *self.image_size)))
@@ -190,7 +190,7 @@ class VideoTextDataset:
         unsaid = columns.num_frames == 0
         if unsaid.any():
             frames[unsaid & self._rows.ending_with(IMAGE_SUFFIXES)] = 1
-        frames = np.minimum(at_rate(frames, columns.fps, self.target_fps), MOST)
+        frames = np.minimum(at_rate(frames, columns.fps, self.target_fps), MAX_INT32)
         return ClipSizes(columns.index, frames.astype(np.int32), columns.height, columns.width)
 
     def clip(self, row: int, draw: Draw, size: ClipSize | None = None) -> Clip:
@@ -203,7 +203,7 @@ class VideoTextDataset:
         try:
             video_TCHW, fps = self._read(row, draw, num_frames, (image_size[0], image_size[1]))
         except BadClip as error:
-            raise BadClip(f"{entry.place}: {error}") from error
+            raise BadClip(f"{entry.location}: {error}") from error
         if not self.multi_scale:
             video_TCHW = transforms.crop(video_TCHW, image_size, self.crop, draw.rng("crop"))
         if self.flip and float(torch.rand((), generator=draw.rng("flip"))) < 0.5:
@@ -234,7 +234,7 @@ class VideoTextDataset:
         return {"contents": file_hash(entry.path), "start": entry.start, "end": entry.end}
 
     def row_label(self, row: int) -> str:
-        return self._rows[row].place
+        return self._rows[row].location
 
     def manifest_index(self, row: int) -> int:
         return self._rows[row].index
@@ -308,16 +308,23 @@ class VideoTextDataset:
     def _clip_fps(self, span: _Span) -> float:
         return span.fps / self._step(span)
 
+    def _frames_needed(self, span: _Span, num_frames: int) -> int:
+        return _nearest((num_frames - 1) * self._step(span)) + 1
+
+    def _too_short(self, span: _Span, num_frames: int) -> str:
+        have, need = span.stop - span.first, self._frames_needed(span, num_frames)
+        part = "" if self.time_range == (0.0, 1.0) else f" in time_range {self.time_range}"
+        return (
+            f"has {have} frame{'' if have == 1 else 's'}{part}, {need} are needed for {num_frames} frames at "
+            f"frame_interval {self.frame_interval}; use a longer clip, a smaller num_frames, or remove the row"
+        )
+
     def _last_start(self, span: _Span, num_frames: int) -> int:
         """The last frame of the span at which a whole clip can begin; BadClip when there is none."""
-        have, need = span.stop - span.first, _nearest((num_frames - 1) * self._step(span)) + 1
-        if have < need:
-            part = "" if self.time_range == (0.0, 1.0) else f" in time_range {self.time_range}"
-            raise BadClip(
-                f"has {have} frame{'' if have == 1 else 's'}{part}, {need} are needed for {num_frames} frames at "
-                f"frame_interval {self.frame_interval}; use a longer clip, a smaller num_frames, or remove the row"
-            )
-        return span.stop - need
+        last = span.stop - self._frames_needed(span, num_frames)
+        if last < span.first:
+            raise BadClip(self._too_short(span, num_frames))
+        return last
 
     def _sources(self, span: _Span, draw: Draw, num_frames: int) -> list[int]:
         """Indices of the clip's frames in the file."""

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from opensora.config import load
-from opensora.datasets.manifest import write_table
+from opensora.datasets.table import write_table
 from opensora.parallel import world
 from opensora.schema import TrainRun
 from opensora.training.build import build_training

@@ -16,7 +16,7 @@ from opensora.datasets.joint_padding import (
     long_side_resize,
     select_frames,
 )
-from opensora.datasets.manifest import write_table
+from opensora.datasets.table import write_table
 from opensora.datasets.video import VideoTextDataset
 from opensora.evaluation.frechet_distance import clip_for_features, frechet_distance
 from opensora.evaluation.psnr import psnr_frames

@@ -7,7 +7,7 @@ The captions are keyed by columns video (file name) and shot (number in that vid
 
 import functools
 
-from opensora.datasets.manifest import read_table, require_columns
+from opensora.datasets.table import read_table, require_columns
 from opensora.errors import BadClip, DataError
 from tools.runner import Row, run
 
@@ -34,13 +34,13 @@ def caption(row: Row, *, captions: str) -> Row:
 def caption_table(path: str) -> dict[Key, str]:
     """(video, shot) -> text; DataError names the line of an empty or repeated entry."""
     table = read_table(path)
-    require_columns(table, ("video", "shot", "text"))
+    require_columns(table.path, table.columns, ("video", "shot", "text"))
     found: dict[Key, str] = {}
     for index, cells in enumerate(table.rows):
         key, text = (str(cells["video"]), str(cells["shot"])), str(cells.get("text") or "").strip()
         if not text or key in found:
             problem = "repeats an earlier line" if text else "the caption is empty"
-            raise DataError(f"{table.place(index)}: {problem}; every (video, shot) needs one caption; mend the line")
+            raise DataError(f"{table.location(index)}: {problem}; every (video, shot) needs one caption; mend the line")
         found[key] = text
     return found
 

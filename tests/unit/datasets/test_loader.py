@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from opensora.datasets.loader import build_loader
-from opensora.datasets.manifest import write_table
 from opensora.datasets.row_report import Report
 from opensora.datasets.sampler import EpochOrder, Share
+from opensora.datasets.table import write_table
 from opensora.datasets.video import VideoTextDataset
 from opensora.errors import BadClip, ConfigError, DataError
 from opensora.rng import Draw

@@ -1,12 +1,16 @@
-"""Manifests: what is read, what is dropped and how it is told, and that writing is whole or not at all."""
+"""Manifests: rows that are kept, rows that are dropped with their messages, alike for CSV and Parquet."""
 
-import errno
-import os
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 
-from opensora.datasets.manifest import read_manifest, read_table, write_table
+from opensora.datasets.manifest import ManifestRow, read_manifest
+from opensora.datasets.row_report import MAX_MESSAGES, Report, count_rows
+from opensora.datasets.table import write_table
 from opensora.errors import DataError
 
 
@@ -106,38 +110,166 @@ def test_text_called_parquet(tmp_path: Path) -> None:
         read_manifest(write(tmp_path, "path,text\n", "a.parquet"))
 
 
-@pytest.mark.parametrize("name", ["out.csv", "out.parquet"])
-def test_write_and_read_back(tmp_path: Path, name: str) -> None:
-    path = str(tmp_path / "deep" / name)
-    rows = [
-        {"path": str(tmp_path / "deep" / "clips" / "a.mp4"), "text": 'a "big", red\ncar', "fps": 29.97},
-        {"path": "/elsewhere/b.mp4", "text": "Käfer", "num_frames": 3},
+ROWS: list[dict[str, Any]] = [
+    {"path": "a.mp4", "text": "a cat", "num_frames": 40, "height": 32, "width": 64, "fps": 8.5},
+    {"path": " b.mp4 ", "text": "  spaces ", "num_frames": 40.7, "start": 1.0, "end": 2.5},
+    {"path": "", "text": "x"},
+    {"path": None, "text": None},
+    {"path": "c.mp4", "text": " "},
+    {"path": "d.mp4", "text": "x", "num_frames": 0},
+    {"path": "d.mp4", "text": "x", "fps": float("inf")},
+    {"path": "e.mp4", "text": "x", "start": 3.0, "end": 3.0},
+    {"path": "e.mp4", "text": "x", "end": 0.0},
+    {"path": "e.mp4", "text": "x", "start": -1.0},
+    {"path": "a.mp4", "text": "again", "num_frames": 3},
+    {"path": "b.mp4", "text": "another shot", "start": 1.0, "end": 3.0},
+    {"path": "b.mp4", "text": "the first shot again", "start": 1.0, "end": 2.5},
+    {"path": "e.mp4", "text": "", "start": 1.0},
+    {"path": "e.mp4", "text": "the row before was no use", "start": 1.0},
+    {"path": "long/" * 40 + "f.mp4", "text": "x"},
+    {"path": "long/" * 40 + "g.mp4", "text": "x"},
+    {"path": "", "text": "x"},
+    {"path": "./e.mp4", "text": "the same file again", "start": 1.0},
+    {"path": "sub//../e.mp4", "text": "and again", "start": 1.0},
+    {"path": "007.mp4", "text": "007", "num_frames": 8},
+    {"path": "NA", "text": "null", "num_frames": 8},
+    {"path": "nan", "text": "NA"},
+    {"path": ".hidden/h.mp4", "text": "a \0 byte, \ufeff mark"},
+]
+NUMBERS = ("num_frames", "height", "width", "fps", "start", "end")
+
+
+def write_parquet(folder: Path, rows: list[dict[str, Any]], kinds: dict[str, Any] | None = None) -> str:
+    path = str(folder / "train.parquet")
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    arrays = {name: pyarrow.array([row.get(name) for row in rows], (kinds or {}).get(name)) for name in names}
+    pyarrow.parquet.write_table(pyarrow.table(arrays), path, row_group_size=5)
+    return path
+
+
+def values_of(row: ManifestRow) -> tuple[Any, ...]:
+    return tuple(getattr(row, name) for name in ("index", "path", "text", *NUMBERS))
+
+
+@pytest.mark.parametrize("as_text", [False, True], ids=["numbers", "numbers as text"])
+@pytest.mark.parametrize("block_rows", [4, 1000])
+def test_csv_and_parquet_read_alike(tmp_path: Path, as_text: bool, block_rows: int) -> None:
+    rows = ROWS
+    if as_text:
+        rows = [{k: str(v) if k in NUMBERS and v is not None else v for k, v in row.items()} for row in rows]
+    write_table(str(tmp_path / "train.csv"), rows)
+    kinds = dict.fromkeys(NUMBERS, pyarrow.string()) if as_text else {}
+    parquet = read_manifest(write_parquet(tmp_path, rows, kinds), block_rows=block_rows)
+    csv = read_manifest(str(tmp_path / "train.csv"), block_rows=block_rows)
+    assert [values_of(row) for row in parquet.rows] == [values_of(row) for row in csv.rows]
+    kept = [0, 1, 11, 14, 15, 16, 20, 21, 22, 23]
+    assert [row.index for row in csv.rows] == kept
+    assert [row.text for row in csv.rows][-4:] == ["007", "null", "NA", "a \0 byte, \ufeff mark"]
+    for name in ("index", *NUMBERS):
+        columns = [getattr(manifest.rows.columns, name) for manifest in (parquet, csv)]
+        np.testing.assert_array_equal(*columns, err_msg=name)
+        assert columns[0].dtype == columns[1].dtype
+    # a Parquet has no header line
+    located = [
+        [(row.reason, int(row.message.split(":")[1]) + header) for row in manifest.dropped]
+        for manifest, header in ((parquet, 1), (csv, 0))
     ]
-    write_table(path, rows)
-    assert read_table(path).columns == ["path", "text", "fps", "num_frames"]
-    assert read_table(path).rows[0]["path"] == "clips/a.mp4"  # below the table: the folder can be moved
-    first, second = read_manifest(path).rows
-    assert (first.path, first.text, first.fps, first.num_frames) == (rows[0]["path"], rows[0]["text"], 29.97, None)
-    assert (second.path, second.text, second.fps, second.num_frames) == ("/elsewhere/b.mp4", "Käfer", None, 3)
+    assert located[0] == located[1]
+    assert sorted(line - 2 for _, line in located[0]) == [n for n in range(len(ROWS)) if n not in kept]
+    if as_text:  # else the messages quote 0 and '0'
+        csv_sentences = [row.message.split(": ", 1)[1] for row in csv.dropped if row.reason != "duplicate row"]
+        assert csv_sentences == [
+            row.message.split(": ", 1)[1] for row in parquet.dropped if row.reason != "duplicate row"
+        ]
+    assert sum("of line 1;" in row.message for row in parquet.dropped) == 1
+    assert sum("of line 2;" in row.message for row in csv.dropped) == 1
 
 
-@pytest.mark.parametrize("name", ["out.csv", "out.parquet"])
-def test_full_disk_leaves_the_old_table(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", ["1_6", " 16", "16.0", "1.6e1", "+16"])
+def test_numbers_are_those_of_python(tmp_path: Path, number: str) -> None:
+    [row] = read_manifest(write(tmp_path, f"path,text,num_frames\na.mp4,x,{number}\n")).rows
+    assert row.num_frames == 16
+
+
+def test_last_cells_may_be_missing(tmp_path: Path) -> None:
+    rows = read_manifest(write(tmp_path, "path,text,start,end\n\na.mp4,x\n\nb.mp4,y,1\n")).rows
+    assert [(row.location[-1], row.start, row.end) for row in rows] == [("3", None, None), ("5", 1.0, None)]
+
+
+def test_unclosed_quote_takes_the_rest_of_the_file(tmp_path: Path) -> None:
+    [row] = read_manifest(write(tmp_path, 'path,text\na.mp4,"a cat\nb.mp4,dog\n')).rows
+    assert row.text == "a cat\nb.mp4,dog"
+    with pytest.raises(DataError, match=r"train\.csv:2: not a CSV row .*field larger"):
+        read_manifest(write(tmp_path, 'path,text\na.mp4,"' + "b.mp4,dog\n" * 20_000))
+
+
+def test_duplicates_reach_over_blocks_and_absolute_paths(tmp_path: Path) -> None:
+    text = f"path,text\na.mp4,x\nb.mp4,x\n{tmp_path}/a.mp4,x\n/elsewhere/a.mp4,x\n../{tmp_path.name}/b.mp4,x\n"
+    manifest = read_manifest(write(tmp_path, text), block_rows=1)
+    assert [row.path for row in manifest.rows] == [f"{tmp_path}/a.mp4", f"{tmp_path}/b.mp4", "/elsewhere/a.mp4"]
+    assert [row.message.split(";")[0][-6:] for row in manifest.dropped] == ["line 2", "line 3"]
+
+
+def test_nan_is_an_empty_cell(tmp_path: Path) -> None:
+    rows = read_manifest(
+        write_parquet(tmp_path, [{"path": "a.mp4", "text": "x", "fps": float("nan"), "height": None}])
+    ).rows
+    assert (rows[0].fps, rows[0].height) == (None, None)
+    (tmp_path / "train.csv").write_text("path,text,fps,height\na.mp4,x,nan,NaN\n")
+    rows = read_manifest(str(tmp_path / "train.csv")).rows
+    assert (rows[0].fps, rows[0].height) == (None, None)
+
+
+def test_take_rows(tmp_path: Path) -> None:
+    rows = read_manifest(write_parquet(tmp_path, ROWS)).rows
+    part = rows.take(np.array([4, 1]))
+    assert [row.index for row in part] == [rows[4].index, rows[1].index]
+    assert [row.text for row in part[:1]] == [rows[4].text]
+    assert len(part) == 2
+
+
+@pytest.mark.parametrize("name", ["train.csv", "train.parquet"])
+def test_many_refused_rows_are_counted(tmp_path: Path, name: str) -> None:
     path = str(tmp_path / name)
-    write_table(path, [{"path": "/a.mp4", "text": "old"}])
-
-    def full(part: Path) -> None:
-        assert part.stat().st_size
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr("opensora.files.flush", full)
-    with pytest.raises(DataError, match=rf"{name}: .*No space left on device"):
-        write_table(path, [{"path": "/a.mp4", "text": "new"}])
-    assert [row.text for row in read_manifest(path).rows] == ["old"]
-    assert os.listdir(tmp_path) == [name]
+    write_table(path, [{"path": f"{n}.mp4", "text": "" if n % 2 else "x"} for n in range(500)])
+    found = read_manifest(path, block_rows=70)
+    assert (len(found.rows), len(found.dropped), count_rows(found.dropped)) == (250, MAX_MESSAGES, 250)
+    report = Report.of(found.path, len(found.rows), found.dropped)
+    assert (report.rows, report.kept, report.count("empty caption")) == (500, 250, 250)
+    assert "  dropped, empty caption: 250" in report.lines()
+    assert "    ... and 247 more" in report.lines()
 
 
-def test_unwritable_folder(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(DataError, match="cannot be written"):
-        write_table(str(tmp_path / "file" / "out.csv"), [{"path": "/a.mp4"}])
+def test_no_rows_and_no_captions(tmp_path: Path) -> None:
+    empty = {"path": pyarrow.string(), "text": pyarrow.string()}
+    table = pyarrow.table({name: pyarrow.array([], kind) for name, kind in empty.items()})
+    pyarrow.parquet.write_table(table, str(tmp_path / "none.parquet"))
+    assert len(read_manifest(str(tmp_path / "none.parquet")).rows) == 0
+    rows = read_manifest(write_parquet(tmp_path, [{"path": "a.mp4"}]), captions=False).rows
+    assert [row.text for row in rows] == [""]
+    with pytest.raises(DataError, match=r"column.*'text'.*'path'.*'path', 'text'"):
+        read_manifest(write_parquet(tmp_path, [{"path": "a.mp4"}]))
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "says"),
+    [
+        ([["a", "cat"]], pyarrow.list_(pyarrow.string()), r"column 'text' holds list<.*>, which is no text"),
+        ([b"\xff\xfe"], pyarrow.binary(), r"column 'text' holds binary, which is no text \(.*UTF8"),
+    ],
+    ids=["lists", "bytes"],
+)
+def test_column_that_is_no_text(tmp_path: Path, values: list[Any], kind: Any, says: str) -> None:
+    path = str(tmp_path / "train.parquet")
+    pyarrow.parquet.write_table(pyarrow.table({"path": ["a.mp4"], "text": pyarrow.array(values, kind)}), path)
+    with pytest.raises(DataError, match=rf"train\.parquet: {says}"):
+        read_manifest(path)
+
+
+def test_damaged_parquet(tmp_path: Path) -> None:
+    path = Path(write_parquet(tmp_path, [{"path": f"{n}.mp4", "text": f"clip {n}"} for n in range(2000)]))
+    whole = bytearray(path.read_bytes())
+    whole[4:1000] = bytes(996)
+    path.write_bytes(whole)
+    with pytest.raises(DataError, match=r"train\.parquet: (cannot be read|not a Parquet file) \((?!None)"):
+        read_manifest(str(path))

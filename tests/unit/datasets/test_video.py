@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from opensora.datasets.clip_sizes import NONE
-from opensora.datasets.manifest import write_table
+from opensora.datasets.table import write_table
 from opensora.datasets.transforms import to_uint8
 from opensora.datasets.video import VideoTextDataset
 from opensora.errors import BadClip, ConfigError, DataError

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from opensora.datasets.manifest import write_table
+from opensora.datasets.table import write_table
 from tests.samples import write_video
 from tools.demo import run
 from tools.demo.report import Stages, clips

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from opensora import files
 from opensora.config import load
 from opensora.datasets.feature_store import FileHashes
-from opensora.datasets.manifest import write_table
+from opensora.datasets.table import write_table
 from opensora.errors import ConfigError, DataError
 from opensora.models import build as models_build
 from opensora.models.weights import read_config, save_weights

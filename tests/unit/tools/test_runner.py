@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from opensora.datasets.manifest import read_table, write_table
+from opensora.datasets.table import read_table, write_table
 from tests.samples import write_video
 from tests.unit.tools.tool_functions import double, needs
 from tools.journal import Journal

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from opensora.datasets.decode import probe, read_frames
-from opensora.datasets.manifest import read_table, write_table
+from opensora.datasets.table import read_table, write_table
 from opensora.errors import BadClip
 from tests.samples import frame_number, write_video
 from tools.datasets.caption_table import caption, caption_table

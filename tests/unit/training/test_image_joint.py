@@ -11,7 +11,7 @@ from torch import Tensor
 from opensora.config import load
 from opensora.datasets.joint_dataset import JointDataset
 from opensora.datasets.loader import build_loader
-from opensora.datasets.manifest import write_table
+from opensora.datasets.table import write_table
 from opensora.errors import BadClip, ConfigError
 from opensora.registry import DATASETS, build
 from opensora.rng import Draw, generator, key_seed

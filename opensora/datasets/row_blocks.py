@@ -1,0 +1,73 @@
+"""A manifest as blocks of rows in Arrow columns, so that memory does not grow with the cells of a file."""
+
+from collections.abc import Iterator, Sequence
+from itertools import islice, zip_longest
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opensora.datasets.table import RowError, cells_error, csv_rows, is_parquet, require_columns
+
+if TYPE_CHECKING:
+    import pyarrow
+
+_PARQUET_ROWS = 1 << 17
+_CSV_ROWS = 1 << 14  # fewer, since the cells are Python strings until their block is in columns
+
+
+class RowBlock(NamedTuple):
+    """Some consecutive rows, not checked yet."""
+
+    table: "pyarrow.Table"
+    lines: Sequence[int] | NDArray[np.int64]  # first line of each row in the CSV; row of the Parquet from 1
+    errors: dict[int, RowError]  # by position: CSV rows that are not UTF-8 or have more cells than the header
+
+
+def read_blocks(
+    path: str, needed: Sequence[str], optional: Sequence[str], rows: int | None = None
+) -> Iterator[RowBlock]:
+    """Yield the file's rows with the needed and optional columns; `rows` at a time.
+
+    Raises DataError when a needed column is missing or the file is no CSV.
+    """
+    if is_parquet(path):
+        return _parquet_blocks(path, needed, optional, rows or _PARQUET_ROWS)
+    return _csv_blocks(path, needed, optional, rows or _CSV_ROWS)
+
+
+def _parquet_blocks(path: str, needed: Sequence[str], optional: Sequence[str], rows: int) -> Iterator[RowBlock]:
+    import pyarrow
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(path) as file:
+        columns = file.schema_arrow.names
+        require_columns(path, columns, needed)
+        first = 1
+        for batch in file.iter_batches(rows, columns=[name for name in (*needed, *optional) if name in columns]):
+            yield RowBlock(pyarrow.Table.from_batches([batch]), range(first, first + batch.num_rows), {})
+            first += batch.num_rows
+
+
+def _csv_blocks(path: str, needed: Sequence[str], optional: Sequence[str], rows: int) -> Iterator[RowBlock]:
+    """Cut the file into cells with the csv module, and put the cells of each block in columns.
+
+    Arrow's CSV reader gives no line numbers, takes no row that lacks its last cells, and stops where a quoted field is
+    longer than its block.
+    """
+    import pyarrow
+
+    header, reader = csv_rows(path)
+    require_columns(path, header, needed)
+    while block := list(islice(reader, rows)):
+        errors: dict[int, RowError] = {}
+        for position, (_, cells) in enumerate(block):
+            error = cells_error(header, cells)
+            if error is not None:
+                errors[position] = error
+                cells.clear()  # of a row with very many cells each would make a column
+        # The header as first row: it has every column, even where each row of a block lacks the last ones.
+        columns = dict(zip(header, zip_longest(header, *(cells for _, cells in block))))
+        names = [name for name in (*needed, *optional) if name in columns]
+        table = pyarrow.table({name: pyarrow.array(columns[name][1:], pyarrow.large_string()) for name in names})
+        yield RowBlock(table, np.array([line for line, _ in block]), errors)
