@@ -52,9 +52,9 @@ def load(path: str, overrides: Sequence[str], schema: type[T]) -> LoadedConfig[T
         """The file, or the command line, that has the last word on `key`."""
         parts = key.split(".")
         for stop in range(len(parts), 0, -1):
-            found = origins.get(".".join(parts[:stop]))
-            if found is not None:
-                return f"{COMMAND_LINE} ({path})" if found == COMMAND_LINE else found
+            origin = origins.get(".".join(parts[:stop]))
+            if origin is not None:
+                return f"{COMMAND_LINE} ({path})" if origin == COMMAND_LINE else origin
         return path
 
     fields = {field.name: field for field in dataclasses.fields(schema)}
@@ -66,21 +66,21 @@ def load(path: str, overrides: Sequence[str], schema: type[T]) -> LoadedConfig[T
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in values:
-            raise ConfigError(f"{path}: key '{name}': missing; allowed: {_type_name(hints[name])}; add {name} = ...")
+            raise ConfigError(f"{path}: key '{name}': missing; allowed: {type_name(hints[name])}; add {name} = ...")
     run = schema(**values)
     for name, field in fields.items():
         value = getattr(run, name)
         if value is None:
             continue
         if "registry" in field.metadata and not ("type" not in value and field.metadata["partial"]):
-            check_component(field.metadata["registry"], value, name, where, given=field.metadata["given"])
+            check_component(field.metadata["registry"], value, name, where, supplied=field.metadata["supplied"])
         elif "arguments_registry" in field.metadata:
             named_by = field.metadata["named_by"]
             typed = {"type": getattr(run, named_by), **value}
             check_component(field.metadata["arguments_registry"], typed, name, where, type_key=named_by)
     run.check(path)
-    told = {name: origins.get(name, "default") for name in fields} | _nested(origins)
-    return LoadedConfig(run, path, told, written)
+    every_origin = {name: origins.get(name, "default") for name in fields} | _nested(origins)
+    return LoadedConfig(run, path, every_origin, written)
 
 
 def _nested(origins: Mapping[str, str]) -> dict[str, str]:
@@ -108,10 +108,10 @@ def _read(path: str) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _origins(file: Path) -> dict[str, str]:
-    """Which file and line assigns each top-level key; a file's own lines win over those of its bases."""
+    """Top-level key -> the file and line that assign it; a file's own lines win over those of its bases."""
     if file.suffix == ".json":
         return dict.fromkeys(json.loads(file.read_text(encoding="utf-8")), str(file))
-    found: dict[str, str] = {}
+    inherited: dict[str, str] = {}
     own: dict[str, str] = {}
     for node in ast.parse(file.read_text(encoding="utf-8")).body:
         if not isinstance(node, ast.Assign):
@@ -122,8 +122,8 @@ def _origins(file: Path) -> dict[str, str]:
                 if name.id == "_base_":
                     bases = ast.literal_eval(node.value)
                     for base in [bases] if isinstance(bases, str) else bases:
-                        found |= _origins(Path(os.path.normpath(file.parent / base)))
-    return found | own
+                        inherited |= _origins(Path(os.path.normpath(file.parent / base)))
+    return inherited | own
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -175,7 +175,7 @@ def _unknown_key(where: str, key: str, allowed: Sequence[str], owner: str = "") 
     return f"{where}: key '{key}': unknown{of}{near}; allowed: {listed}; rename or remove it"
 
 
-def _type_name(hint: Any) -> str:
+def type_name(hint: Any) -> str:
     if hint is type(None):
         return "None"
     if isinstance(hint, type) and not typing.get_args(hint):
@@ -185,7 +185,7 @@ def _type_name(hint: Any) -> str:
     arguments = typing.get_args(hint)
     text = str(hint)
     if "|" in text or "Union" in text:
-        return " or ".join(_type_name(argument) for argument in arguments)
+        return " or ".join(type_name(argument) for argument in arguments)
     return text.replace("typing.", "").replace("collections.abc.", "")
 
 
@@ -201,7 +201,7 @@ def _check_value(where: str, key: str, value: Any, hint: Any) -> None:
         check_type(value, hint, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
     except TypeCheckError as error:
         raise ConfigError(
-            f"{where}: key '{key}': found {value!r} ({type(value).__name__}); allowed: {_type_name(hint)}; change the value"
+            f"{where}: key '{key}': found {value!r} ({type(value).__name__}); allowed: {type_name(hint)}; change the value"
         ) from error
 
 
@@ -210,27 +210,27 @@ def check_component(
     config: Mapping[str, Any],
     key: str,
     where: typing.Callable[[str], str],
-    given: Sequence[str] = (),
+    supplied: Sequence[str] = (),
     type_key: str | None = None,
 ) -> None:
     """Check `dict(type=NAME, **arguments)` against the constructor of NAME; raises ConfigError.
 
-    given: arguments the run supplies. type_key: the run-level key that holds NAME, where it stands apart.
+    supplied: arguments that the run passes. type_key: the run-level key that holds NAME, where it stands apart.
     """
     name = config.get("type")
     type_path = type_key or f"{key}.type"
     allowed_names = names(registry)
     if not isinstance(name, str) or name not in allowed_names:
-        found = "missing" if name is None else f"found {name!r}"
+        finding = "missing" if name is None else f"found {name!r}"
         if f"{type_path} {name}" in UNSUPPORTED:
             raise ConfigError(
-                f"{where(type_path)}: key '{type_path}': {found}; allowed: {', '.join(allowed_names)}; "
+                f"{where(type_path)}: key '{type_path}': {finding}; allowed: {', '.join(allowed_names)}; "
                 f"{UNSUPPORTED[f'{type_path} {name}']}"
             )
         nearest = difflib.get_close_matches(str(name), allowed_names, n=1, cutoff=0.0)
         near = f"; nearest: '{nearest[0]}'" if nearest and name is not None else ""
         raise ConfigError(
-            f"{where(type_path)}: key '{type_path}': {found}{near}; allowed: {', '.join(allowed_names)}; name one of them"
+            f"{where(type_path)}: key '{type_path}': {finding}{near}; allowed: {', '.join(allowed_names)}; name one of them"
         )
     build = constructor(registry, name)
     parameters = inspect.signature(build).parameters
@@ -251,8 +251,8 @@ def check_component(
             _check_value(where(path), path, value, hints.get(argument, Any))
     for argument in allowed:
         missing = parameters[argument].default is inspect.Parameter.empty and argument not in config
-        if missing and argument not in given:
-            kind = _type_name(hints.get(argument, Any))
+        if missing and argument not in supplied:
+            kind = type_name(hints.get(argument, Any))
             raise ConfigError(
                 f"{where(key)}: key '{key}.{argument}': missing; {name} needs it; allowed: {kind}; add {argument}=..."
             )

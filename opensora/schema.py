@@ -1,50 +1,20 @@
-"""Every run-level key of a config: its type, its default and its unit. One file, no hidden defaults elsewhere.
+"""Every run-level key of a config: its type, default, unit and purpose. No other file holds a default of a run.
 
-A `component(...)` key holds `dict(type=NAME, **arguments)`; its arguments are checked against the constructor that
-NAME is registered with, minus those the run supplies itself (`given`).
+docs/config.md is the table of these fields; `opensora keys > docs/config.md` writes it.
 """
 
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any, Literal
-
-from mmengine.registry import Registry
 
 from opensora import registry
 from opensora.errors import ConfigError
+from opensora.fields import arguments_of, component, key
 from opensora.types import Precision
 
 Component = dict[str, Any]
 
-
-def resume_safe(default: Any = MISSING) -> Any:
-    """A field that may change when a run resumes: nothing learned before depends on it, so no warning is logged."""
-    metadata = {"resume_safe": True}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
-def component(
-    of: Registry, default: Any = MISSING, given: Sequence[str] = (), partial: bool = False, resume_safe: bool = False
-) -> Any:
-    """A field holding one registered component; a missing default makes the key required.
-
-    partial: the config may leave out `type` and change single arguments of what a checkpoint recorded.
-    resume_safe: as the field of that name.
-    """
-    metadata = {"registry": of, "given": tuple(given), "partial": partial, "resume_safe": resume_safe}
-    if isinstance(default, dict):
-        return field(default_factory=lambda: dict(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
-def arguments_of(of: Registry, named_by: str) -> Any:
-    """A field holding the arguments of the component that another key names, as `plugin_config` does for `plugin`."""
-    return field(default_factory=dict, metadata={"arguments_registry": of, "named_by": named_by})
-
-
-# Keys of the projects people come from, and what they are called here.
+# Keys of other trainers -> their names here.
 FOREIGN_KEYS = {
     "ckpt_every": "save_every",
     "save_interval": "save_every",
@@ -77,14 +47,14 @@ FOREIGN_KEYS = {
     "enable_sequence_parallelism": "sp_size (above 1 switches it on)",
 }
 
-# Names of the field that this version answers honestly: key and name -> why not, and what instead.
+# Names of the field that this version does not offer: key and name -> the reason, and the alternative.
 UNSUPPORTED = {
     "plugin gemini": "ColossalAI's Gemini trains wrongly on the CPU, and this version has not been tried with it on "
     "devices, so it offers none; use 'fsdp', or 'zero2' with plugin_config=dict(cpu_offload=True)",
 }
 
-# What the run tells a component; a config need not repeat it, and must agree where it does.
-MODEL_GIVEN = ("input_size", "in_channels", "caption_channels", "model_max_length")
+# Arguments that the run passes to the model; a config need not repeat them, and must agree where it does.
+MODEL_ARGUMENTS = ("input_size", "in_channels", "caption_channels", "model_max_length")
 
 
 def _positive(where: str, **values: float | None) -> None:
@@ -101,96 +71,157 @@ def _not_negative(where: str, **values: float) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRun:
-    """What `opensora.cli.train` reads. The order is: what is trained, on what, how, and what is kept."""
+    """The keys of a training config: what is trained, on what data, how, and what is kept."""
 
-    # what is trained
-    task: Literal["diffusion", "autoencoder"] = "diffusion"
-    vae: Component = component(registry.VAES)  # trained by task "autoencoder", frozen in task "diffusion"
-    model: Component | None = component(registry.MODELS, None, given=MODEL_GIVEN)
-    text_encoder: Component | None = component(registry.TEXT_ENCODERS, None)
-    scheduler: Component | None = component(registry.SCHEDULERS, None)
-    load: str | None = None  # start from these weights: a run folder, a checkpoint, a weights folder or file
-
-    # on what
-    dataset: Component = component(registry.DATASETS)
-    batch_size: int = 1  # clips in one micro-batch; with bucket_config of validation only
-    micro_batches: int = 1  # micro-batches in one optimizer step, shared by the data ranks; the rest is accumulated
-    bucket_config: dict[str, dict[Any, Any]] | None = (
-        None  # resolution -> frames -> (chance, batch_size); docs/training.md
+    # the networks
+    task: Literal["diffusion", "autoencoder"] = key(
+        "diffusion", "train a denoiser on latents, or the autoencoder itself"
     )
-    image_ratio: float | None = (
-        None  # share of the optimizer steps that buckets of one frame make; None = as the data falls
+    vae: Component = component(registry.VAES, doc="the autoencoder: trained by task autoencoder, frozen otherwise")
+    model: Component | None = component(registry.MODELS, None, "the denoiser", supplied=MODEL_ARGUMENTS)
+    text_encoder: Component | None = component(registry.TEXT_ENCODERS, None, "the frozen text encoder")
+    scheduler: Component | None = component(registry.SCHEDULERS, None, "noise, loss and sampler")
+    load: str | None = key(None, "start from these weights: a run folder, a checkpoint, a weights folder or file")
+
+    # the data
+    dataset: Component = component(registry.DATASETS, doc="the clips")
+    batch_size: int = key(1, "one micro-batch; with bucket_config of validation only", unit="clips")
+    micro_batches: int = key(
+        1, "one optimizer step; data ranks share them and accumulate the rest", unit="micro-batches"
     )
-    warmup_buckets: bool = False  # run the largest bucket once, without an update, before the first step
-    num_workers: int = resume_safe(0)  # loader processes per rank; 0 loads in the training process
-    mask_ratios: dict[str, float] | None = None  # kind -> share of clips with given frames; see datasets/frame_masks.py
-    # folder of latents made by tools.features.encode; None = the autoencoder runs
-    load_video_features: str | None = resume_safe(None)
-    # folder of token states made by it; None = the text encoder runs
-    load_text_features: str | None = resume_safe(None)
-    max_bad_rows: int = resume_safe(100)  # distinct manifest rows that may fail before the run stops
+    bucket_config: dict[str, dict[Any, Any]] | None = key(
+        None, "resolution -> frames -> (share that stays, batch size); docs/training.md"
+    )
+    image_ratio: float | None = key(
+        None, "optimizer steps that take images (buckets of one frame); None: as the data falls", unit="share, 0 to 1"
+    )
+    warmup_buckets: bool = key(False, "run the largest bucket once, without an update, before the first step")
+    num_workers: int = key(
+        0, "loader processes of a rank; 0 loads in the training process", unit="processes", resume_safe=True
+    )
+    mask_ratios: dict[str, float] | None = key(
+        None, "kind -> clips whose frames of that kind are conditions; docs/training.md", unit="share, 0 to 1"
+    )
+    load_video_features: str | None = key(
+        None, "folder of latents made by tools.features.encode; None: the autoencoder runs", resume_safe=True
+    )
+    load_text_features: str | None = key(
+        None, "folder of token states made by it; None: the text encoder runs", resume_safe=True
+    )
+    max_bad_rows: int = key(
+        100, "distinct manifest rows that may fail before the run stops", unit="rows", resume_safe=True
+    )
 
-    # how
-    steps: int = resume_safe()  # optimizer steps of the whole run
-    seed: int = 42
-    optimizer: Component = component(registry.OPTIMIZERS, {"type": "AdamW", "lr": 1e-4}, given=("params",))
-    lr_scheduler: Component = component(registry.LR_SCHEDULERS, {"type": "constant"}, given=("steps", "warmup_steps"))
-    warmup_steps: int = 0  # optimizer steps of linear warm-up from 0
-    grad_clip: float = 1.0  # largest global gradient norm; 0 = no clipping
-    ema_decay: float | None = 0.9999  # per optimizer step, kept in fp32; None = no average
-    # recompute block activations in backward: less memory, about a third more time
-    grad_checkpoint: bool = resume_safe(False)
-    dtype: Precision = "auto"  # auto: bf16 where the device has units for it, otherwise fp32
-    plugin: str = "zero2"
-    plugin_config: Component = arguments_of(registry.PLUGINS, named_by="plugin")
-    # ranks that share the tokens of each sample; None: 1, with a '-seq' plugin a machine's
-    sp_size: int | None = resume_safe(None)
-    # what attention exchanges: frames and patches, or heads and tokens
-    sp_mode: Literal["dsp", "ulysses"] = resume_safe("dsp")
-    # None: a whole one on each rank; see docs/parallelism.md
-    text_encoder_parallel: Literal["shard", "tensor"] | None = resume_safe(None)
-    timeout_seconds: int = resume_safe(600)  # a collective that waits longer ends the job
+    # the optimization
+    steps: int = key(doc="length of the whole run", unit="optimizer steps", resume_safe=True)
+    seed: int = key(42, "key of every random draw")
+    optimizer: Component = component(
+        registry.OPTIMIZERS, {"type": "AdamW", "lr": 1e-4}, "the optimizer", supplied=("params",)
+    )
+    lr_scheduler: Component = component(
+        registry.LR_SCHEDULERS, {"type": "constant"}, "the learning rate over time", supplied=("steps", "warmup_steps")
+    )
+    warmup_steps: int = key(0, "linear warm-up of the learning rate from 0", unit="optimizer steps")
+    grad_clip: float = key(1.0, "largest global gradient norm; 0: no clipping")
+    ema_decay: float | None = key(
+        0.9999, "average of the weights, in fp32; None: no average", unit="per optimizer step"
+    )
+    grad_checkpoint: bool = key(
+        False, "recompute block activations in backward: less memory, about a third more time", resume_safe=True
+    )
+    dtype: Precision = key("auto", "auto: bf16 where the device has units for it, otherwise fp32")
+    plugin: str = key("zero2", "how ranks share the training state; docs/parallelism.md")
+    plugin_config: Component = arguments_of(registry.PLUGINS, "plugin", "arguments of the plugin")
+    sp_size: int | None = key(
+        None,
+        "ranks that share the tokens of each sample; None: 1, with a -seq plugin a machine's",
+        unit="ranks",
+        resume_safe=True,
+    )
+    sp_mode: Literal["dsp", "ulysses"] = key(
+        "dsp", "attention exchanges frames and patches, or heads and tokens", resume_safe=True
+    )
+    text_encoder_parallel: Literal["shard", "tensor"] | None = key(
+        None, "share the text encoder among ranks; None: a whole one on each; docs/parallelism.md", resume_safe=True
+    )
+    timeout_seconds: int = key(600, "a collective that waits longer ends the job", unit="seconds", resume_safe=True)
 
-    # what may go wrong
-    on_nan: Literal["stop", "skip"] = resume_safe("stop")  # at a loss or gradient norm that is not finite
-    # a loss or gradient norm above this many times its median is a spike; None = never
-    spike_factor: float | None = resume_safe(None)
-    # accepted steps in that running median; no spike detection until it is full
-    spike_window: int = resume_safe(100)
-    on_spike: Literal["stop", "skip"] = resume_safe("skip")
-    max_skips: int = resume_safe(10)  # consecutive skipped optimizer steps; one more ends the run
+    # anomalies
+    on_nan: Literal["stop", "skip"] = key(
+        "stop", "action at a loss or gradient norm that is not finite", resume_safe=True
+    )
+    spike_factor: float | None = key(
+        None, "a loss or gradient norm above this multiple of its median is a spike; None: never", resume_safe=True
+    )
+    spike_window: int = key(
+        100,
+        "accepted steps in that running median; no spike detection until it is full",
+        unit="optimizer steps",
+        resume_safe=True,
+    )
+    on_spike: Literal["stop", "skip"] = key("skip", "action at a spike", resume_safe=True)
+    max_skips: int = key(
+        10, "stop after more than this many consecutive skipped steps", unit="optimizer steps", resume_safe=True
+    )
 
-    # autoencoder only
-    reconstruction_loss: Literal["l1", "l2"] = "l1"
-    kl_weight: float = 1e-6  # of the KL divergence summed over a clip's latents, next to a sum over its pixels
-    perceptual: Component | None = component(registry.PERCEPTUAL, None)  # a distance of frames to add to the loss
-    perceptual_weight: float = 1.0  # of that distance, next to a mean over pixels
-    discriminator: Component | None = component(registry.DISCRIMINATORS, None)  # what to train against
-    disc_loss: Literal["hinge", "vanilla"] = "hinge"
-    disc_start: int = 1000  # optimizer steps before the discriminator joins
-    disc_weight: float = 0.5  # of its judgement, beside the weight that balances it with the reconstruction
-    disc_optimizer: Component | None = component(registry.OPTIMIZERS, None, given=("params",))  # None = as `optimizer`
+    # task autoencoder only
+    reconstruction_loss: Literal["l1", "l2"] = key("l1", "distance of pixels")
+    kl_weight: float = key(
+        1e-6, "weight of the KL divergence summed over a clip's latents, next to a sum over its pixels"
+    )
+    perceptual: Component | None = component(registry.PERCEPTUAL, None, "a distance of frames to add to the loss")
+    perceptual_weight: float = key(1.0, "weight of that distance, next to a mean over pixels")
+    discriminator: Component | None = component(
+        registry.DISCRIMINATORS, None, "the discriminator of the adversarial loss"
+    )
+    disc_loss: Literal["hinge", "vanilla"] = key("hinge", "loss of the discriminator")
+    disc_start: int = key(1000, "the discriminator joins after these", unit="optimizer steps")
+    disc_weight: float = key(0.5, "weight of the adversarial loss, times the adaptive weight")
+    disc_optimizer: Component | None = component(
+        registry.OPTIMIZERS, None, "the discriminator's optimizer; None: as `optimizer`", supplied=("params",)
+    )
 
     # what is kept and shown
-    run_dir: str = resume_safe()
-    save_every: int = resume_safe(1000)  # optimizer steps; 0 = only at the end
-    # write checkpoints while training goes on; needs host memory for a copy of the state
-    background_save: bool = resume_safe(True)
-    keep_last: int = resume_safe(3)  # checkpoints
-    log_every: int = resume_safe(10)  # optimizer steps
-    validation_dataset: Component | None = component(registry.DATASETS, None, resume_safe=True)
-    validate_every: int = resume_safe(0)  # optimizer steps; 0 = only at the end
-    validation_batches: int = resume_safe(8)  # batches of batch_size clips
-    # noise levels at which the loss of each of those clips is measured, spread evenly over the scale
-    validation_levels: int = resume_safe(10)
-    # optimizer steps between sample videos in run_dir/previews, and at the end; 0 = none
-    preview_every: int = resume_safe(0)
-    preview_prompts: list[str] = resume_safe([])
-    preview_steps: int | None = resume_safe(None)  # denoising steps; None = the scheduler's own
-    preview_ema: bool = resume_safe(True)  # with the averaged weights, where there are some
-    wandb: bool = resume_safe(False)
-    # optimizer steps, after the first of a start, whose profiler trace is kept in run_dir/profile
-    profile_steps: int = resume_safe(0)
+    run_dir: str = key(doc="folder of the run; the same folder again resumes it", resume_safe=True)
+    save_every: int = key(
+        1000, "between checkpoints, and at the end; 0: only at the end", unit="optimizer steps", resume_safe=True
+    )
+    background_save: bool = key(
+        True, "write checkpoints while training goes on; needs host memory for a copy of the state", resume_safe=True
+    )
+    keep_last: int = key(3, "checkpoints that are kept", unit="checkpoints", resume_safe=True)
+    log_every: int = key(10, "between log lines", unit="optimizer steps", resume_safe=True)
+    validation_dataset: Component | None = component(
+        registry.DATASETS, None, "the clips of validation; None: no validation", resume_safe=True
+    )
+    validate_every: int = key(
+        0, "between validations, and at the end; 0: only at the end", unit="optimizer steps", resume_safe=True
+    )
+    validation_batches: int = key(8, "batches of batch_size clips in a validation", unit="batches", resume_safe=True)
+    validation_levels: int = key(
+        10,
+        "noise levels at which the loss of each of those clips is measured, spread evenly over the scale",
+        unit="levels",
+        resume_safe=True,
+    )
+    preview_every: int = key(
+        0,
+        "between sample videos in run_dir/previews, and at the end; 0: none",
+        unit="optimizer steps",
+        resume_safe=True,
+    )
+    preview_prompts: list[str] = key([], "prompts of those videos", resume_safe=True)
+    preview_steps: int | None = key(
+        None, "denoising steps of those videos; None: the scheduler's own", unit="denoising steps", resume_safe=True
+    )
+    preview_ema: bool = key(True, "use the averaged weights for them, where there is an average", resume_safe=True)
+    wandb: bool = key(False, "log to Weights & Biases as well", resume_safe=True)
+    profile_steps: int = key(
+        0,
+        "steps, after the first of a start, whose profiler trace is written to run_dir/profile",
+        unit="optimizer steps",
+        resume_safe=True,
+    )
 
     def check(self, where: str) -> None:
         """Raise ConfigError where values do not make sense together."""
@@ -219,8 +250,8 @@ class TrainRun:
             raise ConfigError(f"{where}: key 'ema_decay': found {self.ema_decay}; allowed: from 0 to below 1, or None")
         if self.task == "autoencoder" and self.plugin == "fsdp":
             raise ConfigError(
-                f"{where}: key 'plugin': found 'fsdp' for task 'autoencoder', whose parts are asked one by one while fsdp "
-                "gathers weights for a whole forward only; allowed: ddp, zero1, zero2; choose one of them"
+                f"{where}: key 'plugin': found 'fsdp' for task 'autoencoder', whose encoder and decoder are called separately; "
+                "fsdp gathers weights only inside forward(); allowed: ddp, zero1, zero2; choose one of them"
             )
         if self.task == "autoencoder" and self.text_encoder_parallel is not None:
             raise ConfigError(f"{where}: key 'text_encoder_parallel': belongs to task 'diffusion'; remove the key")
@@ -246,7 +277,7 @@ class TrainRun:
         if self.preview_every and self.load_video_features:
             raise ConfigError(
                 f"{where}: keys 'preview_every', 'load_video_features': previews need the autoencoder, which is not loaded "
-                "beside stored latents; remove one of the two"
+                "with stored latents; remove one of the two"
             )
         if self.text_encoder_parallel is not None and self.load_text_features:
             raise ConfigError(
@@ -268,40 +299,51 @@ class TrainRun:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleRun:
-    """What `opensora sample` reads. What a checkpoint recorded (model, vae, text_encoder, scheduler, sizes) is the default."""
+    """The keys of a sampling config; a checkpoint's record of its networks and sizes is the default."""
 
-    load: str | None = None  # run folder, checkpoint or weights folder of the denoiser
-    ema: bool = True  # take the averaged weights where the checkpoint has them
-    model: Component | None = component(registry.MODELS, None, given=MODEL_GIVEN, partial=True)
-    vae: Component | None = component(registry.VAES, None, partial=True)
-    text_encoder: Component | None = component(registry.TEXT_ENCODERS, None, partial=True)
-    scheduler: Component | None = component(registry.SCHEDULERS, None, partial=True)
+    # the networks
+    load: str | None = key(None, "run folder, checkpoint or weights folder of the denoiser")
+    ema: bool = key(True, "use the averaged weights where the checkpoint has them")
+    model: Component | None = component(registry.MODELS, None, "the denoiser", supplied=MODEL_ARGUMENTS, partial=True)
+    vae: Component | None = component(registry.VAES, None, "the autoencoder", partial=True)
+    text_encoder: Component | None = component(registry.TEXT_ENCODERS, None, "the text encoder", partial=True)
+    scheduler: Component | None = component(registry.SCHEDULERS, None, "the sampler", partial=True)
 
-    prompt: list[str] = field(default_factory=list)
-    prompt_path: str | None = None  # text file with a prompt per line, or a CSV / Parquet with a column `text`
-    negative_prompt: str = ""  # empty: the null caption the model was trained with
-    num_sample: int = 1  # videos per prompt
-    num_frames: int | None = None
-    image_size: Sequence[int] | None = None  # height, width in pixels
-    fps: float | None = None  # frames per second of the mp4
-    aes: float | None = None  # aesthetic score that prompts ask for, in Open-Sora 1.2's words; 1 to 10
-    flow: float | None = None  # motion score, likewise
-    camera_motion: str | None = None  # for example "pan left"
+    # the prompts and the videos
+    prompt: list[str] = key([], "the prompts")
+    prompt_path: str | None = key(None, "text file with a prompt per line, or a CSV or Parquet with a column `text`")
+    negative_prompt: str = key("", "the unconditional text; empty: the null caption the model was trained with")
+    num_sample: int = key(1, "videos of each prompt", unit="videos")
+    num_frames: int | None = key(None, "length; None: as trained", unit="frames")
+    image_size: Sequence[int] | None = key(None, "height and width; None: as trained", unit="pixels")
+    fps: float | None = key(None, "rate of the mp4; None: as trained", unit="frames per second")
+    aes: float | None = key(None, "aesthetic score added to the prompts, in Open-Sora 1.2's words", unit="1 to 10")
+    flow: float | None = key(None, "motion score added to the prompts")
+    camera_motion: str | None = key(None, 'camera motion added to the prompts, for example "pan left"')
 
-    reference_path: str | list[str] | None = (
-        None  # pictures or videos to build on, joined by ";"; a list: one per prompt
+    # conditions on frames
+    reference_path: str | list[str] | None = key(
+        None, 'images or videos to build on, joined by ";"; a list: one entry per prompt'
     )
-    mask_strategy: str | int | tuple[int | float, ...] | list[str] = ""  # which latent frames of theirs go where
-    align: int | None = None  # latent frames; places are moved to multiples of it (Open-Sora 1.2: 5)
-    loop: int = 1  # clips of num_frames that are made one after the other and joined
-    condition_frame_length: int = 5  # latent frames of a clip that the next one begins with
-    condition_frame_edit: float = 0.0  # 0 keeps those frames, 1 makes them anew
-    seed: int = 42
-    sp_size: int = 1  # ranks that make one video together, sharing its tokens and the pieces it is decoded in
-    sp_mode: Literal["dsp", "ulysses"] = "dsp"  # what attention exchanges: frames and patches, or heads and tokens
-    dtype: Precision = "auto"  # auto: bf16 where the device has units for it, otherwise fp32
-    timeout_seconds: int = 3600  # a rank that keeps others waiting so long and takes no step ends them all
-    save_dir: str = "outputs/samples"
+    mask_strategy: str | int | tuple[int | float, ...] | list[str] = key(
+        "", "placement of the references' latent frames; docs/sampling.md"
+    )
+    align: int | None = key(
+        None, "round placements to multiples of it (Open-Sora 1.2: 5); None: no rounding", unit="latent frames"
+    )
+    loop: int = key(1, "clips of num_frames, each continuing the one before, joined to one video", unit="clips")
+    condition_frame_length: int = key(5, "latent frames of a clip with which the next one begins", unit="latent frames")
+    condition_frame_edit: float = key(0.0, "0 keeps those frames, 1 generates them anew", unit="0 to 1")
+
+    # the run
+    seed: int = key(42, "key of every random draw")
+    sp_size: int = key(1, "ranks that make one video together: they share its tokens and its decoding", unit="ranks")
+    sp_mode: Literal["dsp", "ulysses"] = key("dsp", "attention exchanges frames and patches, or heads and tokens")
+    dtype: Precision = key("auto", "auto: bf16 where the device has units for it, otherwise fp32")
+    timeout_seconds: int = key(
+        3600, "a rank that makes no progress for longer while others wait for it ends the job", unit="seconds"
+    )
+    save_dir: str = key("outputs/samples", "folder of the mp4s")
 
     def check(self, where: str) -> None:
         """Raise ConfigError where values do not make sense together."""

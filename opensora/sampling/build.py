@@ -134,7 +134,7 @@ def _part(name: str, given: Any, recorded: Any, where: str, run: SampleRun) -> d
     same = recorded is not None and (given or {}).get("type", recorded["type"]) == recorded["type"]
     part = resolve_part({**recorded, **(given or {})} if same else given)
     metadata = next(field.metadata for field in fields(SampleRun) if field.name == name)
-    check_component(metadata["registry"], part, name, lambda key: where, given=metadata["given"])
+    check_component(metadata["registry"], part, name, lambda key: where, supplied=metadata["supplied"])
     return part
 
 

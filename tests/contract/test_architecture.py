@@ -12,7 +12,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
 ROOT = Path(__file__).resolve().parents[2]
-BASE = {"registry", "config", "schema", "types", "errors", "log", "rng", "interfaces", "files", "progress_bar"}
+BASE = {
+    "registry",
+    "config",
+    "schema",
+    "fields",
+    "types",
+    "errors",
+    "log",
+    "rng",
+    "interfaces",
+    "files",
+    "progress_bar",
+}
 SEAM = "opensora.models.layers.seam"  # where a model may be cut: what models and parallel agree on
 PARTS = {"models", "schedulers", "datasets", "parallel", "platforms"}
 JOBS = {"planning", "training", "sampling", "evaluation"}

@@ -1,0 +1,50 @@
+"""Fields of a run's schema: a default, the line of documentation and the unit that stand in docs/config.md.
+
+A component's arguments are checked against the constructor that its `type` is registered with, minus the arguments
+that the run supplies itself.
+"""
+
+from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import MISSING, field
+from typing import Any
+
+from mmengine.registry import Registry
+
+
+def key(default: Any = MISSING, doc: str = "", *, unit: str = "", resume_safe: bool = False) -> Any:
+    """A field of a run; a missing default makes it required.
+
+    doc, unit: its line in docs/config.md, which `opensora keys` prints. resume_safe: True if the value may change when
+    a run resumes: nothing learned before depends on it, so no warning is logged.
+    """
+    return _field(default, {"doc": doc, "unit": unit, "resume_safe": resume_safe})
+
+
+def component(
+    of: Registry,
+    default: Any = MISSING,
+    doc: str = "",
+    *,
+    supplied: Sequence[str] = (),
+    partial: bool = False,
+    resume_safe: bool = False,
+) -> Any:
+    """A field that holds one registered component, `dict(type=NAME, **arguments)`.
+
+    supplied: arguments that the run passes. partial: the config may leave out `type` and change single arguments of what
+    a checkpoint recorded. doc, resume_safe: as for `key`.
+    """
+    metadata = {"registry": of, "supplied": tuple(supplied), "partial": partial}
+    return _field(default, metadata | {"doc": doc, "unit": "", "resume_safe": resume_safe})
+
+
+def arguments_of(of: Registry, named_by: str, doc: str) -> Any:
+    """A field that holds the arguments of the component that another key names, as `plugin_config` does for `plugin`."""
+    return _field({}, {"arguments_registry": of, "named_by": named_by, "doc": doc, "unit": "", "resume_safe": False})
+
+
+def _field(default: Any, metadata: Mapping[str, Any]) -> Any:
+    if isinstance(default, dict | list):
+        return field(default_factory=lambda: copy(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
