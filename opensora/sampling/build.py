@@ -1,4 +1,4 @@
-"""From a sampling config to loaded parts. What the checkpoint recorded is the default for what the config leaves out."""
+"""From a sampling config to loaded parts; the checkpoint's record is the default for keys that the config leaves out."""
 
 from dataclasses import dataclass, fields
 from functools import partial
@@ -21,11 +21,10 @@ from opensora.models.frame_conditioning import conditioning_mode
 from opensora.models.weights import CONFIG_FILE, load_weights, read_config
 from opensora.registry import SCHEDULERS, TEXT_ENCODERS, build, class_of
 from opensora.sampling.generate import Sampler
-from opensora.sampling.metadata import GenerationSettings, hash_config, weights_id
+from opensora.sampling.metadata import GenerationSettings, generation_settings, hash_config, weights_id
 from opensora.sampling.prompt_syntax import add_scores
-from opensora.sampling.reference_frames import GivenKeys, require_whole_edits
+from opensora.sampling.reference_frames import ReferenceKeys, require_whole_edits
 from opensora.sampling.requests import collect_requests
-from opensora.sampling.sample import generation_settings
 from opensora.schema import SampleRun
 from opensora.training.checkpoint import resolve_part, resolve_weights
 from opensora.types import DTYPES, SampleRequest, VideoConditioning
@@ -54,7 +53,7 @@ def plan_sampling(run: SampleRun, where: str) -> SamplePlan:
             recorded["model"] = config
     parts = {name: _part(name, getattr(run, name), recorded.get(name), where, run) for name in PARTS}
     sizes = {
-        name: _given_or(getattr(run, name), recorded.get(name), name, where, run)
+        name: _configured_or_recorded(getattr(run, name), recorded.get(name), name, where, run)
         for name in ("num_frames", "image_size", "fps")
     }
     requests = collect_requests(
@@ -66,7 +65,7 @@ def plan_sampling(run: SampleRun, where: str) -> SamplePlan:
         seed=run.seed,
         negative_prompt=run.negative_prompt,
         num_sample=run.num_sample,
-        given=GivenKeys(
+        reference_keys=ReferenceKeys(
             run.reference_path,
             run.mask_strategy,
             run.align,
@@ -76,19 +75,21 @@ def plan_sampling(run: SampleRun, where: str) -> SamplePlan:
         ),
         change=partial(add_scores, aes=run.aes, flow=run.flow, camera_motion=run.camera_motion),
     )
-    _require_given(parts, [request.conditioning for request in requests if request.conditioning is not None], where)
+    _check_conditioning(
+        parts, [request.conditioning for request in requests if request.conditioning is not None], where
+    )
     return SamplePlan(run, parts, weights, requests)
 
 
-def _require_given(parts: dict[str, dict[str, Any]], given: list[VideoConditioning], where: str) -> None:
-    """ConfigError unless model and scheduler can take what the requests are given."""
-    if not given:
+def _check_conditioning(parts: dict[str, dict[str, Any]], conditionings: list[VideoConditioning], where: str) -> None:
+    """ConfigError unless model and scheduler can take the requests' reference frames and loops."""
+    if not conditionings:
         return
     key = f"{where}: keys 'reference_path', 'loop'"
     mode = conditioning_mode(parts["model"], key)
     if mode == "latents":
-        for each in given:
-            require_whole_edits(each, f"{where}: keys 'mask_strategy', 'condition_frame_edit'")
+        for conditioning in conditionings:
+            require_whole_edits(conditioning, f"{where}: keys 'mask_strategy', 'condition_frame_edit'")
     needed = "image_text_order" if mode == "latents" else "masked_sampling"
     name = parts["scheduler"]["type"]
     if not getattr(class_of(SCHEDULERS, name), needed):
@@ -102,15 +103,15 @@ def build_sampler(plan: SamplePlan, device: torch.device) -> tuple[Sampler, Gene
     scheduler = build(SCHEDULERS, parts["scheduler"])
     vae, text = build_autoencoder(parts["vae"]), build(TEXT_ENCODERS, parts["text_encoder"])
     first = plan.requests[0]
-    given = inferred_model_args(vae, text, (first.num_frames, first.height, first.width))
-    decided = parts["model"].keys() - {"condition"}  # other sizes may be asked of a model, other classes not
-    config = fill_model_config(parts["model"], {key: value for key, value in given.items() if key not in decided})
+    inferred = inferred_model_args(vae, text, (first.num_frames, first.height, first.width))
+    decided = parts["model"].keys() - {"condition"}  # a model may sample other sizes, but no other classes
+    config = fill_model_config(parts["model"], {key: value for key, value in inferred.items() if key not in decided})
     model = build_denoiser(config, pretrained=parts["model"].get("from_pretrained"))
     if plan.weights is not None:
         load_weights(model, plan.weights)
     codec = Codec(load_autoencoder(vae, parts["vae"]), text.load(), device, dtype)
     settings = generation_settings(
-        Sampler(model, scheduler, codec),
+        scheduler,
         dtype=run.dtype,
         config_hash=hash_config({**parts, "model": config}),
         weights=weights_id(
@@ -120,26 +121,20 @@ def build_sampler(plan: SamplePlan, device: torch.device) -> tuple[Sampler, Gene
     return Sampler(model.to(device, dtype), scheduler, codec), settings
 
 
-def _weight_files(plan: SamplePlan) -> list[Path]:
-    """Everything on this disk that decides the pixels: retraining the autoencoder in place redoes the videos."""
-    named = [plan.weights, *(plan.parts[name].get("from_pretrained") for name in PARTS)]
-    return [Path(path) for path in named if path is not None and Path(path).exists()]
-
-
-def _part(name: str, given: Any, recorded: Any, where: str, run: SampleRun) -> dict[str, Any]:
+def _part(name: str, configured: Any, recorded: Any, where: str, run: SampleRun) -> dict[str, Any]:
     """The recorded part with what the config changes; a config that names another type replaces it whole."""
-    if given is None and recorded is None:
+    if configured is None and recorded is None:
         message = f"{where}: key '{name}': missing, and {_source(run)} does not record it; add {name} = dict(type=...)"
         raise ConfigError(message)
-    same = recorded is not None and (given or {}).get("type", recorded["type"]) == recorded["type"]
-    part = resolve_part({**recorded, **(given or {})} if same else given)
+    same = recorded is not None and (configured or {}).get("type", recorded["type"]) == recorded["type"]
+    part = resolve_part({**recorded, **(configured or {})} if same else configured)
     metadata = next(field.metadata for field in fields(SampleRun) if field.name == name)
     check_component(metadata["registry"], part, name, lambda key: where, supplied=metadata["supplied"])
     return part
 
 
-def _given_or(given: Any, recorded: Any, name: str, where: str, run: SampleRun) -> Any:
-    value = recorded if given is None else given
+def _configured_or_recorded(configured: Any, recorded: Any, name: str, where: str, run: SampleRun) -> Any:
+    value = recorded if configured is None else configured
     if value is None:
         raise ConfigError(f"{where}: key '{name}': missing, and {_source(run)} does not record it; add {name} = ...")
     return value

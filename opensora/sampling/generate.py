@@ -2,8 +2,8 @@
 
 B requests, C T H W latent channels, frames, rows, columns. A video depends on its prompt, seed and repeat, never on a
 rank: its noise comes from `generator(seed, purpose, repeat)`. So two prompts with one seed start from the same noise
-and can be compared. A batch of one gives the same bits wherever it runs; a larger batch is equal to it up to the
-rounding of the matrix products, which is why the batch size is a part of what is written beside the video.
+and can be compared. A batch of one gives the same bits on every rank; a larger batch is equal to it up to the rounding
+of matrix products, so the batch size is part of the metadata of a video.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -18,13 +18,13 @@ from opensora.errors import ConfigError, OpenSoraError
 from opensora.models.layers.text_context import TextCache
 from opensora.rng import generator
 from opensora.sampling.model_inputs import make_model_inputs
-from opensora.sampling.reference_frames import GivenFrames, loops, overlap
+from opensora.sampling.reference_frames import ReferenceFrames, num_loops, overlap_frames
 from opensora.types import SampleRequest
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """What sampling is made of, weights loaded and on their device."""
+    """The networks and the scheduler of a sampling run, weights loaded and on their device."""
 
     model: Any  # an nn.Module of MODELS
     scheduler: Any  # one of SCHEDULERS
@@ -35,38 +35,34 @@ class Sampler:
 def generate(
     requests: Sequence[SampleRequest],
     sampler: Sampler,
-    *,
-    guidance_scale: float | None = None,
+    guidance_scale: float,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Tensor]:
     """One video per request, float32 [3, T, H, W] on the CPU, about [-1, 1]; the requests share one size.
 
-    Where a request names given frames they are pasted into the noise and kept, or given to a conditioned model as a
-    condition of their own; where it asks for several loops, each clip begins with the end of the one before and adds
-    what is new.
+    Reference frames of a request are pasted into the noise and kept, or given to a conditioned model as latents of
+    their own. With several loops, each clip begins with the end of the one before and adds new frames.
 
-    guidance_scale: None takes the scheduler's `cfg_scale`; 1 switches guidance off and halves the work.
+    guidance_scale: 1 switches guidance off and halves the work.
     progress: called with (steps done, steps) after every denoising step.
-    Raises ConfigError when the sizes do not fit, OpenSoraError when the result is not finite.
+    Raises OpenSoraError when a video is not finite. `check_size` finds sizes that do not fit the model.
     """
     model = sampler.model
-    size, clips = _shared_size(requests), loops(requests[0])
-    check_size(size, sampler)
-    repeated = overlap(requests[0], sampler.codec.vae)
-    scale = guidance(sampler.scheduler, guidance_scale)
+    clips = num_loops(requests[0])
+    repeated = overlap_frames(requests[0], sampler.codec.vae)
     was_training = model.training
     model.eval()
     parts: list[Tensor] = []
     try:
         with torch.no_grad():  # not inference_mode: the codec's cached captions may be trained on afterwards
-            frames = [GivenFrames(request, sampler.codec) for request in requests]
+            references = [ReferenceFrames(request, sampler.codec) for request in requests]
             for loop in range(clips):
-                report = None if progress is None else partial(_of_all_loops, progress, loop, clips)
-                clip_BCTHW = _clip(requests, sampler, frames, loop, scale, report)
+                clip_progress = None if progress is None else partial(_of_all_loops, progress, loop, clips)
+                clip_BCTHW = _generate_clip(requests, sampler, references, loop, guidance_scale, clip_progress)
                 parts.append(clip_BCTHW[:, :, repeated if loop else 0 :])
                 if loop + 1 < clips:
-                    for given, clip_CTHW in zip(frames, clip_BCTHW, strict=True):
-                        given.go_on(clip_CTHW, loop + 1)
+                    for frames, clip_CTHW in zip(references, clip_BCTHW, strict=True):
+                        frames.append_clip(clip_CTHW, loop + 1)
     finally:
         model.train(was_training)
     video_BCTHW = torch.cat(parts, dim=2)
@@ -79,33 +75,35 @@ def generate(
     return list(video_BCTHW)
 
 
-def _clip(
+def _generate_clip(
     requests: Sequence[SampleRequest],
     sampler: Sampler,
-    frames: Sequence[GivenFrames],
+    references: Sequence[ReferenceFrames],
     loop: int,
-    scale: float,
+    guidance_scale: float,
     progress: Callable[[int, int], None] | None,
 ) -> Tensor:
     """The clips [B, 3, T, H, W] of one loop, float32 on the CPU."""
     model, scheduler, codec = sampler.model, sampler.scheduler, sampler.codec
     size = _shared_size(requests)
     shape = latent_shape(size, sampler)
-    noise_BCTHW = [draw_noise(request, shape, loop) for request in requests]
-    bound = make_model_inputs(requests, model, scheduler, codec, frames, noise_BCTHW, loop, scale)
-    forward, text, text_cache = sampler.forward or model, bound.text, TextCache()
+    noise_BCTHW = [initial_noise(request, shape, loop) for request in requests]
+    inputs = make_model_inputs(requests, model, scheduler, codec, references, noise_BCTHW, loop, guidance_scale)
+    forward, text, text_cache = sampler.forward or model, inputs.text, TextCache()
 
     def denoise(x: Tensor, t_B: Tensor, x_mask: Tensor | None = None) -> Tensor:
-        return forward(x, t_B, text.text_B1LC, mask=text.mask_BL, x_mask=x_mask, text_cache=text_cache, **bound.told)
+        return forward(
+            x, t_B, text.text_B1LC, mask=text.mask_BL, x_mask=x_mask, text_cache=text_cache, **inputs.model_kwargs
+        )
 
     z_BCTHW = scheduler.sample(
         denoise,
-        bound.start_BCTHW,
-        [sampling_rng(request, _purpose("sample steps", loop)) for request in requests],
-        guidance_scale=scale,
+        inputs.initial_BCTHW,
+        [_rng(request, "sample steps", loop) for request in requests],
+        guidance_scale=guidance_scale,
         size=size,
         progress=progress,
-        **bound.options,
+        **inputs.sampler_kwargs,
     )
     return codec.decode_video(z_BCTHW, size[0])
 
@@ -114,24 +112,14 @@ def _of_all_loops(progress: Callable[[int, int], None], loop: int, clips: int, d
     progress(loop * steps + done, clips * steps)
 
 
-def guidance(scheduler: Any, guidance_scale: float | None) -> float:
-    """The scale that will be used: the one given, else the scheduler's own."""
-    return float(scheduler.cfg_scale if guidance_scale is None else guidance_scale)
-
-
-def sampling_rng(request: SampleRequest, purpose: str) -> Generator:
-    """The randomness of one video, keyed by what the user can repeat: the seed and the how-manieth video it is."""
-    return generator(request.seed, purpose, request.repeat)
-
-
-def draw_noise(request: SampleRequest, shape: Sequence[int], loop: int = 0) -> Tensor:
+def initial_noise(request: SampleRequest, shape: Sequence[int], loop: int = 0) -> Tensor:
     """The noise a clip starts from, drawn on the CPU in float32 so that every device starts from the same."""
-    return torch.randn(tuple(shape), generator=sampling_rng(request, _purpose("sample noise", loop)))
+    return torch.randn(tuple(shape), generator=_rng(request, "sample noise", loop))
 
 
-def _purpose(what: str, loop: int) -> str:
-    """Every clip of a joined video draws for itself."""
-    return f"{what}, loop {loop}" if loop else what
+def _rng(request: SampleRequest, purpose: str, loop: int) -> Generator:
+    """The generator of one clip, keyed by the seed, the repeat index and the loop."""
+    return generator(request.seed, f"{purpose}, loop {loop}" if loop else purpose, request.repeat)
 
 
 def latent_shape(size: tuple[int, int, int], sampler: Sampler) -> tuple[int, int, int, int]:
@@ -141,29 +129,28 @@ def latent_shape(size: tuple[int, int, int], sampler: Sampler) -> tuple[int, int
 
 
 def check_size(size: tuple[int, int, int], sampler: Sampler) -> None:
-    """ConfigError unless the autoencoder's latents are what the model takes."""
+    """ConfigError unless the model takes the autoencoder's latents of a video of (frames, height, width)."""
     channels, *latent = latent_shape(size, sampler)
     if channels != sampler.model.in_channels:
         raise ConfigError(
             f"model.in_channels: {sampler.model.in_channels}, but the autoencoder's latents have {channels} channels; "
-            "they are equal; use the autoencoder the model was trained with"
+            "they must match; use the autoencoder the model was trained with"
         )
     if not sampler.model.fixed_size:
         return
-    own = list(sampler.model.input_size)
-    if own != list(latent):
+    allowed = list(sampler.model.input_size)
+    if allowed != list(latent):
         raise ConfigError(
             f"num_frames, image_size: a video of {size[0]} frames of {size[1]}x{size[2]} has latents of {tuple(latent)}; "
-            f"the model takes {tuple(own)} (frames, rows, columns); ask for the size it was trained on"
+            f"the model takes {tuple(allowed)} (frames, rows, columns); sample the size it was trained on"
         )
 
 
 def shape_key(request: SampleRequest) -> tuple[int, ...]:
-    """What the requests of one batch share: frames, height, width, and how clips are joined."""
-    length = (
-        request.conditioning.condition_frame_length if request.conditioning is not None and loops(request) > 1 else 0
-    )
-    return request.num_frames, request.height, request.width, loops(request), length
+    """Frames, height, width, and how clips are joined: equal for all requests of one batch."""
+    loops = num_loops(request)
+    length = request.conditioning.condition_frame_length if request.conditioning is not None and loops > 1 else 0
+    return request.num_frames, request.height, request.width, loops, length
 
 
 def _shared_size(requests: Iterable[SampleRequest]) -> tuple[int, int, int]:

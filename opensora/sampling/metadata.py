@@ -1,4 +1,4 @@
-"""What is written beside a video, and how a later run knows that it is done."""
+"""The metadata of a video: its file name, its json, and the check by which a later run skips it."""
 
 import hashlib
 import json
@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from opensora.errors import ConfigError
 from opensora.files import hash_text
 from opensora.types import SampleRequest
 
@@ -25,6 +26,22 @@ class GenerationSettings:
     dtype: str
     config_hash: str  # of the parts' configs, see hash_config
     weights: str  # which weights, see weights_id
+
+
+def generation_settings(
+    scheduler: Any,
+    *,
+    dtype: str,
+    config_hash: str,
+    weights: str,
+    guidance_scale: float | None = None,
+    batch_size: int = 1,
+) -> GenerationSettings:
+    """The settings of a run; `guidance_scale` None takes the scheduler's `cfg_scale`."""
+    if batch_size < 1:
+        raise ConfigError(f"batch_size: {batch_size}; it is 1 or more")
+    scale = float(scheduler.cfg_scale if guidance_scale is None else guidance_scale)
+    return GenerationSettings(scale, int(scheduler.num_sampling_steps), batch_size, dtype, config_hash, weights)
 
 
 def hash_config(config: Mapping[str, Any]) -> str:
@@ -75,11 +92,11 @@ def output_path(save_dir: str | Path, request: SampleRequest) -> Path:
     return Path(save_dir) / f"{file_stem(request)}.{'png' if request.num_frames == 1 else 'mp4'}"
 
 
-def record(request: SampleRequest, settings: GenerationSettings, **found: Any) -> dict[str, Any]:
-    """The json beside a video; `found` is what was learnt while writing it."""
+def record(request: SampleRequest, settings: GenerationSettings, **written: Any) -> dict[str, Any]:
+    """The json next to a video; `written` describes its file."""
     wanted = {name: value for name, value in asdict(request).items() if name != "conditioning"}
     given = {} if request.conditioning is None else asdict(request.conditioning)
-    return {**wanted, **given, **asdict(settings), **found, "request_hash": request_hash(request, settings)}
+    return {**wanted, **given, **asdict(settings), **written, "request_hash": request_hash(request, settings)}
 
 
 def is_done(path: Path, request: SampleRequest, settings: GenerationSettings) -> bool:

@@ -1,4 +1,4 @@
-"""Sample videos while a run is training: what the weights of the moment make of a few prompts."""
+"""Sample videos of a few prompts while a run is training."""
 
 from contextlib import nullcontext
 from functools import partial
@@ -8,9 +8,8 @@ from opensora.errors import OpenSoraError
 from opensora.log import logger
 from opensora.registry import SCHEDULERS, build
 from opensora.sampling.generate import Sampler, check_size, generate
-from opensora.sampling.metadata import hash_config
+from opensora.sampling.metadata import generation_settings, hash_config
 from opensora.sampling.requests import collect_requests
-from opensora.sampling.sample import generation_settings
 from opensora.sampling.video_writer import prepare_folder, write_sample
 from opensora.training.diffusion_task import DiffusionTask
 from opensora.training.isolation import evaluation_mode
@@ -24,10 +23,10 @@ class Previews:
     Raises ConfigError, when it is made, where a prompt or the sizes cannot be sampled.
     """
 
-    def __init__(self, t: TrainState):
-        assert isinstance(t.task, DiffusionTask)
-        self.t = t
-        run, record = t.run, t.task.run_record
+    def __init__(self, state: TrainState):
+        assert isinstance(state.task, DiffusionTask)
+        self.state = state
+        run, record = state.run, state.task.run_record
         scheduler = dict(run.scheduler or {})
         if run.preview_steps is not None:
             scheduler["num_sampling_steps"] = run.preview_steps
@@ -39,34 +38,39 @@ class Previews:
             fps=record["fps"],
             seed=run.seed,
         )
-        self.sampler = Sampler(t.engine.module, build(SCHEDULERS, scheduler), t.task.codec, forward=t.engine.model)
+        self.sampler = Sampler(
+            state.engine.module, build(SCHEDULERS, scheduler), state.task.codec, forward=state.engine.model
+        )
         for request in self.requests:
             check_size((request.num_frames, request.height, request.width), self.sampler)
-        config = {**t.task.config(), "sampling": scheduler}
-        self._settings = partial(generation_settings, self.sampler, dtype=run.dtype, config_hash=hash_config(config))
+        config = {**state.task.config(), "sampling": scheduler}
+        self._settings = partial(
+            generation_settings, self.sampler.scheduler, dtype=run.dtype, config_hash=hash_config(config)
+        )
 
     def __call__(self, step: int) -> None:
-        """Training is as before afterwards, bit for bit. A video that fails is told and left out."""
-        t = self.t
-        ema = t.ema if t.run.preview_ema else None
+        """Write the videos; training goes on as without them, bit for bit. A video that fails is logged and left out."""
+        state = self.state
+        ema = state.ema if state.run.preview_ema else None
         settings = self._settings(weights=f"{'average' if ema is not None else 'weights'} after step {step}")
-        folder = Path(t.run.run_dir) / "previews" / f"step-{step:08d}"
-        with evaluation_mode(t.task.trained, t.world.device), ema.applied() if ema is not None else nullcontext():
-            for first in range(0, len(self.requests), t.world.data_size):
-                place = first + t.world.data_rank
-                # a rank that has none left makes the last once more: sharded weights need all ranks in every forward
-                request = self.requests[min(place, len(self.requests) - 1)]
+        folder = Path(state.run.run_dir) / "previews" / f"step-{step:08d}"
+        with (
+            evaluation_mode(state.task.trained, state.world.device),
+            ema.applied() if ema is not None else nullcontext(),
+        ):
+            for first in range(0, len(self.requests), state.world.data_size):
+                index = first + state.world.data_rank
+                # A rank without a request left repeats the last: sharded weights need all ranks in every forward.
+                request = self.requests[min(index, len(self.requests) - 1)]
                 try:
-                    video_CTHW = generate([request], self.sampler)[0]
-                    if place < len(self.requests) and t.world.is_group_leader:
+                    video_CTHW = generate([request], self.sampler, settings.guidance_scale)[0]
+                    if index < len(self.requests) and state.world.is_group_leader:
                         write_sample(video_CTHW, request, settings, prepare_folder(folder))
-                except (
-                    OpenSoraError
-                ) as error:  # pixels without numbers, or a disk that refuses: no reason to stop training
+                except OpenSoraError as error:  # NaN pixels or a full disk are no reason to stop training
                     logger().warning("preview of %r after step %d: %s", request.prompt, step, error)
         logger().info("step %d previews: %s", step, folder)
 
 
-def build_previews(t: TrainState) -> Previews | None:
-    """What the run's `preview_every` asks for; None where it asks for nothing."""
-    return Previews(t) if t.run.preview_every else None
+def build_previews(state: TrainState) -> Previews | None:
+    """The previews that the run's `preview_every` asks for, or None."""
+    return Previews(state) if state.run.preview_every else None

@@ -1,4 +1,4 @@
-"""Given frames of a sampling run: from the config's keys to what a request carries, and from there to latents.
+"""Reference frames of a sampling run: from the config's keys to a request's conditioning, and from there to latents.
 
 A request's references are encoded once. In each loop their frames are pasted into the noise; a further loop begins with
 the end of the clip before.
@@ -32,8 +32,8 @@ Strategy = str | int | float | Sequence[int | float]  # as the command line may 
 
 
 @dataclass(frozen=True)
-class GivenKeys:
-    """What a run says about given frames; see schema.py."""
+class ReferenceKeys:
+    """A run's keys for reference frames and loops; see schema.py."""
 
     reference_path: str | list[str] | None = None
     mask_strategy: str | int | Sequence[int | float] | list[str] = ""
@@ -48,8 +48,8 @@ class GivenKeys:
         strategies = _for_each(strategy_text(self.mask_strategy), count, "mask_strategy")
         return list(zip(paths, strategies, strict=True))
 
-    def given(self, reference_path: str, mask_strategy: str, where: str) -> VideoConditioning | None:
-        """What one prompt is given; None when nothing. ConfigError for files that cannot be read or a wrong strategy."""
+    def for_prompt(self, reference_path: str, mask_strategy: str, where: str) -> VideoConditioning | None:
+        """The conditioning of one prompt, None without any. ConfigError for unreadable files or a wrong strategy."""
         paths = tuple(path.strip() for path in reference_path.split(";") if path.strip())
         if not paths and not mask_strategy.strip() and self.loop == 1:
             return None
@@ -94,7 +94,7 @@ def _for_each(value: str | list[str], count: int, name: str) -> list[str]:
     return value
 
 
-class GivenFrames:
+class ReferenceFrames:
     """The encoded references of one request, and where their frames go, loop by loop."""
 
     def __init__(self, request: SampleRequest, codec: Any) -> None:
@@ -104,66 +104,68 @@ class GivenFrames:
         size = (request.height, request.width)
         self.references = [self._encode(read_reference(path, *size)) for path in self.conditioning.references]
 
-    def start(self, noise_CTHW: Tensor, loop: int) -> tuple[Tensor, Tensor]:
-        """Where sampling starts, [C, T, H, W], and its mask [T]: all ones when nothing is given in this loop."""
+    def paste(self, noise_CTHW: Tensor, loop: int) -> tuple[Tensor, Tensor]:
+        """Noise with this loop's reference frames, [C, T, H, W], and its mask [T]: all ones without such frames."""
         check_pastes(self.pastes, [latents.shape[1] for latents in self.references], noise_CTHW.shape[1], loop)
         return paste_references(noise_CTHW, self.references, self.pastes, loop, self.conditioning.align)
 
-    def go_on(self, video_CTHW: Tensor, loop: int) -> None:
+    def append_clip(self, video_CTHW: Tensor, loop: int) -> None:
         """Begin `loop` with the end of the clip before it."""
         self.references.append(self._encode(video_CTHW))
-        place, given = len(self.references) - 1, self.conditioning
+        reference, keys = len(self.references) - 1, self.conditioning
         self.pastes.append(
-            continue_from_previous(loop, place, given.condition_frame_length, given.condition_frame_edit)
+            continue_from_previous(loop, reference, keys.condition_frame_length, keys.condition_frame_edit)
         )
 
     def _encode(self, video_CTHW: Tensor) -> Tensor:
         return self.codec.encode_video(video_CTHW[None])[0]  # the mode: the same frames are the same latents
 
 
-def loops(request: SampleRequest) -> int:
+def num_loops(request: SampleRequest) -> int:
     """Clips that are made one after the other and joined."""
     return 1 if request.conditioning is None else request.conditioning.loop
 
 
-def overlap(request: SampleRequest, vae: Any) -> int:
+def overlap_frames(request: SampleRequest, vae: Any) -> int:
     """Pixel frames of a further loop that repeat the clip before; ConfigError when nothing new would be left."""
-    given = request.conditioning
-    if given is None or given.loop == 1:
+    conditioning = request.conditioning
+    if conditioning is None or conditioning.loop == 1:
         return 0
     size = (request.num_frames, request.height, request.width)
-    have = vae.latent_size(size)[0]
-    if given.condition_frame_length >= have:
+    available = vae.latent_size(size)[0]
+    if conditioning.condition_frame_length >= available:
         raise ConfigError(
-            f"condition_frame_length: {given.condition_frame_length} latent frames are repeated, but a clip of "
-            f"{request.num_frames} frames has {have}; allowed: 1 to {have - 1}; change it or set loop=1"
+            f"condition_frame_length: {conditioning.condition_frame_length} latent frames are repeated, but a clip of "
+            f"{request.num_frames} frames has {available}; allowed: 1 to {available - 1}; change it or set loop=1"
         )
-    return frames_of_latents(given.condition_frame_length, lambda n: vae.latent_size((n, *size[1:]))[0])
+    return frames_of_latents(conditioning.condition_frame_length, lambda n: vae.latent_size((n, *size[1:]))[0])
 
 
-def starts(frames: Sequence[GivenFrames], noise_BCTHW: Sequence[Tensor], loop: int) -> tuple[Tensor, Tensor | None]:
-    """Where a batch starts, and its mask [B, T]; None when no frame of the batch is given."""
-    pairs = [given.start(noise_CTHW, loop) for given, noise_CTHW in zip(frames, noise_BCTHW, strict=True)]
+def initial_latents(
+    references: Sequence[ReferenceFrames], noise_BCTHW: Sequence[Tensor], loop: int
+) -> tuple[Tensor, Tensor | None]:
+    """A batch's noise with its reference frames, and the mask [B, T]; no mask when the batch has no such frame."""
+    pairs = [frames.paste(noise_CTHW, loop) for frames, noise_CTHW in zip(references, noise_BCTHW, strict=True)]
     z_BCTHW, mask_BT = (torch.stack(tensors) for tensors in zip(*pairs, strict=True))
     return z_BCTHW, None if bool((mask_BT == 1).all()) else mask_BT
 
 
-def conditions(
-    frames: Sequence[GivenFrames], noise_BCTHW: Sequence[Tensor], loop: int
+def reference_latents(
+    references: Sequence[ReferenceFrames], noise_BCTHW: Sequence[Tensor], loop: int
 ) -> tuple[Tensor, list[list[int]]]:
-    """For a conditioned model: latents [B, C, T, H, W] that hold the given frames, and their numbers, of each sample."""
-    for given in frames:
-        require_whole_edits(given.conditioning, "mask_strategy, condition_frame_edit")
-    pairs = [given.start(torch.zeros_like(noise), loop) for given, noise in zip(frames, noise_BCTHW, strict=True)]
+    """For a conditioned model: latents [B, C, T, H, W] that hold the reference frames, and each sample's frame numbers."""
+    for frames in references:
+        require_whole_edits(frames.conditioning, "mask_strategy, condition_frame_edit")
+    pairs = [frames.paste(torch.zeros_like(noise), loop) for frames, noise in zip(references, noise_BCTHW, strict=True)]
     latents_BCTHW = torch.stack([latents for latents, _ in pairs])
     return latents_BCTHW, [(mask_T == 0).nonzero().flatten().tolist() for _, mask_T in pairs]
 
 
-def require_whole_edits(given: VideoConditioning, where: str) -> None:
+def require_whole_edits(conditioning: VideoConditioning, where: str) -> None:
     """ConfigError when a frame is to be kept in part, which a conditioned model cannot do: it starts from noise alone."""
-    ratios = [paste.edit_ratio for paste in parse_strategy(given.mask_strategy)]
-    if given.loop > 1:
-        ratios.append(given.condition_frame_edit)
+    ratios = [paste.edit_ratio for paste in parse_strategy(conditioning.mask_strategy)]
+    if conditioning.loop > 1:
+        ratios.append(conditioning.condition_frame_edit)
     between = [ratio for ratio in ratios if 0 < ratio < 1]
     if between:
         raise ConfigError(

@@ -2,7 +2,7 @@
 
 A text file holds one prompt per line; blank lines are skipped. A `.csv` or `.parquet` table needs the column `text`
 and may hold `negative_prompt`, `seed`, `num_frames`, `height`, `width`, `fps`, `reference_path` (relative to the table)
-and `mask_strategy`; an empty cell takes the run's value. A prompt may end in JSON, see prompt_text.py.
+and `mask_strategy`; an empty cell takes the run's value. A prompt may end in JSON, see prompt_syntax.py.
 Whatever is wrong is a ConfigError that names the file and the line, raised before any weight is read.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 
 from opensora.errors import ConfigError
 from opensora.sampling.prompt_syntax import last_loop, map_loops, split_json
-from opensora.sampling.reference_frames import GivenKeys, resolve
+from opensora.sampling.reference_frames import ReferenceKeys, resolve
 from opensora.types import SampleRequest
 
 COLUMNS = (
@@ -52,13 +52,13 @@ def collect_requests(
     seed: int,
     negative_prompt: str = "",
     num_sample: int = 1,
-    given: GivenKeys = GivenKeys(),
+    reference_keys: ReferenceKeys = ReferenceKeys(),
     change: Callable[[str], str] = lambda text: text,
 ) -> list[SampleRequest]:
     """All requests of a run: prompts given directly, then those of the file, `num_sample` videos each.
 
     image_size: (height, width) in pixels. `index` is the prompt's place in the list, `repeat` the video of that prompt.
-    given: the run's keys for given frames. change: what is done to the words of every prompt and loop.
+    reference_keys: the run's keys for reference frames. change: applied to the words of every prompt and loop.
     Raises ConfigError when there is no prompt or a value cannot be used.
     """
     found = [direct_prompt(text, f"prompt {place}") for place, text in enumerate(prompts or [], start=1)]
@@ -74,20 +74,21 @@ def collect_requests(
         raise ConfigError(f"image_size: {tuple(image_size)} has {len(image_size)} numbers; it is (height, width)")
     sizes = dict(num_frames=num_frames, height=image_size[0], width=image_size[1], fps=fps, seed=seed)
     requests = []
-    for index, (prompt, (path, strategy)) in enumerate(zip(found, given.of_prompts(len(found)), strict=True)):
-        frames = given.given(
+    for index, (prompt, (path, strategy)) in enumerate(zip(found, reference_keys.of_prompts(len(found)), strict=True)):
+        conditioning = reference_keys.for_prompt(
             path if prompt.reference_path is None else prompt.reference_path,
             strategy if prompt.mask_strategy is None else prompt.mask_strategy,
             prompt.where,
         )
-        if last_loop(prompt.text) >= given.loop:
+        if last_loop(prompt.text) >= reference_keys.loop:
             raise ConfigError(
-                f"{prompt.where}: {prompt.text!r} has words for a loop that is not made; loop is {given.loop}, loops are "
+                f"{prompt.where}: {prompt.text!r} has words for a loop that is not made; loop is "
+                f"{reference_keys.loop}, loops are "
                 "counted from 0; set loop or correct the prompt"
             )
         prompt = replace(prompt, text=map_loops(prompt.text, change))
         requests += [
-            replace(_request(prompt, index, repeat, negative_prompt, sizes), conditioning=frames)
+            replace(_request(prompt, index, repeat, negative_prompt, sizes), conditioning=conditioning)
             for repeat in range(num_sample)
         ]
     return requests

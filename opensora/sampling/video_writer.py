@@ -1,6 +1,6 @@
-"""A video becomes a file: H.264 in mp4, or png for one frame, with its record as json beside it.
+"""Write a video as H.264 in mp4, or one frame as png, with its metadata as json next to it.
 
-Both are written atomically, the json last: a json means that the video it describes is whole.
+Both are written atomically, the json last: if the json exists, the video it describes is complete.
 """
 
 import json
@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from opensora import files
+from opensora.datasets.transforms import to_uint8
 from opensora.errors import OpenSoraError
 from opensora.sampling.metadata import GenerationSettings, output_path, record
 from opensora.types import SampleRequest
@@ -34,8 +34,8 @@ def write_sample(
     note = path.with_suffix(".json")
     with _write_errors(path):
         note.unlink(missing_ok=True)  # the old record must not outlive the video it describes
-    found = write_video(video_CTHW, path, request.fps)
-    text = json.dumps(record(request, settings, **found), indent=2, ensure_ascii=False) + "\n"
+    written = write_video(video_CTHW, path, request.fps)
+    text = json.dumps(record(request, settings, **written), indent=2, ensure_ascii=False) + "\n"
     with _write_errors(note):
         files.atomic_write(note, lambda part: files.write_text(part, text))
     return path
@@ -44,11 +44,11 @@ def write_sample(
 def write_video(video_CTHW: Tensor, path: str | Path, fps: float) -> dict[str, Any]:
     """Write [-1, 1] RGB frames to `path`, H.264 mp4 or, when its ending says so, the first frame as png.
 
-    H.264 with halved colour planes needs even sides: an odd one gets its last row or column twice.
+    H.264 with halved color planes needs even sides: an odd one gets its last row or column twice.
     Returns {"file", "bytes", "stored_height", "stored_width"}. Raises WriteError; then no part of a file is left.
     """
     path = Path(path)
-    frames_THWC = to_uint8(video_CTHW)
+    frames_THWC = rgb_frames(video_CTHW)
     as_png = path.suffix == ".png"
     if not as_png:
         _, height, width, _ = frames_THWC.shape
@@ -61,10 +61,9 @@ def write_video(video_CTHW: Tensor, path: str | Path, fps: float) -> dict[str, A
     return {"file": path.name, "bytes": path.stat().st_size, **stored}
 
 
-def to_uint8(video_CTHW: Tensor) -> np.ndarray:
-    """[-1, 1] to RGB bytes [T, H, W, 3]; what lies outside is clipped."""
-    scaled = (video_CTHW.detach().float().cpu().clamp(-1, 1) + 1) * 127.5
-    return scaled.round().to(torch.uint8).permute(1, 2, 3, 0).contiguous().numpy()
+def rgb_frames(video_CTHW: Tensor) -> np.ndarray:
+    """[-1, 1] to RGB bytes [T, H, W, 3]; values outside are clipped."""
+    return to_uint8(video_CTHW.detach().cpu()).permute(1, 2, 3, 0).contiguous().numpy()
 
 
 def prepare_folder(save_dir: str | Path) -> Path:

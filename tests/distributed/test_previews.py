@@ -108,10 +108,10 @@ def fail_one(run_dir: str) -> None:
     """A prompt whose video holds no numbers."""
     plain = preview.generate
 
-    def generate(requests: Any, sampler: Any) -> Any:
+    def generate(requests: Any, *args: Any) -> Any:
         if requests[0].prompt == PROMPTS[0]:
             raise OpenSoraError("the model produced NaN")
-        return plain(requests, sampler)
+        return plain(requests, *args)
 
     with mock.patch.object(preview, "generate", generate):
         go(run_dir, "plugin=ddp", *ASIDE[3:])

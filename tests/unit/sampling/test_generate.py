@@ -5,16 +5,16 @@ from opensora.errors import ConfigError, OpenSoraError
 from opensora.models.dit.dit import DiT
 from opensora.models.text.classes import ClassLabels
 from opensora.rng import generator
-from opensora.sampling.generate import Sampler, draw_noise, generate
+from opensora.sampling.generate import Sampler, check_size, generate, initial_noise
 from opensora.schedulers.ddpm import IDDPM
 from tests.unit.sampling.fakes import FakeCodec, fake_sampler, request, stdit_sampler
 
 
 def test_a_video_does_not_depend_on_its_batch_or_its_place() -> None:
     cat, dog = request("a cat", index=0), request("a small dog", index=1)
-    alone = generate([dog], fake_sampler())[0]
-    together = generate([cat, dog], fake_sampler())[1]
-    moved = generate([request("a small dog", index=7)], fake_sampler())[0]
+    alone = generate([dog], fake_sampler(), 3.0)[0]
+    together = generate([cat, dog], fake_sampler(), 3.0)[1]
+    moved = generate([request("a small dog", index=7)], fake_sampler(), 3.0)[0]
     assert alone.shape == (3, 4, 16, 16)
     torch.testing.assert_close(together, alone)
     assert torch.equal(moved, alone)
@@ -22,7 +22,7 @@ def test_a_video_does_not_depend_on_its_batch_or_its_place() -> None:
 
 def test_seed_repeat_and_prompt_each_change_the_video() -> None:
     videos = [
-        generate([one], fake_sampler())[0]
+        generate([one], fake_sampler(), 3.0)[0]
         for one in (request(), request(seed=2), request(repeat=1), request("a dog"), request(negative_prompt="dark"))
     ]
     for place, one in enumerate(videos):
@@ -30,17 +30,17 @@ def test_seed_repeat_and_prompt_each_change_the_video() -> None:
 
 
 def test_noise_is_the_seeds_alone() -> None:
-    first = draw_noise(request(), (4, 2, 3, 3))
-    assert torch.equal(first, draw_noise(request("a dog", index=5), (4, 2, 3, 3)))
-    assert not torch.equal(first, draw_noise(request(repeat=1), (4, 2, 3, 3)))
+    first = initial_noise(request(), (4, 2, 3, 3))
+    assert torch.equal(first, initial_noise(request("a dog", index=5), (4, 2, 3, 3)))
+    assert not torch.equal(first, initial_noise(request(repeat=1), (4, 2, 3, 3)))
     assert first.dtype == torch.float32
 
 
 def test_guidance_doubles_the_batch_and_one_switches_it_off() -> None:
-    cfg_predict, plain = fake_sampler(steps=2), fake_sampler(steps=2)
-    generate([request()], cfg_predict)
-    generate([request()], plain, guidance_scale=1)
-    assert [len(text) for text, _ in cfg_predict.model.asked] == [2, 2]
+    guided, plain = fake_sampler(steps=2), fake_sampler(steps=2)
+    generate([request()], guided, 3.0)
+    generate([request()], plain, 1.0)
+    assert [len(text) for text, _ in guided.model.asked] == [2, 2]
     assert [len(text) for text, _ in plain.model.asked] == [1, 1]
 
 
@@ -50,7 +50,7 @@ def test_guidance_is_null_plus_scale_times_the_difference() -> None:
     for scale in (0.0, 1.0, 5.0):
         sampler = fake_sampler(steps=1)
         sampler.codec.decode_video = lambda latents, frames: latents
-        z[scale] = generate([request()], sampler, guidance_scale=scale)[0]
+        z[scale] = generate([request()], sampler, scale)[0]
     torch.testing.assert_close(z[5.0], z[0.0] + 5 * (z[1.0] - z[0.0]))
     assert (z[1.0] - z[0.0]).abs().min() > 1e-3
 
@@ -58,37 +58,37 @@ def test_guidance_is_null_plus_scale_times_the_difference() -> None:
 def test_progress_counts_steps_and_the_model_goes_back_to_training() -> None:
     sampler, seen = fake_sampler(steps=3), []
     sampler.model.train()
-    generate([request()], sampler, progress=lambda done, steps: seen.append((done, steps)))
+    generate([request()], sampler, 3.0, progress=lambda done, steps: seen.append((done, steps)))
     assert seen == [(1, 3), (2, 3), (3, 3)]
     assert sampler.model.training
 
 
 def test_sizes_that_do_not_fit_are_sentences() -> None:
     with pytest.raises(ConfigError, match=r"8 frames of 16x16.*\(8, 4, 4\).*\(4, 4, 4\)"):
-        generate([request(num_frames=8)], fake_sampler())
-    assert len(generate([request(num_frames=8)], fake_sampler(fixed_size=False))) == 1
+        check_size((8, 16, 16), fake_sampler())
+    assert len(generate([request(num_frames=8)], fake_sampler(fixed_size=False), 3.0)) == 1
     sampler = fake_sampler()
     sampler.codec.vae.latent_channels = 8
     with pytest.raises(ConfigError, match=r"model.in_channels.*4.* 8"):
-        generate([request()], sampler)
+        check_size((4, 16, 16), sampler)
     with pytest.raises(ValueError, match="size"):
-        generate([request(), request(height=32)], fake_sampler())
+        generate([request(), request(height=32)], fake_sampler(), 3.0)
 
 
 def test_nan_is_not_written_as_a_video() -> None:
     sampler = fake_sampler()
     sampler.codec.decode_video = lambda latents, frames: latents * float("nan")
     with pytest.raises(OpenSoraError, match=r"'a red circle'.*NaN"):
-        generate([request()], sampler)
+        generate([request()], sampler, 3.0)
 
 
 def test_a_real_denoiser_follows_prompt_and_negative_prompt() -> None:
     sampler = stdit_sampler()
-    cat, again, dog = (generate([request(prompt)], sampler)[0] for prompt in ("a cat", "a cat", "a small dog"))
+    cat, again, dog = (generate([request(prompt)], sampler, 3.0)[0] for prompt in ("a cat", "a cat", "a small dog"))
     assert torch.equal(cat, again)
     assert (cat - dog).abs().max() > 1e-3
-    assert (cat - generate([request("a cat", negative_prompt="dark")], sampler)[0]).abs().max() > 1e-3
-    pair = generate([request("a small dog"), request("a cat", index=1)], sampler)
+    assert (cat - generate([request("a cat", negative_prompt="dark")], sampler, 3.0)[0]).abs().max() > 1e-3
+    pair = generate([request("a small dog"), request("a cat", index=1)], sampler, 3.0)
     torch.testing.assert_close(torch.stack(pair), torch.stack([dog, cat]), atol=1e-5, rtol=0)
 
 
@@ -104,12 +104,12 @@ def class_sampler() -> Sampler:
 
 def test_classes_are_prompts_and_negative_prompts() -> None:
     walk, run, away = (
-        generate([request(prompt, negative_prompt=negative)], class_sampler())[0]
+        generate([request(prompt, negative_prompt=negative)], class_sampler(), 3.0)[0]
         for prompt, negative in (("walk", ""), ("run", ""), ("walk", "run"))
     )
     assert not torch.allclose(walk, run)
     assert not torch.allclose(walk, away)
-    both = generate([request("run"), request("walk")], class_sampler())
+    both = generate([request("run"), request("walk")], class_sampler(), 3.0)
     torch.testing.assert_close(both[1], walk, rtol=1e-4, atol=1e-5)
     with pytest.raises(OpenSoraError, match=r"'jump'.*class"):
-        generate([request("jump")], class_sampler())
+        generate([request("jump")], class_sampler(), 3.0)

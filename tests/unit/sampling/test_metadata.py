@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from opensora.errors import ConfigError
 from opensora.sampling.metadata import (
+    GenerationSettings,
     file_stem,
+    generation_settings,
     hash_config,
     is_done,
     output_path,
@@ -14,6 +17,7 @@ from opensora.sampling.metadata import (
     slug,
     weights_id,
 )
+from opensora.schedulers.rectified_flow import RectifiedFlow
 from tests.unit.sampling.fakes import SETTINGS, request
 
 NASTY = [
@@ -111,3 +115,12 @@ def test_weights_are_known_by_their_contents(tmp_path: Path) -> None:
         file.write(b"\x02")
     assert weights_id(tmp_path / "one") != weights_id(tmp_path / "two")
     assert weights_id(tmp_path / "two" / "model.safetensors") != weights_id(tmp_path / "one" / "model.safetensors")
+
+
+def test_settings_come_from_scheduler_by_default() -> None:
+    scheduler = RectifiedFlow(num_sampling_steps=7, cfg_scale=3.0)
+    kwargs = dict(dtype="bf16", config_hash="c", weights="w")
+    assert generation_settings(scheduler, **kwargs) == GenerationSettings(3.0, 7, 1, "bf16", "c", "w")
+    assert generation_settings(scheduler, guidance_scale=1, **kwargs).guidance_scale == 1.0
+    with pytest.raises(ConfigError, match=r"batch_size.*0"):
+        generation_settings(scheduler, batch_size=0, **kwargs)

@@ -1,4 +1,4 @@
-"""What a conditioned model is asked in each copy of the batch, and what guidance makes of its answers."""
+"""The inputs of each copy of the batch: captions under guidance, and reference frames of a conditioned model."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,12 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from opensora.errors import ConfigError
+from opensora.errors import ConfigError, DataError
 from opensora.models.stdit.stdit3 import STDiT3
+from opensora.models.text.classes import ClassLabels
 from opensora.rng import generator
-from opensora.sampling.generate import Sampler, draw_noise, generate
+from opensora.sampling.generate import Sampler, generate, initial_noise
 from opensora.sampling.mask_strategy import read_reference
-from opensora.sampling.reference_frames import GivenKeys
+from opensora.sampling.model_inputs import encode_guided
+from opensora.sampling.reference_frames import ReferenceKeys
 from opensora.sampling.requests import collect_requests
 from opensora.schedulers.rectified_flow import RectifiedFlow
 from opensora.types import SampleRequest
@@ -21,6 +23,7 @@ from tests.samples import write_picture, write_video
 from tests.unit.sampling.fakes import TOKENS, WIDTH, FakeCodec, FakeDenoiser, fake_sampler
 
 SHAPE = (4, 4, 4, 4)
+PROMPTS = ["a cat", "a very small dog"]
 
 
 class Conditioned(FakeDenoiser):
@@ -45,10 +48,10 @@ def sampler(steps: int = 1, **scheduler: Any) -> Sampler:
 
 def collect(prompts: list[str], **keys: Any) -> list[SampleRequest]:
     run = dict(num_frames=4, image_size=(16, 16), fps=8.0, seed=42)
-    return collect_requests(prompts, None, given=GivenKeys(**keys), **run)
+    return collect_requests(prompts, None, reference_keys=ReferenceKeys(**keys), **run)
 
 
-def latents_of(requests: list[SampleRequest], made: Sampler, **options: Any) -> list[Tensor]:
+def latents_of(requests: list[SampleRequest], made: Sampler, guidance_scale: float = 3.0) -> list[Tensor]:
     """What sampling hands to the decoder, loop by loop."""
     seen: list[Tensor] = []
     decode = made.codec.decode_video
@@ -58,7 +61,7 @@ def latents_of(requests: list[SampleRequest], made: Sampler, **options: Any) -> 
         return decode(z, num_frames)
 
     made.codec.decode_video = keep
-    generate(requests, made, **options)
+    generate(requests, made, guidance_scale)
     made.codec.decode_video = decode
     return seen
 
@@ -72,7 +75,7 @@ def test_the_three_copies(tmp_path: Path) -> None:
     one, two = collect(["a cat", "a small dog"], reference_path=path)
     latents_of([one, two], made)
     [told] = made.model.told
-    noise = torch.stack([draw_noise(request, SHAPE) for request in (one, two)])
+    noise = torch.stack([initial_noise(request, SHAPE) for request in (one, two)])
     assert torch.equal(told["x"], noise.repeat(3, 1, 1, 1, 1))  # given frames start from noise like the others
     assert told["x_mask"] is None
 
@@ -94,7 +97,7 @@ def test_guidance_by_hand(tmp_path: Path) -> None:
     [one] = collect(["a cat"], reference_path=write_picture(tmp_path / "a.png", 0b1011))
     made = sampler()
     [z] = latents_of([one], made)
-    told, noise = made.model.told[0], draw_noise(one, SHAPE)
+    told, noise = made.model.told[0], initial_noise(one, SHAPE)
     lean = [(y[0] * mask[:, None]).sum() / mask.sum() for y, mask in zip(told["y"], told["mask"], strict=True)]
     velocity = 1 - 0.1 * noise + lean[2] + 5.0 * told["cond"][0] + 3.0 * (lean[0] - lean[1])
     torch.testing.assert_close(z[0], noise + velocity, rtol=1e-4, atol=1e-4)
@@ -176,7 +179,7 @@ def test_frames_cannot_be_kept_in_part(tmp_path: Path) -> None:
     [one] = collect(["a cat"], reference_path=write_picture(tmp_path / "a.png"), mask_strategy="0,0,0,0,1,0.5")
     assert one.conditioning is not None
     with pytest.raises(ConfigError, match=r"edit ratio 0\.5; allowed: 0 \(given\) or 1 \(made anew\)"):
-        generate([one], sampler())
+        generate([one], sampler(), 3.0)
     looped = replace(
         one,
         conditioning=replace(
@@ -184,4 +187,61 @@ def test_frames_cannot_be_kept_in_part(tmp_path: Path) -> None:
         ),
     )
     with pytest.raises(ConfigError, match=r"edit ratio 0\.25"):
-        generate([looped], sampler())
+        generate([looped], sampler(), 3.0)
+
+
+def test_null_captions_take_the_prompts_mask_and_written_ones_their_own() -> None:
+    model, codec = FakeDenoiser(), FakeCodec()
+    pair = encode_guided(PROMPTS, ["", "dark blurry low quality"], model, codec, "cond,null")
+    prompts, negative = codec.encode_text(PROMPTS), codec.encode_text(["dark blurry low quality"])
+    assert torch.equal(pair.text_B1LC[:2], prompts.text_B1LC)
+    assert torch.equal(pair.text_B1LC[2], torch.full((1, TOKENS, WIDTH), 0.5))
+    assert torch.equal(pair.text_B1LC[3], negative.text_B1LC[0])
+    assert pair.mask_BL.sum(1).tolist() == [2, 4, 2, 4]
+    short = encode_guided(PROMPTS, ["", "dark"], model, codec, "cond,null")
+    assert short.mask_BL.sum(1).tolist() == [2, 4, 2, 1]
+
+
+def test_a_model_without_a_null_caption_takes_the_encoded_empty_prompt() -> None:
+    """Cut to the prompt's length like a learned one; a written negative prompt keeps its own."""
+    model, codec = FakeDenoiser(), FakeCodec()
+    model.null_text = lambda n: None
+    pair = encode_guided(PROMPTS, ["", "dark"], model, codec, "null,cond")
+    empty, dark = codec.encode_text([""]), codec.encode_text(["dark"])
+    assert torch.equal(pair.text_B1LC[0], empty.text_B1LC[0])
+    assert torch.equal(pair.text_B1LC[1], dark.text_B1LC[0])
+    assert torch.equal(pair.text_B1LC[2:], codec.encode_text(PROMPTS).text_B1LC)
+    assert pair.mask_BL.sum(1).tolist() == [2, 1, 2, 4]
+
+
+def test_the_scheduler_decides_which_half_is_first() -> None:
+    pair = encode_guided(PROMPTS, ["", ""], FakeDenoiser(), FakeCodec(), "null,cond")
+    assert torch.equal(pair.text_B1LC[2:], FakeCodec().encode_text(PROMPTS).text_B1LC)
+
+
+def test_an_encoder_of_another_width_is_a_sentence() -> None:
+    model = FakeDenoiser()
+    model.null_text = lambda n: torch.zeros(n, 1, TOKENS, 7)
+    with pytest.raises(ConfigError, match=r"6 tokens of 5 .*null caption.*6 tokens of 7"):
+        encode_guided(PROMPTS, ["", ""], model, FakeCodec(), "cond,null")
+
+
+class ByClass:
+    """A codec of two classes and what stands for neither."""
+
+    null_text = staticmethod(lambda n: torch.full((n,), 2))
+    encode_text = staticmethod(ClassLabels(["walk", "run"]).encode)
+
+
+def test_labels_are_paired_with_the_null_class_or_a_class_to_avoid() -> None:
+    pair = encode_guided(["run", "0", "walk"], ["", "run", ""], ByClass(), ByClass(), "cond,null")
+    assert pair.text_B1LC.tolist() == [1, 0, 0, 2, 1, 2]
+    assert pair.text_B1LC.dtype == torch.int64
+    assert pair.mask_BL is None
+    with pytest.raises(DataError, match=r"'blurry'.*class"):
+        encode_guided(["run"], ["blurry"], ByClass(), ByClass(), "cond,null")
+
+
+def test_labels_for_a_model_of_captions_are_a_sentence() -> None:
+    with pytest.raises(ConfigError, match=r"class number.*null caption.*6 tokens"):
+        encode_guided(["run"], [""], FakeDenoiser(), ByClass(), "cond,null")

@@ -13,7 +13,7 @@ from opensora.errors import ConfigError
 from opensora.sampling.generate import Sampler, generate
 from opensora.sampling.mask_strategy import read_reference
 from opensora.sampling.metadata import file_stem, record, request_hash
-from opensora.sampling.reference_frames import GivenKeys
+from opensora.sampling.reference_frames import ReferenceKeys
 from opensora.sampling.requests import collect_requests
 from opensora.types import SampleRequest, VideoConditioning
 from tests.samples import write_picture, write_video
@@ -23,7 +23,7 @@ RUN = dict(num_frames=4, image_size=(16, 16), fps=8.0, seed=42)
 
 
 def collect(prompts: list[str], path: str | None = None, change: Any = str, **keys: Any) -> list[SampleRequest]:
-    return collect_requests(prompts, path, given=GivenKeys(**keys), change=change, **RUN)
+    return collect_requests(prompts, path, reference_keys=ReferenceKeys(**keys), change=change, **RUN)
 
 
 def latents_of(requests: list[SampleRequest], sampler: Sampler) -> list[Tensor]:
@@ -36,7 +36,7 @@ def latents_of(requests: list[SampleRequest], sampler: Sampler) -> list[Tensor]:
         return decode(z, num_frames)
 
     sampler.codec.decode_video = keep
-    generate(requests, sampler)
+    generate(requests, sampler, 3.0)
     return seen
 
 
@@ -84,7 +84,7 @@ def test_loops_go_on_from_the_end_of_the_clip_before() -> None:
     texts = [text[0] for text, _ in sampler.model.asked]
     assert torch.equal(texts[0], texts[2])
     assert not torch.equal(texts[2], texts[4])
-    [video] = generate([one], fake_sampler(), progress=lambda done, of: steps.append((done, of)))
+    [video] = generate([one], fake_sampler(), 3.0, progress=lambda done, of: steps.append((done, of)))
     assert video.shape == (3, 10, 16, 16)
     assert steps == [(n, 9) for n in range(1, 10)]
 
@@ -98,7 +98,7 @@ def test_edited_frames_are_made_anew_from_what_was_there() -> None:
 def test_a_loop_that_adds_nothing_is_a_sentence() -> None:
     [one] = collect(["a cat"], loop=2, condition_frame_length=4)
     with pytest.raises(ConfigError, match=r"4 latent frames.*4 frames.*1 to 3"):
-        generate([one], fake_sampler())
+        generate([one], fake_sampler(), 3.0)
 
 
 def test_a_changed_reference_redoes_the_video_and_a_moved_one_does_not(tmp_path: Path) -> None:

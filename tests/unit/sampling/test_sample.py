@@ -11,7 +11,7 @@ from opensora.progress_bar import ProgressBar
 from opensora.sampling import sample as sample_module
 from opensora.sampling.generate import Sampler
 from opensora.sampling.metadata import is_done
-from opensora.sampling.sample import LINES, generation_settings, make_batches, report_step, sample, unfinished
+from opensora.sampling.sample import LINES, make_batches, pending_batches, report_step, sample
 from opensora.sampling.video_writer import WriteError
 from tests.unit.sampling.fakes import SETTINGS, fake_sampler, request
 
@@ -100,19 +100,7 @@ def test_batches_hold_one_size_in_list_order_and_stay_whole(tmp_path: Path) -> N
     settings = replace(SETTINGS, batch_size=2)
     paths = sample(small, fake_sampler(), ALONE, tmp_path, settings)
     paths[1].unlink()
-    assert unfinished(make_batches(small, 2), tmp_path, settings) == [small[:2]]
-
-
-def test_settings_come_from_the_scheduler_unless_given() -> None:
-    sampler = fake_sampler(steps=7)
-    given = dict(dtype="bf16", config_hash="c", weights="w")
-    assert (generation_settings(sampler, **given).guidance_scale, generation_settings(sampler, **given).steps) == (
-        3.0,
-        7,
-    )
-    assert generation_settings(sampler, guidance_scale=1, **given).guidance_scale == 1.0
-    with pytest.raises(ConfigError, match=r"batch_size.*0"):
-        generation_settings(sampler, batch_size=0, **given)
+    assert pending_batches(make_batches(small, 2), tmp_path, settings) == [small[:2]]
 
 
 def test_progress_is_a_few_plain_lines(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from opensora.evaluation.psnr import psnr
 from opensora.rng import generator
 from opensora.sampling.metadata import is_done, output_path
-from opensora.sampling.video_writer import WriteError, prepare_folder, to_uint8, write_sample, write_video
+from opensora.sampling.video_writer import WriteError, prepare_folder, rgb_frames, write_sample, write_video
 from tests.unit.sampling.fakes import SETTINGS, request
 
 
@@ -79,12 +79,12 @@ def test_one_frame_is_a_png_of_the_exact_bytes(tmp_path: Path) -> None:
     video = smooth_video(1, 15, 17)
     path = write_sample(video, request(num_frames=1, height=15, width=17), SETTINGS, tmp_path)
     assert path.suffix == ".png"
-    assert np.array_equal(np.asarray(Image.open(path)), to_uint8(video)[0])
+    assert np.array_equal(np.asarray(Image.open(path)), rgb_frames(video)[0])
 
 
 def test_bytes_are_rounded_and_clipped() -> None:
     values = torch.tensor([-3.0, -1.0, 0.0, 0.5, 1.0, 7.0]).view(1, 1, 1, 6).expand(3, 1, 1, 6)
-    assert to_uint8(values)[0, 0, :, 0].tolist() == [0, 0, 128, 191, 255, 255]
+    assert rgb_frames(values)[0, 0, :, 0].tolist() == [0, 0, 128, 191, 255, 255]
 
 
 def test_the_record_tells_the_whole_story(tmp_path: Path) -> None:
