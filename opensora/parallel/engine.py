@@ -57,7 +57,7 @@ class PrecisionWrapper:
     """Calls the model: matrix products in bfloat16 when the run says so, otherwise float32 as it is.
 
     cast_inputs: also cast floating inputs of two and more dimensions. One number per sample (a timestep, frames per
-    second) stays float32: bfloat16 cannot tell timestep 999 from 1000.
+    second) stays float32: bfloat16 cannot separate timestep 999 from 1000.
     """
 
     def __init__(self, module: nn.Module, dtype: Precision, device: torch.device, cast_inputs: bool):

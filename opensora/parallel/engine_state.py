@@ -1,4 +1,4 @@
-"""What an engine saves and loads: float32 masters, the optimizer's moments, buffers and frozen parameters.
+"""The state that an engine saves and loads: float32 masters, the optimizer's moments, buffers and frozen parameters.
 
 Every checkpoint stores masters and moments as flat tensors cut evenly over the ranks, as torch.chunk cuts. That layout
 knows neither plugin nor world size, so a run may resume under others.

@@ -73,7 +73,7 @@ def test_package_has_checked_version(package: str) -> None:
 
 
 def defines(owner: Any, name: str) -> bool:
-    """Whether a class or module has the attribute, or its source assigns or annotates it."""
+    """True if a class or module has the attribute, or its source assigns or annotates it."""
     if hasattr(owner, name):
         return True
     modules = {

@@ -1,4 +1,4 @@
-"""What goes wrong on one rank is known to all: nobody hangs, nothing saved is lost."""
+"""A fault on one rank is raised on all: no rank hangs, nothing saved is lost."""
 
 import errno
 import io

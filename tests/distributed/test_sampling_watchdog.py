@@ -59,7 +59,7 @@ def run_rank(rank: int, port: int, folder: str, sp_size: int, trouble: Any) -> N
 
 
 def sample_on_two_ranks(folder: Path, sp_size: int, trouble: Any) -> tuple[list[int | None], str]:
-    """(exit codes, what rank 0 said)."""
+    """(exit codes, the log of rank 0)."""
     (folder / "config.py").write_text(CONFIG)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.dist_imports"])
@@ -89,15 +89,15 @@ def sample_on_two_ranks(folder: Path, sp_size: int, trouble: Any) -> tuple[list[
     ids=["hangs", "is killed", "hangs in its part of a video"],
 )
 def test_other_ranks_end_and_name_the_rank(tmp_path: Path, sp_size: int, trouble: Any, verdict: str) -> None:
-    codes, said = sample_on_two_ranks(tmp_path, sp_size, trouble)
-    assert codes == [1, -signal.SIGKILL if trouble is die else 1], said
-    errors = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1, said
+    codes, log = sample_on_two_ranks(tmp_path, sp_size, trouble)
+    assert codes == [1, -signal.SIGKILL if trouble is die else 1], log
+    errors = [line for line in log.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, log
     assert re.search(verdict, errors[0]), errors[0]
 
 
 def test_slow_rank_is_waited_for(tmp_path: Path) -> None:
     """Longer than the timeout, and not for a step longer than that."""
-    codes, said = sample_on_two_ranks(tmp_path, 1, be_slow)
-    assert codes == [0, 0], said
+    codes, log = sample_on_two_ranks(tmp_path, 1, be_slow)
+    assert codes == [0, 0], log
     assert len((tmp_path / "rank-0.out").read_text().splitlines()) == 2

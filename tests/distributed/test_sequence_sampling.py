@@ -52,13 +52,13 @@ def sample_together(folder: str, sp_size: int, mode: str = "dsp") -> tuple[list[
     """(latents that this rank decoded, files it wrote, tokens of a frame that its blocks see)."""
     sampler, here = shared_sampler(sp_size, mode)
     decode, write = sampler.codec.decode_video, sample_module.write_sample
-    found: list[Tensor] = []
+    latents: list[Tensor] = []
     written: list[Any] = []
     tokens: set[int] = set()
-    sampler.model.blocks[0].register_forward_hook(lambda block, given, x: tokens.add(x.shape[2]))
+    sampler.model.blocks[0].register_forward_hook(lambda block, args, x: tokens.add(x.shape[2]))
 
     def decode_video(z: Tensor, num_frames: int) -> Tensor:
-        found.append(z)
+        latents.append(z)
         return decode(z, num_frames)
 
     def write_sample(*arguments: Any) -> Path:
@@ -68,7 +68,7 @@ def sample_together(folder: str, sp_size: int, mode: str = "dsp") -> tuple[list[
     sampler.codec.decode_video = decode_video
     with mock.patch.object(sample_module, "write_sample", write_sample), contextlib.redirect_stdout(io.StringIO()):
         sample(REQUESTS, sampler, here, folder, SETTINGS)
-    return found, len(written), *tokens
+    return latents, len(written), *tokens
 
 
 def frames(file: Path) -> Tensor:
@@ -89,12 +89,12 @@ def test_sampled_video_equals_one_rank(tmp_path: Path, ranks: int, sp_size: int,
     ((expected, _, whole),) = run_ranks(sample_together, 1, str(tmp_path / "one"), 1)
     results = run_ranks(sample_together, ranks, str(tmp_path / "many"), sp_size, mode)
     groups = ranks // sp_size
-    for rank, (found, written, tokens) in enumerate(results):
+    for rank, (latents, written, tokens) in enumerate(results):
         group = rank // sp_size
         assert tokens == -(-whole // sp_size)
-        mine = expected[group::groups]
-        assert written == (len(mine) if rank % sp_size == 0 else 0)
-        for z, z_alone in zip(found, mine, strict=True):
+        group_latents = expected[group::groups]
+        assert written == (len(group_latents) if rank % sp_size == 0 else 0)
+        for z, z_alone in zip(latents, group_latents, strict=True):
             torch.testing.assert_close(z, z_alone, rtol=1e-5, atol=1e-5)
     assert_same_videos(tmp_path / "one", tmp_path / "many", len(REQUESTS))
 
@@ -146,8 +146,8 @@ def lose_a_reference(folder: str) -> str:
 
 def test_unreadable_reference_on_one_rank_ends_job(tmp_path: Path) -> None:
     """At once: the others would wait for that rank's part of the video."""
-    others, said = run_ranks(lose_a_reference, 2, str(tmp_path))
-    assert said == "BadClip: clip.mp4: cannot be read"
+    others, message = run_ranks(lose_a_reference, 2, str(tmp_path))
+    assert message == "BadClip: clip.mp4: cannot be read"
     assert "BadClip" not in others
 
 

@@ -70,8 +70,8 @@ def test_loss_curve_equals_one_rank(tmp_path: Path, alone: Path, mesh: str) -> N
     assert records(tmp_path, "grad_norm") == pytest.approx(records(alone, "grad_norm"), rel=1e-4)
     assert records(tmp_path, "tokens") == records(alone, "tokens")
     validations = [read(path / "metrics.jsonl") for path in (alone, tmp_path)]
-    expected, found = (next(r["validation"] for r in records if "validation" in r) for records in validations)
-    assert found == pytest.approx(expected, rel=1e-5)
+    expected, validation = (next(r["validation"] for r in records if "validation" in r) for records in validations)
+    assert validation == pytest.approx(expected, rel=1e-5)
     for rank, (decoded, encoded) in enumerate(results):
         leads = rank % sp_size == 0
         assert decoded == (2 * (STEPS + 1) * sp_size // ranks if leads else 0)
@@ -94,9 +94,9 @@ def train_unscaled(run_dir: str, function: str) -> None:
 @pytest.mark.parametrize("function", ["SplitTokens", "GatherTokens"])
 def test_unscaled_gradients_change_curve(tmp_path: Path, alone: Path, function: str) -> None:
     run_ranks(train_unscaled, 2, str(tmp_path), function)
-    mine, expected = curve(tmp_path), curve(alone)[:5]
-    assert mine[0] == pytest.approx(expected[0], rel=1e-5)  # the forward pass is the same
-    assert mine != pytest.approx(expected, rel=1e-4)
+    unscaled_curve, expected = curve(tmp_path), curve(alone)[:5]
+    assert unscaled_curve[0] == pytest.approx(expected[0], rel=1e-5)  # the forward pass is the same
+    assert unscaled_curve != pytest.approx(expected, rel=1e-4)
 
 
 def weights_after_resume(run_dir: str, sp_size: int, plugin: str) -> dict[str, Tensor]:
@@ -113,7 +113,7 @@ def weights_after_resume(run_dir: str, sp_size: int, plugin: str) -> dict[str, T
 def test_checkpoint_is_independent_of_mesh(
     tmp_path: Path, alone: Path, first: tuple[int, int], then: tuple[int, int]
 ) -> None:
-    """What was saved is read bit for bit by the other mesh, and the curve goes on as one rank's."""
+    """The other mesh reads the state bit for bit, and the curve goes on as one rank's."""
     folder = str(tmp_path)
     (ranks, sp_size), (others, other_size) = first, then
     run_ranks(train_on_mesh, ranks, folder, sp_size, "plugin=zero2-seq", f"sp_size={sp_size}", "steps=4")

@@ -147,7 +147,7 @@ def _optimizer_class() -> type:
                         gradients.pop(id(parameter), None)
             self._used.clear()
 
-        # An optimizer step in two phases, so that whoever owns several engines can decide between them.
+        # An optimizer step in two phases, so that the owner of several engines can decide between them.
 
         def squared_grad_norm(self) -> Tensor:
             """Phase one: the sum of squares of all gradients over all ranks, on the CPU. All ranks call, once a step."""

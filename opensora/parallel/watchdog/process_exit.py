@@ -11,7 +11,7 @@ def exit_process(code: int) -> None:
 
     After a failure it ends at once: another rank may wait for this one in a collective, and Python's own exit would hang.
     After success it runs everything that Python runs at its end, but no destructors of libraries: now and then they
-    aborted one of two ranks that was done and had saved, because of a thread that nobody had joined (gloo's outlive their
+    aborted one of two ranks that was done and had saved, because of a thread that was not joined (gloo's outlive their
     group), and torchrun called the job failed.
     """
     if not code:

@@ -128,7 +128,7 @@ class RankTable:
         )
 
     def _late_ranks(self, ranks: Mapping[int, float], waiting: Mapping[int, float]) -> dict[int, float]:
-        """The `ranks` that `waiting` ranks wait for, in a collective of a group of both, and that wait for nobody.
+        """The `ranks` that `waiting` ranks wait for, in a collective of a group of both, and that wait for no rank.
 
         Both arguments give the seconds since a rank progressed; the result gives the seconds it kept another waiting.
         """
@@ -142,15 +142,15 @@ class RankTable:
             for group, count in self._observed[rank].progress.collectives.items():
                 fewest[group] = min(fewest.get(group, count), count)
         late: dict[int, float] = {}
-        waits_for_nobody: dict[int, float] = {}
+        waits_for_none: dict[int, float] = {}
         for rank, seconds in ranks.items():
             entered = self._observed[rank].progress.collectives
             delays = [min(seconds, most[group][1]) for group in entered if entered[group] < most.get(group, (0,))[0]]
             if delays:
                 late[rank] = max(delays)
                 if all(count <= fewest[group] for group, count in entered.items()):
-                    waits_for_nobody[rank] = late[rank]
-        return waits_for_nobody or late  # the late ranks may all wait for each other, in different groups
+                    waits_for_none[rank] = late[rank]
+        return waits_for_none or late  # the late ranks may all wait for each other, in different groups
 
     def _describe(self, seconds: Mapping[int, float], fault: str) -> str | None:
         return _join(

@@ -1,8 +1,8 @@
 """A store for the ranks of one start, when the server behind it has served an earlier start.
 
 torchrun keeps one server over its restarts (torch 2.14). Without a store of their own, the ranks would take the addresses
-that an earlier start left there for their own. The number of restarts cannot tell the starts apart: every machine counts
-for itself.
+that an earlier start left there for their own. The number of restarts does not identify a start: every machine counts for
+itself.
 """
 
 import time

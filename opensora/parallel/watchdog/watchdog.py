@@ -40,7 +40,9 @@ class Watch:
     def __init__(self, world: World, timeout_seconds: float, leave: Callable[[int], None] = os._exit):
         self._world, self._limit, self._leave = world, timeout_seconds, leave
         self._interval = min(_MAX_INTERVAL, timeout_seconds / 20)
-        self._store = dist.distributed_c10d._get_default_store().clone()  # one that waits for nobody
+        self._store = (
+            dist.distributed_c10d._get_default_store().clone()
+        )  # it does not wait for the thread that uses the other
         self._store.set_timeout(timedelta(seconds=timeout_seconds))
         self._beat = 0
         self._place = (STARTING, 0)

@@ -79,13 +79,13 @@ def test_state_carries_any_optimizer_over(optimizer: type, options: dict) -> Non
 def test_asking_for_the_state_changes_nothing() -> None:
     """Parameters without a gradient so far get moments, of zero, and may not move."""
     with one_rank():
-        plain, asked = (engine(torch.optim.AdamW, lr=0.1, weight_decay=0.5) for _ in range(2))
-        before = asked.gather_state_dict()
-        assert torch.count_nonzero(asked.state()["optimizer/exp_avg/idle.weight"].to_local()) == 0
-        assert asked.state()["optimizer/step/idle.weight"] == 0
-        torch.testing.assert_close(asked.gather_state_dict(), before, rtol=0, atol=0)
+        plain, inspected = (engine(torch.optim.AdamW, lr=0.1, weight_decay=0.5) for _ in range(2))
+        before = inspected.gather_state_dict()
+        assert torch.count_nonzero(inspected.state()["optimizer/exp_avg/idle.weight"].to_local()) == 0
+        assert inspected.state()["optimizer/step/idle.weight"] == 0
+        torch.testing.assert_close(inspected.gather_state_dict(), before, rtol=0, atol=0)
         losses = train(plain)
         for _ in range(2):
-            asked.state()
-        assert train(asked) == losses
-        torch.testing.assert_close(asked.gather_state_dict(), plain.gather_state_dict(), rtol=0, atol=0)
+            inspected.state()
+        assert train(inspected) == losses
+        torch.testing.assert_close(inspected.gather_state_dict(), plain.gather_state_dict(), rtol=0, atol=0)

@@ -64,7 +64,7 @@ def test_init_after_shutdown_makes_new_group() -> None:
 
 
 def start_like_a_launcher(threads: str | None) -> int:
-    """What torch's thread count becomes when 2 ranks share this machine."""
+    """torch's thread count when 2 ranks share this machine."""
     with pytest.MonkeyPatch.context() as patch:
         world.shutdown()
         patch.setenv("RANK", "0")
@@ -89,7 +89,7 @@ def test_ranks_share_cores_unless_omp_num_threads() -> None:
 
 
 def mesh(sp_size: int) -> tuple[int, ...]:
-    """Where this rank stands in groups of `sp_size`, and the sum of the ranks' numbers over its group."""
+    """This rank's place in groups of `sp_size`, and the sum of the ranks' numbers over its group."""
     here = world.split_sequence_groups(sp_size)
     assert world.current() is here
     assert here.is_group_leader == (here.sequence_rank == 0)

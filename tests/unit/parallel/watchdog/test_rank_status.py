@@ -42,7 +42,7 @@ def test_long_step_is_no_stall() -> None:
 
 
 def test_stall_counts_from_first_waiting_rank() -> None:
-    """What counts is how long somebody waited, not how long nothing was exchanged."""
+    """The time that a rank waited counts, not the time without a collective."""
     table = table_of(2)
     for now in (70.0, 99.0, 101.0):
         table.update({0: at(int(now), collectives=101), 1: at(int(now))}, now)
@@ -54,8 +54,8 @@ def test_hang_in_subgroup_names_one_rank() -> None:
     """Ranks 2 and 3 share samples; 3 hangs before their exchange, so that 2 does not come to that of all ranks."""
     table = table_of(4)
     for now in (2.0, 33.0):
-        mine = {rank: at(int(now), collectives=101, pair_0=7) for rank in (0, 1)}
-        table.update({**mine, 2: at(int(now), pair_1=8), 3: at(int(now), pair_1=7)}, now)
+        reports = {rank: at(int(now), collectives=101, pair_0=7) for rank in (0, 1)}
+        table.update({**reports, 2: at(int(now), pair_1=8), 3: at(int(now), pair_1=7)}, now)
     assert table.find_stalled(33.0, LIMIT) == "rank 3: kept the others waiting for 31 s, at work on step 12"
 
 
@@ -157,7 +157,7 @@ def test_rank_missing_from_subgroup_collective_is_named() -> None:
 
 
 def test_suspended_job_is_no_stall() -> None:
-    """A scheduler suspends all ranks for an hour: when they go on, nobody has been silent."""
+    """A scheduler suspends all ranks for an hour: when they go on, no rank has been silent."""
     clock = SuspendAwareClock(now=10.0, longest=LIMIT / 2)
     table = RankTable(2, clock.read(10.0))
     for now in (11.0, 12.0, 3612.0):

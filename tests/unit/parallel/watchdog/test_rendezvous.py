@@ -14,11 +14,11 @@ def meet(store: dist.Store, ranks: list[int], size: int) -> list[str]:
     read: dict[int, str] = {}
 
     def run(rank: int) -> None:
-        mine = restart_store(store, rank, size, timeout_seconds=30)
+        own_store = restart_store(store, rank, size, timeout_seconds=30)
         if rank == 0:
-            mine.set("address", f"of start {len(starts)}")
-        mine.wait(["address"])
-        read[rank] = mine.get("address").decode()
+            own_store.set("address", f"of start {len(starts)}")
+        own_store.wait(["address"])
+        read[rank] = own_store.get("address").decode()
 
     starts.append(ranks)
     threads = [threading.Thread(target=run, args=(rank,)) for rank in ranks]
