@@ -12,7 +12,7 @@ import torch
 from opensora import registry
 from opensora.datasets.loader import build_loader
 from opensora.rng import Draw
-from tests.samples import write_manifest
+from tests.support.media_files import write_manifest
 
 GIVEN = {
     "num_frames": 4,

@@ -15,7 +15,7 @@ from opensora.models.build import fill_model_config
 from opensora.models.text.hugging_face import EMBEDDED_PACKAGE
 from opensora.registry import MODELS, TEXT_ENCODERS, build, names
 from opensora.types import EncodedText
-from tests.text_models import CAPTIONS, tiny_bert, tiny_clip, tiny_t5
+from tests.support.text_models import CAPTIONS, tiny_bert, tiny_clip, tiny_t5
 
 # How to make a tiny model for a registered name; None = the encoder brings its own.
 TINY: dict[str, Callable[[Path], Path] | None] = {

@@ -15,7 +15,7 @@ from opensora.schema import TrainRun
 from opensora.training.build import build_training
 from opensora.training.metrics import read
 from tests.dist import run_ranks
-from tests.distributed.test_training import STEPS, kill_after_three, train_to
+from tests.support.short_runs import STEPS, kill_after_three, train_to
 
 ROOT = Path(__file__).resolve().parents[2]
 DEBUG = str(ROOT / "configs/vae/train/debug_adversarial.py")

@@ -17,7 +17,7 @@ from opensora.training.build import build_training
 from opensora.training.loop import TrainState, train
 from opensora.training.metrics import read
 from tests.dist import run_ranks
-from tests.distributed.test_training import DEBUG
+from tests.support.short_runs import DEBUG
 
 STEPS = 6
 

@@ -13,7 +13,7 @@ from opensora.training.build import build_training
 from opensora.training.loop import train
 from opensora.training.metrics import read
 from tests.dist import run_ranks
-from tests.samples import write_picture, write_video
+from tests.support.media_files import write_picture, write_video
 
 ROOT = Path(__file__).resolve().parents[2]
 DEBUG = str(ROOT / "configs/stdit2/train/debug_buckets.py")

@@ -15,7 +15,7 @@ from opensora.training.loop import train
 from opensora.training.metrics import read
 from opensora.training.parallel_sizes import sequence_size
 from tests.dist import run_ranks
-from tests.distributed.test_training import DEBUG
+from tests.support.short_runs import DEBUG
 
 STEPS = 9
 # Four clips a step: an epoch is a step and a half, and a rank accumulates four, two or one of them.

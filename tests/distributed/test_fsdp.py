@@ -16,9 +16,9 @@ from opensora.parallel.plugins.fsdp import FullyShardedDataParallel
 from opensora.parallel.reshard import even_ranges, redistribute
 from opensora.registry import MODELS, PLUGINS, build
 from opensora.training.replay import per_sample_grad_norms
-from tests.contract.test_models import inputs, open_gates, small
 from tests.dist import run_ranks
 from tests.distributed import tiny
+from tests.support.small_models import inputs, open_gates, small
 
 
 def redistribute_and_back() -> tuple[list[float], list[float], list[float]]:

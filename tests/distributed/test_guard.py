@@ -21,7 +21,7 @@ from opensora.training.metrics import read
 from opensora.training.task import MicroBatchLoss
 from opensora.types import Batch
 from tests.dist import run_ranks
-from tests.distributed.test_training import DEBUG, Killed
+from tests.support.short_runs import DEBUG, Killed
 
 STEPS = 6
 PLACE = 3  # with two ranks and micro-batches of two, a sample of the second rank's

@@ -15,8 +15,8 @@ from opensora.parallel import world
 from opensora.planning.dry_run import dry_run
 from opensora.schema import TrainRun
 from tests.dist import Pool
-from tests.e2e.processes import ROOT
-from tests.text_models import tiny_bert
+from tests.support.command import ROOT
+from tests.support.text_models import tiny_bert
 
 STEPS = 2  # the first makes the moments
 

@@ -20,8 +20,8 @@ from opensora.training.loop import train
 from opensora.training.metrics import read
 from opensora.training.step_stats import BINS, bin_name
 from tests.dist import run_ranks
-from tests.distributed.test_training import DEBUG
-from tests.e2e.processes import ROOT, SAMPLE
+from tests.support.command import ROOT, SAMPLE
+from tests.support.short_runs import DEBUG
 
 STEPS = 4
 PROMPTS = ["a red circle moves left", "a blue square moves up", "a green cross moving down"]

@@ -11,7 +11,7 @@ from opensora.parallel import world
 from opensora.sampling import sample as sample_module
 from opensora.sampling.sample import sample
 from tests.dist import run_ranks
-from tests.unit.sampling.fakes import SETTINGS, request, stdit_sampler
+from tests.support.fake_sampler import SETTINGS, request, stdit_sampler
 
 REQUESTS = [request(prompt, index=n, repeat=r) for n, prompt in enumerate(["a cat", "a small dog"]) for r in range(2)]
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.test_training import ROOT
 from tests.distributed.test_watchdog import PATIENCE, die, free_port, hang
+from tests.support.short_runs import ROOT
 
 TIMEOUT = 4  # seconds
 STEPS = 4

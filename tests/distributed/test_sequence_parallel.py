@@ -17,8 +17,8 @@ from opensora.parallel.activation_checkpointing import checkpoint_activations
 from opensora.parallel.sequence_parallel import Mode, bytes_sent, shard_sequence
 from opensora.planning.communication import sequence_bytes
 from opensora.registry import MODELS, build
-from tests.contract.test_models import DENOISERS, inputs, one_of, open_gates, small
 from tests.dist import run_ranks
+from tests.support.small_models import architectures, inputs, one_of, open_gates, small
 
 MODES = get_args(Mode)
 
@@ -128,12 +128,6 @@ def compare(case: Case) -> None:
 def compare_all(cases: list[Case]) -> None:
     for case in cases:
         compare(case)
-
-
-def architectures() -> list[str]:
-    """One name for each network that the registered ones are at `SMALL` sizes."""
-    with torch.device("meta"):
-        return list({repr(build(MODELS, small(name))): name for name in reversed(DENOISERS)}.values())
 
 
 @pytest.mark.parametrize("name", architectures())

@@ -18,7 +18,7 @@ from opensora.training.loop import train
 from opensora.training.metrics import read
 from opensora.training.parallel_sizes import sequence_size
 from tests.dist import one_rank, run_ranks
-from tests.distributed.test_training import DEBUG, ROOT
+from tests.support.short_runs import DEBUG, ROOT
 
 STEPS = 20
 # 3 frames, 9 patches, 3 heads, which no group here divides; the clip is long enough to leave 4 ranks something.

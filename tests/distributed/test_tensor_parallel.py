@@ -17,9 +17,9 @@ from opensora.parallel.tensor_parallel import sequence_subgroup
 from opensora.registry import MODELS, PLUGINS, build
 from opensora.training import checkpoint
 from opensora.training.ema import Ema
-from tests.contract.test_models import inputs, open_gates, small
 from tests.dist import run_ranks
 from tests.distributed import tiny
+from tests.support.small_models import inputs, open_gates, small
 
 FAMILY = ["STDiT", "STDiT2", "STDiT3", "STDiT3-XL/2-v1.3", "PixArt", "DiT", "Latte"]
 STEPS = 3

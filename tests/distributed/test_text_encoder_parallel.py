@@ -15,7 +15,7 @@ from opensora.parallel.frozen_shard import shard_frozen
 from opensora.registry import TEXT_ENCODERS, build
 from opensora.training.distributed_codec import distributed_codec
 from tests.dist import run_ranks
-from tests.text_models import CAPTIONS, tiny_bert, tiny_clip, tiny_t5
+from tests.support.text_models import CAPTIONS, tiny_bert, tiny_clip, tiny_t5
 
 FOLDERS = {"t5": tiny_t5, "hf": tiny_bert, "clip": tiny_clip}
 

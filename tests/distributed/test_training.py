@@ -4,47 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from opensora.config import load
-from opensora.parallel import world
-from opensora.schema import TrainRun
-from opensora.training.build import build_training
-from opensora.training.loop import train
 from opensora.training.metrics import read
 from tests.dist import run_ranks
+from tests.support.short_runs import DEBUG, ROOT, STEPS, kill_after_three, train_to
 
-ROOT = Path(__file__).resolve().parents[2]
-DEBUG = str(ROOT / "tests/distributed/debug.py")
 AUTOENCODER = str(ROOT / "configs/vae/train/debug.py")
-STEPS = 5
-
-
-def train_to(config: str, run_dir: str, *overrides: str, until: int = STEPS) -> None:
-    """Train, leaving as a kill would once `until` steps are done: whatever was not saved is lost."""
-    run = load(config, [f"steps={STEPS}", f"run_dir={run_dir!r}", "save_every=2", *overrides], TrainRun).run
-    training = build_training(run, world.current(), config)
-    if until < STEPS:
-        stop_after(training, until)
-    try:
-        train(training)
-    except Killed:
-        pass
-    finally:
-        training.metrics.close()
-
-
-class Killed(BaseException):
-    pass
-
-
-def stop_after(training, steps: int) -> None:
-    log = training.metrics.log
-
-    def log_then_die(record) -> None:
-        log(record)
-        if record.step == steps:
-            raise Killed
-
-    training.metrics.log = log_then_die
 
 
 def losses(run_dir: Path) -> list[float]:
@@ -93,10 +57,6 @@ def test_resume_on_the_same_ranks_is_bit_for_bit(tmp_path: Path, plugin: str, dt
     for name in ("model", "ema"):
         file = f"checkpoints/step-{STEPS:08d}/weights/{name}/model.safetensors"
         assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
-
-
-def kill_after_three(config: str, run_dir: str, *overrides: str) -> None:
-    train_to(config, run_dir, *overrides, until=3)
 
 
 def test_resume_on_other_ranks_and_another_plugin(tmp_path: Path, alone: list[float]) -> None:

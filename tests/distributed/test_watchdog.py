@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.test_training import DEBUG
+from tests.support.short_runs import DEBUG
 
 TIMEOUT = 4  # seconds
 PATIENT = ["timeout_seconds=40"]  # with a save that takes its time

@@ -8,7 +8,7 @@ import pytest
 
 from opensora.cli.main import main
 from opensora.parallel import world
-from tests.e2e.warm import warm_python
+from tests.support.warm_python import warm_python
 
 Opensora = Callable[..., int]
 

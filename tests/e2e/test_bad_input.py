@@ -17,8 +17,8 @@ from opensora.training.build import build_training
 from opensora.training.loop import train
 from opensora.training.metrics import read
 from tests.dist import run_ranks
-from tests.e2e.processes import ROOT, TRAIN
-from tests.samples import write_audio, write_video
+from tests.support.command import ROOT, TRAIN
+from tests.support.media_files import write_audio, write_video
 
 CONFIG = str(ROOT / TRAIN)
 QUICK = ("plugin=ddp", "ema_decay=none")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from tests.e2e.processes import ROOT, TRAIN
+from tests.support.command import ROOT, TRAIN
 
 CONFIG = str(ROOT / TRAIN)
 

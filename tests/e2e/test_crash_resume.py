@@ -11,7 +11,7 @@ import pytest
 from opensora.training import checkpoint
 from opensora.training.metrics import read
 from tests.dist import one_rank
-from tests.e2e.processes import ROOT
+from tests.support.command import ROOT
 
 KILLS = {1: 6, 2: 4}  # by number of ranks, which are killed at once
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.samples import write_video
+from tests.support.media_files import write_video
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ("opensora", "torchrun", "python", "printf", "pip", "make")

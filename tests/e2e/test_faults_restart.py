@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from opensora.training.metrics import read
-from tests.distributed.test_training import DEBUG
+from tests.support.short_runs import DEBUG
 
 STEPS, TIMEOUT = 8, 8  # of a collective, in seconds
 SIGNALS = {0: signal.SIGKILL, 1: signal.SIGSTOP}  # what rank 1 sends to itself, by restarts so far

@@ -6,8 +6,8 @@ from pathlib import Path
 import av
 import pytest
 
-from tests.e2e.processes import ROOT, TRAIN
-from tests.samples import write_picture
+from tests.support.command import ROOT, TRAIN
+from tests.support.media_files import write_picture
 
 SAMPLING = ("sample", str(ROOT / "configs/stdit/sample/debug.py"), "--prompt", "a red circle", "--steps", "2")
 

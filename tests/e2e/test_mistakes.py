@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.processes import ROOT, SAMPLE, TORCHRUN, TRAIN, running
+from tests.support.command import ROOT, SAMPLE, TORCHRUN, TRAIN, running
 
 CONFIG = str(ROOT / TRAIN)
 

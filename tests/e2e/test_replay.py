@@ -21,7 +21,7 @@ from opensora.training.replay import Replay, build_replay, describe_difference, 
 from opensora.training.task import MicroBatchLoss
 from opensora.types import Batch
 from tests.dist import run_ranks
-from tests.e2e.processes import ROOT, TRAIN
+from tests.support.command import ROOT, TRAIN
 
 STEPS = 6
 BUCKETS = "configs/stdit2/train/debug_buckets.py"

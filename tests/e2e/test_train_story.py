@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from opensora.training.metrics import read
-from tests.e2e.processes import ROOT, SAMPLE, TORCHRUN, TRAIN, running
+from tests.support.command import ROOT, SAMPLE, TORCHRUN, TRAIN, running
 
 STEPS = 14
 PROMPTS = ("a red circle moves left", "a blue square moves up")

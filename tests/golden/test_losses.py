@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.dist import run_ranks
-from tests.distributed.test_training import train_to
 from tests.golden.records import DEBUG, GOLDEN, STEPS, read_records, read_steps
+from tests.support.short_runs import train_to
 
 ROOT = Path(__file__).resolve().parents[2]
 # Relative, for losses and for norms: several times what AVX2 kernels differ by from the AVX-512 ones of the files. An L1

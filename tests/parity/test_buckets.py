@@ -12,8 +12,8 @@ from opensora.datasets import aspect
 from opensora.datasets.buckets import Buckets
 from opensora.errors import ConfigError
 from opensora.schema import TrainRun
-from tests.e2e.processes import ROOT
 from tests.parity.golden import Golden, directories
+from tests.support.command import ROOT
 
 
 def read(golden: Golden, name: str) -> Any:

@@ -12,7 +12,7 @@ from opensora.datasets.manifest import read_manifest
 from opensora.errors import OpenSoraError
 from opensora.platforms import select
 from opensora.schema import TrainRun
-from tests.e2e.processes import ROOT
+from tests.support.command import ROOT
 
 
 def test_every_row_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from opensora.planning.estimate import FrozenNetworks, ModelSummary, StepModel, 
 from opensora.planning.memory import ModelSizes, ParallelLayout
 from opensora.planning.meta_profile import MemoryPoint, StepProfile
 from opensora.schema import TrainRun
-from tests.e2e.processes import ROOT, TRAIN
+from tests.support.command import ROOT, TRAIN
 
 CONFIG = str(ROOT / TRAIN)
 

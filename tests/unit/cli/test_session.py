@@ -8,7 +8,7 @@ from opensora.config import load
 from opensora.errors import ConfigError
 from opensora.parallel import world as worlds
 from opensora.schema import TrainRun
-from tests.distributed.test_training import DEBUG
+from tests.support.short_runs import DEBUG
 
 
 def debug_run(*overrides: str) -> TrainRun:

@@ -9,7 +9,7 @@ import pytest
 from opensora.datasets import decode
 from opensora.datasets.decode import Video, probe, read_frames
 from opensora.errors import BadClip
-from tests.samples import frame_number, frame_picture, write_audio, write_picture, write_video
+from tests.support.media_files import frame_number, frame_picture, write_audio, write_picture, write_video
 
 CASES = [
     ("a.mp4", "libx264", 6),

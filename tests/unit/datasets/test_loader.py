@@ -20,7 +20,7 @@ from opensora.datasets.video import VideoTextDataset
 from opensora.errors import BadClip, ConfigError, DataError
 from opensora.rng import Draw
 from opensora.types import Batch, Clip
-from tests.samples import write_audio, write_manifest, write_video
+from tests.support.media_files import write_audio, write_manifest, write_video
 
 
 @dataclass

@@ -13,7 +13,7 @@ from opensora.datasets.video import VideoTextDataset
 from opensora.errors import BadClip, ConfigError, DataError
 from opensora.rng import Draw
 from opensora.types import Clip
-from tests.samples import frame_number, frame_picture, write_audio, write_picture, write_video
+from tests.support.media_files import frame_number, frame_picture, write_audio, write_picture, write_video
 
 
 def numbers(clip: Clip) -> list[int]:

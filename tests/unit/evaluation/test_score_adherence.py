@@ -10,7 +10,7 @@ from opensora.evaluation.score_adherence import main
 from opensora.rng import Draw
 from opensora.sampling.video_writer import write_sample
 from opensora.types import SampleRequest
-from tests.unit.sampling.fakes import SETTINGS
+from tests.support.fake_sampler import SETTINGS
 
 
 def test_held_out_prompts(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

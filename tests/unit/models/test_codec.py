@@ -13,7 +13,7 @@ from opensora.models.text.classes import ClassLabels
 from opensora.rng import generator
 from opensora.schema import TrainRun
 from opensora.types import EncodedText
-from tests.e2e.processes import ROOT
+from tests.support.command import ROOT
 
 LENGTH, WIDTH = 5, 3
 CAPTION_BYTES = LENGTH * WIDTH * 4 + LENGTH * 8  # float32 states and an int64 mask

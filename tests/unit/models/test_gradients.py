@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from opensora.registry import MODELS, VAES, build, constructor, names
-from tests.contract.test_models import DENOISERS, full, inputs, open_gates, small, vae
+from tests.support.small_models import DENOISERS, full, inputs, open_gates, small, vae
 
 # class, arguments, what its forward is told besides the usual inputs
 OPTIONS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {

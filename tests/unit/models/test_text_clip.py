@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 
 from opensora.errors import ConfigError, WeightsError
 from opensora.models.text.clip import ClipEncoder
-from tests.text_models import CAPTIONS, tiny_clip
+from tests.support.text_models import CAPTIONS, tiny_clip
 
 
 @pytest.fixture(scope="module")

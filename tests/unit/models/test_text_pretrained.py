@@ -16,7 +16,7 @@ from opensora.models.text.hugging_face import EMBEDDED_PACKAGE, HuggingFaceEncod
 from opensora.models.text.t5 import T5Encoder
 from opensora.models.text.transformers_encoder import quiet_transformers
 from opensora.registry import TEXT_ENCODERS, build
-from tests.text_models import CAPTIONS, tiny_bert, tiny_t5
+from tests.support.text_models import CAPTIONS, tiny_bert, tiny_t5
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from opensora.models.vae.tiling import (
     tiles,
     windows,
 )
-from tests.live_bytes import peak_bytes
+from tests.support.live_bytes import peak_bytes
 
 RELEASED: dict[str, Any] = {"size": 256, "frames": 65, "overlap": 0.25, "compression": (4, 8, 8)}
 # 16 pixels and 5 frames a piece, which are 2 x 2 latents of 2 frames.

@@ -8,8 +8,8 @@ from torch import nn
 from opensora.errors import ConfigError
 from opensora.models.layers.seam import Seam
 from opensora.parallel.sequence_parallel import shard_sequence
-from tests.contract.test_models import denoiser, inputs
 from tests.dist import one_rank
+from tests.support.small_models import denoiser, inputs
 
 
 @pytest.mark.parametrize("mode", ["dsp", "ulysses"])

@@ -25,7 +25,7 @@ from opensora.schema import TrainRun
 from opensora.training.build import build_training
 from opensora.training.loop import train
 from tests.dist import one_rank
-from tests.e2e.processes import ROOT
+from tests.support.command import ROOT
 
 CONFIG = {
     "144p": {1: (1.0, 7), 51: (1.0, 3)},

@@ -16,9 +16,9 @@ from opensora.planning.dry_run import DryRun, dry_run, dry_run_without_data
 from opensora.planning.text_encoder_size import text_parameters
 from opensora.registry import TEXT_ENCODERS, build
 from opensora.schema import TrainRun
-from tests.e2e.processes import ROOT
-from tests.samples import write_manifest, write_video
-from tests.text_models import tiny_t5
+from tests.support.command import ROOT
+from tests.support.media_files import write_manifest, write_video
+from tests.support.text_models import tiny_t5
 
 
 def run(config: str = "stdit", **changes: Any) -> TrainRun:

@@ -7,7 +7,7 @@ import pytest
 
 from opensora.cli.check import table_command
 from opensora.planning import layout_table
-from tests.e2e.processes import ROOT
+from tests.support.command import ROOT
 
 DOCUMENT = Path(ROOT, "docs", "parallelism.md").read_text(encoding="utf-8")
 

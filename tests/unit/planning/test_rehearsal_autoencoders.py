@@ -5,7 +5,7 @@ import torch
 
 from opensora.planning.meta_profile import profile_step
 from opensora.registry import VAES, build, names
-from tests.contract.test_models import SMALL_VAES
+from tests.support.small_models import SMALL_VAES
 
 
 @pytest.mark.parametrize("name", names(VAES))

@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 from opensora.models.layers.conv import Conv3d
 from opensora.models.shape_checks import ShapeError
 from opensora.registry import DISCRIMINATORS, VAES, build, constructor, names
-from tests.contract.test_models import vae
+from tests.support.small_models import vae
 
 FRAMES = range(1, 10)
 AUTOENCODERS = [name for name in names(VAES) if not hasattr(constructor(VAES, name), "__wrapped_class__")]

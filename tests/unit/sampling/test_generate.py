@@ -7,7 +7,7 @@ from opensora.models.text.classes import ClassLabels
 from opensora.rng import generator
 from opensora.sampling.generate import Sampler, check_size, generate, initial_noise
 from opensora.schedulers.ddpm import IDDPM
-from tests.unit.sampling.fakes import FakeCodec, fake_sampler, request, stdit_sampler
+from tests.support.fake_sampler import FakeCodec, fake_sampler, request, stdit_sampler
 
 
 def test_a_video_does_not_depend_on_its_batch_or_its_place() -> None:

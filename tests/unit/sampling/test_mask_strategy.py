@@ -15,7 +15,7 @@ from opensora.sampling.mask_strategy import (
     paste_references,
     read_reference,
 )
-from tests.samples import frame_number, write_picture, write_video
+from tests.support.media_files import frame_number, write_picture, write_video
 
 
 def latents(frames: int, first: float) -> torch.Tensor:

@@ -18,7 +18,7 @@ from opensora.sampling.metadata import (
     weights_id,
 )
 from opensora.schedulers.rectified_flow import RectifiedFlow
-from tests.unit.sampling.fakes import SETTINGS, request
+from tests.support.fake_sampler import SETTINGS, request
 
 NASTY = [
     "../../etc/passwd",

@@ -19,8 +19,8 @@ from opensora.sampling.reference_frames import ReferenceKeys
 from opensora.sampling.requests import collect_requests
 from opensora.schedulers.rectified_flow import RectifiedFlow
 from opensora.types import SampleRequest
-from tests.samples import write_picture, write_video
-from tests.unit.sampling.fakes import TOKENS, WIDTH, FakeCodec, FakeDenoiser, fake_sampler
+from tests.support.fake_sampler import TOKENS, WIDTH, FakeCodec, FakeDenoiser, fake_sampler
+from tests.support.media_files import write_picture, write_video
 
 SHAPE = (4, 4, 4, 4)
 PROMPTS = ["a cat", "a very small dog"]

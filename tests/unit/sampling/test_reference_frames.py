@@ -16,8 +16,8 @@ from opensora.sampling.metadata import file_stem, record, request_hash
 from opensora.sampling.reference_frames import ReferenceKeys
 from opensora.sampling.requests import collect_requests
 from opensora.types import SampleRequest, VideoConditioning
-from tests.samples import write_picture, write_video
-from tests.unit.sampling.fakes import SETTINGS, FakeCodec, fake_sampler, request, stdit_sampler
+from tests.support.fake_sampler import SETTINGS, FakeCodec, fake_sampler, request, stdit_sampler
+from tests.support.media_files import write_picture, write_video
 
 RUN = dict(num_frames=4, image_size=(16, 16), fps=8.0, seed=42)
 

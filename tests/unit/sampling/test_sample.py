@@ -13,7 +13,7 @@ from opensora.sampling.generate import Sampler
 from opensora.sampling.metadata import is_done
 from opensora.sampling.sample import LINES, make_batches, pending_batches, report_step, sample
 from opensora.sampling.video_writer import WriteError
-from tests.unit.sampling.fakes import SETTINGS, fake_sampler, request
+from tests.support.fake_sampler import SETTINGS, fake_sampler, request
 
 ALONE = World(0, 1, data_rank=0, data_size=1, local_rank=0, device=torch.device("cpu"))
 PROMPTS = ["a cat", "a small dog", "one red bird"]

@@ -15,7 +15,7 @@ from opensora.evaluation.psnr import psnr
 from opensora.rng import generator
 from opensora.sampling.metadata import is_done, output_path
 from opensora.sampling.video_writer import WriteError, prepare_folder, rgb_frames, write_sample, write_video
-from tests.unit.sampling.fakes import SETTINGS, request
+from tests.support.fake_sampler import SETTINGS, request
 
 
 def smooth_video(frames: int, height: int, width: int) -> Tensor:

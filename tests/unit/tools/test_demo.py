@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from opensora.datasets.table import write_table
-from tests.samples import write_video
+from tests.support.media_files import write_video
 from tools.demo import run
 from tools.demo.report import Stages, clips
 

@@ -27,8 +27,8 @@ from opensora.training.cached_features import network_fingerprint, stored_clips
 from opensora.training.loop import train
 from opensora.training.metrics import read
 from tests.dist import one_rank
-from tests.e2e.processes import ROOT
-from tests.samples import write_video
+from tests.support.command import ROOT
+from tests.support.media_files import write_video
 from tools.features import encode as tool
 from tools.features.encode import encode
 

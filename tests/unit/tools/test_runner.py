@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from opensora.datasets.table import read_table, write_table
-from tests.samples import write_video
+from tests.support.media_files import write_video
 from tests.unit.tools.tool_functions import double, needs
 from tools.journal import Journal
 from tools.runner import main

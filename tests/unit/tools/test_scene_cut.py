@@ -8,7 +8,7 @@ import pytest
 from opensora.datasets.decode import probe, read_frames
 from opensora.datasets.table import read_table, write_table
 from opensora.errors import BadClip
-from tests.samples import frame_number, write_video
+from tests.support.media_files import frame_number, write_video
 from tools.datasets.caption_table import caption, caption_table
 from tools.datasets.videos import demo_videos
 from tools.runner import main

@@ -231,7 +231,7 @@ def test_discriminator_stands_still_before_its_start() -> None:
 def test_keys_are_checked(override: str, words: str) -> None:
     from opensora.config import load
     from opensora.schema import TrainRun
-    from tests.e2e.processes import ROOT, TRAIN
+    from tests.support.command import ROOT, TRAIN
 
     with pytest.raises(ConfigError, match=words):
         load(str(ROOT / TRAIN), [override], TrainRun)

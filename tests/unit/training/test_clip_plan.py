@@ -25,8 +25,8 @@ from opensora.training.memory_warmup import warm_up
 from opensora.training.task import MicroBatchLoss
 from opensora.types import Batch
 from tests.dist import one_rank
-from tests.e2e.processes import ROOT
-from tests.samples import write_manifest
+from tests.support.command import ROOT
+from tests.support.media_files import write_manifest
 
 DEBUG = str(ROOT / "configs/stdit2/train/debug_buckets.py")
 

@@ -21,8 +21,8 @@ from opensora.training.loop import train
 from opensora.training.metrics import read
 from opensora.types import Batch
 from tests.dist import one_rank
-from tests.e2e.processes import ROOT
-from tests.samples import write_picture, write_video
+from tests.support.command import ROOT
+from tests.support.media_files import write_picture, write_video
 
 JOINT = str(ROOT / "configs/latte_t2v/train/debug_joint.py")
 VIDEOS = {"type": "MovingShapes", "clips": 5, "num_frames": 5, "image_size": (16, 16)}

@@ -12,7 +12,7 @@ from opensora.interfaces import Denoiser
 from opensora.registry import MODELS
 from opensora.schema import TrainRun
 from opensora.training.build import build_masks
-from tests.e2e.processes import ROOT, TRAIN
+from tests.support.command import ROOT, TRAIN
 
 
 def run(**changes: Any) -> TrainRun:

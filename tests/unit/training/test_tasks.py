@@ -18,7 +18,7 @@ from opensora.schema import TrainRun
 from opensora.training.autoencoder_task import AutoencoderTask
 from opensora.training.diffusion_task import DiffusionTask
 from opensora.types import Batch, EncodedText
-from tests.e2e.processes import ROOT
+from tests.support.command import ROOT
 
 SIZE = (1, 2, 4, 4)  # channels, frames, rows, columns of what the stand-ins call video and latents
 

@@ -35,7 +35,7 @@ def warm_python() -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="warm-") as folder, contextlib.ExitStack() as stack:
         address, executable = Path(folder, "server"), Path(folder, "python")
         server = subprocess.Popen(
-            [sys.executable, "-m", "tests.e2e.warm", "serve", str(address)],
+            [sys.executable, "-m", "tests.support.warm_python", "serve", str(address)],
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdin=subprocess.PIPE,  # its end tells the server that this process is gone
@@ -157,7 +157,7 @@ def start(address: str, arguments: list[str]) -> int:
 def receive(connection: socket.socket) -> bytes:
     found = connection.recv(4)
     if len(found) != 4:
-        sys.exit("tests/e2e/warm.py: the server is gone")
+        sys.exit("tests/support/warm_python.py: the server is gone")
     return found
 
 
