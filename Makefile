@@ -9,11 +9,8 @@ LISTS := $(wildcard requirements/*.txt) setup.py
 
 .PHONY: help install install-demo install-test demo test lint bench clean
 
-help:
-	@echo "make demo   install, train on real footage and sample videos (outputs/demo)"
-	@echo "make test   install what tests need and run them all"
-	@echo "make lint   ruff lint and format check, mypy"
-	@echo "make bench  measure speed and memory on this machine: WHAT=models, engine, tokens, buckets or faults"
+help: ## list every target
+	@awk -F ':[^#]*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -33,24 +30,24 @@ $(VENV)/.test: $(VENV)/.demo
 	$(PIP) -r requirements/test.txt
 	@touch $@
 
-install: $(VENV)/.runtime
-install-demo: $(VENV)/.demo
-install-test: $(VENV)/.test
+install: $(VENV)/.runtime ## create .venv with what the commands need
+install-demo: $(VENV)/.demo ## and the footage and text encoder of the demo
+install-test: $(VENV)/.test ## and what tests and lint need
 
-demo: install-demo
+demo: install-demo ## train on real footage and sample videos (outputs/demo)
 	$(BIN)/python -m tools.demo.run
 
-test: install-test
+test: install-test ## run all tests (WORKERS=2 processes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 WHAT ?= models
-bench: install-demo
+bench: install-demo ## measure speed and memory: WHAT=models, engine, tokens, buckets or faults
 	$(BIN)/opensora bench $(WHAT)
 
-lint: install-test
+lint: install-test ## ruff lint and format check, mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-clean:
+clean: ## remove .venv, outputs and build products
 	rm -rf $(VENV) outputs build *.egg-info
