@@ -82,7 +82,7 @@ _SIZES = {
         4096x1920 4288x1792 4480x1792 4672x1600 4800x1600 4992x1600 5184x1408 5376x1408 5568x1408 5760x1408
     """,
 }
-_ORDER_4K = _SEVENTEEN.replace("0.56 0.62", "0.62 0.56")  # the place in the table decides ties
+_ORDER_4K = _SEVENTEEN.replace("0.56 0.62", "0.62 0.56")  # the position in the table decides ties
 _ONLY_FROM_1_2 = ("2k", "2048", "2880")
 
 # 1.1 names 0.54 and 2.08 for 1:1.85 and 25:12; 1.2 for 27:50 and, although that is 1.85, 50:27.
@@ -96,28 +96,30 @@ NUM_FRAMES = {f"{n}x": 51 * n for n in (1, 2, 4, 8, 16)} | {f"{2 * n}s": 51 * n 
 @cache
 def tables(version: Version = "1.3") -> Mapping[str, Resolution]:
     """Every resolution of a version by name."""
-    found = {name: Resolution(*_base(name)) for name in _SIZES}
+    resolutions = {name: Resolution(*_base(name)) for name in _SIZES}
     for factor in (2, 4, 8):  # of "256"
-        sizes = {ratio: (factor * height, factor * width) for ratio, (height, width) in found["256"].sizes.items()}
-        found[str(256 * factor)] = Resolution((256 * factor) ** 2, sizes)
+        sizes = {
+            ratio: (factor * height, factor * width) for ratio, (height, width) in resolutions["256"].sizes.items()
+        }
+        resolutions[str(256 * factor)] = Resolution((256 * factor) ** 2, sizes)
     if version == "1.1":
-        return {name: table for name, table in found.items() if name not in _ONLY_FROM_1_2}
+        return {name: table for name, table in resolutions.items() if name not in _ONLY_FROM_1_2}
     if version == "1.3":
-        found = {name: _two_digits(table) for name, table in found.items()}
-        return found | {f"{name}_16d": _multiples_of_16(table) for name, table in found.items()}
-    return found
+        resolutions = {name: _two_digits(table) for name, table in resolutions.items()}
+        return resolutions | {f"{name}_16d": _multiples_of_16(table) for name, table in resolutions.items()}
+    return resolutions
 
 
 def resolution(name: str, version: Version = "1.3") -> Resolution:
     """One table; ConfigError for a name that the version does not have. "240x424" is a resolution of that one size."""
-    found = tables(version)
-    if name not in found:
+    resolutions = tables(version)
+    if name not in resolutions:
         if re.fullmatch(r"[1-9]\d*x[1-9]\d*", name):
             return _one_size(_size(name))
         raise ConfigError(
-            f"resolution: {name!r}; allowed: {', '.join(found)} (Open-Sora {version}), or HEIGHTxWIDTH; name one of them"
+            f"resolution: {name!r}; allowed: {', '.join(resolutions)} (Open-Sora {version}), or HEIGHTxWIDTH; name one of them"
         )
-    return found[name]
+    return resolutions[name]
 
 
 def closest_ratio(height: float, width: float, name: str, version: Version = "1.3") -> str:
@@ -127,7 +129,7 @@ def closest_ratio(height: float, width: float, name: str, version: Version = "1.
 
 
 def ratio_names(version: Version = "1.3") -> Mapping[str, str]:
-    """What people write ("9:16", height first) -> the name in the tables ("0.56")."""
+    """Map each ratio as people write it ("9:16", height first) to its name in the tables ("0.56")."""
     written = _RATIOS_1_1 if version == "1.1" else _RATIOS
     return dict(zip(written.split(), _SEVENTEEN.split(), strict=True))
 

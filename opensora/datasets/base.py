@@ -1,4 +1,4 @@
-"""What the loader and the training loop ask of a data set."""
+"""Protocols of a data set, for the loader and the training loop."""
 
 from typing import Protocol
 
@@ -14,7 +14,7 @@ class Dataset(Protocol):
     """Clips by row. A clip is a function of (row, draw) alone, so any process may make any clip."""
 
     where: str  # the manifest, or the data set's name, for messages
-    num_frames: int  # 0, here and below: clips of any size are asked for one by one
+    num_frames: int  # 0, here and below: every clip is requested at a size
     image_size: tuple[int, int]  # height, width in pixels
 
     @property
@@ -35,12 +35,12 @@ class Dataset(Protocol):
 
 
 class SizedDataset(Dataset, Protocol):
-    """A data set that makes clips of any size, as `bucket_config` asks for."""
+    """A data set that makes clips of any size, as `bucket_config` needs."""
 
     frame_interval: int  # frames of a row from one frame of the clip to the next
 
     def sizes(self) -> ClipSizes:
-        """What each row could be trained at, known without opening a video."""
+        """Lengths and sizes that each row can be trained at, known without opening a video."""
 
     def clip(self, row: int, draw: Draw, size: ClipSize | None = None) -> Clip:
         """The clip of `row` at a size; None = the data set's own."""

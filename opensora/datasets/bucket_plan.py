@@ -21,9 +21,9 @@ from opensora.errors import ConfigError, DataError
 from opensora.rng import permutation
 
 UNSIZED, TOO_SMALL, TOO_SHORT, CHANCE = (
-    "the manifest does not tell num_frames, height and width (and fps where start, end or the data set's fps need it)",
+    "the manifest lacks num_frames, height or width (or fps where start, end or the data set's fps need it)",
     "smaller than 0.8 of every resolution that takes its length",
-    "shorter than every length, or of a kind (picture, video) that no bucket takes",
+    "shorter than every length, or of a kind (image, video) that no bucket takes",
     "left out by chance this epoch",
 )
 _BLOCK = 1 << 20  # rows
@@ -47,7 +47,7 @@ class Epoch:
 class BucketOrder:
     """An `Order` by buckets.
 
-    image_ratio: share of the optimizer steps that are made of pictures (buckets of one frame), kept in every epoch by
+    image_ratio: share of the optimizer steps that are made of images (buckets of one frame), kept in every epoch by
     leaving out steps of the kind that there is too much of; None = as the data falls.
     Raises ConfigError for a seed or ratio that cannot be used.
     """
@@ -78,6 +78,7 @@ class BucketOrder:
         self.choices = functools.lru_cache(maxsize=1)(self._choose)
 
     def request(self, step: int, micro_batch: int) -> Request:
+        # All ranks compute the same plan, and each takes its own micro-batches of the step.
         number, within = self.locate(step)
         epoch = self.epoch(number)
         bucket = int(epoch.step_bucket[within])
@@ -85,8 +86,8 @@ class BucketOrder:
         sample_ids = [micro_batch * size + j for j in range(size)]
         rows = epoch.rows[first : epoch.first[bucket + 1]]
         at = int(epoch.step_first[within]) - first + np.array(sample_ids)
-        tries = np.arange(min(len(rows), MAX_FALLBACK_ROWS))
-        return Request(step, sample_ids, rows[(at[:, None] + tries) % len(rows)], self.size(bucket))
+        skips = np.arange(min(len(rows), MAX_FALLBACK_ROWS))
+        return Request(step, sample_ids, rows[(at[:, None] + skips) % len(rows)], self.size(bucket))
 
     def size(self, bucket: int) -> ClipSize:
         """Of the clips of the bucket with this number."""
@@ -94,10 +95,10 @@ class BucketOrder:
 
     def locate(self, step: int) -> tuple[int, int]:
         """(epoch, step in the epoch) of a step of the run."""
-        if self.buckets.certain and self._steps(0):  # then every epoch has as many
-            return divmod(step, self._steps(0))
+        if self.buckets.certain and self.step_count(0):  # then every epoch has this number
+            return divmod(step, self.step_count(0))
         while not self._ends or self._ends[-1] <= step:
-            self._ends.append((self._ends[-1] if self._ends else 0) + self._steps(len(self._ends)))
+            self._ends.append((self._ends[-1] if self._ends else 0) + self.step_count(len(self._ends)))
             if len(self._ends) > _EMPTY_EPOCHS and self._ends[-1] == self._ends[-1 - _EMPTY_EPOCHS]:
                 raise DataError(f"{self.dataset.where}: {_EMPTY_EPOCHS} epochs in turn have no full step; add rows")
         number = bisect.bisect_right(self._ends, step)
@@ -105,22 +106,23 @@ class BucketOrder:
 
     def _choose(self, epoch: int) -> NDArray[np.int16]:
         """For every row of the data set the number of its bucket, or DROPPED."""
-        sizes, found = self.sizes, np.full(len(self.sizes.index), DROPPED, dtype=np.int16)
-        for begin in range(0, len(found), _BLOCK):
+        # In blocks, so that temporary arrays stay small for millions of rows.
+        sizes, choices = self.sizes, np.full(len(self.sizes.index), DROPPED, dtype=np.int16)
+        for begin in range(0, len(choices), _BLOCK):
             block = slice(begin, begin + _BLOCK)
             known = np.flatnonzero((sizes.num_frames[block] > 0) & (sizes.height[block] > 0) & (sizes.width[block] > 0))
             known += begin
-            found[known] = self.buckets.choose_many(
+            choices[known] = self.buckets.choose_many(
                 sizes.num_frames[known],
                 sizes.height[known],
                 sizes.width[known],
                 frame_interval=self.dataset.frame_interval,
                 seeds=self.buckets.row_seed(self.seed, epoch, sizes.index[known]),
             )
-        return found
+        return choices
 
     def report(self) -> BucketReport:
-        """What becomes of the rows in the first epoch. Raises DataError when no optimizer step can be filled."""
+        """Counts of the rows in the first epoch. Raises DataError when no optimizer step can be filled."""
         epoch, chosen, whole = self.epoch(0), self.choices(0), self.dataset.report()
         counts = np.diff(epoch.first)
         steps = np.bincount(epoch.step_bucket, minlength=len(counts))
@@ -131,13 +133,13 @@ class BucketOrder:
             if counts[n]
         ]
         dropped = {reason: whole.count(reason) for reason in whole.dropped}
-        for reason, rows in self._why_dropped(chosen == DROPPED).items():
+        for reason, rows in self._drop_reasons(chosen == DROPPED).items():
             dropped[reason] = rows
         report = BucketReport(self.dataset.where, whole.rows, dropped, lines, len(epoch), whole, self.image_ratio)
         report.require_steps(self.micro_batches)
         return report
 
-    def _why_dropped(self, dropped: NDArray[np.bool_]) -> dict[str, int]:
+    def _drop_reasons(self, dropped: NDArray[np.bool_]) -> dict[str, int]:
         """Reason -> rows, of the rows that no bucket took."""
         rows = np.flatnonzero(dropped)
         frames, height, width = (
@@ -145,21 +147,24 @@ class BucketOrder:
         )
         known = (frames != 0) & (height > 0) & (width > 0)
         long_enough, both = self.buckets.fits(frames, height, width, frame_interval=self.dataset.frame_interval)
-        found = {
+        masks = {
             UNSIZED: ~known,
             TOO_SHORT: known & ~long_enough,
             TOO_SMALL: known & long_enough & ~both,
             CHANCE: known & both,
         }
-        return {reason: int(which.sum()) for reason, which in found.items() if which.any()}
+        return {reason: int(mask.sum()) for reason, mask in masks.items() if mask.any()}
 
-    def _steps(self, epoch: int) -> int:
-        if epoch in (0, 1):  # will be needed whole
+    def step_count(self, epoch: int) -> int:
+        """Optimizer steps of an epoch; those of later epochs are counted without ordering their rows."""
+        if epoch in (0, 1):  # these are needed whole
             return len(self.epoch(epoch))
         chosen = self.choices(epoch)
         return int(self._wanted(np.bincount(chosen[chosen != DROPPED], minlength=len(self.buckets))).sum())
 
     def _plan(self, number: int) -> Epoch:
+        # Shuffle the rows, then sort them by bucket: the stable sort keeps the shuffled order within each bucket.
+        # Dropped rows have the lowest number, so they come first and are cut off.
         chosen = self.choices(number)
         rows = permutation(len(chosen), self.seed, "order", number)
         if len(rows) < 2**31:
@@ -169,10 +174,13 @@ class BucketOrder:
         rows = rows[np.count_nonzero(shuffled == DROPPED) :]
         counts = np.bincount(chosen[chosen != DROPPED], minlength=len(self.buckets))
         first = np.concatenate([[0], np.cumsum(counts)])
+        # Cut each bucket's rows into full steps. Rows that fill no step are left out of this epoch only, for the next
+        # epoch shuffles them anew.
         clips, full = self.micro_batches * self.batch_sizes, self._full(counts)
         bucket = np.repeat(np.arange(len(full), dtype=np.int16), full)
         nth = np.arange(len(bucket)) - np.repeat(np.cumsum(full) - full, full)  # of the bucket's steps
         begin = first[bucket] + nth * clips[bucket]
+        # Shuffle the steps of all buckets, so that no part of an epoch is of one size; drop the surplus of one kind.
         order = permutation(len(bucket), self.seed, "bucket order", number)
         order = order[self._within_ratio(self._is_image[bucket[order]])]
         return Epoch(rows, first, bucket[order], begin[order])
@@ -183,22 +191,22 @@ class BucketOrder:
         return np.where(clips > 0, counts // np.maximum(clips, 1), 0)
 
     def _wanted(self, counts: NDArray[np.integer]) -> NDArray[np.int64]:
-        """[pictures, videos]: steps of an epoch whose buckets hold so many rows."""
+        """[images, videos]: steps of an epoch; counts: rows in each bucket."""
         full = self._full(counts)
         images, videos = int(full[self._is_image].sum()), int(full[~self._is_image].sum())
         return np.array(_in_ratio(images, videos, self.image_ratio))
 
     def _within_ratio(self, is_image: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Which of an epoch's shuffled steps are made: of each kind the first ones."""
+        """Mask of an epoch's shuffled steps that are made: the first ones of each kind."""
         images = int(is_image.sum())
         keep_images, keep_videos = _in_ratio(images, len(is_image) - images, self.image_ratio)
         return np.where(is_image, np.cumsum(is_image) <= keep_images, np.cumsum(~is_image) <= keep_videos)
 
 
 def _in_ratio(images: int, videos: int, ratio: float | None) -> tuple[int, int]:
-    """As many steps of both kinds as there are for a share `ratio` of pictures."""
+    """The most steps (images, videos) of both kinds that have a share `ratio` of images."""
     if ratio is None:
         return images, videos
-    if images * (1 - ratio) >= videos * ratio:  # pictures to spare
+    if images * (1 - ratio) >= videos * ratio:  # images to spare
         return (min(images, round(videos * ratio / (1 - ratio))), videos) if ratio < 1 else (images, 0)
     return images, min(videos, round(images * (1 - ratio) / ratio))

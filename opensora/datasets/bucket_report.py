@@ -1,4 +1,4 @@
-"""What buckets make of a data set in one epoch: rows in, trained on, left out and why, bucket by bucket."""
+"""Counts of one epoch by bucket: rows in, trained on, and left out for each reason."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -83,24 +83,24 @@ class BucketReport:
         return sorted((line for line in self.lines_by_bucket if line.steps), key=lambda line: -line.volume)
 
     @property
-    def most_seen(self) -> BucketLine:
-        """The bucket that most pixels of an epoch are of."""
+    def largest_share(self) -> BucketLine:
+        """The bucket with the most pixels of an epoch."""
         return max(self.trained, key=lambda line: line.volume * line.steps)
 
     def lines(self) -> list[str]:
         """The report as plain lines, for a log."""
-        found = [f"{self.where}: {self.rows} rows in, {self.kept} trained on in {self.steps} steps of the first epoch"]
-        found += [
+        lines = [f"{self.where}: {self.rows} rows in, {self.kept} trained on in {self.steps} steps of the first epoch"]
+        lines += [
             f"  {line.name()}, batch {line.batch_size}: {line.rows} rows, {line.steps} steps, {line.left_over} left over"
             for line in self.lines_by_bucket
         ]
         for reason, rows in self.dropped.items():
-            found.append(f"  dropped, {reason}: {rows}")
-            told = self.manifest.dropped.get(reason, [])[:SHOWN]
-            found += [f"    {message}" for message in told]
-            if told and rows > SHOWN:
-                found.append(f"    ... and {rows - SHOWN} more")
-        return found
+            lines.append(f"  dropped, {reason}: {rows}")
+            messages = self.manifest.dropped.get(reason, [])[:SHOWN]
+            lines += [f"    {message}" for message in messages]
+            if messages and rows > SHOWN:
+                lines.append(f"    ... and {rows - SHOWN} more")
+        return lines
 
     def table(self) -> "Group":
         """The report as tables for a terminal."""

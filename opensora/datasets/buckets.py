@@ -1,4 +1,4 @@
-"""Buckets: which size and length a clip of a mixed data set is trained at.
+"""Buckets: the size and length at which each clip of a mixed data set is trained.
 
 A bucket is a resolution's name, a number of frames and a ratio's name; the clips of one bucket share one size and can
 be batched. The choice for a clip is a function of its frames, height, width and a seed, and gives the very buckets that
@@ -61,7 +61,7 @@ class Buckets:
         ]
 
     def __len__(self) -> int:
-        """How many buckets there are: every ratio of every resolution and length."""
+        """Number of buckets: every ratio of every resolution and length."""
         return len(self.all)
 
     def row_seed(self, seed: int, epoch: int, row: Integers) -> Integers:
@@ -71,7 +71,7 @@ class Buckets:
     def choose(self, num_frames: int, height: int, width: int, *, frame_interval: int = 1, seed: int) -> Bucket | None:
         """The bucket of a clip, or None when it is dropped.
 
-        Resolutions are tried from the largest that the clip fills to 0.8. A picture goes to the pictures of the first
+        Resolutions are tried from the largest that the clip fills to 0.8. An image goes to the images of the first
         resolution that keeps it. A video takes the longest length it has frames for, and stays or tries the next
         resolution. Every (resolution, length) draws from numpy's generator of `seed` + its index.
         """
@@ -79,11 +79,13 @@ class Buckets:
             if height * width < aspect.resolution(name, self.version).num_pixels * SMALLEST:
                 continue
             if num_frames == 1:
-                found = 1 if 1 in lengths and self._draw(name, 1, seed).random() < self._entries[name, 1].keep else None
+                length = (
+                    1 if 1 in lengths and self._draw(name, 1, seed).random() < self._entries[name, 1].keep else None
+                )
             else:
-                found = self._length(name, num_frames, frame_interval, seed)
-            if found is not None:
-                return Bucket(name, found, aspect.closest_ratio(height, width, name, self.version))
+                length = self._length(name, num_frames, frame_interval, seed)
+            if length is not None:
+                return Bucket(name, length, aspect.closest_ratio(height, width, name, self.version))
         return None
 
     def choose_many(
@@ -96,7 +98,7 @@ class Buckets:
         seeds: NDArray[np.integer],
     ) -> NDArray[np.int16]:
         """`choose` for n clips, all arguments [n]: each clip's number in `all`, or DROPPED."""
-        found = np.full(len(num_frames), DROPPED, dtype=np.int16)
+        choices = np.full(len(num_frames), DROPPED, dtype=np.int16)
         pixels = height.astype(np.int64) * width
         left, first = np.arange(len(num_frames)), 0  # clips without a bucket; number of the resolution's first bucket
         for name, lengths in self.lengths.items():
@@ -105,8 +107,8 @@ class Buckets:
             length = np.full(len(fit), DROPPED, dtype=np.int16)
             videos = num_frames[fit] != 1
             if 1 in lengths:
-                pictures = np.flatnonzero(~videos)
-                length[pictures[self._kept(name, 1, seeds[fit[pictures]])]] = lengths.index(1)
+                images = np.flatnonzero(~videos)
+                length[images[self._kept(name, 1, seeds[fit[images]])]] = lengths.index(1)
             here = np.flatnonzero(videos)
             for index, frames in enumerate(lengths):
                 long_enough = num_frames[fit[here]] > frames * frame_interval
@@ -118,10 +120,10 @@ class Buckets:
                 here = np.concatenate([here[~long_enough], tried[untried]])
             chosen = length != DROPPED
             rows = fit[chosen]
-            found[rows] = first + length[chosen] * len(table.sizes) + _ratios(height[rows], width[rows], table)
-            left = left[found[left] == DROPPED]
+            choices[rows] = first + length[chosen] * len(table.sizes) + _ratios(height[rows], width[rows], table)
+            left = left[choices[left] == DROPPED]
             first += len(lengths) * len(table.sizes)
-        return found
+        return choices
 
     def fits(
         self,
@@ -131,7 +133,7 @@ class Buckets:
         *,
         frame_interval: int = 1,
     ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Which of n clips have frames for some bucket that takes any, and which have the pixels for one of those too."""
+        """Masks of the clips long enough for some bucket, and of those that also have the pixels for one of these buckets."""
         pixels = height.astype(np.int64) * width
         long_enough, both = (np.zeros(len(pixels), dtype=np.bool_) for _ in range(2))
         for (name, frames), entry in self._entries.items():
@@ -143,25 +145,25 @@ class Buckets:
 
     @property
     def certain(self) -> bool:
-        """Whether nothing is left to chance, so that every epoch has the same choices."""
+        """True when nothing is left to chance, so that every epoch has the same choices."""
         entries = self._entries.values()
         return all(entry.keep in (0, 1) and (entry.attempt is None or entry.attempt >= 1) for entry in entries)
 
     def takes(self, bucket: Bucket) -> bool:
-        """Whether clips are ever put in it: its chance is above 0."""
+        """True when clips are ever put in it: its chance is above 0."""
         return self._entries[bucket.resolution, bucket.num_frames].keep > 0
 
-    def _kept(self, name: str, length: int, seeds: NDArray[np.integer], place: int = 0) -> NDArray[np.bool_]:
-        """Which of the clips stay, by number `place` of each one's generator; certain answers are not drawn."""
+    def _kept(self, name: str, length: int, seeds: NDArray[np.integer], draw: int = 0) -> NDArray[np.bool_]:
+        """Mask of the clips that stay, by number `draw` of each one's generator; nothing is drawn where it is certain."""
         keep = self._entries[name, length].keep
         if keep >= 1 or keep <= 0:
             return np.full(len(seeds), keep >= 1)
-        return first_draws(seeds + self.pairs[name, length], place + 1)[:, place] < keep
+        return first_draws(seeds + self.pairs[name, length], draw + 1)[:, draw] < keep
 
     def _tried_and_kept(
         self, name: str, length: int, seeds: NDArray[np.integer]
     ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Of videos long enough: which go on to the next length untried, which stay."""
+        """Masks of long enough videos: those that go on to the next length untried, and those that stay."""
         attempt = self._entries[name, length].attempt
         if attempt is None or attempt >= 1:
             return np.zeros(len(seeds), dtype=np.bool_), self._kept(name, length, seeds, 0 if attempt is None else 1)
@@ -177,10 +179,10 @@ class Buckets:
 
     def batch_size(self, bucket: Bucket) -> int:
         """Clips in one micro-batch; ValueError for a bucket that no clip is put in."""
-        found = self._entries[bucket.resolution, bucket.num_frames].batch_size
-        if found is None:
+        batch_size = self._entries[bucket.resolution, bucket.num_frames].batch_size
+        if batch_size is None:
             raise ValueError(f"{bucket} has no batch size, for its chance is 0")
-        return found
+        return batch_size
 
     def _length(self, name: str, num_frames: int, frame_interval: int, seed: int) -> int | None:
         """The length a video is trained at in one resolution; None sends it on to the next."""

@@ -1,4 +1,4 @@
-"""How long and how large the clips of a data set's rows can be, as columns: what buckets are chosen by."""
+"""Length and size that the clips of each row can have, as columns; buckets are chosen by them."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from opensora.datasets.manifest import Columns
 
 ROUNDING = 1e-3  # frames: times are written with few digits, and must not move a boundary by one
-NONE = -1  # frames of a row whose start, end or time_range leave none
+NO_FRAMES = -1  # frames of a row whose start, end or time_range leave none
 
 
 @dataclass(frozen=True)
@@ -16,31 +16,31 @@ class ClipSizes:
     """An array [n] each, for the n rows of a data set; 0: not known."""
 
     index: NDArray[np.int64]  # row of the manifest, from 0
-    num_frames: NDArray[np.int32]  # that a clip may take, at its rate; a picture has 1; NONE: none is left
+    num_frames: NDArray[np.int32]  # that a clip may take, at its rate; an image has 1; NO_FRAMES: none is left
     height: NDArray[np.int32]  # pixels
     width: NDArray[np.int32]  # pixels
 
 
-def spans(columns: Columns, time_range: tuple[float, float]) -> NDArray[np.int64]:
-    """Frames that each row's start and end and `time_range` leave, or NONE; 0 where the manifest does not tell."""
+def usable_frames(columns: Columns, time_range: tuple[float, float]) -> NDArray[np.int64]:
+    """Frames that each row's start and end and `time_range` leave, or NO_FRAMES; 0 where the manifest leaves it out."""
     known = (columns.num_frames > 0) & ((np.isnan(columns.start) & np.isnan(columns.end)) | ~np.isnan(columns.fps))
     first = np.ceil(np.nan_to_num(columns.start * columns.fps) - ROUNDING * ~np.isnan(columns.start))
     end = np.ceil(columns.end * columns.fps - ROUNDING)
     stop = np.fmin(columns.num_frames, end)  # a missing end is no limit
     length = np.maximum(0, stop - first)
     low, high = (np.trunc(length * part + ROUNDING) for part in time_range)
-    picture = (columns.num_frames == 1) & (length == 1)  # cannot be divided
-    frames = np.where(picture, 1, high - low)
-    return np.where(known, np.where(frames > 0, frames, NONE), 0).astype(np.int64)
+    is_image = (columns.num_frames == 1) & (length == 1)  # cannot be divided
+    frames = np.where(is_image, 1, high - low)
+    return np.where(known, np.where(frames > 0, frames, NO_FRAMES), 0).astype(np.int64)
 
 
-def at_rate(frames: NDArray[np.int64], fps: NDArray[np.float64], rate: float | None) -> NDArray[np.int64]:
+def frames_at_rate(frames: NDArray[np.int64], fps: NDArray[np.float64], rate: float | None) -> NDArray[np.int64]:
     """Frames of each span once it is brought from `fps` to `rate` frames per second (None: as it is).
 
-    0 where fps is not known, but for pictures and where no frame is left.
+    0 where fps is not known, except for images and where no frame is left.
     """
     if rate is None:
         return frames
     with np.errstate(invalid="ignore"):
-        found = np.floor((frames - 1) * (rate / fps) + ROUNDING) + 1
-    return np.where(frames <= 1, frames, np.nan_to_num(found)).astype(np.int64)
+        resampled = np.floor((frames - 1) * (rate / fps) + ROUNDING) + 1
+    return np.where(frames <= 1, frames, np.nan_to_num(resampled)).astype(np.int64)

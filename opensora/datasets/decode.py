@@ -1,8 +1,8 @@
-"""Videos and pictures to frames, by seeking: only what is asked for is decoded, and one frame is held at a time.
+"""Videos and images to frames, by seeking: only the frames requested are decoded, and one is in memory at a time.
 
 Frames are named by their index on a grid of the file's mean frame rate, counted from the first frame. For a file of
 constant rate that is the frame's number; where the rate varies, an index shows the frame on screen at that moment.
-Layout: T frames, H W rows and columns, C colours (red, green, blue), uint8. Rotation flags are applied.
+Layout: T frames, H W rows and columns, C colors (red, green, blue), uint8. Rotation flags are applied.
 """
 
 import os
@@ -32,7 +32,7 @@ _BACK_SECONDS = (0, 1, 4, 16)  # a seek may land after its target; then it is re
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a file holds, from its header and first frame."""
+    """Size, rate and length of a file, from its header and first frame."""
 
     path: str
     num_frames: int
@@ -50,7 +50,7 @@ class VideoInfo:
 
 
 def probe(path: str) -> VideoInfo:
-    """Size, rate and length of a video or picture. BadClip says why a file cannot be read."""
+    """Size, rate and length of a video or image. BadClip says why a file cannot be read."""
     with Video(path) as video:
         return video.info
 
@@ -62,9 +62,9 @@ def read_frames(path: str, indices: Sequence[int]) -> Frames:
 
 
 class Video:
-    """An open video or picture. Use it in a `with` statement: the file is closed on the way out, errors included.
+    """An open video or image. Use it in a `with` statement: the file is closed on the way out, errors included.
 
-    num_frames: the number of frames found on an earlier visit; it saves reading the whole file where the header does
+    num_frames: the number of frames counted on an earlier visit; it saves reading the whole file where the header does
     not count them (`counted_by_header` is False).
     """
 
@@ -104,27 +104,27 @@ class Video:
                 f"{self.path}: has {have} frame{'s' if have > 1 else ''}, {wanted[-1] + 1} are needed; "
                 "use a longer clip, a smaller num_frames or frame_interval, or remove the row"
             )
-        place, shown, last = 0, None, -1
+        position, shown, last = 0, None, -1
         for number, frame in self._numbered_from(wanted[0]):
-            while number > wanted[place]:  # the frame before this one was on screen at that index
-                yield self._picture(shown or frame)
-                place += 1
-                if place == len(wanted):
+            while number > wanted[position]:  # the frame before this one was on screen at that index
+                yield self._to_array(shown or frame)
+                position += 1
+                if position == len(wanted):
                     return
-            shown, last = frame, self._number((frame.pts or 0) + (frame.duration or 0)) - 1
+            shown, last = frame, self.index_at((frame.pts or 0) + (frame.duration or 0)) - 1
             last = max(last, number)
-            while number == wanted[place]:
-                yield self._picture(frame)
-                place += 1
-                if place == len(wanted):
+            while number == wanted[position]:
+                yield self._to_array(frame)
+                position += 1
+                if position == len(wanted):
                     return
-        for index in wanted[place:]:
+        for index in wanted[position:]:
             if shown is None or index > last + 1:  # one frame of slack for a rounded frame rate
                 raise BadClip(
                     f"{self.path}: the data ends after frame {last}, frame {index} of {self.info.num_frames} is needed; "
                     "the file is truncated; copy it again or remove the row"
                 )
-            yield self._picture(shown)
+            yield self._to_array(shown)
 
     def _open(self) -> None:
         import av
@@ -186,9 +186,10 @@ class Video:
             raise BadClip(f"{self.path}: cannot be read to its end ({error.strerror}); copy it again") from error
         if last_pts is None or self._first_pts is None:
             return max(1, packets)
-        return self._number(last_pts) + 1
+        return self.index_at(last_pts) + 1
 
-    def _number(self, pts: int) -> int:
+    def index_at(self, pts: int) -> int:
+        """Index of the frame with this presentation time stamp, in units of the stream's time base."""
         return round((pts - (self._first_pts or 0)) * self._time_base * self._rate)
 
     def _restart(self) -> None:
@@ -213,8 +214,8 @@ class Video:
             decoded = self._decoded()
             # Frames shown before the first key frame depend on data before the seek point, and may be damaged.
             key = next((frame for frame in decoded if frame.key_frame), None)
-            if key is not None and key.pts is not None and self._number(key.pts) <= first:
-                yield self._number(key.pts), key
+            if key is not None and key.pts is not None and self.index_at(key.pts) <= first:
+                yield self.index_at(key.pts), key
                 yield from self._numbered(decoded)
                 return
         self._restart()
@@ -223,9 +224,9 @@ class Video:
     def _numbered(self, decoded: "Iterator[VideoFrame]") -> "Iterator[tuple[int, VideoFrame]]":
         for frame in decoded:
             if frame.pts is not None:
-                yield self._number(frame.pts), frame
+                yield self.index_at(frame.pts), frame
 
-    def _picture(self, frame: "VideoFrame") -> Frames:
+    def _to_array(self, frame: "VideoFrame") -> Frames:
         pixels: Any = frame.to_ndarray(format="rgb24")
         return np.ascontiguousarray(np.rot90(pixels, self._quarter_turns)) if self._quarter_turns else pixels
 
@@ -239,9 +240,9 @@ def _open_file(path: str) -> BinaryIO:
             raise BadClip(f"{path}: the file is empty (0 bytes); copy it again or remove the row")
         return file
     except FileNotFoundError:
-        raise BadClip(f"{path}: no such file; paths are relative to the manifest's folder; mend the path") from None
+        raise BadClip(f"{path}: no such file; paths are relative to the manifest's folder; correct the path") from None
     except IsADirectoryError:
-        raise BadClip(f"{path}: is a folder; a video or picture file is needed; mend the path") from None
+        raise BadClip(f"{path}: is a folder; a video or image file is needed; correct the path") from None
     except OSError as error:
         raise BadClip(f"{path}: cannot be opened ({error.strerror}); check its permissions") from error
 
@@ -253,6 +254,6 @@ def _unreadable(file: BinaryIO, error: Exception) -> str:
     if head.startswith(b"version https://git-lfs"):
         return "is a Git LFS pointer, not the video itself; run `git lfs pull`"
     if all(byte in b"\t\n\r\f" or 32 <= byte < 127 for byte in head):
-        return "is a text file, not a video; mend the path or remove the row"
+        return "is a text file, not a video; correct the path or remove the row"
     reason = getattr(error, "strerror", None) or str(error)
     return f"is not a readable video ({reason}); it is truncated or of another kind; copy it again or remove the row"

@@ -38,7 +38,7 @@ class CacheableDataset(Dataset, Protocol):
     """A data set that can identify a clip without making it."""
 
     def settings(self) -> dict[str, Any]:
-        """How clips of any size are made of any row, as plain values."""
+        """Settings that make clips of any size from any row, as plain values."""
 
     def random_settings(self) -> list[str]:
         """The settings by which a clip depends on the draw, in words; [] if a row is always the same clip."""
@@ -166,7 +166,7 @@ class FeatureStore:
         return _read_json(self._clips_file(dataset))
 
     def other_clip_settings(self, dataset: CacheableDataset) -> str:
-        """How the data set's settings differ from the most similar ones there, in words."""
+        """The differences of the data set's settings from the most similar ones in the store, in words."""
         others = [(_read_json(path) or {})["settings"] for path in self.path.glob("clips-*.json")]
         return _nearest(dataset.settings(), others, "no clips are stored there yet")
 

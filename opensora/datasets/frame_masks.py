@@ -1,7 +1,7 @@
-"""Which latent frames of a training clip are given, and which are noised and learnt.
+"""Masks of the latent frames of a training clip: conditioning frames, or frames to be noised and learned.
 
 A mask is bool [T]: False = a frame given as a condition, True = noised. A model trained with masks continues videos,
-brings pictures to life and fills in frames. Kinds, ratios and the order of the random draws are those of Open-Sora 1.1
+animates images and fills in frames. Kinds, ratios and the order of the random draws are those of Open-Sora 1.1
 to 1.3: the same seeds give the same masks.
 """
 
@@ -25,14 +25,14 @@ _RENAMED = {"no": IDENTITY, "intepolate": "interpolate"}
 class Sources(NamedTuple):
     """The two streams that a mask draws from."""
 
-    rng: Random  # kind, place and length
+    rng: Random  # kind, position and length
     generator: Generator  # frame by frame, for kind "random"
 
 
 def _span(frames: int, start: int, length: int) -> Tensor:
-    given = torch.zeros(frames, dtype=torch.bool)
-    given[start : start + length] = True
-    return ~given
+    conditioning = torch.zeros(frames, dtype=torch.bool)
+    conditioning[start : start + length] = True
+    return ~conditioning
 
 
 def _anywhere(frames: int, longest: int, rng: Random) -> Tensor:
@@ -95,8 +95,8 @@ class FrameMasks:
             self.ratios[IDENTITY] = 1 - sum(self.ratios.values())
 
     def draw(self, frames: int, rng: Random, generator: Generator) -> Tensor:
-        """The mask of one clip of `frames` latent frames, bool [T]; a picture has nothing to give."""
-        kind = choose(self.ratios, rng)  # drawn for a picture as well, as in Open-Sora
+        """The mask of one clip of `frames` latent frames, bool [T]; an image has none."""
+        kind = choose(self.ratios, rng)  # drawn for an image as well, as in Open-Sora
         if frames <= 1:
             return torch.ones(frames, dtype=torch.bool)
         mask_T = KINDS[kind](frames, Sources(rng, generator))
@@ -112,18 +112,18 @@ def kind_name(name: str) -> str:
 
 
 def _renamed(ratios: Mapping[str, float], name_of: Callable[[str], str]) -> dict[str, float]:
-    found: dict[str, float] = {}
+    shares: dict[str, float] = {}
     for name, ratio in ratios.items():
-        found[name_of(name)] = found.get(name_of(name), 0.0) + ratio  # two names of one kind add up
-    return found
+        shares[name_of(name)] = shares.get(name_of(name), 0.0) + ratio  # two names of one kind add up
+    return shares
 
 
 def choose(ratios: Mapping[str, float], rng: Random) -> str:
     """One of the names, by their shares, with one draw."""
-    drawn, reached = rng.random(), 0.0
+    draw, reached = rng.random(), 0.0
     for name, ratio in ratios.items():
         reached += ratio
-        if drawn < reached:
+        if draw < reached:
             return name
     return list(ratios)[-1]  # the shares' sum was rounded below 1
 
@@ -178,6 +178,6 @@ class FrameConditions:
             self.ratios["none"] = 1 - sum(self.ratios.values())
 
     def draw(self, frames: int, rng: Random) -> list[int]:
-        """Ascending indices of the given frames of one clip; a picture has nothing to give."""
-        kind = choose(self.ratios, rng)  # drawn for a picture as well, as for masks
+        """Ascending indices of the given frames of one clip; an image has none."""
+        kind = choose(self.ratios, rng)  # drawn for an image as well, as for masks
         return list(CONDITIONS[kind](frames, rng)) if frames > 1 else []

@@ -1,6 +1,6 @@
-"""JointDataset: every clip comes with pictures behind its frames, as LatteT2V is trained.
+"""JointDataset: every clip comes with images behind its frames, as LatteT2V is trained.
 
-Layout: C colours, T frames, H W rows and columns.
+Layout: C colors, T frames, H W rows and columns.
 Source: Open-Sora-Plan 1.1, whose words `use_image_num` and `ae_stride` are kept.
 """
 
@@ -22,13 +22,13 @@ from opensora.types import Clip
 
 @DATASETS.register_module()
 class JointDataset:
-    """Clips of one data set, each with `use_image_num` pictures of another.
+    """Clips of one data set, each with `use_image_num` images of another.
 
     videos, pictures: data sets as `dict(type=...)`, the pictures' with num_frames=1. pictures None: frames of the clip
-    itself, evenly spread, with its caption. Pictures go to clips in groups, in order, over and over; the last group is
+    itself, evenly spread, with its caption. Images go to clips in groups, in order, over and over; the last group is
     left out, as in Open-Sora-Plan.
-    Clips and pictures of different sizes (those of multi_scale always) are padded with zeros to the larger one, and a mask
-    tells the model and the loss:
+    Clips and images of different sizes (those of multi_scale always) are padded with zeros to the larger one, and a mask
+    marks them for the model and the loss:
     ae_stride, ae_stride_t: rows and columns, and frames, that the autoencoder makes one latent of.
     Raises ConfigError where the two do not fit together.
     """
@@ -47,7 +47,7 @@ class JointDataset:
         if use_image_num < 1 or min(self.stride) < 1:
             raise ConfigError(
                 f"dataset: use_image_num={use_image_num}, ae_stride={ae_stride}, ae_stride_t={ae_stride_t}; allowed: 1 or "
-                "more; for clips without pictures use their data set itself"
+                "more; for clips without images use their data set itself"
             )
         self.num_frames = self.videos.num_frames
         sizes = [self.videos.image_size]
@@ -63,8 +63,8 @@ class JointDataset:
         self.image_size = (max(height for height, _ in sizes), max(width for _, width in sizes))
         free = any(getattr(part, "multi_scale", False) for part in (self.videos, self.images))
         self.padded = free or len(set(sizes)) > 1  # whether masks are needed
-        beside = "" if self.images is None else f" with pictures of {self.images.where}"
-        self.where = f"{self.videos.where}{beside}"
+        suffix = "" if self.images is None else f" with images of {self.images.where}"
+        self.where = f"{self.videos.where}{suffix}"
 
     @property
     def fps(self) -> float:
@@ -74,21 +74,21 @@ class JointDataset:
         return len(self.videos)
 
     def report(self) -> Report:
-        """What became of the videos' rows, and of the pictures'."""
-        found = self.videos.report()
+        """Counts of the videos' rows, and of the images'."""
+        videos = self.videos.report()
         if self.images is None:
-            return found
-        beside = self.images.report()
+            return videos
+        images = self.images.report()
         return replace(
-            found,
-            rows=found.rows + beside.rows - beside.kept,
-            dropped={**found.dropped, **{f"picture, {reason}": rows for reason, rows in beside.dropped.items()}},
-            more={**found.more, **{f"picture, {reason}": rows for reason, rows in beside.more.items()}},
-            buckets={**found.buckets, **{f"{size} beside them": rows for size, rows in beside.buckets.items()}},
+            videos,
+            rows=videos.rows + images.rows - images.kept,
+            dropped={**videos.dropped, **{f"image, {reason}": rows for reason, rows in images.dropped.items()}},
+            more={**videos.more, **{f"image, {reason}": rows for reason, rows in images.more.items()}},
+            buckets={**videos.buckets, **{f"{size}, images": rows for size, rows in images.buckets.items()}},
         )
 
     def clip(self, row: int, draw: Draw) -> Clip:
-        """The clip of a row with its pictures, `valid_THW` where there is padding; BadClip where one of them is bad."""
+        """The clip of a row with its images, `valid_THW` where there is padding; BadClip where one of them is bad."""
         clip = self.videos.clip(row, draw)
         images = self._images(row, clip, draw)
         video, valid_THW = join(
@@ -98,29 +98,29 @@ class JointDataset:
         return replace(clip, video_CTHW=video, image_captions=captions, valid_THW=valid_THW if self.padded else None)
 
     def captions(self, row: int) -> list[str]:
-        """Every caption that the row's clip and pictures can have."""
+        """Every caption that the row's clip and images can have."""
         rows = [] if self.images is None else image_group(row, len(self.images), self.use_image_num)
         sources: Any = [(self.videos, row), *((self.images, each) for each in rows)]
         return [caption for dataset, each in sources for caption in dataset.captions(each)]
 
     def _images(self, row: int, clip: Clip, draw: Draw) -> Sequence[tuple[Tensor, str]]:
-        """Pictures [C, 1, H, W] with their captions."""
+        """Images [C, 1, H, W] with their captions."""
         if self.images is None:
             frames = select_frames(0, clip.video_CTHW.shape[1], self.use_image_num)
             return [(clip.video_CTHW[:, frame : frame + 1], clip.caption) for frame in frames]
-        found = []
+        samples = []
         for index, each in enumerate(image_group(row, len(self.images), self.use_image_num)):
             own = Draw(
                 key_seed(draw.seed, "picture", index), draw.step, draw.sample_id
             )  # else alike crops in one sample
             image = self.images.clip(each, own)
-            found.append((image.video_CTHW, image.caption))
-        return found
+            samples.append((image.video_CTHW, image.caption))
+        return samples
 
 
 def _part(name: str, config: Mapping[str, Any]) -> Dataset:
     check_component(DATASETS, config, f"dataset.{name}", lambda key: "config")
     part: Dataset = build(DATASETS, dict(config))
     if not part.num_frames:
-        raise ConfigError(f"dataset.{name}: num_frames and image_size are missing; clips with pictures have one size")
+        raise ConfigError(f"dataset.{name}: num_frames and image_size are missing; clips with images have one size")
     return part

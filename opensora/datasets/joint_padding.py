@@ -1,8 +1,8 @@
-"""Clips joined with pictures, as Open-Sora-Plan trains on them: sizes, frame choice, and one batch with masks.
+"""Clips joined with images, as Open-Sora-Plan trains on them: sizes, frame choice, and one batch with masks.
 
-A sample is one clip and n pictures, each with its own caption. In a batch the clip is padded to one size and the pictures
+A sample is one clip and n images, each with its own caption. In a batch the clip is padded to one size and the images
 follow its frames; a mask over the latents says what is not padding. `joint_dataset.py` makes such samples of two data sets.
-Layout: B samples, C colours, T frames, H W rows and columns; L text tokens. Float videos lie in [0, 1] before `* 2 - 1`.
+Layout: B samples, C colors, T frames, H W rows and columns; L text tokens. Float videos lie in [0, 1] before `* 2 - 1`.
 Source: Open-Sora-Plan 1.1.
 """
 
@@ -56,7 +56,7 @@ def select_frames(start: int, end: int, count: int) -> list[int]:
 
 
 def image_group(row: int, images: int, count: int) -> range:
-    """Which of the pictures go with clip `row`: groups of `count` in order, begun again when they are used up.
+    """Indices of the images that go with clip `row`: groups of `count` in order, begun again when they are used up.
 
     The last group is never used, as in Open-Sora-Plan; without a whole group to spare ValueError.
     """
@@ -69,19 +69,19 @@ def image_group(row: int, images: int, count: int) -> range:
 
 @dataclass(frozen=True)
 class JointSample:
-    """One clip and its pictures, normalised."""
+    """One clip and its images, normalized."""
 
     video_CTHW: Tensor
     images_C1HW: Sequence[Tensor]
-    input_ids: Tensor  # [1 + n, L]: the clip's caption, then the pictures'
+    input_ids: Tensor  # [1 + n, L]: the clip's caption, then the images'
     text_mask: Tensor  # [1 + n, L], 1 = token counts
 
 
 @dataclass(frozen=True)
 class JointBatch:
-    """Clips of one size with their pictures behind them."""
+    """Clips of one size with their images behind them."""
 
-    x_BCTHW: Tensor  # T frames of the clip, then n pictures; padding is 0
+    x_BCTHW: Tensor  # T frames of the clip, then n images; padding is 0
     mask_BTHW: Tensor  # float32 over latents, 1 = not padding
     input_ids: Tensor  # [B, 1 + n, L]
     text_mask: Tensor  # [B, 1 + n, L]
@@ -96,10 +96,10 @@ def collate(
     ae_stride_t: int = 4,
     patch_size: int = 2,
 ) -> JointBatch:
-    """Pad clips and pictures to the size that num_frames and max_image_size ask for, and stack them.
+    """Pad clips and images to the size that num_frames and max_image_size ask for, and stack them.
 
     Sides become multiples of ae_stride * patch_size, frames after the first a multiple of ae_stride_t. Raises ValueError
-    when a clip or picture is larger than that.
+    when a clip or image is larger than that.
     """
     side = _up(max_image_size, ae_stride * patch_size)
     frames = 1 + _up(num_frames - 1, ae_stride_t)
@@ -116,7 +116,7 @@ def collate(
 def join(
     video_CTHW: Tensor, images_C1HW: Sequence[Tensor], frames: int, size: tuple[int, int], stride: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """A clip padded to `frames` and `size` (rows, columns) with the padded pictures behind it, and the latents' mask.
+    """A clip padded to `frames` and `size` (rows, columns) with the padded images behind it, and the latents' mask.
 
     stride: frames, and rows or columns, of one latent. ValueError when something is larger than that.
     """

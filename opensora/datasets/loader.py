@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils import data
 
 from opensora.datasets.base import ClipSize, Dataset, SizedDataset
-from opensora.datasets.sampler import MAX_FALLBACK_ROWS, EpochOrder, Order, Request, Share
+from opensora.datasets.sampler import MAX_FALLBACK_ROWS, EpochOrder, Order, RankSchedule, Request
 from opensora.errors import BadClip, DataError, OpenSoraError
 from opensora.log import logger
 from opensora.rng import Draw
@@ -20,15 +20,15 @@ from opensora.types import Batch, Clip
 
 
 class _MicroBatches(data.Dataset[Batch | OpenSoraError]):
-    """Makes what is requested; the same in any process.
+    """Makes the batch of a request; the same in any process.
 
-    An error for the user is given back: raised in a worker process it would reach him as a traceback.
+    User errors are returned, not raised: DataLoader would turn them into a worker's traceback.
     """
 
     def __init__(self, dataset: Dataset, seed: int) -> None:
         self.dataset = dataset
         self.seed = seed
-        self.bad: dict[int, str] = {}  # row -> why; only to tell it once, since a row may be bad in places only
+        self.bad_rows: dict[int, str] = {}  # row -> first message; it is tried again, for other frames may be sound
 
     def __getitem__(self, request: Request) -> Batch | OpenSoraError:
         try:
@@ -38,12 +38,12 @@ class _MicroBatches(data.Dataset[Batch | OpenSoraError]):
 
     def _batch(self, request: Request) -> Batch:
         step, sample_ids = request.step, request.sample_ids
-        known = len(self.bad)
+        known = len(self.bad_rows)
         clips = [
             self._clip(rows, Draw(self.seed, step, sample_id), request.size)
-            for rows, sample_id in zip(request.rows.tolist(), sample_ids, strict=True)
+            for rows, sample_id in zip(request.candidates.tolist(), sample_ids, strict=True)
         ]
-        return collate(clips, step, sample_ids, bad_rows=list(self.bad.values())[known:])
+        return collate(clips, step, sample_ids, bad_rows=list(self.bad_rows.values())[known:])
 
     def _clip(self, rows: list[int], draw: Draw, size: ClipSize | None) -> Clip:
         """The clip of the first row that is not bad, the same on any number of ranks."""
@@ -55,10 +55,10 @@ class _MicroBatches(data.Dataset[Batch | OpenSoraError]):
                     else cast(SizedDataset, self.dataset).clip(row, draw, size)
                 )
             except BadClip as error:
-                self.bad.setdefault(row, str(error))
-        why = next(iter(self.bad.values()))
+                self.bad_rows.setdefault(row, str(error))
+        why = next(iter(self.bad_rows.values()))
         which = f"all {len(rows)} rows" if len(rows) < MAX_FALLBACK_ROWS else f"{len(rows)} rows in turn"
-        raise DataError(f"{self.dataset.where}: {which} are bad, one is: {why}; mend the manifest")
+        raise DataError(f"{self.dataset.where}: {which} are bad, one is: {why}; correct the manifest")
 
 
 def collate(clips: list[Clip], step: int, sample_ids: list[int], bad_rows: list[str]) -> Batch:
@@ -77,7 +77,7 @@ def collate(clips: list[Clip], step: int, sample_ids: list[int], bad_rows: list[
 
 
 def _stack_masks(masks: list[Tensor | None]) -> Tensor | None:
-    """None when no clip has padding; a clip without a mask beside others is all there."""
+    """None when no clip has padding; a clip without a mask next to others has no padding."""
     some = next((mask for mask in masks if mask is not None), None)
     if some is None:
         return None
@@ -99,18 +99,18 @@ def build_loader(
 ) -> Iterator[Batch]:
     """This rank's micro-batches of steps `start_step` to `steps`, `micro_batches / data_size` for each.
 
-    order: what they are made of; None = every row once an epoch, in micro-batches of `batch_size`.
+    order: their rows; None = every row once an epoch, in micro-batches of `batch_size`.
     The batches are a function of (dataset, seed, step): starting at any step gives what an uninterrupted run gives.
     A bad row is logged and listed in `Batch.bad_rows` the first time this process meets it.
     ConfigError: the micro-batches cannot be shared evenly. DataError: the data set is empty, or every row is bad.
     """
-    share = Share(micro_batches, data_rank, data_size, start_step, steps)
+    schedule = RankSchedule(micro_batches, data_rank, data_size, start_step, steps)
     chosen = order or EpochOrder(len(dataset), seed, batch_size, micro_batches)
     if not len(dataset):
         dataset.report().require_rows()
         raise DataError(f"{dataset.where}: found no rows; training needs at least one; add rows")
     # Requests are made in this process, so that workers need no plan of the whole run.
-    requests = (chosen.request(step, micro_batch) for step, micro_batch in share)
+    requests = (chosen.request(step, micro_batch) for step, micro_batch in schedule)
     return _batches(
         data.DataLoader(
             _MicroBatches(dataset, seed),
@@ -137,12 +137,12 @@ def _exit_with_parent() -> None:
 
 
 def _batches(batches: "data.DataLoader[Batch | OpenSoraError]") -> Iterator[Batch]:
-    told: set[str] = set()  # workers meet the same bad row each for itself; it is told once
+    logged: set[str] = set()  # each worker reports a bad row once; the log names it once
     for batch in batches:
         if isinstance(batch, OpenSoraError):
             raise batch
-        fresh = [message for message in batch.bad_rows if message not in told]
-        told.update(fresh)
+        fresh = [message for message in batch.bad_rows if message not in logged]
+        logged.update(fresh)
         for message in fresh:
             logger().warning("skipped %s", message)
         batch.bad_rows[:] = fresh

@@ -5,7 +5,7 @@ from the first frame) when a row is one shot of a longer video. Other columns ar
 Paths are absolute or relative to the manifest's folder.
 
 Both formats are read block by block into Arrow columns, and one set of rules checks the columns. A row becomes a Python
-object when it is asked for. Checking costs no Python per row: only refused rows are looked at one by one, and of those
+object when it is read. Checking costs no Python per row: only refused rows are looked at one by one, and of those
 the first `MAX_MESSAGES` of each reason.
 """
 

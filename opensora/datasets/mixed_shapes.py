@@ -18,7 +18,7 @@ from opensora.types import Clip
 class MixedShapes(MovingShapes):
     """MovingShapes at any size.
 
-    sizes: (frames, height, width) of footage that the rows stand for, in turn; (1, height, width) is a picture. They
+    sizes: (frames, height, width) of footage that the rows stand for, in turn; (1, height, width) is an image. They
     decide the bucket of a row. Without buckets all clips have the first of them.
     """
 
@@ -48,7 +48,7 @@ class MixedShapes(MovingShapes):
         return Report.of(self.where, self.clips, [])
 
     def clip(self, row: int, draw: Draw, size: ClipSize | None = None) -> Clip:
-        """The row's clip, drawn at the size that is asked for."""
+        """The row's clip, drawn at the size requested."""
         if size is None:
             return super().clip(row, draw)
         return MovingShapes(self.clips, size[0], size[1:], self.split, self.fps).clip(row, draw)

@@ -1,10 +1,10 @@
-"""MovingShapes: drawn clips of one coloured shape moving one way, with the caption that says so.
+"""MovingShapes: drawn clips of one colored shape moving one way, with the caption that says so.
 
-Some combinations of colour, shape and direction never appear in training although each colour, shape and direction
+Some combinations of color, shape and direction never appear in training although each color, shape and direction
 does. A model that draws a held-out combination on request has learnt the words, not the clips.
 `evaluation/shape_adherence.py` reads the three back from pixels.
 
-Layout: C colours (red, green, blue), T frames, H W rows and columns. Lengths are in pixels.
+Layout: C colors (red, green, blue), T frames, H W rows and columns. Lengths are in pixels.
 """
 
 import itertools
@@ -23,7 +23,7 @@ from opensora.types import Clip
 
 Array = np.ndarray
 
-COLOURS: dict[str, tuple[float, float, float]] = {  # red, green, blue in [0, 1], on a black background
+COLORS: dict[str, tuple[float, float, float]] = {  # red, green, blue in [0, 1], on a black background
     "red": (0.95, 0.10, 0.10),
     "green": (0.10, 0.75, 0.15),
     "blue": (0.15, 0.30, 1.00),
@@ -64,22 +64,22 @@ SHAPES: dict[str, Callable[[Array, Array], Array]] = {
 _REACH = 1.56  # farthest any outline gets from the centroid (a corner of the triangle), in radii
 
 UNCLEAR = "unclear"
-TEMPLATES = ("a {colour} {shape} moves {direction}", "a {colour} {shape} moving {direction}")
+TEMPLATES = ("a {color} {shape} moves {direction}", "a {color} {shape} moving {direction}")
 
 
 @dataclass(frozen=True)
 class Attributes:
-    """What a clip shows; `UNCLEAR` where it could not be told from the pixels."""
+    """Attributes of a clip; `UNCLEAR` where the pixels do not show one."""
 
-    colour: str
+    color: str
     shape: str
     direction: str
 
     def caption(self, template: str = TEMPLATES[0]) -> str:
-        return template.format(colour=self.colour, shape=self.shape, direction=self.direction)
+        return template.format(color=self.color, shape=self.shape, direction=self.direction)
 
 
-# Never drawn for training: 16 of 96, four of each shape and direction, two or three of each colour.
+# Never drawn for training: 16 of 96, four of each shape and direction, two or three of each color.
 HOLDOUT = tuple(
     Attributes(*words.split())
     for words in (
@@ -107,9 +107,7 @@ def combinations(split: Literal["train", "holdout"]) -> list[Attributes]:
     """The combinations of one split, in a fixed order."""
     if split == "holdout":
         return list(HOLDOUT)
-    return [
-        c for c in itertools.starmap(Attributes, itertools.product(COLOURS, SHAPES, DIRECTIONS)) if c not in HOLDOUT
-    ]
+    return [c for c in itertools.starmap(Attributes, itertools.product(COLORS, SHAPES, DIRECTIONS)) if c not in HOLDOUT]
 
 
 def coverage(shape: str, size_HW: tuple[int, int], x_T: Array, y_T: Array, radius: Array | float) -> Array:
@@ -159,7 +157,7 @@ class MovingShapes:
         return Report.of(self.where, self.clips, [], {size: self.clips})
 
     def attributes(self, row: int) -> Attributes:
-        """What the clip of this row shows."""
+        """Attributes of this row's clip."""
         return self.combinations[row % len(self.combinations)]
 
     def clip(self, row: int, draw: Draw) -> Clip:
@@ -180,7 +178,7 @@ class MovingShapes:
         inside_THW = coverage(
             what.shape, self.image_size, middle_x + step_x * along_T, middle_y + step_y * along_T, radius
         )
-        video = np.array(COLOURS[what.colour])[:, None, None, None] * inside_THW[None] * 2 - 1
+        video = np.array(COLORS[what.color])[:, None, None, None] * inside_THW[None] * 2 - 1
         return Clip(
             video_CTHW=torch.from_numpy(video.astype(np.float32)),
             caption=self.caption(row, draw),
@@ -198,7 +196,7 @@ class MovingShapes:
         return [self.attributes(row).caption(template) for template in TEMPLATES]
 
     def settings(self) -> dict[str, Any]:
-        """How a clip of any size is made of any row; see datasets/feature_store.py."""
+        """Settings that make a clip of any size from any row; see datasets/feature_store.py."""
         return {"type": "MovingShapes", "fps": self.fps}
 
     def random_settings(self) -> list[str]:

@@ -1,8 +1,8 @@
-"""Which rows a micro-batch takes, and which micro-batches a rank makes. Pure arithmetic: nothing to save, nothing to resume.
+"""The rows of each micro-batch, and the micro-batches of each rank. Pure arithmetic: nothing to save or to restore.
 
 An optimizer step has `micro_batches` micro-batches of `batch_size` samples. Sample number n counts from the start of
 the run: n = step * micro_batches * batch_size + sample_id. It belongs to epoch n // rows and takes row
-order(epoch)[n % rows], whatever the number of ranks. Clips of many sizes are dealt out by bucket_plan.py instead.
+order(epoch)[n % rows], whatever the number of ranks. bucket_plan.py orders clips of many sizes.
 """
 
 import functools
@@ -17,7 +17,7 @@ from opensora.datasets.base import ClipSize
 from opensora.errors import ConfigError
 from opensora.rng import permutation
 
-MAX_FALLBACK_ROWS = 128  # rows in turn, when one after the other is bad
+MAX_FALLBACK_ROWS = 128  # rows that may stand in for a sample, tried in order while they are bad
 
 
 @dataclass(frozen=True)
@@ -26,15 +26,17 @@ class Request:
 
     step: int
     sample_ids: list[int]  # in the global batch
-    rows: NDArray[np.integer]  # [samples, tries]: the row of each sample, and those to take in turn where it is bad
+    candidates: NDArray[
+        np.integer
+    ]  # [samples, rows to try]: the row of each sample, then those that replace it where it is bad
     size: ClipSize | None = None  # of the clips; None = the data set's own
 
 
 class Order(Protocol):
-    """Says what each micro-batch of the run is made of."""
+    """The order in which a run takes its rows."""
 
     def request(self, step: int, micro_batch: int) -> Request:
-        """micro_batch: which of the optimizer step's, over all ranks."""
+        """The micro-batch with this index in an optimizer step, counted over all ranks."""
 
 
 class EpochOrder:
@@ -58,24 +60,27 @@ class EpochOrder:
         return permutation(self.rows, self.seed, "order", epoch)
 
     def row(self, sample: int, skip: int = 0) -> int:
-        """The row of a sample number; `skip` asks for a later one of the same epoch's order, round and round."""
-        return int(self._tries(sample, skip + 1)[skip])
+        """The row of a sample number; `skip`: the row so far after it in the epoch's order, which wraps around."""
+        return int(self._candidates(sample, skip + 1)[skip])
 
-    def _tries(self, sample: int, count: int) -> NDArray[np.int64]:
+    def _candidates(self, sample: int, count: int) -> NDArray[np.int64]:
         epoch, position = divmod(sample, self.rows)
         return self._order(epoch)[(position + np.arange(count)) % self.rows]
 
     def request(self, step: int, micro_batch: int) -> Request:
         sample_ids = [micro_batch * self.batch_size + j for j in range(self.batch_size)]
         first = step * self.micro_batches * self.batch_size
-        tries = min(self.rows, MAX_FALLBACK_ROWS)
+        count = min(self.rows, MAX_FALLBACK_ROWS)
         return Request(
-            step, sample_ids, np.stack([self._tries(first + sample_id, tries) for sample_id in sample_ids]), self.size
+            step,
+            sample_ids,
+            np.stack([self._candidates(first + sample_id, count) for sample_id in sample_ids]),
+            self.size,
         )
 
 
 @dataclass(frozen=True)
-class Share:
+class RankSchedule:
     """The micro-batches that one data rank makes, in order, from `start_step` to the end of the run."""
 
     micro_batches: int  # per optimizer step, over all data ranks
@@ -92,7 +97,7 @@ class Share:
             )
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        """(step, number of the micro-batch in it)."""
+        """(step, index of the micro-batch in it)."""
         for step in range(self.start_step, self.steps):
             for micro_batch in range(self.data_rank, self.micro_batches, self.data_size):
                 yield step, micro_batch

@@ -1,6 +1,6 @@
 """Frames to the size and range that models train on.
 
-Layout: T frames, C colours, H W rows and columns.
+Layout: T frames, C colors, H W rows and columns.
 """
 
 from collections.abc import Sequence
@@ -20,23 +20,23 @@ def cover_size(height: int, width: int, target: Sequence[int]) -> tuple[int, int
     return max(target[0], round(height * scale)), max(target[1], round(width * scale))
 
 
-def resize_to_cover(picture_HWC: Frames, target: Sequence[int]) -> Tensor:
+def resize_to_cover(image_HWC: Frames, target: Sequence[int]) -> Tensor:
     """One frame, resized (bilinear, antialiased) until it just covers `target`; uint8 [C, H, W]."""
-    picture_CHW = torch.from_numpy(picture_HWC).permute(2, 0, 1)
-    height, width = picture_HWC.shape[:2]
+    image_CHW = torch.from_numpy(image_HWC).permute(2, 0, 1)
+    height, width = image_HWC.shape[:2]
     size = cover_size(height, width, target)
     if size == (height, width):
-        return picture_CHW
-    return functional.interpolate(picture_CHW[None], size=size, mode="bilinear", antialias=True)[0]
+        return image_CHW
+    return functional.interpolate(image_CHW[None], size=size, mode="bilinear", antialias=True)[0]
 
 
-def resize_inside(picture_HWC: Frames, side: int) -> Tensor:
+def resize_inside(image_HWC: Frames, side: int) -> Tensor:
     """One frame, its longer side at most `side` and both multiples of 16; float32 [C, H, W] in [-1, 1].
 
     Source: Open-Sora-Plan 1.1, `multi_scale`.
     """
-    picture_TCHW = torch.from_numpy(picture_HWC).permute(2, 0, 1)[None].to(torch.float32) / 255
-    return crop_to_stride(long_side_resize(picture_TCHW, side))[0] * 2 - 1
+    image_TCHW = torch.from_numpy(image_HWC).permute(2, 0, 1)[None].to(torch.float32) / 255
+    return crop_to_stride(long_side_resize(image_TCHW, side))[0] * 2 - 1
 
 
 def crop(video_TCHW: Tensor, target: Sequence[int], place: Literal["center", "random"], rng: Generator) -> Tensor:

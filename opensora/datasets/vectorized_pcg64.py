@@ -1,7 +1,7 @@
-"""The first random numbers of many numpy generators at once, each with a seed of its own.
+"""numpy's PCG64, vectorized over seeds: it keeps bucket choices bit-equal with Open-Sora at ten million rows.
 
 `first_draws(seeds, 1)[i, 0]` is `numpy.random.default_rng(seeds[i]).random()` to the bit, at some 100 ns instead of 10 us.
-That is what makes the choice of a bucket, which Open-Sora draws from a fresh generator per clip, fast for millions of them.
+Open-Sora draws the bucket of a clip from a fresh generator per clip, which is slow for millions of them.
 
 Sources: numpy's SeedSequence, which is O'Neill's seed_seq (2015, "Developing a seed_seq Alternative"), turns the seed into
 256 bits; PCG64 is O'Neill 2014, "PCG: A Family of Simple Fast Space-Efficient Statistically Good Algorithms", XSL-RR 128/64.
@@ -27,10 +27,10 @@ _BLOCK = 1 << 14  # seeds at a time: what one needs stays in the processor's cac
 def first_draws(seeds: NDArray[np.integer], count: int = 1) -> NDArray[np.float64]:
     """[n, count] in [0, 1): the first `count` numbers of `default_rng(seed).random()`. seeds: [n], from 0 to below 2**64."""
     wide = np.ascontiguousarray(seeds).astype(np.uint64)
-    found = np.empty((len(wide), count))
+    draws = np.empty((len(wide), count))
     for begin in range(0, len(wide), _BLOCK):
-        found[begin : begin + _BLOCK] = _draws(wide[begin : begin + _BLOCK], count)
-    return found
+        draws[begin : begin + _BLOCK] = _draws(wide[begin : begin + _BLOCK], count)
+    return draws
 
 
 def _draws(seeds: U64, count: int) -> NDArray[np.float64]:
@@ -42,11 +42,11 @@ def _draws(seeds: U64, count: int) -> NDArray[np.float64]:
     one = np.uint64(1)
     increment = (step_high << one) | (step_low >> np.uint64(63)), (step_low << one) | one
     state = _advance(_add(increment, (start_high, start_low)), increment)
-    found = np.empty((len(seeds), count))
-    for place in range(count):
+    draws = np.empty((len(seeds), count))
+    for i in range(count):
         state = _advance(state, increment)
-        found[:, place] = (_output(state) >> np.uint64(11)) * 2.0**-53
-    return found
+        draws[:, i] = (_output(state) >> np.uint64(11)) * 2.0**-53
+    return draws
 
 
 def _state_words(seeds: U64) -> list[_U32]:

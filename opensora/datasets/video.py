@@ -1,6 +1,6 @@
 """VideoTextDataset: the clips and captions that a manifest lists.
 
-Layout: T frames, C colours, H W rows and columns.
+Layout: T frames, C colors, H W rows and columns.
 """
 
 import math
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from opensora.datasets import transforms
 from opensora.datasets.base import ClipSize, Dataset
-from opensora.datasets.clip_sizes import ROUNDING, ClipSizes, at_rate, spans
+from opensora.datasets.clip_sizes import ROUNDING, ClipSizes, frames_at_rate, usable_frames
 from opensora.datasets.decode import IMAGE_SUFFIXES, Video, probe
 from opensora.datasets.manifest import MAX_INT32, ManifestRow, read_manifest
 from opensora.datasets.row_report import Dropped, DroppedRows, Report, count_rows
@@ -25,7 +25,7 @@ from opensora.types import Clip
 
 __all__ = ["Dataset", "VideoTextDataset"]
 
-_DEFAULT_FPS = 24.0  # told when not a single file can be opened
+_DEFAULT_FPS = 24.0  # used when no file can be opened
 
 Size = tuple[int, int]  # height, width in pixels
 
@@ -53,10 +53,10 @@ class VideoTextDataset:
 
     data_path: the manifest, CSV or Parquet; see `datasets/manifest.py` for its columns.
     image_size: (height, width) in pixels; frames are resized until they cover it, then cropped. A run with `bucket_config`
-    leaves both out: then every clip is asked for at the size of its bucket.
+    leaves both out: then every clip is requested at the size of its bucket.
     frame_interval: take every n-th frame. fps: first bring each video to this rate by dropping or repeating frames;
     None keeps the rate of the file.
-    start: where in the video a clip begins. crop: where in the picture. flip: mirror every second clip left to right.
+    start: where in the video a clip begins. crop: where in the frame. flip: mirror every second clip left to right.
     time_range: the part of each video to use, as fractions of its length; (0, 0.8) for training leaves (0.8, 1) for
     a held-back measurement.
     multi_scale: keep the aspect ratio of each clip, as Open-Sora-Plan does by that name: where its longer side exceeds that of
@@ -120,9 +120,9 @@ class VideoTextDataset:
             self._drop_short(num_frames)
 
     def _drop_short(self, num_frames: int) -> None:
-        """Leave out the rows that the manifest itself tells to be too short."""
+        """Leave out the rows that are too short by the manifest itself."""
         columns, rows = self._rows.columns, self._rows
-        have = at_rate(spans(columns, self.time_range), columns.fps, None)
+        have = frames_at_rate(usable_frames(columns, self.time_range), columns.fps, None)
         step = self.frame_interval * (columns.fps / self.target_fps if self.target_fps is not None else 1.0)
         short = have < np.floor((num_frames - 1) * step + 0.5) + 1
         short &= (columns.num_frames > 0) & ~np.isnan(columns.fps)
@@ -141,7 +141,7 @@ class VideoTextDataset:
 
     @property
     def has_size(self) -> bool:
-        """Whether `num_frames` and `image_size` were given; without, every clip is asked for at a size."""
+        """True when `num_frames` and `image_size` were set; otherwise every clip is requested at a size."""
         return self.num_frames > 0 and min(self.image_size) > 0
 
     def __len__(self) -> int:
@@ -149,12 +149,12 @@ class VideoTextDataset:
 
     @property
     def fps(self) -> float:
-        """Frames per second of the clips; where files keep their own rate, of the first video that tells it."""
+        """Frames per second of the clips; where files keep their own rate, of the first video that has one."""
         if self.target_fps is not None:
             return self.target_fps / self.frame_interval
-        pictures = (self._rows.columns.num_frames == 1) | self._rows.ending_with(IMAGE_SUFFIXES)
-        for place in np.argsort(pictures, kind="stable"):  # they come last, for they have no rate of their own
-            row = self._rows[int(place)]
+        is_image = (self._rows.columns.num_frames == 1) | self._rows.ending_with(IMAGE_SUFFIXES)
+        for position in np.argsort(is_image, kind="stable"):  # images come last, for they have no rate of their own
+            row = self._rows[int(position)]
             try:
                 return (row.fps or probe(row.path).fps) / self.frame_interval
             except BadClip:
@@ -162,11 +162,11 @@ class VideoTextDataset:
         return _DEFAULT_FPS / self.frame_interval
 
     def report(self) -> Report:
-        """What the manifest alone tells; `inspect` opens every video as well."""
+        """Counts from the manifest alone; `inspect` opens every video as well."""
         return self._report(self._dropped)
 
     def inspect(self) -> Report:
-        """Open every video and read the frames of one clip: what would training drop, and why."""
+        """Open every video and read the frames of one clip: counts what training would drop, by reason."""
         num_frames, *image_size = self._own_size()
         dropped = list(self._dropped)
         for index, row in enumerate(self._rows):
@@ -184,13 +184,13 @@ class VideoTextDataset:
         return Report.of(self.where, kept, dropped, {size: kept})
 
     def sizes(self) -> ClipSizes:
-        """What the manifest tells of each row; a picture is told by its name where the manifest does not say."""
+        """Sizes from the manifest; the name of a file marks an image where the manifest has no num_frames."""
         columns = self._rows.columns
-        frames = spans(columns, self.time_range)
-        unsaid = columns.num_frames == 0
-        if unsaid.any():
-            frames[unsaid & self._rows.ending_with(IMAGE_SUFFIXES)] = 1
-        frames = np.minimum(at_rate(frames, columns.fps, self.target_fps), MAX_INT32)
+        frames = usable_frames(columns, self.time_range)
+        missing = columns.num_frames == 0
+        if missing.any():
+            frames[missing & self._rows.ending_with(IMAGE_SUFFIXES)] = 1
+        frames = np.minimum(frames_at_rate(frames, columns.fps, self.target_fps), MAX_INT32)
         return ClipSizes(columns.index, frames.astype(np.int32), columns.height, columns.width)
 
     def clip(self, row: int, draw: Draw, size: ClipSize | None = None) -> Clip:
@@ -219,7 +219,7 @@ class VideoTextDataset:
         return self.num_frames, *self.image_size
 
     def settings(self) -> dict[str, Any]:
-        """How a clip of any size is made of any row; see datasets/feature_store.py."""
+        """Settings that make a clip of any size from any row; see datasets/feature_store.py."""
         names = ("frame_interval", "target_fps", "start", "crop", "flip", "time_range")
         return {"type": "VideoTextDataset", **{name: getattr(self, name) for name in names}}
 
@@ -274,7 +274,7 @@ class VideoTextDataset:
             return None
         try:
             video_TCHW = self._resized(video, list(range(span.first, span.stop)), image_size)
-        except BadClip:  # the clip asked for may lie in the sound part: reading it alone decides
+        except BadClip:  # the requested clip may lie in the sound part: reading it alone decides
             return None
         self._cache_left -= needed
         return video_TCHW
@@ -296,7 +296,7 @@ class VideoTextDataset:
         first = 0 if row.start is None else math.ceil(row.start * fps - ROUNDING)
         stop = num_frames if row.end is None else min(num_frames, math.ceil(row.end * fps - ROUNDING))
         length = max(0, stop - first)
-        if num_frames == length == 1:  # a picture cannot be divided
+        if num_frames == length == 1:  # an image cannot be divided
             return _Span(first, stop, fps)
         low, high = (int(length * part + ROUNDING) for part in self.time_range)
         return _Span(first + low, first + high, fps)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from opensora.datasets.moving_shapes import COLOURS, DIRECTIONS, SHAPES, UNCLEAR, Attributes, coverage
+from opensora.datasets.moving_shapes import COLORS, DIRECTIONS, SHAPES, UNCLEAR, Attributes, coverage
 
 NOTHING = Attributes(UNCLEAR, UNCLEAR, UNCLEAR)
 _MIN_CONTRAST = 0.2  # of the full range: below, a frame is empty
@@ -53,7 +53,7 @@ def detect_attributes(video_CTHW: Tensor) -> Attributes:
     x_T = (inside_THW.sum(axis=1) * (np.arange(width) + 0.5)).sum(axis=1) / area_T
     y_T = (inside_THW.sum(axis=2) * (np.arange(height) + 0.5)).sum(axis=1) / area_T
     return Attributes(
-        colour=_read_colour(pixels, inside_THW),
+        color=_read_colour(pixels, inside_THW),
         shape=_read_shape(inside_THW, x_T, y_T, area_T),
         direction=_read_direction(x_T, y_T, min(height, width)),
     )
@@ -61,7 +61,7 @@ def detect_attributes(video_CTHW: Tensor) -> Attributes:
 
 def _read_colour(pixels_CTHW: np.ndarray, inside_THW: np.ndarray) -> str:
     mean_C = pixels_CTHW[:, inside_THW > 0.8].mean(axis=1)
-    distances = {name: float(np.linalg.norm(mean_C - np.array(colour))) for name, colour in COLOURS.items()}
+    distances = {name: float(np.linalg.norm(mean_C - np.array(colour))) for name, colour in COLORS.items()}
     name = min(distances, key=distances.__getitem__)
     return name if distances[name] < _MAX_COLOUR_DISTANCE else UNCLEAR
 
@@ -91,10 +91,10 @@ def _read_direction(x_T: np.ndarray, y_T: np.ndarray, side: int) -> str:
 def asked(prompt: str) -> Attributes:
     """The attributes a prompt names; ValueError unless it names exactly one colour, shape and direction."""
     words = set(re.findall(r"[a-z]+", prompt.lower()))
-    found = [[name for name in names if name in words] for names in (COLOURS, SHAPES, DIRECTIONS)]
+    found = [[name for name in names if name in words] for names in (COLORS, SHAPES, DIRECTIONS)]
     if any(len(names) != 1 for names in found):
         raise ValueError(
-            f"prompt {prompt!r}: adherence needs exactly one colour of {', '.join(COLOURS)}, one shape of "
+            f"prompt {prompt!r}: adherence needs exactly one colour of {', '.join(COLORS)}, one shape of "
             f"{', '.join(SHAPES)} and one direction of {', '.join(DIRECTIONS)}"
         )
     return Attributes(*(names[0] for names in found))
@@ -108,7 +108,7 @@ def accuracy(videos: Sequence[Tensor], prompts: Sequence[str]) -> Accuracy:
         )
     hits = np.array(
         [
-            (seen.colour == wanted.colour, seen.shape == wanted.shape, seen.direction == wanted.direction)
+            (seen.color == wanted.color, seen.shape == wanted.shape, seen.direction == wanted.direction)
             for seen, wanted in (
                 (detect_attributes(video), asked(prompt)) for video, prompt in zip(videos, prompts, strict=True)
             )

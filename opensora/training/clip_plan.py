@@ -93,7 +93,7 @@ def make_clip_plan(run: TrainRun, dataset: Any, where: str) -> ClipPlan:
     dataset.report().require_rows()
     order = BucketOrder(dataset, buckets, seed=run.seed, micro_batches=run.micro_batches, image_ratio=run.image_ratio)
     report = order.report()
-    frames, height, width = report.most_seen.size
+    frames, height, width = report.largest_share.size
     return ClipPlan(dataset, frames, (height, width), report, order)
 
 
@@ -148,4 +148,4 @@ class _SingleBucketOrder:
 
     def request(self, step: int, micro_batch: int) -> Request:
         request = self._order.request(step, micro_batch)
-        return replace(request, rows=self.rows[request.rows])
+        return replace(request, candidates=self.rows[request.candidates])

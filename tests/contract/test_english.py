@@ -16,6 +16,14 @@ import pytest
 ROOT = Path(__file__).parents[2]
 CHECKED = [
     "opensora/platforms",
+    "opensora/datasets",
+    "opensora/types.py",
+    "opensora/rng.py",
+    "opensora/errors.py",
+    "opensora/log.py",
+    "tools/datasets",
+    "tools/scene_cut",
+    "tools/demo",
     "opensora/config.py",
     "opensora/schema.py",
     "opensora/fields.py",

@@ -35,14 +35,16 @@ def caption_table(path: str) -> dict[Key, str]:
     """(video, shot) -> text; DataError names the line of an empty or repeated entry."""
     table = read_table(path)
     require_columns(table.path, table.columns, ("video", "shot", "text"))
-    found: dict[Key, str] = {}
+    texts: dict[Key, str] = {}
     for index, cells in enumerate(table.rows):
         key, text = (str(cells["video"]), str(cells["shot"])), str(cells.get("text") or "").strip()
-        if not text or key in found:
+        if not text or key in texts:
             problem = "repeats an earlier line" if text else "the caption is empty"
-            raise DataError(f"{table.location(index)}: {problem}; every (video, shot) needs one caption; mend the line")
-        found[key] = text
-    return found
+            raise DataError(
+                f"{table.location(index)}: {problem}; every (video, shot) needs one caption; correct the line"
+            )
+        texts[key] = text
+    return texts
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the demo measured: report.json, contact.png and loss.png."""
+"""Measurements of the demo: report.json, contact.png and loss.png."""
 
 import json
 import time
@@ -45,10 +45,10 @@ def write_report(out: Path, manifest: Path, stages: Stages) -> dict[str, Any]:
     shots = clips(manifest, **size, fps=first["fps"])
     generated = [read_video(out / "videos" / video["file"], **size) for video in videos]
     prompts = [video["prompt"] for video in videos]
-    found = retrieval_accuracy(generated, prompts, [clip for clip, _ in shots], [caption for _, caption in shots])
+    retrieval = retrieval_accuracy(generated, prompts, [clip for clip, _ in shots], [caption for _, caption in shots])
     rows = [
-        SheetRow(video, shots[near][0], prompt, shots[near][1], float(found.distances_GR[i, near]))
-        for i, (video, prompt, near) in enumerate(zip(generated, prompts, found.nearest))
+        SheetRow(video, shots[near][0], prompt, shots[near][1], float(retrieval.distances_GR[i, near]))
+        for i, (video, prompt, near) in enumerate(zip(generated, prompts, retrieval.nearest))
     ]
     contact_sheet(rows, out / "contact.png")
     losses = {name: read(out / name / "metrics.jsonl") for name in ("autoencoder", "diffusion")}
@@ -59,11 +59,11 @@ def write_report(out: Path, manifest: Path, stages: Stages) -> dict[str, Any]:
         "psnr": _last(losses["autoencoder"], "validation")["psnr"],
         "losses": {name: [[r["step"], r["loss"]] for r in records if "loss" in r] for name, records in losses.items()},
         "prompts": len(prompts),
-        "retrieval_hits": sum(found.hits),
-        "retrieval_accuracy": found.accuracy,
+        "retrieval_hits": sum(retrieval.hits),
+        "retrieval_accuracy": retrieval.accuracy,
         "retrieval": [
             {"prompt": prompt, "nearest": shots[near][1], "hit": hit}
-            for prompt, near, hit in zip(prompts, found.nearest, found.hits)
+            for prompt, near, hit in zip(prompts, retrieval.nearest, retrieval.hits)
         ],
     }
     (out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -73,8 +73,8 @@ def write_report(out: Path, manifest: Path, stages: Stages) -> dict[str, Any]:
 def clips(manifest: Path, num_frames: int, image_size: tuple[int, int], fps: float) -> list[tuple[Tensor, str]]:
     """One clip [3, T, H, W] per shot, from its middle, with its caption."""
     dataset = VideoTextDataset(str(manifest), num_frames, image_size, fps=fps, start="center")
-    found = [dataset.clip(row, Draw(0, 0, row)) for row in range(len(dataset))]
-    return [(clip.video_CTHW, clip.caption) for clip in found]
+    samples = [dataset.clip(row, Draw(0, 0, row)) for row in range(len(dataset))]
+    return [(clip.video_CTHW, clip.caption) for clip in samples]
 
 
 def read_video(path: Path, num_frames: int, image_size: tuple[int, int]) -> Tensor:

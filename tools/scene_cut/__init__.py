@@ -1,1 +1,1 @@
-"""Where videos become shots."""
+"""Tools that cut videos into shots."""

@@ -56,9 +56,9 @@ def _frame(row: Row, name: str) -> int:
     try:
         return int(row[name])
     except (KeyError, TypeError, ValueError):
-        found = row.get(name)
+        cell = row.get(name)
         raise BadClip(
-            f"{row['path']}: {name} is {found!r}; a frame number is needed; run tools.scene_cut.detect"
+            f"{row['path']}: {name} is {cell!r}; a frame number is needed; run tools.scene_cut.detect"
         ) from None
 
 
@@ -87,8 +87,8 @@ def _encode(path: Path, frames: Iterable[Frames], rate: Fraction, height: int, w
     with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
         stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf)})
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-        for number, picture in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+        for number, pixels in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             scaled = frame.reformat(width=width, height=height, format="yuv420p", interpolation="AREA")
             scaled.pts, scaled.time_base = number, 1 / rate
             container.mux(stream.encode(scaled))

@@ -9,13 +9,13 @@ from opensora.datasets.decode import Frames, Video
 from opensora.errors import ConfigError
 from tools.runner import Row, Rows, run
 
-_WIDTH = 256  # pixels; the detector compares mean colours, which small pictures keep
+_WIDTH = 256  # pixels; the detector compares mean colors, which small images keep
 
 
 def detect(row: Row, *, threshold: float = 27.0, min_seconds: float = 0.3) -> Rows:
     """Yield the scenes of `row["path"]`: times in seconds from the first frame, and frame numbers, end exclusive.
 
-    threshold: mean HSV difference (0-255) between neighbouring frames that counts as a cut
+    threshold: mean HSV difference (0-255) between neighboring frames that counts as a cut
     min_seconds: scenes shorter than this join the one before
     """
     if threshold <= 0 or min_seconds < 0:
@@ -48,8 +48,8 @@ def cut_frames(frames: Iterable[Frames], threshold: float) -> Iterator[int]:
         if frame.shape[1] > _WIDTH:
             height = max(1, round(frame.shape[0] * _WIDTH / frame.shape[1]))
             frame = cv2.resize(frame, (_WIDTH, height), interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
-        picture = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
-        for cut in detector.process_frame(FrameTimecode(number, fps=25.0), picture):  # only the number is used
+        image = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
+        for cut in detector.process_frame(FrameTimecode(number, fps=25.0), image):  # only the number is used
             yield cut.frame_num
 
 

@@ -13,7 +13,7 @@ from opensora.datasets.base import ClipSize
 from opensora.datasets.bucket_plan import CHANCE, TOO_SHORT, TOO_SMALL, UNSIZED, BucketOrder
 from opensora.datasets.bucket_report import NOT_FULL, OVER_RATIO
 from opensora.datasets.buckets import Buckets
-from opensora.datasets.clip_sizes import NONE, ClipSizes
+from opensora.datasets.clip_sizes import NO_FRAMES, ClipSizes
 from opensora.datasets.loader import build_loader
 from opensora.datasets.row_report import Dropped, Report
 from opensora.errors import BadClip, ConfigError, DataError
@@ -133,7 +133,7 @@ def test_an_epoch_takes_a_row_at_most_once_into_its_bucket_and_counts_the_rest()
             (int(row), int(epoch.step_bucket[step]))
             for step in range(len(epoch))
             for micro in range(2)
-            for row in plan.request(begin + step, micro).rows[:, 0]
+            for row in plan.request(begin + step, micro).candidates[:, 0]
         ]
         rows = [row for row, _ in taken]
         assert len(rows) == len(set(rows)) > 30
@@ -176,7 +176,7 @@ def test_bad_rows_are_replaced_within_the_bucket() -> None:
     dataset.bad = {row}
     found = batches(dataset)
     assert samples(found)[0, 0][1] == good[0, 0][1]
-    assert samples(found)[0, 0][0] == order(mixed(), micro_batches=4).request(0, 0).rows[0, 1] != row
+    assert samples(found)[0, 0][0] == order(mixed(), micro_batches=4).request(0, 0).candidates[0, 1] != row
     assert {key for key, value in samples(found).items() if value != good[key]} == {
         key for key, value in good.items() if value[0] == row
     }
@@ -231,7 +231,7 @@ def test_share_of_image_steps(ratio: float | None, images: int, videos: int) -> 
 
 def test_steps_of_later_epochs_are_counted_without_planning_them() -> None:
     plan = order(mixed(), image_ratio=0.3)
-    assert [plan._steps(number) for number in range(6)] == [len(plan._plan(number)) for number in range(6)]
+    assert [plan.step_count(number) for number in range(6)] == [len(plan.epoch(number)) for number in range(6)]
 
 
 def test_an_empty_plan_is_a_sentence() -> None:
@@ -255,14 +255,14 @@ def test_mistakes() -> None:
 
 def test_a_row_of_which_no_frame_is_left_is_too_short() -> None:
     """Its start lies behind the end: the manifest tells all, so it must not be blamed."""
-    report = order(Shapes([(NONE, 8, 8)] * 2 + [(0, 8, 8)] + [(6, 8, 8)] * 4), CERTAIN).report()
+    report = order(Shapes([(NO_FRAMES, 8, 8)] * 2 + [(0, 8, 8)] + [(6, 8, 8)] * 4), CERTAIN).report()
     assert (report.dropped[TOO_SHORT], report.dropped[UNSIZED]) == (2, 1)
 
 
 def test_the_log_names_rows_that_the_manifest_rules_out() -> None:
     dataset = mixed()
-    told = [f"shapes.csv:{line}: the caption is empty" for line in range(2, 7)]
-    dataset.report = lambda: Report.of("shapes.csv", 60, [Dropped("empty caption", each) for each in told])  # type: ignore[method-assign]
+    messages = [f"shapes.csv:{line}: the caption is empty" for line in range(2, 7)]
+    dataset.report = lambda: Report.of("shapes.csv", 60, [Dropped("empty caption", each) for each in messages])  # type: ignore[method-assign]
     lines = order(dataset).report().lines()
     place = lines.index("  dropped, empty caption: 5")
-    assert lines[place + 1 : place + 5] == [f"    {each}" for each in told[:3]] + ["    ... and 2 more"]
+    assert lines[place + 1 : place + 5] == [f"    {each}" for each in messages[:3]] + ["    ... and 2 more"]

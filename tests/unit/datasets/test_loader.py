@@ -14,7 +14,7 @@ import torch
 
 from opensora.datasets.loader import build_loader
 from opensora.datasets.row_report import Report
-from opensora.datasets.sampler import EpochOrder, Share
+from opensora.datasets.sampler import EpochOrder, RankSchedule
 from opensora.datasets.table import write_table
 from opensora.datasets.video import VideoTextDataset
 from opensora.errors import BadClip, ConfigError, DataError
@@ -94,13 +94,13 @@ def test_ranks_share_the_global_batch_exactly(rows: int, bad: set[int]) -> None:
 
 def test_micro_batches_are_dealt_in_turn() -> None:
     """Rank 1 of 2 makes micro-batches 1 and 3 of each step; sample numbers count over all steps."""
-    share = Share(micro_batches=4, data_rank=1, data_size=2, start_step=5, steps=7)
+    share = RankSchedule(micro_batches=4, data_rank=1, data_size=2, start_step=5, steps=7)
     assert list(share) == [(5, 1), (5, 3), (6, 1), (6, 3)]
     order = EpochOrder(rows=20, seed=3, batch_size=2, micro_batches=4)
     request = order.request(5, 3)
     assert (request.step, request.sample_ids, request.size) == (5, [6, 7], None)
-    assert request.rows[:, 0].tolist() == [order.row(46), order.row(47)]
-    assert request.rows[0].tolist() == [order.row(46, skip) for skip in range(20)]
+    assert request.candidates[:, 0].tolist() == [order.row(46), order.row(47)]
+    assert request.candidates[0].tolist() == [order.row(46, skip) for skip in range(20)]
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -1,14 +1,14 @@
 import torch
 
-from opensora.datasets.moving_shapes import COLOURS, DIRECTIONS, HOLDOUT, SHAPES, MovingShapes, combinations
+from opensora.datasets.moving_shapes import COLORS, DIRECTIONS, HOLDOUT, SHAPES, MovingShapes, combinations
 from opensora.rng import Draw
 
 
 def test_holdout_is_never_trained_on_but_each_word_and_pair_of_kinds_is() -> None:
     train, holdout = combinations("train"), combinations("holdout")
-    assert len(train) + len(holdout) == len(COLOURS) * len(SHAPES) * len(DIRECTIONS) == len({*train, *holdout})
+    assert len(train) + len(holdout) == len(COLORS) * len(SHAPES) * len(DIRECTIONS) == len({*train, *holdout})
     assert holdout == list(HOLDOUT)
-    for kind, words in (("colour", COLOURS), ("shape", SHAPES), ("direction", DIRECTIONS)):
+    for kind, words in (("color", COLORS), ("shape", SHAPES), ("direction", DIRECTIONS)):
         assert {getattr(what, kind) for what in train} == set(words)
         assert {getattr(what, kind) for what in holdout} == set(words)
     captions = {split: {MovingShapes(96, split=split).clip(row, Draw(0, 0, row)).caption for row in range(96)}
@@ -38,7 +38,7 @@ def test_object_is_never_cut_by_the_border() -> None:
     data = MovingShapes(num_frames=4)
     for row in range(200):
         what, video = data.attributes(row), data.clip(row, Draw(0, 0, row)).video_CTHW
-        area_T = ((video + 1) / 2).sum(dim=(0, 2, 3)) / sum(COLOURS[what.colour])
+        area_T = ((video + 1) / 2).sum(dim=(0, 2, 3)) / sum(COLORS[what.color])
         assert area_T.max() / area_T.min() < 1.03
         assert area_T.min() > torch.pi * (0.17 * 32) ** 2
 
@@ -47,7 +47,7 @@ def test_every_shape_has_the_same_area() -> None:
     """Else size would give the shape away."""
     areas = {}
     for row, what in enumerate(combinations("train")):
-        if what.colour == "white":
+        if what.color == "white":
             video = MovingShapes(num_frames=2, image_size=(64, 64)).clip(row, Draw(0, 0, 0)).video_CTHW
             areas[what.shape] = float(((video[0] + 1) / 2).sum())
     assert set(areas) == set(SHAPES)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from opensora.datasets.clip_sizes import NONE
+from opensora.datasets.clip_sizes import NO_FRAMES
 from opensora.datasets.table import write_table
 from opensora.datasets.transforms import to_uint8
 from opensora.datasets.video import VideoTextDataset
@@ -268,7 +268,7 @@ def test_no_frame_left_is_not_unknown(tmp_path: Path) -> None:
     told = {"text": "x", "num_frames": 40, "fps": 8.0, "height": 32, "width": 64}
     rows = [{"path": "a.mp4", "start": 7.0, **told}, {"path": "b.mp4", "end": 0.2, **told}]
     data = dataset(tmp_path, rows, num_frames=None, image_size=None, time_range=(0.0, 0.4))
-    assert data.sizes().num_frames.tolist() == [NONE, NONE]
+    assert data.sizes().num_frames.tolist() == [NO_FRAMES, NO_FRAMES]
     assert len(dataset(tmp_path, rows, num_frames=1, time_range=(0.0, 0.4))) == 0
 
 

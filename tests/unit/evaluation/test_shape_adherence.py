@@ -60,7 +60,7 @@ def test_nothing_is_read_from_noise_an_empty_or_a_still_clip() -> None:
     assert detect_attributes(torch.full((3, 5, 32, 32), -1.0)) == NOTHING
     videos, prompts = drawn("train", 1)
     still = videos[0][:, :1].expand(-1, 5, -1, -1)
-    assert detect_attributes(still) == Attributes(asked(prompts[0]).colour, asked(prompts[0]).shape, UNCLEAR)
+    assert detect_attributes(still) == Attributes(asked(prompts[0]).color, asked(prompts[0]).shape, UNCLEAR)
     gone = videos[0].clone()
     gone[:, -1] = -1
     assert detect_attributes(gone) == NOTHING

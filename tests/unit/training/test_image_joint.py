@@ -84,8 +84,8 @@ def test_rows_of_both_are_reported(tmp_path: Path) -> None:
     dataset = joint(pictures={**pictures, "image_size": (16, 16)})
     report = dataset.report()
     assert (report.rows, report.kept) == (6, 5)
-    assert list(report.dropped) == ["picture, empty caption"]
-    assert report.buckets == {"5x16x16": 5, "1x16x16 beside them": 3}
+    assert list(report.dropped) == ["image, empty caption"]
+    assert report.buckets == {"5x16x16": 5, "1x16x16, images": 3}
     assert dataset.clip(0, Draw(0, 0, 0)).image_captions == ("one", "two")
     assert not dataset.padded
 
