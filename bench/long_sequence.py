@@ -37,7 +37,7 @@ TIMEOUT_SECONDS = 3600
 class Case:
     """Latents of frames x rows x columns and 4 channels, in patches of 1 x 2 x 2, and the size of the model.
 
-    Attention costs frames * patches * (frames + patches), so a million tokens cost least with as many frames as patches.
+    Attention costs frames * patches * (frames + patches), so a million tokens cost least with equal numbers of both.
     """
 
     frames: int

@@ -1,6 +1,6 @@
 """Seconds of an action, and the rate of a device's matrix products, measured in the same minutes.
 
-A shared machine is never quiet. An action and matrix products of as many FLOP take turns, so both meet the same
+A shared machine is never quiet. An action and matrix products of equal FLOP take turns, so both meet the same
 disturbances. The median round counts; the minimum and the maximum are reported as well.
 """
 
@@ -16,7 +16,7 @@ from opensora.platforms import Platform
 
 @dataclass(frozen=True)
 class Round:
-    """One turn: an action, and matrix products of about as many FLOP."""
+    """One turn: an action, and matrix products of about the same FLOP."""
 
     flops: float  # of the action
     seconds: float

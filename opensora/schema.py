@@ -248,10 +248,15 @@ class TrainRun:
             raise ConfigError(f"{where}: key 'preview_every': belongs to task 'diffusion'; remove the key")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ConfigError(f"{where}: key 'ema_decay': found {self.ema_decay}; allowed: from 0 to below 1, or None")
-        if self.task == "autoencoder" and self.plugin == "fsdp":
+        plugins: dict[str, Any] = {
+            name: registry.constructor(registry.PLUGINS, name) for name in registry.names(registry.PLUGINS)
+        }
+        refused = {name: reason for name, each in plugins.items() if (reason := each.refused_tasks.get(self.task))}
+        if self.plugin in refused:
+            allowed = ", ".join(name for name in plugins if name not in refused)
             raise ConfigError(
-                f"{where}: key 'plugin': found 'fsdp' for task 'autoencoder', whose encoder and decoder are called separately; "
-                "fsdp gathers weights only inside forward(); allowed: ddp, zero1, zero2; choose one of them"
+                f"{where}: key 'plugin': found {self.plugin!r} for task {self.task!r}, which it cannot train: "
+                f"{refused[self.plugin]}; allowed: {allowed}; choose one of them"
             )
         if self.task == "autoencoder" and self.text_encoder_parallel is not None:
             raise ConfigError(f"{where}: key 'text_encoder_parallel': belongs to task 'diffusion'; remove the key")

@@ -100,8 +100,8 @@ def check_options(run: TrainRun, gpu: Gpu | None) -> None:
 
         from opensora.parallel.world import World
 
-        tp_size = run.plugin_config.get("tp_size", 1)
-        plugin.check(World(0, tp_size, 0, 1, 0, torch.device("cpu"), sequence_size=tp_size))
+        group_size = plugin.tp_size
+        plugin.check(World(0, group_size, 0, 1, 0, torch.device("cpu"), sequence_size=group_size))
 
 
 def on_gpu(run: TrainRun, gpu: Gpu | None) -> TrainRun:

@@ -2,25 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 
+from opensora.parallel.plugins.base import plugin_class
 from opensora.planning.device_specs import EFFICIENCY, LINK_EFFICIENCY, Gpu
 from opensora.planning.estimate import Estimate, StepModel, seconds
 from opensora.planning.search import RESERVE, RULE, Search, smallest_layout, usable_bytes
-from opensora.registry import PLUGINS
+from opensora.registry import PLUGINS, names
 
-SEARCHED = ("ddp", "fsdp", "zero1", "zero2", "zero1-seq", "zero2-seq")
 GIB, GB, TERA = 2**30, 1e9, 1e12
 HOST_UPDATES = "the update not counted: the host makes it"
-
-
-def describe(estimate: Estimate) -> str:
-    """The layout as settings of a config."""
-    layout = estimate.layout
-    words = [f"plugin={layout.plugin}", f"sp_size={layout.sp_size}", f"grad_checkpoint={layout.grad_checkpoint}"]
-    if layout.tp_size > 1:
-        words.append(f"plugin_config.tp_size={layout.tp_size}")
-    if layout.cpu_offload:
-        words.append("plugin_config.cpu_offload=True")
-    return " ".join(words)
 
 
 def step_lines(estimate: Estimate, gpu: Gpu | None) -> Iterator[str]:
@@ -37,7 +26,7 @@ def step_lines(estimate: Estimate, gpu: Gpu | None) -> Iterator[str]:
     if gpu is None:
         return
     duration = seconds(estimate, gpu)
-    update = HOST_UPDATES if estimate.layout.cpu_offload else f"update {duration.update:,.3f}"
+    update = HOST_UPDATES if estimate.host else f"update {duration.update:,.3f}"
     yield (
         f"expected on {estimate.layout.world} x {gpu.name}, {gpu.per_node} to a machine (a plan from data sheets, not a "
         f"measurement): {duration.total:,.3f} s a step (arithmetic {duration.compute:,.3f}, gradients and weights "
@@ -59,26 +48,27 @@ def fit_lines(
     usable = f"the {limit / GIB:,.1f} GiB that are left of {gpu.memory_gb:,g} GB after {RESERVE:.0%} for the framework"
     over = estimate.total - limit
     word = "fits into" if over <= 0 else f"needs {over / GIB:,.1f} GiB more than"
-    yield f"this layout ({describe(estimate)}): {estimate.total / GIB:,.1f} GiB, {word} {usable}"
+    yield f"this layout ({estimate.layout.describe()}): {estimate.total / GIB:,.1f} GiB, {word} {usable}"
     yield recommendation(smallest_layout(step, estimate.layout, micro_batches, gpu, plugins), gpu)
 
 
 def searched_plugins(task: str) -> list[str]:
-    """The plugins among which the smallest layout is searched; fsdp cannot train an autoencoder."""
-    return [name for name in SEARCHED if name in PLUGINS and (task, name) != ("autoencoder", "fsdp")]
+    """The plugins among which the smallest layout is searched: those that can train the task."""
+    plugins = {name: plugin_class(name) for name in names(PLUGINS)}
+    return [name for name, each in plugins.items() if each.in_search and task not in each.refused_tasks]
 
 
 def recommendation(search: Search, gpu: Gpu) -> str:
     """A line with the settings to use, or with the missing memory."""
     if search.best is None:
         return (
-            f"nothing fits: of {search.tried} layouts the nearest ({describe(search.nearest)}) needs "
+            f"nothing fits: of {search.tried} layouts the nearest ({search.nearest.layout.describe()}) needs "
             f"{search.nearest.total / GIB:,.1f} GiB, {search.missing / GIB:,.1f} GiB too much; take a smaller batch_size or "
             "clip, more ranks, or an accelerator with more memory"
         )
     duration = seconds(search.best, gpu)
-    left_out = f", {HOST_UPDATES}" if search.best.layout.cpu_offload else ""
+    left_out = f", {HOST_UPDATES}" if search.best.host else ""
     return (
-        f"smallest layout that fits: {describe(search.best)} with {search.best.total / GIB:,.1f} GiB, "
+        f"smallest layout that fits: {search.best.layout.describe()} with {search.best.total / GIB:,.1f} GiB, "
         f"{duration.total:,.3f} s a step, {search.best.tokens / duration.total:,.0f} tokens/s{left_out} (order: {RULE})"
     )

@@ -16,7 +16,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -39,18 +39,6 @@ class EngineOptions:
     dtype: Precision
     grad_clip: float  # largest norm of the gradients; 0 means no clipping
     world: World
-
-
-class Plugin(Protocol):
-    """An entry of PLUGINS: built from `plugin_config`, then applied to each model that trains."""
-
-    def check(self, world: World) -> None:
-        """Raise ConfigError when it cannot run here with its options; called before weights are read."""
-        ...
-
-    def apply(self, model: nn.Module, options: EngineOptions) -> "Engine":
-        """Move `model` to the rank's device, share it, and return the engine."""
-        ...
 
 
 class PrecisionWrapper:

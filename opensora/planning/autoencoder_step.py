@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from opensora.datasets.base import ClipSize
+from opensora.parallel.step_costs import StepSizes
 from opensora.parallel.tensor_parallel import check_heads
 from opensora.planning.estimate import FrozenNetworks, ModelSummary, StepModel
-from opensora.planning.memory import ModelSizes, ParallelLayout, model_sizes, parameter_count
 from opensora.planning.meta_profile import StepProfile, profile_step
+from opensora.planning.model_sizes import model_sizes, parameter_count
+from opensora.planning.parallel_layout import ParallelLayout
 from opensora.registry import DISCRIMINATORS, PERCEPTUAL, VAES, build
 from opensora.schema import TrainRun
 
@@ -38,7 +40,7 @@ def autoencoder_step(run: TrainRun, size: ClipSize, layout: ParallelLayout) -> t
         tokens=run.batch_size * prod(latent_size),
         ema=run.ema_decay is not None,
         loss_networks=_loss_networks(run, size, discriminator, layout.weight_dtype),
-        discriminator=None if discriminator is None else ModelSizes(parameter_count(discriminator)),
+        discriminator=None if discriminator is None else StepSizes(parameter_count(discriminator)),
     )
     return summary, step
 

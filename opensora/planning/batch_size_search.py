@@ -1,4 +1,4 @@
-"""Batch-size search for `bucket_config`: as many clips of each size as a step-time goal and the memory allow.
+"""Batch-size search for `bucket_config`: the most clips of each size that a step-time goal and the memory allow.
 
 `search_batch_sizes` is the search over functions of seconds and bytes; `StepTimer` and `step_bytes` measure and estimate
 these for a run's own model.
@@ -20,6 +20,7 @@ from opensora.datasets.base import ClipSize
 from opensora.datasets.buckets import Bucket, Buckets
 from opensora.models.build import assemble, build_denoiser
 from opensora.parallel.activation_checkpointing import checkpoint_activations
+from opensora.parallel.plugins.base import plugin_class
 from opensora.planning.dry_run import estimate_run
 from opensora.platforms import Platform
 from opensora.schema import TrainRun
@@ -172,7 +173,7 @@ class StepTimer:
         model: Any = build_denoiser(parts.model_config, seed=run.seed)
         if run.grad_checkpoint:
             checkpoint_activations(model.checkpoint_blocks())
-        narrow = run.plugin not in ("ddp", "hybrid")  # which keep fp32 weights and run under autocast
+        narrow = not plugin_class(run.plugin).autocasts
         self.model = model.to(platform.device(), dtype if narrow else None).train()
         self.platform = platform
         self.autocast: Callable[[], Any] = nullcontext if narrow else lambda: platform.autocast(dtype)

@@ -12,11 +12,13 @@ from opensora.datasets.base import ClipSize
 from opensora.models.build import Components, assemble, build_denoiser, num_tokens
 from opensora.models.clip_conditioning import clip_conditioning
 from opensora.models.frame_conditioning import conditioning_mode, frame_conditioning
+from opensora.parallel.step_costs import WIDTHS
 from opensora.parallel.tensor_parallel import check_heads
 from opensora.planning.depth_extrapolation import extrapolate_depth
 from opensora.planning.estimate import FrozenNetworks, ModelSummary, StepModel
-from opensora.planning.memory import WIDTHS, ParallelLayout, model_sizes, parameter_count
 from opensora.planning.meta_profile import StepProfile, profile_forward, profile_step
+from opensora.planning.model_sizes import model_sizes, parameter_count
+from opensora.planning.parallel_layout import ParallelLayout
 from opensora.planning.simulated_ranks import shared_axes, simulate_sequence_parallel, simulate_tensor_parallel
 from opensora.planning.text_encoder_size import text_parameters
 from opensora.registry import MODELS, constructor

@@ -15,21 +15,11 @@ from opensora.errors import ConfigError
 from opensora.planning.autoencoder_step import autoencoder_step
 from opensora.planning.denoiser_step import denoiser_step
 from opensora.planning.estimate import Estimate, ModelSummary, StepModel, estimate
-from opensora.planning.memory import M, ParallelLayout
-from opensora.registry import DATASETS, PLUGINS, VAES, build, constructor
+from opensora.planning.parallel_layout import ParallelLayout
+from opensora.registry import DATASETS, VAES, build, constructor
 from opensora.schema import TrainRun
 from opensora.training.checkpoint import resolve_part
 from opensora.training.clip_plan import build_buckets, make_clip_plan
-
-# Arguments of plugins that an estimate depends on, with the values that hold where a plugin does not take them.
-_OPTIONS: dict[str, Any] = {
-    "cpu_offload": False,
-    "communication_dtype": "fp32",
-    "reduce_bucket_size_in_m": 12,
-    "overlap_communication": None,  # wherever there are streams
-    "reshard_after_forward": True,
-    "tp_size": 1,
-}
 
 
 @dataclass(frozen=True)
@@ -91,7 +81,7 @@ def estimate_run(run: TrainRun, size: ClipSize, world: int, sp_size: int = 1, gl
 def model_step(run: TrainRun, size: ClipSize, layout: ParallelLayout) -> tuple[ModelSummary, StepModel]:
     """The training step of a run on clips of (frames, height, width) in pixels.
 
-    layout: of the run itself; the step can be estimated under others that share the heads among as many ranks. Raises
+    layout: of the run itself; the step can be estimated under others with the same tp_size. Raises
     ConfigError when the model has not that many heads to share.
     """
     make_step = autoencoder_step if run.task == "autoencoder" else denoiser_step
@@ -106,26 +96,19 @@ def resolve_defaults(run: TrainRun) -> TrainRun:
 
 def config_layout(run: TrainRun, world: int, sp_size: int = 1, gloo: bool = False) -> ParallelLayout:
     """The layout of the run's own plugin on `world` ranks, of which `sp_size` share each sample."""
-    parameters = inspect.signature(constructor(PLUGINS, run.plugin)).parameters
-    defaults = {name: parameter.default for name, parameter in parameters.items() if name in _OPTIONS}
-    options = {**_OPTIONS, **defaults, **run.plugin_config}
-    sp_size = max(sp_size, options["tp_size"])
-    overlap = options["overlap_communication"]
-    return ParallelLayout(
+    layout = ParallelLayout(
         plugin=run.plugin,
         world=world,
-        micro_batches=max(1, run.micro_batches * sp_size // world),
+        micro_batches=1,
+        plugin_config=run.plugin_config,
         dtype=run.dtype,
-        sp_size=sp_size // options["tp_size"],
         sp_mode=run.sp_mode,
         grad_checkpoint=run.grad_checkpoint,
-        cpu_offload=options["cpu_offload"],
-        communication_dtype=options["communication_dtype"],
-        bucket_elements=M * options["reduce_bucket_size_in_m"],
-        overlap=not gloo if overlap is None else overlap,
-        keep_gathered=not options["reshard_after_forward"],
-        tp_size=options["tp_size"],
         gloo=gloo,
+    )
+    group_size = max(sp_size, layout.tp_size)
+    return replace(
+        layout, sp_size=group_size // layout.tp_size, micro_batches=max(1, run.micro_batches * group_size // world)
     )
 
 

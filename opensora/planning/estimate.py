@@ -1,21 +1,12 @@
 """The cost of a training step under one layout: memory of a rank, arithmetic, traffic, and time at stated rates."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from opensora.planning.communication import Traffic, plugin_traffic
+from opensora.parallel.step_costs import StepMemory, StepSizes, Traffic
 from opensora.planning.device_specs import EFFICIENCY, LINK_EFFICIENCY, Gpu
-from opensora.planning.memory import (
-    WIDTHS,
-    ModelSizes,
-    ParallelLayout,
-    host_bytes,
-    local_elements,
-    memory_points,
-    state_bytes,
-    waiting_gradients,
-)
 from opensora.planning.meta_profile import StepProfile
+from opensora.planning.parallel_layout import ParallelLayout
 
 ENCODING, STEP = "while a clip is encoded", "in forward, backward or update"
 
@@ -53,19 +44,26 @@ class ModelSummary:
 class StepModel:
     """A training step under any layout: `profile_step(layout)` profiles one micro-batch of one rank."""
 
-    sizes: ModelSizes
+    sizes: StepSizes
     frozen: FrozenNetworks
     profile_step: Callable[[ParallelLayout], StepProfile]
     tokens: int  # of one micro-batch
     ema: bool
     max_sequence_ranks: int = 1  # the most ranks that can share a sample's tokens so that each has work
     loss_networks: dict[str, int] = field(default_factory=dict)  # bytes of networks that only the loss uses
-    discriminator: ModelSizes | None = None  # under the same plugin as the model
+    discriminator: StepSizes | None = None  # under the same plugin as the model
     _profiles: dict[tuple, StepProfile] = field(default_factory=dict)
 
     def profile(self, layout: ParallelLayout) -> StepProfile:
         """`profile_step(layout)`, computed once for layouts with equal profiles."""
-        key = (layout.sp_size, layout.sp_mode, layout.tp_size, layout.grad_checkpoint, layout.width, layout.dtype)
+        key = (
+            layout.sp_size,
+            layout.sp_mode,
+            layout.tp_size,
+            layout.grad_checkpoint,
+            layout.weight_dtype,
+            layout.dtype,
+        )
         if key not in self._profiles:
             self._profiles[key] = self.profile_step(layout)
         return self._profiles[key]
@@ -74,10 +72,11 @@ class StepModel:
         """Bytes on one rank of the networks that only the loss uses."""
         if self.discriminator is None:
             return self.loss_networks
-        gradients = 4 * self.discriminator.trained // (layout.world if layout.family == "zero2" else 1)
-        state = sum(state_bytes(layout, self.discriminator, ema=False).values())
+        memory = layout.built.memory(layout.step_sizes(self.discriminator))
+        gradients, _ = memory.update[-1]
+        state = sum(map(int, memory.state.values()))
         activations = self.loss_networks.get("discriminator", 0)
-        return {**self.loss_networks, "discriminator": activations + state + gradients}
+        return {**self.loss_networks, "discriminator": activations + state + int(gradients)}
 
 
 @dataclass(frozen=True)
@@ -108,53 +107,37 @@ class Estimate:
 
 def estimate(step: StepModel, layout: ParallelLayout) -> Estimate:
     """Estimate a layout; the profile, which is slow, is shared by layouts with the same activations."""
-    profile, sizes = step.profile(layout), step.sizes
-    state = state_bytes(layout, sizes, step.ema) | step.frozen.weight_bytes(layout) | step.loss_network_bytes(layout)
-    encoding = {"activations": step.frozen.encoding_bytes, "gradients": waiting_gradients(layout, sizes)}
-    stages = [(STEP, point) for point in memory_points(layout, sizes, profile)] + [(ENCODING, encoding)]
+    profile, sizes = step.profile(layout), layout.step_sizes(step.sizes)
+    memory = layout.built.memory(sizes)
+    ema_bytes = 4 * sizes.share if step.ema else 0
+    state = {name: int(value) for name, value in memory.state.items()}
+    if not memory.host:
+        state["averaged weights (EMA)"] = int(ema_bytes)
+    state |= step.frozen.weight_bytes(layout) | step.loss_network_bytes(layout)
+    encoding = {"activations": step.frozen.encoding_bytes, "gradients": memory.waiting}
+    stages = [(STEP, point) for point in _memory_points(memory, profile)] + [(ENCODING, encoding)]
     peak_stage, peak = max(stages, key=lambda stage: sum(stage[1].values()))
     return Estimate(
         layout=layout,
         memory={name: value for name, value in (state | peak).items() if value},
         peak_stage=peak_stage,
-        host=host_bytes(layout, sizes, step.ema),
+        host=int(memory.host + ema_bytes) if memory.host else 0,
         saved_activations=profile.saved,
         peak_activations=profile.peak,
-        traffic=_traffic(layout, sizes),
+        traffic=layout.built.traffic(sizes),
         sequence_bytes=layout.micro_batches * profile.sent,
         model_flops=layout.micro_batches * (profile.forward_flops + profile.backward_flops),
         frozen_flops=layout.micro_batches * step.frozen.flops,
-        update_bytes=_update_bytes(layout, sizes, step.ema),
+        update_bytes=memory.update_bytes + 3 * ema_bytes,  # EMA reads itself and the master and writes itself
         tokens=step.tokens * layout.micro_batches * layout.data_size,
     )
 
 
-def _traffic(layout: ParallelLayout, sizes: ModelSizes) -> Traffic:
-    """The plugin's traffic; under hybrid a shard goes to the ranks that hold the same one, the rest to all."""
-    sharded = sizes.tensor_sharded if layout.tp_size > 1 else 0
-    parts = [(sizes.trained - sharded, layout.world), (sharded // layout.tp_size, layout.world // layout.tp_size)]
-    sent = [
-        plugin_traffic(
-            layout.plugin,
-            parameters=elements,
-            ranks=ranks,
-            micro_batches=layout.micro_batches,
-            weight_bytes=layout.width,
-            wire_bytes=WIDTHS[layout.communication_dtype],
-            stays_gathered=sizes.trained if layout.keep_gathered else sizes.outside,
-        )
-        for elements, ranks in parts
-        if elements
-    ]
-    return Traffic(sum(each.gradients for each in sent), sum(each.weights for each in sent))
-
-
-def _update_bytes(layout: ParallelLayout, sizes: ModelSizes, ema: bool) -> float:
-    """Bytes that the update moves. It reads gradient, master and two moments and writes all but the gradient, and the
-    working weights where these are not the masters. EMA reads both and writes one."""
-    elements = local_elements(layout, sizes) if layout.replicated else sizes.trained / layout.world
-    weights = 0 if layout.replicated or layout.family == "fsdp" else layout.width
-    return (28 + weights) * elements + (12 * sizes.trained / layout.world if ema else 0)
+def _memory_points(memory: StepMemory, profile: StepProfile) -> Iterator[dict[str, int]]:
+    """Yield the bytes on top of the state at each point of the last micro-batch and of the update after it."""
+    backward = [(point.live, *memory.backward(point.gradients)) for point in profile.points]
+    for live, gradients, buffers in [*backward, *((0, *pair) for pair in memory.update)]:
+        yield {"activations": int(live), "gradients": int(gradients), "communication buffers": int(buffers)}
 
 
 @dataclass(frozen=True)
@@ -185,5 +168,5 @@ def seconds(estimate: Estimate, gpu: Gpu, efficiency: float = EFFICIENCY) -> Sec
         exchange=estimate.traffic.total / ring,
         sequence=estimate.sequence_bytes * (far / outside + (1 - far) / inside),
         # the host updates what is offloaded to it; its rates are not stated
-        update=0.0 if layout.cpu_offload else estimate.update_bytes / (1e9 * gpu.memory_gbs),
+        update=0.0 if estimate.host else estimate.update_bytes / (1e9 * gpu.memory_gbs),
     )

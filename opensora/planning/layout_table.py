@@ -6,7 +6,7 @@ from dataclasses import replace
 from opensora.datasets.base import ClipSize
 from opensora.planning.device_specs import Gpu
 from opensora.planning.estimate import Estimate, StepModel, seconds
-from opensora.planning.memory import ParallelLayout
+from opensora.planning.parallel_layout import ParallelLayout
 from opensora.planning.search import smallest_layout
 
 # (frames, height, width) in pixels: the last makes 64 x 128 x 128 tokens with OpenSoraVAE_V1_2 and patches of 1 x 2 x 2
@@ -21,14 +21,14 @@ HEAD = (
 def rows(
     step_at: Callable[[ClipSize], tuple[StepModel, ParallelLayout]], gpu: Gpu, plugins: Sequence[str]
 ) -> Iterator[list[str]]:
-    """Yield the rows. A micro-batch has one sample, a step as many micro-batches as there are GPUs.
+    """Yield the rows. A micro-batch has one sample, and a step one micro-batch for each GPU.
 
     step_at: the step for clips of a size, and a layout of which the plugin's options are kept.
     """
     for clip in CLIPS:
         step, layout = step_at(clip)
         for world in WORLDS:
-            current = replace(layout, world=world, micro_batches=1, sp_size=1, tp_size=1)
+            current = replace(layout, world=world, micro_batches=1, sp_size=1)
             search = smallest_layout(step, current, world, gpu, plugins)
             name = "x".join(str(length) for length in clip)
             yield [name, f"{step.tokens:,}", str(world), *_figures(search.best, search.nearest, gpu)]
@@ -38,7 +38,7 @@ def _figures(best: Estimate | None, nearest: Estimate, gpu: Gpu) -> list[str]:
     estimate = best or nearest
     layout, duration = estimate.layout, seconds(estimate, gpu)
     words = [layout.plugin, f"sp {layout.sp_size}", "recomputed" if layout.grad_checkpoint else "kept"]
-    words += ["offloaded"] if layout.cpu_offload else []
+    words += ["offloaded"] if estimate.host else []
     return [
         ("" if best else "none; nearest: ") + ", ".join(words),
         f"{estimate.total / 2**30:,.1f}",

@@ -1,7 +1,7 @@
-"""What autocast does to bfloat16 runs, for tensors on the meta device, which torch.autocast does not know."""
+"""Autocast to bfloat16 for tensors on the meta device, which torch.autocast does not support."""
 
-import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -47,15 +47,19 @@ class MetaAutocast(TorchFunctionMode):
         return self._cast[id(value)]
 
 
-def autocast_on_meta(block: nn.Module) -> None:
-    """Have `block` run under MetaAutocast wherever it is called: what a backward computes again is out of a mode's reach."""
-    block.__class__ = _casting(type(block))  # type: ignore[arg-type]
+def run_inside(block: nn.Module, make_context: Callable[[], AbstractContextManager]) -> None:
+    """Open a new context around every call of `block`, also when a backward computes it again.
 
+    Hooks do it: they run in the recomputation too, which a context around the forward does not reach.
+    """
+    contexts: list[AbstractContextManager] = []
 
-@functools.cache
-def _casting(block_class: type[nn.Module]) -> type[nn.Module]:
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        with MetaAutocast():
-            return block_class.forward(self, *args, **kwargs)
+    def enter(module: nn.Module, args: Any) -> None:
+        contexts.append(make_context())
+        contexts[-1].__enter__()
 
-    return type(block_class.__name__, (block_class,), {"forward": forward})
+    def leave(module: nn.Module, args: Any, outputs: Any) -> None:
+        contexts.pop().__exit__(None, None, None)
+
+    block.register_forward_pre_hook(enter)
+    block.register_forward_hook(leave, always_call=True)  # a recomputation ends early, by an exception

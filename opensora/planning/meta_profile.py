@@ -4,7 +4,6 @@ The modules and autograd are those of training, so saved, recomputed and short-l
 Bytes are those of storages; the overhead of an allocator is not counted.
 """
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from torch.utils.flop_counter import flop_registry
 from opensora.models.layers.attention import SHORT_KEYS, softmax_attention
 from opensora.models.layers.kernels import Attention, use_kernels
 from opensora.parallel.activation_checkpointing import checkpoint_activations
-from opensora.planning.meta_autocast import MetaAutocast, autocast_on_meta
+from opensora.planning.meta_autocast import MetaAutocast, run_inside
 
 _fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
@@ -65,13 +64,12 @@ def profile_step(
     change the model for good. plain_softmax: half precision as on the CPU, where attention over few keys is two products
     and a softmax.
     """
-    if autocast:
-        for block in model.checkpoint_blocks():
-            autocast_on_meta(block)
+    for block in model.checkpoint_blocks():
+        if checkpointed:
+            run_inside(block, _FusedEverywhere)
+        if autocast:
+            run_inside(block, MetaAutocast)  # its own: a weight's cast is freed with the block
     if checkpointed:
-        for block in model.checkpoint_blocks():
-            # the mode around the forward does not reach what the backward computes again
-            block.__class__ = _fusing(type(block))  # type: ignore[arg-type]
         checkpoint_activations(model.checkpoint_blocks())
     handles: list[Any] = []
     points: list[MemoryPoint] = []
@@ -239,17 +237,6 @@ class _FusedEverywhere(TorchFunctionMode):
         if function is F.scaled_dot_product_attention and len(args) >= 3 and args[0].is_meta:
             return fused_attention(args[0], args[1], args[2], (kwargs or {}).get("attn_mask"))
         return function(*args, **(kwargs or {}))
-
-
-@functools.cache
-def _fusing(block_class: type[nn.Module]) -> type[nn.Module]:
-    """The same block under `_FusedEverywhere`, wherever it is called."""
-
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        with _FusedEverywhere():
-            return block_class.forward(self, *args, **kwargs)
-
-    return type(block_class.__name__, (block_class,), {"forward": forward})
 
 
 def _short_or_fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:

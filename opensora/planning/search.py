@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from opensora.parallel.plugins.base import plugin_class
 from opensora.planning.device_specs import Gpu
 from opensora.planning.estimate import Estimate, StepModel, estimate
-from opensora.planning.memory import ParallelLayout
+from opensora.planning.parallel_layout import ParallelLayout, takes_option
 
 RESERVE = 0.1  # share of the memory for the framework and for fragmentation
 RULE = (
@@ -42,10 +43,12 @@ def smallest_layout(
     """
     limit, nearest, tried = usable_bytes(gpu), None, 0
     saved: dict[bool, int] = {}  # saved activations of a whole sample, by grad_checkpoint
-    for layout in _without_plugin(current, micro_batches, step):
+    for layout, offload in _without_plugin(current, micro_batches, step):
         if saved.get(layout.grad_checkpoint, 0) > layout.sp_size * limit:
             continue  # each of n ranks saves at least 1/n of a sample's activations, so it cannot fit
-        estimates = [estimate(step, candidate) for candidate in _with_plugins(layout, plugins)]
+        estimates = [estimate(step, candidate) for candidate in _with_plugins(layout, offload, plugins)]
+        if not estimates:
+            continue
         tried += len(estimates)
         saved.setdefault(layout.grad_checkpoint, min(each.saved_activations for each in estimates) * layout.sp_size)
         fitting = [each for each in estimates if each.total <= limit]
@@ -57,19 +60,15 @@ def smallest_layout(
     return Search(None, nearest, limit, tried)
 
 
-def _without_plugin(current: ParallelLayout, micro_batches: int, step: StepModel) -> Iterator[ParallelLayout]:
-    """Yield the layouts in the order of RULE, before a plugin is chosen."""
+def _without_plugin(
+    current: ParallelLayout, micro_batches: int, step: StepModel
+) -> Iterator[tuple[ParallelLayout, bool]]:
+    """Yield (layout, cpu_offload) in the order of RULE, before a plugin is chosen."""
     for offload in (False,) if current.gloo else (False, True):  # the CPU has one memory
         for sp_size in sequence_sizes(current, micro_batches, step):
             for recompute in (False, True):
-                yield replace(
-                    current,
-                    cpu_offload=offload,
-                    sp_size=sp_size,
-                    tp_size=1,
-                    grad_checkpoint=recompute,
-                    micro_batches=micro_batches * sp_size // current.world,
-                )
+                per_rank = micro_batches * sp_size // current.world
+                yield replace(current, sp_size=sp_size, grad_checkpoint=recompute, micro_batches=per_rank), offload
 
 
 def sequence_sizes(current: ParallelLayout, micro_batches: int, step: StepModel) -> list[int]:
@@ -83,9 +82,14 @@ def sequence_sizes(current: ParallelLayout, micro_batches: int, step: StepModel)
     ]
 
 
-def _with_plugins(layout: ParallelLayout, plugins: Sequence[str]) -> Iterator[ParallelLayout]:
-    for plugin in plugins:
-        if layout.cpu_offload and plugin == "ddp":
+def _with_plugins(layout: ParallelLayout, offload: bool, plugins: Sequence[str]) -> Iterator[ParallelLayout]:
+    """Yield the layout under each plugin that it suits; where ranks share tokens, zero1-seq stands for zero1."""
+    classes = {name: plugin_class(name) for name in plugins}
+    sharing = [each for each in classes.values() if each.shares_tokens]
+    for name, each in classes.items():
+        if offload and not takes_option(name, "cpu_offload"):
             continue
-        if plugin.endswith("-seq") == (layout.sp_size > 1) or plugin in ("ddp", "fsdp"):
-            yield replace(layout, plugin=plugin)
+        replaced = each not in sharing and any(issubclass(other, each) for other in sharing)
+        if replaced if layout.sp_size > 1 else each in sharing:
+            continue
+        yield layout.with_plugin(name, cpu_offload=offload)

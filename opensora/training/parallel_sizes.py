@@ -1,6 +1,7 @@
 """Numbers of ranks that share the samples, the tokens of a sample and the heads of a block."""
 
 from opensora.errors import ConfigError
+from opensora.parallel.plugins.base import plugin_class
 from opensora.parallel.world import World, check_sequence_size
 from opensora.schema import TrainRun
 
@@ -17,7 +18,7 @@ def sequence_size(run: TrainRun, size: int, local_size: int, where: str) -> int:
     """
     tokens, heads = run.sp_size, tensor_size(run)
     if tokens is None:
-        tokens = local_size if run.plugin.endswith("-seq") else 1
+        tokens = local_size if plugin_class(run.plugin).shares_tokens else 1
     if run.task == "autoencoder":
         for key, ranks, what in (("sp_size", tokens, "tokens"), ("plugin_config.tp_size", heads, "heads")):
             if ranks > 1:

@@ -7,17 +7,20 @@ from torch import Tensor, nn
 from opensora.errors import ConfigError
 from opensora.parallel import collectives
 from opensora.parallel.engine import Engine, EngineOptions, PrecisionWrapper, broadcast_and_move
+from opensora.parallel.plugins.base import Plugin
 from opensora.parallel.reducer import Reducer
-from opensora.parallel.world import World
+from opensora.parallel.step_costs import StepMemory, StepSizes, Traffic, replicated_memory, ring_elements
 from opensora.registry import PLUGINS
 
 
 @PLUGINS.register_module(name="ddp")
-class DataParallel:
+class DataParallel(Plugin):
     """bf16 runs the forward under autocast: the parameters stay float32 and are their own masters.
 
     bucket_cap_mb: gradients are sent in buckets of this many MiB, while the backward still runs.
     """
+
+    autocasts = True
 
     def __init__(self, bucket_cap_mb: int = 25):
         if bucket_cap_mb < 1:
@@ -26,12 +29,16 @@ class DataParallel:
             )
         self.bucket_bytes = bucket_cap_mb * 2**20
 
-    def check(self, world: World) -> None:
-        """It runs everywhere."""
-
     def apply(self, model: nn.Module, options: EngineOptions) -> "DataParallelEngine":
         broadcast_and_move(model, options.world.device)
         return DataParallelEngine(model, options, self.bucket_bytes)
+
+    def memory(self, sizes: StepSizes) -> StepMemory:
+        return replicated_memory(sizes, local=sizes.trained, averaged=sizes.trained if sizes.ranks > 1 else 0)
+
+    def traffic(self, sizes: StepSizes) -> Traffic:
+        """One all-reduce of float32 gradients."""
+        return Traffic(gradients=int(2 * 4 * ring_elements(sizes.trained, sizes.ranks)))
 
 
 class DataParallelEngine(Engine):

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +20,16 @@ from opensora.parallel.engine import (
     broadcast_and_move,
     squared_norm,
 )
+from opensora.parallel.plugins.base import Plugin
 from opensora.parallel.reshard import even_ranges, redistribute
+from opensora.parallel.step_costs import StepMemory, StepSizes, Traffic, ring_elements
 from opensora.parallel.world import World
 from opensora.registry import PLUGINS
 from opensora.types import DTYPES
 
 
 @PLUGINS.register_module(name="fsdp")
-class FullyShardedDataParallel:
+class FullyShardedDataParallel(Plugin):
     """bf16 gathers bfloat16 weights; the shards a rank holds are float32 and their own masters.
 
     A unit is one of the model's `checkpoint_blocks`; what is outside of them is another. The ranks must use the same
@@ -37,6 +39,10 @@ class FullyShardedDataParallel:
         traffic and rounds them once more. cpu_offload: keep the shards, their gradients and the optimizer's state in
         host memory; the update runs there too.
     """
+
+    refused_tasks: ClassVar[Mapping[str, str]] = {
+        "autoencoder": "encoder and decoder are called separately, and FSDP gathers weights only inside forward()"
+    }
 
     def __init__(
         self,
@@ -71,6 +77,34 @@ class FullyShardedDataParallel:
             ),
         }
         return FsdpEngine(model, options, settings)
+
+    def memory(self, sizes: StepSizes) -> StepMemory:
+        share, keeps_gathered = sizes.share, self.strategy is ShardingStrategy.SHARD_GRAD_OP
+        waiting = int(4 * share) if sizes.micro_batches > 1 and not self.cpu_offload else 0
+        # the unit being computed, the next one being gathered, and all parameters outside of the units
+        gathered = sizes.width * (sizes.trained if keeps_gathered else sizes.outside + 2 * sizes.blocks)
+
+        def backward(elements: int) -> tuple[float, float]:
+            shards = 0 if self.cpu_offload else max(waiting, 4 * elements / sizes.ranks)
+            return shards, gathered + self.communication_dtype.itemsize * (sizes.blocks if elements else 0)
+
+        state = {"weights": 4 * share + sizes.width * sizes.fixed, "optimizer moments": 8 * share}
+        return StepMemory(
+            state={} if self.cpu_offload else state,
+            waiting=waiting,
+            backward=backward,
+            update=[(0 if self.cpu_offload else 4 * share, 0)],
+            update_bytes=28 * share,
+            host=16 * share if self.cpu_offload else 0,
+        )
+
+    def traffic(self, sizes: StepSizes) -> Traffic:
+        """Per micro-batch a reduce-scatter of gradients, and all-gathers of weights in forward and backward; the backward
+        gathers only what was dropped after the forward."""
+        keeps = sizes.trained if self.strategy is ShardingStrategy.SHARD_GRAD_OP else sizes.outside
+        sent = sizes.micro_batches * ring_elements(sizes.trained, sizes.ranks)
+        gathers = 2 - keeps / sizes.trained
+        return Traffic(int(self.communication_dtype.itemsize * sent), int(gathers * sizes.width * sent))
 
 
 class FsdpEngine(Engine):

@@ -10,20 +10,25 @@ from opensora.parallel import collectives
 from opensora.parallel.colossal.accelerator import import_colossalai, set_accelerator
 from opensora.parallel.colossal.tensor_policy import boost
 from opensora.parallel.engine import Engine, EngineOptions, PrecisionWrapper, broadcast_and_move, squared_norm
+from opensora.parallel.plugins.base import Plugin
 from opensora.parallel.reducer import Reducer
+from opensora.parallel.step_costs import StepMemory, StepSizes, Traffic, replicated_memory, ring_elements
 from opensora.parallel.tensor_parallel import check_heads, partial_grad_names, tensor_shards
 from opensora.parallel.world import World
 from opensora.registry import PLUGINS
 
 
 @PLUGINS.register_module(name="hybrid")
-class Hybrid:
+class Hybrid(Plugin):
     """Tensor parallelism x sequence parallelism (`sp_size`) x data parallelism; bf16 runs the forward under autocast.
 
     tp_size: ranks that share the heads of each block; they see the same samples. Parameters, gradients and optimizer
     state of attention and perceptrons are cut; the rest is whole on every rank. pp_size: ranks in a row that each have
     some of the blocks; 1 only. bucket_cap_mb: as in ddp.
     """
+
+    autocasts = True
+    in_search = False  # with tp_size=1 it costs what ddp costs
 
     def __init__(self, tp_size: int = 1, pp_size: int = 1, bucket_cap_mb: int = 25):
         if tp_size < 1:
@@ -54,6 +59,25 @@ class Hybrid:
         check_heads(model, self.tp_size)
         broadcast_and_move(model, options.world.device)
         return HybridEngine(model, options, self.tp_size, self.bucket_bytes)
+
+    def memory(self, sizes: StepSizes) -> StepMemory:
+        whole, shard = self._elements(sizes)
+        if sizes.ranks > self.tp_size:  # other ranks hold the same shard
+            averaged = whole + shard
+        else:
+            averaged = whole if sizes.ranks > 1 else 0
+        return replicated_memory(sizes, whole + shard, averaged)
+
+    def traffic(self, sizes: StepSizes) -> Traffic:
+        """All-reduces of float32 gradients: of whole parameters over all ranks, of a shard over those that hold it."""
+        whole, shard = self._elements(sizes)
+        over_all = int(2 * 4 * ring_elements(whole, sizes.ranks))
+        return Traffic(gradients=over_all + int(2 * 4 * ring_elements(int(shard), sizes.ranks // self.tp_size)))
+
+    def _elements(self, sizes: StepSizes) -> tuple[int, float]:
+        """Trained elements on one rank: those that every rank holds whole, and its shard of the others."""
+        sharded = sizes.tensor_sharded if self.tp_size > 1 else 0
+        return sizes.trained - sharded, sharded / self.tp_size
 
 
 class HybridEngine(Engine):

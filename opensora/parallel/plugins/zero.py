@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from opensora.errors import ConfigError
@@ -19,12 +20,14 @@ from opensora.parallel.engine import (
     broadcast_and_move,
     clip_factor,
 )
+from opensora.parallel.plugins.base import Plugin
+from opensora.parallel.step_costs import StepMemory, StepSizes, Traffic, ring_elements
 from opensora.parallel.world import World
 from opensora.registry import PLUGINS
 from opensora.types import DTYPES
 
 
-class Zero:
+class Zero(Plugin):
     """bf16 means bfloat16 working weights next to float32 masters.
 
     reduce_bucket_size_in_m: gradients are sent in buckets of this many times 2**20 elements.
@@ -48,7 +51,7 @@ class Zero:
                 "remove the key for 12"
             )
         self.overlap_communication = overlap_communication
-        self.options = {
+        self.options: dict[str, Any] = {
             "reduce_bucket_size_in_m": reduce_bucket_size_in_m,
             "communication_dtype": DTYPES[communication_dtype],
             "cpu_offload": cpu_offload,
@@ -70,6 +73,58 @@ class Zero:
         broadcast_and_move(model, world.device)
         settings = {"stage": self.stage, "overlap_communication": overlap, **self.options}
         return ZeroEngine(model, options, settings)
+
+    def memory(self, sizes: StepSizes) -> StepMemory:
+        """By the code of colossalai's low-level ZeRO under colossal/zero_adapter.py."""
+        trained, share, offload = sizes.trained, sizes.share, self.options["cpu_offload"]
+        bucket_elements = 2**20 * self.options["reduce_bucket_size_in_m"]
+        overlap = not sizes.gloo if self.overlap_communication is None else self.overlap_communication
+        accumulated = trained if self.stage == 1 else share  # elements of the gradients of a step that a rank keeps
+        waiting = int(4 * accumulated) if sizes.micro_batches > 1 else 0
+        exchanged_at_the_end = self.stage == 1 and not overlap
+
+        def backward(elements: int) -> tuple[float, float]:
+            if exchanged_at_the_end:
+                in_place = sizes.dtype == "fp32" and waiting  # new gradients are added to the waiting ones
+                return (waiting if in_place else sizes.width * elements + waiting), 0
+            bucket = min(bucket_elements, elements)
+            exchanged = (elements - bucket) / (1 if self.stage == 1 else sizes.ranks)
+            return max(waiting, 4 * exchanged), self._reduction_bytes(sizes, bucket)
+
+        update = [(4 * accumulated, self._gathering_bytes(sizes, min(bucket_elements, share)))]
+        if exchanged_at_the_end:
+            width = sizes.width + (4 if sizes.dtype == "bf16" and sizes.micro_batches > 1 else 0)
+            bucket = min(bucket_elements, trained)
+            update.insert(0, (max(4, width) * (trained - bucket), self._reduction_bytes(sizes, bucket)))
+        masters = {} if offload else {"fp32 master weights": 4 * share, "optimizer moments": 8 * share}
+        return StepMemory(
+            state={"weights": sizes.width * (trained + sizes.fixed), **masters},
+            waiting=waiting,
+            backward=backward,
+            update=update,
+            update_bytes=(28 + sizes.width) * share,  # the working weights are written too
+            host=16 * share if offload else 0,
+        )
+
+    def traffic(self, sizes: StepSizes) -> Traffic:
+        """zero1: one all-reduce of gradients; zero2: a reduce-scatter per micro-batch. Both gather the updated weights."""
+        once = ring_elements(sizes.trained, sizes.ranks)
+        exchanges = 2 if self.stage == 1 else sizes.micro_batches
+        return Traffic(int(exchanges * self.options["communication_dtype"].itemsize * once), int(sizes.width * once))
+
+    def _reduction_bytes(self, sizes: StepSizes, elements: float) -> float:
+        """Of a bucket of gradients during its exchange: padded float32 copies and the joined ones, then the narrowed copy
+        for the wire or the received part, whichever is larger."""
+        dtype = self.options["communication_dtype"]
+        narrowed = 0 if dtype is torch.float32 else dtype.itemsize
+        received = dtype.itemsize * (1 / sizes.ranks + sizes.gloo) if self.stage == 2 else 0
+        return elements * (8 + max(narrowed, received))
+
+    def _gathering_bytes(self, sizes: StepSizes, shards: float) -> float:
+        """Of a bucket of updated shards during the all-gather: narrowed, joined, from all ranks, and one whole parameter."""
+        narrowed = 0 if sizes.dtype == "fp32" and not self.options["cpu_offload"] else 1
+        gathered = sizes.ranks * (2 if sizes.gloo else 1)
+        return sizes.width * (shards * (narrowed + 1 + gathered) + sizes.largest)
 
 
 @PLUGINS.register_module(name="zero1")

@@ -12,7 +12,11 @@ from opensora.registry import PLUGINS
 class Zero1Sequence(Zero1):
     """zero1 on a data x sequence mesh."""
 
+    shares_tokens = True
+
 
 @PLUGINS.register_module(name="zero2-seq")
 class Zero2Sequence(Zero2):
     """zero2 on a data x sequence mesh."""
+
+    shares_tokens = True

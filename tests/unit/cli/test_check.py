@@ -10,11 +10,12 @@ from opensora.cli.check_layouts import searched_plugins
 from opensora.config import load
 from opensora.datasets.row_report import Report
 from opensora.errors import ConfigError, DataError
+from opensora.parallel.step_costs import StepSizes
 from opensora.planning import device_specs, dry_run, layout_table
 from opensora.planning.dry_run import DryRun
 from opensora.planning.estimate import FrozenNetworks, ModelSummary, StepModel, estimate
-from opensora.planning.memory import ModelSizes, ParallelLayout
 from opensora.planning.meta_profile import MemoryPoint, StepProfile
+from opensora.planning.parallel_layout import ParallelLayout
 from opensora.schema import TrainRun
 from tests.support.command import ROOT, TRAIN
 
@@ -26,7 +27,7 @@ def worlds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of ranks of each dry run, which is a fake."""
     worlds: list[int] = []
     step = StepModel(
-        ModelSizes(100, largest=10), FrozenNetworks(), profile_step, tokens=6, ema=False, max_sequence_ranks=2
+        StepSizes(100, largest=10), FrozenNetworks(), profile_step, tokens=6, ema=False, max_sequence_ranks=2
     )
 
     def fake(run: Any, world: int, sp_size: int = 1, gloo: bool = False) -> DryRun:
@@ -180,7 +181,7 @@ def test_machines_that_cannot_be(worlds: list[int]) -> None:
 
 
 def test_the_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """ModelSizes of clips times numbers of GPUs, from the config's own model."""
+    """StepSizes of clips times numbers of GPUs, from the config's own model."""
     monkeypatch.setattr(layout_table, "CLIPS", ((5, 16, 16),))
     assert table_command(CONFIG, ["gpu=a100-40", "dtype=bf16"]) == 0
     head, rule, *rows = capsys.readouterr().out.splitlines()

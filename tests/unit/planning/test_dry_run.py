@@ -124,7 +124,7 @@ NAMES = ("weights", "fp32 master weights", "optimizer moments", "averaged weight
 @pytest.mark.parametrize(("plugin", "dtype", "world"), EXPECTED, ids=str)
 def test_state_bytes_by_hand(plugin: str, dtype: Any, world: int) -> None:
     result = dry_run(run(plugin=plugin, dtype=dtype), world)
-    sizes, width = result.step.sizes, result.estimate.layout.width
+    sizes, width = result.step.sizes, result.estimate.layout.weight_dtype.itemsize
     expected = dict(zip(NAMES, EXPECTED[plugin, dtype, world]))
     held = {name: result.estimate.memory.get(name, 0) for name in NAMES}
     held["weights"] -= width * sizes.fixed

@@ -1,21 +1,23 @@
 """Bytes of each plugin at its fullest, counted by hand, and what its exchange sends."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
+import torch
 
 from opensora.errors import ConfigError
+from opensora.parallel.step_costs import StepSizes, Traffic
 from opensora.planning import layout_table
-from opensora.planning.communication import plugin_traffic
 from opensora.planning.device_specs import Gpu, gpu_named
 from opensora.planning.estimate import ENCODING, FrozenNetworks, StepModel, estimate, seconds
-from opensora.planning.memory import ModelSizes, ParallelLayout, host_bytes
 from opensora.planning.meta_profile import MemoryPoint, StepProfile
+from opensora.planning.parallel_layout import ParallelLayout
 from opensora.planning.search import smallest_layout, usable_bytes
 
-P = 1000  # parameters, all in one block
-SIZES = ModelSizes(trained=P, largest=100, blocks=250)
+M = 2**20  # elements of a bucket
+P = 10 * M  # parameters
+SIZES = StepSizes(trained=P, largest=M, blocks=P // 4)
 
 
 def step_model(activations: int = 0, **changes: Any) -> StepModel:
@@ -41,7 +43,12 @@ def step_model(activations: int = 0, **changes: Any) -> StepModel:
 
 
 def layout(plugin: str, world: int = 2, **changes: Any) -> ParallelLayout:
-    return ParallelLayout(**{"plugin": plugin, "world": world, "micro_batches": 1, "bucket_elements": 100, **changes})
+    """changes: fields of the layout and options of the plugin."""
+    names = {field.name for field in fields(ParallelLayout)}
+    options = {"reduce_bucket_size_in_m": 1} if plugin.startswith("zero") else {}
+    options |= {key: value for key, value in changes.items() if key not in names}
+    own = {key: value for key, value in changes.items() if key in names}
+    return ParallelLayout(**{"plugin": plugin, "world": world, "micro_batches": 1, "plugin_config": options, **own})
 
 
 # weights, masters, moments; then gradients and buffers at the fullest moment
@@ -49,11 +56,11 @@ CASES = {
     # all flat copies of float32 gradients are on their way when the last comes
     ("ddp", 2): 4 * P + 8 * P + 4 * P + 4 * P,
     ("ddp", 1): 4 * P + 8 * P + 4 * P,
-    # a bucket of 100 of which pieces are narrowed, joined, and gathered from two ranks; a parameter of 100
-    ("zero1", 2): 2 * P + 2 * P + 4 * P + 4 * P + 2 * (100 * (1 + 1 + 2) + 100),
-    ("zero2", 2): 2 * P + 2 * P + 4 * P + 2 * P + 2 * (100 * (1 + 1 + 2) + 100),
-    # two units of 250 and one that is summed
-    ("fsdp", 2): 2 * P + 4 * P + 2 * P + 2 * 2 * 250 + 4 * 250,
+    # a bucket whose shards are narrowed, joined, and gathered from two ranks; one parameter
+    ("zero1", 2): 2 * P + 2 * P + 4 * P + 4 * P + 2 * (M * (1 + 1 + 2) + M),
+    ("zero2", 2): 2 * P + 2 * P + 4 * P + 2 * P + 2 * (M * (1 + 1 + 2) + M),
+    # two units and one that is summed
+    ("fsdp", 2): 2 * P + 4 * P + 2 * P + 2 * 2 * P // 4 + 4 * P // 4,
 }
 
 
@@ -62,8 +69,8 @@ def test_sequence_ranks_average_gradients() -> None:
 
 
 def test_fsdp_keeps_gathered_weights_once() -> None:
-    units = estimate(step_model(), layout("fsdp", keep_gathered=True)).memory["communication buffers"]
-    assert units == 2 * P + 4 * 250
+    units = estimate(step_model(), layout("fsdp", reshard_after_forward=False)).memory["communication buffers"]
+    assert units == 2 * P + 4 * P // 4
 
 
 @pytest.mark.parametrize(("plugin", "world"), CASES, ids=str)
@@ -80,7 +87,7 @@ def test_peaks_of_activations_and_gradients_are_not_added() -> None:
 
 
 @pytest.mark.parametrize(
-    ("plugin", "exchanged"), [("ddp", 2 * P + 2 * P), ("zero1", 4 * 400 + 8 * 100), ("zero2", 2 * 400 + (8 + 2) * 100)]
+    ("plugin", "exchanged"), [("ddp", 2 * P + 2 * P), ("zero1", 4 * 4 * M + 8 * M), ("zero2", 2 * 4 * M + (8 + 2) * M)]
 )
 def test_middle_of_the_backward(plugin: str, exchanged: int) -> None:
     """Half of the gradients are made; under zero all but a bucket of them have been exchanged."""
@@ -101,7 +108,7 @@ def test_offloaded_state_is_on_the_host() -> None:
     here, there = (estimate(step_model(), layout("zero2", cpu_offload=flag)) for flag in (False, True))
     assert here.total - there.total == (4 + 8) * P / 2
     assert (here.host, there.host) == (0, 16 * P // 2)  # gradients come over for the update
-    assert host_bytes(layout("zero2", cpu_offload=True), SIZES, ema=True) == 20 * P // 2
+    assert estimate(step_model(ema=True), layout("zero2", cpu_offload=True)).host == 20 * P // 2
 
 
 def test_fsdp_offloads_gradients() -> None:
@@ -112,25 +119,25 @@ def test_fsdp_offloads_gradients() -> None:
     assert there.host == 16 * P // 2
 
 
-SHARDED = replace(SIZES, tensor_sharded=600)
+SHARDED = replace(SIZES, tensor_sharded=6 * M)
 
 
 def hybrid(world: int, **changes: Any) -> Any:
-    """Of 1000 elements 600 are cut in two: a rank has 700."""
-    part = StepProfile(0, (MemoryPoint(0, 0), MemoryPoint(700, 0)), 1, 2)
+    """Of 10 M elements 6 M are divided by two: a rank has 7 M."""
+    part = StepProfile(0, (MemoryPoint(0, 0), MemoryPoint(7 * M, 0)), 1, 2)
     return estimate(
         step_model(sizes=SHARDED, profile_step=lambda layout: part, **changes), layout("hybrid", world, tp_size=2)
     )
 
 
 def test_tensor_parallelism_by_hand() -> None:
-    """Two ranks average what both hold, 400 elements; of four, pairs the other 300 as well."""
-    assert hybrid(2).total == (4 + 8 + 4) * 700 + 4 * 400
-    assert hybrid(4).total == (4 + 8 + 4 + 4) * 700
-    assert hybrid(2).traffic.gradients == 2 * 4 * 400 // 2
-    assert hybrid(4).traffic.gradients == 2 * 4 * 400 * 3 // 4 + 2 * 4 * 300 // 2
+    """Two ranks average the 4 M elements that both hold; of four, pairs average the other 3 M as well."""
+    assert hybrid(2).total == (4 + 8 + 4) * 7 * M + 4 * 4 * M
+    assert hybrid(4).total == (4 + 8 + 4 + 4) * 7 * M
+    assert hybrid(2).traffic.gradients == 2 * 4 * 4 * M // 2
+    assert hybrid(4).traffic.gradients == 2 * 4 * 4 * M * 3 // 4 + 2 * 4 * 3 * M // 2
     assert hybrid(2).traffic.weights == 0
-    assert hybrid(2).update_bytes == 28 * 700
+    assert hybrid(2).update_bytes == 28 * 7 * M
 
 
 def test_other_networks_follow_the_layout() -> None:
@@ -139,29 +146,33 @@ def test_other_networks_follow_the_layout() -> None:
         return estimate(step_model(frozen=frozen), layout("zero2", world=4, sp_size=2)).memory["text encoder"]
 
     assert (text(None), text("shard"), text("tensor")) == (800, 200, 400)
-    both = step_model(discriminator=ModelSizes(10), loss_networks={"discriminator": 7, "perceptual network": 5})
+    both = step_model(discriminator=StepSizes(10), loss_networks={"discriminator": 7, "perceptual network": 5})
     assert estimate(both, layout("ddp")).memory["discriminator"] == 7 + (4 + 8 + 4) * 10
     assert estimate(both, layout("zero2")).memory["discriminator"] == 7 + 2 * 10 + (4 + 8 + 4) * 10 // 2
     assert estimate(both, layout("zero2")).memory["perceptual network"] == 5
 
 
 def test_gloo_copies_once_more() -> None:
-    assert estimate(step_model(), layout("zero1", gloo=True)).total == CASES["zero1", 2] + 2 * 100 * 2
+    assert estimate(step_model(), layout("zero1", gloo=True)).total == CASES["zero1", 2] + 2 * M * 2
 
 
 def test_traffic_by_hand() -> None:
     """Of m bytes a ring passes on m (n - 1) / n for a reduce-scatter or an all-gather, and twice that for an all-reduce."""
-    given = {"parameters": P, "ranks": 4, "micro_batches": 3, "weight_bytes": 2, "wire_bytes": 4}
-    sent = {name: plugin_traffic(name, **given) for name in ("ddp", "zero1", "zero2", "zero2-seq", "fsdp")}  # type: ignore[arg-type]
+
+    def sent(plugin: str, ranks: int = 4, **options: Any) -> Traffic:
+        sizes = replace(SIZES, ranks=ranks, micro_batches=3)
+        return layout(plugin, ranks, **options).built.traffic(sizes)
+
     once = P * 3 // 4
-    assert (sent["ddp"].gradients, sent["ddp"].weights) == (2 * 4 * once, 0)
-    assert (sent["zero1"].gradients, sent["zero1"].weights) == (2 * 4 * once, 2 * once)
-    assert (sent["zero2"].gradients, sent["zero2"].weights) == (3 * 4 * once, 2 * once)
-    assert sent["zero2-seq"] == sent["zero2"]
-    assert (sent["fsdp"].gradients, sent["fsdp"].weights) == (3 * 4 * once, 3 * 2 * 2 * once)
-    stays = plugin_traffic("fsdp", stays_gathered=P // 2, **given)  # type: ignore[arg-type]
-    assert stays.weights == 3 * (2 + 1) * 2 * once // 2
-    assert plugin_traffic("zero2", **{**given, "ranks": 1}).total == 0  # type: ignore[arg-type]
+    assert sent("ddp") == Traffic(2 * 4 * once, 0)
+    assert sent("zero1") == Traffic(2 * 4 * once, 2 * once)
+    assert sent("zero2") == sent("zero2-seq") == Traffic(3 * 4 * once, 2 * once)
+    assert sent("zero2", communication_dtype="bf16") == Traffic(3 * 2 * once, 2 * once)
+    assert sent("fsdp") == Traffic(3 * 4 * once, 3 * 2 * 2 * once)
+    assert sent("fsdp", reshard_after_forward=False) == Traffic(3 * 4 * once, 3 * 2 * once)
+    outside = replace(SIZES, outside=P // 2, ranks=4, micro_batches=3)  # gathered once
+    assert layout("fsdp").built.traffic(outside).weights == 3 * (2 + 1) * 2 * once // 2
+    assert sent("zero2", ranks=1).total == 0
 
 
 CARD = Gpu("card", 100, 10, 1.0, 1000, 100, 10, per_node=2)
@@ -205,8 +216,8 @@ def test_smallest_layout_order() -> None:
     """Weights and state take at least 6.5 P under zero2 and 9 P with its gradients and buckets."""
     roomy = fitting(200 * P, activations=100 * P).best.layout
     assert (roomy.plugin, roomy.sp_size, roomy.grad_checkpoint) == ("zero2", 1, False)  # fewest bytes of those that fit
-    recomputed = fitting(30 * P, activations=100 * P).best.layout
-    assert (recomputed.sp_size, recomputed.grad_checkpoint, recomputed.cpu_offload) == (1, True, False)
+    recomputed = fitting(30 * P, activations=100 * P).best
+    assert (recomputed.layout.sp_size, recomputed.layout.grad_checkpoint, recomputed.host) == (1, True, 0)
     shared = fitting(30 * P, activations=400 * P).best.layout
     assert (shared.sp_size, shared.grad_checkpoint) == (2, True)
     assert shared.micro_batches == 2
@@ -234,7 +245,7 @@ def test_one_plugin_does_not_rule_out_others() -> None:
     """ddp keeps narrow copies of its weights as well: 150 P are too much for two ranks of 62 P, 100 P are not."""
 
     def profile_step(layout: ParallelLayout) -> StepProfile:
-        kept = 100 * P // layout.sp_size + (50 * P if layout.replicated else 0)
+        kept = 100 * P // layout.sp_size + (50 * P if layout.weight_dtype is torch.float32 else 0)
         return StepProfile(kept, (MemoryPoint(0, kept), MemoryPoint(P, 0)), 100, 200)
 
     card = replace(CARD, memory_gb=62 * P / 0.9e9)
@@ -260,15 +271,15 @@ def test_sp_size_of_the_run_is_searched_even_if_ranks_idle(current: Any) -> None
 
 
 def test_cpu_is_not_offloaded() -> None:
-    assert fitting(2 * P, activations=0, gloo=True).nearest.layout.cpu_offload is False
-    assert fitting(2 * P, activations=0).nearest.layout.cpu_offload is True
+    assert fitting(2 * P, activations=0, gloo=True).nearest.host == 0
+    assert fitting(2 * P, activations=0).nearest.host > 0
 
 
 def test_table_keeps_plugin_options(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients of half the width on the wire, beside bfloat16 weights: 4 bytes of an element in place of 6."""
     monkeypatch.setattr(layout_table, "CLIPS", ((1, 8, 8),))
     monkeypatch.setattr(layout_table, "WORLDS", (2,))
-    big = step_model(sizes=ModelSizes(trained=10**9))
+    big = step_model(sizes=StepSizes(trained=10**9))
 
     def sent(dtype: str) -> str:
         return next(
