@@ -46,13 +46,13 @@ def run_rank(rank: int, port: int, folder: str, sp_size: int, trouble: Any) -> N
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE="2")
     real = sample.generate
 
-    def generate_in_trouble(*arguments: Any, progress: Any, **options: Any) -> Any:
+    def generate_in_trouble(batch: Any, sampler: Any, guidance_scale: Any, progress: Any) -> Any:
         def step(done: int, steps: int) -> None:
             progress(done, steps)
             if rank == 1 and (done == 2 or trouble is be_slow):
                 trouble()
 
-        return real(*arguments, progress=step, **options)
+        return real(batch, sampler, guidance_scale, step)
 
     sample.generate = generate_in_trouble
     exit_process(command.main([str(Path(folder, "config.py")), f"save_dir={folder}/videos", f"sp_size={sp_size}"]))
