@@ -1,4 +1,4 @@
-"""What this machine has: `opensora doctor` prints versions, devices, kernels and what a missing feature needs."""
+"""`opensora doctor` prints versions, devices, kernels, and how to install a missing feature."""
 
 import argparse
 import importlib
@@ -66,7 +66,7 @@ def doctor_command() -> int:
 
 
 def kernel_table(device: Any) -> Any:
-    """Which attention and norms models on this device use, as chosen now."""
+    """The attention and norm kernels that models on this device use."""
     from rich.table import Table
 
     from opensora.models.layers.attention import choose_kernel

@@ -71,19 +71,19 @@ def _own_words(overrides: Sequence[str]) -> tuple[int, bool, list[str]]:
     return own["step"], own["gradients"], changes
 
 
-def _show(found: "Replay", run_dir: Path) -> None:
+def _show(result: "Replay", run_dir: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
     from opensora.training.replay import describe_difference, logged_step
 
     console = Console(soft_wrap=True)
-    table = Table(title=f"step {found.step} of {run_dir}, from the state after step {found.start}")
-    measured = any("grad_norm" in each for each in found.samples)
+    table = Table(title=f"step {result.step} of {run_dir}, from the state after step {result.start}")
+    measured = any("grad_norm" in each for each in result.samples)
     for heading in ("place", "row", "noise level", "loss", *(["gradient norm"] if measured else []), "caption"):
         table.add_column(heading)
-    suspects = found.suspects()
-    for each in found.samples:
+    suspects = result.suspects()
+    for each in result.samples:
         level = "" if each["level"] is None else f"{each['level']:.3f}"
         norm = [_number(each["grad_norm"])] if measured else []
         caption = (
@@ -92,14 +92,14 @@ def _show(found: "Replay", run_dir: Path) -> None:
         style = "red" if each in suspects else None
         table.add_row(str(each["place"]), str(each["row"]), level, _number(each["loss"]), *norm, caption, style=style)
     console.print(table)
-    then = logged_step(run_dir, found.step)
-    for name, now in (("loss", found.loss), ("gradient norm", found.grad_norm)):
+    then = logged_step(run_dir, result.step)
+    for name, now in (("loss", result.loss), ("gradient norm", result.grad_norm)):
         key = "loss" if name == "loss" else "grad_norm"
-        told = "not logged by the run (log_every)" if then is None else describe_difference(now, then[key])
+        comparison = "not logged by the run (log_every)" if then is None else describe_difference(now, then[key])
         logged = "" if then is None else f", logged {then[key]!r}"
-        console.print(f"{name} {now!r}{logged}: {told}")
-    if found.anomaly is not None:
-        console.print(f"the run does not make this step: {found.anomaly}")
+        console.print(f"{name} {now!r}{logged}: {comparison}")
+    if result.anomaly is not None:
+        console.print(f"the run does not make this step: {result.anomaly}")
     for each in suspects:
         what = "loss" if not math.isfinite(each["loss"]) else "gradient"
         console.print(f"not finite: the {what} of manifest row {each['row']} (counted from 0), place {each['place']}")

@@ -57,15 +57,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def overrides_of(arguments: argparse.Namespace) -> list[str]:
     """The flags as key=value overrides; key=value arguments come last and win."""
-    found = []
+    overrides = []
     for flag, (key, _) in FLAGS.items():
         value = getattr(arguments, flag.removeprefix("--").replace("-", "_"))
         if value is not None:
             quoted = repr(value) if key in TEXTS else value
-            found.append(f"{key}={quoted}")
+            overrides.append(f"{key}={quoted}")
     if arguments.size is not None:
-        found.append(f"image_size={tuple(arguments.size.lower().split('x'))}".replace("'", ""))
-    return found + arguments.overrides
+        overrides.append(f"image_size={tuple(arguments.size.lower().split('x'))}".replace("'", ""))
+    return overrides + arguments.overrides
 
 
 def sample_command(config: str, overrides: Sequence[str], prompts: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""Given frames in sampling: which latents of which picture or video go where, and how far they may be changed.
+"""The mask strategy: frames of reference images and videos, their places in a clip, and how far they may change.
 
 A strategy is "loop,reference,reference_start,target_start,length,edit_ratio" with defaults 0,0,0,0,1,0, several joined by
 ";". Starts and lengths count latent frames, negative starts from the end. edit_ratio 0 keeps a frame, 1 makes it anew,
@@ -36,18 +36,18 @@ def parse_strategy(text: str, where: str = "mask_strategy") -> list[FramePlaceme
         try:
             if len(fields) > len(FramePlacement._fields):
                 raise ValueError
-            found = FramePlacement(*map(int, fields[:5]), *map(float, fields[5:]))
+            placement = FramePlacement(*map(int, fields[:5]), *map(float, fields[5:]))
         except ValueError:
             raise ConfigError(
                 f"{where}: {group!r} in {text!r}; allowed: up to six numbers {','.join(FramePlacement._fields)}, the last from 0 "
                 "to 1, groups joined by ';'; correct it"
             ) from None
-        if found.loop < 0 or found.reference < 0 or found.length < 1 or not 0 <= found.edit_ratio <= 1:
+        if placement.loop < 0 or placement.reference < 0 or placement.length < 1 or not 0 <= placement.edit_ratio <= 1:
             raise ConfigError(
                 f"{where}: {group!r} in {text!r}; allowed: loop and reference from 0, length from 1, edit_ratio from 0 to "
                 "1; correct it"
             )
-        pastes.append(found)
+        pastes.append(placement)
     return pastes
 
 
@@ -78,7 +78,7 @@ def paste_references(
 
 
 def check_pastes(pastes: Sequence[FramePlacement], reference_frames: Sequence[int], frames: int, loop: int = 0) -> None:
-    """ConfigError when a group of this loop asks for what is not there; all lengths in latent frames."""
+    """ConfigError when a group of this loop names a missing reference or frame; all lengths in latent frames."""
     for paste in pastes:
         if paste.loop != loop:
             continue
@@ -113,7 +113,7 @@ def continue_from_previous(loop: int, reference: int, length: int, edit_ratio: f
 
 
 def frames_of_latents(length: int, latent_frames: Callable[[int], int]) -> int:
-    """How many pixel frames the first `length` latent frames stand for: the fewest that make so many.
+    """The fewest pixel frames that the autoencoder turns into `length` latent frames.
 
     latent_frames: pixel frames -> latent frames of the autoencoder.
     """
@@ -137,5 +137,5 @@ def read_reference(path: str, height: int, width: int) -> Tensor:
 
 
 def _start(start: int, frames: int, align: int | None) -> int:
-    place = start + frames if start < 0 else start
-    return place if align is None else nearest_multiple(place, align, frames)
+    position = start + frames if start < 0 else start
+    return position if align is None else nearest_multiple(position, align, frames)

@@ -68,7 +68,7 @@ def weights_id(*paths: str | Path) -> str:
 
 def request_hash(request: SampleRequest, settings: GenerationSettings) -> str:
     """16 hex digits over all that decides the pixels; the place in the list does not."""
-    return hash_text(json.dumps([_wanted(request), asdict(settings)], sort_keys=True), 8)
+    return hash_text(json.dumps([_pixel_fields(request), asdict(settings)], sort_keys=True), 8)
 
 
 def slug(text: str, length: int = SLUG_LENGTH) -> str:
@@ -84,23 +84,24 @@ def file_stem(request: SampleRequest) -> str:
     Another seed or size is another file; other weights or steps redo the same file.
     """
     again = f"-r{request.repeat}" if request.repeat else ""
-    return f"{request.index:04d}-{slug(request.prompt)}{again}-{hash_text(json.dumps(_wanted(request), sort_keys=True), 8)[:8]}"
+    digest = hash_text(json.dumps(_pixel_fields(request), sort_keys=True), 8)[:8]
+    return f"{request.index:04d}-{slug(request.prompt)}{again}-{digest}"
 
 
 def output_path(save_dir: str | Path, request: SampleRequest) -> Path:
-    """Where the video goes: `.png` for one frame, else `.mp4`; its record lies beside it as `.json`."""
+    """The path of a video: `.png` for one frame, else `.mp4`; its metadata lie next to it as `.json`."""
     return Path(save_dir) / f"{file_stem(request)}.{'png' if request.num_frames == 1 else 'mp4'}"
 
 
 def record(request: SampleRequest, settings: GenerationSettings, **written: Any) -> dict[str, Any]:
     """The json next to a video; `written` describes its file."""
-    wanted = {name: value for name, value in asdict(request).items() if name != "conditioning"}
-    given = {} if request.conditioning is None else asdict(request.conditioning)
-    return {**wanted, **given, **asdict(settings), **written, "request_hash": request_hash(request, settings)}
+    fields = {name: value for name, value in asdict(request).items() if name != "conditioning"}
+    conditioning = {} if request.conditioning is None else asdict(request.conditioning)
+    return {**fields, **conditioning, **asdict(settings), **written, "request_hash": request_hash(request, settings)}
 
 
 def is_done(path: Path, request: SampleRequest, settings: GenerationSettings) -> bool:
-    """Whether `path` is whole and was made by this request with these settings."""
+    """True if `path` is complete and was made by this request with these settings."""
     try:
         known = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         return known["request_hash"] == request_hash(request, settings) and known["bytes"] == path.stat().st_size
@@ -108,12 +109,12 @@ def is_done(path: Path, request: SampleRequest, settings: GenerationSettings) ->
         return False
 
 
-def _wanted(request: SampleRequest) -> dict[str, Any]:
-    """What decides the pixels; files of references count by their contents, wherever they lie."""
-    wanted = asdict(request)
-    del wanted["index"]
-    given = wanted.pop("conditioning")
-    if given is not None:
-        del given["references"]
-        wanted["given"] = given  # the name in hashes of videos made before
-    return wanted
+def _pixel_fields(request: SampleRequest) -> dict[str, Any]:
+    """The parts of a request that decide the pixels; reference files count by their contents, wherever they lie."""
+    fields = asdict(request)
+    del fields["index"]
+    conditioning = fields.pop("conditioning")
+    if conditioning is not None:
+        del conditioning["references"]
+        fields["given"] = conditioning  # the name in hashes of older videos
+    return fields

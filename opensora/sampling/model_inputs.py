@@ -35,7 +35,7 @@ class TextCodec(Protocol):
 
 @dataclass(frozen=True)
 class ModelInputs:
-    """Where one clip's denoising starts, and the inputs that every step shares."""
+    """The initial latents of one clip, and the inputs that every denoising step shares."""
 
     initial_BCTHW: Tensor  # noise, with reference frames in their places where the model takes frame masks
     text: EncodedText  # of all copies

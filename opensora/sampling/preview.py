@@ -72,5 +72,5 @@ class Previews:
 
 
 def build_previews(state: TrainState) -> Previews | None:
-    """The previews that the run's `preview_every` asks for, or None."""
+    """The previews of a run; None where `preview_every` is 0."""
     return Previews(state) if state.run.preview_every else None

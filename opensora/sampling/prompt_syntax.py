@@ -1,4 +1,4 @@
-"""What a prompt may carry besides words, as Open-Sora 1.2 writes it: scores, a text per loop, references as JSON.
+"""The syntax of prompts, as in Open-Sora 1.2: words, scores, a text per loop, references as JSON.
 
 a cat runs. aesthetic score: 6.5. camera motion: pan left.
 |0|a beach by day|2|the same beach at night
@@ -37,8 +37,8 @@ def add_scores(text: str, aes: float | None = None, flow: float | None = None, c
 
 def text_of_loop(text: str, loop: int) -> str:
     """The words of one loop, counted from 0, of "|0|first|2|from the third on"; other prompts are the same in all."""
-    found = {number: words for number, words in _segments(text) if number <= loop}
-    return found[max(found)] if found else text
+    texts = {number: words for number, words in _segments(text) if number <= loop}
+    return texts[max(texts)] if texts else text
 
 
 def map_loops(text: str, change: Callable[[str], str]) -> str:

@@ -169,8 +169,8 @@ def require_whole_edits(conditioning: VideoConditioning, where: str) -> None:
     between = [ratio for ratio in ratios if 0 < ratio < 1]
     if between:
         raise ConfigError(
-            f"{where}: edit ratio {between[0]:g}; allowed: 0 (given) or 1 (made anew), for this model is told of given "
-            "frames by conditions and starts from noise alone; correct it or take a model with frame masks"
+            f"{where}: edit ratio {between[0]:g}; allowed: 0 (given) or 1 (made anew), for this model gets given "
+            "frames as separate latents and starts from noise alone; correct it or take a model with frame masks"
         )
 
 

@@ -1,4 +1,4 @@
-"""What to generate: prompts from flags, a text file or a table become a list of SampleRequest.
+"""The list of SampleRequest of a run, from prompts of flags, a text file or a table.
 
 A text file holds one prompt per line; blank lines are skipped. A `.csv` or `.parquet` table needs the column `text`
 and may hold `negative_prompt`, `seed`, `num_frames`, `height`, `width`, `fps`, `reference_path` (relative to the table)
@@ -61,10 +61,10 @@ def collect_requests(
     reference_keys: the run's keys for reference frames. change: applied to the words of every prompt and loop.
     Raises ConfigError when there is no prompt or a value cannot be used.
     """
-    found = [direct_prompt(text, f"prompt {place}") for place, text in enumerate(prompts or [], start=1)]
+    parsed = [direct_prompt(text, f"prompt {place}") for place, text in enumerate(prompts or [], start=1)]
     if prompt_path is not None:
-        found += read_prompts(prompt_path)
-    if not found:
+        parsed += read_prompts(prompt_path)
+    if not parsed:
         raise ConfigError(
             "sampling: no prompt was given; at least one is needed; pass --prompt 'what to show' or prompt_path=FILE"
         )
@@ -74,7 +74,9 @@ def collect_requests(
         raise ConfigError(f"image_size: {tuple(image_size)} has {len(image_size)} numbers; it is (height, width)")
     sizes = dict(num_frames=num_frames, height=image_size[0], width=image_size[1], fps=fps, seed=seed)
     requests = []
-    for index, (prompt, (path, strategy)) in enumerate(zip(found, reference_keys.of_prompts(len(found)), strict=True)):
+    for index, (prompt, (path, strategy)) in enumerate(
+        zip(parsed, reference_keys.of_prompts(len(parsed)), strict=True)
+    ):
         conditioning = reference_keys.for_prompt(
             path if prompt.reference_path is None else prompt.reference_path,
             strategy if prompt.mask_strategy is None else prompt.mask_strategy,
@@ -177,8 +179,8 @@ def _parquet_rows(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
 
 def _check_columns(path: Path, columns: Sequence[str]) -> None:
     if "text" not in columns:
-        found = ", ".join(columns) or "none"
-        raise ConfigError(f"{path}: columns are {found}; the column 'text' is needed; rename the one with the prompts")
+        names = ", ".join(columns) or "none"
+        raise ConfigError(f"{path}: columns are {names}; the column 'text' is needed; rename the one with the prompts")
 
 
 def _row_prompt(row: Mapping[str, Any], where: str, folder: Path) -> Prompt:
@@ -201,19 +203,19 @@ def _number(name: str, value: Any, where: str) -> float | int:
             return float(value)
         if str(value).lstrip("+-").isdigit():
             return int(value)  # not through float(), which large seeds would not survive
-        if float(value).is_integer():  # 16.0: how pandas writes whole numbers beside empty cells
+        if float(value).is_integer():  # pandas writes whole numbers as 16.0 in columns with empty cells
             return int(float(value))
     except (TypeError, ValueError, OverflowError):
-        pass  # the sentence below says what was found
+        pass  # the error below names the value
     kind = "a number" if name == "fps" else "a whole number"
     raise ConfigError(f"{where}: {name} is {value!r}; it is {kind}, or empty for the run's own")
 
 
 def _request(
-    prompt: Prompt, index: int, repeat: int, negative_prompt: str, given: Mapping[str, float | int]
+    prompt: Prompt, index: int, repeat: int, negative_prompt: str, defaults: Mapping[str, float | int]
 ) -> SampleRequest:
-    own = {name: getattr(prompt, name) for name in given}
-    size: dict[str, Any] = {name: given[name] if value is None else value for name, value in own.items()}
+    own = {name: getattr(prompt, name) for name in defaults}
+    size: dict[str, Any] = {name: defaults[name] if value is None else value for name, value in own.items()}
     for name in ("num_frames", "height", "width", "fps"):
         if not (math.isfinite(size[name]) and size[name] > 0):
             raise ConfigError(f"{prompt.where}: {name} is {size[name]}; it is more than 0")

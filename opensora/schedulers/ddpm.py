@@ -1,6 +1,6 @@
 """IDDPM: a discrete diffusion process whose model predicts the noise and, by default, the variance.
 
-The model is told the timestep of the full process, 0 (nearly data) to diffusion_steps - 1 (noise). With learn_sigma its
+The model gets the timestep of the full process, 0 (nearly data) to diffusion_steps - 1 (noise). With learn_sigma its
 output has twice the latent channels: the noise, and where the log-variance lies between its bounds.
 Sources: Ho et al. 2020, arXiv:2006.11239; Nichol & Dhariwal 2021, arXiv:2102.09672; Song et al. 2020, arXiv:2010.02502
 (DDIM). Rounding, guided channels and frame masks are those of Open-Sora 1.0 and 1.1.
@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 
 from opensora.errors import ConfigError
 from opensora.registry import SCHEDULERS
-from opensora.schedulers.guidance import TextOrder, cfg_predict
+from opensora.schedulers.guidance import Guidance, TextOrder
 from opensora.schedulers.likelihood import binned_normal_log_likelihood, normal_kl
 from opensora.schedulers.masking import choose_frames, mean_over_frames
 from opensora.schedulers.tables import DiffusionTables, NoiseSchedule, keep_timesteps, make_betas, make_tables
@@ -31,11 +31,11 @@ from opensora.schedulers.timesteps import (
 
 
 class Step(NamedTuple):
-    """What the model says about one step back, each [B, C, T, H, W]."""
+    """The model's prediction of one reverse step, each [B, C, T, H, W]."""
 
     mean: Tensor  # of p(x_{t-1} | x_t)
     log_variance: Tensor
-    x0: Tensor  # the clean latents it believes in
+    x0: Tensor  # the predicted clean latents
 
 
 @SCHEDULERS.register_module(name="iddpm")
@@ -44,7 +44,7 @@ class IDDPM:
 
     num_sampling_steps: steps of `sample`, spread over the full process; None = every step. Training keeps all.
     timestep_respacing: "n", "a,b,c" or "ddimN" steps, in training and sampling alike; not with num_sampling_steps.
-    use_kl: train on the variational bound alone. predict_xstart: the model answers x_0 instead of the noise.
+    use_kl: train on the variational bound alone. predict_xstart: the model predicts x_0 instead of the noise.
     learn_sigma: False = fixed variance, beta, or with sigma_small the posterior's.
     rescale_learned_sigmas: weigh the bound by steps / 1000.
     cfg_scale: guidance scale that a sampling run uses when it names none.
@@ -103,7 +103,7 @@ class IDDPM:
         return _noised(self.training_tables, x0_BCTHW, noise_BCTHW, self.training_tables.index_of(t_B))
 
     def target(self, x0_BCTHW: Tensor, noise_BCTHW: Tensor) -> Tensor:
-        """What the model learns to answer in its first half."""
+        """The training target of the first half of the output."""
         return x0_BCTHW if self.predict_xstart else noise_BCTHW
 
     def training_loss(
@@ -129,25 +129,27 @@ class IDDPM:
         if self.use_kl and x_mask_BT is not None:
             raise ConfigError(
                 "scheduler.use_kl: frame masks with the variational bound alone; masks work with the default loss only;"
-                " set use_kl=False or take mask_ratios away"
+                " set use_kl=False or remove mask_ratios"
             )
         tables = self.training_tables
-        drawn = sample_t_and_noise(x0_BCTHW, draws, self._draw_timestep, t_B, noise)
-        index_B, noise, x0_BCTHW = tables.index_of(drawn.t_B), drawn.noise_BCTHW, x0_BCTHW.float()
-        t_B = drawn.t_B.to(x0_BCTHW.device, torch.float32)
+        sampled = sample_t_and_noise(x0_BCTHW, draws, self._draw_timestep, t_B, noise)
+        index_B, noise, x0_BCTHW = tables.index_of(sampled.t_B), sampled.noise_BCTHW, x0_BCTHW.float()
+        t_B = sampled.t_B.to(x0_BCTHW.device, torch.float32)
         x_t = _noised(tables, x0_BCTHW, noise, index_B)
         x_t = choose_frames(x_mask_BT, x_t, _noised(tables, x0_BCTHW, noise, torch.zeros_like(index_B)))
-        answer, values = self._split(denoise(x_t, t_B, x_mask=x_mask_BT).float(), x0_BCTHW.shape[1])
+        prediction, values = self._split(denoise(x_t, t_B, x_mask=x_mask_BT).float(), x0_BCTHW.shape[1])
         if self.use_kl:
-            loss_B = self._bound(tables, x0_BCTHW, x_t, index_B, answer, values, None, valid_BTHW)
+            loss_B = self._variational_bound(tables, x0_BCTHW, x_t, index_B, prediction, values, None, valid_BTHW)
             loss_B = loss_B * tables.num_timesteps
             return TrainingLoss(loss_B, t_B, {})
-        error = _where_valid((self.target(x0_BCTHW, noise) - answer).square(), valid_BTHW)
+        error = _where_valid((self.target(x0_BCTHW, noise) - prediction).square(), valid_BTHW)
         mse_B = mean_over_frames(error, x_mask_BT)
         if values is None:
             return TrainingLoss(mse_B, t_B, {"mse": mse_B.detach()})
         # Only the variance learns from the bound; the noise would follow its far noisier gradient.
-        vb_B = self._bound(tables, x0_BCTHW, x_t, index_B, answer.detach(), values, x_mask_BT, valid_BTHW)
+        vb_B = self._variational_bound(
+            tables, x0_BCTHW, x_t, index_B, prediction.detach(), values, x_mask_BT, valid_BTHW
+        )
         if self.rescale_learned_sigmas:
             vb_B = vb_B * tables.num_timesteps / 1000
         return TrainingLoss(mse_B + vb_B, t_B, {"mse": mse_B.detach(), "vb": vb_B.detach()})
@@ -167,7 +169,7 @@ class IDDPM:
     ) -> Tensor:
         """Latents [B, C, T, H, W] from noise.
 
-        guidance_scale: None or 1 = the model's own answer; otherwise `denoise` gets the doubled batch, text stacked as
+        guidance_scale: None or 1 = the model's own prediction; otherwise `denoise` gets the doubled batch, text stacked as
             `text_order` says.
         mask_BT: 0 = `noise_BCTHW` holds the wanted frame, though the last step still touches it; 1 = generate,
             between = noise the given frame that far first.
@@ -188,11 +190,12 @@ class IDDPM:
         guidance_scale: float | None = None,
         mask_BT: Tensor | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """After every step: the latents, and the clean latents the model believes in."""
+        """After every step: the latents, and the predicted clean latents."""
         tables = self.sampling_tables
         x = noise_BCTHW.float()
         channels = x.shape[1]
-        predict = cfg_predict(denoise, guidance_scale, channels if self.cfg_channel is None else self.cfg_channel)
+        guided_channels = channels if self.cfg_channel is None else self.cfg_channel
+        predict = Guidance(guidance_scale, guided_channels=guided_channels).predictor(denoise)
         # The step at which a frame joins: steps are counted down, a frame of mask 1 is there from the first, and one of
         # mask 0 goes through the very last step, where a_bar is 0.9999, as in Open-Sora 1.1.
         joins_BT = None if mask_BT is None else (mask_BT.to(x.device) * tables.num_timesteps).int()
@@ -203,8 +206,8 @@ class IDDPM:
                 x = choose_frames(joins_BT == step, _noised(tables, x, step_noise(x), index_B), x)
                 active_BT = joins_BT > step
             t_B = tables.timestep_map[index_B].to(x.device, torch.float32)
-            answer, values = self._split(predict(x, t_B, active_BT), channels)
-            back = self._step_back(tables, x, index_B, answer, values, self.clip_denoised)
+            prediction, values = self._split(predict(x, t_B, active_BT), channels)
+            back = self._step_back(tables, x, index_B, prediction, values, self.clip_denoised)
             if self.sampler == "ddim":
                 x = self._ddim(tables, x, index_B, back.x0, step_noise)
             else:
@@ -219,7 +222,7 @@ class IDDPM:
         return kept[torch.randint(0, len(kept), (1,), generator=rng)]
 
     def _split(self, output: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:
-        """The answer, and the values the variance is read from when it is learned."""
+        """The prediction, and the values of a learned variance."""
         if not self.learn_sigma:
             return output[:, :channels], None
         if output.shape[1] != 2 * channels:
@@ -234,14 +237,14 @@ class IDDPM:
         tables: DiffusionTables,
         x_t: Tensor,
         index_B: Tensor,
-        answer: Tensor,
+        prediction: Tensor,
         values: Tensor | None,
         clip: bool,
     ) -> Step:
-        x0 = answer
+        x0 = prediction
         if not self.predict_xstart:
             x0 = _at(tables.sqrt_recip_alphas_cumprod, index_B, x_t) * x_t
-            x0 = x0 - _at(tables.sqrt_recipm1_alphas_cumprod, index_B, x_t) * answer
+            x0 = x0 - _at(tables.sqrt_recipm1_alphas_cumprod, index_B, x_t) * prediction
         if clip:
             x0 = x0.clamp(-1, 1)
         return Step(_posterior_mean(tables, x0, x_t, index_B), self._log_variance(tables, x_t, index_B, values), x0)
@@ -256,19 +259,19 @@ class IDDPM:
         largest = torch.log(torch.cat([tables.posterior_variance[1:2], tables.betas[1:]]))
         return _at(largest, index_B, x_t).expand_as(x_t)
 
-    def _bound(
+    def _variational_bound(
         self,
         tables: DiffusionTables,
         x0: Tensor,
         x_t: Tensor,
         index_B: Tensor,
-        answer: Tensor,
+        prediction: Tensor,
         values: Tensor | None,
         x_mask_BT: Tensor | None,
         valid_BTHW: Tensor | None,
     ) -> Tensor:
         """The term of the variational bound for this timestep, bits per element, [B]."""
-        model = self._step_back(tables, x_t, index_B, answer, values, clip=False)
+        model = self._step_back(tables, x_t, index_B, prediction, values, clip=False)
         true_log_variance = _at(tables.posterior_log_variance_clipped, index_B, x_t)
         kl = normal_kl(_posterior_mean(tables, x0, x_t, index_B), true_log_variance, model.mean, model.log_variance)
         nll = -binned_normal_log_likelihood(x0, model.mean, 0.5 * model.log_variance)

@@ -21,7 +21,7 @@ from opensora.schedulers.tables import NoiseSchedule
 from opensora.schedulers.timesteps import TrainingLoss
 
 NAMES = (
-    "DDIM",  # as many model calls as steps, unless another number stands here
+    "DDIM",  # one model call per step, unless a comment gives another number
     "DDPM",
     "PNDM",  # steps + 9
     "EulerDiscrete",
@@ -33,14 +33,14 @@ NAMES = (
     "KDPM2AncestralDiscrete",  # 2 steps - 1
     "UniPCMultistep",
 )
-# What diffusers would change to these values itself, with a warning.
+# diffusers would set these values itself, with a warning.
 DEFAULTS: dict[str, dict[str, Any]] = {"DPMSolverSinglestep": {"lower_order_final": True}}
 
 
 class DiffusersSampler(EpsilonSampler):
     """One of NAMES, which are diffusers' class names without "Scheduler".
 
-    sampler: which; a config says it by its `type`.
+    sampler: its name; a config sets it by `type`.
     config: arguments of diffusers' class, for example dict(timestep_spacing="trailing", use_karras_sigmas=True). What is
         left out has diffusers' own default, with which released weights were sampled. Three defaults are worth knowing:
         DDIM and DDPM clamp the clean latents to [-1, 1] at every step, though latents reach further; clip_sample=False
@@ -48,7 +48,7 @@ class DiffusersSampler(EpsilonSampler):
         HeunDiscrete and KDPM2AncestralDiscrete take another process than models are trained on;
             dict(beta_start=1e-4, beta_end=0.02) is the trained one.
         PNDM stops at the first timestep of the process, not at clean latents; set_alpha_to_one=True goes on.
-    eta: DDIM only, share of DDPM's noise. The other arguments are those of NoiseSampler.
+    eta: DDIM only, share of DDPM's noise. The other arguments are those of EpsilonSampler.
     Training refuses a config whose process is not the trained one. LMS is not offered, for it needs scipy.
     """
 
@@ -70,13 +70,13 @@ class DiffusersSampler(EpsilonSampler):
         self.name = sampler
         self.config = {"beta_schedule": noise_schedule, **DEFAULTS.get(sampler, {}), **(config or {})}
         self.eta = eta
-        self.pristine = self._build()
-        self.num_model_calls = len(self.pristine.timesteps)
+        self.template = self._build()
+        self.num_model_calls = len(self.template.timesteps)
 
     def training_loss(self, *args: Any, **kwargs: Any) -> TrainingLoss:
         """See `IDDPM.training_loss`; ConfigError when the sampler's process is another than the trained one."""
-        ours, trained = self.pristine.betas.float(), self.process.training_tables.betas.float()
-        kind = self.pristine.config.prediction_type
+        ours, trained = self.template.betas.float(), self.process.training_tables.betas.float()
+        kind = self.template.config.prediction_type
         same = ours.shape == trained.shape and torch.allclose(ours, trained, rtol=1e-3, atol=0)
         if not same or kind != "epsilon":
             raise ConfigError(
@@ -88,7 +88,7 @@ class DiffusersSampler(EpsilonSampler):
 
     def iter_latents(self, predict: Predict, noise_BCTHW: Tensor, rngs: Sequence[Generator]) -> Iterator[Tensor]:
         """The latents after every call of the model, at the scale of diffusers' class."""
-        solver = copy.deepcopy(self.pristine)  # they remember their last sample
+        solver = copy.deepcopy(self.template)  # they remember their last sample
         options: dict[str, Any] = {}
         accepted = inspect.signature(solver.step).parameters
         if "generator" in accepted:  # one per sample; diffusers draws on their device, the CPU, and moves the noise
@@ -98,11 +98,11 @@ class DiffusersSampler(EpsilonSampler):
         x = noise_BCTHW * float(solver.init_noise_sigma)
         for t in solver.timesteps:
             t_B = x.new_full((len(x),), float(t))
-            answer = predict(solver.scale_model_input(x, t), t_B, None)
-            drawn = [rng.get_state() for rng in rngs] if self.name == "KDPM2AncestralDiscrete" else []
-            x = solver.step(answer, t, x, return_dict=False, **options)[0]
+            prediction = predict(solver.scale_model_input(x, t), t_B, None)
+            states = [rng.get_state() for rng in rngs] if self.name == "KDPM2AncestralDiscrete" else []
+            x = solver.step(prediction, t, x, return_dict=False, **options)[0]
             # Releases were sampled with a diffusers that drew noise at every call, also where it was not used.
-            for rng, before, sample in zip(rngs, drawn, x):
+            for rng, before, sample in zip(rngs, states, x):
                 if torch.equal(rng.get_state(), before):
                     torch.randn(sample.shape, generator=rng)
             yield x
@@ -135,7 +135,7 @@ class DiffusersSampler(EpsilonSampler):
             ) from error
         if float(solver.timesteps.max()) == 0:
             raise ConfigError(
-                f"scheduler.num_sampling_steps: {self.num_sampling_steps} with diffusers' {cls.__name__} asks the model at"
+                f"scheduler.num_sampling_steps: {self.num_sampling_steps} with diffusers' {cls.__name__} calls the model at"
                 " timestep 0 only, where clean latents are expected and not noise; allowed: 2 and more, or a spacing"
                 ' that begins in noise; set config=dict(timestep_spacing="trailing") or more steps'
             )

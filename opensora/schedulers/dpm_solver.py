@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 
 from opensora.errors import ConfigError
 from opensora.registry import SCHEDULERS
-from opensora.schedulers.epsilon_sampler import EpsilonSampler, interpolate, log_ratio, spread_of
+from opensora.schedulers.epsilon_sampler import EpsilonSampler, interpolate, log_ratio, sigma
 from opensora.schedulers.guidance import Predict
 from opensora.schedulers.tables import NoiseSchedule
 
@@ -21,10 +21,10 @@ SMALLEST_LOG_RATIO = -5.1  # beyond it the cosine schedule's ratio falls too fas
 
 @SCHEDULERS.register_module(name="dpm-solver")
 class DPMSolver(EpsilonSampler):
-    """DPM-Solver++ with steps even in time; the model is told timesteps between two whole ones, too.
+    """DPM-Solver++ with steps even in time; the model gets fractional timesteps as well.
 
-    order: 1 to 3, how many answers of the model a step rests on; 2 is Open-Sora's. The first steps, and with fewer than
-        10 the last ones as well, rest on fewer. The other arguments are those of NoiseSampler.
+    order: 1 to 3, predictions of the model that a step rests on; 2 is Open-Sora's. The first steps, and with fewer than
+        10 the last ones as well, rest on fewer. The other arguments are those of EpsilonSampler.
     """
 
     name = "dpm-solver"
@@ -45,45 +45,45 @@ class DPMSolver(EpsilonSampler):
         self.reached = int((log_ratio(self.log_alpha) >= SMALLEST_LOG_RATIO).sum())
 
     def sampling_timesteps(self) -> Tensor:
-        """Where every step starts and the last one ends, falling to 0: float64 [num_sampling_steps + 1]."""
+        """The start of every step and the end of the last, falling to 0: float64 [num_sampling_steps + 1]."""
         return torch.linspace(self.reached - 1, 0, self.num_sampling_steps + 1, dtype=torch.float64)
 
     def iter_latents(self, predict: Predict, noise_BCTHW: Tensor, rngs: Sequence[Generator]) -> Iterator[Tensor]:
         """The latents after every step; nothing is drawn."""
         x, steps = noise_BCTHW, self.num_sampling_steps
         times = self.sampling_timesteps()
-        log_signals = interpolate(self.log_alpha[: self.reached], times)
-        signals, spreads = log_signals.exp().tolist(), spread_of(log_signals).tolist()
-        ratios = log_ratio(log_signals).tolist()
-        believed: list[Tensor] = []  # clean latents, the newest first
+        log_alphas = interpolate(self.log_alpha[: self.reached], times)
+        alphas, sigmas = log_alphas.exp().tolist(), sigma(log_alphas).tolist()
+        lambdas = log_ratio(log_alphas).tolist()
+        x0_predictions: list[Tensor] = []  # the newest first
         for step in range(steps):
             t_B = x.new_full((len(x),), times[step].item())
-            x0 = (x - spreads[step] * predict(x, t_B, None)) / signals[step]
-            believed = [x0, *believed[: self.order - 1]]
-            order = min(len(believed), steps - step) if steps < 10 else len(believed)
-            x = spreads[step + 1] / spreads[step] * x - signals[step + 1] * _mean_of(
-                believed[:order], ratios[max(step - order + 1, 0) : step + 2]
+            x0 = (x - sigmas[step] * predict(x, t_B, None)) / alphas[step]
+            x0_predictions = [x0, *x0_predictions[: self.order - 1]]
+            order = min(len(x0_predictions), steps - step) if steps < 10 else len(x0_predictions)
+            x = sigmas[step + 1] / sigmas[step] * x - alphas[step + 1] * _multistep_update(
+                x0_predictions[:order], lambdas[max(step - order + 1, 0) : step + 2]
             )
             yield x
 
 
-def _mean_of(believed: list[Tensor], ratios: list[float]) -> Tensor:
-    """phi_1 m_0 + ..., what the last one to three beliefs add up to over a step.
+def _multistep_update(x0_predictions: list[Tensor], lambdas: list[float]) -> Tensor:
+    """phi_1 D_0 + ...: the sum over a step that rests on the last one to three predictions of x_0, the newest first.
 
-    ratios: lambda of each belief, the oldest first, and last that of the end of the step.
+    lambdas: log(alpha / sigma) of each prediction, the oldest first, and last that of the end of the step.
     """
-    h = ratios[-1] - ratios[-2]
+    h = lambdas[-1] - lambdas[-2]
     phi_1 = math.expm1(-h)
-    mean = phi_1 * believed[0]
-    if len(believed) == 1:
-        return mean
-    r_0 = (ratios[-2] - ratios[-3]) / h
-    slope_0 = (believed[0] - believed[1]) / r_0
-    if len(believed) == 2:
-        return mean + 0.5 * phi_1 * slope_0
-    r_1 = (ratios[-3] - ratios[-4]) / h
-    slope_1 = (believed[1] - believed[2]) / r_1
-    bend = (slope_0 - slope_1) / (r_0 + r_1)
+    update = phi_1 * x0_predictions[0]
+    if len(x0_predictions) == 1:
+        return update
+    r_0 = (lambdas[-2] - lambdas[-3]) / h
+    d1_0 = (x0_predictions[0] - x0_predictions[1]) / r_0
+    if len(x0_predictions) == 2:
+        return update + 0.5 * phi_1 * d1_0
+    r_1 = (lambdas[-3] - lambdas[-4]) / h
+    d1_1 = (x0_predictions[1] - x0_predictions[2]) / r_1
+    d2 = (d1_0 - d1_1) / (r_0 + r_1)
     phi_2 = phi_1 / h + 1.0
     phi_3 = phi_2 / h - 0.5
-    return mean - phi_2 * (slope_0 + r_0 * bend) + phi_3 * bend
+    return update - phi_2 * (d1_0 + r_0 * d2) + phi_3 * d2

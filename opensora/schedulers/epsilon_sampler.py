@@ -1,4 +1,4 @@
-"""What all samplers of noise-predicting models share: training as `iddpm` does it, guidance, and progress."""
+"""The base of all samplers of noise-predicting models: training as in `iddpm`, guidance, and progress."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -8,7 +8,7 @@ from torch import Generator, Tensor
 
 from opensora.errors import ConfigError
 from opensora.schedulers.ddpm import IDDPM
-from opensora.schedulers.guidance import Predict, TextOrder, cfg_predict
+from opensora.schedulers.guidance import Guidance, Predict, TextOrder
 from opensora.schedulers.tables import NoiseSchedule
 from opensora.schedulers.timesteps import Denoise, Progress, SampleRng, TrainingLoss
 
@@ -18,8 +18,8 @@ class EpsilonSampler(ABC):
 
     num_sampling_steps: steps of `sample`, each one call of the model or more: `num_model_calls` in all.
     cfg_scale: guidance scale that a sampling run uses when it names none; all latent channels follow it.
-    noise_schedule, diffusion_steps, learn_sigma: the process that the model was trained on, see `iddpm`. What is learned
-        of the variance plays no part in sampling: the first half of the model's output is the noise.
+    noise_schedule, diffusion_steps, learn_sigma: the process that the model was trained on, see `iddpm`. A learned
+        variance plays no part in sampling: the first half of the model's output is the noise.
     """
 
     name: str  # as registered, for messages
@@ -69,12 +69,12 @@ class EpsilonSampler(ABC):
     def add_noise(self, x0_BCTHW: Tensor, noise_BCTHW: Tensor, t_B: Tensor) -> Tensor:
         """x_t as in `iddpm`, for timesteps between two of the table as well, as samplers visit them."""
         log_alpha = interpolate(self.log_alpha, t_B.detach().cpu().double())
-        shares = (log_alpha.exp(), spread_of(log_alpha))
-        signal, spread = (share.to(x0_BCTHW).view(-1, 1, 1, 1, 1) for share in shares)
-        return signal * x0_BCTHW + spread * noise_BCTHW
+        shares = (log_alpha.exp(), sigma(log_alpha))
+        alpha_t, sigma_t = (share.to(x0_BCTHW).view(-1, 1, 1, 1, 1) for share in shares)
+        return alpha_t * x0_BCTHW + sigma_t * noise_BCTHW
 
     def target(self, x0_BCTHW: Tensor, noise_BCTHW: Tensor) -> Tensor:
-        """What the model learns to answer in its first half."""
+        """The training target of the first half of the output."""
         return self.process.target(x0_BCTHW, noise_BCTHW)
 
     @torch.no_grad()
@@ -91,10 +91,10 @@ class EpsilonSampler(ABC):
     ) -> Tensor:
         """Latents [B, C, T, H, W] from noise.
 
-        guidance_scale: None or 1 = the model's own answer; otherwise `denoise` gets the doubled batch, text stacked as
+        guidance_scale: None or 1 = the model's own prediction; otherwise `denoise` gets the doubled batch, text stacked as
             `text_order` says, which is not the order of `iddpm`.
         rngs: one per sample, for the noise of the steps, where there is any. size: not used.
-        progress: told every finished step, however many model calls it took. ConfigError for a mask_BT.
+        progress: called for every finished step, which may take several model calls. ConfigError for a mask_BT.
         """
         if mask_BT is not None:
             raise ConfigError(
@@ -102,36 +102,36 @@ class EpsilonSampler(ABC):
                 " same models and takes masks"
             )
         channels = noise_BCTHW.shape[1]
-        answer = cfg_predict(denoise, guidance_scale, guided_channels=None, order=self.text_order)
+        predict_all = Guidance(guidance_scale, order=self.text_order).predictor(denoise)
 
         def predict(x_BCTHW: Tensor, t_B: Tensor, x_mask_BT: Tensor | None) -> Tensor:
-            return answer(x_BCTHW, t_B, x_mask_BT)[:, :channels]
+            return predict_all(x_BCTHW, t_B, x_mask_BT)[:, :channels]
 
-        latents_BCTHW, told = noise_BCTHW, 0
+        latents_BCTHW, reported = noise_BCTHW, 0
         steps = self.iter_latents(predict, noise_BCTHW.float(), rngs)
         for calls, latents_BCTHW in enumerate(steps, start=1):  # noqa: B007 - the last one is the result
             done = calls * self.num_sampling_steps // self.num_model_calls
-            if progress is not None and done > told:
+            if progress is not None and done > reported:
                 progress(done, self.num_sampling_steps)
-            told = done
+            reported = done
         return latents_BCTHW
 
     @abstractmethod
     def iter_latents(self, predict: Predict, noise_BCTHW: Tensor, rngs: Sequence[Generator]) -> Iterator[Tensor]:
-        """The latents after every call of the model; `predict` answers the guided noise [B, C, T, H, W]."""
+        """The latents after every call of the model; `predict` returns the guided noise [B, C, T, H, W]."""
 
 
-def interpolate(table: Tensor, place: Tensor) -> Tensor:
+def interpolate(table: Tensor, position: Tensor) -> Tensor:
     """Values of a table between its entries, on straight lines that go on beyond both ends."""
-    left = place.floor().long().clamp(0, len(table) - 2)
-    return table[left] + (place - left) * (table[left + 1] - table[left])
+    left = position.floor().long().clamp(0, len(table) - 2)
+    return table[left] + (position - left) * (table[left + 1] - table[left])
 
 
-def spread_of(log_alpha: Tensor) -> Tensor:
+def sigma(log_alpha: Tensor) -> Tensor:
     """The share of noise in x_t, sqrt(1 - a_bar), from half the logarithm of a_bar."""
     return torch.sqrt(-torch.expm1(2 * log_alpha))
 
 
 def log_ratio(log_alpha: Tensor) -> Tensor:
     """lambda, the logarithm of signal over noise."""
-    return log_alpha - torch.log(spread_of(log_alpha))
+    return log_alpha - torch.log(sigma(log_alpha))

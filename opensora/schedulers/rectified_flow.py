@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 
 from opensora.errors import ConfigError
 from opensora.registry import SCHEDULERS
-from opensora.schedulers.guidance import Guidance, TextOrder, ask
+from opensora.schedulers.guidance import Guidance, TextOrder, predict_copies
 from opensora.schedulers.masking import choose_frames, mean_over_frames
 from opensora.schedulers.timesteps import (
     Denoise,
@@ -85,7 +85,7 @@ class RectifiedFlow:
         if use_discrete_timesteps and sample_method != "uniform":
             raise ConfigError(
                 f"scheduler: use_discrete_timesteps with sample_method={sample_method!r}; whole timesteps are drawn"
-                " evenly only; take one of the two away"
+                " evenly only; remove one of the two"
             )
         if transform_scale <= 0 or scale <= 0:
             raise ConfigError(
@@ -132,7 +132,7 @@ class RectifiedFlow:
         return (1 - tau) * x0_BCTHW + tau * noise_BCTHW
 
     def target(self, x0_BCTHW: Tensor, noise_BCTHW: Tensor) -> Tensor:
-        """What the model learns to answer: the velocity."""
+        """The training target: the velocity."""
         return x0_BCTHW - noise_BCTHW
 
     def training_loss(
@@ -151,8 +151,8 @@ class RectifiedFlow:
         draws: one per sample, for what `t_B` (taken as it is, without shift) and `noise` leave open.
         size: (frames, pixels high, pixels wide) of the clips, for the shift.
         """
-        drawn = sample_t_and_noise(x0_BCTHW, draws, lambda rng: self.draw_timesteps(1, rng, size), t_B, noise)
-        t_B, noise = drawn.t_B.to(x0_BCTHW.device, torch.float32), drawn.noise_BCTHW
+        sampled = sample_t_and_noise(x0_BCTHW, draws, lambda rng: self.draw_timesteps(1, rng, size), t_B, noise)
+        t_B, noise = sampled.t_B.to(x0_BCTHW.device, torch.float32), sampled.noise_BCTHW
         x0_BCTHW = x0_BCTHW.float()
         x_t = choose_frames(x_mask_BT, self.add_noise(x0_BCTHW, noise, t_B), x0_BCTHW)
         velocity = denoise(x_t, t_B, x_mask=x_mask_BT).float()[:, : x0_BCTHW.shape[1]]
@@ -182,7 +182,7 @@ class RectifiedFlow:
     ) -> Tensor:
         """Latents [B, C, T, H, W] from noise, by Euler steps.
 
-        guidance_scale: None or 1 = the model's own answer; otherwise `denoise` gets the doubled batch, text stacked as
+        guidance_scale: None or 1 = the model's own prediction; otherwise `denoise` gets the doubled batch, text stacked as
             `text_order` says.
         image_guidance_scale: not None = `denoise` gets the tripled batch, with the text, the given frames and their
             mask stacked as `image_text_order` says, also where guidance_scale is None or 1.
@@ -194,11 +194,11 @@ class RectifiedFlow:
         guidance = Guidance(
             guidance_scale,
             image_guidance_scale,
-            self.oscillate_text,
-            self.oscillate_image,
-            self.force_num,
-            self.scale_image_weight,
-            self.guidance_rescale,
+            oscillate_text=self.oscillate_text,
+            oscillate_image=self.oscillate_image,
+            force_num=self.force_num,
+            scale_image_weight=self.scale_image_weight,
+            rescale=self.guidance_rescale,
         )
         steps = self.iter_latents(denoise, noise_BCTHW, step_noise, guidance, mask_BT, size)
         for done, latents_BCTHW in enumerate(steps, start=1):  # noqa: B007 - the last one is the result
@@ -229,8 +229,9 @@ class RectifiedFlow:
                 fresh = self.add_noise(x, step_noise(x), t_B)
                 x = choose_frames(active_BT & ~noised_BT, fresh, x)
                 noised_BT = active_BT
-            answers = ask(denoise, guidance.copies, x, t_B, active_BT)
-            velocity = guidance.mix(tuple(a[:, : x.shape[1]] for a in answers), step, self.num_sampling_steps)
+            predictions = predict_copies(denoise, guidance.copies, x, t_B, active_BT)
+            velocities = tuple(prediction[:, : x.shape[1]] for prediction in predictions)
+            velocity = guidance.combine(velocities, step, self.num_sampling_steps)
             x = choose_frames(active_BT, x + velocity * ((now - then) / self.num_timesteps), waiting)
             yield x
 

@@ -22,7 +22,7 @@ NoiseSchedule = Literal["linear", "squaredcos_cap_v2"]
 class DiffusionTables:
     """Everything a process of S steps looks up, each [S]; a_bar is the share of signal variance left after a step."""
 
-    timestep_map: Tensor  # int64, the full process's timestep that the model is told
+    timestep_map: Tensor  # int64, the full process's timestep, which the model gets
     betas: Tensor
     alphas_cumprod: Tensor  # a_bar
     alphas_cumprod_prev: Tensor  # a_bar of the step before, 1 at the first
@@ -99,7 +99,7 @@ def make_betas(noise_schedule: NoiseSchedule, steps: int) -> np.ndarray:
 def keep_timesteps(steps: int, respacing: str | Sequence[int]) -> list[int]:
     """The timesteps of `steps` that a shorter process visits.
 
-    respacing: "" all; "n" or "a,b,c" that many from each of as many equal sections; "ddimN" N of them at a whole
+    respacing: "" all; "n" or "a,b,c" = these counts of timesteps, each from one of equal sections; "ddimN" N of them at a whole
     stride. ConfigError when they do not fit.
     """
     if isinstance(respacing, str) and respacing.startswith("ddim"):
@@ -125,10 +125,10 @@ def keep_timesteps(steps: int, respacing: str | Sequence[int]) -> list[int]:
                 " timestep_respacing or num_sampling_steps"
             )
         gap = (size - 1) / (count - 1) if count > 1 else 1.0
-        place = 0.0
+        position = 0.0
         for _ in range(count):
-            kept.append(start + round(place))
-            place += gap  # added up with its rounding errors, as released tables were
+            kept.append(start + round(position))
+            position += gap  # added up with its rounding errors, as released tables were
         start += size
     return kept
 

@@ -34,7 +34,7 @@ class SampleRng(Protocol):
 
 
 class TrainingLoss(NamedTuple):
-    """What `training_loss` returns; the training step reduces it."""
+    """The result of `training_loss`; the training step reduces it."""
 
     loss_B: Tensor  # float32, with gradient
     t_B: Tensor  # float32 in [0, num_timesteps], 0 = data; for the loss per timestep bin
@@ -55,7 +55,7 @@ def sample_t_and_noise(
     t_B: Tensor | None,
     noise_BCTHW: Tensor | None,
 ) -> TrainingDraw:
-    """Fill in what was not given: each sample draws for itself, so how samples are grouped changes nothing.
+    """Draw what the arguments leave open: each sample draws for itself, so how samples are grouped changes nothing.
 
     The noise comes on the device of x0, the timesteps where they were made. ValueError when something must be drawn and
     `draws` does not hold one source per sample.
@@ -79,8 +79,8 @@ def draw_noise(like_BCTHW: Tensor, rngs: Sequence[Generator]) -> Tensor:
     """Standard normal noise, sample i from rngs[i]: float32, drawn on the CPU so that every device sees the same."""
     if len(rngs) != len(like_BCTHW):
         raise ValueError(f"noise: {len(rngs)} generators for {len(like_BCTHW)} samples; one per sample is needed")
-    drawn = [torch.randn(sample.shape, generator=rng) for sample, rng in zip(like_BCTHW, rngs, strict=True)]
-    return torch.stack(drawn).to(like_BCTHW.device)
+    noise = [torch.randn(sample.shape, generator=rng) for sample, rng in zip(like_BCTHW, rngs, strict=True)]
+    return torch.stack(noise).to(like_BCTHW.device)
 
 
 def per_sample_noise(rngs: Sequence[Generator]) -> StepNoise:
@@ -96,7 +96,7 @@ def resolution_ratio(
     release: Release = "1.2",
     scale_temporal: bool = True,
 ) -> float:
-    """How much more noise a clip of this size (frames, pixels) needs than an image of 512 x 512 pixels.
+    """The factor by which a clip of this size (frames, pixels) needs more noise than an image of 512 x 512 pixels.
 
     r = scale * sqrt(H * W / 512^2) * sqrt(latent frames). release: of Open-Sora. In 1.2, 17 frames make 5 latent frames;
     in 1.3, 4 frames make one and the first frame none, and images go without `scale`. scale_temporal: False leaves the

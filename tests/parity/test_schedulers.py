@@ -10,7 +10,7 @@ from opensora.errors import ConfigError
 from opensora.registry import SCHEDULERS, build
 from opensora.schedulers.ddpm import IDDPM
 from opensora.schedulers.dpm_solver import DPMSolver
-from opensora.schedulers.epsilon_sampler import interpolate, log_ratio, spread_of
+from opensora.schedulers.epsilon_sampler import interpolate, log_ratio, sigma
 from opensora.schedulers.rectified_flow import RectifiedFlow
 from opensora.schedulers.timesteps import Denoise, resolution_ratio, shift_timesteps
 from tests.parity.golden import Golden, assert_parity, directories
@@ -223,7 +223,7 @@ def test_dpm_solver_schedule(golden: Golden) -> None:
     log_alpha = interpolate(DPMSolver().log_alpha, recorded["t"].double() * steps - 1)
     assert_parity(log_alpha.float(), recorded["log_alpha"], what="log_alpha")
     assert_parity(log_alpha.exp().float(), recorded["alpha"], what="alpha")
-    assert_parity(spread_of(log_alpha).float(), recorded["sigma"], what="sigma")
+    assert_parity(sigma(log_alpha).float(), recorded["sigma"], what="sigma")
     assert_parity(log_ratio(log_alpha).float(), recorded["lambda"], 1e-4, what="lambda")
 
 
