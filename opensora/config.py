@@ -175,7 +175,7 @@ def _unknown_key(where: str, key: str, allowed: Sequence[str], owner: str = "") 
     return f"{where}: key '{key}': unknown{of}{near}; allowed: {listed}; rename or remove it"
 
 
-def type_name(hint: Any) -> str:
+def type_name(hint: object) -> str:
     if hint is type(None):
         return "None"
     if isinstance(hint, type) and not typing.get_args(hint):
@@ -189,7 +189,7 @@ def type_name(hint: Any) -> str:
     return text.replace("typing.", "").replace("collections.abc.", "")
 
 
-def _check_value(where: str, key: str, value: Any, hint: Any) -> None:
+def _check_value(where: str, key: str, value: object, hint: object) -> None:
     try:
         # bool is an int to Python, but `steps=True` is a mistake
         if (

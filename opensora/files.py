@@ -50,7 +50,7 @@ def write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, values: Any, sort_keys: bool = False) -> None:
+def write_json(path: Path, values: object, sort_keys: bool = False) -> None:
     """Write indented JSON with a final newline; iterables that JSON does not know become lists."""
     write_text(path, json.dumps(values, indent=2, sort_keys=sort_keys, default=list) + "\n")
 

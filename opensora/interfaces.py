@@ -1,7 +1,8 @@
 """The contracts between the parts: the attributes and methods that code outside a component relies on.
 
 `Denoiser` and `Autoencoder` are base classes, since a value cannot be typed as both nn.Module and a protocol; the other
-contracts are protocols, and a class need not inherit from them. tests/contract checks every registered class.
+contracts are protocols, and a class need not inherit from them. Contracts that need types of their package are there:
+datasets/base.py (Dataset), training/task.py (Task), parallel/engine.py (Engine). tests/contract checks registered classes.
 
 Shapes: B batch, C latent channels, T H W frames, rows, columns (lower case: of latents), L text tokens, D width.
 """
@@ -169,11 +170,18 @@ class Scheduler(Protocol):
     """
 
     num_timesteps: int  # t runs from 0 (data) to this (noise)
+    num_sampling_steps: int  # steps of `sample`
     cfg_scale: float  # guidance scale when a sampling run names none
-    text_order: Any  # order of the doubled batch: "cond,null" or "null,cond"
-    image_text_order: Any  # order of the batch tripled by image guidance; "" = `sample` takes no image_guidance_scale
     image_cfg_scale: float  # image guidance scale when a sampling run names none
     masked_sampling: bool  # `sample` takes mask_BT
+
+    @property
+    def text_order(self) -> str:
+        """Order of the doubled batch: "cond,null" or "null,cond"."""
+
+    @property
+    def image_text_order(self) -> str:
+        """Order of the batch that image guidance triples; "" = `sample` takes no image_guidance_scale."""
 
     @property
     def training_loss(self) -> Callable[..., TrainingLoss]:

@@ -61,13 +61,13 @@ def build(registry: Registry, config: dict[str, Any], **kwargs: Any) -> Any:
     return constructor(registry, arguments.pop("type"))(**arguments)
 
 
-def register_preset(registry: Registry, name: str, cls: type, **preset: Any) -> None:
+def register_preset(registry: Registry, name: str, cls: type, **preset: object) -> None:
     """Register `cls` under `name` with some arguments fixed to a released size; the config may still override them.
 
     The preset has the signature of `cls`, which config checks read.
     """
 
-    def create(**kwargs: Any) -> Any:
+    def create(**kwargs: object) -> object:
         return cls(**{**preset, **kwargs})
 
     signature = inspect.signature(cls)

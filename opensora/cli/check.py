@@ -9,7 +9,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from opensora.cli.run_main import run_main
 from opensora.config import explain, load, parse_override
@@ -60,7 +60,7 @@ def parse_machine_args(overrides: Sequence[str]) -> tuple[int, Gpu | None, list[
     return world, gpu, [each for each in overrides if each.partition("=")[0] not in MACHINE_KEYS]
 
 
-def whole_number(name: str, value: Any) -> int:
+def whole_number(name: str, value: object) -> int:
     """Return a value of the command line; ConfigError unless it is a whole number from 1."""
     if type(value) is not int or value < 1:
         raise ConfigError(f"command line: key '{name}': found {value!r}; allowed: a whole number from 1")

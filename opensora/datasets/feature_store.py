@@ -59,7 +59,7 @@ class CacheableDataset(Dataset, Protocol):
         """Every caption that `caption` can return."""
 
 
-def content_hash(*parts: Any) -> str:
+def content_hash(*parts: object) -> str:
     """32 hex digits that differ when any of the plain values does."""
     return files.hash_text(json.dumps(parts, sort_keys=True, default=list), 16)
 

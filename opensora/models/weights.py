@@ -59,7 +59,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     try:
         if file.name.endswith(".index.json"):
             shards = sorted(set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values()))
-            loaded: Any = {}
+            loaded: dict[str, Any] = {}
             for shard in shards:
                 loaded.update(_read_file(file.parent / shard))
         elif file.suffix in (".safetensors", *_PICKLES):
@@ -88,14 +88,14 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     return _unwrap(loaded, file)
 
 
-def _read_file(file: Path) -> Any:
+def _read_file(file: Path) -> dict[str, Any]:
     if file.suffix == ".safetensors":
         return load_file(file)
     with torch.serialization.safe_globals([Namespace]):  # command lines that programs save with the weights; plain data
         return torch.load(file, map_location="cpu", weights_only=True)
 
 
-def _unwrap(loaded: Any, file: Path) -> dict[str, Tensor]:
+def _unwrap(loaded: object, file: Path) -> dict[str, Tensor]:
     while isinstance(loaded, Mapping):
         inner = next((loaded[key] for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), None)
         if inner is None:

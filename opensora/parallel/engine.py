@@ -61,9 +61,10 @@ class PrecisionWrapper:
             return self._module(*args, **kwargs)
 
 
-def _to_bf16(value: Any) -> Any:
-    cast = isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 1
-    return value.to(torch.bfloat16) if cast else value
+def _to_bf16(value: object) -> object:
+    if isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 1:
+        return value.to(torch.bfloat16)
+    return value
 
 
 class Engine(EngineState):

@@ -228,5 +228,5 @@ def _saved_names(module: nn.Module) -> dict[str, str]:
     return {name: first[id(each)] for name, each in module.state_dict(keep_vars=True).items()}
 
 
-def _is_moment(value: Any) -> bool:
+def _is_moment(value: object) -> bool:
     return isinstance(value, Tensor) and value.dim() > 0

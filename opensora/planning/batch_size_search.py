@@ -18,6 +18,7 @@ from torch import Generator, Tensor
 
 from opensora.datasets.base import ClipSize
 from opensora.datasets.buckets import Bucket, Buckets
+from opensora.interfaces import Autoencoder, Denoiser
 from opensora.models.build import assemble, build_denoiser
 from opensora.parallel.activation_checkpointing import checkpoint_activations
 from opensora.parallel.plugins.base import plugin_class
@@ -141,11 +142,12 @@ def updated_bucket_config(
 class RandomCodec:
     """A codec that returns noise of the shapes that the autoencoder and the text encoder would return."""
 
-    def __init__(self, vae: Any, model: Any, device: torch.device, dtype: torch.dtype):
+    def __init__(self, vae: Autoencoder, model: Denoiser, device: torch.device, dtype: torch.dtype):
         self.vae, self.model, self.device, self.dtype = vae, model, device, dtype
 
     def encode_video(self, video_BCTHW: Tensor, rngs: Sequence[Generator] | None = None) -> Tensor:
-        size = self.vae.latent_size(tuple(video_BCTHW.shape[2:]))
+        frames, height, width = video_BCTHW.shape[2:]
+        size = self.vae.latent_size((frames, height, width))
         return torch.randn(len(video_BCTHW), self.vae.latent_channels, *size, device=self.device)
 
     def encode_text(self, captions: Sequence[str]) -> EncodedText:
@@ -170,7 +172,7 @@ class StepTimer:
             parts = assemble(
                 run.model or {}, run.vae, run.text_encoder or {}, num_frames=size[0], image_size=size[1:], weights=False
             )
-        model: Any = build_denoiser(parts.model_config, seed=run.seed)
+        model = build_denoiser(parts.model_config, seed=run.seed)
         if run.grad_checkpoint:
             checkpoint_activations(model.checkpoint_blocks())
         narrow = not plugin_class(run.plugin).autocasts

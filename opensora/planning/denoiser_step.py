@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from opensora.datasets.base import ClipSize
+from opensora.interfaces import Denoiser
 from opensora.models.build import Components, assemble, build_denoiser, num_tokens
 from opensora.models.clip_conditioning import clip_conditioning
 from opensora.models.frame_conditioning import conditioning_mode, frame_conditioning
@@ -82,7 +83,7 @@ def _profile(run: TrainRun, size: ClipSize, layout: ParallelLayout, config: dict
     return replace(profile, sent=sequence_group.sent + tensor_group.sent)
 
 
-def _forward(run: TrainRun, size: ClipSize, dtype: torch.dtype, model: Any) -> Any:
+def _forward(run: TrainRun, size: ClipSize, dtype: torch.dtype, model: Denoiser) -> Any:
     """Call the model as the task does: with the text's mask, and with images and frame masks where the run has them."""
     n, num_images = run.batch_size, _num_images(run)
     frames, *grid = model.input_size
@@ -96,13 +97,15 @@ def _forward(run: TrainRun, size: ClipSize, dtype: torch.dtype, model: Any) -> A
         text = text.repeat(1, 1 + num_images, 1, 1)
         kwargs |= {"mask": kwargs["mask"][:, None].repeat(1, 1 + num_images, 1), "use_image_num": num_images}
     if model.conditioned:
-        kwargs |= frame_conditioning(latents, [], model.null_text(n).to(text))
+        y_null = model.null_text(n)
+        assert y_null is not None  # conditioned models have a null caption
+        kwargs |= frame_conditioning(latents, [], y_null.to(text))
     elif run.mask_ratios is not None and conditioning_mode(run.model or {}, "mask_ratios") == "masks":
         kwargs["x_mask"] = torch.ones(n, latents.shape[2], dtype=torch.bool)
     return model(latents, torch.empty(n), text, **kwargs)
 
 
-def _text_states(model: Any, n: int, dtype: torch.dtype) -> Tensor:
+def _text_states(model: Denoiser, n: int, dtype: torch.dtype) -> Tensor:
     """The text encoder's output for n captions: token states, or labels for a class-conditional model."""
     if getattr(model, "num_classes", None) is not None:
         return torch.zeros(n, dtype=torch.long)
@@ -145,7 +148,7 @@ def _tensor_sharded(config: dict[str, Any], tp_size: int) -> int:
     return (whole - model_sizes(model).trained) * tp_size // (tp_size - 1)
 
 
-def _max_sequence_ranks(model: Any, mode: Any) -> int:
+def _max_sequence_ranks(model: Denoiser, mode: Any) -> int:
     """The most ranks that can share a sample's tokens so that each has some of the frames or heads that attention divides.
 
     Fills the seams of the model, which must be on the meta device.

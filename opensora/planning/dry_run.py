@@ -12,6 +12,7 @@ import torch
 
 from opensora.datasets.base import ClipSize
 from opensora.errors import ConfigError
+from opensora.interfaces import Autoencoder
 from opensora.planning.autoencoder_step import autoencoder_step
 from opensora.planning.denoiser_step import denoiser_step
 from opensora.planning.estimate import Estimate, ModelSummary, StepModel, estimate
@@ -65,7 +66,7 @@ def dry_run_without_data(run: TrainRun, world: int, sp_size: int = 1, gloo: bool
     if buckets is None:
         return estimate_run(run, _config_clip_size(run.dataset), world, sp_size, gloo)
     with torch.device("meta"):
-        vae: Any = build(VAES, run.vae)
+        vae: Autoencoder = build(VAES, run.vae)
     usable = [(buckets.batch_size(bucket), buckets.size(bucket)) for bucket in buckets.all if buckets.takes(bucket)]
     batch_size, size = max(usable, key=lambda pair: pair[0] * prod(vae.latent_size(pair[1])))
     return estimate_run(replace(run, batch_size=batch_size), size, world, sp_size, gloo)

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from opensora.interfaces import Autoencoder, Denoiser
 from opensora.models.layers.attention import SHORT_KEYS, softmax_attention
 from opensora.models.layers.kernels import Attention, use_kernels
 from opensora.parallel.activation_checkpointing import checkpoint_activations
@@ -51,7 +52,7 @@ class StepProfile:
 
 
 def profile_step(
-    model: Any,
+    model: Denoiser | Autoencoder,
     forward: Callable[[Any], Any],
     *,
     checkpointed: bool = False,
@@ -139,7 +140,7 @@ class LiveBytes(TorchDispatchMode):
                 self._add(each.untyped_storage())
         return result
 
-    def _add(self, storage: Any) -> None:
+    def _add(self, storage: torch.UntypedStorage) -> None:
         key = storage._cdata
         if key in self._sizes:
             return

@@ -5,7 +5,8 @@ import struct
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
-from typing import Any
+
+from opensora.interfaces import TextEncoder
 
 # d_model, d_ff, layers, heads, width of a head, products in the perceptron; Raffel et al. 2020, arXiv:1910.10683, sec. 3.7,
 # and the released config.json. The vocabulary has 32,128 rows.
@@ -25,7 +26,7 @@ _T5 = {
 _VOCABULARY, _BUCKETS = 32128, 32
 
 
-def text_parameters(encoder: Any) -> tuple[int, int] | None:
+def text_parameters(encoder: TextEncoder) -> tuple[int, int] | None:
     """(parameters, those of matrices that each token is multiplied with); None when they are unknown.
 
     encoder: one of TEXT_ENCODERS, not loaded. Class labels need none.

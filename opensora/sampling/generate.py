@@ -9,12 +9,13 @@ of matrix products, so the batch size is part of the metadata of a video.
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
 from opensora.errors import ConfigError, OpenSoraError
+from opensora.interfaces import Denoiser, Scheduler
+from opensora.models.codec import Codec
 from opensora.models.layers.text_context import TextCache
 from opensora.rng import generator
 from opensora.sampling.model_inputs import make_model_inputs
@@ -26,9 +27,9 @@ from opensora.types import SampleRequest
 class Sampler:
     """The networks and the scheduler of a sampling run, weights loaded and on their device."""
 
-    model: Any  # an nn.Module of MODELS
-    scheduler: Any  # one of SCHEDULERS
-    codec: Any  # models/codec.py: text encoder and autoencoder
+    model: Denoiser
+    scheduler: Scheduler
+    codec: Codec
     forward: Callable[..., Tensor] | None = None  # calls the model, as an engine does; None = the model itself
 
 

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from opensora.errors import ConfigError
+from opensora.interfaces import Denoiser, Scheduler
 from opensora.models.clip_conditioning import clip_conditioning
+from opensora.models.codec import Codec
 from opensora.models.frame_conditioning import frame_conditioning
 from opensora.sampling.prompt_syntax import text_of_loop
 from opensora.sampling.reference_frames import ReferenceFrames, initial_latents, reference_latents
@@ -45,9 +47,9 @@ class ModelInputs:
 
 def make_model_inputs(
     requests: Sequence[SampleRequest],
-    model: Any,
-    scheduler: Any,
-    codec: Any,
+    model: Denoiser,
+    scheduler: Scheduler,
+    codec: Codec,
     references: Sequence[ReferenceFrames],
     noise_BCTHW: Sequence[Tensor],
     loop: int,
@@ -82,10 +84,11 @@ def make_model_inputs(
     size = (requests[0].num_frames, requests[0].height, requests[0].width)
     model_kwargs: dict[str, Any] = clip_conditioning(model, size, fps_B.repeat(copies))
     if model.conditioned:
-        y_null = model.null_text(len(text.text_B1LC)).to(text.text_B1LC)
+        y_null = model.null_text(len(text.text_B1LC))
+        assert y_null is not None  # conditioned models have a null caption
         repeated = latents.to(codec.device).repeat(copies, 1, 1, 1, 1)
         uncond = len(requests) if copies == 3 else 0
-        model_kwargs |= frame_conditioning(repeated, frame_numbers * copies, y_null, uncond)
+        model_kwargs |= frame_conditioning(repeated, frame_numbers * copies, y_null.to(text.text_B1LC), uncond)
     return ModelInputs(initial.to(codec.device), text, model_kwargs, sampler_kwargs)
 
 

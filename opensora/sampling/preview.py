@@ -3,8 +3,10 @@
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 from opensora.errors import OpenSoraError
+from opensora.interfaces import Denoiser
 from opensora.log import logger
 from opensora.registry import SCHEDULERS, build
 from opensora.sampling.generate import Sampler, check_size, generate
@@ -39,7 +41,10 @@ class Previews:
             seed=run.seed,
         )
         self.sampler = Sampler(
-            state.engine.module, build(SCHEDULERS, scheduler), state.task.codec, forward=state.engine.model
+            cast(Denoiser, state.engine.module),
+            build(SCHEDULERS, scheduler),
+            state.task.codec,
+            forward=state.engine.model,
         )
         for request in self.requests:
             check_size((request.num_frames, request.height, request.width), self.sampler)

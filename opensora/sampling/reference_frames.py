@@ -8,13 +8,14 @@ Layout: C channels, T frames, H W rows and columns.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from opensora.datasets.decode import probe
 from opensora.errors import BadClip, ConfigError
+from opensora.interfaces import Autoencoder
+from opensora.models.codec import Codec
 from opensora.sampling.mask_strategy import (
     check_pastes,
     continue_from_previous,
@@ -76,7 +77,7 @@ class ReferenceKeys:
         return VideoConditioning(paths, contents, strategy, *rest)
 
 
-def strategy_text(value: Any) -> str | list[str]:
+def strategy_text(value: object) -> str | list[str]:
     """A strategy as written: the command line reads 0 as a number and 0,0,0,0,2 as a tuple of them."""
     if isinstance(value, str | list):
         return value
@@ -97,7 +98,7 @@ def _for_each(value: str | list[str], count: int, name: str) -> list[str]:
 class ReferenceFrames:
     """The encoded references of one request, and where their frames go, loop by loop."""
 
-    def __init__(self, request: SampleRequest, codec: Any) -> None:
+    def __init__(self, request: SampleRequest, codec: Codec) -> None:
         self.conditioning = request.conditioning or VideoConditioning()
         self.codec = codec
         self.pastes = parse_strategy(self.conditioning.mask_strategy)
@@ -126,7 +127,7 @@ def num_loops(request: SampleRequest) -> int:
     return 1 if request.conditioning is None else request.conditioning.loop
 
 
-def overlap_frames(request: SampleRequest, vae: Any) -> int:
+def overlap_frames(request: SampleRequest, vae: Autoencoder) -> int:
     """Pixel frames of a further loop that repeat the clip before; ConfigError when nothing new would be left."""
     conditioning = request.conditioning
     if conditioning is None or conditioning.loop == 1:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from opensora.evaluation.psnr import psnr
+from opensora.interfaces import Autoencoder
 from opensora.rng import Draw
 from opensora.training.autoencoder_losses import Distance, perceptual_error, reconstruction_error
 from opensora.training.discriminator import DiscriminatorTrainer
@@ -22,7 +23,7 @@ STATISTICS_CLIPS = 64  # clips whose latents give the mean and the deviation tha
 
 @dataclass
 class AutoencoderTask:
-    trained: Any  # a registered autoencoder
+    trained: Autoencoder
     seed: int
     reconstruction: Literal["l1", "l2"]
     kl_weight: float
@@ -33,7 +34,7 @@ class AutoencoderTask:
     discriminator: DiscriminatorTrainer | None = None
 
     @property
-    def autoencoder(self) -> Any:
+    def autoencoder(self) -> Autoencoder:
         return self.trained
 
     def loss(self, model: Callable[..., Any], batch: Batch) -> MicroBatchLoss:

@@ -12,6 +12,7 @@ from opensora.config import as_dict, digest
 from opensora.datasets.frame_masks import FrameConditions, FrameMasks
 from opensora.datasets.loader import build_loader
 from opensora.errors import ConfigError
+from opensora.interfaces import Autoencoder, Scheduler
 from opensora.log import logger
 from opensora.models.build import Components, assemble, build_autoencoder
 from opensora.models.frame_conditioning import conditioning_mode
@@ -120,7 +121,7 @@ def build_training(run: TrainRun, world: World, where: str, folder: RunFolder | 
 
 
 def build_discriminator_trainer(
-    run: TrainRun, world: World, autoencoder: Any, where: str
+    run: TrainRun, world: World, autoencoder: Autoencoder | None, where: str
 ) -> DiscriminatorTrainer | None:
     """The discriminator under the same plugin as the model; None without one.
 
@@ -128,6 +129,7 @@ def build_discriminator_trainer(
     """
     if run.discriminator is None:
         return None
+    assert autoencoder is not None  # only task 'autoencoder' has a discriminator
     if not autoencoder.last_layer.requires_grad:
         raise ConfigError(
             f"{where}: key 'discriminator': {run.vae['type']} as configured does not train its last layer, where the two "
@@ -148,7 +150,7 @@ def _engine_options(run: TrainRun, optimizer: dict[str, Any], world: World) -> E
     )
 
 
-def build_scheduler(run: TrainRun) -> Any:
+def build_scheduler(run: TrainRun) -> Scheduler:
     """The noise scheduler; it checks its values here, before any weight is read."""
     return build(SCHEDULERS, run.scheduler or {})
 

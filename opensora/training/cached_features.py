@@ -14,7 +14,7 @@ import torch
 from mmengine.registry import Registry
 from torch import Generator, Tensor
 
-from opensora.datasets.base import ClipSize
+from opensora.datasets.base import ClipSize, Dataset
 from opensora.datasets.feature_store import (
     CacheableDataset,
     FeatureStore,
@@ -94,7 +94,7 @@ def how_to_encode(where: str, folder: str) -> str:
     return f"make them with `python -m tools.features.encode {where} {folder}` and the same key=value settings"
 
 
-def stored_clips(run: TrainRun, dataset: Any, sizes: Sequence[ClipSize], where: str) -> Any:
+def stored_clips(run: TrainRun, dataset: Dataset, sizes: Sequence[ClipSize], where: str) -> Any:
     """`dataset`, with its clips of these sizes read from `load_video_features` if the run names a folder.
 
     Raises ConfigError when the folder's latents are of another autoencoder, size or choice of frames.
@@ -121,7 +121,7 @@ def stored_texts(run: TrainRun, where: str) -> "StoredTexts | None":
     return StoredTexts(store, caption_key(run.text_encoder or {}), advice)
 
 
-def stored_latents(dataset: Any) -> "StoredLatents | None":
+def stored_latents(dataset: Dataset) -> "StoredLatents | None":
     """The stand-in for the autoencoder, if `stored_clips` replaced the data set."""
     return StoredLatents(dataset) if isinstance(dataset, StoredClips) else None
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from opensora.datasets.base import ClipSize
+from opensora.datasets.base import ClipSize, Dataset
 from opensora.datasets.bucket_plan import BucketOrder
 from opensora.datasets.bucket_report import BucketLine, BucketReport
 from opensora.datasets.buckets import Buckets
@@ -26,7 +26,7 @@ from opensora.types import Batch
 class ClipPlan:
     """The data set and the sizes of its clips."""
 
-    dataset: Any
+    dataset: Any  # a Dataset
     num_frames: int  # of most clips; the default of sampling
     image_size: tuple[int, int]  # height, width in pixels
     report: Report | BucketReport
@@ -97,7 +97,7 @@ def make_clip_plan(run: TrainRun, dataset: Any, where: str) -> ClipPlan:
     return ClipPlan(dataset, frames, (height, width), report, order)
 
 
-def require_fixed_size(dataset: Any, where: str) -> None:
+def require_fixed_size(dataset: Dataset, where: str) -> None:
     """Raise ConfigError for a data set without a clip size, or whose clips differ in size."""
     if getattr(dataset, "multi_scale", False):
         raise ConfigError(

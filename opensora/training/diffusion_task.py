@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from opensora.datasets.frame_masks import FrameConditions, FrameMasks
+from opensora.interfaces import Autoencoder, Denoiser, Scheduler
 from opensora.models.build import num_tokens
 from opensora.models.clip_conditioning import clip_conditioning
 from opensora.models.codec import Codec
@@ -26,9 +27,9 @@ _BIN_NAMES = [f"loss_bin/{bin_name(index)}" for index in range(BINS)]
 
 @dataclass
 class DiffusionTask:
-    trained: Any  # a registered denoiser
+    trained: Denoiser
     codec: Codec
-    scheduler: Any
+    scheduler: Scheduler
     seed: int
     model_config: dict[str, Any]
     run_record: dict[str, Any]
@@ -37,7 +38,7 @@ class DiffusionTask:
     discriminator: ClassVar[None] = None
 
     @property
-    def autoencoder(self) -> Any:
+    def autoencoder(self) -> Autoencoder:
         return self.codec.vae
 
     def loss(self, model: Callable[..., Any], batch: Batch) -> MicroBatchLoss:
@@ -69,8 +70,9 @@ class DiffusionTask:
         x_mask_BT = None
         if self.trained.conditioned:  # passed with and without given frames, so that both mean what sampling says
             given = draw_given(masks, latents.shape[2], draws) if isinstance(masks, FrameConditions) else []
-            y_null = self.trained.null_text(len(draws)).to(text.text_B1LC)
-            kwargs |= frame_conditioning(latents, given, y_null)
+            y_null = self.trained.null_text(len(draws))
+            assert y_null is not None  # conditioned models have a null caption
+            kwargs |= frame_conditioning(latents, given, y_null.to(text.text_B1LC))
         elif isinstance(masks, FrameMasks):
             x_mask_BT = draw_masks(masks, latents.shape[2], draws).to(latents.device)
         out = self.scheduler.training_loss(

@@ -121,7 +121,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """Replace NaN and infinity, which JSON lacks, by text that float() reads."""
     if isinstance(value, Mapping):
         return {key: _plain(each) for key, each in value.items()}

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from opensora.interfaces import Autoencoder
 from opensora.training.discriminator import DiscriminatorTrainer
 from opensora.types import Batch
 
@@ -22,10 +23,10 @@ class MicroBatchLoss:
 
 
 class Task(Protocol):
-    trained: Any  # the nn.Module whose weights change; the engine wraps it
+    trained: Any  # Denoiser or Autoencoder whose weights change; the engine wraps it
 
     @property
-    def autoencoder(self) -> Any:
+    def autoencoder(self) -> Autoencoder:
         """The one that makes the latents, trained or frozen."""
 
     @property

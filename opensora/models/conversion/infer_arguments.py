@@ -27,7 +27,7 @@ def config_next_to(path: str | Path) -> dict[str, Any]:
 def accepted_arguments(config: Mapping[str, Any], accepted: Collection[str]) -> dict[str, Any]:
     """The entries of a foreign config.json that a constructor accepts; None and lists of None count as unset."""
 
-    def is_set(value: Any) -> bool:
+    def is_set(value: object) -> bool:
         return any(item is not None for item in value) if isinstance(value, list) and value else value is not None
 
     return {key: value for key, value in config.items() if key in accepted and key not in _IGNORED and is_set(value)}

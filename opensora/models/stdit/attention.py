@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ FrameIndices = Sequence[int] | Sequence[Sequence[int]]  # latent frames, one lis
 class SpatialAttention(SelfAttention):
     """Self-attention within each frame."""
 
-    def __init__(self, dim: int, num_heads: int, **options: Any):
+    def __init__(self, dim: int, num_heads: int, **options: bool):
         super().__init__(dim, num_heads, crosses_split=True, **options)
         # Between blocks parallel/ keeps patches split; here each rank gets whole frames, or else some of the heads.
         self.a2a_to_frames = Seam("switch", dim=2, swap_dim=1)

@@ -166,7 +166,7 @@ class STDiT3(AnySizeDenoiser):
     def checkpoint_blocks(self) -> list[nn.Module]:
         return [*self.spatial_blocks, *self.temporal_blocks]
 
-    def embed_text(self, y: Tensor, mask: Any, drop_B: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def embed_text(self, y: Tensor, mask: Tensor | None, drop_B: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """As SpaceTimeDenoiser's; with skip_y_embedder y is [1, sum of lengths, D] and mask the lengths [B]."""
         if not self.skip_y_embedder:
             return super().embed_text(y, mask, drop_B)

@@ -5,7 +5,6 @@ Shapes: B batch, T H W the token grid, S = H*W patches of a frame, D width, h he
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -97,7 +96,7 @@ class Windows:
 class WindowAttention(SelfAttention):
     """Self-attention of [B, T, S, D] within windows that span both frames and patches."""
 
-    def __init__(self, dim: int, num_heads: int, **options: Any):
+    def __init__(self, dim: int, num_heads: int, **options: bool):
         super().__init__(dim, num_heads, crosses_split=True, **options)
 
     def forward(self, x_BTSD: Tensor, windows: Windows) -> Tensor:  # type: ignore[override]

@@ -78,7 +78,7 @@ class VideoAutoencoderKL(VideoAutoencoder):
         self.compression = (1, factor, factor)
 
     @staticmethod
-    def _wrapped_class() -> Any:
+    def _wrapped_class() -> type[Any]:
         """The diffusers class that `module` is an instance of."""
         from diffusers import AutoencoderKL
 
@@ -216,7 +216,7 @@ class VideoAutoencoderKLTemporalDecoder(VideoAutoencoderKL):
     """
 
     @staticmethod
-    def _wrapped_class() -> Any:
+    def _wrapped_class() -> type[Any]:
         from diffusers import AutoencoderKLTemporalDecoder
 
         return AutoencoderKLTemporalDecoder

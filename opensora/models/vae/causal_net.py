@@ -6,7 +6,7 @@ Shapes: B batch, C channels, T H W frames/rows/columns. Level 0 is the finest. K
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,7 +32,10 @@ TIME_UP = {
 }
 
 
-def lookup_block(known: Mapping[str, Any], key: str, name: str) -> Any:
+Block = TypeVar("Block")
+
+
+def lookup_block(known: Mapping[str, Block], key: str, name: str) -> Block:
     """The block class called `name`; key: the argument that names it, for the ConfigError."""
     if name not in known:
         raise ConfigError(f"CausalVAEModel: {key}: found {name!r}; allowed: {', '.join(map(repr, sorted(known)))}")

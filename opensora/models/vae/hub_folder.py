@@ -54,7 +54,7 @@ def check_micro_batch_size(where: str, micro_batch_size: int | None) -> int | No
     return micro_batch_size
 
 
-def as_list(value: Any) -> Any:
+def as_list(value: object) -> object:
     """Tuples as lists: a config may hold either."""
     return list(value) if isinstance(value, list | tuple) else value
 

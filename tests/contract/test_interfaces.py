@@ -1,0 +1,78 @@
+"""Registered components have the attributes and methods that opensora/interfaces.py lists for their kind."""
+
+import inspect
+from typing import Any
+
+import pytest
+import torch
+
+from opensora.interfaces import Autoencoder, Denoiser, Scheduler, TextEncoder
+from opensora.registry import MODELS, SCHEDULERS, TEXT_ENCODERS, VAES, build, class_of, names
+from tests.contract.test_models import SMALL_VAES, small
+
+FORWARD = ["x", "timestep", "y", "mask", "x_mask", "drop_B"]
+GIVEN_BY_DEFAULT = {"decode_windows"}  # methods of the base classes that subclasses may keep
+
+
+def members(interface: type) -> set[str]:
+    """Attributes and methods of an interface; nn.Module's own are not among them."""
+    public = {name for name in (*vars(interface), *interface.__annotations__) if not name.startswith("_")}
+    return public - {"forward"}
+
+
+def assert_has(component: Any, interface: type) -> None:
+    missing = sorted(name for name in members(interface) if not hasattr(component, name))
+    assert not missing, f"{type(component).__name__} lacks {missing} of {interface.__name__}"
+
+
+def assert_overrides(cls: type, interface: type) -> None:
+    methods = {name for name, value in vars(interface).items() if name[0] != "_" and callable(value)}
+    kept = sorted(name for name in methods - GIVEN_BY_DEFAULT if getattr(cls, name) is getattr(interface, name))
+    assert not kept, f"{cls.__name__} does not define {kept} of {interface.__name__}"
+
+
+@pytest.mark.parametrize("name", sorted({class_of(MODELS, name).__name__ for name in names(MODELS)}))
+def test_denoiser(name: str) -> None:
+    with torch.device("meta"):
+        model = build(MODELS, small(name))
+    assert isinstance(model, Denoiser)
+    assert_has(model, Denoiser)
+    assert_overrides(type(model), Denoiser)
+    parameters = list(inspect.signature(model.forward).parameters)
+    assert parameters[: len(FORWARD)] == FORWARD
+    conditions = {*model.size_conditions, *(["cond", "cond_mask", "mask_index", "y_null"] if model.conditioned else [])}
+    assert conditions <= set(parameters)
+
+
+@pytest.mark.parametrize("name", SMALL_VAES)
+def test_autoencoder(name: str) -> None:
+    with torch.device("meta"):
+        model = build(VAES, {"type": name, **SMALL_VAES[name]})
+    assert isinstance(model, Autoencoder)
+    assert_has(model, Autoencoder)
+    assert_overrides(type(model), Autoencoder)
+    assert list(inspect.signature(model.forward).parameters) == ["x", "rngs"]
+
+
+@pytest.mark.parametrize("name", names(TEXT_ENCODERS))
+def test_text_encoder(name: str) -> None:
+    assert_has(class_of(TEXT_ENCODERS, name), TextEncoder)
+
+
+@pytest.mark.parametrize("name", names(SCHEDULERS))
+def test_scheduler(name: str) -> None:
+    scheduler = build(SCHEDULERS, {"type": name})
+    assert_has(scheduler, Scheduler)
+    keywords = set(inspect.signature(scheduler.sample).parameters)
+    assert {"guidance_scale", "size", "progress"} <= keywords
+    assert ("image_guidance_scale" in keywords) == bool(scheduler.image_text_order)
+
+
+def test_a_denoiser_without_blocks_fails() -> None:
+    class Incomplete(Denoiser):
+        def null_text(self, n: int) -> None: ...
+
+    with pytest.raises(AssertionError, match=r"checkpoint_blocks.*embed_text"):
+        assert_overrides(Incomplete, Denoiser)
+    with pytest.raises(AssertionError, match="input_size"):
+        assert_has(Incomplete(), Denoiser)
