@@ -42,10 +42,11 @@ def test_train_config_builds_on_meta(path: Path) -> None:
     assert parts.model.input_size[0] == parts.vae.latent_size((size, *image_size))[0]
 
 
-@pytest.mark.parametrize("path", [p for p in CONFIGS if "sample" in p.parts], ids=short)
-def test_sample_config_is_valid(path: Path) -> None:
-    run = load(str(path), [], SampleRun).run
-    assert run.load or run.model
+def test_sample_configs_are_valid() -> None:
+    paths = [path for path in CONFIGS if "sample" in path.parts]
+    runs = {short(path): load(str(path), [], SampleRun).run for path in paths}
+    assert runs
+    assert [name for name, run in runs.items() if not (run.load or run.model)] == []
 
 
 def recipes(use: str) -> list[Path]:
@@ -57,17 +58,18 @@ def test_every_released_family_that_is_trained_is_sampled() -> None:
     assert {path.parts[-3] for path in recipes("train")} == {path.parts[-3] for path in recipes("sample")}
 
 
-@pytest.mark.parametrize("path", recipes("sample"), ids=short)
-def test_a_recipe_samples_what_its_training_made(path: Path) -> None:
+def test_recipes_sample_what_their_training_made() -> None:
     """Where the one names the run of the other; images of a video model are the exception that is meant."""
-    run = load(str(path), [], SampleRun).run
-    trained = [each for each in (load(str(p), [], TrainRun).run for p in recipes("train")) if each.run_dir == run.load]
-    for each in trained:
-        clips = each.dataset["videos"] if each.dataset["type"] == "JointDataset" else each.dataset
-        assert run.num_frames in (clips["num_frames"], 1)
-        assert run.image_size is not None
-        assert tuple(run.image_size) == tuple(clips["image_size"])
-    assert trained or "tools.weights.convert" in path.read_text(encoding="utf-8")
+    trained = [load(str(path), [], TrainRun).run for path in recipes("train")]
+    for path in recipes("sample"):
+        run = load(str(path), [], SampleRun).run
+        sources = [each for each in trained if each.run_dir == run.load]
+        for each in sources:
+            clips = each.dataset["videos"] if each.dataset["type"] == "JointDataset" else each.dataset
+            assert run.num_frames in (clips["num_frames"], 1), path
+            assert run.image_size is not None, path
+            assert tuple(run.image_size) == tuple(clips["image_size"]), path
+        assert sources or "tools.weights.convert" in path.read_text(encoding="utf-8"), path
 
 
 @pytest.mark.parametrize(
@@ -87,12 +89,12 @@ def test_stages_of_open_sora_plan(
     assert (run.text_encoder["model_max_length"], run.steps, run.grad_checkpoint) == (300, 1_000_000, True)
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=short)
-def test_place_says_the_use(path: Path) -> None:
+def test_place_says_the_use() -> None:
     """configs/family/use/name.py, with what it is, how to run it and what to expect at its head."""
-    parts = path.relative_to(ROOT / "configs").parts
-    assert len(parts) == 3
-    assert parts[1] in ("train", "sample")
-    text = path.read_text(encoding="utf-8")
-    assert text.startswith('"""')
-    assert "Run:" in text
+    for path in CONFIGS:
+        parts = path.relative_to(ROOT / "configs").parts
+        assert len(parts) == 3, path
+        assert parts[1] in ("train", "sample"), path
+        text = path.read_text(encoding="utf-8")
+        assert text.startswith('"""'), path
+        assert "Run:" in text, path

@@ -55,15 +55,18 @@ class Case:
     name: str
 
 
-@pytest.fixture(
-    scope="module",  # a scheduler remembers nothing between two calls
-    params=[
-        dict(type=name, **variant)
-        for name in names(SCHEDULERS)
-        for variant in [SOUND.get(name, {}), *VARIANTS.get(name, [])]
-    ],
-    ids=lambda config: "-".join(str(value) for value in config.values()),
-)
+CONFIGS = [
+    dict(type=name, **variant)
+    for name in names(SCHEDULERS)
+    for variant in [SOUND.get(name, {}), *VARIANTS.get(name, [])]
+]
+
+
+def said(config: dict[str, Any]) -> str:
+    return "-".join(str(value) for value in config.values())
+
+
+@pytest.fixture(scope="module", params=CONFIGS, ids=said)  # a scheduler remembers nothing between two calls
 def case(request: pytest.FixtureRequest) -> Case:
     return Case(build(SCHEDULERS, request.param, num_sampling_steps=STEPS), request.param["type"])
 
@@ -79,6 +82,16 @@ def clip(name: str = "clip") -> Tensor:
 
 def draws(sample_ids: range = range(3)) -> list[Draw]:
     return [Draw(seed=1, step=2, sample_id=sample_id) for sample_id in sample_ids]
+
+
+def trainings() -> list[dict[str, Any]]:
+    """One of CONFIGS for each training process: samplers of one process give the same times and losses."""
+    by_process = {}
+    for config in CONFIGS:
+        scheduler = build(SCHEDULERS, config, num_sampling_steps=STEPS)
+        loss = scheduler.training_loss(tanh_denoiser, clip(), draws(), size=SIZE)
+        by_process.setdefault((*loss.t_B.tolist(), *loss.loss_B.tolist()), config)
+    return list(by_process.values())
 
 
 class Oracle:
@@ -109,39 +122,45 @@ def tanh_denoiser(x: Tensor, t_B: Tensor, x_mask: Tensor | None = None) -> Tenso
     return torch.cat([a, 0.5 * a], dim=1)
 
 
-@pytest.mark.parametrize("guidance_scale", [None, 1.0, 4.0])
-def test_knowing_denoiser_returns_the_data(case: Case, guidance_scale: float | None) -> None:
+@pytest.fixture(scope="module", params=trainings(), ids=said)
+def process(request: pytest.FixtureRequest) -> Any:
+    """A scheduler for each training process."""
+    return build(SCHEDULERS, request.param, num_sampling_steps=STEPS)
+
+
+def test_knowing_denoiser_returns_the_data(case: Case) -> None:
     x0, scheduler = clip(), case.scheduler
-    oracle = Oracle(scheduler, x0)
-    rngs = [generator(0, "sample", i) for i in range(3)]
-    made = scheduler.sample(oracle, clip("noise"), rngs, guidance_scale=guidance_scale, size=SIZE)
-    torch.testing.assert_close(made, x0, rtol=1e-3, atol=LEFT_OVER.get(case.name, 1e-3))
-    assert oracle.batches == [6 if guidance_scale == 4.0 else 3] * CALLS.get(case.name, STEPS)
+    for guidance_scale, batch in ((None, 3), (1.0, 3), (4.0, 6)):
+        oracle = Oracle(scheduler, x0)
+        rngs = [generator(0, "sample", i) for i in range(3)]
+        made = scheduler.sample(oracle, clip("noise"), rngs, guidance_scale=guidance_scale, size=SIZE)
+        torch.testing.assert_close(made, x0, rtol=1e-3, atol=LEFT_OVER.get(case.name, 1e-3))
+        assert oracle.batches == [batch] * CALLS.get(case.name, STEPS), guidance_scale
 
 
-def test_knowing_denoiser_has_the_least_loss(scheduler: Any) -> None:
+def test_knowing_denoiser_has_the_least_loss(process: Any) -> None:
     x0 = clip()
-    knowing = scheduler.training_loss(Oracle(scheduler, x0), x0, draws(), size=SIZE)
-    guessing = scheduler.training_loss(tanh_denoiser, x0, draws(), size=SIZE)
+    knowing = process.training_loss(Oracle(process, x0), x0, draws(), size=SIZE)
+    guessing = process.training_loss(tanh_denoiser, x0, draws(), size=SIZE)
     error = knowing.terms.get("mse", knowing.loss_B)
     torch.testing.assert_close(error, torch.zeros(3), rtol=0, atol=1e-4)
     assert (knowing.loss_B < guessing.loss_B).all()
 
 
-def test_loss_has_one_finite_number_per_sample_and_a_gradient(scheduler: Any) -> None:
+def test_loss_has_one_finite_number_per_sample_and_a_gradient(process: Any) -> None:
     x0, gain = clip(), torch.ones((), requires_grad=True)
-    loss = scheduler.training_loss(lambda x, t_B, x_mask=None: gain * tanh_denoiser(x, t_B), x0, draws(), size=SIZE)
+    loss = process.training_loss(lambda x, t_B, x_mask=None: gain * tanh_denoiser(x, t_B), x0, draws(), size=SIZE)
     assert loss.loss_B.shape == loss.t_B.shape == (3,)
     assert loss.loss_B.dtype == loss.t_B.dtype == torch.float32
     assert loss.loss_B.isfinite().all()
-    assert ((loss.t_B >= 0) & (loss.t_B <= scheduler.num_timesteps)).all()
+    assert ((loss.t_B >= 0) & (loss.t_B <= process.num_timesteps)).all()
     assert all(term.shape == (3,) and not term.requires_grad for term in loss.terms.values())
     loss.loss_B.mean().backward()
     assert gain.grad is not None
     assert gain.grad.abs() > 0
 
 
-def test_samples_draw_for_themselves(scheduler: Any) -> None:
+def test_samples_draw_for_themselves(process: Any) -> None:
     same = clip()[:1].expand(SHAPE)  # three times the same clip
     seen = []
 
@@ -149,23 +168,23 @@ def test_samples_draw_for_themselves(scheduler: Any) -> None:
         seen.append(x)
         return tanh_denoiser(x, t_B)
 
-    loss = scheduler.training_loss(denoise, same, draws(), size=SIZE)
+    loss = process.training_loss(denoise, same, draws(), size=SIZE)
     assert len(set(loss.t_B.tolist())) == 3
     assert len({sample.sum().item() for sample in seen[0]}) == 3
     seen.clear()
     fixed = loss.t_B[:1].expand(3)
-    scheduler.training_loss(denoise, same, draws(), t_B=fixed, size=SIZE)
+    process.training_loss(denoise, same, draws(), t_B=fixed, size=SIZE)
     assert not torch.isclose(seen[0][0], seen[0][1]).all(), "same time, and still different noise"
 
 
-def test_grouping_changes_no_loss(scheduler: Any) -> None:
+def test_grouping_changes_no_loss(process: Any) -> None:
     x0 = clip()
-    together = scheduler.training_loss(tanh_denoiser, x0, draws(), size=SIZE)
+    together = process.training_loss(tanh_denoiser, x0, draws(), size=SIZE)
     for i in range(3):
-        alone = scheduler.training_loss(tanh_denoiser, x0[i : i + 1], draws(range(i, i + 1)), size=SIZE)
+        alone = process.training_loss(tanh_denoiser, x0[i : i + 1], draws(range(i, i + 1)), size=SIZE)
         assert torch.equal(alone.t_B[0], together.t_B[i])
         torch.testing.assert_close(alone.loss_B[0], together.loss_B[i], rtol=1e-6, atol=1e-6)
-    again = scheduler.training_loss(tanh_denoiser, x0, draws(), size=SIZE)
+    again = process.training_loss(tanh_denoiser, x0, draws(), size=SIZE)
     assert torch.equal(again.loss_B, together.loss_B)
 
 
@@ -205,7 +224,7 @@ def test_masked_frames_are_left_alone(scheduler: Any) -> None:
     assert joined[-1]
 
 
-def test_training_mask_limits_loss_and_noise(scheduler: Any) -> None:
+def test_training_mask_limits_loss_and_noise(process: Any) -> None:
     x0, mask = clip(), torch.tensor([[True, False], [True, True], [False, True]])
     seen = []
 
@@ -214,8 +233,8 @@ def test_training_mask_limits_loss_and_noise(scheduler: Any) -> None:
         wrong = torch.where(mask, 0.0, 100.0)[:, None, :, None, None]  # only where it must not count
         return tanh_denoiser(x, t_B) + wrong
 
-    masked = scheduler.training_loss(denoise, x0, draws(), x_mask_BT=mask, size=SIZE)
-    free = scheduler.training_loss(tanh_denoiser, x0, draws(), x_mask_BT=mask, size=SIZE)
+    masked = process.training_loss(denoise, x0, draws(), x_mask_BT=mask, size=SIZE)
+    free = process.training_loss(tanh_denoiser, x0, draws(), x_mask_BT=mask, size=SIZE)
     torch.testing.assert_close(masked.loss_B, free.loss_B)
     x_t, x_mask = seen[0]
     assert x_mask is mask
@@ -223,13 +242,10 @@ def test_training_mask_limits_loss_and_noise(scheduler: Any) -> None:
     assert torch.equal(nearly_clean, ~mask)
 
 
-def test_progress_counts_every_step(scheduler: Any) -> None:
-    told: list[tuple[int, int]] = []
+def test_progress_counts_every_step_and_texts_have_an_order(scheduler: Any) -> None:
+    calls: list[tuple[int, int]] = []
     rngs = [generator(0, i) for i in range(3)]
-    scheduler.sample(tanh_denoiser, clip(), rngs, size=SIZE, progress=lambda *now: told.append(now))
-    assert told == [(step, STEPS) for step in range(1, STEPS + 1)]
-
-
-def test_text_order_and_default_scale_are_told(scheduler: Any) -> None:
+    scheduler.sample(tanh_denoiser, clip(), rngs, size=SIZE, progress=lambda *now: calls.append(now))
+    assert calls == [(step, STEPS) for step in range(1, STEPS + 1)]
     assert sorted(scheduler.text_order.split(",")) == ["cond", "null"]
     assert scheduler.cfg_scale > 1
