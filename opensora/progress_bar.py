@@ -12,7 +12,7 @@ def _print(message: str) -> None:
 class ProgressBar:
     """Use it in a `with` statement, or call `start` and `close`.
 
-    completed: part of `total` that an earlier run did. visible: False on ranks whose progress nobody watches.
+    completed: part of `total` that an earlier run did. visible: False on ranks that show no progress.
     lines: plain lines until `total` is reached; None = one per update. log: writes a plain line.
     """
 

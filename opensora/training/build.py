@@ -60,7 +60,7 @@ def check_world(run: TrainRun, data_size: int, where: str) -> None:
 def build_training(run: TrainRun, world: World, where: str, folder: RunFolder | None = None) -> TrainState:
     """Build everything and restore the newest good checkpoint of `run_dir`; all ranks call it.
 
-    folder: given by a replay, which does not train in `run_dir`.
+    folder: a replay passes its own, because it does not train in `run_dir`.
     """
     check_parallel_sizes(run, world, where)
     check_world(run, world.data_size, where)

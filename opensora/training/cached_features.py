@@ -156,7 +156,7 @@ class StoredLatents(Autoencoder):
         """Always raises ConfigError."""
         raise ConfigError(
             f"load_video_features: {self.where} holds latents, and the autoencoder that makes videos of them is not loaded; "
-            "allowed: runs that decode nothing; remove load_video_features, or what asks for videos"
+            "allowed: runs that decode nothing; remove load_video_features, or what needs videos"
         )
 
 

@@ -70,27 +70,27 @@ class RunFolder:
 
     def resume(self) -> tuple[int, list[str]]:
         """Load the newest intact checkpoint; returns (optimizer steps done, messages for bad rows so far)."""
-        found = checkpoint.find(self.path)
-        if found is None:
+        saved = checkpoint.find(self.path)
+        if saved is None:
             self._write_config()
             return 0, []
-        self._report_changes(found.meta["config"])
-        self.restore(found)
+        self._report_changes(saved.meta["config"])
+        self.restore(saved)
         self._write_config()
-        logger().info("resumed from %s at step %d", found.folder, found.step)
-        return found.step, list(found.meta["bad_rows"])
+        logger().info("resumed from %s at step %d", saved.folder, saved.step)
+        return saved.step, list(saved.meta["bad_rows"])
 
-    def restore(self, found: checkpoint.Checkpoint) -> None:
+    def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Load a checkpoint into the live state; changes nothing on the disk."""
         state = self._state()
-        checkpoint.load(found, state)
+        checkpoint.load(saved, state)
         self.engine.load_state(state)
         if self.ema is not None:
             self.ema.load_state(state)
         if self.task.discriminator is not None:
             self.task.discriminator.load_state(state)
-        if "guard" in found.meta:  # not in checkpoints of earlier versions
-            self.anomalies.load_state(found.meta["guard"])
+        if "guard" in saved.meta:  # not in checkpoints of earlier versions
+            self.anomalies.load_state(saved.meta["guard"])
 
     def save(self, step: int, bad_rows: list[str]) -> float:
         """Copy the state of `step`; a thread writes it while training goes on. Returns the seconds that training waited.
@@ -150,10 +150,10 @@ class RunFolder:
         except CheckpointError as error:
             logger().error("%s", error)
         try:
-            found = checkpoint.find(self.path)
+            saved = checkpoint.find(self.path)
         except CheckpointError:
-            found = None
-        return "none yet" if found is None else str(found.folder)
+            saved = None
+        return "none yet" if saved is None else str(saved.folder)
 
     def _state(self) -> dict[str, Any]:
         parts = (self.engine, self.ema, self.task.discriminator)
