@@ -42,7 +42,7 @@ from opensora.training.memory_warmup import warm_up
 from opensora.training.metrics import Metrics
 from opensora.training.parallel_sizes import check_parallel_sizes, tensor_size
 from opensora.training.profiling import StepTrace
-from opensora.training.run_folder import RunFolder
+from opensora.training.run_folder import ReplayFolder, RunFolder, claim_folder
 from opensora.training.signals import StopRequest
 from opensora.training.task import Task
 from opensora.types import DTYPES, Batch
@@ -57,19 +57,19 @@ def check_world(run: TrainRun, data_size: int, where: str) -> None:
         )
 
 
-def build_training(run: TrainRun, world: World, where: str, folder: RunFolder | None = None) -> TrainState:
+def build_training(run: TrainRun, world: World, where: str, replay_from: int | None = None) -> TrainState:
     """Build everything and restore the newest good checkpoint of `run_dir`; all ranks call it.
 
-    folder: a replay passes its own, because it does not train in `run_dir`.
+    replay_from: only read `run_dir`, and restore the newest checkpoint after at most this many optimizer steps.
     """
     check_parallel_sizes(run, world, where)
     check_world(run, world.data_size, where)
     plugin = build(PLUGINS, {"type": run.plugin, **run.plugin_config})
     plugin.check(world)
     masks = build_masks(run, where)
-    folder = folder or RunFolder(run, world)  # first: a folder that cannot be written costs nothing yet
+    trains = replay_from is None
+    lock = claim_folder(run, world) if trains else None  # first: a folder that cannot be written costs nothing yet
     stop = StopRequest().listen()  # from here on a signal ends the run after a step, with its state saved
-    stop.also_when(folder.save_failed)
     clips = make_clip_plan(run, build(DATASETS, run.dataset), where)
     for line in clips.report.lines():
         logger().info(line)
@@ -93,11 +93,13 @@ def build_training(run: TrainRun, world: World, where: str, folder: RunFolder | 
         run.max_skips,
         loss_changes_at=None if run.discriminator is None else run.disc_start,
     )
-    folder.attach(engine, ema, task, anomalies)
+    parts = (run, world, engine, ema, task, anomalies)
+    folder = RunFolder(*parts, lock=lock) if replay_from is None else ReplayFolder(*parts, up_to=replay_from)
+    stop.also_when(folder.save_failed)
     start_step, bad_rows = folder.resume()
-    if run.warmup_buckets and folder.writes and start_step < run.steps:
+    if run.warmup_buckets and trains and start_step < run.steps:
         warm_up(task, engine, clips.largest(task.autoencoder), run.seed)
-    shown = world.is_main and folder.writes
+    shown = world.is_main and trains
     metrics = Metrics(folder.path, start_step, run.steps, shown, run.wandb, as_dict(run))
     return TrainState(
         run=run,

@@ -17,11 +17,9 @@ from opensora.log import logger
 from opensora.parallel.collectives import gather_objects
 from opensora.parallel.world import World
 from opensora.schema import TrainRun
-from opensora.training import checkpoint
 from opensora.training.build import build_training
 from opensora.training.loop import TrainState, seed_dropout, train_step
 from opensora.training.metrics import read
-from opensora.training.run_folder import RunFolder
 from opensora.types import Batch
 
 REL_TOL = 1e-6  # relative difference up to which numbers are called the same: rounding on other ranks
@@ -44,36 +42,6 @@ class Replay:
         return bad_losses or [each for each in self.samples if not math.isfinite(each.get("grad_norm", 0.0))]
 
 
-class ReplayFolder(RunFolder):
-    """A run's folder from which the newest checkpoint of at most `up_to` steps is taken; nothing is locked or written."""
-
-    writes = False
-    change_note = "the step is made with the new value"
-
-    def __init__(self, run: TrainRun, world: World, up_to: int):
-        self.path = Path(run.run_dir)
-        self.run = run
-        self.world = world
-        self._background = None
-        self._up_to = up_to
-
-    def resume(self) -> tuple[int, list[str]]:
-        """Take over that checkpoint; without one the run's first weights stay."""
-        found = checkpoint.find(self.path, self._up_to)
-        if found is None:
-            logger().warning(
-                "%s: no checkpoint of step %d or before is kept: from the beginning", self.path, self._up_to
-            )
-            return 0, []
-        self._report_changes({**found.meta["config"], "ema_decay": self.run.ema_decay})  # which a replay leaves out
-        self.restore(found)
-        logger().info("replaying from %s", found.folder)
-        return found.step, list(found.meta["bad_rows"])
-
-    def save(self, step: int, bad_rows: list[str]) -> float:
-        raise AssertionError("a replay saves nothing")
-
-
 def build_replay(run: TrainRun, world: World, where: str, step: int) -> TrainState:
     """The run as it was before the step that ends with `step` optimizer steps done, or before an earlier one.
 
@@ -88,10 +56,11 @@ def build_replay(run: TrainRun, world: World, where: str, step: int) -> TrainSta
         preview_prompts=[],
         ema_decay=None,  # the average follows the run and does not influence it
         wandb=False,
+        background_save=False,
         num_workers=0,
         profile_steps=0,
     )
-    return build_training(quiet, world, where, ReplayFolder(quiet, world, up_to=step - 1))
+    return build_training(quiet, world, where, replay_from=step - 1)
 
 
 def replay(state: TrainState, step: int, gradients: bool = False) -> Replay:

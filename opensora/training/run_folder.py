@@ -38,35 +38,29 @@ RESUME_SAFE_KEYS = {field.name for field in fields(TrainRun) if field.metadata.g
 class RunFolder:
     """Saves and resumes one run; every method is called by all ranks."""
 
-    writes = True  # False for a folder that a replay reads
     change_note = "the run goes on with the new value"
 
-    def __init__(self, run: TrainRun, world: World):
+    def __init__(
+        self,
+        run: TrainRun,
+        world: World,
+        engine: Engine,
+        ema: Ema | None,
+        task: Task,
+        anomalies: AnomalyDetector,
+        lock: IO[str] | None = None,
+    ):
+        """lock: of `claim_folder`, kept while this object lives."""
         self.path = Path(run.run_dir)
         self.run = run
         self.world = world
-        self._claim()
-        checkpoint.prepare(self.path)
-        self._background = AsyncWorker(run.timeout_seconds) if run.background_save else None
-        self._host = HostSnapshot()
-
-    def _claim(self) -> None:
-        """Lock the folder: a second run would delete what the first one saves. Raises CheckpointError on all ranks."""
-        holder = None
-        if self.world.is_main:
-            self._lock, holder = lock(self.path)  # held while this object lives
-        holder = broadcast_object(holder)
-        if holder is not None:
-            raise CheckpointError(
-                f"{self.path}: in use by another training run ({holder}); allowed: one at a time; wait until it ends, "
-                "stop it, or choose another run_dir"
-            )
-
-    def attach(self, engine: Engine, ema: Ema | None, task: Task, anomalies: AnomalyDetector | None = None) -> None:
         self.engine = engine
-        self.anomalies = anomalies or AnomalyDetector()
         self.ema = ema
         self.task = task
+        self.anomalies = anomalies
+        self._lock = lock
+        self._background = AsyncWorker(run.timeout_seconds) if run.background_save else None
+        self._host = HostSnapshot()
 
     def resume(self) -> tuple[int, list[str]]:
         """Load the newest intact checkpoint; returns (optimizer steps done, messages for bad rows so far)."""
@@ -170,6 +164,48 @@ class RunFolder:
         for key in changed:
             message = "%s: '%s' was %s and is now %s; %s"
             logger().warning(message, self.path, key, before[key], now[key], self.change_note)
+
+
+class ReplayFolder(RunFolder):
+    """A run's folder that is only read: resumes from the newest checkpoint after at most `up_to` optimizer steps."""
+
+    change_note = "the step is made with the new value"
+
+    def __init__(self, *parts: Any, up_to: int):
+        super().__init__(*parts)
+        self._up_to = up_to
+
+    def resume(self) -> tuple[int, list[str]]:
+        """Load that checkpoint; without one the run's first weights stay."""
+        saved = checkpoint.find(self.path, self._up_to)
+        if saved is None:
+            message = "%s: no checkpoint of step %d or before is kept: from the beginning"
+            logger().warning(message, self.path, self._up_to)
+            return 0, []
+        self._report_changes({**saved.meta["config"], "ema_decay": self.run.ema_decay})  # which a replay leaves out
+        self.restore(saved)
+        logger().info("replaying from %s", saved.folder)
+        return saved.step, list(saved.meta["bad_rows"])
+
+    def save(self, step: int, bad_rows: list[str]) -> float:
+        raise AssertionError("a replay saves nothing")
+
+
+def claim_folder(run: TrainRun, world: World) -> IO[str] | None:
+    """Lock the run's folder for this run, and test that checkpoints can be written; all ranks call it.
+
+    Returns the main rank's lock. Raises CheckpointError on all ranks.
+    """
+    path = Path(run.run_dir)
+    own, holder = lock(path) if world.is_main else (None, None)
+    holder = broadcast_object(holder)
+    if holder is not None:  # a second run would delete what the first one saves
+        raise CheckpointError(
+            f"{path}: in use by another training run ({holder}); allowed: one at a time; wait until it ends, "
+            "stop it, or choose another run_dir"
+        )
+    checkpoint.prepare(path)
+    return own
 
 
 def lock(folder: Path) -> tuple[IO[str] | None, str | None]:

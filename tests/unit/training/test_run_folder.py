@@ -25,9 +25,10 @@ from opensora.parallel.engine import EngineOptions
 from opensora.registry import PLUGINS, build
 from opensora.schema import TrainRun
 from opensora.training import run_folder as keep_module
+from opensora.training.anomalies import AnomalyDetector
 from opensora.training.checkpoint import resolve_part, resolve_weights
 from opensora.training.ema import Ema
-from opensora.training.run_folder import RunFolder
+from opensora.training.run_folder import RunFolder, claim_folder
 from tests.dist import one_rank
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -59,15 +60,16 @@ def warnings(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) 
 
 def open_folder(path: Path, value: float = 0.0, decay: float | None = 0.5, **changes: Any) -> RunFolder:
     """The folder of a run that trains two numbers."""
-    folder = RunFolder(replace(RUN, run_dir=str(path), **changes), world.current())
+    run = replace(RUN, run_dir=str(path), **changes)
+    lock = claim_folder(run, world.current())
     model = torch.nn.Linear(2, 1, bias=False)
     torch.nn.init.constant_(model.weight, value)
     engine = build(PLUGINS, {"type": "ddp"}).apply(
         model, EngineOptions(lambda params: torch.optim.AdamW(params, lr=0.1), "fp32", 0.0, world.current())
     )
     ema = None if decay is None else Ema(engine, decay)
-    folder.attach(engine, ema, SimpleNamespace(config=lambda: {"type": "Two"}, discriminator=None))  # type: ignore[arg-type]
-    return folder
+    task: Any = SimpleNamespace(config=lambda: {"type": "Two"}, discriminator=None)
+    return RunFolder(run, world.current(), engine, ema, task, AnomalyDetector(), lock)
 
 
 def keep(folder: RunFolder, step: int, *bad_rows: str) -> None:
