@@ -364,6 +364,7 @@ def test_rank_with_only_bad_rows_exits_0_among_others(
     monkeypatch.setattr(tool, "encode", lambda *_, **__: {"video": tool.Count(bad=1)})
     monkeypatch.setattr("opensora.parallel.world.rank_from_environment", lambda: (0, ranks))
     monkeypatch.setattr("opensora.parallel.world.init", lambda *_: None)
+    monkeypatch.setattr("opensora.log.setup", lambda _: None)  # its handlers would outlive this test
     if ranks == 1:
         with pytest.raises(DataError, match="no clip could be encoded"):
             tool.encode_command(str(config), str(tmp_path / "store"), [])
