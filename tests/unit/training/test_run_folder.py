@@ -28,7 +28,7 @@ from opensora.training import run_folder as keep_module
 from opensora.training.anomalies import AnomalyDetector
 from opensora.training.checkpoint import resolve_part, resolve_weights
 from opensora.training.ema import Ema
-from opensora.training.run_folder import RunFolder, claim_folder
+from opensora.training.run_folder import RESUME_SAFE_KEYS, RunFolder, claim_folder
 from tests.dist import one_rank
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -300,3 +300,14 @@ def test_a_file_system_without_locks_is_told(
     monkeypatch.setattr(keep_module.fcntl, "lockf", refuse)
     open_folder(tmp_path)
     assert f"{tmp_path}: no locks on this file system" in warnings.text
+
+
+def test_keys_that_may_change_on_resume() -> None:
+    logged = ["save_every", "background_save", "log_every", "keep_last", "wandb", "profile_steps", "steps", "run_dir"]
+    validated = ["validate_every", "validation_batches", "validation_levels", "validation_dataset"]
+    previewed = ["preview_every", "preview_prompts", "preview_steps", "preview_ema"]
+    skipped = ["on_nan", "spike_factor", "spike_window", "on_spike", "max_skips", "max_bad_rows"]
+    placed = ["num_workers", "timeout_seconds", "grad_checkpoint", "sp_size", "sp_mode", "text_encoder_parallel"]
+    stored = ["load_video_features", "load_text_features"]
+    assert {*logged, *validated, *previewed, *skipped, *placed, *stored} <= RESUME_SAFE_KEYS
+    assert not {"dataset", "model", "optimizer", "seed", "batch_size", "micro_batches", "dtype"} & RESUME_SAFE_KEYS
