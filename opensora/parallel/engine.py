@@ -45,7 +45,7 @@ class PrecisionWrapper:
     """Calls the model: matrix products in bfloat16 when the run says so, otherwise float32 as it is.
 
     cast_inputs: also cast floating inputs of two and more dimensions. One number per sample (a timestep, frames per
-    second) stays float32: bfloat16 cannot separate timestep 999 from 1000.
+    second) stays float32: bfloat16 rounds timestep 999 to 1000.
     """
 
     def __init__(self, module: nn.Module, dtype: Precision, device: torch.device, cast_inputs: bool):
@@ -71,7 +71,7 @@ class Engine(EngineState):
     """See the module's docstring. `model` is called for a forward; `module` is the bare nn.Module."""
 
     model: Callable[..., Any]
-    sees_gradients = True  # whether torch.autograd.grad for `trainable` gives this rank's gradients
+    sees_gradients = True  # torch.autograd.grad for `trainable` gives this rank's gradients
 
     def __init__(self, module: nn.Module, options: EngineOptions):
         super().__init__(module, options.world)

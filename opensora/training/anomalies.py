@@ -20,7 +20,7 @@ class AnomalyDetector:
     """on_nan: the reaction to a loss or gradient norm that is not finite.
 
     spike_factor: a loss or gradient norm above this many times its median is a spike; None = there are none.
-    spike_window: accepted steps that the median is of; until there are as many, nothing is a spike.
+    spike_window: number of accepted steps that the median is of; before that many steps nothing is a spike.
     on_spike: the reaction to a spike. max_skips: allowed number of steps skipped in a row; one more ends the run.
     loss_changes_at: the optimizer step from which the loss is another one, because a discriminator joins; the medians
     begin anew there.

@@ -69,10 +69,10 @@ class DiffusionTask:
         kwargs |= text_and_images(batch, text, latents)
         x_mask_BT = None
         if self.trained.conditioned:  # passed with and without given frames, so that both mean what sampling says
-            given = draw_given(masks, latents.shape[2], draws) if isinstance(masks, FrameConditions) else []
+            given_frames = draw_given(masks, latents.shape[2], draws) if isinstance(masks, FrameConditions) else []
             y_null = self.trained.null_text(len(draws))
-            assert y_null is not None  # conditioned models have a null caption
-            kwargs |= frame_conditioning(latents, given, y_null.to(text.text_B1LC))
+            assert y_null is not None, "a conditioned denoiser has a null caption"
+            kwargs |= frame_conditioning(latents, given_frames, y_null.to(text.text_B1LC))
         elif isinstance(masks, FrameMasks):
             x_mask_BT = draw_masks(masks, latents.shape[2], draws).to(latents.device)
         out = self.scheduler.training_loss(

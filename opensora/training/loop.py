@@ -57,7 +57,7 @@ class TrainState:
     bad_rows: list[str] = field(default_factory=list)  # over all ranks
     profile_steps: Callable[[range], Iterator[int]] = iter  # yields the steps; some may be recorded on the way
     anomalies: AnomalyDetector = field(default_factory=AnomalyDetector)
-    preview: Callable[[int], None] | None = None  # makes sample videos after so many steps; all ranks call it
+    preview: Callable[[int], None] | None = None  # makes sample videos after this number of steps; all ranks call it
 
     def engines(self, step: int) -> dict[str, Engine | DiscriminatorTrainer]:
         """The networks that learn in optimizer step `step`: they are updated together or not at all."""
@@ -82,7 +82,7 @@ def train(state: TrainState) -> bool:
         _stop_if_too_many_bad_rows(state, record)
         if record.anomaly is None and (done % run.log_every == 0 or done == run.steps or stop):
             state.metrics.log(record)
-        if stop:  # nothing else first: who asked may not wait long
+        if stop:  # nothing else first: the sender of the signal may not wait long
             _save(state, done)
             state.checkpointer.finish()
             return done == run.steps
@@ -133,7 +133,7 @@ def train_step(state: TrainState, step: int) -> StepRecord:
 
 
 def seed_dropout(seed: int, step: int, sample_id: int) -> None:
-    """Key what the modules draw themselves by optimizer step and the id of the micro-batch's first sample."""
+    """Key the random numbers of the modules by optimizer step and the id of the micro-batch's first sample."""
     torch.manual_seed(key_seed(seed, "dropout", step, sample_id))
 
 
@@ -152,7 +152,7 @@ def _save(state: TrainState, step: int) -> None:
 
 
 def _due(every: int, done: int, steps: int) -> bool:
-    """Every so many steps (0 = never) and after the last."""
+    """True after every `every` steps (0 = never) and after the last."""
     return done == steps or (every > 0 and done % every == 0)
 
 

@@ -30,7 +30,7 @@ class StepTotals:
     loss_per_bin: dict[str, float]  # mean loss of the samples whose noise level fell in each tenth
     metrics: dict[str, float]  # parts of the loss and the like, means over the global batch
     bad_rows: int  # manifest rows that could not be used
-    stop: bool  # whether any rank was asked to stop
+    stop: bool  # a signal to stop reached at least one rank
 
 
 class StepStats:

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from opensora.interfaces import Autoencoder
+from opensora.interfaces import Autoencoder, Denoiser
 from opensora.training.discriminator import DiscriminatorTrainer
 from opensora.types import Batch
 
@@ -23,7 +23,9 @@ class MicroBatchLoss:
 
 
 class Task(Protocol):
-    trained: Any  # Denoiser or Autoencoder whose weights change; the engine wraps it
+    @property
+    def trained(self) -> Denoiser | Autoencoder:
+        """The module whose weights change; the engine wraps it."""
 
     @property
     def autoencoder(self) -> Autoencoder:

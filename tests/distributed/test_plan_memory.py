@@ -42,17 +42,17 @@ def steps(run: TrainRun) -> None:
     """Build the run and take STEPS optimizer steps as the loop does, without saving."""
     from opensora.training.build import build_training
 
-    t = build_training(run, world.current(), "test")
-    local = run.micro_batches // t.world.data_size
+    state = build_training(run, world.current(), "test")
+    local = run.micro_batches // state.world.data_size
     for _ in range(STEPS):
         for micro in range(local):
-            with t.engine.accumulating(last=micro == local - 1):
-                loss = t.task.loss(t.engine.model, next(t.batches))
-                t.engine.backward(loss.loss_B.mean() / local)
-        t.engine.grad_norm()
-        t.engine.update()
-        assert t.ema is not None
-        t.ema.update()
+            with state.engine.accumulating(last=micro == local - 1):
+                loss = state.task.loss(state.engine.model, next(state.batches))
+                state.engine.backward(loss.loss_B.mean() / local)
+        state.engine.grad_norm()
+        state.engine.update()
+        assert state.ema is not None
+        state.ema.update()
 
 
 def added_bytes(warm: TrainRun, run: TrainRun, shared: int) -> int:

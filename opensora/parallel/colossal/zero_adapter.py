@@ -1,4 +1,4 @@
-"""ColossalAI's low-level ZeRO as this project needs it, and the one place that knows its private attributes.
+"""Adapter to ColossalAI's low-level ZeRO; no other file uses its private attributes.
 
 The classes are made inside functions because colossalai is optional.
 Written against colossalai 0.5.0.
@@ -70,7 +70,7 @@ def _optimizer_class() -> type:
     from colossalai.zero import LowLevelZeroOptimizer
 
     class ZeroOptimizer(LowLevelZeroOptimizer):
-        """ZeRO that survives parameters without a gradient, skips a step that is not finite, and reports the norm.
+        """ZeRO that accepts parameters without a gradient, and measures the gradient norm before it steps.
 
         Gradients are exchanged and added up in float32 even when the model runs in bfloat16, so that a run depends
         as little as possible on the number of ranks.
@@ -81,6 +81,7 @@ def _optimizer_class() -> type:
             self._used: set[int] = set()  # by id: parameters that this rank's samples touched in this step
             self.clip_factor = 1.0  # the gradients are multiplied by it in `step`
             super().__init__(optimizer, **options)
+            # the buckets of the base class add up in the model's dtype
             size = options["reduce_bucket_size"]
             self.pg_to_bucket_store = {
                 group: _bucket_class()(group, size, self._earlier) for group in self.pg_to_param_list
@@ -95,8 +96,11 @@ def _optimizer_class() -> type:
                     if parameter.dtype != self._dtype:
                         raise TypeError(f"zero: parameters of {parameter.dtype} and {self._dtype} in one model")
 
+        # Backward. The base class sends a gradient when it arrives, so ranks whose samples touch different parameters
+        # would wait for different exchanges. Here all ranks send all gradients in one order, a missing one as zeros.
+
         def _attach_reduction_hook(self) -> None:
-            this = proxy(self)  # a hook that held the optimizer would keep it alive for ever
+            this = proxy(self)  # a hook with a reference to the optimizer would keep it alive forever
 
             def on_gradient(parameter: nn.Parameter) -> None:
                 if this.require_grad_sync:
@@ -117,18 +121,18 @@ def _optimizer_class() -> type:
             def emit(parameter: nn.Parameter) -> None:
                 if parameter.grad is not None or id(parameter) in this._earlier:
                     this._used.add(id(parameter))
-                if parameter.grad is None:
+                if parameter.grad is None:  # all ranks must send something
                     parameter.grad = torch.zeros_like(parameter)
                 this._add_to_bucket(parameter, groups[id(parameter)])
 
-            return OrderedEmitter(parameters[::-1], emit)
+            return OrderedEmitter(parameters[::-1], emit)  # a backward reaches the last layers first
 
         def _reduce_grad(self, partition_grad: bool) -> None:
-            self._fixed_order.flush()
+            self._fixed_order.flush()  # those that got no gradient in this backward
             self._run_reduction()
 
         def keep_local(self) -> None:
-            """After a backward that exchanged nothing: add its gradients up in float32, as bfloat16 loses small ones."""
+            """Add up the gradients of a backward that exchanged nothing, in float32, as bfloat16 loses small ones."""
             for group in self._working_param_groups.values():
                 for parameter in group:
                     if parameter.dtype is not torch.float32 and parameter.grad is not None:
@@ -137,8 +141,21 @@ def _optimizer_class() -> type:
                         self._earlier[id(parameter)] = total
                         parameter.grad = None
 
+        # Step, in two phases, so that the training loop can decide between them, over several engines.
+
+        def squared_grad_norm(self) -> Tensor:
+            """Phase one: the sum of squares of all gradients over all ranks, on the CPU. All ranks call, once a step."""
+            self._drop_unused()
+            shards = [
+                gradient
+                for store in self.pg_to_grad_store.values()
+                for group in range(self.num_param_groups)
+                for gradient in store.get_working_grads_by_group_id(group)
+            ]
+            return collectives.sum_over_ranks(squared_norm(shards))
+
         def _drop_unused(self) -> None:
-            """Drop the zeros that stand for parameters no rank touched: the optimizer must leave these alone."""
+            """Drop the zeros of parameters that no rank touched: the optimizer must leave these alone."""
             parameters = [parameter for group in self._working_param_groups.values() for parameter in group]
             used = torch.tensor([int(id(parameter) in self._used) for parameter in parameters])
             for parameter, count in zip(parameters, collectives.sum_over_ranks(used), strict=True):
@@ -147,23 +164,10 @@ def _optimizer_class() -> type:
                         gradients.pop(id(parameter), None)
             self._used.clear()
 
-        # An optimizer step in two phases, so that the owner of several engines can decide between them.
-
-        def squared_grad_norm(self) -> Tensor:
-            """Phase one: the sum of squares of all gradients over all ranks, on the CPU. All ranks call, once a step."""
-            self._drop_unused()
-            own = [
-                gradient
-                for store in self.pg_to_grad_store.values()
-                for group in range(self.num_param_groups)
-                for gradient in store.get_working_grads_by_group_id(group)
-            ]
-            return collectives.sum_over_ranks(squared_norm(own))
-
-        # Phase two is `step` of colossalai, then `zero_grad`; or `zero_grad` alone.
+        # Phase two is `step` of the base class and then `zero_grad`, or `zero_grad` alone.
 
         def _compute_grad_norm(self, dp_pg: Any, gradients: list[Tensor], norm_type: int = 2) -> float:
-            return 0.0  # phase one has measured already, and `step` must not exchange it again
+            return 0.0  # phase one has measured already
 
         def _unscale_and_clip_grads(self, grad_groups_flat: list[Tensor], total_norm: float) -> None:
             if self.clip_factor < 1 and grad_groups_flat:
@@ -195,10 +199,10 @@ def _bucket_class() -> type:
                 if earlier is not None:
                     flat = flat + earlier.flatten()
                 flat = nn.functional.pad(flat, (0, padding))
-                for rank, piece in enumerate(flat.split(flat.numel() // self.world_size)):
-                    own = piece.detach()
-                    self.grad_to_param_mapping[id(own)] = id(parameter)
-                    self._grad_in_bucket[rank].append(own)
+                for rank, part in enumerate(flat.split(flat.numel() // self.world_size)):
+                    shard = part.detach()  # the store and the mapping must hold one object, as it is found by id
+                    self.grad_to_param_mapping[id(shard)] = id(parameter)
+                    self._grad_in_bucket[rank].append(shard)
                 parameter.grad = None
             self.offset_list.append(0)
 
@@ -206,18 +210,18 @@ def _bucket_class() -> type:
 
 
 class ZeroShards:
-    """Reads and writes a boosted optimizer's shards by parameter: the adapter to its private attributes."""
+    """Reads and writes a boosted optimizer's shards by parameter."""
 
     def __init__(self, optimizer: Any):
         self._optimizer = optimizer
 
     def master(self, parameter: nn.Parameter) -> Tensor:
-        """This rank's flat float32 piece of `parameter`, padded at the end to the length every rank has."""
+        """This rank's flat float32 shard of `parameter`, padded at the end to the length every rank has."""
         return self._optimizer.get_working_to_master_map()[id(parameter)]
 
     @staticmethod
     def own(parameter: nn.Parameter, padded: Tensor) -> Tensor:
-        """The part of a padded piece that is not padding: a view, possibly empty."""
+        """The part of a padded shard that is not padding: a view, possibly empty."""
         before = collectives.rank() * padded.numel()
         return padded.detach().view(-1)[: max(0, min(padded.numel(), parameter.numel() - before))]
 

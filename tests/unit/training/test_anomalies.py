@@ -29,47 +29,47 @@ def spoil(*steps: int) -> Change:
 
 
 def guarded(values: Any = None, change: Change | None = None, adam: bool = False, **keys: Any) -> Any:
-    t, log = training(VALUES * (STEPS // 2) if values is None else values, change)
-    t.anomalies = AnomalyDetector(**keys)
+    state, log = training(VALUES * (STEPS // 2) if values is None else values, change)
+    state.anomalies = AnomalyDetector(**keys)
     if adam:
-        t.engine.optimizer = torch.optim.AdamW(t.task.trained.parameters(), lr=RATE)
-    return t, log
+        state.engine.optimizer = torch.optim.AdamW(state.task.trained.parameters(), lr=RATE)
+    return state, log
 
 
-def unseen(t: Any, values: Any, *steps: int) -> Any:
+def unseen(state: Any, values: Any, *steps: int) -> Any:
     """Train as if these steps were not in the run: the data and the schedule go on behind them."""
     feed, made = list(batches(values)), len(values[0])
     for first, stop in zip((0, *(step + 1 for step in steps)), (*steps, len(values))):
-        t.start_step, t.run = first, SimpleNamespace(**{**t.run.__dict__, "steps": stop})
-        t.batches = iter(feed[first * made : stop * made])
-        train(t)
-    return t
+        state.start_step, state.run = first, SimpleNamespace(**{**state.run.__dict__, "steps": stop})
+        state.batches = iter(feed[first * made : stop * made])
+        train(state)
+    return state
 
 
 @pytest.mark.parametrize("bad", [(3,), (0,), (STEPS - 1,), (2, 3, 6)], ids=str)
-def test_a_skipped_step_is_as_if_it_had_not_been(bad: tuple[int, ...]) -> None:
+def test_skipped_step_leaves_no_trace(bad: tuple[int, ...]) -> None:
     """Weights, average, moments and their step count, bit for bit, under a schedule that falls."""
     values = VALUES * (STEPS // 2)
-    t, log = guarded(values, spoil(*bad), adam=True, on_nan="skip")
-    assert train(t)
+    state, log = guarded(values, spoil(*bad), adam=True, on_nan="skip")
+    assert train(state)
     spared = unseen(guarded(values, adam=True)[0], values, *bad)
-    assert number(t) == number(spared)
-    assert number(t, average=True) == number(spared, average=True)
-    for key, value in t.engine.state().items():
+    assert number(state) == number(spared)
+    assert number(state, average=True) == number(spared, average=True)
+    for key, value in state.engine.state().items():
         theirs = spared.engine.state()[key]
         assert torch.equal(
             getattr(value, "to_local", lambda v=value: v)(), getattr(theirs, "to_local", lambda v=theirs: v)()
         )
-    assert t.anomalies.skipped == len(bad)
+    assert state.anomalies.skipped == len(bad)
     assert [step for step, _ in log.troubles] == [step + 1 for step in bad]
     assert [record.step for record in log.records] == [step + 1 for step in range(STEPS) if step not in bad]
     assert log.records[-1].skipped == sum(step < log.records[-1].step for step in bad)
     assert log.records[-1].lr == RATE / log.records[-1].step  # the schedule counts every step
 
 
-def test_trouble_is_told_with_the_samples_that_were_in_the_step() -> None:
-    t, log = guarded(change=spoil(1), on_nan="skip")
-    train(t)
+def test_anomaly_is_logged_with_its_samples() -> None:
+    state, log = guarded(change=spoil(1), on_nan="skip")
+    train(state)
     trouble = log.troubles[0][1]
     assert (trouble["what"], trouble["did"], trouble["skipped"]) == ("the loss is nan", "skip", 1)
     assert math.isnan(trouble["loss"])
@@ -79,61 +79,61 @@ def test_trouble_is_told_with_the_samples_that_were_in_the_step() -> None:
     assert [each["level"] for each in trouble["samples"]] == pytest.approx([0.25, 0.25, 0.25, 0.65])
 
 
-def test_more_skips_in_a_row_than_allowed_end_the_run() -> None:
+def test_max_skips_in_a_row_stops_run() -> None:
     """In a row, not in all: steps 1, 3, 4 go, the third of 6, 7 and 8 does not."""
     values = VALUES * 5
-    t, log = guarded(values, spoil(1, 3, 4, 6, 7, 8), on_nan="skip", max_skips=2)
+    state, log = guarded(values, spoil(1, 3, 4, 6, 7, 8), on_nan="skip", max_skips=2)
     with pytest.raises(TrainingDiverged, match=r"loss.*nan.*step 8 .*step 9 .*3 in a row"):
-        train(t)
+        train(state)
     assert [trouble["did"] for _, trouble in log.troubles] == ["skip"] * 5 + ["stop"]
-    assert number(t) == number(unseen(guarded(values[:6])[0], values[:6], 1, 3, 4))
+    assert number(state) == number(unseen(guarded(values[:6])[0], values[:6], 1, 3, 4))
 
 
-def test_no_skip_is_allowed_when_the_config_says_none() -> None:
-    t, _ = guarded(change=spoil(0), on_nan="skip", max_skips=0)
+def test_max_skips_0_stops_at_first_nan() -> None:
+    state, _ = guarded(change=spoil(0), on_nan="skip", max_skips=0)
     with pytest.raises(TrainingDiverged, match=r"loss.*nan.*step 0 .*step 1"):
-        train(t)
+        train(state)
 
 
-def test_a_spike_is_measured_by_the_median_of_accepted_steps() -> None:
+def test_spike_is_relative_to_median_of_accepted_steps() -> None:
     calm = [[[1.0, 3.0], [2.0, 2.0]]]
     values = calm * 3 + WILD + calm * 2 + WILD
-    t, log = guarded(values, spike_factor=20.0, spike_window=3)
-    train(t)
+    state, log = guarded(values, spike_factor=20.0, spike_window=3)
+    train(state)
     assert [step for step, _ in log.troubles] == [4, 7]
     assert [trouble["did"] for _, trouble in log.troubles] == ["skip", "skip"]
     # the losses of steps 1 to 3 are 2.25, 1.375 and 0.953 by hand, that of step 4 about 125,000
     assert log.troubles[0][1]["what"].startswith("the loss is 124")
     assert log.troubles[0][1]["what"].endswith(" times its median")
-    assert number(t) == number(unseen(guarded(values)[0], values, 3, 6))
+    assert number(state) == number(unseen(guarded(values)[0], values, 3, 6))
     blind, log = guarded(values)
     train(blind)
     assert log.troubles == []
     assert number(blind) > 20
 
 
-def test_nothing_is_a_spike_before_the_window_is_full() -> None:
+def test_no_spike_before_window_is_full() -> None:
     calm = [[[1.0, 3.0], [2.0, 2.0]]]
-    t, log = guarded(calm * 3 + WILD, spike_factor=20.0, spike_window=4)
-    train(t)
+    state, log = guarded(calm * 3 + WILD, spike_factor=20.0, spike_window=4)
+    train(state)
     assert log.troubles == []
 
 
-def test_a_spike_of_the_gradient_alone_is_found() -> None:
+def test_gradient_spike_is_detected() -> None:
     def steep(step: int, loss_B: Tensor) -> Tensor:
         """The same value, a thousand times the slope."""
         return 1000 * loss_B - 999 * loss_B.detach() if step == 4 else loss_B
 
-    t, log = guarded(change=steep, spike_factor=50.0, spike_window=2)
-    train(t)
+    state, log = guarded(change=steep, spike_factor=50.0, spike_window=2)
+    train(state)
     assert [step for step, _ in log.troubles] == [5]
     assert log.troubles[0][1]["what"].startswith("the gradient norm is ")
 
 
-def test_a_spike_may_end_the_run() -> None:
-    t, log = guarded(VALUES + WILD, on_spike="stop", spike_factor=9.0, spike_window=2)
+def test_on_spike_stop_stops_run() -> None:
+    state, log = guarded(VALUES + WILD, on_spike="stop", spike_factor=9.0, spike_window=2)
     with pytest.raises(TrainingDiverged, match=r"loss.* \d+.*median.*step 2 .*step 3"):
-        train(t)
+        train(state)
     assert log.troubles[0][1]["did"] == "stop"
 
 
@@ -201,22 +201,22 @@ class FakeEngine:
     ],
 )
 def test_all_engines_are_updated_or_none(norms: tuple[float, float], anomaly: str | None) -> None:
-    t, _ = training(VALUES)
+    state, _ = training(VALUES)
     model, discriminator = map(FakeEngine, norms)
-    t.ema, t.engine, t.task.discriminator = None, model, discriminator
-    model.model = t.task.trained
-    assert train_step(t, 0).anomaly == anomaly
+    state.ema, state.engine, state.task.discriminator = None, model, discriminator
+    model.model = state.task.trained
+    assert train_step(state, 0).anomaly == anomaly
     expected = ["grad_norm", "update 1.0" if anomaly is None else "discard"]
     assert (model.calls, discriminator.calls) == (expected, expected)
 
 
 def test_discriminator_stands_still_before_its_start() -> None:
-    t, _ = training(VALUES)
-    t.task.discriminator = FakeEngine(math.nan)
-    t.task.discriminator.start_step = 1
-    assert train_step(t, 0).anomaly is None
-    assert t.task.discriminator.calls == []
-    assert train_step(t, 1).anomaly == "the discriminator's gradient norm is nan"
+    state, _ = training(VALUES)
+    state.task.discriminator = FakeEngine(math.nan)
+    state.task.discriminator.start_step = 1
+    assert train_step(state, 0).anomaly is None
+    assert state.task.discriminator.calls == []
+    assert train_step(state, 1).anomaly == "the discriminator's gradient norm is nan"
 
 
 @pytest.mark.parametrize(

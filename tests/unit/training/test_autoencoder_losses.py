@@ -233,9 +233,9 @@ def test_initial_weights_depend_on_the_seed_alone() -> None:
 
 def test_discriminator_learns_from_every_micro_batch() -> None:
     """Two micro-batches a step: scaled by a half, the second the last; the schedule's factor; metrics over all samples."""
-    t, log = test_loop.training(test_loop.VALUES)
+    state, log = test_loop.training(test_loop.VALUES)
     calls: list[Any] = []
-    plain = t.task.loss
+    plain = state.task.loss
 
     def loss(model: Any, batch: Batch) -> MicroBatchLoss:
         pair = (batch.video_BCTHW, -batch.video_BCTHW) if batch.step else None
@@ -247,11 +247,11 @@ def test_discriminator_learns_from_every_micro_batch() -> None:
         calls.append((scale, last))
         return {"of discriminator": real.max()}
 
-    t.task.loss = loss
-    t.task.discriminator = SimpleNamespace(
+    state.task.loss = loss
+    state.task.discriminator = SimpleNamespace(
         accumulate=accumulate, grad_norm=lambda: 0.0, update=calls.append, start_step=1
     )
-    train(t)
+    train(state)
     assert calls == [(0.5, False), (0.5, True), 0.5]
     metrics = [record.totals.metrics for record in log.records]
     assert metrics == [{"of task": 4.0}, {"of discriminator": 4.0, "of task": 3.0}]
@@ -262,11 +262,11 @@ def test_discriminator_learns_from_every_micro_batch() -> None:
 
 
 def test_discriminator_that_diverges_ends_the_run() -> None:
-    t, _ = test_loop.training(test_loop.VALUES)
-    t.task.discriminator = SimpleNamespace(grad_norm=lambda: math.nan, discard_gradients=lambda: None, start_step=0)
+    state, _ = test_loop.training(test_loop.VALUES)
+    state.task.discriminator = SimpleNamespace(grad_norm=lambda: math.nan, discard_gradients=lambda: None, start_step=0)
     message = r"the discriminator's gradient norm is nan between step 0 and step 1; the weights were not updated"
     with pytest.raises(TrainingDiverged, match=message):
-        train(t)
+        train(state)
 
 
 def test_keys_that_belong_elsewhere() -> None:

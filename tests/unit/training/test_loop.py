@@ -122,7 +122,7 @@ def batches(values: list[list[list[float]]], bad: dict[int, list[str]] | None = 
 
 
 def training(values: list[list[list[float]]], change: Change | None = None, bad: Any = None, **keys: Any) -> Any:
-    """(Training of plain gradient descent without clipping, Log)."""
+    """(TrainState of plain gradient descent without clipping, Log)."""
     defaults: dict[str, Any] = dict(steps=len(values), micro_batches=len(values[0]), log_every=1, save_every=0)
     task, log = Distance(change), Log()
     engine = build(PLUGINS, {"type": "ddp"}).apply(
@@ -144,28 +144,28 @@ def training(values: list[list[list[float]]], change: Change | None = None, bad:
     return built, log
 
 
-def number(t: TrainState, average: bool = False) -> float:
-    return (t.ema.weights() if average else t.engine.gather_state_dict())["weight"].item()
+def number(state: TrainState, average: bool = False) -> float:
+    return (state.ema.weights() if average else state.engine.gather_state_dict())["weight"].item()
 
 
 VALUES = [[[1.0, 3.0], [5.0, 7.0]], [[2.0, 2.0], [2.0, 6.0]]]
 
 
-def test_micro_batches_add_up_to_one_step_with_one_rate_and_one_average() -> None:
+def test_micro_batches_accumulate_into_one_step() -> None:
     """By hand: w1 = 0 + 0.25 * mean(1, 3, 5, 7) = 1; w2 = w1 + 0.25 / 2 * (mean(2, 2, 2, 6) - w1) = 1.25."""
-    t, log = training(VALUES)
-    assert train(t)
-    assert number(t) == pytest.approx(1.25)
+    state, log = training(VALUES)
+    assert train(state)
+    assert number(state) == pytest.approx(1.25)
     average = (1 - DECAY) * 1.0
-    assert number(t, average=True) == pytest.approx(DECAY * average + (1 - DECAY) * 1.25)
+    assert number(state, average=True) == pytest.approx(DECAY * average + (1 - DECAY) * 1.25)
     assert [record.lr for record in log.records] == [RATE, RATE / 2]
     assert [record.grad_norm for record in log.records] == pytest.approx([4.0, 2.0])
     assert log.saved == [(2, [])]
 
 
-def test_the_record_is_of_the_global_batch() -> None:
-    t, log = training(VALUES)
-    train(t)
+def test_record_covers_global_batch() -> None:
+    state, log = training(VALUES)
+    train(state)
     first = log.records[0]
     assert first.step == 1
     assert first.totals.loss == pytest.approx((1 + 9 + 25 + 49) / 2 / 4)
@@ -178,7 +178,7 @@ def test_the_record_is_of_the_global_batch() -> None:
     assert second.totals.loss_per_bin == pytest.approx({"0.2-0.3": 0.5, "0.6-0.7": 12.5})
 
 
-def test_the_models_own_randomness_is_keyed_by_step_and_place() -> None:
+def test_dropout_is_keyed_by_step_and_sample() -> None:
     """Dropout after a resume is that of the uninterrupted run, and differs between steps and micro-batches."""
     whole, _ = training(VALUES)
     train(whole)
@@ -191,43 +191,43 @@ def test_the_models_own_randomness_is_keyed_by_step_and_place() -> None:
     assert [tuple(noise.tolist()) for noise in cut.task.noise] == draws[2:]
 
 
-def test_cadence_of_logs_saves_and_validation() -> None:
-    t, log = training(VALUES[:1] * 7, log_every=3, save_every=2, validate_every=4)
-    t.validation = lambda: batches(VALUES)
-    train(t)
+def test_log_save_and_validation_intervals() -> None:
+    state, log = training(VALUES[:1] * 7, log_every=3, save_every=2, validate_every=4)
+    state.validation = lambda: batches(VALUES)
+    train(state)
     assert [record.step for record in log.records] == [3, 6, 7]
     assert [step for step, _ in log.saved] == [2, 4, 6, 7]
     assert log.finished
     assert log.validations == [(4, {"count": 4.0}), (7, {"count": 4.0})]
-    assert t.task.trained.training
+    assert state.task.trained.training
 
 
-def test_validation_leaves_the_model_training() -> None:
-    t, _ = training(VALUES)
-    t.validation = lambda: batches(VALUES)
+def test_validation_restores_training_mode() -> None:
+    state, _ = training(VALUES)
+    state.validation = lambda: batches(VALUES)
     frozen = nn.Dropout().eval()
-    t.task.trained.add_module("frozen", frozen)
-    t.task.trained.train(True)
+    state.task.trained.add_module("frozen", frozen)
+    state.task.trained.train(True)
     frozen.eval()  # a part that is meant to evaluate in training
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
-    assert validate(t) == {"count": 4.0}
+    assert validate(state) == {"count": 4.0}
     assert torch.equal(torch.rand(2), expected)
-    assert t.task.trained.training
+    assert state.task.trained.training
     assert not frozen.training
 
 
-def test_a_signal_ends_the_run_after_the_step_with_its_state_saved() -> None:
+def test_signal_saves_after_step_and_stops() -> None:
     def ask(step: int, loss_B: Tensor) -> Tensor:
         if step == 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return loss_B
 
-    t, log = training(VALUES * 3, change=ask, log_every=100, save_every=100, validate_every=2, preview_every=2)
-    t.validation, t.preview = lambda: batches(VALUES), log.previews.append
-    t.stop = StopRequest().listen()
-    assert train(t) is False
+    state, log = training(VALUES * 3, change=ask, log_every=100, save_every=100, validate_every=2, preview_every=2)
+    state.validation, state.preview = lambda: batches(VALUES), log.previews.append
+    state.stop = StopRequest().listen()
+    assert train(state) is False
     assert log.saved == [(2, [])]
     assert (log.validations, log.previews) == ([], [])  # who asked may not wait for them
     assert log.finished
@@ -235,47 +235,47 @@ def test_a_signal_ends_the_run_after_the_step_with_its_state_saved() -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_ends_the_run_with_the_weights_untouched(value: float) -> None:
+def test_nan_loss_stops_run(value: float) -> None:
     def spoil(step: int, loss_B: Tensor) -> Tensor:
         return loss_B * value if step == 2 else loss_B
 
-    t, log = training(VALUES * 2, change=spoil, save_every=2)
+    state, log = training(VALUES * 2, change=spoil, save_every=2)
     with pytest.raises(TrainingDiverged) as caught:
-        train(t)
+        train(state)
     text = str(caught.value)
     assert re.match(
         rf"training: the loss is {value} between step 2 and step 3; the weights were not updated; "
         r"last good checkpoint: checkpoint 2; lower .* `opensora replay outputs/debug step=3`",
         text,
     )
-    assert number(t) == pytest.approx(1.25)
-    assert number(t, average=True) == pytest.approx(0.5)
+    assert number(state) == pytest.approx(1.25)
+    assert number(state, average=True) == pytest.approx(0.5)
     assert log.saved == [(2, [])]
     assert [record.step for record in log.records] == [1, 2]
     assert [(step, trouble["did"], trouble["skipped"]) for step, trouble in log.troubles] == [(3, "stop", 1)]
 
 
-def test_a_gradient_that_is_not_finite_is_told_as_such() -> None:
+def test_nan_gradient_stops_run() -> None:
     def spoil(step: int, loss_B: Tensor) -> Tensor:
         return loss_B + (loss_B * 0).sqrt()  # the root's slope at 0 is infinite, and 0 * inf is NaN
 
-    t, _ = training(VALUES, change=spoil)
+    state, _ = training(VALUES, change=spoil)
     with pytest.raises(TrainingDiverged, match=r"gradient norm.*nan.*step 0 .*step 1.*none yet"):
-        train(t)
-    assert number(t) == 0.0
+        train(state)
+    assert number(state) == 0.0
 
 
-def test_bad_rows_are_counted_once_each_and_saved_with_the_state() -> None:
+def test_bad_rows_are_counted_once_and_saved() -> None:
     bad = {0: ["t.csv:3: a", "t.csv:5: b"], 1: ["t.csv:3: another fault"]}
-    t, log = training(VALUES, bad=bad, max_bad_rows=2)
-    t.bad_rows = ["t.csv:5: b"]  # from before a resume
-    assert train(t)
+    state, log = training(VALUES, bad=bad, max_bad_rows=2)
+    state.bad_rows = ["t.csv:5: b"]  # from before a resume
+    assert train(state)
     assert log.saved == [(2, ["t.csv:5: b", "t.csv:3: a"])]
 
 
-def test_too_many_bad_rows_end_the_run() -> None:
-    t, log = training(VALUES * 2, bad={2: ["t.csv:3: a", "t.csv:5: b"]}, max_bad_rows=1, save_every=1)
+def test_max_bad_rows_stops_run() -> None:
+    state, log = training(VALUES * 2, bad={2: ["t.csv:3: a", "t.csv:5: b"]}, max_bad_rows=1, save_every=1)
     with pytest.raises(DataError, match=r"2 rows.*t\.csv:5: b.*max_bad_rows=1") as e:
-        train(t)
+        train(state)
     assert str(e.value).endswith("checkpoint: checkpoint 2")
     assert [step for step, _ in log.saved] == [1, 2]

@@ -76,16 +76,16 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 def test_losses_reach_the_host_once_per_step(reads: list[str]) -> None:
     """Nothing is read while micro-batches are accumulated; then the losses, levels and metrics in one copy."""
-    t, _ = training([[[1.0, 3.0]] * 4] * 2)
+    state, _ = training([[[1.0, 3.0]] * 4] * 2)
     seen: list[int] = []
-    loss, all_reduce = t.task.loss, StepStats.all_reduce
+    loss, all_reduce = state.task.loss, StepStats.all_reduce
 
     def counted(model: Any, batch: Batch) -> MicroBatchLoss:
         seen.append(len(reads))
         found = loss(model, batch)
         return MicroBatchLoss(found.loss_B, found.noise_level_B, 1, {"part": found.loss_B.detach().mean()})
 
-    t.task.loss = counted
+    state.task.loss = counted
     before_totals: list[int] = []
 
     def reduce(self: StepStats, *args: Any, **kwargs: Any) -> Any:
@@ -94,7 +94,7 @@ def test_losses_reach_the_host_once_per_step(reads: list[str]) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(StepStats, "all_reduce", reduce)
-        record = train_step(t, 0)
+        record = train_step(state, 0)
     assert seen == [0] * 4
     assert before_totals == [0]
     assert reads.count("cpu") == 2  # the step's numbers, and the gradient norm
@@ -102,7 +102,7 @@ def test_losses_reach_the_host_once_per_step(reads: list[str]) -> None:
 
 
 def test_values_are_those_of_the_loop() -> None:
-    t, _ = training(VALUES)
-    record = train_step(t, 0)
+    state, _ = training(VALUES)
+    record = train_step(state, 0)
     assert [each["place"] for each in record.stats.per_sample()] == [0, 1, 2, 3]
     assert [each["loss"] for each in record.stats.per_sample()] == [0.5, 4.5, 12.5, 24.5]

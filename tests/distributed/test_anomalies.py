@@ -42,34 +42,34 @@ def spoiling(spoilt: Spoilt) -> Any:
 def go(run_dir: str, spoilt: Spoilt, *overrides: str, until: int = STEPS, without: int | None = None) -> str | None:
     """Train, killed after `until` steps, or as if step `without` were not in the data; what ended it."""
     keys = [f"steps={STEPS}", f"run_dir={run_dir!r}", "save_every=2", *overrides]
-    t = build_training(load(DEBUG, keys, TrainRun).run, world.current(), DEBUG)
+    state = build_training(load(DEBUG, keys, TrainRun).run, world.current(), DEBUG)
     if until < STEPS:
-        die_at_trouble(t, until)
+        die_at_trouble(state, until)
     try:
         with spoiling(spoilt):
             if without is not None:
-                whole, t.run = t.run, replace(t.run, steps=without)
-                train(t)
-                for _ in range(whole.micro_batches // t.world.data_size):
-                    next(t.batches)
-                t.run, t.start_step = whole, without + 1
-            train(t)
+                whole, state.run = state.run, replace(state.run, steps=without)
+                train(state)
+                for _ in range(whole.micro_batches // state.world.data_size):
+                    next(state.batches)
+                state.run, state.start_step = whole, without + 1
+            train(state)
     except (Killed, TrainingDiverged) as error:
         return str(error)
     finally:
-        t.metrics.close()
+        state.metrics.close()
     return None
 
 
-def die_at_trouble(t: TrainState, step: int) -> None:
-    log = t.metrics.log_trouble
+def die_at_trouble(state: TrainState, step: int) -> None:
+    log = state.metrics.log_trouble
 
     def log_then_die(found: int, trouble: Mapping[str, Any]) -> None:
         log(found, trouble)
         if found == step:
             raise Killed
 
-    t.metrics.log_trouble = log_then_die  # type: ignore[method-assign]
+    state.metrics.log_trouble = log_then_die  # type: ignore[method-assign]
 
 
 def killed_after_five(run_dir: str, spoilt: Spoilt, *overrides: str) -> None:
@@ -92,7 +92,7 @@ def weights(run_dir: Path) -> list[bytes]:
 
 
 @pytest.mark.parametrize(("ranks", "plugin"), [(1, "ddp"), (2, "zero2")], ids=str)
-def test_a_skipped_step_is_as_if_it_had_not_been(tmp_path: Path, ranks: int, plugin: str) -> None:
+def test_skipped_step_leaves_no_trace_on_any_rank(tmp_path: Path, ranks: int, plugin: str) -> None:
     keys = (f"plugin={plugin}", "on_nan=skip")
     run_ranks(go, ranks, str(tmp_path / "met"), {3: math.nan}, *keys)
     run_ranks(spare, ranks, str(tmp_path / "spared"), 3, *keys)
@@ -107,7 +107,7 @@ def test_a_skipped_step_is_as_if_it_had_not_been(tmp_path: Path, ranks: int, plu
     assert len({each["row"] for each in trouble["samples"]}) == 4
 
 
-def test_a_resumed_run_finds_the_same_spikes(tmp_path: Path) -> None:
+def test_resumed_run_detects_the_same_spikes(tmp_path: Path) -> None:
     """Cut at step 5, whose spike is met twice; only with the steps before the checkpoint is it one."""
     spoilt = {1: math.nan, 4: 40.0}
     keys = ("on_nan=skip", "spike_factor=4", "spike_window=3")
@@ -121,7 +121,7 @@ def test_a_resumed_run_finds_the_same_spikes(tmp_path: Path) -> None:
     assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
 
 
-def test_too_many_skips_end_the_run_on_every_rank(tmp_path: Path) -> None:
+def test_max_skips_stops_every_rank(tmp_path: Path) -> None:
     spoilt = {2: math.nan, 3: math.inf}
     ended = run_ranks(go, 2, str(tmp_path), spoilt, "on_nan=skip", "max_skips=1")
     for text in ended:
