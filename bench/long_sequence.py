@@ -122,7 +122,7 @@ def _loss(out: Tensor, x: Tensor) -> Tensor:
 
 
 def formula(case: Case, ranks: int) -> int:
-    """Bytes that a rank sends by the formula of docs/parallelism.md."""
+    """Bytes that a rank sends by the formula of docs/planning.md."""
     return sequence_bytes(
         ranks=ranks,
         mode="dsp",

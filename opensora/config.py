@@ -10,6 +10,7 @@ import hashlib
 import inspect
 import json
 import os
+import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -184,7 +185,7 @@ def type_name(hint: object) -> str:
         return " or ".join(repr(value) for value in typing.get_args(hint))
     arguments = typing.get_args(hint)
     text = str(hint)
-    if "|" in text or "Union" in text:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return " or ".join(type_name(argument) for argument in arguments)
     return text.replace("typing.", "").replace("collections.abc.", "")
 

@@ -2,7 +2,7 @@
 
 With gpu=h100 (or another of opensora/planning/device_specs.py) it also estimates the time on N of them, and finds the
 smallest layout that fits. With --no-data it reads the config alone, for a manifest on another machine. With --table it
-prints only the table of docs/parallelism.md, for the config's model and gpu.
+prints only the table of docs/planning.md, for the config's model and gpu.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def whole_number(name: str, value: object) -> int:
 
 
 def table_command(config: str, overrides: Sequence[str]) -> int:
-    """Print the table of docs/parallelism.md for the config's model, autoencoder, text encoder and plugin options."""
+    """Print the table of docs/planning.md for the config's model, autoencoder, text encoder and plugin options."""
     if any(each.partition("=")[0] == "world" for each in overrides):
         raise ConfigError(
             "command line: key 'world': found with --table; allowed: without, the table has rows for several; remove it"

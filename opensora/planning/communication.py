@@ -1,4 +1,4 @@
-"""Bytes that ranks send for the tokens they share, by arithmetic; docs/parallelism.md has the formulas."""
+"""Bytes that ranks send for the tokens they share, by arithmetic; docs/planning.md has the formulas."""
 
 from opensora.parallel.sequence_parallel import Mode
 

@@ -1,4 +1,4 @@
-"""The table of docs/parallelism.md: the needs of a model at several clip sizes on several numbers of accelerators."""
+"""The table of docs/planning.md: the needs of a model at several clip sizes on several numbers of accelerators."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace

@@ -63,6 +63,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "docs/training.md",
         "docs/data.md",
         "docs/parallelism.md",
+        "docs/planning.md",
         "docs/sampling.md",
         "docs/weights.md",
         "docs/models.md",

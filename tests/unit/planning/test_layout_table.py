@@ -1,4 +1,4 @@
-"""The table of docs/parallelism.md is what its command prints."""
+"""The table of docs/planning.md is what its command prints."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ from opensora.cli.check import table_command
 from opensora.planning import layout_table
 from tests.support.command import ROOT
 
-DOCUMENT = Path(ROOT, "docs", "parallelism.md").read_text(encoding="utf-8")
+DOCUMENT = Path(ROOT, "docs", "planning.md").read_text(encoding="utf-8")
 
 
 def rows(text: str) -> list[str]:
