@@ -15,6 +15,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CHECKED = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
     "opensora/platforms",
     "opensora/datasets",
     "opensora/types.py",
@@ -27,7 +30,7 @@ CHECKED = [
     "opensora/config.py",
     "opensora/schema.py",
     "opensora/fields.py",
-    "docs/config.md",
+    "docs",
     "opensora/parallel",
     "opensora/schedulers",
     "opensora/sampling",
@@ -94,7 +97,8 @@ _WORDS = {word: re.compile(rf"(?<![\w.`'\"-])(?:{word})(?![\w`'\"(=-])", re.IGNO
 def files(paths: list[str]) -> Iterator[Path]:
     for path in paths:
         start = ROOT / path
-        yield from sorted(start.rglob("*.py")) if start.is_dir() else [start]
+        inside = (each for each in start.rglob("*") if each.suffix in (".py", ".md"))
+        yield from sorted(inside) if start.is_dir() else [start]
 
 
 def offenses(path: Path) -> Iterator[str]:
