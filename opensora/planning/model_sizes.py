@@ -1,9 +1,8 @@
 """Counts of a module's parameters."""
 
-from typing import Any
-
 from torch import nn
 
+from opensora.interfaces import Autoencoder, Denoiser
 from opensora.parallel.step_costs import StepSizes
 
 
@@ -11,7 +10,7 @@ def parameter_count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def model_sizes(model: Any) -> StepSizes:
+def model_sizes(model: Denoiser | Autoencoder) -> StepSizes:
     """The sizes of a module with `checkpoint_blocks`, on one rank."""
     trained = [p.numel() for p in model.parameters() if p.requires_grad]
     blocks = [sum(p.numel() for p in block.parameters() if p.requires_grad) for block in model.checkpoint_blocks()]

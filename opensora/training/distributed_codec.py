@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 
 from opensora.errors import ConfigError
+from opensora.interfaces import Autoencoder
 from opensora.models.codec import Codec
 from opensora.parallel import collectives
 from opensora.parallel.colossal.t5_policy import shard_t5
@@ -15,7 +16,7 @@ from opensora.parallel.world import World
 
 
 def distributed_codec(
-    vae: Any,
+    vae: Autoencoder,
     text_encoder: Any,
     world: World,
     dtype: torch.dtype,

@@ -28,7 +28,7 @@ from opensora.sampling.video_writer import WriteError
 from tests.dist import run_ranks
 from tests.support.fake_sampler import SETTINGS, request, stdit_sampler
 from tests.support.short_runs import DEBUG, ROOT
-from tests.unit.models import test_autoencoder_kl, test_open_sora_vae, test_tiling
+from tests.unit.models.vae import test_autoencoder_kl, test_open_sora_vae, test_tiling
 
 REQUESTS = [request(prompt, index=n) for n, prompt in enumerate(["a cat", "a small dog", "one red bird"])]
 

@@ -43,7 +43,7 @@ def test_classes_are_counted(target: str) -> None:
     )
 
 
-CONFIGS = Path(__file__).resolve().parents[3] / "configs"
+CONFIGS = Path(__file__).resolve().parents[4] / "configs"
 SAMPLED = {
     "PixArt": "pixart/sample/1x512x512.py",
     "PixArtMS": "pixart/sample/1x1024MS.py",

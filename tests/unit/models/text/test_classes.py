@@ -8,7 +8,7 @@ from opensora.datasets.moving_shapes import TEMPLATES, combinations
 from opensora.errors import ConfigError, DataError
 from opensora.models.text.classes import ClassLabels
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 NAMES = ["Archery", "Baby Crawling", "7"]
 
 
