@@ -130,7 +130,7 @@ def _disturb(run_dir: Path, counts: Counts, kills: int, rng: random.Random, dura
 
 def outcome(run_dir: Path) -> tuple[list[dict[str, Any]], list[bytes]]:
     """(logged records without times, weights of the last step)."""
-    from opensora.state.metrics import read
+    from opensora.training.metrics import read
 
     records = [record for record in read(run_dir / "metrics.jsonl") if "loss" in record]
     weights = sorted(run_dir.glob(f"checkpoints/step-{STEPS:08d}/weights/*/model.safetensors"))
