@@ -11,6 +11,7 @@ COMMANDS = {
     "check": "dry run of a training config: keys, parameters, tokens, rows, memory",
     "doctor": "what this machine has and what a missing feature needs",
     "keys": "print the table of every run key: type, default, unit, purpose",
+    "evaluate": "measure videos: PSNR and SSIM, Frechet distance of features, prompts followed",
     "replay": "make one optimizer step of a run again: same weights, data and noise",
     "sample": "generate mp4s from prompts",
     "tune-batch": "find micro-batch sizes per bucket for a step time, and write them into a config",

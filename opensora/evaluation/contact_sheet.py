@@ -1,4 +1,4 @@
-"""A contact sheet: generated clips beside the real ones nearest to them, a few frames of each, as one picture."""
+"""A contact sheet: generated clips next to their nearest real clips, a few frames of each, as one picture."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from opensora.datasets.transforms import to_uint8
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -70,8 +72,7 @@ def strip(clip_CTHW: Tensor, frames: int, frame_height: int) -> "Image.Image":
 
     count = clip_CTHW.shape[1]
     picked = torch.linspace(0, count - 1, min(frames, count)).round().long()
-    bytes_CTHW = ((clip_CTHW.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    frames_THWC: np.ndarray = bytes_CTHW[:, picked].permute(1, 2, 3, 0).contiguous().numpy()
+    frames_THWC: np.ndarray = to_uint8(clip_CTHW.detach().cpu()[:, picked]).permute(1, 2, 3, 0).contiguous().numpy()
     _, height, width, _ = frames_THWC.shape
     frame_width = max(1, round(width * frame_height / height))
     # Small frames keep their pixels visible; large ones are averaged down.

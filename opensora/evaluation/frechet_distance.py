@@ -1,7 +1,7 @@
 """Fréchet distance of two sets of features: FID of frames, FVD of clips, once a network has made features of them.
 
 N samples, F features. Source: Heusel et al. 2017, arXiv:1706.08500; Unterthiner et al. 2018, arXiv:1812.01717.
-A library function: no command uses it, for no network that makes such features comes with this project.
+The networks that make such features do not come with this project.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Which training clip is a generated one nearest to, and does that clip carry the same prompt?
+"""Retrieval accuracy: the share of generated clips whose nearest training clip has the same prompt.
 
 A number for a model that has memorised a few clips: it shows that the text steers the video, not that videos are good.
 G generated clips, R reference clips; C T H W channels, frames, rows, columns.
@@ -16,7 +16,7 @@ FRAMES, SIDE = 8, 32  # every clip is reduced to this many frames of SIDE x SIDE
 
 @dataclass(frozen=True)
 class Retrieval:
-    """What was found for each generated clip."""
+    """The nearest reference of each generated clip."""
 
     accuracy: float  # share of generated clips whose nearest reference has their label
     nearest: list[int]  # index of the nearest reference, one per generated clip
@@ -40,7 +40,7 @@ def retrieval_accuracy(
         raise ValueError("retrieval: every clip needs one label")
     distances_GR = pixel_distances(generated, references, max_shift=max_shift)
     nearest = distances_GR.argmin(dim=1).tolist()
-    hits = [label == reference_labels[found] for label, found in zip(generated_labels, nearest, strict=True)]
+    hits = [label == reference_labels[index] for label, index in zip(generated_labels, nearest, strict=True)]
     return Retrieval(sum(hits) / len(hits), nearest, hits, distances_GR)
 
 

@@ -1,8 +1,10 @@
-"""The number behind MovingShapes: write the held-out prompts, and score the clips that were sampled from them.
+"""Prompt adherence on MovingShapes: write the held-out prompts, and score the clips sampled from them.
 
-Run: python -m opensora.evaluation.score_adherence prompts outputs/shapes/prompts.txt
+Run: opensora evaluate prompts outputs/shapes/prompts.txt
      opensora sample configs/stdit/sample/shapes.py
-     python -m opensora.evaluation.score_adherence score outputs/shapes/videos
+     opensora evaluate adherence outputs/shapes/videos
+
+`python -m opensora.evaluation.score_adherence prompts PATH` and `... score PATH` do the same.
 """
 
 import argparse
@@ -23,14 +25,14 @@ from opensora.evaluation.shape_adherence import Accuracy, accuracy
 
 def write_prompts(path: Path) -> int:
     """One caption per combination that training never draws; returns how many."""
-    captions = [found.caption() for found in combinations("holdout")]
+    captions = [attributes.caption() for attributes in combinations("holdout")]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{caption}\n" for caption in captions), encoding="utf-8")
     return len(captions)
 
 
 def score(folder: Path) -> Accuracy:
-    """Read every sampled mp4 of `folder` back and compare it with the prompt in the json beside it."""
+    """Read every sampled mp4 of `folder` back and compare it with the prompt in the json next to it."""
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
     if not records:
         raise DataError(

@@ -1,10 +1,10 @@
-"""Adherence: does a generated MovingShapes clip show the colour, shape and direction its prompt asks for?
+"""Adherence of a generated MovingShapes clip to the color, shape and direction of its prompt.
 
-Read from pixels by geometry alone, no model: the brightest blob of each frame gives colour (nearest of the palette),
+Read from pixels by geometry alone, no model: the brightest blob of each frame gives color (nearest of the palette),
 shape (best overlap with the drawn outlines at the blob's own centre and area) and direction (where its centre goes).
-What cannot be told is "unclear" and counts as wrong.
+An attribute that cannot be read is "unclear" and counts as wrong.
 
-Layout: B clips, C colours (red, green, blue) in [-1, 1], T frames, H W rows and columns. Lengths are in pixels.
+Layout: B clips, C colors (red, green, blue) in [-1, 1], T frames, H W rows and columns. Lengths are in pixels.
 """
 
 import re
@@ -20,16 +20,16 @@ NOTHING = Attributes(UNCLEAR, UNCLEAR, UNCLEAR)
 _MIN_CONTRAST = 0.2  # of the full range: below, a frame is empty
 _MIN_AREA, _MAX_AREA = 0.02, 0.4  # of the picture: a blob outside is no object
 _MIN_OVERLAP = 0.65  # intersection over union with the best outline, for a shape to count
-_MAX_COLOUR_DISTANCE = 0.5  # from the nearest palette colour, red, green and blue in [0, 1]
+_MAX_COLOR_DISTANCE = 0.5  # from the nearest palette color, red, green and blue in [0, 1]
 _MIN_WAY = 0.1  # of the shorter side, between first and last frame
 _MIN_STRAIGHTNESS = 2.0  # way along the main axis over way along the other
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Share of clips that show what was asked, each in [0, 1]; `all` counts clips with the three right at once."""
+    """Share of clips that show the prompt's attribute, each in [0, 1]; `all` counts clips with the three right at once."""
 
-    colour: float
+    colour: float  # the key of printed results, kept
     shape: float
     direction: float
     all: float
@@ -37,7 +37,7 @@ class Accuracy:
 
 
 def detect_attributes(video_CTHW: Tensor) -> Attributes:
-    """What the clip shows; all unclear when there is not one object in every frame."""
+    """The attributes of the one object in the clip; all unclear when there is not one object in every frame."""
     pixels = (video_CTHW.detach().float().cpu().numpy().clip(-1, 1) + 1) / 2
     background_C = np.median(pixels, axis=(1, 2, 3))
     contrast_THW = np.abs(pixels - background_C[:, None, None, None]).max(axis=0)
@@ -53,17 +53,17 @@ def detect_attributes(video_CTHW: Tensor) -> Attributes:
     x_T = (inside_THW.sum(axis=1) * (np.arange(width) + 0.5)).sum(axis=1) / area_T
     y_T = (inside_THW.sum(axis=2) * (np.arange(height) + 0.5)).sum(axis=1) / area_T
     return Attributes(
-        color=_read_colour(pixels, inside_THW),
+        color=_read_color(pixels, inside_THW),
         shape=_read_shape(inside_THW, x_T, y_T, area_T),
         direction=_read_direction(x_T, y_T, min(height, width)),
     )
 
 
-def _read_colour(pixels_CTHW: np.ndarray, inside_THW: np.ndarray) -> str:
+def _read_color(pixels_CTHW: np.ndarray, inside_THW: np.ndarray) -> str:
     mean_C = pixels_CTHW[:, inside_THW > 0.8].mean(axis=1)
-    distances = {name: float(np.linalg.norm(mean_C - np.array(colour))) for name, colour in COLORS.items()}
+    distances = {name: float(np.linalg.norm(mean_C - np.array(rgb))) for name, rgb in COLORS.items()}
     name = min(distances, key=distances.__getitem__)
-    return name if distances[name] < _MAX_COLOUR_DISTANCE else UNCLEAR
+    return name if distances[name] < _MAX_COLOR_DISTANCE else UNCLEAR
 
 
 def _read_shape(inside_THW: np.ndarray, x_T: np.ndarray, y_T: np.ndarray, area_T: np.ndarray) -> str:
@@ -88,16 +88,16 @@ def _read_direction(x_T: np.ndarray, y_T: np.ndarray, side: int) -> str:
     return next(name for name, step in DIRECTIONS.items() if step == sign)
 
 
-def asked(prompt: str) -> Attributes:
-    """The attributes a prompt names; ValueError unless it names exactly one colour, shape and direction."""
+def attributes_in_prompt(prompt: str) -> Attributes:
+    """The attributes a prompt names; ValueError unless it names exactly one color, shape and direction."""
     words = set(re.findall(r"[a-z]+", prompt.lower()))
-    found = [[name for name in names if name in words] for names in (COLORS, SHAPES, DIRECTIONS)]
-    if any(len(names) != 1 for names in found):
+    matches = [[name for name in names if name in words] for names in (COLORS, SHAPES, DIRECTIONS)]
+    if any(len(names) != 1 for names in matches):
         raise ValueError(
-            f"prompt {prompt!r}: adherence needs exactly one colour of {', '.join(COLORS)}, one shape of "
+            f"prompt {prompt!r}: adherence needs exactly one color of {', '.join(COLORS)}, one shape of "
             f"{', '.join(SHAPES)} and one direction of {', '.join(DIRECTIONS)}"
         )
-    return Attributes(*(names[0] for names in found))
+    return Attributes(*(names[0] for names in matches))
 
 
 def accuracy(videos: Sequence[Tensor], prompts: Sequence[str]) -> Accuracy:
@@ -106,13 +106,14 @@ def accuracy(videos: Sequence[Tensor], prompts: Sequence[str]) -> Accuracy:
         raise ValueError(
             f"adherence: {len(videos)} clips and {len(prompts)} prompts; give one prompt per clip, at least one"
         )
+    pairs = [
+        (detect_attributes(video), attributes_in_prompt(prompt)) for video, prompt in zip(videos, prompts, strict=True)
+    ]
     hits = np.array(
         [
-            (seen.color == wanted.color, seen.shape == wanted.shape, seen.direction == wanted.direction)
-            for seen, wanted in (
-                (detect_attributes(video), asked(prompt)) for video, prompt in zip(videos, prompts, strict=True)
-            )
+            (shown.color == wanted.color, shown.shape == wanted.shape, shown.direction == wanted.direction)
+            for shown, wanted in pairs
         ]
     )
-    colour, shape, direction = hits.mean(axis=0).tolist()
-    return Accuracy(colour, shape, direction, all=float(hits.all(axis=1).mean()), clips=len(hits))
+    color, shape, direction = hits.mean(axis=0).tolist()
+    return Accuracy(color, shape, direction, all=float(hits.all(axis=1).mean()), clips=len(hits))

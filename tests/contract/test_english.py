@@ -34,6 +34,7 @@ CHECKED = [
     "opensora/parallel",
     "opensora/schedulers",
     "opensora/sampling",
+    "opensora/evaluation",
     "opensora/cli",
     "opensora/models/layers/seam.py",
     "tests/unit/parallel",

@@ -1,8 +1,8 @@
 """Sample the combinations that configs/stdit/train/shapes.py never saw, four videos of each.
 
-Run:    python -m opensora.evaluation.score_adherence prompts outputs/shapes/prompts.txt
+Run:    opensora evaluate prompts outputs/shapes/prompts.txt
         opensora sample configs/stdit/sample/shapes.py
-        python -m opensora.evaluation.score_adherence score outputs/shapes/videos
+        opensora evaluate adherence outputs/shapes/videos
 Expect: the accuracy stated in configs/stdit/train/shapes.py.
 """
 

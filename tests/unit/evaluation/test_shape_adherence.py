@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from opensora.datasets.moving_shapes import UNCLEAR, Attributes, MovingShapes
-from opensora.evaluation.shape_adherence import NOTHING, accuracy, asked, detect_attributes
+from opensora.evaluation.shape_adherence import NOTHING, accuracy, attributes_in_prompt, detect_attributes
 from opensora.rng import Draw, generator
 
 
@@ -50,7 +50,10 @@ def test_wrong_prompts_score_at_chance() -> None:
 def test_each_attribute_is_judged_by_itself(split: str) -> None:
     videos, prompts = drawn(split, 16)
     swap = {"left": "right", "right": "left", "up": "down", "down": "up"}
-    wrong = [prompt.replace(asked(prompt).direction, swap[asked(prompt).direction]) for prompt in prompts]
+    wrong = [
+        prompt.replace(attributes_in_prompt(prompt).direction, swap[attributes_in_prompt(prompt).direction])
+        for prompt in prompts
+    ]
     result = accuracy(videos, wrong)
     assert (result.colour, result.shape, result.direction, result.all) == (1, 1, 0, 0)
 
@@ -60,7 +63,8 @@ def test_nothing_is_read_from_noise_an_empty_or_a_still_clip() -> None:
     assert detect_attributes(torch.full((3, 5, 32, 32), -1.0)) == NOTHING
     videos, prompts = drawn("train", 1)
     still = videos[0][:, :1].expand(-1, 5, -1, -1)
-    assert detect_attributes(still) == Attributes(asked(prompts[0]).color, asked(prompts[0]).shape, UNCLEAR)
+    wanted = attributes_in_prompt(prompts[0])
+    assert detect_attributes(still) == Attributes(wanted.color, wanted.shape, UNCLEAR)
     gone = videos[0].clone()
     gone[:, -1] = -1
     assert detect_attributes(gone) == NOTHING
@@ -73,9 +77,9 @@ def test_two_objects_are_no_shape() -> None:
 
 
 def test_prompt_must_name_one_of_each() -> None:
-    assert asked("A red circle moving left.") == Attributes("red", "circle", "left")
+    assert attributes_in_prompt("A red circle moving left.") == Attributes("red", "circle", "left")
     for prompt in ("a red circle", "a red blue circle moves left", ""):
         with pytest.raises(ValueError, match="exactly one"):
-            asked(prompt)
+            attributes_in_prompt(prompt)
     with pytest.raises(ValueError, match="one prompt per clip"):
         accuracy([], [])

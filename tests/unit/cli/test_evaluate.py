@@ -1,0 +1,60 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from opensora.cli.evaluate import main
+from opensora.sampling.video_writer import write_video
+
+
+def write_clip(path: Path, level: float, frames: int = 3) -> None:
+    path.parent.mkdir(exist_ok=True)
+    write_video(torch.full((3, frames, 16, 16), level), path, 8.0)
+
+
+def test_quality_of_equal_and_darker_videos(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Gray 128 against gray 64 of 255: a squared error of (64 / 255)^2, so 12.0 dB."""
+    for folder, level in (("a", 0.0), ("b", 0.0), ("dark", -0.5)):
+        write_clip(tmp_path / folder / "clip.mp4", level)
+    assert main(["quality", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    assert json.loads(capsys.readouterr().out) == {"psnr": 100.0, "ssim": pytest.approx(1.0), "clips": 1}
+    assert main(["quality", str(tmp_path / "a"), str(tmp_path / "dark")]) == 0
+    dark = json.loads(capsys.readouterr().out)
+    assert dark["psnr"] == pytest.approx(12.0, abs=0.2)
+    assert dark["ssim"] == pytest.approx(2 * 128 * 64 / (128**2 + 64**2), abs=0.01)
+
+
+def test_quality_needs_pairs_of_one_length(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    write_clip(tmp_path / "a" / "clip.mp4", 0.0)
+    (tmp_path / "b").mkdir()
+    assert main(["quality", str(tmp_path / "a"), str(tmp_path / "b")]) == 1
+    assert "clip.mp4: missing" in capsys.readouterr().err
+    write_clip(tmp_path / "b" / "clip.mp4", 0.0, frames=2)
+    assert main(["quality", str(tmp_path / "a"), str(tmp_path / "b")]) == 1
+    assert "(1, 3, 3, 16, 16)" in capsys.readouterr().err
+    assert main(["quality", str(tmp_path), str(tmp_path / "b")]) == 1
+    assert "no *.mp4" in capsys.readouterr().err
+
+
+def test_frechet_of_shifted_features(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """A shift by (3, 4) keeps the covariance, so the distance is 3^2 + 4^2."""
+    features = np.random.default_rng(0).standard_normal((20, 2))
+    np.save(tmp_path / "a.npy", features)
+    np.save(tmp_path / "b.npy", features + np.array([3.0, 4.0]))
+    assert main(["frechet", str(tmp_path / "a.npy"), str(tmp_path / "b.npy")]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result == {"frechet": pytest.approx(25.0, abs=1e-6), "samples": [20, 20]}
+    np.save(tmp_path / "wide.npy", np.zeros((20, 3)))
+    for other in ("wide.npy", "missing.npy"):
+        assert main(["frechet", str(tmp_path / "a.npy"), str(tmp_path / other)]) == 1
+        assert other in capsys.readouterr().err
+
+
+def test_adherence_of_no_videos_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["prompts", str(tmp_path / "prompts.txt")]) == 0
+    assert json.loads(capsys.readouterr().out)["prompts"] == len((tmp_path / "prompts.txt").read_text().splitlines())
+    assert main(["adherence", str(tmp_path)]) == 1
+    with pytest.raises(SystemExit, match="2"):
+        main(["adherence", str(tmp_path), str(tmp_path)])
