@@ -64,9 +64,9 @@ def go(run_dir: str, spoilt: Spoilt, *overrides: str, until: int = STEPS, withou
 def die_at_trouble(state: TrainState, step: int) -> None:
     log = state.metrics.log_trouble
 
-    def log_then_die(found: int, trouble: Mapping[str, Any]) -> None:
-        log(found, trouble)
-        if found == step:
+    def log_then_die(reached: int, trouble: Mapping[str, Any]) -> None:
+        log(reached, trouble)
+        if reached == step:
             raise Killed
 
     state.metrics.log_trouble = log_then_die  # type: ignore[method-assign]
@@ -81,9 +81,9 @@ def spare(run_dir: str, step: int, *overrides: str) -> None:
 
 
 def records(run_dir: Path) -> list[dict[str, Any]]:
-    """What was learnt and what was told, without times and saves."""
-    found = [{k: v for k, v in record.items() if k != "seconds"} for record in read(run_dir / "metrics.jsonl")]
-    return [record for record in found if "save" not in record]
+    """The losses and anomalies of the log, without times and saves."""
+    lines = [{k: v for k, v in record.items() if k != "seconds"} for record in read(run_dir / "metrics.jsonl")]
+    return [record for record in lines if "save" not in record]
 
 
 def weights(run_dir: Path) -> list[bytes]:
@@ -97,11 +97,11 @@ def test_skipped_step_leaves_no_trace_on_any_rank(tmp_path: Path, ranks: int, pl
     run_ranks(go, ranks, str(tmp_path / "met"), {3: math.nan}, *keys)
     run_ranks(spare, ranks, str(tmp_path / "spared"), 3, *keys)
     assert weights(tmp_path / "met") == weights(tmp_path / "spared")
-    found = records(tmp_path / "met")
-    losses = [(record["step"], record["loss"]) for record in found if "loss" in record]
+    lines = records(tmp_path / "met")
+    losses = [(record["step"], record["loss"]) for record in lines if "loss" in record]
     assert losses == [(record["step"], record["loss"]) for record in records(tmp_path / "spared")]
-    assert [record["skipped"] for record in found if "loss" in record] == [0, 0, 0, 1, 1]
-    trouble = next(record["trouble"] for record in found if "trouble" in record)
+    assert [record["skipped"] for record in lines if "loss" in record] == [0, 0, 0, 1, 1]
+    trouble = next(record["trouble"] for record in lines if "trouble" in record)
     assert [each["place"] for each in trouble["samples"]] == [0, 1, 2, 3]  # of both ranks
     assert [each["loss"] == "nan" for each in trouble["samples"]] == [False, False, False, True]
     assert len({each["row"] for each in trouble["samples"]}) == 4
@@ -115,9 +115,9 @@ def test_resumed_run_detects_the_same_spikes(tmp_path: Path) -> None:
     run_ranks(killed_after_five, 2, str(tmp_path / "cut"), spoilt, *keys)
     assert [r["step"] for r in records(tmp_path / "cut")] == [1, 2, 3, 4, 5]
     run_ranks(go, 2, str(tmp_path / "cut"), spoilt, *keys)
-    found = records(tmp_path / "cut")
-    assert found == records(tmp_path / "whole")
-    assert [(r["step"], r["trouble"]["skipped"]) for r in found if "trouble" in r] == [(2, 1), (5, 2)]
+    lines = records(tmp_path / "cut")
+    assert lines == records(tmp_path / "whole")
+    assert [(r["step"], r["trouble"]["skipped"]) for r in lines if "trouble" in r] == [(2, 1), (5, 2)]
     assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
 
 

@@ -165,7 +165,7 @@ def test_median_begins_anew_when_a_discriminator_changes_the_loss(changes_at: in
 
 
 class FakeEngine:
-    """An engine with one gradient norm, or a discriminator; remembers what became of its gradients."""
+    """An engine with one gradient norm, or a discriminator; remembers if its gradients were used."""
 
     base_lr, start_step, model = RATE, 0, None
 

@@ -73,9 +73,9 @@ def test_errors_of_clips() -> None:
 def test_adaptive_weight_balances_gradients(nll: float, pull: float, expected: float) -> None:
     layer = nn.Parameter(torch.tensor([3.0, 4.0]))
     direction = torch.tensor([0.6, 0.8])
-    found = gan.adaptive_weight((nll * direction * layer).sum(), (pull * direction * layer).sum(), layer)
-    assert found.item() == pytest.approx(expected, rel=1e-3)
-    assert not found.requires_grad
+    weight = gan.adaptive_weight((nll * direction * layer).sum(), (pull * direction * layer).sum(), layer)
+    assert weight.item() == pytest.approx(expected, rel=1e-3)
+    assert not weight.requires_grad
 
 
 class Scale(nn.Module):

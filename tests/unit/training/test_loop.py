@@ -1,4 +1,4 @@
-"""What one optimizer step is: all its micro-batches, one update, one learning rate, one average, one record."""
+"""One optimizer step: all its micro-batches, one update, one learning rate, one average, one record."""
 
 import os
 import re
@@ -229,7 +229,7 @@ def test_signal_saves_after_step_and_stops() -> None:
     state.stop = StopRequest().listen()
     assert train(state) is False
     assert log.saved == [(2, [])]
-    assert (log.validations, log.previews) == ([], [])  # who asked may not wait for them
+    assert (log.validations, log.previews) == ([], [])  # the sender of the signal may not wait for them
     assert log.finished
     assert [record.step for record in log.records] == [2]
 

@@ -77,13 +77,13 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 def test_losses_reach_the_host_once_per_step(reads: list[str]) -> None:
     """Nothing is read while micro-batches are accumulated; then the losses, levels and metrics in one copy."""
     state, _ = training([[[1.0, 3.0]] * 4] * 2)
-    seen: list[int] = []
+    reads_at_loss: list[int] = []
     loss, all_reduce = state.task.loss, StepStats.all_reduce
 
     def counted(model: Any, batch: Batch) -> MicroBatchLoss:
-        seen.append(len(reads))
-        found = loss(model, batch)
-        return MicroBatchLoss(found.loss_B, found.noise_level_B, 1, {"part": found.loss_B.detach().mean()})
+        reads_at_loss.append(len(reads))
+        plain = loss(model, batch)
+        return MicroBatchLoss(plain.loss_B, plain.noise_level_B, 1, {"part": plain.loss_B.detach().mean()})
 
     state.task.loss = counted
     before_totals: list[int] = []
@@ -95,7 +95,7 @@ def test_losses_reach_the_host_once_per_step(reads: list[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(StepStats, "all_reduce", reduce)
         record = train_step(state, 0)
-    assert seen == [0] * 4
+    assert reads_at_loss == [0] * 4
     assert before_totals == [0]
     assert reads.count("cpu") == 2  # the step's numbers, and the gradient norm
     assert record.totals.metrics["part"] == record.totals.loss
