@@ -25,17 +25,13 @@ def plain() -> dict[str, Any]:
     ("plugin", "ranks", "config"),
     [
         ("ddp", 1, {}),
-        ("ddp", 2, {}),
         ("ddp", 2, {"tiny_buckets": True}),
         ("zero1", 1, {}),
-        ("zero1", 2, {}),
         ("zero1", 2, {"tiny_buckets": True, "cpu_offload": True}),
         ("zero2", 1, {}),
-        ("zero2", 2, {}),
         ("zero2", 2, {"tiny_buckets": True}),
         ("zero2", 4, {}),
         ("fsdp", 1, {}),
-        ("fsdp", 2, {}),
         ("fsdp", 2, {"reshard_after_forward": False}),
         ("fsdp", 4, {}),
     ],
@@ -107,9 +103,9 @@ def meet_infinity(plugin: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("plugin", ["ddp", "zero1", "zero2", "fsdp"])
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_a_gradient_that_is_not_finite_updates_nothing(plugin: str, dtype: str) -> None:
-    run_ranks(meet_infinity, 2, plugin, dtype)
+def test_nan_gradient_updates_nothing(plugin: str) -> None:
+    for dtype in ("fp32", "bf16"):
+        run_ranks(meet_infinity, 2, plugin, dtype)
 
 
 def start_from_other_weights(plugin: str) -> list[float]:
