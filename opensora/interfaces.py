@@ -42,7 +42,7 @@ class Denoiser(nn.Module):
     takes_x_mask = False  # conditioning frames stand clean among the noised ones, marked by `x_mask`
     conditioned = False  # conditioning latents are separate inputs: cond, cond_mask, mask_index, y_null
     class_dropout_prob: float = 0.0  # share of samples that train on the null caption
-    num_classes: int | None = None  # conditioned on one of so many classes instead of captions
+    num_classes: int | None = None  # number of classes of a model conditioned on classes instead of captions
 
     input_size: Sequence[Any]  # latent frames, rows, columns the run is planned for; None for unknown ones with `pads`
     patch_size: Size

@@ -1,4 +1,4 @@
-"""How a denoiser is conditioned on frames of a clip: by frame masks, or by conditioning latents.
+"""Conditioning of a denoiser on frames of a clip, by frame masks or by conditioning latents.
 
 Masks: conditioning frames stand clean among the noised ones, and the model gets `x_mask` (Open-Sora 1.1, 1.2).
 Latents: all frames are noised, and the model gets the conditioning latents as separate inputs (Open-Sora 1.3).

@@ -128,8 +128,8 @@ def _targets(family: Family) -> list[str]:
 def _target(family_name: str, family: Family, name: str | None) -> str:
     allowed = _targets(family)
     if name not in allowed:
-        found = f"found {name!r}" if name else "not given, and several are possible"
-        raise ConfigError(f"--to: {found}; allowed with --from {family_name}: {', '.join(allowed)}; name one of them")
+        fault = f"found {name!r}" if name else "not given, and several are possible"
+        raise ConfigError(f"--to: {fault}; allowed with --from {family_name}: {', '.join(allowed)}; name one of them")
     return name
 
 

@@ -165,7 +165,7 @@ def _latent_channels(state: Mapping[str, Tensor]) -> int | None:
 
 
 def _difference(table: Tensor | None, computed: Tensor) -> str:
-    """How a position table of the file differs from the computed one; "" if it does not."""
+    """Difference between a position table of the file and the computed one; "" if there is none."""
     if table is None:
         return ""
     if table.shape != computed.shape:

@@ -48,7 +48,7 @@ def infer_sizes(state: Mapping[str, Tensor], accepted: Collection[str]) -> dict[
             frames = temporal.shape[1] * (patch[0] if len(patch) == 3 else 1) if temporal is not None else 1
             inferred["input_size"] = [frames, grid[0] * ph, grid[1] * pw]
             columns = grid[1]
-            # neighbours in a row; in a grid of one column, in that
+            # neighbors in a row, or in the only column
             inferred["space_scale"] = _scale(spatial, 1, 0) if columns > 1 else _scale(spatial, columns, 1)
     if temporal is not None:
         inferred["time_scale"] = _scale(temporal, 1, None)

@@ -152,8 +152,8 @@ class CaptionEmbedder(nn.Module):
 def text_mask(mask: Tensor | None, batch: int, length: int) -> Tensor | None:
     """A caption mask as bool [batch, length], True = token counts; None stays None.
 
-    Takes [b, L] or [b, 1, 1, L]. With b < batch all rows are repeated, so that under guidance the null caption keeps
-    only as many tokens as the prompt has: released weights are sampled this way. A row without any token would make
+    Takes [b, L] or [b, 1, 1, L]. With b < batch all rows are repeated, so that under guidance the null caption is cut
+    to the length of the prompt: released weights are sampled this way. A row without any token would make
     attention NaN; it attends to all tokens instead. Raises ShapeError.
     """
     if mask is None:

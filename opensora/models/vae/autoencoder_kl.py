@@ -125,7 +125,7 @@ class VideoAutoencoderKL(VideoAutoencoder):
                 )
 
     def _require_agreement(self, config: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
-        """Raise ConfigError where `config` asks for other layers than the folder holds weights for."""
+        """Raise ConfigError where `config` describes other layers than the folder holds weights for."""
         layout = {**self._known(), **stored}
         for key, value in config.items():
             if key in layout and key not in NO_LAYOUT and as_list(value) != as_list(layout[key]):
@@ -142,7 +142,7 @@ class VideoAutoencoderKL(VideoAutoencoder):
         for key in ("down_block_types", "up_block_types"):
             if key in full and len(full[key]) != levels:
                 raise ConfigError(
-                    f"{where}: block_out_channels has {levels} levels, {key} {len(full[key])}; give as many of each"
+                    f"{where}: block_out_channels has {levels} levels, {key} {len(full[key])}; give one per level"
                 )
         try:
             return self._wrapped_class().from_config(config)
@@ -156,7 +156,7 @@ class VideoAutoencoderKL(VideoAutoencoder):
         if self.own_export:
             load_weights(self, self._folder())
         elif self.from_pretrained is not None:
-            try:  # by diffusers, which renames the attention keys of old files; low_cpu_mem_usage asks for `accelerate`
+            try:  # by diffusers, which renames the attention keys of old files; low_cpu_mem_usage needs `accelerate`
                 read = self._wrapped_class().from_pretrained(
                     self.from_pretrained, subfolder=self.subfolder, low_cpu_mem_usage=False
                 )

@@ -42,7 +42,7 @@ class CausalVAEModel(VideoAutoencoder):
         z_channels: int = 4,  # between encoder and quant_conv
         embed_dim: int = 4,  # latent channels
         double_z: bool = True,  # the encoder predicts mean and log-variance
-        attn_resolutions: Sequence[int] = (),  # levels of so many pixels per side get attention, ...
+        attn_resolutions: Sequence[int] = (),  # pixels per side of the levels with attention, ...
         resolution: int = 256,  # ... when clips have this many
         dropout: float = 0.0,
         norm_groups: int = 32,  # of every GroupNorm
@@ -115,7 +115,7 @@ class CausalVAEModel(VideoAutoencoder):
         if self._halvings != tuple(sum(map(bool, names)) for names in up):
             raise ConfigError(
                 f"CausalVAEModel: the encoder halves rows and columns {self._halvings[0]} times and frames "
-                f"{self._halvings[1]} times; give the decoder as many upsampling blocks"
+                f"{self._halvings[1]} times; give the decoder the same numbers of upsampling blocks"
             )
         self.latent_channels: int = embed
         self.compression = (2 ** self._halvings[1], 2 ** self._halvings[0], 2 ** self._halvings[0])
@@ -199,8 +199,8 @@ class CausalVAEModel(VideoAutoencoder):
 
     def decode(self, z: Tensor, num_frames: int | None = None) -> Tensor:
         """Clips float32, about in [-1, 1], from normalized latents; the first `num_frames` frames."""
-        held = self._frames_in(z)
-        return concat_windows(self.decode_windows(z, num_frames), held if num_frames is None else num_frames)
+        available = self._frames_in(z)
+        return concat_windows(self.decode_windows(z, num_frames), available if num_frames is None else num_frames)
 
     def decode_windows(self, z: Tensor, num_frames: int | None = None) -> Iterator[Tensor]:
         """The frames of `decode` in order, one window at a time; without tiling in a single window.
@@ -208,12 +208,14 @@ class CausalVAEModel(VideoAutoencoder):
         Memory does not grow with the clip if the caller deletes each window before it takes the next:
         `for window in vae.decode_windows(z): write(window); del window`.
         """
-        held = self._frames_in(z)
-        if num_frames is not None and num_frames > held:
+        available = self._frames_in(z)
+        if num_frames is not None and num_frames > available:
             raise ShapeError(
-                f"CausalVAEModel: {num_frames} frames requested of {z.shape[2]} latent frames, which hold {held}"
+                f"CausalVAEModel: {num_frames} frames requested of {z.shape[2]} latent frames, which hold {available}"
             )
-        return first_frames(self._decode_windows(self.latents.restore(z)), held if num_frames is None else num_frames)
+        return first_frames(
+            self._decode_windows(self.latents.restore(z)), available if num_frames is None else num_frames
+        )
 
     def forward(self, x: Tensor, rngs: Sequence[Generator] | None = None) -> tuple[Tensor, Gaussian]:
         """Reconstruction (float32) and posterior. Frames must be a multiple of the compression plus one."""

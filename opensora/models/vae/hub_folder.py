@@ -1,4 +1,4 @@
-"""Where released or exported weights lie, and constructor arguments that come from the config.json beside them."""
+"""Folders and hub ids of released or exported weights, and constructor arguments from their config.json."""
 
 import inspect
 import re

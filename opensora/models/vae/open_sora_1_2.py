@@ -165,11 +165,11 @@ class OpenSoraVAE_V1_2(VideoAutoencoder):
         most = self.micro_frame_size or self.compression[0] * z.shape[2]  # frames that one clip may have
         clips = z.split(self.temporal_vae.latent_size((most, 1, 1))[0], dim=2)
         before = most * (len(clips) - 1)
-        held = before + min(most, self.compression[0] * clips[-1].shape[2])
+        available = before + min(most, self.compression[0] * clips[-1].shape[2])
         left = before + self.temporal_vae.shortest(clips[-1].shape[2]) if num_frames is None else num_frames
-        if left > held:
+        if left > available:
             raise ShapeError(
-                f"OpenSoraVAE_V1_2: {left} frames requested of {z.shape[2]} latent frames, which hold at most {held}"
+                f"OpenSoraVAE_V1_2: {left} frames requested of {z.shape[2]} latent frames, which hold at most {available}"
             )
         x_z = []
         for clip in clips[: -(-left // most)]:

@@ -82,7 +82,7 @@ class OpenSoraVAE_V1_3(VideoAutoencoder):
         last = len(widths) - 1
         if not set(down) <= set(range(last)) or not set(up) <= set(range(1, last + 1)) or len(down) != len(up):
             raise ConfigError(
-                f"OpenSoraVAE_V1_3: down_sampling_layer={down}, temporal_up_layers={up}; allowed: as many levels in both, "
+                f"OpenSoraVAE_V1_3: down_sampling_layer={down}, temporal_up_layers={up}; allowed: equally many levels in both, "
                 f"of 0 to {last - 1} and of 1 to {last} for {last + 1} levels"
             )
         for width in widths:
@@ -167,7 +167,7 @@ class OpenSoraVAE_V1_3(VideoAutoencoder):
         return frames
 
     def _restorable(self, chunk: range) -> bool:
-        """True if decoding returns as many frames as were encoded."""
+        """True if decoding returns all encoded frames."""
         return len(chunk) % self.compression[0] == 1 % self.compression[0]
 
     def posterior(self, x_BCTHW: Tensor, rngs: Sequence[Generator] | None = None) -> Gaussian:

@@ -86,8 +86,8 @@ def ldm_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for wrapper in _WRAPPERS:
         inside = {name.removeprefix(wrapper): each for name, each in state.items() if name.startswith(wrapper)}
         state = inside or state
-    found = [re.search(r"\.up_blocks\.(\d+)\.", name) for name in state]
-    coarsest = max((int(each[1]) for each in found if each), default=0)
+    levels = [re.search(r"\.up_blocks\.(\d+)\.", name) for name in state]
+    coarsest = max((int(level[1]) for level in levels if level), default=0)
     renamed = {}
     for name, tensor in state.items():
         if name.startswith(_LOSS):

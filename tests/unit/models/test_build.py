@@ -1,4 +1,4 @@
-"""What the parts tell a denoiser, and what it is built with."""
+"""Arguments of a denoiser that the other parts determine, and building it from them."""
 
 import inspect
 from types import SimpleNamespace
@@ -39,8 +39,12 @@ def test_a_model_without_caption_sizes_is_not_told_any() -> None:
 
     MODELS.register_module(name="Bare", module=Bare)
     try:
-        given = inferred_model_args(VAE, TEXT, (2, 32, 32))
-        assert fill_model_config({"type": "Bare"}, given) == {"type": "Bare", "input_size": [2, 4, 4], "in_channels": 4}
+        inputs = inferred_model_args(VAE, TEXT, (2, 32, 32))
+        assert fill_model_config({"type": "Bare"}, inputs) == {
+            "type": "Bare",
+            "input_size": [2, 4, 4],
+            "in_channels": 4,
+        }
     finally:
         del MODELS.module_dict["Bare"]
 

@@ -27,7 +27,7 @@ class Halves(Autoencoder):
         self.factor = nn.Parameter(torch.tensor(0.5))
 
     def encode(self, x: Tensor, rngs: Sequence[Generator] | None = None) -> Tensor:
-        self.seen = x.dtype
+        self.recorded = x.dtype
         noise = 0 if rngs is None else torch.stack([torch.randn(x.shape[1:], generator=rng) for rng in rngs])
         return x * self.factor + noise
 
@@ -36,12 +36,12 @@ class Halves(Autoencoder):
 
 
 class Counting:
-    """A text encoder whose states are the caption's length; it remembers what it was asked."""
+    """A text encoder whose states are the caption's length; it records its calls."""
 
     def __init__(self, mask: bool = True) -> None:
         self.mask = mask
         self.denoiser_args = {"condition": "text", "caption_channels": WIDTH, "model_max_length": LENGTH}
-        self.asked: list[list[str]] = []
+        self.requests: list[list[str]] = []
         self.dtype = torch.float32
 
     def load(self) -> "Counting":
@@ -52,7 +52,7 @@ class Counting:
         return self
 
     def encode(self, captions: Sequence[str]) -> EncodedText:
-        self.asked.append(list(captions))
+        self.requests.append(list(captions))
         states = torch.tensor([float(len(caption)) for caption in captions]).view(-1, 1, 1, 1)
         mask = torch.tensor([[int(i < len(caption)) for i in range(LENGTH)] for caption in captions])
         return EncodedText(states.expand(-1, 1, LENGTH, WIDTH).to(self.dtype), mask if self.mask else None)
@@ -66,7 +66,7 @@ def test_video_there_and_back_in_the_compute_type() -> None:
     made = codec(Counting(), torch.bfloat16)
     video = torch.full((2, 3, 4, 2, 2), 0.5)
     z = made.encode_video(video)
-    assert made.vae.seen == torch.bfloat16
+    assert made.vae.recorded == torch.bfloat16
     assert (z.dtype, z.requires_grad) == (torch.float32, False)
     assert torch.equal(made.decode_video(z, 3), video[:, :, :3])
     assert not any(parameter.requires_grad for parameter in made.vae.parameters())
@@ -124,7 +124,7 @@ def test_captions_come_in_order_and_are_encoded_once() -> None:
     assert condition.text_B1LC[:, 0, 0, 0].tolist() == [3, 1, 3]
     assert condition.mask_BL.sum(1).tolist() == [3, 1, 3]
     assert torch.equal(made.encode_text(["a"]).text_B1LC, condition.text_B1LC[1:2])
-    assert text.asked == [["abc"], ["a"]]
+    assert text.requests == [["abc"], ["a"]]
 
 
 def test_encoder_without_a_mask_stays_without() -> None:
@@ -146,7 +146,7 @@ def test_least_recently_used_caption_goes_first() -> None:
     made = codec(text, cache_bytes=2 * CAPTION_BYTES)
     for caption in ["a", "b", "a", "c", "a", "b"]:
         made.encode_text([caption])
-    assert text.asked == [["a"], ["b"], ["c"], ["b"]]
+    assert text.requests == [["a"], ["b"], ["c"], ["b"]]
     assert made.captions.size == 2 * CAPTION_BYTES
     assert len(made.captions) == 2
 
@@ -163,7 +163,7 @@ def test_no_cache() -> None:
     made.encode_text(["a"])
     made.encode_text(["a"])
     made.encode_text(["a", "a"])  # within a batch once is enough even so
-    assert text.asked == [["a"]] * 3
+    assert text.requests == [["a"]] * 3
     assert len(made.captions) == 0
 
 
@@ -204,4 +204,4 @@ def test_ranks_that_share_a_text_encoder_run_it_equally_often() -> None:
     for _ in range(2):
         assert shared.encode_text(["a", "bc", "a"]).text_B1LC[:, 0, 0, 0].tolist() == [1, 2, 1]
     assert missing == [2, 0]
-    assert text.asked == [["a"], ["bc"], [""], [""], [""], [""]]
+    assert text.requests == [["a"], ["bc"], [""], [""], [""], [""]]

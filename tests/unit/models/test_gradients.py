@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 from opensora.registry import MODELS, VAES, build, constructor, names
 from tests.support.small_models import DENOISERS, full, inputs, open_gates, small, vae
 
-# class, arguments, what its forward is told besides the usual inputs
+# class, arguments, additional inputs of its forward
 OPTIONS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "STDiT, given frames": ("STDiT", {}, {"x_mask": [True, False, True]}),
     "STDiT2, given frames": ("STDiT2", {"qk_norm_legacy": False}, {"x_mask": [True, False, True]}),
@@ -63,18 +63,23 @@ def directional_derivatives(call: Callable[[], Tensor], free: list[Tensor], seed
     return exact, (sides[0] - sides[1]) / (2 * step)
 
 
-def _is_real(given: dict[str, Any], key: str) -> bool:
-    return isinstance(given.get(key), Tensor) and given[key].is_floating_point()
+def _is_real(arguments: dict[str, Any], key: str) -> bool:
+    return isinstance(arguments.get(key), Tensor) and arguments[key].is_floating_point()
 
 
-def check(model: Any, **told: Any) -> None:
+def check(model: Any, **kwargs: Any) -> None:
     model = open_gates(model).double().train()
-    given = {**inputs(model), **told}
-    given = {key: value.double() if _is_real(given, key) and value.ndim > 2 else value for key, value in given.items()}
+    arguments = {**inputs(model), **kwargs}
+    arguments = {
+        key: value.double() if _is_real(arguments, key) and value.ndim > 2 else value
+        for key, value in arguments.items()
+    }
     free = [p for p in model.parameters() if p.requires_grad]
-    free += [given[key].requires_grad_() for key in ("x", "y", "cond", "cond_mask", "y_null") if _is_real(given, key)]
+    free += [
+        arguments[key].requires_grad_() for key in ("x", "y", "cond", "cond_mask", "y_null") if _is_real(arguments, key)
+    ]
     for seed in (1, 2):
-        exact, measured = directional_derivatives(lambda: model(**given), free, seed)
+        exact, measured = directional_derivatives(lambda: model(**arguments), free, seed)
         assert exact == pytest.approx(measured, rel=1e-6)
 
 
@@ -86,11 +91,11 @@ def test_gradients(name: str) -> None:
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_gradients_with_options(name: str) -> None:
-    cls, arguments, told = OPTIONS[name]
-    if "x_mask" in told:
-        told = {"x_mask": torch.tensor([told["x_mask"]] * 2)}
+    cls, arguments, kwargs = OPTIONS[name]
+    if "x_mask" in kwargs:
+        kwargs = {"x_mask": torch.tensor([kwargs["x_mask"]] * 2)}
     torch.manual_seed(0)
-    check(build(MODELS, small(cls) | arguments), **told)
+    check(build(MODELS, small(cls) | arguments), **kwargs)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What is written beside converted weights can be built: every part exists and takes the arguments it is given."""
+"""The run that is written with converted weights can be built: every part exists and takes its arguments."""
 
 import inspect
 from pathlib import Path
@@ -96,9 +96,9 @@ def test_latents_are_scaled_as_written(name: str) -> None:
     else:
         with torch.device("meta"):
             built = build(VAES, vae)
-    said = [key for key in ("scaling_factor", "shift", "scale", "latent_shift", "latent_scale") if key in vae]
-    assert said
-    for key in said:
+    configured = [key for key in ("scaling_factor", "shift", "scale", "latent_shift", "latent_scale") if key in vae]
+    assert configured
+    for key in configured:
         meant = torch.as_tensor(vae[key])
         used = getattr(built, key, None)
         if used is None:

@@ -27,7 +27,7 @@ def denoiser(**changes: Any) -> LatteT2V:
     return model.eval()
 
 
-def drawn(*shape: int, seed: int = 1) -> Tensor:
+def random_tensor(*shape: int, seed: int = 1) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
@@ -35,7 +35,11 @@ def drawn(*shape: int, seed: int = 1) -> Tensor:
 def test_images_beside_a_clip_are_images_alone() -> None:
     """Each with its own caption, caption mask and padding; the clip does not know of them."""
     model, images = denoiser(), 2
-    x, y, t = drawn(2, 4, 3 + images, 4, 6), drawn(2, 1 + images, TOKENS, CHANNELS, seed=2), torch.tensor([30.0, 700.0])
+    x, y, t = (
+        random_tensor(2, 4, 3 + images, 4, 6),
+        random_tensor(2, 1 + images, TOKENS, CHANNELS, seed=2),
+        torch.tensor([30.0, 700.0]),
+    )
     mask = torch.tensor([[[1, 1, 1, 0, 0], [1, 0, 0, 0, 0], [1, 1, 0, 0, 0]]] * 2)
     counts = torch.ones(2, 3 + images, 4, 6)
     counts[:, 3, :, 4:] = 0  # the first image is narrower
@@ -50,7 +54,12 @@ def test_images_beside_a_clip_are_images_alone() -> None:
 
 @torch.no_grad()
 def test_an_image_is_sampled_past_the_blocks_along_time() -> None:
-    model, x, y, t = denoiser(), drawn(1, 4, 1, 4, 6), drawn(1, 1, TOKENS, CHANNELS), torch.tensor([5.0])
+    model, x, y, t = (
+        denoiser(),
+        random_tensor(1, 4, 1, 4, 6),
+        random_tensor(1, 1, TOKENS, CHANNELS),
+        torch.tensor([5.0]),
+    )
     usual = model(x, t, y)
     assert torch.equal(usual, model(x, t, y, enable_temporal_attentions=False))
     through = model(x, t, y, enable_temporal_attentions=True)  # one frame, though the model knows three
@@ -62,7 +71,7 @@ def test_an_image_is_sampled_past_the_blocks_along_time() -> None:
 @torch.no_grad()
 def test_nobody_looks_at_padding(factor: int) -> None:
     model = denoiser(input_size=(3, 8, 8), compress_kv_factor=factor)
-    x, y, t = drawn(1, 4, 3, 8, 8), drawn(1, 1, TOKENS, CHANNELS), torch.tensor([5.0])
+    x, y, t = random_tensor(1, 4, 3, 8, 8), random_tensor(1, 1, TOKENS, CHANNELS), torch.tensor([5.0])
     counts = torch.ones(1, 3, 8, 8)
     counts[..., 4:] = 0
     before = model(x, t, y, attention_mask=counts)
@@ -75,7 +84,12 @@ def test_nobody_looks_at_padding(factor: int) -> None:
 
 @torch.no_grad()
 def test_a_frame_of_padding_alone_looks_at_itself() -> None:
-    model, x, y, t = denoiser(), drawn(1, 4, 3, 4, 6), drawn(1, 1, TOKENS, CHANNELS), torch.tensor([5.0])
+    model, x, y, t = (
+        denoiser(),
+        random_tensor(1, 4, 3, 4, 6),
+        random_tensor(1, 1, TOKENS, CHANNELS),
+        torch.tensor([5.0]),
+    )
     counts = torch.ones(1, 3, 4, 6)
     counts[:, 2] = 0
     torch.testing.assert_close(model(x, t, y, attention_mask=counts), model(x, t, y))
@@ -90,9 +104,9 @@ def test_frames_of_another_size_are_stretched_to_the_models() -> None:
     assert torch.equal(model.pos_embed.pos_embed[0], torch.as_tensor(sincos_patches(16, 4, 6, 64, 2)).float())
     wide = denoiser(input_size=(3, 8, 12))
     assert torch.equal(wide.pos_embed.pos_embed[0], torch.as_tensor(sincos_patches(16, 4, 6, 4, 1)).float())
-    x, y, t = drawn(1, 4, 2, 4, 8), drawn(1, 1, TOKENS, CHANNELS), torch.tensor([5.0])
-    told = denoiser(input_size=(2, 4, 8), sample_size=(8, 12), video_length=3)
-    torch.testing.assert_close(wide(x, t, y), told(x, t, y))
+    x, y, t = random_tensor(1, 4, 2, 4, 8), random_tensor(1, 1, TOKENS, CHANNELS), torch.tensor([5.0])
+    scaled = denoiser(input_size=(2, 4, 8), sample_size=(8, 12), video_length=3)
+    torch.testing.assert_close(wide(x, t, y), scaled(x, t, y))
     assert not torch.allclose(wide(x, t, y), denoiser(input_size=(2, 4, 8))(x, t, y))
 
 
@@ -106,7 +120,7 @@ def test_positions_along_time_are_divided_by_the_length() -> None:
 def test_a_fresh_model_is_an_image_model_that_answers_nothing() -> None:
     torch.manual_seed(0)
     fresh = LatteT2V((3, 4, 6), num_layers=2, num_attention_heads=2, attention_head_dim=8, caption_channels=CHANNELS)
-    x, y, t = drawn(1, 4, 3, 4, 6), drawn(1, 1, TOKENS, CHANNELS), torch.tensor([5.0])
+    x, y, t = random_tensor(1, 4, 3, 4, 6), random_tensor(1, 1, TOKENS, CHANNELS), torch.tensor([5.0])
     assert not fresh(x, t, y).any()
     nn.init.normal_(fresh.proj_out.weight)
     assert torch.equal(fresh(x, t, y), fresh(x, t, y + 1))
@@ -116,8 +130,11 @@ def test_a_fresh_model_is_an_image_model_that_answers_nothing() -> None:
 
 @torch.no_grad()
 def test_sampling_computes_keys_of_the_prompt_once() -> None:
-    model, y, t = denoiser(), drawn(2, 1, TOKENS, CHANNELS), torch.tensor([5.0, 5.0])
-    mask, steps = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 0, 0, 0]]), [drawn(2, 4, 3, 4, 6, seed=i) for i in range(3)]
+    model, y, t = denoiser(), random_tensor(2, 1, TOKENS, CHANNELS), torch.tensor([5.0, 5.0])
+    mask, steps = (
+        torch.tensor([[1, 1, 1, 0, 0], [1, 1, 0, 0, 0]]),
+        [random_tensor(2, 4, 3, 4, 6, seed=i) for i in range(3)],
+    )
     plain = [model(x, t, y, mask) for x in steps]
     calls = {"text": 0, "within": 0}
     block: Any = model.transformer_blocks[0]
@@ -168,9 +185,9 @@ def test_sizes_that_do_not_fit_are_refused(changes: dict[str, Any], message: str
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(changes: dict[str, Any], message: str) -> None:
-    given = {"x": torch.zeros(1, 4, 3, 4, 6), "timestep": torch.zeros(1), "y": torch.zeros(1, 1, TOKENS, CHANNELS)}
+    inputs = {"x": torch.zeros(1, 4, 3, 4, 6), "timestep": torch.zeros(1), "y": torch.zeros(1, 1, TOKENS, CHANNELS)}
     with pytest.raises(ShapeError, match=message):
-        denoiser()(**{**given, **changes})
+        denoiser()(**{**inputs, **changes})
 
 
 def test_released_sizes() -> None:

@@ -28,19 +28,19 @@ def opened(cls: type[PixArt], **changes: Any) -> Any:
     return model.eval()
 
 
-def given(rows: int = 4, columns: int = 8, frames: int = 1) -> dict[str, Tensor]:
+def inputs(rows: int = 4, columns: int = 8, frames: int = 1) -> dict[str, Tensor]:
     rng = torch.Generator().manual_seed(1)
     x = torch.randn(2, 4, frames, rows, columns, generator=rng)
     return {"x": x, "timestep": torch.tensor([5.0, 700.0]), "y": torch.randn(2, 1, 3, 6, generator=rng)}
 
 
-def told(height: float, width: float) -> dict[str, Tensor]:
+def size_conditions(height: float, width: float) -> dict[str, Tensor]:
     return {"height": torch.tensor([height]), "width": torch.tensor([width]), "ar": torch.tensor([height / width])}
 
 
 def test_fresh_weights_give_nothing_and_hear_no_caption() -> None:
     model = PixArt(**SIZE)
-    assert not model(**given()).any()
+    assert not model(**inputs()).any()
     assert not model.blocks[0].cross_attn.proj.weight.any()
     assert model.blocks[0].attn.proj.weight.any()
     assert model.t_block[1].weight.std().item() == pytest.approx(0.02, rel=0.1)
@@ -51,14 +51,14 @@ def test_fresh_weights_give_nothing_and_hear_no_caption() -> None:
 
 def test_attention_is_joint_over_frames() -> None:
     model = opened(PixArt, input_size=(3, 4, 8))
-    clip = given(frames=3)
+    clip = inputs(frames=3)
     before = model(**clip)
     clip["x"][:, :, 2] += 1.0
     assert not torch.allclose(model(**clip)[:, :, 0], before[:, :, 0])
 
 
 def test_frames_without_positions_are_interchangeable() -> None:
-    clip = given(frames=3)
+    clip = inputs(frames=3)
     swapped = {**clip, "x": clip["x"].flip(2)}
     for ignored in (True, False):
         model = opened(PixArt, input_size=(3, 4, 8), no_temporal_pos_emb=ignored)
@@ -75,31 +75,31 @@ def test_positions_are_stretched_to_the_square_of_as_many_patches() -> None:
 
 def test_given_frames_are_refused() -> None:
     with pytest.raises(ShapeError, match=r"PixArt.*x_mask"):
-        opened(PixArt)(**given(), x_mask=torch.ones(2, 1, dtype=torch.bool))
+        opened(PixArt)(**inputs(), x_mask=torch.ones(2, 1, dtype=torch.bool))
 
 
 def test_multi_size_hears_each_number_it_is_told() -> None:
     model = opened(PixArtMS)
-    first = model(**given(), **told(512, 1024))
+    first = model(**inputs(), **size_conditions(512, 1024))
     for name in ("height", "width", "ar"):
-        other = told(512, 1024)
+        other = size_conditions(512, 1024)
         other[name] = other[name] * 1.5
-        assert not torch.allclose(model(**given(), **other), first), name
+        assert not torch.allclose(model(**inputs(), **other), first), name
 
 
 def test_multi_size_takes_any_grid_and_gives_it_back() -> None:
     """A size the patches do not divide is padded and cut again; the base of positions stays the constructed one."""
     model = opened(PixArtMS)
-    assert model(**given(5, 6), **told(40, 48)).shape == (2, 8, 1, 5, 6)
-    tall = model(**given(8, 4), **told(64, 32))
+    assert model(**inputs(5, 6), **size_conditions(40, 48)).shape == (2, 8, 1, 5, 6)
+    tall = model(**inputs(8, 4), **size_conditions(64, 32))
     rebuilt = opened(PixArtMS, input_size=(1, 8, 4), base_size=4)  # the same base of 2 patches
     rebuilt.load_state_dict({**model.state_dict(), "pos_embed": rebuilt.pos_embed})
-    torch.testing.assert_close(rebuilt(**given(8, 4), **told(64, 32)), tall)
+    torch.testing.assert_close(rebuilt(**inputs(8, 4), **size_conditions(64, 32)), tall)
 
 
 def test_multi_size_has_its_number_of_frames() -> None:
     with pytest.raises(ShapeError, match=r"2 latent frames.*1"):
-        opened(PixArtMS)(**given(frames=2), **told(32, 64))
+        opened(PixArtMS)(**inputs(frames=2), **size_conditions(32, 64))
 
 
 def test_multi_size_needs_a_width_of_three_parts() -> None:

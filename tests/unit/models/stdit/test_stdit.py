@@ -82,12 +82,12 @@ def test_conditioning_frames_are_modulated_as_at_timestep_zero() -> None:
     early, late = (model(x, torch.tensor([t]), y, x_mask=mask) for t in (10.0, 900.0))
     # In the final layer such frames pass the active modulation first (kept from the original), so compare before it.
     assert not torch.allclose(early[:, :, 0], late[:, :, 0])
-    seen: list[torch.Tensor] = []
-    model.blocks[0].register_forward_hook(lambda _m, _i, out: seen.append(out))
+    recorded: list[torch.Tensor] = []
+    model.blocks[0].register_forward_hook(lambda _m, _i, out: recorded.append(out))
     for t in (10.0, 900.0):
         model(x, torch.tensor([t]), y, x_mask=mask)
-    assert torch.equal(seen[0][:, 1], seen[1][:, 1])
-    assert not torch.allclose(seen[0][:, 0], seen[1][:, 0])
+    assert torch.equal(recorded[0][:, 1], recorded[1][:, 1])
+    assert not torch.allclose(recorded[0][:, 0], recorded[1][:, 0])
 
 
 def test_all_frames_active_is_as_without_a_mask() -> None:

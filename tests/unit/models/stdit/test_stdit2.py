@@ -34,7 +34,7 @@ def opened(**changes: Any) -> STDiT2:
 def call(model: STDiT2, size: tuple[int, int, int] = (2, 4, 6), **changes: Any) -> Tensor:
     torch.manual_seed(1)
     height, width = 8.0 * size[1], 8.0 * size[2]
-    given: dict[str, Any] = {
+    inputs: dict[str, Any] = {
         "x": torch.randn(1, 4, *size),
         "timestep": torch.tensor([5.0]),
         "y": torch.randn(1, 1, 3, 6),
@@ -45,7 +45,7 @@ def call(model: STDiT2, size: tuple[int, int, int] = (2, 4, 6), **changes: Any) 
         "fps": torch.tensor([24.0]),
     }
     with torch.no_grad():
-        return model(**{**given, **changes})
+        return model(**{**inputs, **changes})
 
 
 def test_fresh_weights_are_shut_where_pixart_has_nothing() -> None:
@@ -73,7 +73,7 @@ def test_every_condition_counts(name: str) -> None:
 
 @pytest.mark.parametrize("size", [(1, 4, 6), (3, 5, 7), (4, 2, 9)])
 def test_any_size(size: tuple[int, int, int]) -> None:
-    """What the patches do not divide is as if it were padded with zeros, and cropped."""
+    """Latents that the patches do not divide are padded with zeros, and the output is cropped."""
     model = opened(patch_size=(2, 2, 2))
     t, h, w = size
     known = {"height": torch.tensor([32.0]), "width": torch.tensor([48.0])}
@@ -111,12 +111,12 @@ def test_given_frames_are_modulated_as_at_timestep_zero() -> None:
     model = opened(depth=1)
     with torch.no_grad():
         model.blocks[0].attn_temp.proj.weight.zero_()  # cut the only path between frames
-    seen: list[Tensor] = []
-    model.blocks[0].register_forward_hook(lambda _m, _i, out: seen.append(out))
+    recorded: list[Tensor] = []
+    model.blocks[0].register_forward_hook(lambda _m, _i, out: recorded.append(out))
     for t in (10.0, 900.0):
         call(model, timestep=torch.tensor([t]), x_mask=torch.tensor([[True, False]]))
-    assert torch.equal(seen[0][:, 1], seen[1][:, 1])
-    assert not torch.allclose(seen[0][:, 0], seen[1][:, 0])
+    assert torch.equal(recorded[0][:, 1], recorded[1][:, 1])
+    assert not torch.allclose(recorded[0][:, 0], recorded[1][:, 0])
 
 
 def test_all_frames_active_is_as_without_a_mask() -> None:

@@ -36,7 +36,7 @@ def opened(**changes: Any) -> STDiT3:
 
 def arguments(**changes: Any) -> dict[str, Any]:
     torch.manual_seed(1)
-    given: dict[str, Any] = {
+    inputs: dict[str, Any] = {
         "x": torch.randn(2, 4, 3, 4, 6),
         "timestep": torch.tensor([5.0, 700.0]),
         "y": torch.randn(2, 1, 3, 6),
@@ -45,7 +45,7 @@ def arguments(**changes: Any) -> dict[str, Any]:
         "width": torch.tensor([48.0, 48.0]),
         "fps": torch.tensor([24.0, 8.0]),
     }
-    return {**given, **changes}
+    return {**inputs, **changes}
 
 
 def call(model: STDiT3, **changes: Any) -> Tensor:
@@ -84,8 +84,8 @@ def test_rows_and_columns_are_turned_in_spatial_blocks() -> None:
 def test_captions_may_come_embedded_and_packed() -> None:
     """The same captions through the embedder or past it."""
     model, packed = opened(), opened(skip_y_embedder=True)
-    given = arguments()
-    y_BLD = model.y_embedder(given["y"])[:, 0]
+    inputs = arguments()
+    y_BLD = model.y_embedder(inputs["y"])[:, 0]
     y_1ND = torch.cat([y_BLD[0, :2], y_BLD[1]])[None]
     torch.testing.assert_close(call(packed, y=y_1ND, mask=torch.tensor([2, 3])), call(model))
     torch.testing.assert_close(call(packed, y=y_1ND, mask=[2, 3]), call(model))
@@ -111,21 +111,21 @@ def test_given_frames_attend_to_the_other_caption() -> None:
     y_null = torch.randn(2, 1, 3, 6)
     mixed = call(model, **GIVEN, mask_index=[2, 0, 2], y_null=y_null)
     free = call(model, **GIVEN, mask_index=[])
-    given = call(model, **GIVEN, mask_index=[], y=y_null)
+    null_output = call(model, **GIVEN, mask_index=[], y=y_null)
     torch.testing.assert_close(mixed[:, :, 1], free[:, :, 1])
-    torch.testing.assert_close(mixed[:, :, ::2], given[:, :, ::2])
+    torch.testing.assert_close(mixed[:, :, ::2], null_output[:, :, ::2])
     assert not torch.allclose(mixed[:, :, 0], free[:, :, 0])
     every = call(model, **GIVEN, mask_index=[0, 1, 2], y_null=y_null)
-    torch.testing.assert_close(every, given)
+    torch.testing.assert_close(every, null_output)
 
 
 def test_kept_captions_give_the_same_numbers() -> None:
     """Two captions per prompt, the null one for given frames: each is kept for itself."""
-    model, given = opened(**OF_1_3), arguments(**GIVEN, mask_index=[1], y_null=torch.randn(2, 1, 3, 6))
+    model, inputs = opened(**OF_1_3), arguments(**GIVEN, mask_index=[1], y_null=torch.randn(2, 1, 3, 6))
     cache = TextCache()
     with torch.no_grad():
-        first, second = model(**given, text_cache=cache), model(**given, text_cache=cache)
-    torch.testing.assert_close(first, call(model, **given))
+        first, second = model(**inputs, text_cache=cache), model(**inputs, text_cache=cache)
+    torch.testing.assert_close(first, call(model, **inputs))
     assert torch.equal(first, second)
 
 

@@ -32,9 +32,9 @@ def model() -> STDiT3:
     return made.eval()
 
 
-def asked(given: list[list[int]]) -> dict[str, Any]:
+def conditioned_arguments(frames: list[list[int]]) -> dict[str, Any]:
     rng = torch.Generator().manual_seed(1)
-    n = len(given)
+    n = len(frames)
     latents, y_null = torch.randn(n, 4, 3, 4, 6, generator=rng), torch.randn(n, 1, 3, 6, generator=rng)
     return {
         "x": torch.randn(n, 4, 3, 4, 6, generator=rng),
@@ -44,7 +44,7 @@ def asked(given: list[list[int]]) -> dict[str, Any]:
         "height": torch.full((n,), 32.0),
         "width": torch.full((n,), 48.0),
         "fps": torch.full((n,), 24.0),
-        **frame_conditioning(latents, given, y_null),
+        **frame_conditioning(latents, frames, y_null),
     }
 
 
@@ -55,8 +55,8 @@ def row(arguments: dict[str, Any], i: int) -> dict[str, Any]:
 
 @torch.no_grad()
 def test_each_sample_is_told_of_its_own_frames(model: STDiT3) -> None:
-    """A batch of three with other frames given in each equals three batches of one, told by one list each."""
-    arguments = asked([[0], [], [0, 2]])
+    """A batch of three with other frames given in each equals three batches of one with one list each."""
+    arguments = conditioned_arguments([[0], [], [0, 2]])
     alone = torch.cat([model(**row(arguments, i)) for i in range(3)])
     torch.testing.assert_close(model(**arguments), alone, rtol=1e-5, atol=1e-5)
     cache = TextCache()
@@ -69,24 +69,24 @@ def test_each_sample_is_told_of_its_own_frames(model: STDiT3) -> None:
 
 @torch.no_grad()
 def test_equal_lists_are_one_list(model: STDiT3) -> None:
-    arguments = asked([[0, 1], [1, 0]])
+    arguments = conditioned_arguments([[0, 1], [1, 0]])
     assert torch.equal(model(**arguments), model(**{**arguments, "mask_index": [0, 1]}))
-    nothing = asked([[], []])
+    nothing = conditioned_arguments([[], []])
     assert torch.equal(model(**nothing), model(**{**nothing, "mask_index": []}))
 
 
 def test_lists_for_another_batch_are_a_sentence(model: STDiT3) -> None:
     with pytest.raises(ShapeError, match=r"2 samples.*batch of 3"):
-        model(**{**asked([[0], [], [2]]), "mask_index": [[0], []]})
+        model(**{**conditioned_arguments([[0], [], [2]]), "mask_index": [[0], []]})
     with pytest.raises(ShapeError, match=r"\[-1, 3\].* 3"):
-        model(**{**asked([[0], [], [2]]), "mask_index": [[0], [3], [-1]]})
+        model(**{**conditioned_arguments([[0], [], [2]]), "mask_index": [[0], [3], [-1]]})
 
 
 def test_what_a_model_is_told_by_hand() -> None:
     latents = torch.arange(24.0).view(3, 2, 4, 1, 1) + 1
-    told = frame_conditioning(latents, [[0, 3], [], [1]], y_null := torch.ones(3, 1, 2, 2), drop_last=1)
-    assert told["cond_mask"][:, :, :, 0, 0].tolist() == [[[1, 0, 0, 1]] * 2, [[0] * 4] * 2, [[0, 1, 0, 0]] * 2]
-    assert told["cond"][:, :, :, 0, 0].tolist() == [[[1, 0, 0, 4], [5, 0, 0, 8]], [[0] * 4] * 2, [[0] * 4] * 2]
-    assert told["mask_index"] == [[0, 3], [], [1]]
-    assert told["y_null"] is y_null
+    kwargs = frame_conditioning(latents, [[0, 3], [], [1]], y_null := torch.ones(3, 1, 2, 2), drop_last=1)
+    assert kwargs["cond_mask"][:, :, :, 0, 0].tolist() == [[[1, 0, 0, 1]] * 2, [[0] * 4] * 2, [[0, 1, 0, 0]] * 2]
+    assert kwargs["cond"][:, :, :, 0, 0].tolist() == [[[1, 0, 0, 4], [5, 0, 0, 8]], [[0] * 4] * 2, [[0] * 4] * 2]
+    assert kwargs["mask_index"] == [[0, 3], [], [1]]
+    assert kwargs["y_null"] is y_null
     assert not frame_conditioning(latents, [], y_null)["cond_mask"].any()

@@ -66,14 +66,14 @@ def test_a_folder_beside_a_config_of_the_same_layout(tmp_path: Path, own: bool) 
         save_weights(tmp_path, model.state_dict(), {**model.config, "config": dict(model.module.config)})
     else:
         model.module.save_pretrained(tmp_path)
-    told = {**CONFIG, "block_out_channels": (4, 8), "sample_size": 256}
-    built = VideoAutoencoderKL(from_pretrained=str(tmp_path), config=told)
+    kwargs = {**CONFIG, "block_out_channels": (4, 8), "sample_size": 256}
+    built = VideoAutoencoderKL(from_pretrained=str(tmp_path), config=kwargs)
     assert built.config["config"]["sample_size"] == model.module.config.sample_size
     assert torch.equal(built.load().last_layer, model.last_layer)
     with pytest.raises(ConfigError, match=r"config\.layers_per_block=2.* 1"):
-        VideoAutoencoderKL(from_pretrained=str(tmp_path), config={**told, "layers_per_block": 2})
+        VideoAutoencoderKL(from_pretrained=str(tmp_path), config={**kwargs, "layers_per_block": 2})
     with pytest.raises(ConfigError, match="'layers_per_blocks'"):
-        VideoAutoencoderKL(from_pretrained=str(tmp_path), config={**told, "layers_per_blocks": 2})
+        VideoAutoencoderKL(from_pretrained=str(tmp_path), config={**kwargs, "layers_per_blocks": 2})
 
 
 @torch.no_grad()

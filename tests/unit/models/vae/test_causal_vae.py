@@ -61,8 +61,8 @@ def test_two_levels_and_other_channels() -> None:
 def test_attention_at_a_resolution() -> None:
     """resolution 32, halved three times: attn_resolutions=[16] means level 1 of both halves."""
     model = make(attn_resolutions=[16], resolution=32)
-    found = {name.rsplit(".attn.", 1)[0] for name in model.state_dict() if ".attn." in name}
-    assert found == {"encoder.down.1", "decoder.up.1"}
+    actual = {name.rsplit(".attn.", 1)[0] for name in model.state_dict() if ".attn." in name}
+    assert actual == {"encoder.down.1", "decoder.up.1"}
 
 
 def test_training_frames_must_survive() -> None:
@@ -153,19 +153,19 @@ def test_weights_of_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     """Building reads no hub: the arguments name the layout. Only the subfolder is fetched."""
     model = make()
     save_weights(tmp_path / "vae", model.state_dict(), {})
-    asked: list[Any] = []
+    calls: list[Any] = []
 
     def snapshot_download(name: str, allow_patterns: list[str]) -> str:
-        asked.append((name, allow_patterns))
+        calls.append((name, allow_patterns))
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     torch.manual_seed(9)
     built = CausalVAEModel(from_pretrained="somebody/some-model", subfolder="vae", **TINY)
-    assert not asked
+    assert not calls
     assert "subfolder" not in built.config
     assert torch.equal(built.load().eval().encode(video(5)), model.eval().encode(video(5)))
-    assert asked == [("somebody/some-model", ["vae/*.json", "vae/*.safetensors", "vae/*.ckpt"])]
+    assert calls == [("somebody/some-model", ["vae/*.json", "vae/*.safetensors", "vae/*.ckpt"])]
     monkeypatch.undo()
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(WeightsError, match=r"somebody/some-model: .*folder.*hub"):

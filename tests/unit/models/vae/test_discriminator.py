@@ -86,7 +86,7 @@ def test_clips_too_small_for_a_patch() -> None:
 
 
 def test_weights_from_a_training_checkpoint(tmp_path: Path) -> None:
-    """As Lightning saves them, beside the autoencoder and the rest of the loss; and alone."""
+    """As Lightning saves them, with the autoencoder and the rest of the loss; and alone."""
     saved = make(PatchDiscriminator3D).state_dict()
     inside = {f"loss.discriminator.{name}": each for name, each in saved.items()}
     torch.save(

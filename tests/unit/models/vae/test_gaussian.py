@@ -27,9 +27,9 @@ def test_moments_are_clamped_and_float32() -> None:
 
 def test_draws_are_one_generator_per_clip() -> None:
     g = example()
-    drawn = g.draw([Generator().manual_seed(1), Generator().manual_seed(2)])
+    samples = g.draw([Generator().manual_seed(1), Generator().manual_seed(2)])
     second = torch.randn(3, 2, 3, 4, generator=Generator().manual_seed(2))
-    torch.testing.assert_close(drawn[1], g.mean[1] + (0.5 * g.logvar[1]).exp() * second)
+    torch.testing.assert_close(samples[1], g.mean[1] + (0.5 * g.logvar[1]).exp() * second)
     assert torch.equal(g.draw(None), g.mode())
     with pytest.raises(ShapeError, match=r"1 generator.*2 clips"):
         g.draw([Generator()])

@@ -146,16 +146,16 @@ def test_v1_2_what_does_not_fit() -> None:
 
 @torch.no_grad()
 def test_weights_of_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Building asks nobody: the arguments say the layout."""
+    """Building reads no hub: the arguments name the layout."""
     model = v1_3()
     save_weights(tmp_path, model.state_dict(), {})
-    asked: list[str] = []
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: asked.append(name) or str(tmp_path))
+    calls: list[str] = []
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: calls.append(name) or str(tmp_path))
     torch.manual_seed(9)
     built = OpenSoraVAE_V1_3(from_pretrained="somebody/some-vae", **TINY)
-    assert not asked
+    assert not calls
     assert torch.equal(built.load().eval().encode(video(5)), model.encode(video(5)))
-    assert asked == ["somebody/some-vae"]
+    assert calls == ["somebody/some-vae"]
     monkeypatch.undo()
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(WeightsError, match=r"somebody/some-vae: .*folder.*hub"):

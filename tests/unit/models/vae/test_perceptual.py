@@ -82,11 +82,11 @@ def by_formula(state: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
 @torch.no_grad()
 def test_the_distance_is_the_paper_s(lpips: LPIPS, state: dict[str, Tensor]) -> None:
     x, y = frames(1), frames(2)
-    found = lpips(x, y)
-    torch.testing.assert_close(found, by_formula(state, x, y))
-    assert found.min() > 0.1
+    actual = lpips(x, y)
+    torch.testing.assert_close(actual, by_formula(state, x, y))
+    assert actual.min() > 0.1
     assert torch.equal(lpips(x, x), torch.zeros(2))
-    torch.testing.assert_close(lpips(y, x), found)
+    torch.testing.assert_close(lpips(y, x), actual)
 
 
 @torch.no_grad()
@@ -99,9 +99,9 @@ def test_the_distance_is_that_of_the_lpips_package(lpips: LPIPS, state: dict[str
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("given", ["trainer.ckpt", ["vgg16.pth", "heads.pth"]], ids=str)
-def test_weights_in_the_usual_files(lpips: LPIPS, files: Path, given: str | list[str]) -> None:
-    named = str(files / given) if isinstance(given, str) else [str(files / name) for name in given]
+@pytest.mark.parametrize("inputs", ["trainer.ckpt", ["vgg16.pth", "heads.pth"]], ids=str)
+def test_weights_in_the_usual_files(lpips: LPIPS, files: Path, inputs: str | list[str]) -> None:
+    named = str(files / inputs) if isinstance(inputs, str) else [str(files / name) for name in inputs]
     assert torch.equal(LPIPS(named).load()(frames(1), frames(2)), lpips(frames(1), frames(2)))
 
 

@@ -60,10 +60,10 @@ def test_one_frame_is_coded_as_by_the_image_autoencoder(layout: dict[str, Any]) 
     fixed_branch_only(model)
     frame = torch.rand(2, 3, 16, 24) * 2 - 1
     expected = image.encode(frame).latent_dist
-    found = model.posterior(frame.unsqueeze(2))
-    torch.testing.assert_close(found.mean.squeeze(2), expected.mean, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(found.logvar.squeeze(2), expected.logvar, rtol=1e-5, atol=1e-5)
-    decoded = model.decode(model.latents.normalize(found.mean)).squeeze(2)
+    actual = model.posterior(frame.unsqueeze(2))
+    torch.testing.assert_close(actual.mean.squeeze(2), expected.mean, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(actual.logvar.squeeze(2), expected.logvar, rtol=1e-5, atol=1e-5)
+    decoded = model.decode(model.latents.normalize(actual.mean)).squeeze(2)
     torch.testing.assert_close(decoded, image.decode(expected.mean).sample, rtol=1e-5, atol=1e-5)
 
 

@@ -42,7 +42,7 @@ def test_filling_is_zero_frames_in_front() -> None:
 
 @torch.no_grad()
 def test_frames_asked_for() -> None:
-    """Without a number it is the shortest clip with so many latents; fewer frames are the first of that."""
+    """Without a number it is the shortest clip with these latents; fewer frames are its first ones."""
     model, z = make(), make().encode(video(6))
     assert torch.equal(model.decode(z), model.decode(z, 5))
     assert torch.equal(model.decode(z, 2), model.decode(z, 5)[:, :, :2])

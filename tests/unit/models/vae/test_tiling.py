@@ -34,8 +34,8 @@ SMALL: dict[str, Any] = {
 }
 
 
-def ends(found: list[slice]) -> list[tuple[int, int]]:
-    return [(each.start, each.stop) for each in found]
+def ends(actual: list[slice]) -> list[tuple[int, int]]:
+    return [(each.start, each.stop) for each in actual]
 
 
 def small(**changes: Any) -> CausalVAEModel:
@@ -96,8 +96,8 @@ def test_tiles_in_pixels(size: int, expected: list[tuple[int, int]]) -> None:
 
 
 def test_tiles_come_row_by_row() -> None:
-    found = tiles((40, 24), Tiling(32, 5, 0.25, (4, 8, 8)).encoding())
-    assert found == [(slice(0, 32), slice(0, 24)), (slice(24, 40), slice(0, 24))]
+    actual = tiles((40, 24), Tiling(32, 5, 0.25, (4, 8, 8)).encoding())
+    assert actual == [(slice(0, 32), slice(0, 24)), (slice(24, 40), slice(0, 24))]
 
 
 @pytest.mark.parametrize(
@@ -169,23 +169,23 @@ def test_identity_in_tiles_is_the_identity() -> None:
     """Tiles of one and the same picture agree where they overlap; a frame is seen again only to be dropped."""
     grid = Grid(frames=5, limit=4, stride=3, smallest=1, keep=3, blend=1)
     clip = torch.randn(2, 3, 14, 10, 7)
-    found = list(code_windows(lambda tile: tile, clip, grid))
-    assert [each.shape[2] for each in found] == [5, 4, 4, 1]
-    torch.testing.assert_close(torch.cat(found, dim=2), clip)
-    torch.testing.assert_close(concat_windows(iter(found), 14), clip)
+    actual = list(code_windows(lambda tile: tile, clip, grid))
+    assert [each.shape[2] for each in actual] == [5, 4, 4, 1]
+    torch.testing.assert_close(torch.cat(actual, dim=2), clip)
+    torch.testing.assert_close(concat_windows(iter(actual), 14), clip)
 
 
 def test_first_frames_asks_for_no_more_than_it_needs() -> None:
-    asked: list[int] = []
+    calls: list[int] = []
 
     def endless() -> Any:
         while True:
-            asked.append(4)
+            calls.append(4)
             yield torch.zeros(1, 1, 4, 1, 1)
 
     assert [each.shape[2] for each in first_frames(endless(), 8)] == [4, 4]
     assert [each.shape[2] for each in first_frames(endless(), 6)] == [4, 2]
-    assert len(asked) == 4
+    assert len(calls) == 4
 
 
 @torch.no_grad()
