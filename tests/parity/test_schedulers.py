@@ -150,9 +150,11 @@ def test_iddpm_tables(case: tuple[Golden, str, dict[str, Any]]) -> None:
     assert tables.num_timesteps == settings["num_timesteps"]
     recorded = {key: table for key, table in golden.tensors("tables").items() if key.startswith(f"{name}.")}
     assert recorded
+    # processors differ in the last bits of log and sqrt: a few units in the last place of the table's precision
+    rtol = 1e-13 if golden.name.startswith("os1_0") else 1e-6
     for key, table in recorded.items():
         ours = getattr(tables, key.removeprefix(f"{name}."))
-        assert torch.equal(ours.double(), table), f"{key}: differs by {(ours - table).abs().max():.3g}"
+        torch.testing.assert_close(ours.double(), table, rtol=rtol, atol=0, msg=lambda text, key=key: f"{key}: {text}")
 
 
 @pytest.mark.parametrize("case", cases_of("iddpm_train", ""))
