@@ -20,6 +20,8 @@ def hash_strings(strings: "pyarrow.LargeStringArray") -> NDArray[np.uint64]:
     raw = bytes(data[int(offsets[0]) : int(offsets[-1])]) + bytes(8)  # a last word may reach beyond the end
     words = np.ndarray(len(raw) - 7, dtype="<u8", buffer=raw, strides=(1,))  # one begins at every byte
     begin, left = offsets[:-1] - offsets[0], np.diff(offsets)
+    # The length counts too: a last word is filled with null bytes, and another string may end in such bytes.
+    hashes += left.astype(np.uint64) * np.uint64(0xD6E8FEB86659FD93)
     rows = np.arange(len(strings))
     while len(rows):
         word = words[begin]
@@ -50,7 +52,8 @@ def first_of_equals(
     hashes = np.concatenate([np.zeros(0, dtype=np.uint64), *(hash_paths(chunk) for chunk in paths.chunks)])
     for factor, column in ((0x9E3779B97F4A7C15, start), (0xC2B2AE3D27D4EB4F, end)):
         if column.strides != (0,):  # a column that the file does not have is one broadcast value
-            hashes += (column + 0.0).view(np.uint64) * np.uint64(factor)
+            same_bits = np.where(np.isnan(column), np.nan, column + 0.0)  # of 0 and -0, and of nan and -nan
+            hashes += same_bits.view(np.uint64) * np.uint64(factor)
     rows = np.flatnonzero(usable)
     rows = rows[np.argsort(hashes[rows], kind="stable")]
     equal = hashes[rows[1:]] == hashes[rows[:-1]]

@@ -283,7 +283,9 @@ def _relative_paths(paths: "pyarrow.LargeStringArray", folder: str) -> "pyarrow.
     import pyarrow.compute as compute
 
     prefix = folder.rstrip(os.sep) + os.sep
-    absolute = compute.starts_with(paths, prefix)
+    # The regular expression below takes folder//a.mp4, which would become /a.mp4 here, and folder/, which would be empty.
+    absolute = compute.and_not(compute.starts_with(paths, prefix), compute.starts_with(paths, prefix + os.sep))
+    absolute = compute.and_not(absolute, compute.equal(paths, prefix))
     if compute.any(absolute).as_py():
         paths = compute.if_else(absolute, compute.utf8_slice_codeunits(paths, len(prefix)), paths)
     # Most manifests need nothing more: two bytes in a row say so faster than a regular expression over each path.

@@ -25,7 +25,8 @@ def test_unusable_rows_repeat_nothing() -> None:
 
 
 def test_hashes_tell_paths_apart() -> None:
-    paths = [f"/data/{n % 7}/clip-{n}.mp4" for n in range(5000)] + ["", "a", "b", "ab", "ba", "a" * 8, "a" * 9]
+    paths = [f"/data/{n % 7}/clip-{n}.mp4" for n in range(5000)]
+    paths += ["", "a", "b", "ab", "ba", "a" * 8, "a" * 9, "a\0", "\0"]
     hashes = hash_strings(pyarrow.array(paths, pyarrow.large_string()))
     assert len(set(hashes.tolist())) == len(paths)
     part = hash_strings(pyarrow.array(paths, pyarrow.large_string())[3:50])

@@ -210,6 +210,25 @@ def test_duplicates_reach_over_blocks_and_absolute_paths(tmp_path: Path) -> None
     assert [row.message.split(";")[0][-6:] for row in manifest.dropped] == ["line 2", "line 3"]
 
 
+@pytest.mark.parametrize("name", ["train.csv", "train.parquet"])
+def test_repeated_slashes_below_the_folder_of_the_manifest(tmp_path: Path, name: str) -> None:
+    """Joined by hand, as folder + "/" + "/a.mp4": it is not the file /a.mp4."""
+    spellings = [f"{tmp_path}//a.mp4", "a.mp4", f"{tmp_path}///a.mp4", f"{tmp_path}/", "."]
+    if name.endswith(".csv"):
+        path = write(tmp_path, "path,text\n" + "".join(f"{spelling},x\n" for spelling in spellings))
+    else:
+        path = write_parquet(tmp_path, [{"path": spelling, "text": "x"} for spelling in spellings])
+    manifest = read_manifest(path)
+    assert [row.path for row in manifest.rows] == [f"{tmp_path}/a.mp4", str(tmp_path)]
+    assert count_rows(manifest.dropped) == 3
+
+
+def test_nan_of_either_sign_is_one_empty_cell(tmp_path: Path) -> None:
+    """The C library prints the quotient of two zeros as -nan."""
+    manifest = read_manifest(write(tmp_path, "path,text,start\na.mp4,x,-nan\na.mp4,x,\na.mp4,x,0\na.mp4,x,-0\n"))
+    assert [(row.index, row.start) for row in manifest.rows] == [(0, None), (2, 0.0)]
+
+
 def test_nan_is_an_empty_cell(tmp_path: Path) -> None:
     rows = read_manifest(
         write_parquet(tmp_path, [{"path": "a.mp4", "text": "x", "fps": float("nan"), "height": None}])
