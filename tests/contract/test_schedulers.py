@@ -188,16 +188,27 @@ def test_grouping_changes_no_loss(process: Any) -> None:
     assert torch.equal(again.loss_B, together.loss_B)
 
 
-def test_grouping_changes_no_sample(scheduler: Any) -> None:
-    noise = clip("noise")
+def test_grouping_changes_no_sample_and_progress_counts_steps(scheduler: Any) -> None:
+    noise, progress = clip("noise"), []
 
     def sample(rows: slice) -> Tensor:
         rngs = [generator(0, "sample", i) for i in range(3)][rows]
-        return scheduler.sample(tanh_denoiser, noise[rows], rngs, size=SIZE)
+        progress.clear()
+        return scheduler.sample(
+            tanh_denoiser, noise[rows], rngs, size=SIZE, progress=lambda *step: progress.append(step)
+        )
 
     together = sample(slice(0, 3))
+    assert progress == [(step, STEPS) for step in range(1, STEPS + 1)]
     for row in range(3):
         torch.testing.assert_close(sample(slice(row, row + 1))[0], together[row], rtol=1e-5, atol=1e-5)
+
+
+def test_texts_have_an_order_and_a_scale() -> None:
+    for config in CONFIGS:
+        scheduler = build(SCHEDULERS, config, num_sampling_steps=STEPS)
+        assert sorted(scheduler.text_order.split(",")) == ["cond", "null"], config
+        assert scheduler.cfg_scale > 1, config
 
 
 def test_masked_frames_are_left_alone(scheduler: Any) -> None:
@@ -240,12 +251,3 @@ def test_training_mask_limits_loss_and_noise(process: Any) -> None:
     assert x_mask is mask
     nearly_clean = (x_t - x0).abs().amax(dim=(1, 3, 4)) < 0.1
     assert torch.equal(nearly_clean, ~mask)
-
-
-def test_progress_counts_every_step_and_texts_have_an_order(scheduler: Any) -> None:
-    calls: list[tuple[int, int]] = []
-    rngs = [generator(0, i) for i in range(3)]
-    scheduler.sample(tanh_denoiser, clip(), rngs, size=SIZE, progress=lambda *now: calls.append(now))
-    assert calls == [(step, STEPS) for step in range(1, STEPS + 1)]
-    assert sorted(scheduler.text_order.split(",")) == ["cond", "null"]
-    assert scheduler.cfg_scale > 1

@@ -67,7 +67,6 @@ def test_captions_of_many_tokens_are_refused_by_a_model_of_one() -> None:
         build_denoiser(completed("DiT", TEXT))
 
 
-@pytest.mark.parametrize("model", ["STDiT", "PixArt", "DiT", "STDiT2", "STDiT3"])
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -77,11 +76,12 @@ def test_captions_of_many_tokens_are_refused_by_a_model_of_one() -> None:
         ({"time_scale": -1.0}, r"scale.*-1\.0.*above 0"),
     ],
 )
-def test_numbers_that_training_would_stumble_over_are_refused(
-    model: str, wrong: dict[str, float], message: str
-) -> None:
-    config = {"type": model, "hidden_size": 48, "depth": 1, "num_heads": 2, "input_size": [2, 4, 4]}
-    if not wrong.keys() <= inspect.signature(constructor(MODELS, model)).parameters.keys():
-        pytest.skip("it has no such argument")
-    with pytest.raises(OpenSoraError, match=message):
-        build_denoiser({**config, **wrong})
+def test_numbers_that_training_would_stumble_over_are_refused(wrong: dict[str, float], message: str) -> None:
+    tried = 0
+    for model in ("STDiT", "PixArt", "DiT", "STDiT2", "STDiT3"):
+        config = {"type": model, "hidden_size": 48, "depth": 1, "num_heads": 2, "input_size": [2, 4, 4]}
+        if wrong.keys() <= inspect.signature(constructor(MODELS, model)).parameters.keys():
+            tried += 1
+            with pytest.raises(OpenSoraError, match=message):
+                build_denoiser({**config, **wrong})
+    assert tried
