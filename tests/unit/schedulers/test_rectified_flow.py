@@ -59,13 +59,13 @@ def test_training_shift_uses_transform_scale_and_sampling_does_not() -> None:
 
 
 @pytest.mark.parametrize("release", ["1.2", "1.3"])
-@pytest.mark.parametrize("num_frames", [1, 2, 8, 16, 17, 51])
-def test_shift_is_finite_and_rising_for_every_length(num_frames: int, release: Any) -> None:
+def test_shift_is_finite_and_rising_for_every_length(release: Any) -> None:
     scheduler = RectifiedFlow(use_timestep_transform=True, num_sampling_steps=20, release=release)
-    grid = scheduler.sampling_timesteps((num_frames, 32, 32))
-    assert grid.isfinite().all()
-    assert 999.999 < grid[0] <= 1000
-    assert (grid.diff() < 0).all()
+    for num_frames in (1, 2, 8, 16, 17, 51):
+        grid = scheduler.sampling_timesteps((num_frames, 32, 32))
+        assert grid.isfinite().all(), num_frames
+        assert 999.999 < grid[0] <= 1000, num_frames
+        assert (grid.diff() < 0).all(), num_frames
 
 
 def test_open_sora_1_3_shifts_sampling_and_spares_images() -> None:
