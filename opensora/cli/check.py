@@ -146,7 +146,7 @@ def check_command(config: str, overrides: Sequence[str], data: bool = True) -> i
 
     make_dry_run = dry_run if data else dry_run_without_data
     result = make_dry_run(run, world, sp_size, gloo=gpu is not None and gpu.name == "cpu")
-    console.print(result.report.table() if data else "rows: not read (--no-data)")
+    console.print(result.report.table() if result.report is not None else "rows: not read (--no-data)")
     for line in summary_lines(result, run, data_size, sp_size):
         console.print(line)
     estimate = result.estimate

@@ -8,7 +8,6 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -31,11 +30,11 @@ class HostSnapshot:
         self._meshes: dict[int, DeviceMesh] = {}
 
     @torch.no_grad()
-    def copy(self, state: Mapping[str, Any]) -> dict[str, Any]:
+    def copy(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The state as it is now, tensors and DTensors; it stays so until the next `copy`. All ranks call."""
         return {key: self._copy_entry(key, value) for key, value in state.items()}
 
-    def _copy_entry(self, key: str, value: Any) -> Any:
+    def _copy_entry(self, key: str, value: Tensor) -> Tensor:
         if not isinstance(value, DTensor):
             return self._copy_tensor(key, value)
         return DTensor.from_local(

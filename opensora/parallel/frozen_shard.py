@@ -1,7 +1,7 @@
 """A frozen network, such as T5-XXL, sharded over the ranks: torch's FSDP2 gathers a block while it runs."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -11,8 +11,11 @@ from torch.distributed.fsdp import fully_shard
 
 from opensora.parallel import collectives
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def shard_frozen(model: Any, group: dist.ProcessGroup | None, device: torch.device) -> Any:
+
+def shard_frozen(model: "PreTrainedModel", group: dist.ProcessGroup | None, device: torch.device) -> "PreTrainedModel":
     """Leave each rank its shard of every block and of the word embedding of `model`, which is returned.
 
     model: one of transformers, on the CPU or on `device`; positions, final norms and the like stay whole.
@@ -32,7 +35,7 @@ def shard_frozen(model: Any, group: dist.ProcessGroup | None, device: torch.devi
     return model
 
 
-def _units(model: nn.Module, words: nn.Parameter) -> Iterator[nn.Module]:
+def _units(model: nn.Module, words: object) -> Iterator[nn.Module]:
     """The modules that are gathered one at a time, each once."""
     lists = [path for path, module in model.named_modules() if isinstance(module, nn.ModuleList)]
     outermost = [path for path in lists if not any(path.startswith(f"{other}.") for other in lists)]

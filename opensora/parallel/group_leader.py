@@ -118,7 +118,7 @@ class _Packer(pickle.Pickler):
         super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
         self.tensors: list[Tensor] = []
 
-    def persistent_id(self, value: Any) -> Any:
+    def persistent_id(self, value: object) -> tuple[tuple[int, ...], torch.dtype, bool] | None:
         if not isinstance(value, Tensor):
             return None
         self.tensors.append(value)
@@ -133,13 +133,13 @@ class _Unpacker(pickle.Unpickler):
         self.device = device
         self.tensors: list[Tensor] = []
 
-    def persistent_load(self, pid: Any) -> Tensor:
+    def persistent_load(self, pid: tuple[tuple[int, ...], torch.dtype, bool]) -> Tensor:
         shape, dtype, on_cpu = pid
         self.tensors.append(torch.empty(shape, dtype=dtype, device="cpu" if on_cpu else self.device))
         return self.tensors[-1]
 
 
-def _pack(value: Any) -> tuple[bytes, list[Tensor]]:
+def _pack(value: object) -> tuple[bytes, list[Tensor]]:
     file = io.BytesIO()
     packer = _Packer(file)
     packer.dump(value)

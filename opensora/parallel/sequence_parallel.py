@@ -8,13 +8,14 @@ attention never sees padding.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.autograd.function import FunctionCtx
 
 from opensora.errors import ConfigError
 from opensora.models.layers.seam import Seam
@@ -83,7 +84,7 @@ class SequenceSharding:
         self.full_lengths: dict[int, int] = {}
         self.sent = 0  # bytes, to other ranks
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "SequenceSharding":
+    def __deepcopy__(self, memo: dict[int, object]) -> "SequenceSharding":
         return self  # a copy of the model lives in the same group
 
     def shard_length(self, length: int) -> int:
@@ -141,6 +142,14 @@ def _joined(pieces: Tensor, dim: int, length: int) -> Tensor:
     return pieces.movedim(0, dim).flatten(dim, dim + 1).narrow(dim, 0, length)
 
 
+class _TokensContext(FunctionCtx):
+    sharding: SequenceSharding
+    dim: int
+    swap_dim: int
+    length: int  # of the axis that the backward makes whole again
+    full_lengths: dict[int, int]
+
+
 @dataclass(frozen=True)
 class SeamExchange:
     """The `op` of a seam. All seams of a model share one `sharding`; deep copies of the model share it too."""
@@ -162,13 +171,13 @@ class SplitTokens(Function):
     """Whole -> this rank's slice; backward: gather, divided by the number of ranks."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, sharding: SequenceSharding, dim: int, swap_dim: None) -> Tensor:
+    def forward(ctx: _TokensContext, x: Tensor, sharding: SequenceSharding, dim: int, swap_dim: None) -> Tensor:
         ctx.sharding, ctx.dim, ctx.length = sharding, dim, x.shape[dim]
         sharding.full_lengths[dim] = x.shape[dim]
         return sharding.split(x, dim)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _TokensContext, grad: Tensor) -> tuple[Tensor | None, ...]:
         return ctx.sharding.gather(grad, ctx.dim, ctx.length) / ctx.sharding.size, None, None, None
 
 
@@ -176,12 +185,12 @@ class GatherTokens(Function):
     """This rank's slice -> whole; backward: split, multiplied by the number of ranks."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, sharding: SequenceSharding, dim: int, swap_dim: None) -> Tensor:
+    def forward(ctx: _TokensContext, x: Tensor, sharding: SequenceSharding, dim: int, swap_dim: None) -> Tensor:
         ctx.sharding, ctx.dim, ctx.full_lengths = sharding, dim, dict(sharding.full_lengths)
         return sharding.gather(x, dim, sharding.full_lengths[dim])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _TokensContext, grad: Tensor) -> tuple[Tensor | None, ...]:
         # A backward reaches this before the blocks. Checkpointed blocks then run their forward again, and since the
         # first time the model may have seen a clip of another size: restore the lengths of this call.
         ctx.sharding.full_lengths = dict(ctx.full_lengths)
@@ -195,13 +204,13 @@ class SwitchDims(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, sharding: SequenceSharding, dim: int, swap_dim: int) -> Tensor:
+    def forward(ctx: _TokensContext, x: Tensor, sharding: SequenceSharding, dim: int, swap_dim: int) -> Tensor:
         ctx.sharding, ctx.dim, ctx.swap_dim, ctx.length = sharding, dim, swap_dim, x.shape[swap_dim]
         sharding.full_lengths[swap_dim] = x.shape[swap_dim]
         return sharding.switch(x, dim, swap_dim, sharding.full_lengths[dim])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _TokensContext, grad: Tensor) -> tuple[Tensor | None, ...]:
         return ctx.sharding.switch(grad, ctx.swap_dim, ctx.dim, ctx.length), None, None, None
 
 

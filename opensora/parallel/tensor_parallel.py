@@ -18,6 +18,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.autograd.function import FunctionCtx
 
 from opensora.errors import ConfigError
 from opensora.parallel import collectives
@@ -53,16 +54,20 @@ class TensorShard:
         return torch.cat(pieces, dim=self.dim + 1).flatten(self.dim, self.dim + 1)
 
 
+class _GroupContext(FunctionCtx):
+    group: dist.ProcessGroup
+
+
 class CopyToTensorRegion(Function):
     """Megatron's f: identity in the forward, all-reduce in the backward."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    def forward(ctx: _GroupContext, x: Tensor, group: dist.ProcessGroup) -> Tensor:
         ctx.group = group
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: _GroupContext, grad: Tensor) -> tuple[Tensor, None]:
         return collectives.sum_over_ranks(grad.contiguous(), ctx.group), None
 
 
@@ -70,11 +75,11 @@ class ReduceFromTensorRegion(Function):
     """Megatron's g: all-reduce in the forward, identity in the backward."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    def forward(ctx: _GroupContext, x: Tensor, group: dist.ProcessGroup) -> Tensor:
         return collectives.sum_over_ranks(x.contiguous(), group)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: _GroupContext, grad: Tensor) -> tuple[Tensor, None]:
         return grad, None
 
 
@@ -164,10 +169,10 @@ def sequence_subgroup(
     if tensor_size == 1:
         return sample_group
     size = collectives.world_size(sample_group) // tensor_size
-    group: Any = None
+    group: dist.ProcessGroup | None = None
     for first in range(0, collectives.world_size(), size):  # all ranks must make every group
         candidate = dist.new_group(list(range(first, first + size)), timeout=timeout)
-        if first <= collectives.rank() < first + size:
+        if isinstance(candidate, dist.ProcessGroup):  # the ranks of other groups get a number
             group = candidate
     return group
 

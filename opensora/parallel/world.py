@@ -12,7 +12,6 @@ import warnings
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -132,10 +131,10 @@ def split_sequence_groups(sp_size: int) -> World:
     global _current
     here = current()
     check_sequence_size(sp_size, here.size, "world")
-    group: Any = None
+    group: dist.ProcessGroup | None = None
     for first in range(0, here.size, sp_size) if sp_size > 1 else ():  # all ranks must make every group
         candidate = dist.new_group(list(range(first, first + sp_size)), timeout=here.timeout)
-        if first <= here.global_rank < first + sp_size:
+        if isinstance(candidate, dist.ProcessGroup):  # the ranks of other groups get a number
             group = candidate
     data_rank, sequence_rank = divmod(here.global_rank, sp_size)
     _current = replace(

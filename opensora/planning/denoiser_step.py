@@ -13,6 +13,7 @@ from opensora.interfaces import Denoiser
 from opensora.models.build import Components, assemble, build_denoiser, num_tokens
 from opensora.models.clip_conditioning import clip_conditioning
 from opensora.models.frame_conditioning import conditioning_mode, frame_conditioning
+from opensora.parallel.sequence_parallel import Mode
 from opensora.parallel.step_costs import WIDTHS
 from opensora.parallel.tensor_parallel import check_heads
 from opensora.planning.depth_extrapolation import extrapolate_depth
@@ -83,7 +84,7 @@ def _profile(run: TrainRun, size: ClipSize, layout: ParallelLayout, config: dict
     return replace(profile, sent=sequence_group.sent + tensor_group.sent)
 
 
-def _forward(run: TrainRun, size: ClipSize, dtype: torch.dtype, model: Denoiser) -> Any:
+def _forward(run: TrainRun, size: ClipSize, dtype: torch.dtype, model: Denoiser) -> Tensor:
     """Call the model as the task does: with the text's mask, and with images and frame masks where the run has them."""
     n, num_images = run.batch_size, _num_images(run)
     frames, *grid = model.input_size
@@ -148,7 +149,7 @@ def _tensor_sharded(config: dict[str, Any], tp_size: int) -> int:
     return (whole - model_sizes(model).trained) * tp_size // (tp_size - 1)
 
 
-def _max_sequence_ranks(model: Denoiser, mode: Any) -> int:
+def _max_sequence_ranks(model: Denoiser, mode: Mode) -> int:
     """The most ranks that can share a sample's tokens so that each has some of the frames or heads that attention divides.
 
     Fills the seams of the model, which must be on the meta device.

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 from opensora.datasets.base import ClipSize
+from opensora.datasets.bucket_report import BucketReport
+from opensora.datasets.row_report import Report
 from opensora.errors import ConfigError
 from opensora.interfaces import Autoencoder
 from opensora.planning.autoencoder_step import autoencoder_step
@@ -31,7 +33,7 @@ class DryRun:
     step: StepModel
     estimate: Estimate
     samples_per_step: int
-    report: Any = None  # of the data set's rows (datasets/row_report.py); None: the data were not read
+    report: Report | BucketReport | None = None  # of the data set's rows; None: the data were not read
 
     def estimate_with(self, **changes: Any) -> Estimate:
         """The estimate of the same step under another layout."""
@@ -47,7 +49,7 @@ def dry_run(run: TrainRun, world: int, sp_size: int = 1, gloo: bool = False) -> 
     run = resolve_defaults(run)
     dataset = build(DATASETS, run.dataset)
     clips = make_clip_plan(run, dataset, "config")
-    report: Any = clips.report
+    report = clips.report
     size = clips.size
     if clips.order is not None:
         with torch.device("meta"):

@@ -1,6 +1,6 @@
 """Autocast to bfloat16 for tensors on the meta device, which torch.autocast does not support."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -29,7 +29,7 @@ class MetaAutocast(TorchFunctionMode):
         self._cast: dict[int, Tensor] = {}
 
     def __torch_function__(
-        self, function: Callable[..., Any], types: Any, args: tuple = (), kwargs: dict | None = None
+        self, function: Callable[..., Any], types: Collection[type], args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         if function in _NARROW:
             args = tuple(self._to(value, torch.bfloat16) for value in args)
@@ -37,7 +37,7 @@ class MetaAutocast(TorchFunctionMode):
             args = tuple(self._to(value, torch.float32) for value in args)
         return function(*args, **(kwargs or {}))
 
-    def _to(self, value: Any, dtype: torch.dtype) -> Any:
+    def _to(self, value: object, dtype: torch.dtype) -> object:
         if not isinstance(value, Tensor) or value.dtype == dtype or value.dtype not in (torch.float32, torch.bfloat16):
             return value
         if not (value.is_leaf and value.requires_grad and dtype is torch.bfloat16):
@@ -54,11 +54,11 @@ def run_inside(block: nn.Module, make_context: Callable[[], AbstractContextManag
     """
     contexts: list[AbstractContextManager] = []
 
-    def enter(module: nn.Module, args: Any) -> None:
+    def enter(module: nn.Module, args: tuple) -> None:
         contexts.append(make_context())
         contexts[-1].__enter__()
 
-    def leave(module: nn.Module, args: Any, outputs: Any) -> None:
+    def leave(module: nn.Module, args: tuple, outputs: object) -> None:
         contexts.pop().__exit__(None, None, None)
 
     block.register_forward_pre_hook(enter)

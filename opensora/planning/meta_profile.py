@@ -4,7 +4,7 @@ The modules and autograd are those of training, so saved, recomputed and short-l
 Bytes are those of storages; the overhead of an allocator is not counted.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +14,7 @@ from weakref import ref
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -131,7 +132,9 @@ class LiveBytes(TorchDispatchMode):
         peak, self._peak = self._peak, self.now
         return peak
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, function: OpOverload, types: Collection[type], args: tuple = (), kwargs: dict | None = None
+    ) -> object:
         result = _RULES.get(function, function)(*args, **(kwargs or {}))
         if function._overloadpacket in _FLOPS:
             self.flops += _FLOPS[function._overloadpacket](*args, **(kwargs or {}), out_val=result)
@@ -154,14 +157,23 @@ class LiveBytes(TorchDispatchMode):
         del self._finalizers[key]
 
 
-def _layer_norm(x: Tensor, shape: Any, weight: Any, bias: Any, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def _layer_norm(
+    x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
     ones = (1,) * len(shape)
     mean, rstd = (x.new_empty((*x.shape[: x.dim() - len(shape)], *ones), dtype=torch.float32) for _ in range(2))
     return torch.empty_like(x, memory_format=torch.contiguous_format), mean, rstd
 
 
 def _layer_norm_backward(
-    grad: Tensor, x: Tensor, shape: Any, mean: Tensor, rstd: Tensor, weight: Any, bias: Any, mask: list[bool]
+    grad: Tensor,
+    x: Tensor,
+    shape: Sequence[int],
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mask: list[bool],
 ) -> tuple[Tensor | None, ...]:
     return tuple(
         torch.empty_like(each) if needed and each is not None else None
@@ -233,7 +245,7 @@ class _FusedEverywhere(TorchFunctionMode):
     """Gives torch's own attention function, which autoencoders call, the shapes of a fused kernel as well."""
 
     def __torch_function__(
-        self, function: Callable[..., Any], types: Any, args: tuple = (), kwargs: dict | None = None
+        self, function: Callable[..., Any], types: Collection[type], args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         if function is F.scaled_dot_product_attention and len(args) >= 3 and args[0].is_meta:
             return fused_attention(args[0], args[1], args[2], (kwargs or {}).get("attn_mask"))
@@ -244,12 +256,12 @@ def _short_or_fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None)
     return (softmax_attention if k.shape[-2] <= SHORT_KEYS else fused_attention)(q, k, v, mask)
 
 
-def _attention_flops(q: Tensor, k: Tensor, *rest: Any, **options: Any) -> int:
+def _attention_flops(q: Tensor, k: Tensor, *rest: object, **options: object) -> int:
     """Two products of [N, d] and [d, M] for each head (Dao et al. 2022, arXiv:2205.14135, sec. 2.2)."""
     return 4 * q.numel() * k.shape[-2]
 
 
-def _attention_backward_flops(grad: Tensor, q: Tensor, k: Tensor, *rest: Any, **options: Any) -> int:
+def _attention_backward_flops(grad: Tensor, q: Tensor, k: Tensor, *rest: object, **options: object) -> int:
     """Four products, and the scores again."""
     return 10 * q.numel() * k.shape[-2]
 

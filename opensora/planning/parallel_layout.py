@@ -50,7 +50,7 @@ class ParallelLayout:
         """The sizes of a module with the ranks and micro-batches of this layout."""
         return replace(model, ranks=self.world, micro_batches=self.micro_batches, dtype=self.dtype, gloo=self.gloo)
 
-    def with_plugin(self, plugin: str, **options: Any) -> "ParallelLayout":
+    def with_plugin(self, plugin: str, **options: object) -> "ParallelLayout":
         """The same division under another plugin, which keeps those options that it takes."""
         config = {**self.plugin_config, **options}
         return replace(

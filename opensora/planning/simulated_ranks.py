@@ -1,10 +1,9 @@
 """One rank of a sequence-parallel or tensor-parallel group, simulated: its shapes, memory and traffic without the others."""
 
-from typing import Any
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.autograd.function import FunctionCtx
 
 from opensora.models.layers.seam import Seam
 from opensora.parallel.sequence_parallel import Mode, SequenceSharding, install_seams
@@ -51,24 +50,28 @@ class SimulatedTensorGroup:
         return x.clone()
 
 
+class _GroupContext(FunctionCtx):
+    group: SimulatedTensorGroup
+
+
 class _AllReduceGradient(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: SimulatedTensorGroup) -> Tensor:
+    def forward(ctx: _GroupContext, x: Tensor, group: SimulatedTensorGroup) -> Tensor:
         ctx.group = group
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: _GroupContext, grad: Tensor) -> tuple[Tensor, None]:
         return ctx.group.all_reduce(grad), None
 
 
 class _AllReduceOutput(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: SimulatedTensorGroup) -> Tensor:
+    def forward(ctx: _GroupContext, x: Tensor, group: SimulatedTensorGroup) -> Tensor:
         return group.all_reduce(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: _GroupContext, grad: Tensor) -> tuple[Tensor, None]:
         return grad, None
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
 
 import torch
 
@@ -72,16 +71,16 @@ def _nothing_compiled() -> Iterator[None]:
 class NoStream:
     """A stream or event of a device without streams."""
 
-    def wait_stream(self, stream: Any) -> None: ...
+    def wait_stream(self, stream: object) -> None: ...
 
-    def wait_event(self, event: Any) -> None: ...
+    def wait_event(self, event: object) -> None: ...
 
-    def record_event(self, event: Any = None) -> "NoStream":
+    def record_event(self, event: object = None) -> "NoStream":
         return self
 
-    def record(self, stream: Any = None) -> None: ...
+    def record(self, stream: object = None) -> None: ...
 
-    def wait(self, stream: Any = None) -> None: ...
+    def wait(self, stream: object = None) -> None: ...
 
     def synchronize(self) -> None: ...
 
@@ -99,30 +98,30 @@ def set_accelerator(device: torch.device) -> None:
     class HostAccelerator(CpuAccelerator):
         """Shim S1: streams and events that do nothing, no current device to set, one random generator."""
 
-        def get_rng_state(self, device: Any = "cpu") -> torch.Tensor:
+        def get_rng_state(self, device: object = "cpu") -> torch.Tensor:
             return torch.get_rng_state()
 
         def manual_seed(self, seed: int) -> None:
             torch.manual_seed(seed)
 
-        def Stream(self, *args: Any, **kwargs: Any) -> NoStream:
+        def Stream(self, *args: object, **kwargs: object) -> NoStream:
             return NoStream()
 
-        def Event(self, *args: Any, **kwargs: Any) -> NoStream:
+        def Event(self, *args: object, **kwargs: object) -> NoStream:
             return NoStream()
 
-        def current_stream(self, device: Any = None) -> NoStream:
+        def current_stream(self, device: object = None) -> NoStream:
             return NoStream()
 
-        def default_stream(self, device: Any = None) -> NoStream:
+        def default_stream(self, device: object = None) -> NoStream:
             return NoStream()
 
-        def set_stream(self, stream_: Any) -> None: ...
+        def set_stream(self, stream_: object) -> None: ...
 
-        def stream(self, stream_: Any) -> AbstractContextManager[None]:
+        def stream(self, stream_: object) -> AbstractContextManager[None]:
             return nullcontext()
 
-        def synchronize(self, device: Any = None) -> None: ...
+        def synchronize(self, device: object = None) -> None: ...
 
         def empty_cache(self) -> None: ...
 

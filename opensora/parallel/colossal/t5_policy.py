@@ -4,7 +4,7 @@ ColossalAI's policy is wrong for the gated MLP of T5 v1.1 (colossalai 0.5.0): th
 that layer stays whole, and the next two are sharded along the wrong axes. The policy here corrects that.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -14,8 +14,11 @@ from opensora.errors import ConfigError
 from opensora.parallel import collectives
 from opensora.parallel.colossal.accelerator import set_accelerator
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def shard_t5(model: nn.Module, group: dist.ProcessGroup | None, device: torch.device) -> nn.Module:
+
+def shard_t5(model: "PreTrainedModel", group: dist.ProcessGroup | None, device: torch.device) -> nn.Module:
     """`model` (transformers' T5EncoderModel, on the CPU) with only this rank's heads, hidden units and words.
 
     device: where the rank will compute.
@@ -26,12 +29,11 @@ def shard_t5(model: nn.Module, group: dist.ProcessGroup | None, device: torch.de
     size = collectives.world_size(group)
     if size == 1:
         return model
-    config: Any = model.config
     if type(model).__name__ != "T5EncoderModel":
         raise ConfigError(
             f"text_encoder: {type(model).__name__} cannot be cut by heads; allowed: t5; use text_encoder_parallel='shard'"
         )
-    for unit, number in {"heads": config.num_heads, "hidden units": config.d_ff}.items():
+    for unit, number in {"heads": model.config.num_heads, "hidden units": model.config.d_ff}.items():
         if number % size:
             raise ConfigError(
                 f"text_encoder: {number} {unit} of T5 on groups of {size} ranks; allowed: a divisor of {number}; change "

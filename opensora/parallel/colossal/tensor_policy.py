@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
 from opensora.parallel.tensor_parallel import (
     COLUMN_PARALLEL,
@@ -45,11 +46,11 @@ def boost(
         def configure(
             self,
             model: nn.Module,
-            optimizer: Any = None,
-            criterion: Any = None,
-            dataloader: Any = None,
-            lr_scheduler: Any = None,
-        ) -> tuple[Any, Any, Any, Any, Any]:
+            optimizer: Optimizer | None = None,
+            criterion: object = None,
+            dataloader: object = None,
+            lr_scheduler: object = None,
+        ) -> tuple[nn.Module, Optimizer | None, object, object, object]:
             groups = (self.mixed_dp_group, self.tp_group, self.sp_group)
             wrapped = HybridParallelModule(
                 model, self.precision, self.shard_config, *groups, False, {}, self.custom_policy

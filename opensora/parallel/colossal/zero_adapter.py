@@ -5,11 +5,12 @@ Written against colossalai 0.5.0.
 """
 
 import functools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 from weakref import proxy
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -20,7 +21,7 @@ from opensora.registry import PLATFORMS, names
 
 
 def boost(
-    model: nn.Module, optimizer: Optimizer, *, stage: int, precision: str, **options: Any
+    model: nn.Module, optimizer: Optimizer, *, stage: int, precision: str, **options: object
 ) -> tuple[Any, Any, Any]:
     """(booster, model, optimizer) with ZeRO of `stage`; `model` must be on its device already, in float32."""
     from colossalai.booster import Booster
@@ -46,10 +47,10 @@ def _plugin_class() -> type:
             self,
             model: nn.Module,
             optimizer: Optimizer | None = None,
-            criterion: Any = None,
-            dataloader: Any = None,
-            lr_scheduler: Any = None,
-        ) -> tuple[Any, Any, Any, Any, Any]:
+            criterion: object = None,
+            dataloader: object = None,
+            lr_scheduler: object = None,
+        ) -> tuple[nn.Module, Optimizer, object, object, object]:
             wrapped = LowLevelZeroModel(
                 model,
                 self.precision,
@@ -76,7 +77,7 @@ def _optimizer_class() -> type:
         as little as possible on the number of ranks.
         """
 
-        def __init__(self, optimizer: Optimizer, **options: Any):
+        def __init__(self, optimizer: Optimizer, **options: object):
             self._earlier: dict[int, Tensor] = {}  # by id: gradients of micro-batches that were not exchanged yet
             self._used: set[int] = set()  # by id: parameters that this rank's samples touched in this step
             self.clip_factor = 1.0  # the gradients are multiplied by it in `step`
@@ -166,7 +167,7 @@ def _optimizer_class() -> type:
 
         # Phase two is `step` of the base class and then `zero_grad`, or `zero_grad` alone.
 
-        def _compute_grad_norm(self, dp_pg: Any, gradients: list[Tensor], norm_type: int = 2) -> float:
+        def _compute_grad_norm(self, dp_pg: object, gradients: list[Tensor], norm_type: int = 2) -> float:
             return 0.0  # phase one has measured already
 
         def _unscale_and_clip_grads(self, grad_groups_flat: list[Tensor], total_norm: float) -> None:
@@ -188,7 +189,7 @@ def _bucket_class() -> type:
     class Float32Buckets(BucketStore):
         """Takes gradients in float32, together with those of earlier micro-batches in `earlier`."""
 
-        def __init__(self, torch_pg: Any, reduce_bucket_size: int, earlier: dict[int, Tensor]):
+        def __init__(self, torch_pg: dist.ProcessGroup, reduce_bucket_size: int, earlier: dict[int, Tensor]):
             super().__init__(torch_pg, reduce_bucket_size)
             self._earlier = earlier
 
@@ -209,10 +210,18 @@ def _bucket_class() -> type:
     return Float32Buckets
 
 
+class _BoostedOptimizer(Protocol):
+    """The shards of ColossalAI's ZeRO optimizer."""
+
+    _working_param_to_padded_working_param: Mapping[Tensor, Tensor]
+
+    def get_working_to_master_map(self) -> Mapping[int, Tensor]: ...
+
+
 class ZeroShards:
     """Reads and writes a boosted optimizer's shards by parameter."""
 
-    def __init__(self, optimizer: Any):
+    def __init__(self, optimizer: _BoostedOptimizer):
         self._optimizer = optimizer
 
     def master(self, parameter: nn.Parameter) -> Tensor:
