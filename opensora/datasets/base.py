@@ -34,6 +34,13 @@ class Dataset(Protocol):
         """Rows in, kept, dropped and why, as far as known without opening a video."""
 
 
+class CaptionedDataset(Dataset, Protocol):
+    """A data set whose captions are known without making a clip."""
+
+    def captions(self, row: int) -> list[str]:
+        """Every caption that the clip of the row can have."""
+
+
 class SizedDataset(Dataset, Protocol):
     """A data set that makes clips of any size, as `bucket_config` needs."""
 

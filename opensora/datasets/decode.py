@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -227,7 +227,7 @@ class Video:
                 yield self.index_at(frame.pts), frame
 
     def _to_array(self, frame: "VideoFrame") -> Frames:
-        pixels: Any = frame.to_ndarray(format="rgb24")
+        pixels: Frames = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
         return np.ascontiguousarray(np.rot90(pixels, self._quarter_turns)) if self._quarter_turns else pixels
 
 

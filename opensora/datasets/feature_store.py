@@ -25,7 +25,7 @@ from torch import Tensor
 
 from opensora import files
 from opensora.config import digest
-from opensora.datasets.base import ClipSize, Dataset
+from opensora.datasets.base import CaptionedDataset, ClipSize
 from opensora.datasets.row_report import Report
 from opensora.errors import BadClip, ConfigError, DataError
 from opensora.rng import Draw, key_seed
@@ -34,7 +34,7 @@ from opensora.types import Clip
 _BLAKE2B = partial(hashlib.blake2b, digest_size=16)
 
 
-class CacheableDataset(Dataset, Protocol):
+class CacheableDataset(CaptionedDataset, Protocol):
     """A data set that can identify a clip without making it."""
 
     def settings(self) -> dict[str, Any]:
@@ -54,9 +54,6 @@ class CacheableDataset(Dataset, Protocol):
 
     def caption(self, row: int, draw: Draw) -> str:
         """The caption of `clip`, without making the clip."""
-
-    def captions(self, row: int) -> list[str]:
-        """Every caption that `caption` can return."""
 
 
 def content_hash(*parts: object) -> str:
@@ -138,7 +135,7 @@ class FeatureStore:
     path: Path
 
     @classmethod
-    def create(cls, folder: str | Path, kind: str, network: Mapping[str, Any], **about: Any) -> "FeatureStore":
+    def create(cls, folder: str | Path, kind: str, network: Mapping[str, Any], **about: object) -> "FeatureStore":
         """The store of a network, with `about` recorded in it. kind: "video" or "text"."""
         store = cls(Path(folder) / f"{kind}-{digest(network)}")
         if store.about() is None:

@@ -12,7 +12,7 @@ the first `MAX_MESSAGES` of each reason.
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,7 +88,13 @@ class Rows(Sequence[ManifestRow]):
     def __len__(self) -> int:
         return len(self.columns.index)
 
-    def __getitem__(self, position: Any) -> Any:
+    @overload
+    def __getitem__(self, position: int) -> ManifestRow: ...
+
+    @overload
+    def __getitem__(self, position: slice) -> list[ManifestRow]: ...
+
+    def __getitem__(self, position: int | slice) -> ManifestRow | list[ManifestRow]:
         if isinstance(position, slice):
             return [self[i] for i in range(*position.indices(len(self)))]
         columns, index = self.columns, int(self.columns.index[position])
@@ -182,7 +188,7 @@ def _check(path: str, block: RowBlock, names: Sequence[str], dropped: DroppedRow
         if name in table.column_names:
             numbers[name], wrong[name] = _numbers(table.column(name), lowest)
 
-    def cell(name: str, position: int) -> Any:
+    def cell(name: str, position: int) -> object:
         return table.column(name)[position].as_py()
 
     def bad_number(name: str) -> Callable[[int], str]:
@@ -260,7 +266,7 @@ def _numbers(column: "pyarrow.ChunkedArray", lowest: float) -> tuple[NDArray[np.
     return values, (values < lowest) | (values == np.inf)
 
 
-def _float(cell: Any) -> float:
+def _float(cell: str | float | None) -> float:
     """The cell as a number; NaN when it is empty, and -inf when it is no number."""
     if cell is None or cell == "":
         return np.nan

@@ -144,7 +144,7 @@ def readable_rows(table: Table) -> tuple[list[tuple[int, Cells]], list[str]]:
     rows: list[tuple[int, Cells]] = []
     messages: list[str] = []
     for index, cells in enumerate(table.rows):
-        error: Any = table.errors.get(index)
+        error: RowError | str | None = table.errors.get(index)
         path = str(cells.get("path") or "").strip()
         if error is None and "path" in table.columns and not path:
             error = "the path is empty; fill it in or remove the row"

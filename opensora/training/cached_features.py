@@ -8,7 +8,7 @@ import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeGuard
 
 import torch
 from mmengine.registry import Registry
@@ -48,7 +48,7 @@ def network_fingerprint(of: Registry, config: Mapping[str, Any], dtype: str, fil
     return {"config": _with_hashes({**defaults, **config}, "", file_hashes), "dtype": dtype}
 
 
-def _with_hashes(value: Any, name: str, file_hashes: FileHashes) -> Any:
+def _with_hashes(value: object, name: str, file_hashes: FileHashes) -> object:
     """`value` of argument `name`, with paths replaced by hashes."""
     if isinstance(value, Mapping):
         kept = {key: inner for key, inner in value.items() if key not in _NEUTRAL_ARGUMENTS}
@@ -80,9 +80,13 @@ def caption_key(text_encoder: Mapping[str, Any]) -> Callable[[str], str]:
     return lambda caption: content_hash(normalize(caption))
 
 
-def require_cacheable(dataset: Any, where: str) -> CacheableDataset:
+def _is_cacheable(dataset: Dataset) -> TypeGuard[CacheableDataset]:
+    return hasattr(dataset, "row_fingerprint")
+
+
+def require_cacheable(dataset: Dataset, where: str) -> CacheableDataset:
     """The data set. Raises ConfigError if it cannot identify its clips."""
-    if not hasattr(dataset, "row_fingerprint"):
+    if not _is_cacheable(dataset):
         raise ConfigError(
             f"{where}: key 'dataset': clips of {type(dataset).__name__} cannot be stored; allowed: VideoTextDataset, "
             "MovingShapes; use one of them, or store the captions alone (only=text, and no load_video_features)"
@@ -94,7 +98,7 @@ def how_to_encode(where: str, folder: str) -> str:
     return f"make them with `python -m tools.features.encode {where} {folder}` and the same key=value settings"
 
 
-def stored_clips(run: TrainRun, dataset: Dataset, sizes: Sequence[ClipSize], where: str) -> Any:
+def stored_clips(run: TrainRun, dataset: Dataset, sizes: Sequence[ClipSize], where: str) -> Dataset:
     """`dataset`, with its clips of these sizes read from `load_video_features` if the run names a folder.
 
     Raises ConfigError when the folder's latents are of another autoencoder, size or choice of frames.

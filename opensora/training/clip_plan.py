@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any
+from typing import TypeGuard
 
 import numpy as np
 
-from opensora.datasets.base import ClipSize, Dataset
+from opensora.datasets.base import ClipSize, Dataset, SizedDataset
 from opensora.datasets.bucket_plan import BucketOrder
 from opensora.datasets.bucket_report import BucketLine, BucketReport
 from opensora.datasets.buckets import Buckets
@@ -26,7 +26,7 @@ from opensora.types import Batch
 class ClipPlan:
     """The data set and the sizes of its clips."""
 
-    dataset: Any  # a Dataset
+    dataset: Dataset
     num_frames: int  # of most clips; the default of sampling
     image_size: tuple[int, int]  # height, width in pixels
     report: Report | BucketReport
@@ -69,7 +69,11 @@ def build_buckets(run: TrainRun, where: str) -> Buckets | None:
     return buckets
 
 
-def make_clip_plan(run: TrainRun, dataset: Any, where: str) -> ClipPlan:
+def _is_sized(dataset: Dataset) -> TypeGuard[SizedDataset]:
+    return hasattr(dataset, "sizes")
+
+
+def make_clip_plan(run: TrainRun, dataset: Dataset, where: str) -> ClipPlan:
     """The clips of a run.
 
     Raises ConfigError when data set and `bucket_config` do not fit, DataError when no clip is left.
@@ -80,7 +84,7 @@ def make_clip_plan(run: TrainRun, dataset: Any, where: str) -> ClipPlan:
         report = dataset.report()
         report.require_rows()
         return ClipPlan(dataset, dataset.num_frames, dataset.image_size, report)
-    if not hasattr(dataset, "sizes"):
+    if not _is_sized(dataset):
         raise ConfigError(
             f"{where}: key 'bucket_config': {run.dataset['type']} makes clips of one size; allowed: VideoTextDataset, "
             "MixedShapes; change the data set or remove the key"
@@ -92,9 +96,9 @@ def make_clip_plan(run: TrainRun, dataset: Any, where: str) -> ClipPlan:
         )
     dataset.report().require_rows()
     order = BucketOrder(dataset, buckets, seed=run.seed, micro_batches=run.micro_batches, image_ratio=run.image_ratio)
-    report = order.report()
-    frames, height, width = report.largest_share.size
-    return ClipPlan(dataset, frames, (height, width), report, order)
+    bucket_report = order.report()
+    frames, height, width = bucket_report.largest_share.size
+    return ClipPlan(dataset, frames, (height, width), bucket_report, order)
 
 
 def require_fixed_size(dataset: Dataset, where: str) -> None:

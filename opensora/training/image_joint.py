@@ -6,10 +6,12 @@ Source: Open-Sora-Plan 1.1: images are encoded as clips of one frame and follow 
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import Tensor, cat
 
+from opensora.datasets.base import Dataset
+from opensora.datasets.joint_dataset import JointDataset
 from opensora.errors import ConfigError
 from opensora.interfaces import Autoencoder, Denoiser, Scheduler
 from opensora.models.codec import Codec
@@ -19,12 +21,16 @@ from opensora.schema import TrainRun
 from opensora.types import Batch, EncodedText
 
 
-def check_joint(run: TrainRun, dataset: Any, scheduler: Scheduler | None, where: str, key: str = "dataset") -> None:
+def _is_joint(dataset: Dataset) -> TypeGuard[JointDataset]:
+    return hasattr(dataset, "use_image_num")
+
+
+def check_joint(run: TrainRun, dataset: Dataset, scheduler: Scheduler | None, where: str, key: str = "dataset") -> None:
     """Raise ConfigError when the data set puts images next to clips, and task, model or scheduler do not take them.
 
     key: config key of the data set. scheduler: None for task "autoencoder".
     """
-    if not hasattr(dataset, "use_image_num"):
+    if not _is_joint(dataset):
         return
     if scheduler is None or run.model is None:
         raise ConfigError(
@@ -44,9 +50,9 @@ def check_joint(run: TrainRun, dataset: Any, scheduler: Scheduler | None, where:
         )
 
 
-def check_strides(vae: Autoencoder, dataset: Any, where: str, key: str = "dataset") -> None:
+def check_strides(vae: Autoencoder, dataset: Dataset, where: str, key: str = "dataset") -> None:
     """Raise ConfigError when the padding masks of a data set do not fit the autoencoder's latents."""
-    if not getattr(dataset, "padded", False):
+    if not (_is_joint(dataset) and dataset.padded):
         return
     time, rows, _ = vae.compression
     if dataset.stride != (time, rows):

@@ -15,7 +15,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import TypeGuard, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ from torch.utils import data
 
 from opensora.cli.run_main import report_on_main_rank_only, run_main
 from opensora.config import load, parse_override
-from opensora.datasets.base import ClipSize, SizedDataset
+from opensora.datasets.base import CaptionedDataset, ClipSize, Dataset, SizedDataset
 from opensora.datasets.buckets import DROPPED
 from opensora.datasets.feature_store import CacheableDataset, ClipKeys, FeatureStore, FileHashes, size_name
 from opensora.errors import BadClip, ConfigError, DataError, OpenSoraError
@@ -207,6 +207,10 @@ def list_clips(run: TrainRun, keys: ClipKeys, clips: ClipPlan | None) -> ClipLis
     return ClipList(keys, pairs // buckets, size_of, [order.size(int(number)) for number in numbers])
 
 
+def _has_captions(dataset: Dataset) -> TypeGuard[CaptionedDataset]:
+    return hasattr(dataset, "captions")
+
+
 def encode(
     run: TrainRun, where: str, folder: str, world: World, *, variants: int | None = None, only: str | None = None
 ) -> dict[str, Count]:
@@ -234,9 +238,12 @@ def encode(
         ]
         work[VIDEO] = lambda: encode_clips(run, folder, lists, world)
     if only != VIDEO:
-        if not all(hasattr(dataset, "captions") for dataset in datasets):
+        captioned = [dataset for dataset in datasets if _has_captions(dataset)]
+        if len(captioned) < len(datasets):
             raise ConfigError(f"{where}: key 'dataset': its captions are not known beforehand; use only=video")
-        captions = [caption for dataset in datasets for row in range(len(dataset)) for caption in dataset.captions(row)]
+        captions = [
+            caption for dataset in captioned for row in range(len(dataset)) for caption in dataset.captions(row)
+        ]
         captions += run.preview_prompts
         captions += [""] * (run.warmup_buckets or bool(run.preview_prompts))  # of warm-up clips, and for guidance
         work[TEXT] = lambda: encode_captions(run, folder, captions, world)
