@@ -140,7 +140,7 @@ def parse_override(text: str) -> tuple[str, Any]:
         return dotted, raw
 
 
-def _set(values: dict[str, Any], dotted: str, value: Any, schema: type[Any], path: str) -> None:
+def _set(values: dict[str, Any], dotted: str, value: object, schema: type[Any], path: str) -> None:
     *parents, last = dotted.split(".")
     here = values
     for depth, part in enumerate(parents):

@@ -12,7 +12,7 @@ from typing import Any
 from mmengine.registry import Registry
 
 
-def key(default: Any = MISSING, doc: str = "", *, unit: str = "", resume_safe: bool = False) -> Any:
+def key(default: object = MISSING, doc: str = "", *, unit: str = "", resume_safe: bool = False) -> Any:
     """A field of a run; a missing default makes it required.
 
     doc, unit: its line in docs/config.md, which `opensora keys` prints. resume_safe: True if the value may change when
@@ -23,7 +23,7 @@ def key(default: Any = MISSING, doc: str = "", *, unit: str = "", resume_safe: b
 
 def component(
     of: Registry,
-    default: Any = MISSING,
+    default: object = MISSING,
     doc: str = "",
     *,
     supplied: Sequence[str] = (),
@@ -44,7 +44,7 @@ def arguments_of(of: Registry, named_by: str, doc: str) -> Any:
     return _field({}, {"arguments_registry": of, "named_by": named_by, "doc": doc, "unit": "", "resume_safe": False})
 
 
-def _field(default: Any, metadata: Mapping[str, Any]) -> Any:
+def _field(default: object, metadata: Mapping[str, object]) -> Any:
     if isinstance(default, dict | list):
         return field(default_factory=lambda: copy(default), metadata=metadata)
     return field(default=default, metadata=metadata)

@@ -2,7 +2,10 @@
 
 import sys
 from collections.abc import Callable
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 
 def _print(message: str) -> None:
@@ -32,8 +35,8 @@ class ProgressBar:
         self.visible = visible and total > 0
         self.lines = lines
         self.log = log
-        self._bar: Any = None
-        self._task: Any = None
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
 
     def start(self) -> Self:
         if self.visible and sys.stderr.isatty():
@@ -43,7 +46,7 @@ class ProgressBar:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             self._bar = Progress(*columns, console=Console(stderr=True))
             self._bar.start()
-            self._task = self._bar.add_task(self.title, total=self.total, completed=self.completed)
+            self._task = self._bar.add_task(self.title, total=self.total, completed=int(self.completed))
         return self
 
     __enter__ = start
@@ -58,7 +61,7 @@ class ProgressBar:
     def update(self, completed: float, description: str | None = None, line: str = "") -> None:
         """Show that `completed` of `total` is done. description: text of the bar; line: the plain line."""
         before, self.completed = self.completed, completed
-        if self._bar is not None:
+        if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=completed, description=description)
         elif self.visible and (self.lines is None or self._part(before) < self._part(completed)):
             self.log(line)

@@ -55,10 +55,11 @@ def class_of(registry: Registry, name: str) -> Any:
     return getattr(create, "__wrapped_class__", create)
 
 
-def build(registry: Registry, config: dict[str, Any], **kwargs: Any) -> Any:
+def build(registry: Registry, config: dict[str, Any], **kwargs: object) -> Any:
     """Build `config`'s component; `kwargs` are arguments that the run knows and the config need not repeat."""
-    arguments = {**config, **kwargs}
-    return constructor(registry, arguments.pop("type"))(**arguments)
+    arguments: dict[str, object] = {**config, **kwargs}
+    del arguments["type"]
+    return constructor(registry, config["type"])(**arguments)
 
 
 def register_preset(registry: Registry, name: str, cls: type, **preset: object) -> None:

@@ -3,15 +3,18 @@
 import argparse
 import importlib
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from opensora.cli.run_main import run_main
-from opensora.platforms import Feature, device_features, select
+from opensora.platforms import Feature, Platform, device_features, select
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 PACKAGES = ("torch", "torchvision", "colossalai", "mmengine", "transformers", "diffusers", "timm", "av", "safetensors")
 
@@ -65,7 +68,7 @@ def doctor_command() -> int:
     return 0
 
 
-def kernel_table(device: Any) -> Any:
+def kernel_table(device: Platform) -> "Table":
     """The attention and norm kernels that models on this device use."""
     from rich.table import Table
 
@@ -85,7 +88,7 @@ def kernel_table(device: Any) -> Any:
     return table
 
 
-def _name(kernel: Any) -> str:
+def _name(kernel: Callable[..., object]) -> str:
     return f"{kernel.__module__.rpartition('.')[2]}.{kernel.__name__}"
 
 

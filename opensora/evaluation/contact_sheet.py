@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from opensora.datasets.transforms import to_uint8
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from PIL import Image, ImageDraw, ImageFont
 
 MARGIN, GAP, LINE = 12, 3, 17  # pixels: around and between blocks, between frames, height of a line of text
 INK, FAINT, GOOD, BAD, PAPER = "#1a1a1a", "#6b6b6b", "#1a7f37", "#b42318", "#ffffff"
@@ -83,7 +83,7 @@ def strip(clip_CTHW: Tensor, frames: int, frame_height: int) -> "Image.Image":
     return image
 
 
-def _font(size: int, bold: bool = False) -> Any:
+def _font(size: int, bold: bool = False) -> "ImageFont.FreeTypeFont":
     """DejaVu Sans as matplotlib ships it: Pillow's own font lacks most letters outside English."""
     import matplotlib
     from PIL import ImageFont
@@ -92,7 +92,7 @@ def _font(size: int, bold: bool = False) -> Any:
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
 
 
-def _shorten(text: str, draw: Any, font: Any, width: int) -> str:
+def _shorten(text: str, draw: "ImageDraw.ImageDraw", font: "ImageFont.FreeTypeFont", width: int) -> str:
     text = " ".join(text.split())  # a line break would be drawn over the next row
     if draw.textlength(text, font) <= width:
         return text

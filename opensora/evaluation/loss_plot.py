@@ -1,7 +1,7 @@
 """The training curve as a picture."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,5 +53,5 @@ def smooth(values: Sequence[float]) -> list[float]:
     return [math.fsum(window) / len(window) for window in windows]
 
 
-def _series(pairs: Any) -> dict[int, float]:
+def _series(pairs: Iterable[tuple[int, float]]) -> dict[int, float]:
     return dict(sorted({step: value for step, value in pairs if math.isfinite(value)}.items()))

@@ -1,9 +1,10 @@
 """From a sampling config to loaded parts; the checkpoint's record is the default for keys that the config leaves out."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -29,6 +30,7 @@ from opensora.schema import SampleRun
 from opensora.training.checkpoint import resolve_part, resolve_weights
 from opensora.types import DTYPES, SampleRequest, VideoConditioning
 
+T = TypeVar("T")
 PARTS = ("model", "vae", "text_encoder", "scheduler")
 
 
@@ -121,19 +123,26 @@ def build_sampler(plan: SamplePlan, device: torch.device) -> tuple[Sampler, Gene
     return Sampler(model.to(device, dtype), scheduler, codec), settings
 
 
-def _part(name: str, configured: Any, recorded: Any, where: str, run: SampleRun) -> dict[str, Any]:
+def _part(
+    name: str, configured: Mapping[str, Any] | None, recorded: Mapping[str, Any] | None, where: str, run: SampleRun
+) -> dict[str, Any]:
     """The recorded part with what the config changes; a config that names another type replaces it whole."""
-    if configured is None and recorded is None:
+    if configured is None:
+        config = recorded
+    elif recorded is None or configured.get("type", recorded["type"]) != recorded["type"]:
+        config = configured
+    else:
+        config = {**recorded, **configured}
+    if config is None:
         message = f"{where}: key '{name}': missing, and {_source(run)} does not record it; add {name} = dict(type=...)"
         raise ConfigError(message)
-    same = recorded is not None and (configured or {}).get("type", recorded["type"]) == recorded["type"]
-    part = resolve_part({**recorded, **(configured or {})} if same else configured)
+    part = resolve_part(config)
     metadata = next(field.metadata for field in fields(SampleRun) if field.name == name)
     check_component(metadata["registry"], part, name, lambda key: where, supplied=metadata["supplied"])
     return part
 
 
-def _configured_or_recorded(configured: Any, recorded: Any, name: str, where: str, run: SampleRun) -> Any:
+def _configured_or_recorded(configured: T | None, recorded: T | None, name: str, where: str, run: SampleRun) -> T:
     value = recorded if configured is None else configured
     if value is None:
         raise ConfigError(f"{where}: key '{name}': missing, and {_source(run)} does not record it; add {name} = ...")

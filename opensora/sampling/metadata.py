@@ -11,6 +11,7 @@ from typing import Any
 
 from opensora.errors import ConfigError
 from opensora.files import hash_text
+from opensora.interfaces import Scheduler
 from opensora.types import SampleRequest
 
 SLUG_LENGTH = 48  # characters; with index and hash a name stays far below the 255 bytes of common file systems
@@ -29,7 +30,7 @@ class GenerationSettings:
 
 
 def generation_settings(
-    scheduler: Any,
+    scheduler: Scheduler,
     *,
     dtype: str,
     config_hash: str,
@@ -93,7 +94,7 @@ def output_path(save_dir: str | Path, request: SampleRequest) -> Path:
     return Path(save_dir) / f"{file_stem(request)}.{'png' if request.num_frames == 1 else 'mp4'}"
 
 
-def record(request: SampleRequest, settings: GenerationSettings, **written: Any) -> dict[str, Any]:
+def record(request: SampleRequest, settings: GenerationSettings, **written: object) -> dict[str, Any]:
     """The json next to a video; `written` describes its file."""
     fields = {name: value for name, value in asdict(request).items() if name != "conditioning"}
     conditioning = {} if request.conditioning is None else asdict(request.conditioning)

@@ -197,7 +197,7 @@ def _row_prompt(row: Mapping[str, Any], where: str, folder: Path) -> Prompt:
     return replace(prompt, negative_prompt=None if negative is None else str(negative), **own)
 
 
-def _number(name: str, value: Any, where: str) -> float | int:
+def _number(name: str, value: str | float, where: str) -> float | int:
     try:
         if name == "fps":
             return float(value)

@@ -56,7 +56,7 @@ class ClassLabels:
         return self
 
     @staticmethod
-    def normalize_caption(caption: str, **config: Any) -> str:
+    def normalize_caption(caption: str, **config: object) -> str:
         """The caption without differences that do not matter: case and outer blanks."""
         return caption.strip().casefold()
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from opensora.models.text.transformers_encoder import PretrainedEncoder, read_config
+from opensora.models.text.transformers_encoder import EncoderOutput, PretrainedEncoder, read_config
 from opensora.registry import TEXT_ENCODERS
 from opensora.types import EncodedText
 
@@ -48,10 +48,10 @@ class ClipEncoder(PretrainedEncoder):
             return {"hidden_size": 512, "max_position_embeddings": LONGEST, **config["text_config"]}
         return config
 
-    def read_model(self, **options: Any) -> tuple[nn.Module, dict[str, Any]]:
+    def read_model(self, **options: object) -> tuple[nn.Module, dict[str, Any]]:
         from transformers import CLIPTextModel
 
         return CLIPTextModel.from_pretrained(self.from_pretrained, **options)
 
-    def condition(self, output: Any, mask_BL: Tensor) -> EncodedText:
+    def condition(self, output: EncoderOutput, mask_BL: Tensor) -> EncodedText:
         return EncodedText(output.pooler_output[:, None, None], None)

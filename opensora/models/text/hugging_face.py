@@ -25,7 +25,7 @@ class HuggingFaceEncoder(PretrainedEncoder):
         embedded = from_pretrained == EMBEDDED
         super().__init__(str(embedded_folder()) if embedded else from_pretrained, model_max_length)
 
-    def read_model(self, **options: Any) -> tuple[nn.Module, dict[str, Any]]:
+    def read_model(self, **options: object) -> tuple[nn.Module, dict[str, Any]]:
         from transformers import AutoModel
 
         model, report = AutoModel.from_pretrained(self.from_pretrained, **options)

@@ -45,13 +45,13 @@ class T5Encoder(PretrainedEncoder):
             return KNOWN_WIDTHS[self.from_pretrained]
         return super().read_width()
 
-    def read_model(self, **options: Any) -> tuple[nn.Module, dict[str, Any]]:
+    def read_model(self, **options: object) -> tuple[nn.Module, dict[str, Any]]:
         from transformers import T5EncoderModel
 
         return T5EncoderModel.from_pretrained(self.from_pretrained, **options)
 
     @staticmethod
-    def normalize_caption(caption: str, use_text_preprocessing: bool = True, **config: Any) -> str:
+    def normalize_caption(caption: str, use_text_preprocessing: bool = True, **config: object) -> str:
         return preprocess(caption, use_text_preprocessing)
 
     def prepare(self, caption: str) -> str:

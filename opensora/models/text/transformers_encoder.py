@@ -8,7 +8,7 @@ import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,18 @@ from torch import Tensor, nn
 from opensora.errors import ConfigError, WeightsError
 from opensora.types import EncodedText
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 # Names for the width of the token states in configs of transformers.
 WIDTH_KEYS = ("hidden_size", "d_model", "dim", "n_embd")
+
+
+class EncoderOutput(Protocol):
+    """The output of an encoder of transformers; only those with a pooler have `pooler_output`."""
+
+    last_hidden_state: Tensor  # [B, L, C]
+    pooler_output: Tensor  # [B, C]
 
 
 class PretrainedEncoder(abc.ABC):
@@ -41,7 +51,7 @@ class PretrainedEncoder(abc.ABC):
         self.device = torch.device("cpu")
         self.dtype: torch.dtype | None = None  # None = as the weights file has it
         self.model: nn.Module | None = None
-        self.tokenizer: Any = None
+        self.tokenizer: PreTrainedTokenizerBase | None = None
 
     @property
     def model_max_length(self) -> int:
@@ -85,7 +95,7 @@ class PretrainedEncoder(abc.ABC):
         return read_config(self.from_pretrained)
 
     @abc.abstractmethod
-    def read_model(self, **options: Any) -> tuple[nn.Module, dict[str, Any]]:
+    def read_model(self, **options: object) -> tuple[nn.Module, dict[str, Any]]:
         """The transformers model whose forward gives `last_hidden_state`, and its loading report."""
 
     def load(self) -> Self:
@@ -141,7 +151,7 @@ class PretrainedEncoder(abc.ABC):
     @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> EncodedText:
         """The captions' token states; padding is masked from the other tokens."""
-        if self.model is None:
+        if self.model is None or self.tokenizer is None:
             raise RuntimeError(f"{type(self).__name__}.encode: the weights are not read yet; call load() first")
         tokens = self.tokenizer(
             [self.prepare(caption) for caption in captions],
@@ -156,7 +166,7 @@ class PretrainedEncoder(abc.ABC):
             self.model(input_ids=tokens["input_ids"].to(self.device), attention_mask=mask_BL), mask_BL
         )
 
-    def condition(self, output: Any, mask_BL: Tensor) -> EncodedText:
+    def condition(self, output: EncoderOutput, mask_BL: Tensor) -> EncodedText:
         """Token states [B, 1, L, C] and mask [B, L] from the model's output."""
         return EncodedText(output.last_hidden_state.unsqueeze(1), mask_BL)
 

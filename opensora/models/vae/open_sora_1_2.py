@@ -6,7 +6,7 @@ Shapes: B batch, C latent channels, T H W frames/rows/columns, lower case the la
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Generator, Tensor, nn
@@ -35,6 +35,7 @@ SD_LAYOUT = {
     "sample_size": 512,
 }
 # VAE_Temporal does not scale its latents: OpenSoraVAE_V1_2 does.
+Part = TypeVar("Part", bound=VideoAutoencoder)
 UNSCALED: dict[str, Any] = {"scaling_factor": 1.0, "latent_shift": None, "latent_scale": None}
 
 
@@ -90,11 +91,9 @@ class OpenSoraVAE_V1_2(VideoAutoencoder):
         if "config" not in spatial and spatial.get("from_pretrained") is None:
             spatial = {"config": SD_LAYOUT, **spatial}
         micro_batch_size = config["micro_batch_size"]
-        self.spatial_vae: VideoAutoencoderKL = _build_part(
-            VideoAutoencoderKL, "spatial", spatial, micro_batch_size=micro_batch_size
-        )
+        self.spatial_vae = _build_part(VideoAutoencoderKL, "spatial", spatial, micro_batch_size=micro_batch_size)
         channels = self.spatial_vae.latent_channels
-        self.temporal_vae: VAE_Temporal = _build_part(VAE_Temporal, "temporal", temporal, **UNSCALED)
+        self.temporal_vae = _build_part(VAE_Temporal, "temporal", temporal, **UNSCALED)
         if self.temporal_vae.in_channels != channels:
             raise ConfigError(
                 f"OpenSoraVAE_V1_2: temporal: in_out_channels is {self.temporal_vae.in_channels}; the spatial part has "
@@ -208,7 +207,7 @@ def _chunk_lengths(frames: int, size: int | None) -> list[int]:
     return [size or frames] * whole + ([rest] if rest else [])
 
 
-def _build_part(kind: Any, name: str, arguments: Mapping[str, Any], **fixed: Any) -> Any:
+def _build_part(kind: type[Part], name: str, arguments: Mapping[str, Any], **fixed: object) -> Part:
     known = [key for key in inspect.signature(kind).parameters if key not in fixed]
     for key in arguments:
         if key not in known:
