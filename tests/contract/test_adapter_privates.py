@@ -111,6 +111,6 @@ def test_every_private_attribute_in_use_is_listed() -> None:
 
 def test_missing_attribute_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(USED, "torch.distributed._composable", {"checkpoint", "gone"})
-    with pytest.raises(AssertionError, match="has no gone any more"):
-        test_private_attributes_exist("torch.distributed._composable")
+    with pytest.raises(AssertionError, match=r"torch\.distributed\._composable: gone"):
+        test_private_attributes_exist()
     assert "colossalai" in sys.modules
