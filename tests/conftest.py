@@ -1,5 +1,17 @@
-"""What every test wants."""
+"""Settings of all tests."""
 
 import logging
+from collections.abc import Iterator
 
-logging.getLogger("torch.distributed").setLevel(logging.WARNING)  # it tells every file of every checkpoint at DEBUG
+import pytest
+
+logging.getLogger("torch.distributed").setLevel(logging.WARNING)  # at DEBUG it names every file of every checkpoint
+
+
+@pytest.fixture(autouse=True)
+def restored_log() -> Iterator[None]:
+    """Log handlers that a command sets up do not reach the next test."""
+    log = logging.getLogger("opensora")
+    handlers, propagate, level = log.handlers[:], log.propagate, log.level
+    yield
+    log.handlers[:], log.propagate, log.level = handlers, propagate, level

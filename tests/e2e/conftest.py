@@ -1,6 +1,5 @@
-"""Commands called inside the test process leave nothing behind: no process group, no signal handlers, no log handlers."""
+"""Commands called inside the test process leave nothing behind: no process group, no signal handlers."""
 
-import logging
 import signal
 from collections.abc import Callable, Iterator
 
@@ -15,7 +14,7 @@ Opensora = Callable[..., int]
 
 @pytest.fixture(scope="session")
 def warm() -> Iterator[str]:
-    """What starts programs as `python` does, without the seconds that imports take."""
+    """An executable that starts programs as `python` does, without the seconds that imports take."""
     with warm_python() as executable:
         yield executable
 
@@ -24,8 +23,6 @@ def warm() -> Iterator[str]:
 def opensora() -> Iterator[Opensora]:
     """`opensora("check", "config.py", ...)` as the console script would; returns the exit code."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
-    log = logging.getLogger("opensora")
-    before = (log.handlers[:], log.propagate, log.level)
 
     def call(*arguments: str) -> int:
         try:
@@ -34,6 +31,5 @@ def opensora() -> Iterator[Opensora]:
             world.shutdown()
 
     yield call
-    log.handlers[:], log.propagate, log.level = before[0], before[1], before[2]
     for number, handler in handlers.items():
         signal.signal(number, handler)

@@ -149,7 +149,7 @@ def test_under_torchrun_one_rank_speaks_for_all(warm: str, tmp_path: Path, mista
     command_line = (*TORCHRUN, "-m", "opensora.cli.train", TRAIN, f"run_dir={tmp_path / 'run'}", mistake)
     with running(*command_line, python=warm) as command:
         assert command.finish() == 1  # torchrun's own
-    assert len(command.said("error: ")) == 1, "\n".join(command.lines)
-    assert expected in command.said("error: ")[0]
+    assert len(command.lines_with("error: ")) == 1, "\n".join(command.lines)
+    assert expected in command.lines_with("error: ")[0]
     assert any("exitcode  : 2" in line for line in command.lines), "\n".join(command.lines)
     assert not (tmp_path / "run").exists()

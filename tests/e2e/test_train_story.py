@@ -60,14 +60,14 @@ def kill_torchrun(run_dir: Path) -> None:
         os.kill(command.process.pid, signal.SIGKILL)
         # comes back only when the ranks are gone too: they hold the pipe
         assert command.finish() == -signal.SIGKILL
-        assert not command.said("done:")
+        assert not command.lines_with("done:")
 
 
 def terminate_torchrun(run_dir: Path) -> None:
     """torchrun passes the signal on and leaves with an error of its own, but the ranks have saved."""
     with running(*train_command(run_dir), "num_workers=1") as command:  # who get the signal as well
         command.read_until(" saved: ")
-        assert command.said("resumed from")
+        assert command.lines_with("resumed from")
         command.process.terminate()
         assert command.finish() == 1
         assert stopped_at(command.lines) == max(checkpoints(run_dir)) == records(run_dir)[-1]["step"]

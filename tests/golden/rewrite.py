@@ -84,14 +84,16 @@ def rewrite(code: Path, folder: Path, runs: bool) -> None:
 
 def differences(code: Path, against: Path | None, folder: Path) -> list[str]:
     """The runs whose numbers are not bit for bit equal."""
-    found = []
+    changed = []
     for name in (*DEBUG, *RUNS):
         make = debug_records if name in DEBUG else run_records
         path = GOLDEN / (f"{name}_debug.txt" if name in DEBUG else f"runs/{name}.txt")
         expected = read_records(path) if against is None else make(against, name, folder / "against")
         records = make(code, name, folder / "code")
-        found += [f"{name}: {new}, before {old}" for new, old in zip(records, expected, strict=True) if new != old][:1]
-    return found
+        changed += [f"{name}: {new}, before {old}" for new, old in zip(records, expected, strict=True) if new != old][
+            :1
+        ]
+    return changed
 
 
 def main() -> int:
@@ -105,9 +107,9 @@ def main() -> int:
         if not arguments.exact:
             rewrite(arguments.code, Path(folder), arguments.runs)
             return 0
-        found = differences(arguments.code, arguments.against, Path(folder))
-    print("\n".join(found) or "all golden runs are bit for bit equal")
-    return 1 if found else 0
+        changed = differences(arguments.code, arguments.against, Path(folder))
+    print("\n".join(changed) or "all golden runs are bit for bit equal")
+    return 1 if changed else 0
 
 
 if __name__ == "__main__":

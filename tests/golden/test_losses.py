@@ -1,6 +1,6 @@
 """The debug configs learn as they did: losses and gradient norms equal the recorded ones.
 
-Bit for bit is asked by `python -m tests.golden.rewrite --exact`, on one kind of processor.
+`python -m tests.golden.rewrite --exact` compares bit for bit, on one kind of processor.
 """
 
 from pathlib import Path
@@ -25,5 +25,5 @@ def test_debug_config_gives_recorded_losses(tmp_path: Path, name: str) -> None:
     assert [record.step for record in expected] == list(range(1, STEPS + 1))
     assert [record.step for record in records] == [record.step for record in expected]
     for column, rtol in zip(("loss", "grad_norm"), RTOL[name], strict=True):
-        found, golden = ([getattr(record, column) for record in each] for each in (records, expected))
-        assert found == pytest.approx(golden, rel=rtol), column
+        actual, golden = ([getattr(record, column) for record in each] for each in (records, expected))
+        assert actual == pytest.approx(golden, rel=rtol), column

@@ -99,5 +99,5 @@ def test_earlier_run_goes_on_as_it_did(name: str, run_dir: Path) -> None:
     records = read_steps(run_dir)[SAVED:]
     assert [record.step for record in records] == [record.step for record in expected]
     for column in ("loss", "grad_norm"):
-        found, golden = ([getattr(record, column) for record in each] for each in (records, expected))
-        assert found == pytest.approx(golden, rel=RTOL[name]), column
+        actual, golden = ([getattr(record, column) for record in each] for each in (records, expected))
+        assert actual == pytest.approx(golden, rel=RTOL[name]), column

@@ -14,7 +14,7 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "
 
 
 class Command:
-    """`python ARGUMENTS` in the repository, running; `lines` is what it has said so far.
+    """`python ARGUMENTS` in the repository, running; `lines` holds the lines of its standard error so far.
 
     python: another one, for torchrun's ranks too.
     """
@@ -38,7 +38,7 @@ class Command:
         for line in self._read():
             if words in line:
                 return
-        raise AssertionError(f"never said {words!r}:\n" + "\n".join(self.lines))
+        raise AssertionError(f"never wrote {words!r}:\n" + "\n".join(self.lines))
 
     def finish(self) -> int:
         """The exit code, once the process and all it started have closed their standard error."""
@@ -50,7 +50,7 @@ class Command:
         pid = self.process.pid
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
-    def said(self, words: str) -> list[str]:
+    def lines_with(self, words: str) -> list[str]:
         return [line for line in self.lines if words in line]
 
     def _read(self) -> Iterator[str]:

@@ -24,7 +24,7 @@ def request(prompt: str = "a red circle", **changes: Any) -> SampleRequest:
 
 
 class FakeDenoiser(nn.Module):
-    """A velocity that leans on the mean of the counted text tokens; remembers what it was asked."""
+    """A velocity that leans on the mean of the counted text tokens; records the text and mask of each call."""
 
     in_channels = 4
 
@@ -35,7 +35,7 @@ class FakeDenoiser(nn.Module):
     def __init__(self, input_size: tuple[int, ...] = (4, 4, 4), fixed_size: bool = True):
         super().__init__()
         self.input_size, self.fixed_size = input_size, fixed_size
-        self.asked: list[tuple[Tensor, Tensor | None]] = []
+        self.calls: list[tuple[Tensor, Tensor | None]] = []
 
     def null_text(self, n: int) -> Tensor:
         return torch.full((n, 1, TOKENS, WIDTH), 0.5)
@@ -51,7 +51,7 @@ class FakeDenoiser(nn.Module):
     ) -> Tensor:
         assert not self.training
         assert not torch.is_grad_enabled()
-        self.asked.append((y, mask))
+        self.calls.append((y, mask))
         counted = y[:, 0] * mask[..., None]
         lean = (counted.sum((1, 2)) / mask.sum(1)).view(-1, 1, 1, 1, 1)
         return lean - 0.1 * x + timestep.view(-1, 1, 1, 1, 1) / 1000

@@ -25,8 +25,8 @@ class PeakBytes(TorchDispatchMode):
                 self._count(leaf.untyped_storage(), before)
         return out
 
-    def _count(self, storage: Any, given: set[int]) -> None:
-        if storage in self._known or id(storage) in given:
+    def _count(self, storage: Any, before: set[int]) -> None:
+        if storage in self._known or id(storage) in before:
             return
         self._known.add(storage)
         size = storage.nbytes()

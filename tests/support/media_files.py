@@ -1,6 +1,6 @@
 """Tiny videos, pictures and broken files, made on the fly.
 
-Every frame carries its own number, so that a test can tell which frame it was given: `frame_picture` writes it in
+Every frame carries its own number, so that a test can identify a frame: `frame_picture` writes it in
 dark and bright blocks, `frame_number` reads it back after lossy coding and resizing.
 """
 
@@ -16,7 +16,7 @@ _BITS = 8
 
 
 def frame_picture(number: int, height: int = 32, width: int = 64, tint: Sequence[int] = (0, 0, 0)) -> NDArray[np.uint8]:
-    """[H, W, 3]: the bits of `number`, lowest first, as columns of dark or bright grey, plus a tint."""
+    """[H, W, 3]: the bits of `number`, lowest first, as columns of dark or bright gray, plus a tint."""
     bits = np.array([number >> bit & 1 for bit in range(_BITS)])
     row = np.repeat(40 + 150 * bits, width // _BITS)
     picture = np.broadcast_to(row[None, :, None], (height, len(row), 3)) + np.asarray(tint)

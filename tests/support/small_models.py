@@ -62,7 +62,7 @@ SMALL_VAES: dict[str, dict[str, Any]] = {
 
 
 def full(name: str) -> dict[str, Any]:
-    """What one of DENOISERS is, at its own size."""
+    """The config of one of DENOISERS at its own size."""
     by_class = {"condition": "label_7"} if name.endswith(BY_CLASS) else {}
     return {"type": name.removesuffix(BY_CLASS), **by_class}
 
@@ -82,7 +82,7 @@ def architectures() -> list[str]:
 
 
 def no_caption(model: Any) -> Tensor:
-    """What stands for no caption, or anything where that is the encoded empty prompt."""
+    """The embedding of no caption, or zeros where that is the encoded empty prompt."""
     null_B1LC = model.null_text(1)
     return torch.zeros(1, 1, model.model_max_length, model.caption_channels) if null_B1LC is None else null_B1LC
 
@@ -118,9 +118,9 @@ def inputs(model: Any, batch: int = 2) -> dict[str, Any]:
     }
 
 
-def one_of(given: dict[str, Any], i: int) -> dict[str, Any]:
+def one_of(batch: dict[str, Any], i: int) -> dict[str, Any]:
     """The inputs of one sample of a batch."""
-    return {key: value[i : i + 1] if isinstance(value, Tensor) else value for key, value in given.items()}
+    return {key: value[i : i + 1] if isinstance(value, Tensor) else value for key, value in batch.items()}
 
 
 def frame_conditioning(model: Any, batch: int) -> dict[str, Any]:

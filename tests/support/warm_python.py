@@ -38,7 +38,7 @@ def warm_python() -> Iterator[str]:
             [sys.executable, "-m", "tests.support.warm_python", "serve", str(address)],
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdin=subprocess.PIPE,  # its end tells the server that this process is gone
+            stdin=subprocess.PIPE,  # its end informs the server that this process is gone
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,  # an interrupt from the keyboard is for the programs
@@ -65,7 +65,7 @@ def serve(address: str) -> list[str]:
         listener.bind(address)
         listener.listen()
         print("ready", flush=True)
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the keepers
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the children that `keep` runs in end by themselves
         while listener in select.select([listener, sys.stdin], [], [])[0]:
             connection, _ = listener.accept()
             with connection:
@@ -104,7 +104,7 @@ def keep(connection: socket.socket) -> list[str]:
 
 
 def run(arguments: list[str]) -> None:
-    """What the interpreter does with its arguments."""
+    """Run a module or a file, as the interpreter does with its arguments."""
     if arguments[0] == "-u":
         arguments = arguments[1:]
         sys.stdout.reconfigure(write_through=True)  # type: ignore[union-attr]
@@ -155,10 +155,10 @@ def start(address: str, arguments: list[str]) -> int:
 
 
 def receive(connection: socket.socket) -> bytes:
-    found = connection.recv(4)
-    if len(found) != 4:
+    header = connection.recv(4)
+    if len(header) != 4:
         sys.exit("tests/support/warm_python.py: the server is gone")
-    return found
+    return header
 
 
 if __name__ == "__main__":

@@ -51,8 +51,8 @@ def test_override_reaches_into_a_default_component(write) -> None:
     assert run.optimizer == {"type": "AdamW", "lr": 0.5}
 
 
-def test_an_override_may_replace_a_component_or_the_options_of_a_plugin_whole(write) -> None:
-    """Which else keep what the file says, so that another plugin could not be named on the command line."""
+def test_delete_replaces_component_or_plugin_options(write) -> None:
+    """Without `_delete_` options of the file stay, so that the command line could not name another plugin."""
     path = write(BASE + 'plugin = "zero2"\nplugin_config = dict(communication_dtype="bf16")\n')
     assert "'plugin_config.communication_dtype': unknown for ddp" in error(path, ["plugin=ddp", "plugin_config={}"])
     run = load(path, ["plugin=ddp", "plugin_config={'_delete_': True, 'bucket_cap_mb': 3}"], TrainRun).run

@@ -26,19 +26,19 @@ class Thing:
 
 @pytest.fixture
 def registry() -> Registry:
-    found = Registry("thing", scope="opensora", locations=[])
-    found.register_module(name="Thing", module=Thing)
-    register_preset(found, "Thing-XL", Thing, size=9, depth=28)
-    return found
+    things = Registry("thing", scope="opensora", locations=[])
+    things.register_module(name="Thing", module=Thing)
+    register_preset(things, "Thing-XL", Thing, size=9, depth=28)
+    return things
 
 
-def test_build_takes_the_config_and_what_the_run_gives(registry: Registry) -> None:
+def test_build_takes_config_and_arguments_of_the_run(registry: Registry) -> None:
     config = {"type": "Thing", "depth": 5}
     assert build(registry, config, size=3).values == (3, 5, "x")
     assert config == {"type": "Thing", "depth": 5}
 
 
-def test_a_preset_fills_in_and_gives_way(registry: Registry) -> None:
+def test_preset_is_overridden_by_config(registry: Registry) -> None:
     assert build(registry, {"type": "Thing-XL"}).values == (9, 28, "x")
     assert build(registry, {"type": "Thing-XL", "depth": 1, "label": "y"}).values == (9, 1, "y")
     parameters = inspect.signature(constructor(registry, "Thing-XL")).parameters

@@ -60,10 +60,10 @@ def test_world_is_taken_out_of_the_overrides(worlds: list[int], overrides: list[
     assert worlds == [expected]
 
 
-def test_a_plan_without_data_says_what_it_did_not_look_at(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_without_data_names_what_was_not_checked(capsys: pytest.CaptureFixture[str]) -> None:
     config, missing = str(ROOT / "configs/stdit/train/demo.py"), ["dataset.data_path=nowhere.csv", "model.depth=1"]
     assert check_command(config, missing, data=False) == 0
-    assert "(--no-data)" in said(capsys)
+    assert "(--no-data)" in printed(capsys)
     with pytest.raises(DataError, match=r"nowhere.csv: "):
         check_command(config, missing)
 
@@ -89,9 +89,7 @@ def test_ranks_that_cannot_share_the_micro_batches(worlds: list[int]) -> None:
         (["plugin=hybrid", "plugin_config.tp_size=0"], "plugin_config.tp_size.*0"),
     ],
 )
-def test_values_that_only_the_plugin_can_judge_are_judged(
-    worlds: list[int], overrides: list[str], expected: str
-) -> None:
+def test_bad_plugin_value_is_error(worlds: list[int], overrides: list[str], expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
         check_command(CONFIG, overrides)
     with pytest.raises(ConfigError, match=expected):
@@ -122,23 +120,23 @@ def test_auto_is_float32_where_that_is_faster() -> None:
     run = load(CONFIG, ["dtype=auto"], TrainRun).run
     assert on_gpu(run, device_specs.gpu_named("cpu")).dtype == "fp32"
     assert {on_gpu(run, gpu).dtype for gpu in (device_specs.gpu_named("h100"), None)} == {"auto"}
-    asked = replace(run, dtype="bf16")
-    assert on_gpu(asked, device_specs.gpu_named("cpu")) is asked
+    bf16 = replace(run, dtype="bf16")
+    assert on_gpu(bf16, device_specs.gpu_named("cpu")) is bf16
 
 
-def test_values_that_only_the_scheduler_can_judge_are_judged(worlds: list[int]) -> None:
+def test_bad_scheduler_value_is_error(worlds: list[int]) -> None:
     with pytest.raises(ConfigError):
         check_command(CONFIG, ["scheduler.num_sampling_steps=0"])
     assert worlds == []
 
 
-def said(capsys: pytest.CaptureFixture[str]) -> str:
+def printed(capsys: pytest.CaptureFixture[str]) -> str:
     return " ".join(capsys.readouterr().out.split())
 
 
-def test_without_a_gpu_no_time_is_told(worlds: list[int], capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_gpu_no_time_estimate(worlds: list[int], capsys: pytest.CaptureFixture[str]) -> None:
     assert check_command(CONFIG, []) == 0
-    text = said(capsys)
+    text = printed(capsys)
     assert "arithmetic of one step on each rank: 6 TFLOP of the trained model, 0 TFLOP of the frozen networks" in text
     assert "grad_checkpoint=True: 429.2 MiB saved for the backward, 858.3 MiB at the peak" in text
     assert "the text encoder" in text
@@ -148,7 +146,7 @@ def test_without_a_gpu_no_time_is_told(worlds: list[int], capsys: pytest.Capture
 def test_time_and_the_smallest_layout_that_fits(worlds: list[int], capsys: pytest.CaptureFixture[str]) -> None:
     """6 TFLOP at 0.4 of 165.2 TFLOP/s; nothing else takes time."""
     assert check_command(CONFIG, ["gpu=rtx4090", "dtype=bf16"]) == 0
-    text = said(capsys)
+    text = printed(capsys)
     assert (
         "expected on 1 x rtx4090, 8 to a machine (a plan from data sheets, not a measurement): 0.091 s a step" in text
     )
@@ -163,7 +161,7 @@ def test_nothing_that_fits(worlds: list[int], capsys: pytest.CaptureFixture[str]
     tiny = replace(device_specs.GPUS["a100-40"], memory_gb=0.1)
     monkeypatch.setitem(device_specs.GPUS, "a100-40", tiny)
     assert check_command(CONFIG, ["gpu=a100-40", "gpus_per_node=4"]) == 0
-    text = said(capsys)
+    text = printed(capsys)
     assert "needs 8.3 GiB more than the 0.1 GiB that are left of 0.1 GB after 10% for the framework" in text
     assert "nothing fits: of " in text
     assert "needs 0.8 GiB, 0.8 GiB too much; take a smaller batch_size" in text
@@ -190,9 +188,7 @@ def test_the_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monke
     assert [row[:4] for row in cells] == [["5x16x16", "48", str(n), "zero2, sp 1, kept"] for n in (8, 64, 512)]
 
 
-def test_the_table_of_a_plugin_it_does_not_try(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_table_of_untried_plugin(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout_table, "CLIPS", ((5, 16, 16),))
     assert table_command(CONFIG, ["plugin=hybrid", "plugin_config.tp_size=2"]) == 0
     assert capsys.readouterr().out.count("sp 1, kept") == 3

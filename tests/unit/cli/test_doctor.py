@@ -27,7 +27,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Package:
     return write
 
 
-def test_found_absent_and_broken(package: Package) -> None:
+def test_present_absent_and_broken(package: Package) -> None:
     good = package("stand_in_good", "x = 1\n")
     assert missing(Feature("f", (good,), "pip install f")) is None
     assert missing(Feature("f", ("stand_in_absent",), "pip install f")) == "not installed"
@@ -38,12 +38,12 @@ def test_found_absent_and_broken(package: Package) -> None:
     assert missing(Feature("f", (other_torch,), "r")) == "installed, but: built for another torch"
 
 
-def test_a_feature_of_files_alone_is_not_imported(package: Package) -> None:
+def test_feature_of_files_is_not_imported(package: Package) -> None:
     broken = package("stand_in_files", "raise ImportError('never run')\n")
     assert missing(Feature("f", (broken,), "r", imported=False)) is None
 
 
-def test_each_row_names_the_state_and_the_remedy_only_where_needed(
+def test_rows_name_state_and_needed_remedy(
     package: Package, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     features = (

@@ -27,18 +27,16 @@ def fail(error: BaseException) -> Any:
         (KeyboardInterrupt(), 130, "error: interrupted"),
     ],
 )
-def test_what_a_user_can_act_on_is_one_line(
-    capsys: pytest.CaptureFixture[str], error: BaseException, code: int, line: str
-) -> None:
+def test_user_error_is_one_line(capsys: pytest.CaptureFixture[str], error: BaseException, code: int, line: str) -> None:
     assert run_main(fail(error)) == code
     assert capsys.readouterr().err == line + "\n"
 
 
 def test_anything_else_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_main(fail(ZeroDivisionError("by hand"))) == 1
-    said = capsys.readouterr().err
-    assert said.startswith("Traceback")
-    assert "ZeroDivisionError: by hand" in said
+    stderr = capsys.readouterr().err
+    assert stderr.startswith("Traceback")
+    assert "ZeroDivisionError: by hand" in stderr
 
 
 def test_a_crash_of_compiled_code_says_where_it_was() -> None:
@@ -62,10 +60,10 @@ def mistake() -> int:
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What a rank waited for instead of leaving."""
-    found: list[Any] = []
-    monkeypatch.setattr(run_main_module.signal, "sigtimedwait", lambda *arguments: found.append(arguments) or found)
-    return found
+    """The waits of a rank that does not leave at once: the arguments of each."""
+    calls: list[Any] = []
+    monkeypatch.setattr(run_main_module.signal, "sigtimedwait", lambda *arguments: calls.append(arguments) or calls)
+    return calls
 
 
 def environment(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
@@ -81,7 +79,7 @@ MEETING = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
 @pytest.mark.parametrize(
     "variables", [{}, {"RANK": "0", **MEETING}, {"RANK": "7"}], ids=["alone", "rank 0", "contradiction"]
 )
-def test_the_main_rank_tells_a_mistake_at_once(
+def test_main_rank_prints_mistake_at_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], waits: list[Any], variables: dict[str, str]
 ) -> None:
     environment(monkeypatch, **variables)
@@ -93,17 +91,17 @@ def test_the_main_rank_tells_a_mistake_at_once(
 def test_other_ranks_are_silent_and_leave_after_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], waits: list[Any]
 ) -> None:
-    """torchrun ends every rank when one leaves; the main rank must have told the mistake by then."""
+    """torchrun ends every rank when one leaves; the main rank must have printed the mistake by then."""
     environment(monkeypatch, RANK="1", **MEETING)
     assert run_main(mistake) == 2
     assert capsys.readouterr().err == ""
     assert waits == [({signal.SIGTERM}, run_main_module.WAIT_SECONDS)]
 
 
-def test_a_mistake_of_one_machine_alone_is_told_there(
+def test_mistake_of_one_machine_is_printed_there(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The main rank found nothing wrong, so nobody else says why this rank leaves."""
+    """The main rank found nothing wrong, so no other rank says why this one leaves."""
     environment(monkeypatch, RANK="1", **MEETING)
     monkeypatch.setattr(run_main_module.signal, "sigtimedwait", lambda *arguments: None)
     assert run_main(mistake) == 2

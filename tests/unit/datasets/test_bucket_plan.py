@@ -69,28 +69,28 @@ def batches(
     dataset: Shapes, steps: int = 12, ranks: int = 1, start: int = 0, workers: int = 0, **keys: Any
 ) -> list[Batch]:
     """All ranks' micro-batches; 4 in a step."""
-    found = []
+    result = []
     for rank in range(ranks):
         plan = order(dataset, micro_batches=4, **keys)  # each rank plans for itself
-        found += build_loader(
+        result += build_loader(
             dataset, seed=3, batch_size=1, micro_batches=4, data_rank=rank, data_size=ranks, start_step=start,
             steps=steps, num_workers=workers, order=plan,
         )  # fmt: skip
-    return found
+    return result
 
 
-def samples(found: list[Batch]) -> dict[tuple[int, int], Any]:
+def samples(micro_batches: list[Batch]) -> dict[tuple[int, int], Any]:
     """(step, place) -> (row, size, caption)."""
-    taken: dict[tuple[int, int], Any] = {}
-    for batch in found:
+    by_place: dict[tuple[int, int], Any] = {}
+    for batch in micro_batches:
         size = tuple(batch.video_BCTHW.shape[2:])
         for sample_id, row, caption, video in zip(
             batch.sample_ids, batch.rows, batch.captions, batch.video_BCTHW, strict=True
         ):
-            assert (batch.step, sample_id) not in taken
+            assert (batch.step, sample_id) not in by_place
             assert video.unique().item() == row
-            taken[batch.step, sample_id] = (row, size, caption)
-    return taken
+            by_place[batch.step, sample_id] = (row, size, caption)
+    return by_place
 
 
 def test_a_step_is_of_one_bucket_and_full() -> None:
@@ -98,16 +98,16 @@ def test_a_step_is_of_one_bucket_and_full() -> None:
     buckets = Buckets(CONFIG)
     clips = {buckets.size(b): 4 * buckets.batch_size(b) for b in buckets.all}
     alone = samples(batches(dataset, steps=20))
-    seen = set()
+    sizes_used = set()
     for step in range(20):
         sample_ids = sorted(sample_id for s, sample_id in alone if s == step)
         sizes = {alone[step, sample_id][1] for sample_id in sample_ids}
         assert len(sizes) == 1
         [size] = sizes
-        seen.add(size)
+        sizes_used.add(size)
         assert sample_ids == list(range(clips[size]))
         assert all(alone[step, sample_id][2] == f"{step} {sample_id}" for sample_id in sample_ids)
-    assert seen == set(clips)
+    assert sizes_used == set(clips)
 
 
 @pytest.mark.parametrize("config", [CONFIG, CERTAIN], ids=["chance", "certain"])
@@ -123,23 +123,23 @@ def test_ranks_resume_and_workers_change_nothing(config: Any, image_ratio: float
     assert samples(batches(mixed(), workers=2, **keys)) == whole
 
 
-def test_an_epoch_takes_a_row_at_most_once_into_its_bucket_and_counts_the_rest() -> None:
+def test_epoch_takes_row_once_and_counts_rest() -> None:
     dataset = mixed(61)
     plan = order(dataset)
     for number in range(3):
         epoch, chosen = plan.epoch(number), plan.choices(number)
         begin = sum(len(plan.epoch(n)) for n in range(number))
-        taken = [
+        row_buckets = [
             (int(row), int(epoch.step_bucket[step]))
             for step in range(len(epoch))
             for micro in range(2)
             for row in plan.request(begin + step, micro).candidates[:, 0]
         ]
-        rows = [row for row, _ in taken]
+        rows = [row for row, _ in row_buckets]
         assert len(rows) == len(set(rows)) > 30
-        assert all(chosen[row] == bucket for row, bucket in taken)
+        assert all(chosen[row] == bucket for row, bucket in row_buckets)
         for bucket in set(chosen.tolist()) - {-1}:
-            left = np.count_nonzero(chosen == bucket) - sum(b == bucket for _, b in taken)
+            left = np.count_nonzero(chosen == bucket) - sum(b == bucket for _, b in row_buckets)
             assert 0 <= left < 2 * plan.batch_sizes[bucket]
     assert [plan.locate(step)[0] for step in (0, len(plan.epoch(0)) - 1, len(plan.epoch(0)))] == [0, 0, 1]
 
@@ -155,18 +155,18 @@ def test_orders_differ_by_epoch_and_seed() -> None:
         assert sorted(epoch.rows.tolist()) == sorted(first.rows.tolist())
 
 
-def test_choices_are_those_of_the_row_and_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_choices_depend_on_row_and_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Open-Sora's seed of a row, whatever block it is planned in; a row without a size goes nowhere."""
     monkeypatch.setattr(bucket_plan, "_BLOCK", 7)
     dataset = mixed(40)
     dataset.rows[9] = (0, 8, 8)
     plan, buckets = order(dataset, seed=11), Buckets(CONFIG)
     for epoch in (0, 5):
-        for row, found in enumerate(plan.choices(epoch)):
+        for row, number in enumerate(plan.choices(epoch)):
             expected = (
                 buckets.choose(*dataset.rows[row], seed=buckets.row_seed(11, epoch, 2 * row + 7)) if row != 9 else None
             )
-            assert (None if found < 0 else buckets.all[found]) == expected
+            assert (None if number < 0 else buckets.all[number]) == expected
 
 
 def test_bad_rows_are_replaced_within_the_bucket() -> None:
@@ -174,14 +174,14 @@ def test_bad_rows_are_replaced_within_the_bucket() -> None:
     row = good[0, 0][0]
     dataset = mixed()
     dataset.bad = {row}
-    found = batches(dataset)
-    assert samples(found)[0, 0][1] == good[0, 0][1]
-    assert samples(found)[0, 0][0] == order(mixed(), micro_batches=4).request(0, 0).candidates[0, 1] != row
-    assert {key for key, value in samples(found).items() if value != good[key]} == {
+    replaced = batches(dataset)
+    assert samples(replaced)[0, 0][1] == good[0, 0][1]
+    assert samples(replaced)[0, 0][0] == order(mixed(), micro_batches=4).request(0, 0).candidates[0, 1] != row
+    assert {key for key, value in samples(replaced).items() if value != good[key]} == {
         key for key, value in good.items() if value[0] == row
     }
-    assert [message for batch in found for message in batch.bad_rows] == [f"shapes.csv:{row + 2}: is bad"]
-    assert samples(batches(dataset, ranks=4)) == samples(found)
+    assert [message for batch in replaced for message in batch.bad_rows] == [f"shapes.csv:{row + 2}: is bad"]
+    assert samples(batches(dataset, ranks=4)) == samples(replaced)
 
 
 def test_report_counts_every_row() -> None:
@@ -253,13 +253,13 @@ def test_mistakes() -> None:
         order(mixed(), image_ratio=1.5)
 
 
-def test_a_row_of_which_no_frame_is_left_is_too_short() -> None:
-    """Its start lies behind the end: the manifest tells all, so it must not be blamed."""
+def test_row_without_frames_is_too_short() -> None:
+    """Its start lies behind the end: the manifest has all sizes, so it must not be blamed."""
     report = order(Shapes([(NO_FRAMES, 8, 8)] * 2 + [(0, 8, 8)] + [(6, 8, 8)] * 4), CERTAIN).report()
     assert (report.dropped[TOO_SHORT], report.dropped[UNSIZED]) == (2, 1)
 
 
-def test_the_log_names_rows_that_the_manifest_rules_out() -> None:
+def test_log_names_rows_dropped_by_manifest() -> None:
     dataset = mixed()
     messages = [f"shapes.csv:{line}: the caption is empty" for line in range(2, 7)]
     dataset.report = lambda: Report.of("shapes.csv", 60, [Dropped("empty caption", each) for each in messages])  # type: ignore[method-assign]

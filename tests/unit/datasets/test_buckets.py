@@ -11,8 +11,8 @@ CONFIG = {"144p": {1: (1.0, 32), 16: (1.0, 8), 32: (1.0, 4)}, "480p": {1: (0.25,
 
 
 def shares(buckets: Buckets, frames: int, height: int = 480, width: int = 854) -> dict[Any, float]:
-    found = Counter(buckets.choose(frames, height, width, seed=seed) for seed in range(0, 4000 * 10, 10))
-    return {bucket and bucket[:2]: count / 4000 for bucket, count in found.items()}
+    counts = Counter(buckets.choose(frames, height, width, seed=seed) for seed in range(0, 4000 * 10, 10))
+    return {bucket and bucket[:2]: count / 4000 for bucket, count in counts.items()}
 
 
 def test_large_resolutions_and_long_clips_come_first() -> None:
@@ -91,25 +91,25 @@ def mixed_clips(n: int) -> tuple[Any, Any, Any, Any]:
     ],
     ids=["few", "forty ratios", "one size"],
 )
-def test_choosing_for_many_is_choosing_for_each(config: Any, interval: int) -> None:
+def test_choose_many_equals_choose(config: Any, interval: int) -> None:
     buckets = Buckets(config)
     frames, height, width, seeds = mixed_clips(3000)
     many = buckets.choose_many(frames, height, width, frame_interval=interval, seeds=seeds)
-    found = [None if number == DROPPED else buckets.all[number] for number in many]
+    at_once = [None if number == DROPPED else buckets.all[number] for number in many]
     each = [
         buckets.choose(int(t), int(h), int(w), frame_interval=interval, seed=int(seed))
         for t, h, w, seed in zip(frames, height, width, seeds, strict=True)
     ]
-    assert found == each
+    assert at_once == each
     assert len(set(each)) > 5
 
 
-def test_of_two_ratios_as_near_the_first_is_taken() -> None:
+def test_equally_near_ratios_choose_first() -> None:
     """1.875 lies in the middle of 1.75 and 2.0, and halves are exact."""
     buckets, clip = Buckets({"256": {1: (1.0, 1)}}), (1, 375, 200)
     assert buckets.choose(*clip, seed=0) == Bucket("256", 1, "1.75")
-    [found] = buckets.choose_many(*(np.array([value]) for value in clip), seeds=np.array([0]))
-    assert buckets.all[found].ratio == "1.75"
+    [number] = buckets.choose_many(*(np.array([value]) for value in clip), seeds=np.array([0]))
+    assert buckets.all[number].ratio == "1.75"
 
 
 def test_frames_may_be_written_as_text() -> None:
@@ -120,7 +120,7 @@ def test_a_resolution_of_one_size() -> None:
     """Every clip of at least 0.8 of its pixels is cut to it."""
     buckets = Buckets({"32x48": {1: (1.0, 1)}})
     assert len(buckets) == 1
-    found = buckets.choose(1, 200, 50, seed=0)
-    assert found is not None
-    assert buckets.size(found) == (1, 32, 48)
+    bucket = buckets.choose(1, 200, 50, seed=0)
+    assert bucket is not None
+    assert buckets.size(bucket) == (1, 32, 48)
     assert buckets.choose(1, 30, 40, seed=0) is None

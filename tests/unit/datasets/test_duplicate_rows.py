@@ -24,7 +24,7 @@ def test_unusable_rows_repeat_nothing() -> None:
     assert first_of_equals(paths, start, end, usable).tolist() == [0, 1, 1, 3]
 
 
-def test_hashes_tell_paths_apart() -> None:
+def test_hashes_differ_by_path() -> None:
     paths = [f"/data/{n % 7}/clip-{n}.mp4" for n in range(5000)]
     paths += ["", "a", "b", "ab", "ba", "a" * 8, "a" * 9, "a\0", "\0"]
     hashes = hash_strings(pyarrow.array(paths, pyarrow.large_string()))

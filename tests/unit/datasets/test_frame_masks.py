@@ -10,7 +10,7 @@ from opensora.errors import ConfigError
 
 
 def draws(ratios: dict[str, float], frames: int, count: int = 400, version: Any = "1.3") -> Counter[str]:
-    """How often each mask came, written as 1 = noised."""
+    """Counts of the masks, written as 1 = noised."""
     masks, rng, generator = FrameMasks(ratios, version), Random(1), torch.Generator().manual_seed(1)
     return Counter("".join(str(int(v)) for v in masks.draw(frames, rng, generator)) for _ in range(count))
 
@@ -40,17 +40,17 @@ def test_what_each_kind_gives(kind: str, expected: set[str]) -> None:
     assert set(draws({kind: 1.0}, 8)) == expected
 
 
-def test_random_keeps_a_tenth_to_nine_tenths_and_always_leaves_a_frame() -> None:
-    found = draws({"random": 1.0}, 4, count=3000)
-    assert "0000" not in found
-    share = sum(mask.count("1") * count for mask, count in found.items()) / (4 * 3000)
+def test_random_mask_keeps_share_and_one_frame() -> None:
+    counts = draws({"random": 1.0}, 4, count=3000)
+    assert "0000" not in counts
+    share = sum(mask.count("1") * count for mask, count in counts.items()) / (4 * 3000)
     assert share == pytest.approx(0.5, abs=0.05)  # a little above, for the last frame that is put back
     assert draws({"random": 1.0}, 1) == {"1": 400}
 
 
 def test_shares_are_kept_and_the_rest_trains_without_a_condition() -> None:
-    found = draws({"image_head": 0.25, "mask_image_tail": 0.125, "image_tail": 0.125}, 4, count=4000)
-    shares = {mask: count / 4000 for mask, count in found.items()}
+    counts = draws({"image_head": 0.25, "mask_image_tail": 0.125, "image_tail": 0.125}, 4, count=4000)
+    shares = {mask: count / 4000 for mask, count in counts.items()}
     assert shares == {
         "0111": pytest.approx(0.25, abs=0.03),
         "1110": pytest.approx(0.25, abs=0.03),
@@ -66,10 +66,10 @@ def test_short_clips() -> None:
     assert set(draws({"image_head_tail": 1.0}, 2, version="1.2")) == {"00"}
 
 
-def test_given_frames() -> None:
+def test_frame_conditions_keep_frames() -> None:
     rng = Random(0)
-    given = {name: FrameConditions({name: 1.0}).draw(5, rng) for name in CONDITIONS if name != "other"}
-    assert given == {
+    frames = {name: FrameConditions({name: 1.0}).draw(5, rng) for name in CONDITIONS if name != "other"}
+    assert frames == {
         "i2v_head": [0], "i2v_tail": [4], "i2v_loop": [0, 4], "v2v_head": [0, 1], "v2v_tail": [2, 3, 4], "none": []
     }  # fmt: skip
     other = FrameConditions({"other": 1.0})
@@ -79,8 +79,8 @@ def test_given_frames() -> None:
     assert sum(draws_of_four[each] for each in from_start) / 2000 == pytest.approx(0.5, abs=0.04)
     assert {tuple(other.draw(2, rng)) for _ in range(100)} == {(0,), (1,)}
     assert [FrameConditions({name: 1.0}).draw(1, rng) for name in CONDITIONS] == [[]] * 7
-    found = Counter(len(FrameConditions({"i2v": 0.25}).draw(5, rng)) for _ in range(2000))
-    assert found[1] / 2000 == pytest.approx(0.25, abs=0.04)
+    counts = Counter(len(FrameConditions({"i2v": 0.25}).draw(5, rng)) for _ in range(2000))
+    assert counts[1] / 2000 == pytest.approx(0.25, abs=0.04)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from tests.support.media_files import write_audio, write_manifest, write_video
 
 @dataclass
 class Numbers:
-    """Row r is a clip of one pixel with value r; its caption tells the draw. Rows in `bad` fail."""
+    """Row r is a clip of one pixel with value r; its caption is the draw. Rows in `bad` fail."""
 
     rows: int
     bad: set[int] = field(default_factory=set)
@@ -70,15 +70,15 @@ def stream(dataset: Numbers, ranks: int = 1, start_step: int = 0, workers: int =
 
 def samples(per_rank: list[list[Batch]]) -> dict[tuple[int, int], tuple[int, str]]:
     """(step, place) -> (row, caption), over all ranks; no sample may come twice."""
-    found: dict[tuple[int, int], tuple[int, str]] = {}
+    by_place: dict[tuple[int, int], tuple[int, str]] = {}
     for batch in (batch for batches in per_rank for batch in batches):
         for sample_id, row, caption, value in zip(
             batch.sample_ids, batch.rows, batch.captions, batch.video_BCTHW[:, 0, 0, 0, 0].tolist(), strict=True
         ):
-            assert (batch.step, sample_id) not in found
+            assert (batch.step, sample_id) not in by_place
             assert value == row
-            found[batch.step, sample_id] = (row, caption)
-    return found
+            by_place[batch.step, sample_id] = (row, caption)
+    return by_place
 
 
 @pytest.mark.parametrize(("rows", "bad"), [(1, set()), (5, set()), (5, {0, 3}), (12, {0}), (100, set()), (100, {7})])
@@ -127,27 +127,26 @@ def test_every_epoch_takes_every_row_once_in_a_new_order() -> None:
     assert other != rows
 
 
-def test_bad_row_is_replaced_by_the_next_of_the_order(caplog: pytest.LogCaptureFixture) -> None:
+def test_bad_row_is_replaced_by_next(caplog: pytest.LogCaptureFixture) -> None:
     order = EpochOrder(10, seed=3)
     good, with_bad = samples(stream(Numbers(10)))[0, 4], order.row(4)
     assert good[0] == with_bad
     with caplog.at_level(logging.WARNING, logger="opensora"):
-        logging.getLogger("opensora").propagate = True
         batches = stream(Numbers(10, {with_bad}))
     assert samples(batches)[0, 4][0] == order.row(5)
     assert samples(batches)[0, 5][0] == order.row(5)  # the others keep their rows
-    told = [(batch.step, batch.sample_ids, batch.bad_rows) for batch in batches[0] if batch.bad_rows]
-    assert told == [(0, [3, 4, 5], [f"numbers.csv:{with_bad + 2}: is bad"])]  # once, where it was met first
+    bad_rows = [(batch.step, batch.sample_ids, batch.bad_rows) for batch in batches[0] if batch.bad_rows]
+    assert bad_rows == [(0, [3, 4, 5], [f"numbers.csv:{with_bad + 2}: is bad"])]  # once, where it was met first
     assert [record.getMessage() for record in caplog.records] == [f"skipped numbers.csv:{with_bad + 2}: is bad"]
 
 
-def test_row_that_is_bad_in_places_only_is_kept_elsewhere() -> None:
+def test_row_bad_in_one_place_is_kept_elsewhere() -> None:
     """A memory of bad rows in one process would make the stream depend on which rank met them."""
     good = samples(stream(Numbers(4)))
     row = good[0, 0][0]
     for ranks in (1, 2):
-        found = samples(stream(Numbers(4, bad_now={(row, 0, 0)}), ranks))
-        assert {key for key in good if good[key] != found[key]} == {(0, 0)}
+        with_bad = samples(stream(Numbers(4, bad_now={(row, 0, 0)}), ranks))
+        assert {key for key in good if good[key] != with_bad[key]} == {(0, 0)}
 
 
 def test_all_rows_bad() -> None:
@@ -182,7 +181,7 @@ def test_real_videos(tmp_path: Path) -> None:
         assert not plain.bad_rows
 
 
-def test_every_kind_of_bad_file_is_skipped_and_told_with_its_line(tmp_path: Path) -> None:
+def test_bad_files_are_skipped_and_reported_with_line(tmp_path: Path) -> None:
     """Eight rows, three of them good; one rank, two ranks and workers see the same samples."""
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "text.mp4").write_text("a caption, not a video\n")
@@ -203,29 +202,29 @@ def test_every_kind_of_bad_file_is_skipped_and_told_with_its_line(tmp_path: Path
     data = VideoTextDataset(str(tmp_path / "train.csv"), num_frames=4, image_size=(8, 16))
 
     def run(ranks: int, workers: int = 0) -> tuple[dict[tuple[int, int], tuple[int, torch.Tensor]], set[str]]:
-        found, told = {}, []
+        clips, messages = {}, []
         for rank in range(ranks):
             share = {"data_rank": rank, "data_size": ranks, "num_workers": workers}
             for batch in build_loader(data, seed=0, batch_size=2, micro_batches=2, steps=4, **share):
-                told += batch.bad_rows
+                messages += batch.bad_rows
                 for sample_id, row, video in zip(batch.sample_ids, batch.rows, batch.video_BCTHW, strict=True):
-                    found[batch.step, sample_id] = row, video
-        assert ranks > 1 or len(told) == len(set(told))
-        return found, set(told)
+                    clips[batch.step, sample_id] = row, video
+        assert ranks > 1 or len(messages) == len(set(messages))
+        return clips, set(messages)
 
-    alone, told = run(ranks=1)
+    alone, messages = run(ranks=1)
     assert {row for row, _ in alone.values()} == {0, 2, 4}
-    assert len(told) == 5
-    for message in told:
+    assert len(messages) == 5
+    for message in messages:
         [name] = [name for name in bad if f"{name}.mp4" in message]
         line = 2 + paths.index(f"{name}.mp4")
         assert message.startswith(f"{tmp_path}/train.csv:{line}: ")
         assert bad[name] in message
     for ranks, workers in ((2, 0), (1, 2)):
-        found, told_again = run(ranks, workers)
-        assert told_again == told
-        assert all(row == alone[key][0] and torch.equal(video, alone[key][1]) for key, (row, video) in found.items())
-        assert found.keys() == alone.keys()
+        clips, same_messages = run(ranks, workers)
+        assert same_messages == messages
+        assert all(row == alone[key][0] and torch.equal(video, alone[key][1]) for key, (row, video) in clips.items())
+        assert clips.keys() == alone.keys()
 
 
 def worker_at_work() -> tuple[Iterator[Batch], BaseProcess]:
@@ -237,7 +236,7 @@ def worker_at_work() -> tuple[Iterator[Batch], BaseProcess]:
     return batches, worker
 
 
-def test_a_worker_obeys_its_own_process_alone() -> None:
+def test_worker_ignores_sigterm_of_other_processes() -> None:
     """torchrun and Slurm send SIGTERM to all processes of a rank, which needs its workers to finish the step."""
     batches, worker = worker_at_work()
     other = f"import os, signal; os.kill({worker.pid}, signal.SIGTERM)"  # from another process than ours
@@ -249,6 +248,6 @@ def test_a_worker_obeys_its_own_process_alone() -> None:
     assert worker.exitcode == 0
 
 
-def test_all_rows_bad_is_the_same_sentence_from_worker_processes() -> None:
+def test_all_rows_bad_is_same_error_from_workers() -> None:
     with pytest.raises(DataError, match=r"^numbers\.csv: all 3 rows.*numbers\.csv:\d: "):
         stream(Numbers(3, {0, 1, 2}), workers=1)

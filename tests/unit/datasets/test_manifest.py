@@ -77,18 +77,18 @@ BAD_ROWS = [
 def test_bad_row_is_dropped_with_its_line(tmp_path: Path, bad: bytes, reason: str, says: str) -> None:
     """The caption of the row before spans two lines, so the bad row begins on line 5."""
     head = b'path,text,start,end\na.mp4,ok,0.5,1\na.mp4,"two\nlines",1,2\n'
-    found = read_manifest(write(tmp_path, head + bad + b"c.mp4,fine,,\n"))
-    assert [row.text for row in found.rows] == ["ok", "two\nlines", "fine"]
-    assert [row.index for row in found.rows] == [0, 1, 3]
-    [dropped] = found.dropped
+    manifest = read_manifest(write(tmp_path, head + bad + b"c.mp4,fine,,\n"))
+    assert [row.text for row in manifest.rows] == ["ok", "two\nlines", "fine"]
+    assert [row.index for row in manifest.rows] == [0, 1, 3]
+    [dropped] = manifest.dropped
     assert dropped.reason == reason
     assert dropped.message.startswith(f"{tmp_path}/train.csv:5: {says}")
 
 
 def test_shots_of_one_video_are_not_duplicates(tmp_path: Path) -> None:
-    found = read_manifest(write(tmp_path, "path,text,start,end\na.mp4,x,0,1\na.mp4,x,1,2\n"))
-    assert len(found.rows) == 2
-    assert not found.dropped
+    manifest = read_manifest(write(tmp_path, "path,text,start,end\na.mp4,x,0,1\na.mp4,x,1,2\n"))
+    assert len(manifest.rows) == 2
+    assert not manifest.dropped
 
 
 @pytest.mark.parametrize(
@@ -251,9 +251,9 @@ def test_take_rows(tmp_path: Path) -> None:
 def test_many_refused_rows_are_counted(tmp_path: Path, name: str) -> None:
     path = str(tmp_path / name)
     write_table(path, [{"path": f"{n}.mp4", "text": "" if n % 2 else "x"} for n in range(500)])
-    found = read_manifest(path, block_rows=70)
-    assert (len(found.rows), len(found.dropped), count_rows(found.dropped)) == (250, MAX_MESSAGES, 250)
-    report = Report.of(found.path, len(found.rows), found.dropped)
+    manifest = read_manifest(path, block_rows=70)
+    assert (len(manifest.rows), len(manifest.dropped), count_rows(manifest.dropped)) == (250, MAX_MESSAGES, 250)
+    report = Report.of(manifest.path, len(manifest.rows), manifest.dropped)
     assert (report.rows, report.kept, report.count("empty caption")) == (500, 250, 250)
     assert "  dropped, empty caption: 250" in report.lines()
     assert "    ... and 247 more" in report.lines()

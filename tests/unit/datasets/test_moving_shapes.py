@@ -4,7 +4,7 @@ from opensora.datasets.moving_shapes import COLORS, DIRECTIONS, HOLDOUT, SHAPES,
 from opensora.rng import Draw
 
 
-def test_holdout_is_never_trained_on_but_each_word_and_pair_of_kinds_is() -> None:
+def test_holdout_is_not_trained_but_its_words_are() -> None:
     train, holdout = combinations("train"), combinations("holdout")
     assert len(train) + len(holdout) == len(COLORS) * len(SHAPES) * len(DIRECTIONS) == len({*train, *holdout})
     assert holdout == list(HOLDOUT)
@@ -16,7 +16,7 @@ def test_holdout_is_never_trained_on_but_each_word_and_pair_of_kinds_is() -> Non
     assert not captions["train"] & captions["holdout"]
 
 
-def test_clip_has_the_asked_shape_range_and_rate() -> None:
+def test_clip_has_requested_shape_range_and_rate() -> None:
     clip = MovingShapes(num_frames=5, image_size=(24, 40), fps=12.0).clip(3, Draw(0, 0, 0))
     assert clip.video_CTHW.shape == (3, 5, 24, 40)
     assert clip.video_CTHW.dtype == torch.float32
@@ -25,7 +25,7 @@ def test_clip_has_the_asked_shape_range_and_rate() -> None:
     assert (clip.fps, clip.row) == (12.0, 3)
 
 
-def test_draw_decides_everything_the_row_does_not() -> None:
+def test_clip_depends_on_row_and_draw() -> None:
     data = MovingShapes(num_frames=3)
     once, again = (data.clip(7, Draw(seed=1, step=2, sample_id=3)) for _ in range(2))
     assert torch.equal(once.video_CTHW, again.video_CTHW)
@@ -34,7 +34,7 @@ def test_draw_decides_everything_the_row_does_not() -> None:
 
 
 def test_object_is_never_cut_by_the_border() -> None:
-    """A cut shape could not be told from another: what is seen of it keeps its area."""
+    """A cut shape could pass for another: the visible part keeps its area."""
     data = MovingShapes(num_frames=4)
     for row in range(200):
         what, video = data.attributes(row), data.clip(row, Draw(0, 0, row)).video_CTHW

@@ -13,7 +13,7 @@ def test_cover_size_keeps_the_aspect_ratio() -> None:
 
 
 def test_resize_averages_when_it_shrinks() -> None:
-    """A fine checkerboard becomes even grey; without antialiasing it would become black, white or stripes."""
+    """A fine checkerboard becomes even gray; without antialiasing it would become black, white or stripes."""
     board = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)
     small = resize_to_cover(np.repeat(board[..., None], 3, axis=2), (8, 8))
     assert small.shape == (3, 8, 8)
@@ -21,7 +21,7 @@ def test_resize_averages_when_it_shrinks() -> None:
     assert (small.float() - 127.5).abs().max() < 3
 
 
-def test_resize_keeps_colours_in_place() -> None:
+def test_resize_keeps_colors_in_place() -> None:
     picture = np.zeros((20, 40, 3), np.uint8)
     picture[:, 20:, 2] = 200  # the right half is blue
     small = resize_to_cover(picture, (10, 20))

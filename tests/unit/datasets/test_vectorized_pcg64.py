@@ -25,7 +25,7 @@ def test_numbers_are_those_of_numpy(count: int) -> None:
 
 def test_blocks_are_joined_in_order_and_no_seeds_give_nothing() -> None:
     seeds = np.arange(40_000)
-    found = first_draws(seeds)
+    values = first_draws(seeds)
     picked = [0, 16_383, 16_384, 32_767, 32_768, 39_999]
-    assert found[picked, 0].tolist() == [np.random.default_rng(seed).random() for seed in picked]
+    assert values[picked, 0].tolist() == [np.random.default_rng(seed).random() for seed in picked]
     assert first_draws(seeds[:0], 2).shape == (0, 2)

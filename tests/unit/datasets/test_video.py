@@ -104,8 +104,8 @@ def test_cache_changes_nothing_but_the_reading(
         cached.clip(row, Draw(9, 9, 9))
     expected = [plain.clip(row, draw).video_CTHW for row in (0, 1) for draw in draws(5)]
     monkeypatch.setattr("opensora.datasets.video.Video", None)  # from here on, opening a file is an error
-    found = [cached.clip(row, draw).video_CTHW for row in (0, 1) for draw in draws(5)]
-    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+    actual = [cached.clip(row, draw).video_CTHW for row in (0, 1) for draw in draws(5)]
+    assert all(torch.equal(a, b) for a, b in zip(expected, actual, strict=True))
     with pytest.raises(TypeError):
         plain.clip(0, Draw(0, 0, 0))
 
@@ -134,9 +134,9 @@ def test_a_clip_of_any_size(tmp_path: Path, video: str) -> None:
     for frames, *image_size in ((1, 32, 64), (5, 16, 16), (3, 16, 24), (5, 16, 16)):
         fixed = dataset(tmp_path, row, num_frames=frames, image_size=tuple(image_size), crop="random")
         for draw in draws(3):
-            found = data.clip(0, draw, (frames, image_size[0], image_size[1]))
-            assert torch.equal(found.video_CTHW, fixed.clip(0, draw).video_CTHW)
-            assert found.fps == 8.0
+            clip = data.clip(0, draw, (frames, image_size[0], image_size[1]))
+            assert torch.equal(clip.video_CTHW, fixed.clip(0, draw).video_CTHW)
+            assert clip.fps == 8.0
     with pytest.raises(BadClip, match=r"train\.csv:2: .*40 frames.* 41 "):
         data.clip(0, Draw(0, 0, 0), (41, 16, 16))
     with pytest.raises(ValueError, match="size"):
@@ -146,17 +146,17 @@ def test_a_clip_of_any_size(tmp_path: Path, video: str) -> None:
 @pytest.mark.parametrize("name", ["train.csv", "train.parquet"])
 def test_sizes_are_what_a_clip_can_have(tmp_path: Path, name: str) -> None:
     """As columns what `_span` gives row by row, cut by start, end and time_range and brought to another rate."""
-    told = {"height": 32, "width": 64}
+    size = {"height": 32, "width": 64}
     rows = [
-        {"path": "a.mp4", "text": "x", "num_frames": 40, "fps": 8.0, **told},
-        {"path": "b.mp4", "text": "x", "num_frames": 40, "fps": 8.0, "start": 1.0, "end": 3.3, **told},
-        {"path": "c.mp4", "text": "x", "num_frames": 40, "fps": 8.0, "start": 4.0, **told},
-        {"path": "d.mp4", "text": "x", "num_frames": 40, "start": 4.0, **told},  # at what rate?
-        {"path": "e.mp4", "text": "x", "num_frames": 40, **told},
-        {"path": "f.mp4", "text": "x", "fps": 8.0, **told},
-        {"path": "g.PNG", "text": "x", **told},
+        {"path": "a.mp4", "text": "x", "num_frames": 40, "fps": 8.0, **size},
+        {"path": "b.mp4", "text": "x", "num_frames": 40, "fps": 8.0, "start": 1.0, "end": 3.3, **size},
+        {"path": "c.mp4", "text": "x", "num_frames": 40, "fps": 8.0, "start": 4.0, **size},
+        {"path": "d.mp4", "text": "x", "num_frames": 40, "start": 4.0, **size},  # at what rate?
+        {"path": "e.mp4", "text": "x", "num_frames": 40, **size},
+        {"path": "f.mp4", "text": "x", "fps": 8.0, **size},
+        {"path": "g.PNG", "text": "x", **size},
         {"path": "h.jpg", "text": "x", "num_frames": 1},
-        {"path": "i.mp4", "text": "x", "num_frames": 40, "fps": 8.0, "end": 2.0, **told},
+        {"path": "i.mp4", "text": "x", "num_frames": 40, "fps": 8.0, "end": 2.0, **size},
     ]
     write_table(str(tmp_path / name), rows)
 
@@ -166,12 +166,12 @@ def test_sizes_are_what_a_clip_can_have(tmp_path: Path, name: str) -> None:
         assert sizes.index.tolist() == list(range(9))
         assert sizes.height.tolist() == [32] * 7 + [0, 32]
         assert sizes.width.tolist() == [64] * 7 + [0, 64]
-        for row, found in zip(data._rows, sizes.num_frames.tolist(), strict=True):
+        for row, num_frames in zip(data._rows, sizes.num_frames.tolist(), strict=True):
             if row.num_frames and row.fps:
                 span = data._span(row, row.num_frames, row.fps)
                 have = span.stop - span.first
-                assert data._last_start(span, found // data.frame_interval) >= span.first
-                assert found == (have if data.target_fps is None else (have - 1) * data.target_fps // 8 + 1)
+                assert data._last_start(span, num_frames // data.frame_interval) >= span.first
+                assert num_frames == (have if data.target_fps is None else (have - 1) * data.target_fps // 8 + 1)
         return sizes.num_frames.tolist()
 
     assert frames() == [40, 19, 8, 0, 40, 0, 1, 1, 16]
@@ -198,7 +198,7 @@ def test_matroska_is_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert torch.equal(data.clip(0, Draw(0, 0, 0)).video_CTHW, first)
 
 
-def test_report_drops_what_the_manifest_tells(tmp_path: Path, video: str) -> None:
+def test_report_drops_rows_by_manifest(tmp_path: Path, video: str) -> None:
     rows = [
         {"path": video, "text": "long", "num_frames": 40, "fps": 8},
         {"path": "short.mp4", "text": "short", "num_frames": 3, "fps": 8},
@@ -208,7 +208,10 @@ def test_report_drops_what_the_manifest_tells(tmp_path: Path, video: str) -> Non
     data = dataset(tmp_path, rows)
     report = data.report()
     assert (len(data), report.rows, report.kept) == (1, 4, 1)
-    assert {reason: len(found) for reason, found in report.dropped.items()} == {"too short": 2, "empty caption": 1}
+    assert {reason: len(messages) for reason, messages in report.dropped.items()} == {
+        "too short": 2,
+        "empty caption": 1,
+    }
     assert report.buckets == {"4x32x64": 1}
     assert f"{tmp_path}/train.csv:3: {tmp_path}/short.mp4: has 3 frames, 4 are needed" in report.dropped["too short"][0]
 
@@ -260,19 +263,22 @@ def test_frames_per_second_are_those_of_videos(tmp_path: Path, video: str) -> No
     """A picture has no rate; FFmpeg says 25 of it."""
     pictures = [{"path": write_picture(tmp_path / f"{n}.png", n), "text": "x"} for n in range(2)]
     assert dataset(tmp_path, [*pictures, {"path": video, "text": "x"}], num_frames=1).fps == 8.0
-    told = [{**pictures[0], "num_frames": 1, "fps": 25.0}, {"path": "gone", "text": "x", "num_frames": 40, "fps": 12.0}]
-    assert dataset(tmp_path, told, num_frames=1).fps == 12.0
+    columns = [
+        {**pictures[0], "num_frames": 1, "fps": 25.0},
+        {"path": "gone", "text": "x", "num_frames": 40, "fps": 12.0},
+    ]
+    assert dataset(tmp_path, columns, num_frames=1).fps == 12.0
 
 
 def test_no_frame_left_is_not_unknown(tmp_path: Path) -> None:
-    told = {"text": "x", "num_frames": 40, "fps": 8.0, "height": 32, "width": 64}
-    rows = [{"path": "a.mp4", "start": 7.0, **told}, {"path": "b.mp4", "end": 0.2, **told}]
+    columns = {"text": "x", "num_frames": 40, "fps": 8.0, "height": 32, "width": 64}
+    rows = [{"path": "a.mp4", "start": 7.0, **columns}, {"path": "b.mp4", "end": 0.2, **columns}]
     data = dataset(tmp_path, rows, num_frames=None, image_size=None, time_range=(0.0, 0.4))
     assert data.sizes().num_frames.tolist() == [NO_FRAMES, NO_FRAMES]
     assert len(dataset(tmp_path, rows, num_frames=1, time_range=(0.0, 0.4))) == 0
 
 
-def test_a_size_is_given_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_size_is_whole_or_absent(tmp_path: Path) -> None:
     for size in ({"num_frames": None}, {"image_size": None}):
         with pytest.raises(ConfigError, match=r"num_frames=.*, image_size=.*bucket_config"):
             dataset(tmp_path, [{"path": "a.mp4", "text": "x"}], **size)
@@ -284,13 +290,13 @@ def test_multi_scale_keeps_the_aspect_ratio(tmp_path: Path) -> None:
     rows = [{"path": write_picture(tmp_path / f"{name}.png", 5, size), "text": name} for name, size in sizes.items()]
     for megabytes in (0, 1):
         data = dataset(tmp_path, rows, num_frames=1, image_size=(64, 64), multi_scale=True, cache_megabytes=megabytes)
-        found = [data.clip(row, Draw(0, 0, 0)).video_CTHW for row in (0, 1, 2)]
-        assert [tuple(clip.shape) for clip in found] == [(3, 1, 16, 64), (3, 1, 64, 16), (3, 1, 16, 32)]
+        clips = [data.clip(row, Draw(0, 0, 0)).video_CTHW for row in (0, 1, 2)]
+        assert [tuple(clip.shape) for clip in clips] == [(3, 1, 16, 64), (3, 1, 64, 16), (3, 1, 16, 32)]
     cut = torch.from_numpy(frame_picture(5, 20, 40)[:16, :32].copy()).permute(2, 0, 1)[:, None] / 127.5 - 1
-    torch.testing.assert_close(found[2], cut, rtol=0, atol=1e-6)
+    torch.testing.assert_close(clips[2], cut, rtol=0, atol=1e-6)
     flipped = dataset(tmp_path, rows, num_frames=1, image_size=(64, 64), multi_scale=True, flip=True)
-    seen = [flipped.clip(2, draw).video_CTHW for draw in draws(8)]
-    assert any(torch.equal(clip, found[2].flip(-1)) for clip in seen)
+    flips = [flipped.clip(2, draw).video_CTHW for draw in draws(8)]
+    assert any(torch.equal(clip, clips[2].flip(-1)) for clip in flips)
 
     narrow = [
         {"path": write_picture(tmp_path / f"{n}.png", 5, size), "text": "x"}

@@ -8,7 +8,7 @@ from opensora.evaluation.loss_plot import plot_loss, smooth
 
 
 def dark_blue(path: Path) -> np.ndarray:
-    """Where the average is drawn: a mask of the picture."""
+    """A mask of the picture: the pixels of the average's line."""
     image = np.asarray(Image.open(path).convert("RGB")).astype(int)
     return (image[..., 2] > image[..., 0] + 60) & (image[..., 0] < 80)
 

@@ -17,17 +17,17 @@ def moving(dx: int, start: int = 4, frames: int = FRAMES, size: int = SIDE) -> T
 def test_the_nearest_reference_gives_the_label() -> None:
     references = [moving(0), moving(1), moving(2)]
     noise = torch.randn(3, FRAMES, SIDE, SIDE, generator=generator(0, "noise")) * 0.3
-    found = retrieval_accuracy(
+    result = retrieval_accuracy(
         [moving(2) + noise, moving(0) + noise, moving(1) + noise, moving(1)],
         ["fast", "still", "slow", "fast"],
         references,
         ["still", "slow", "fast"],
     )
-    assert found.nearest == [2, 0, 1, 1]
-    assert found.hits == [True, True, True, False]
-    assert found.accuracy == 0.75
-    assert found.distances_GR.shape == (4, 3)
-    assert found.distances_GR[3, 1] == 0
+    assert result.nearest == [2, 0, 1, 1]
+    assert result.hits == [True, True, True, False]
+    assert result.accuracy == 0.75
+    assert result.distances_GR.shape == (4, 3)
+    assert result.distances_GR[3, 1] == 0
 
 
 def test_distance_is_the_root_mean_square_difference() -> None:

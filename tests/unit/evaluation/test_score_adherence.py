@@ -16,8 +16,8 @@ from tests.support.fake_sampler import SETTINGS
 def test_held_out_prompts(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["prompts", str(tmp_path / "new" / "prompts.txt")]) == 0
     lines = (tmp_path / "new" / "prompts.txt").read_text().splitlines()
-    assert lines == [found.caption() for found in HOLDOUT]
-    assert not set(lines) & {found.caption() for found in combinations("train")}
+    assert lines == [attributes.caption() for attributes in HOLDOUT]
+    assert not set(lines) & {attributes.caption() for attributes in combinations("train")}
     assert "16 held-out prompts" in capsys.readouterr().out
 
 

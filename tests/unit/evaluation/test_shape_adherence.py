@@ -8,7 +8,7 @@ from opensora.evaluation.shape_adherence import NOTHING, accuracy, attributes_in
 from opensora.rng import Draw, generator
 
 
-def drawn(split: str, clips: int = 96) -> tuple[list[Tensor], list[str]]:
+def clips_of(split: str, clips: int = 96) -> tuple[list[Tensor], list[str]]:
     data = MovingShapes(clips, num_frames=5, split=split)  # type: ignore[arg-type]
     samples = [data.clip(row, Draw(0, 0, row)) for row in range(clips)]
     return [sample.video_CTHW for sample in samples], [sample.caption for sample in samples]
@@ -23,12 +23,12 @@ def blurred(video_CTHW: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("split", ["train", "holdout"])
 def test_drawn_clips_are_read_right(split: str) -> None:
-    result = accuracy(*drawn(split))
+    result = accuracy(*clips_of(split))
     assert (result.colour, result.shape, result.direction, result.all, result.clips) == (1, 1, 1, 1, 96)
 
 
 def test_soft_and_noisy_clips_are_still_read() -> None:
-    videos, prompts = drawn("train")
+    videos, prompts = clips_of("train")
     noise = generator(0, "pixel noise")
     videos = [blurred(video) + 0.05 * torch.randn(video.shape, generator=noise) for video in videos]
     result = accuracy(videos, prompts)
@@ -37,7 +37,7 @@ def test_soft_and_noisy_clips_are_still_read() -> None:
 
 
 def test_wrong_prompts_score_at_chance() -> None:
-    videos, prompts = drawn("train")
+    videos, prompts = clips_of("train")
     order = torch.randperm(len(prompts), generator=generator(0, "order")).tolist()
     result = accuracy(videos, [prompts[place] for place in order])
     assert result.colour < 0.35
@@ -48,7 +48,7 @@ def test_wrong_prompts_score_at_chance() -> None:
 
 @pytest.mark.parametrize("split", ["train", "holdout"])
 def test_each_attribute_is_judged_by_itself(split: str) -> None:
-    videos, prompts = drawn(split, 16)
+    videos, prompts = clips_of(split, 16)
     swap = {"left": "right", "right": "left", "up": "down", "down": "up"}
     wrong = [
         prompt.replace(attributes_in_prompt(prompt).direction, swap[attributes_in_prompt(prompt).direction])
@@ -61,7 +61,7 @@ def test_each_attribute_is_judged_by_itself(split: str) -> None:
 def test_nothing_is_read_from_noise_an_empty_or_a_still_clip() -> None:
     assert detect_attributes(torch.randn(3, 5, 32, 32, generator=generator(0, "noise")) * 0.5) == NOTHING
     assert detect_attributes(torch.full((3, 5, 32, 32), -1.0)) == NOTHING
-    videos, prompts = drawn("train", 1)
+    videos, prompts = clips_of("train", 1)
     still = videos[0][:, :1].expand(-1, 5, -1, -1)
     wanted = attributes_in_prompt(prompts[0])
     assert detect_attributes(still) == Attributes(wanted.color, wanted.shape, UNCLEAR)
@@ -71,7 +71,7 @@ def test_nothing_is_read_from_noise_an_empty_or_a_still_clip() -> None:
 
 
 def test_two_objects_are_no_shape() -> None:
-    videos, _ = drawn("train", 1)
+    videos, _ = clips_of("train", 1)
     both = torch.maximum(videos[0], videos[0].flip(-1).flip(-2))
     assert detect_attributes(torch.cat([videos[0], both], dim=-1)).shape == UNCLEAR
 

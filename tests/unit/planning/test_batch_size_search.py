@@ -35,17 +35,17 @@ GOAL, MEMORY = 10.0, 10**9
 
 
 @pytest.mark.parametrize("first", [1, 3, 8, 64, 200])
-def test_the_largest_that_fits_whatever_the_start(first: int) -> None:
+def test_largest_fitting_from_any_start(first: int) -> None:
     for limit in range(67):
-        asked: list[int] = []
+        tried: list[int] = []
 
-        def fits(n: int, asked: list[int] = asked, limit: int = limit) -> bool:
-            asked.append(n)
+        def fits(n: int, tried: list[int] = tried, limit: int = limit) -> bool:
+            tried.append(n)
             return n <= limit
 
         assert largest_fitting(fits, first, limit=64) == min(limit, 64)
-        assert len(asked) == len(set(asked)) <= 14
-        assert all(1 <= n <= 64 for n in asked)
+        assert len(tried) == len(set(tried)) <= 14
+        assert all(1 <= n <= 64 for n in tried)
 
 
 def seconds(size: ClipSize, n: int) -> float:
@@ -58,10 +58,10 @@ def needed(size: ClipSize, n: int) -> int:
 
 
 def test_goal_and_memory_decide() -> None:
-    asked: list[tuple[ClipSize, int]] = []
+    timed: list[tuple[ClipSize, int]] = []
 
     def clock(size: ClipSize, n: int) -> float:
-        asked.append((size, n))
+        timed.append((size, n))
         return seconds(size, n)
 
     buckets = Buckets(CONFIG)
@@ -77,7 +77,7 @@ def test_goal_and_memory_decide() -> None:
     assert [line.config_batch_size for line in lines] == [1, 3, 2, 7]
     assert lines[0].batch_size == 1
     assert not any(line.too_slow for line in lines)
-    assert len(asked) == len(set(asked)) < 60
+    assert len(timed) == len(set(timed)) < 60
     # the aspect ratio with the most pixels speaks for its resolution
     sizes = {bucket.resolution: [] for bucket in buckets.all}
     for bucket in buckets.all:
@@ -96,17 +96,17 @@ def test_nothing_larger_than_the_memory_is_run() -> None:
         assert not line.too_slow
 
 
-def test_too_slow_by_itself_stays_and_too_large_goes() -> None:
+def test_too_slow_bucket_stays_and_too_large_goes() -> None:
     def clock(size: ClipSize, n: int) -> float:
         return math.inf if size[0] == 51 and size[1] > 300 else 99.0 if size[0] == 51 else seconds(size, n)
 
     lines = search_batch_sizes(Buckets(CONFIG), clock, needed, step_seconds=GOAL, memory=MEMORY, limit=32)
     assert [(line.batch_size, line.too_slow) for line in lines[:2]] == [(0, False), (1, True)]
     assert lines[1].seconds == 99.0
-    found = updated_bucket_config(CONFIG, lines)
-    assert found["480p"] == {1: (0.5, lines[2].batch_size), 51: (0.0, None), 102: (0.0, None)}
-    assert found["144p"][51] == (1.0, 1)
-    assert not any(bucket[:2] == ("480p", 51) for bucket in search._largest_buckets(Buckets(found)))
+    config = updated_bucket_config(CONFIG, lines)
+    assert config["480p"] == {1: (0.5, lines[2].batch_size), 51: (0.0, None), 102: (0.0, None)}
+    assert config["144p"][51] == (1.0, 1)
+    assert not any(bucket[:2] == ("480p", 51) for bucket in search._largest_buckets(Buckets(config)))
 
 
 def test_chances_stay_as_they_are() -> None:
@@ -136,12 +136,12 @@ def test_the_command_writes_a_config_that_loads(
     config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     """Steps are really run; memory, a byte per clip, decides alone, so that no clock is asserted on."""
-    asked: list[tuple[int, float]] = []
+    timed: list[tuple[int, float]] = []
     time_step = search.StepTimer.__call__
 
     def watch(self: search.StepTimer, size: ClipSize, n: int) -> float:
-        asked.append((n, time_step(self, size, n)))
-        return asked[-1][1]
+        timed.append((n, time_step(self, size, n)))
+        return timed[-1][1]
 
     monkeypatch.setattr(search.StepTimer, "__call__", watch)
     out = tmp_path / "new" / "tuned.py"
@@ -151,8 +151,8 @@ def test_the_command_writes_a_config_that_loads(
     tuned = load(str(out), [], TrainRun).run
     assert tuned.bucket_config == {"16x16": {5: (0.5, 3)}}
     assert (tuned.model, tuned.dataset) == (run.model, run.dataset)
-    assert [n for n, _ in asked] == [1, 2, 3]
-    assert all(0 < taken < 1000 for _, taken in asked)
+    assert [n for n, _ in timed] == [1, 2, 3]
+    assert all(0 < elapsed < 1000 for _, elapsed in timed)
     assert "at most 1000 s" in capsys.readouterr().out
 
 
@@ -171,7 +171,7 @@ def test_the_command_writes_a_config_that_loads(
         ([str(ROOT / "configs/stdit/train/debug.py"), "out.py", "step_seconds=1"], "set bucket_config"),
     ],
 )
-def test_what_cannot_be_done_is_a_sentence(
+def test_impossible_search_is_error(
     config: str,
     arguments: list[str],
     expected: str,
@@ -185,7 +185,7 @@ def test_what_cannot_be_done_is_a_sentence(
     assert not (tmp_path / "out.py").exists()
 
 
-def test_the_config_written_has_what_the_command_line_changed(
+def test_written_config_keeps_command_line_changes(
     config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sizes found with activation checkpointing fit with it only; and the file trains by itself."""
@@ -208,9 +208,9 @@ def test_the_config_written_has_what_the_command_line_changed(
         "plugin=ddp",
     ]
     assert main([config, str(out), "step_seconds=1000", "memory_gb=2e-9", *changes]) == 0
-    asked, tuned = load(config, changes, TrainRun).run, load(str(out), [], TrainRun).run
+    changed, tuned = load(config, changes, TrainRun).run, load(str(out), [], TrainRun).run
     assert tuned.bucket_config == {"16x16": {5: (0.5, 2)}, "16x32": {1: (1.0, 2)}}
-    assert replace(tuned, bucket_config=None) == replace(asked, bucket_config=None)
+    assert replace(tuned, bucket_config=None) == replace(changed, bucket_config=None)
     assert (tuned.grad_checkpoint, tuned.model["depth"]) == (True, 1)
     with one_rank() as world:
         training = build_training(tuned, world, str(out))

@@ -126,9 +126,9 @@ def test_state_bytes_by_hand(plugin: str, dtype: Any, world: int) -> None:
     result = dry_run(run(plugin=plugin, dtype=dtype), world)
     sizes, width = result.step.sizes, result.estimate.layout.weight_dtype.itemsize
     expected = dict(zip(NAMES, EXPECTED[plugin, dtype, world]))
-    held = {name: result.estimate.memory.get(name, 0) for name in NAMES}
-    held["weights"] -= width * sizes.fixed
-    assert {name: value / sizes.trained for name, value in held.items()} == pytest.approx(expected, abs=1e-3)
+    memory = {name: result.estimate.memory.get(name, 0) for name in NAMES}
+    memory["weights"] -= width * sizes.fixed
+    assert {name: value / sizes.trained for name, value in memory.items()} == pytest.approx(expected, abs=1e-3)
     assert result.estimate.memory["frozen autoencoder"] == result.summary.frozen_parameters * (
         2 if dtype == "bf16" else 4
     )

@@ -92,16 +92,20 @@ def test_peaks_of_activations_and_gradients_are_not_added() -> None:
 def test_middle_of_the_backward(plugin: str, exchanged: int) -> None:
     """Half of the gradients are made; under zero all but a bucket of them have been exchanged."""
     middle = StepProfile(0, (MemoryPoint(0, 0), MemoryPoint(P // 2, 90 * P), MemoryPoint(P, 0)), 1, 2)
-    found = estimate(step_model(profile_step=lambda layout: middle), layout(plugin)).memory
-    assert found["activations"] == 90 * P
-    assert found.get("gradients", 0) + found.get("communication buffers", 0) == exchanged
+    memory = estimate(step_model(profile_step=lambda layout: middle), layout(plugin)).memory
+    assert memory["activations"] == 90 * P
+    assert memory.get("gradients", 0) + memory.get("communication buffers", 0) == exchanged
 
 
 def test_encoding_may_be_the_peak() -> None:
-    found = estimate(
+    result = estimate(
         step_model(frozen=FrozenNetworks({"frozen autoencoder": 7}, encoding_bytes=90 * P)), layout("ddp", 1)
     )
-    assert (found.peak_stage, found.memory["activations"], found.memory["frozen autoencoder"]) == (ENCODING, 90 * P, 7)
+    assert (result.peak_stage, result.memory["activations"], result.memory["frozen autoencoder"]) == (
+        ENCODING,
+        90 * P,
+        7,
+    )
 
 
 def test_offloaded_state_is_on_the_host() -> None:
@@ -180,8 +184,8 @@ ROOMY = replace(CARD, memory_gb=1000)
 
 
 def test_seconds_by_hand() -> None:
-    found = estimate(step_model(), layout("zero2-seq", world=4, sp_size=4, micro_batches=2))
-    spent = seconds(found, CARD, efficiency=0.5)
+    result = estimate(step_model(), layout("zero2-seq", world=4, sp_size=4, micro_batches=2))
+    spent = seconds(result, CARD, efficiency=0.5)
     assert spent.compute == pytest.approx(2 * 300 / 50e12)
     # zero2: two times float32 gradients and bf16 weights; a ring over machines has two cards' networks of 10 GB/s
     assert spent.exchange == pytest.approx((2 * 4 + 2) * P * 0.75 / (0.8 * 20e9))
@@ -189,8 +193,8 @@ def test_seconds_by_hand() -> None:
     assert spent.sequence == pytest.approx(2 * 150 * (1 / 3 / 80e9 + 2 / 3 / 8e9))
     assert spent.update == pytest.approx(30 * P / 4 / 1000e9)
     assert spent.total == spent.compute + spent.exchange + spent.sequence + spent.update
-    assert found.tokens == 6 * 2  # two micro-batches of the one group
-    slow = seconds(replace(found, layout=replace(found.layout, dtype="fp32")), CARD, 0.5)
+    assert result.tokens == 6 * 2  # two micro-batches of the one group
+    slow = seconds(replace(result, layout=replace(result.layout, dtype="fp32")), CARD, 0.5)
     assert slow.compute == pytest.approx(10 * spent.compute)
 
 
@@ -224,21 +228,21 @@ def test_smallest_layout_order() -> None:
 
 
 def test_nothing_fits() -> None:
-    found = fitting(2 * P, activations=10 * P)
-    assert found.best is None
-    assert found.missing == found.nearest.total - found.limit > 0
-    assert found.nearest.layout.sp_size == 4
+    result = fitting(2 * P, activations=10 * P)
+    assert result.best is None
+    assert result.missing == result.nearest.total - result.limit > 0
+    assert result.nearest.layout.sp_size == 4
 
 
 def test_hopeless_layouts_are_not_profiled() -> None:
     """4000 P on four ranks is more than 50 P, recomputed 400 P too; one rank is tried with and without."""
-    asked = []
-    found = step_model(4000 * P, max_sequence_ranks=8)
-    profile_step = found.profile_step
-    found.profile_step = lambda layout: asked.append((layout.sp_size, layout.grad_checkpoint)) or profile_step(layout)  # type: ignore[func-returns-value]
+    profiled = []
+    step = step_model(4000 * P, max_sequence_ranks=8)
+    profile_step = step.profile_step
+    step.profile_step = lambda layout: profiled.append((layout.sp_size, layout.grad_checkpoint)) or profile_step(layout)  # type: ignore[func-returns-value]
     card = replace(CARD, memory_gb=50 * P / 0.9e9)
-    assert smallest_layout(found, layout("ddp", world=4), 4, card, PLUGINS).best is None
-    assert set(asked) == {(1, False), (1, True)}
+    assert smallest_layout(step, layout("ddp", world=4), 4, card, PLUGINS).best is None
+    assert set(profiled) == {(1, False), (1, True)}
 
 
 def test_one_plugin_does_not_rule_out_others() -> None:
@@ -266,8 +270,8 @@ def test_no_sequence_ranks_without_work() -> None:
 )
 def test_sp_size_of_the_run_is_searched_even_if_ranks_idle(current: Any) -> None:
     """One micro-batch leaves one group of four ranks, though only two of them have work."""
-    found = smallest_layout(step_model(10 * P, max_sequence_ranks=2), current, 1, CARD, PLUGINS).best.layout  # type: ignore[union-attr]
-    assert (found.sp_size, found.tp_size, found.micro_batches) == (4, 1, 1)
+    best = smallest_layout(step_model(10 * P, max_sequence_ranks=2), current, 1, CARD, PLUGINS).best.layout  # type: ignore[union-attr]
+    assert (best.sp_size, best.tp_size, best.micro_batches) == (4, 1, 1)
 
 
 def test_cpu_is_not_offloaded() -> None:
@@ -276,7 +280,7 @@ def test_cpu_is_not_offloaded() -> None:
 
 
 def test_table_keeps_plugin_options(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gradients of half the width on the wire, beside bfloat16 weights: 4 bytes of an element in place of 6."""
+    """Gradients of half the width on the wire, with bfloat16 weights: 4 bytes of an element in place of 6."""
     monkeypatch.setattr(layout_table, "CLIPS", ((1, 8, 8),))
     monkeypatch.setattr(layout_table, "WORLDS", (2,))
     big = step_model(sizes=StepSizes(trained=10**9))

@@ -18,10 +18,10 @@ def rows(text: str) -> list[str]:
 
 
 def test_the_document_has_every_row() -> None:
-    head, *found = rows(DOCUMENT)
+    head, *lines = rows(DOCUMENT)
     assert head == f"| {' | '.join(layout_table.HEAD)} |"
     clips = ["x".join(map(str, clip)) for clip in layout_table.CLIPS]
-    assert [row.split(" | ")[0].strip("| ") for row in found] == [clip for clip in clips for _ in layout_table.WORLDS]
+    assert [row.split(" | ")[0].strip("| ") for row in lines] == [clip for clip in clips for _ in layout_table.WORLDS]
 
 
 def test_the_document_says_what_the_command_prints(
@@ -33,5 +33,5 @@ def test_the_document_says_what_the_command_prints(
     assert flag == "--table"
     monkeypatch.setattr(layout_table, "CLIPS", layout_table.CLIPS[1:2])
     assert table_command(str(ROOT / config), [gpu]) == 0
-    head, *found = rows(DOCUMENT)
-    assert rows(capsys.readouterr().out) == [head, *found[3:6]]
+    head, *lines = rows(DOCUMENT)
+    assert rows(capsys.readouterr().out) == [head, *lines[3:6]]

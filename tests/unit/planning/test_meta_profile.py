@@ -116,39 +116,39 @@ def test_bf16_under_autocast_keeps_norms_in_float32() -> None:
     with torch.device("meta"):
         wide = profile_step(stdit3(), call).saved
         narrow = profile_step(stdit3().to(torch.bfloat16), call, autocast=True).saved
-        beside = profile_step(stdit3(), call, autocast=True).saved  # float32 weights, cast as they are used
+        mixed = profile_step(stdit3(), call, autocast=True).saved  # float32 weights, cast as they are used
     assert 0.5 < narrow / wide < 0.8
-    assert narrow < beside
+    assert narrow < mixed
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])
-def test_a_deep_model_by_two_shallow_ones(checkpointed: bool) -> None:
+def test_deep_model_by_two_shallow_ones(checkpointed: bool) -> None:
     depth = 6
-    asked = []
+    depths = []
 
     def at(depth: int) -> StepProfile:
-        asked.append(depth)
+        depths.append(depth)
         with torch.device("meta"):
             return profile_step(stdit3(depth), call, checkpointed=checkpointed)
 
     assert extrapolate_depth(at, depth) == at(depth)
-    assert asked == [3, 4, depth]
+    assert depths == [3, 4, depth]
 
 
-def test_what_does_not_repeat_is_rehearsed_whole() -> None:
+def test_model_without_repeated_blocks_is_profiled_whole() -> None:
     with torch.device("meta"):
         two, other = profile_step(stdit3(2), call), profile_step(stdit3(3, mlp_ratio=2.0), call)
     assert repeat_blocks(two, two, 1) is None
     assert repeat_blocks(two, other, 1) is None
-    asked = []
+    depths = []
 
     def at(depth: int) -> StepProfile:
-        asked.append(depth)
+        depths.append(depth)
         with torch.device("meta"):
             return profile_step(stdit3(depth, mlp_ratio=float(depth)), call)
 
     assert extrapolate_depth(at, 7).points[-1].gradients > 0
-    assert asked[-1] == 7
+    assert depths[-1] == 7
 
 
 def test_freed_memory_is_not_counted() -> None:
@@ -161,7 +161,7 @@ def test_freed_memory_is_not_counted() -> None:
 
 @pytest.fixture
 def colossalais_rules() -> Iterator[Any]:
-    """What importing colossalai does to torch's rules for the meta device, for the time of a test."""
+    """The rules for torch's meta device that importing colossalai changes, for the time of a test."""
     profile = importlib.util.find_spec("colossalai")
     assert profile is not None
     assert profile.origin is not None

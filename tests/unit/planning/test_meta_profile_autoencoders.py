@@ -10,7 +10,7 @@ from tests.support.small_models import SMALL_VAES
 
 @pytest.mark.parametrize("name", names(VAES))
 def test_autoencoders_are_rehearsed_with_and_without_checkpointing(name: str) -> None:
-    """`opensora check` states both, whichever of them the config asks for."""
+    """`opensora check` states both, whichever the config sets."""
     profiles = []
     for checkpointed in (False, True):
         with torch.device("meta"):

@@ -32,8 +32,8 @@ def gradients(network: torch.nn.Module, call: Callable[[], Tensor]) -> Tensor:
     network.zero_grad()
     poison()
     call().float().square().mean().backward()
-    found = [parameter.grad.float().flatten() for parameter in network.parameters() if parameter.grad is not None]
-    return torch.cat(found)
+    parts = [parameter.grad.float().flatten() for parameter in network.parameters() if parameter.grad is not None]
+    return torch.cat(parts)
 
 
 def check(network: Any, exact: Any, x: Tensor, call: Callable[[Any, Tensor], Tensor]) -> None:
@@ -90,7 +90,7 @@ def test_short_inputs_are_right(frames: int, rows: int, columns: int, channels: 
         conv, x = conv.bfloat16(), x.bfloat16()
     for _ in range(3):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            found = gradients(conv, lambda: conv(x))
+            actual = gradients(conv, lambda: conv(x))
             poison()
             torch.testing.assert_close(conv(x).float(), output, rtol=0.02, atol=0.02)
-        assert ((found - expected).norm() / expected.norm()).item() < 0.02
+        assert ((actual - expected).norm() / expected.norm()).item() < 0.02

@@ -75,7 +75,7 @@ def test_without_the_packages_torch_does_it() -> None:
     assert CudaPlatform().layer_norm() is None
 
 
-def test_a_package_that_does_not_import_is_left_out_and_told_once(
+def test_package_that_does_not_import_warns_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A wheel for another torch, and the other package that is called apex."""
@@ -94,14 +94,14 @@ def test_a_package_that_does_not_import_is_left_out_and_told_once(
 
 
 def test_apex_gets_both_vectors_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+    calls = []
 
     def affine(x: Tensor, weight: Tensor, bias: Tensor, shape: tuple[int, ...], eps: float) -> Tensor:
-        asked.append("affine")
+        calls.append("affine")
         return F.layer_norm(x, shape, weight, bias, eps)
 
     def plain(x: Tensor, shape: tuple[int, ...], eps: float) -> Tensor:
-        asked.append("plain")
+        calls.append("plain")
         return F.layer_norm(x, shape, None, None, eps)
 
     stand_in(monkeypatch, "fused_layer_norm_cuda")
@@ -114,7 +114,7 @@ def test_apex_gets_both_vectors_or_none(monkeypatch: pytest.MonkeyPatch) -> None
     expected = F.layer_norm(x, (8,), eps=1e-6)
     torch.testing.assert_close(norm_modulate(x, vector, vector), expected * (1 + vector) + vector)
     torch.testing.assert_close(norm_modulate(x, per_frame, per_frame), expected * (1 + per_frame) + per_frame)
-    assert asked == ["affine", "plain"]
+    assert calls == ["affine", "plain"]
 
 
 def test_apex_without_its_compiled_part_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

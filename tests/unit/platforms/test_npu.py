@@ -52,16 +52,16 @@ def qkv(width: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
 
 @pytest.mark.parametrize("layout", ["BNSD", "BSND", "BSH", "SBH"])
 @pytest.mark.parametrize("masked", [False, True])
-def test_the_stand_in_is_sdpa_with_the_mask_turned_over(layout: str, masked: bool) -> None:
-    """What the tests below lean on: polarity, layouts and scale as documented."""
+def test_fake_kernel_is_sdpa_with_inverted_mask(layout: str, masked: bool) -> None:
+    """The tests below need this: polarity, layouts and scale as documented."""
     q, k, v = qkv(16)
     visible = torch.rand(2, 1, 5, 7, generator=torch.Generator().manual_seed(1)) > 0.4
     visible[..., 0] = True
     expected = F.scaled_dot_product_attention(q, k, v, attn_mask=visible if masked else None)
-    given = [ascend.from_bnsd(part, layout) for part in (q, k, v)]
-    found = ascend.npu_fusion_attention(*given, 3, layout, atten_mask=~visible if masked else None, scale=16**-0.5)[0]
-    assert found.shape == given[0].shape
-    torch.testing.assert_close(ascend.as_bnsd(found, 3, layout), expected)
+    inputs = [ascend.from_bnsd(part, layout) for part in (q, k, v)]
+    actual = ascend.npu_fusion_attention(*inputs, 3, layout, atten_mask=~visible if masked else None, scale=16**-0.5)[0]
+    assert actual.shape == inputs[0].shape
+    torch.testing.assert_close(ascend.as_bnsd(actual, 3, layout), expected)
 
 
 @pytest.mark.parametrize("width", [16, 8, 72])
@@ -72,13 +72,13 @@ def test_attention_is_sdpa(device: ascend.Npu, width: int, mask: str | None) -> 
     shape = (2, 1, 1, 7) if mask == "key" else (2, 1, 5, 7)
     visible = torch.rand(shape, generator=torch.Generator().manual_seed(2)) > 0.4
     visible[..., 3] = True
-    given = None if mask is None else visible
+    attn_mask = None if mask is None else visible
     grad = torch.randn(2, 3, 5, width, generator=torch.Generator().manual_seed(3))
-    found = npu.fused_attention(*parts, given)
-    found_grads = torch.autograd.grad(found, parts, grad)
-    expected = F.scaled_dot_product_attention(*parts, attn_mask=given)
-    torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(found_grads, torch.autograd.grad(expected, parts, grad))
+    actual = npu.fused_attention(*parts, attn_mask)
+    actual_grads = torch.autograd.grad(actual, parts, grad)
+    expected = F.scaled_dot_product_attention(*parts, attn_mask=attn_mask)
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(actual_grads, torch.autograd.grad(expected, parts, grad))
 
 
 def test_which_attention_is_taken(device: ascend.Npu) -> None:
@@ -104,7 +104,7 @@ def test_nothing_made_for_another_device_is_offered(device: ascend.Npu, monkeypa
 
 @pytest.mark.parametrize("qk_norm", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_a_layer_under_autocast_gives_the_kernels_what_they_take(
+def test_layer_under_autocast_calls_kernels_with_their_dtypes(
     on_host: None, monkeypatch: pytest.MonkeyPatch, qk_norm: bool, dtype: torch.dtype
 ) -> None:
     """Weights in float32 and products in bfloat16, as `ddp` trains; and all in one type, as zero1 and zero2 do."""
@@ -118,15 +118,15 @@ def test_a_layer_under_autocast_gives_the_kernels_what_they_take(
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
             return text(own(x), TextContext(y, mask)).float()
 
-    found = run()
-    grads = torch.autograd.grad(found.sum(), [own.qkv.weight, text.kv_linear.weight])
+    actual = run()
+    grads = torch.autograd.grad(actual.sum(), [own.qkv.weight, text.kv_linear.weight])
     monkeypatch.setattr(kernels, "_by_device", {})
     expected = run()
-    bound = 5e-2 if dtype is torch.bfloat16 else 1e-5
-    torch.testing.assert_close(found, expected, rtol=bound, atol=bound)
+    tolerance = 5e-2 if dtype is torch.bfloat16 else 1e-5
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
     wanted = torch.autograd.grad(expected.sum(), [own.qkv.weight, text.kv_linear.weight])
     for grad, reference in zip(grads, wanted):
-        assert (grad - reference).norm() <= bound * reference.norm()
+        assert (grad - reference).norm() <= tolerance * reference.norm()
 
 
 @pytest.mark.parametrize(
@@ -144,13 +144,13 @@ def test_rms_norm_is_ours(
     torch.manual_seed(0)
     norm, x = RMSNorm(8, eps=1e-2).to(weight_dtype), torch.randn(2, 3, 5, 8).to(x_dtype)
     torch.nn.init.normal_(norm.weight)
-    found = norm(x)
+    actual = norm(x)
     assert kernels.kernels_for("cpu").rms_norm is npu.fused_rms_norm
     monkeypatch.setattr(kernels, "_by_device", {})
     expected = norm(x)
-    assert found.dtype == expected.dtype
-    bound = 1e-6 if x_dtype == weight_dtype == torch.float32 else 2e-2
-    torch.testing.assert_close(found.float(), expected.float(), rtol=bound, atol=bound)
+    assert actual.dtype == expected.dtype
+    tolerance = 1e-6 if x_dtype == weight_dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(actual.float(), expected.float(), rtol=tolerance, atol=tolerance)
 
 
 def test_devices_and_memory(device: ascend.Npu, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,11 +199,11 @@ def test_bf16_only_where_there_are_units_for_it(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_autocast_names_the_device(device: ascend.Npu, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
-    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: asked.append((args, kwargs)))
+    calls: list[Any] = []
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: calls.append((args, kwargs)))
     NpuPlatform().autocast(torch.bfloat16)
     NpuPlatform().autocast(torch.float32)
-    assert asked == [
+    assert calls == [
         (("npu",), {"dtype": torch.bfloat16, "enabled": True}),
         (("npu",), {"dtype": torch.float32, "enabled": False}),
     ]
@@ -225,7 +225,7 @@ def test_the_profiler_is_torch_npus(device: ascend.Npu, monkeypatch: pytest.Monk
 
 
 def test_colossalai_is_given_its_own_accelerator(device: ascend.Npu, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Streams, events and the memory figures that ZeRO asks for come from `torch.npu`."""
+    """Streams, events and the memory figures that ZeRO reads come from `torch.npu`."""
     from opensora.parallel.colossal.accelerator import import_colossalai, set_accelerator
 
     import_colossalai()

@@ -1,4 +1,4 @@
-"""Filling a sampling run's gaps from what lies beside the weights."""
+"""Filling a sampling run's gaps from the files next to the weights."""
 
 import json
 from pathlib import Path

@@ -40,8 +40,8 @@ def test_guidance_doubles_the_batch_and_one_switches_it_off() -> None:
     guided, plain = fake_sampler(steps=2), fake_sampler(steps=2)
     generate([request()], guided, 3.0)
     generate([request()], plain, 1.0)
-    assert [len(text) for text, _ in guided.model.asked] == [2, 2]
-    assert [len(text) for text, _ in plain.model.asked] == [1, 1]
+    assert [len(text) for text, _ in guided.model.calls] == [2, 2]
+    assert [len(text) for text, _ in plain.model.calls] == [1, 1]
 
 
 def test_guidance_is_null_plus_scale_times_the_difference() -> None:
@@ -56,10 +56,10 @@ def test_guidance_is_null_plus_scale_times_the_difference() -> None:
 
 
 def test_progress_counts_steps_and_the_model_goes_back_to_training() -> None:
-    sampler, seen = fake_sampler(steps=3), []
+    sampler, reports = fake_sampler(steps=3), []
     sampler.model.train()
-    generate([request()], sampler, 3.0, progress=lambda done, steps: seen.append((done, steps)))
-    assert seen == [(1, 3), (2, 3), (3, 3)]
+    generate([request()], sampler, 3.0, progress=lambda done, steps: reports.append((done, steps)))
+    assert reports == [(1, 3), (2, 3), (3, 3)]
     assert sampler.model.training
 
 

@@ -27,18 +27,20 @@ PROMPTS = ["a cat", "a very small dog"]
 
 
 class Conditioned(FakeDenoiser):
-    """Answers with the given latents, in units of the text; remembers what it was told."""
+    """Adds the clean latents to the answer; records its inputs."""
 
     conditioned = True
     takes_x_mask = False
 
     def __init__(self) -> None:
         super().__init__()
-        self.told: list[dict[str, Any]] = []
+        self.inputs: list[dict[str, Any]] = []
 
-    def forward(self, x: Tensor, timestep: Tensor, y: Tensor, mask: Any = None, x_mask: Any = None, **told: Any) -> Any:
-        self.told.append({"x": x, "y": y, "mask": mask, "x_mask": x_mask, **told})
-        return super().forward(x, timestep, y, mask) + told["cond"]
+    def forward(
+        self, x: Tensor, timestep: Tensor, y: Tensor, mask: Any = None, x_mask: Any = None, **inputs: Any
+    ) -> Any:
+        self.inputs.append({"x": x, "y": y, "mask": mask, "x_mask": x_mask, **inputs})
+        return super().forward(x, timestep, y, mask) + inputs["cond"]
 
 
 def sampler(steps: int = 1, **scheduler: Any) -> Sampler:
@@ -52,18 +54,18 @@ def collect(prompts: list[str], **keys: Any) -> list[SampleRequest]:
 
 
 def latents_of(requests: list[SampleRequest], made: Sampler, guidance_scale: float = 3.0) -> list[Tensor]:
-    """What sampling hands to the decoder, loop by loop."""
-    seen: list[Tensor] = []
+    """The latents that sampling hands to the decoder, loop by loop."""
+    latents: list[Tensor] = []
     decode = made.codec.decode_video
 
     def keep(z: Tensor, num_frames: int) -> Tensor:
-        seen.append(z)
+        latents.append(z)
         return decode(z, num_frames)
 
     made.codec.decode_video = keep
     generate(requests, made, guidance_scale)
     made.codec.decode_video = decode
-    return seen
+    return latents
 
 
 def encoded(path: str) -> Tensor:
@@ -74,22 +76,22 @@ def test_the_three_copies(tmp_path: Path) -> None:
     path, made = write_picture(tmp_path / "a.png", 0b1011), sampler()
     one, two = collect(["a cat", "a small dog"], reference_path=path)
     latents_of([one, two], made)
-    [told] = made.model.told
+    [call] = made.model.inputs
     noise = torch.stack([initial_noise(request, SHAPE) for request in (one, two)])
-    assert torch.equal(told["x"], noise.repeat(3, 1, 1, 1, 1))  # given frames start from noise like the others
-    assert told["x_mask"] is None
+    assert torch.equal(call["x"], noise.repeat(3, 1, 1, 1, 1))  # given frames start from noise like the others
+    assert call["x_mask"] is None
 
     captions, null = FakeCodec().encode_text(["a cat", "a small dog"]), made.model.null_text(2)
-    assert torch.equal(told["y"], torch.cat([captions.text_B1LC, null, null]))
-    assert torch.equal(told["mask"], captions.mask_BL.repeat(3, 1))
-    assert torch.equal(told["y_null"], null.repeat(3, 1, 1, 1))
+    assert torch.equal(call["y"], torch.cat([captions.text_B1LC, null, null]))
+    assert torch.equal(call["mask"], captions.mask_BL.repeat(3, 1))
+    assert torch.equal(call["y_null"], null.repeat(3, 1, 1, 1))
 
     only = torch.zeros(SHAPE)
     only[:, 0] = encoded(path)[:, 0]
     assert only.any()
-    assert torch.equal(told["cond"], torch.stack([only] * 4 + [torch.zeros(SHAPE)] * 2))
-    assert told["cond_mask"][:, :, :, 0, 0].tolist() == [[[1, 0, 0, 0]] * 4] * 6
-    assert told["mask_index"] == [[0]] * 6
+    assert torch.equal(call["cond"], torch.stack([only] * 4 + [torch.zeros(SHAPE)] * 2))
+    assert call["cond_mask"][:, :, :, 0, 0].tolist() == [[[1, 0, 0, 0]] * 4] * 6
+    assert call["mask_index"] == [[0]] * 6
 
 
 def test_guidance_by_hand(tmp_path: Path) -> None:
@@ -97,40 +99,40 @@ def test_guidance_by_hand(tmp_path: Path) -> None:
     [one] = collect(["a cat"], reference_path=write_picture(tmp_path / "a.png", 0b1011))
     made = sampler()
     [z] = latents_of([one], made)
-    told, noise = made.model.told[0], initial_noise(one, SHAPE)
-    lean = [(y[0] * mask[:, None]).sum() / mask.sum() for y, mask in zip(told["y"], told["mask"], strict=True)]
-    velocity = 1 - 0.1 * noise + lean[2] + 5.0 * told["cond"][0] + 3.0 * (lean[0] - lean[1])
+    call, noise = made.model.inputs[0], initial_noise(one, SHAPE)
+    lean = [(y[0] * mask[:, None]).sum() / mask.sum() for y, mask in zip(call["y"], call["mask"], strict=True)]
+    velocity = 1 - 0.1 * noise + lean[2] + 5.0 * call["cond"][0] + 3.0 * (lean[0] - lean[1])
     torch.testing.assert_close(z[0], noise + velocity, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("strategy", "given"),
+    ("strategy", "frames"),
     [("0", [0]), ("0,0,0,-1", [3]), ("0;0,1,-1,-1", [0, 3]), ("0,1,0,0,2", [0, 1]), ("0,1,-2,2,9", [2, 3]), ("0,0,0,0,1,1", [])],
 )  # fmt: skip
-def test_strategies_name_the_conditions_of_1_3(tmp_path: Path, strategy: str, given: list[int]) -> None:
+def test_strategies_name_the_conditions_of_1_3(tmp_path: Path, strategy: str, frames: list[int]) -> None:
     picture, video = write_picture(tmp_path / "a.png", 0b1011), write_video(tmp_path / "b.mp4", 6)
     [one] = collect(["a cat"], reference_path=f"{picture};{video}", mask_strategy=strategy)
     made = sampler()
     latents_of([one], made)
-    told, copies = made.model.told[0], 3 if given else 2
-    assert told["mask_index"] == [given] * copies
+    call, copies = made.model.inputs[0], 3 if frames else 2
+    assert call["mask_index"] == [frames] * copies
     first, film = encoded(picture), encoded(video)
     wanted = {"0": first, "0,0,0,-1": first, "0;0,1,-1,-1": torch.cat([first, film[:, -1:]], 1)}
     wanted |= {"0,1,0,0,2": film[:, :2], "0,1,-2,2,9": film[:, -2:], "0,0,0,0,1,1": film[:, :0]}
-    assert torch.equal(told["cond"][0][:, given], wanted[strategy])
-    assert told["cond"][0].abs().sum((0, 2, 3)).nonzero().flatten().tolist() == given
+    assert torch.equal(call["cond"][0][:, frames], wanted[strategy])
+    assert call["cond"][0].abs().sum((0, 2, 3)).nonzero().flatten().tolist() == frames
 
 
-def test_text_alone_asks_two_copies_and_neighbours_change_nothing(tmp_path: Path) -> None:
-    """Beside a request with given frames there is a third, whose answers cancel out."""
+def test_text_alone_needs_two_copies_in_any_batch(tmp_path: Path) -> None:
+    """In a batch with a request of given frames there is a third, whose answers cancel out."""
     path = write_picture(tmp_path / "a.png", 0b1011)
-    given, plain = collect(["a cat", "a dog"], reference_path=[path, ""], mask_strategy=["0", ""])
+    with_frames, plain = collect(["a cat", "a dog"], reference_path=[path, ""], mask_strategy=["0", ""])
     alone, together = sampler(3), sampler(3)
     [z] = latents_of([plain], alone)
-    [both] = latents_of([given, plain], together)
-    assert [len(told["x"]) for told in alone.model.told] == [2] * 3
-    assert not any(told["cond"].any() or any(told["mask_index"]) for told in alone.model.told)
-    assert together.model.told[0]["mask_index"] == [[0], []] * 3
+    [both] = latents_of([with_frames, plain], together)
+    assert [len(call["x"]) for call in alone.model.inputs] == [2] * 3
+    assert not any(call["cond"].any() or any(call["mask_index"]) for call in alone.model.inputs)
+    assert together.model.inputs[0]["mask_index"] == [[0], []] * 3
     torch.testing.assert_close(both[1:], z, rtol=1e-4, atol=1e-4)
     velocity = fake_sampler()
     velocity.scheduler.num_sampling_steps = 3
@@ -141,37 +143,37 @@ def test_scales_of_one_ask_one_copy(tmp_path: Path) -> None:
     [one] = collect(["a cat"], reference_path=write_picture(tmp_path / "a.png", 0b1011))
     bare, tripled = sampler(3, image_cfg_scale=1.0), sampler(3, image_cfg_scale=1.0 + 1e-6)
     [z], [same] = (latents_of([one], made, guidance_scale=1.0) for made in (bare, tripled))
-    assert [len(made.model.told[0]["mask_index"]) for made in (bare, tripled)] == [1, 3]
+    assert [len(made.model.inputs[0]["mask_index"]) for made in (bare, tripled)] == [1, 3]
     torch.testing.assert_close(z, same, rtol=1e-4, atol=1e-4)
-    assert bare.model.told[0]["cond"].any()
+    assert bare.model.inputs[0]["cond"].any()
 
 
-def test_every_step_gets_the_same_objects_and_embeds_them_once(tmp_path: Path) -> None:
+def test_conditions_are_embedded_once_per_sample(tmp_path: Path) -> None:
     model = STDiT3(
         hidden_size=24, depth=2, num_heads=2, caption_channels=WIDTH, model_max_length=TOKENS, conditioned=True
     )
     for name, parameter in model.named_parameters():
         torch.nn.init.normal_(parameter, std=0.2, generator=generator(0, name))
-    asked: list[int] = []
-    model.y_embedder.register_forward_hook(lambda *_: asked.append(1))
+    embeddings: list[int] = []
+    model.y_embedder.register_forward_hook(lambda *_: embeddings.append(1))
     scheduler = RectifiedFlow(num_sampling_steps=3, cfg_scale=3.0, release="1.3")
     made = []
     for number in (1, 200):
-        asked.clear()
+        embeddings.clear()
         [one] = collect(["a cat"], reference_path=write_picture(tmp_path / f"{number}.png", number))
         made += latents_of([one], Sampler(model, scheduler, FakeCodec()))
-        assert len(asked) == 2  # the copies' texts and the null caption of given frames
+        assert len(embeddings) == 2  # the copies' texts and the null caption of given frames
     assert (made[0][:, :, 1:] - made[1][:, :, 1:]).abs().max() > 1e-3
 
 
-def test_loops_are_told_the_end_of_the_clip_before() -> None:
+def test_loops_continue_from_the_end_of_the_clip_before() -> None:
     [one] = collect(["a cat"], loop=2, condition_frame_length=1)
     made = sampler()
     first, second = latents_of([one], made)
     again = FakeCodec().encode_video(FakeCodec().decode_video(first, 4))
-    told = made.model.told
-    assert [each["mask_index"] for each in told] == [[[]] * 2, [[0]] * 3]
-    assert torch.equal(told[1]["cond"][0, :, 0], again[0, :, -1])
+    calls = made.model.inputs
+    assert [each["mask_index"] for each in calls] == [[[]] * 2, [[0]] * 3]
+    assert torch.equal(calls[1]["cond"][0, :, 0], again[0, :, -1])
     assert not torch.allclose(first, second)
 
 

@@ -27,17 +27,17 @@ def collect(prompts: list[str], path: str | None = None, change: Any = str, **ke
 
 
 def latents_of(requests: list[SampleRequest], sampler: Sampler) -> list[Tensor]:
-    """What sampling hands to the decoder, loop by loop, [B, C, T, H, W]."""
-    seen: list[Tensor] = []
+    """The latents that sampling hands to the decoder, loop by loop, [B, C, T, H, W]."""
+    latents: list[Tensor] = []
     decode = sampler.codec.decode_video
 
     def keep(z: Tensor, num_frames: int) -> Tensor:
-        seen.append(z)
+        latents.append(z)
         return decode(z, num_frames)
 
     sampler.codec.decode_video = keep
     generate(requests, sampler, 3.0)
-    return seen
+    return latents
 
 
 @pytest.mark.parametrize("make", [fake_sampler, stdit_sampler], ids=["velocity", "STDiT"])
@@ -64,9 +64,9 @@ def test_the_model_is_told_and_its_other_frames_change(tmp_path: Path) -> None:
 
 def test_requests_with_and_without_given_frames_share_a_batch(tmp_path: Path) -> None:
     path = write_picture(tmp_path / "a.png")
-    given, plain = collect(["a cat", "a dog"], reference_path=[path, ""], mask_strategy=["0", ""])
+    with_frames, plain = collect(["a cat", "a dog"], reference_path=[path, ""], mask_strategy=["0", ""])
     assert plain.conditioning is None
-    [together] = latents_of([given, plain], fake_sampler())
+    [together] = latents_of([with_frames, plain], fake_sampler())
     [alone] = latents_of([plain], fake_sampler())
     torch.testing.assert_close(together[1:], alone)
 
@@ -75,13 +75,13 @@ def test_loops_go_on_from_the_end_of_the_clip_before() -> None:
     """Four frames and three loops that repeat one: 4 + 3 + 3. Each loop has its own words and noise."""
     [one] = collect(["|0|a cat|2|a small dog"], loop=3, condition_frame_length=1)
     sampler, steps = fake_sampler(steps=2), []
-    seen = latents_of([one], sampler)
-    assert len(seen) == 3
-    for before, after in pairwise(seen):
+    clips = latents_of([one], sampler)
+    assert len(clips) == 3
+    for before, after in pairwise(clips):
         end = FakeCodec().encode_video(FakeCodec().decode_video(before, 4))[:, :, -1]
         assert torch.equal(after[:, :, 0], end)
         assert (after[:, :, 1:] - before[:, :, 1:]).abs().min() > 0
-    texts = [text[0] for text, _ in sampler.model.asked]
+    texts = [text[0] for text, _ in sampler.model.calls]
     assert torch.equal(texts[0], texts[2])
     assert not torch.equal(texts[2], texts[4])
     [video] = generate([one], fake_sampler(), 3.0, progress=lambda done, of: steps.append((done, of)))
@@ -130,9 +130,9 @@ def test_where_references_may_be_written(tmp_path: Path) -> None:
     table = tmp_path / "p.csv"
     table.write_text('text,reference_path,mask_strategy\na cat,b.png,"0,0,0,2"\na dog,,\n')
     direct, cat, dog = collect([f'a fish {{"reference_path": "{b}"}}'], str(table), reference_path=a, mask_strategy=0)
-    found = [(one.prompt, one.conditioning and one.conditioning.references, one.conditioning and one.conditioning.mask_strategy)
-             for one in (direct, cat, dog)]  # fmt: skip
-    assert found == [("a fish", (b,), "0"), ("a cat", (b,), "0,0,0,2"), ("a dog", (a,), "0")]
+    for one, expected in ((direct, ("a fish", b, "0")), (cat, ("a cat", b, "0,0,0,2")), (dog, ("a dog", a, "0"))):
+        assert one.conditioning is not None
+        assert (one.prompt, *one.conditioning.references, one.conditioning.mask_strategy) == expected
     [one] = collect(["a cat"], reference_path=a, mask_strategy=(0, 0, 0, 3, 1, 0.5))
     assert one.conditioning is not None
     assert one.conditioning.mask_strategy == "0,0,0,3,1,0.5"

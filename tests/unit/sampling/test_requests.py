@@ -18,11 +18,11 @@ def write(path: Path, content: str | bytes) -> str:
 
 def test_flags_come_before_the_file_and_each_prompt_is_repeated(tmp_path: Path) -> None:
     file = write(tmp_path / "prompts.txt", "\ufeffa cat\r\n\r\n   \n  a dog, running \n")
-    found = collect_requests(["a fish"], file, num_sample=2, negative_prompt="blurry", **RUN)
-    assert [(r.prompt, r.index, r.repeat) for r in found] == [
+    requests = collect_requests(["a fish"], file, num_sample=2, negative_prompt="blurry", **RUN)
+    assert [(r.prompt, r.index, r.repeat) for r in requests] == [
         ("a fish", 0, 0), ("a fish", 0, 1), ("a cat", 1, 0), ("a cat", 1, 1), ("a dog, running", 2, 0), ("a dog, running", 2, 1)
     ]  # fmt: skip
-    assert {(r.num_frames, r.height, r.width, r.fps, r.seed, r.negative_prompt) for r in found} == {
+    assert {(r.num_frames, r.height, r.width, r.fps, r.seed, r.negative_prompt) for r in requests} == {
         (16, 32, 48, 8.0, 42, "blurry")
     }
 

@@ -23,9 +23,9 @@ def requests() -> list:
     return [request(prompt, index=index) for index, prompt in enumerate(PROMPTS)]
 
 
-def asked(sampler: Sampler) -> int:
-    """How many batches went through the model."""
-    return len(sampler.model.asked) // sampler.scheduler.num_sampling_steps
+def batches_run(sampler: Sampler) -> int:
+    """The number of batches that went through the model."""
+    return len(sampler.model.calls) // sampler.scheduler.num_sampling_steps
 
 
 def test_every_request_becomes_a_file_and_its_path_is_printed(
@@ -42,14 +42,14 @@ def test_done_ones_are_skipped_and_changed_settings_are_redone(tmp_path: Path) -
     first = [path.read_bytes() for path in paths]
     again = fake_sampler()
     assert sample(requests(), again, ALONE, tmp_path, SETTINGS) == paths
-    assert asked(again) == 0
+    assert batches_run(again) == 0
     paths[1].unlink()
     sample(requests(), again, ALONE, tmp_path, SETTINGS)
-    assert asked(again) == 1
+    assert batches_run(again) == 1
     assert [path.read_bytes() for path in paths] == first
     other = fake_sampler()
     assert sample(requests(), other, ALONE, tmp_path, replace(SETTINGS, guidance_scale=5.0)) == paths
-    assert asked(other) == 3
+    assert batches_run(other) == 3
     assert [path.read_bytes() for path in paths] != first
 
 
@@ -80,7 +80,7 @@ def test_a_disk_that_refuses_ends_the_work(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(sample_module, "write_sample", refuse)
     with pytest.raises(OpenSoraError, match=r"3 of 3 videos.*out/v\.mp4: "):
         sample(requests(), sampler, ALONE, tmp_path, SETTINGS)
-    assert asked(sampler) == 1
+    assert batches_run(sampler) == 1
 
 
 def test_wrong_sizes_and_folders_end_it_before_any_work(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_wrong_sizes_and_folders_end_it_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(WriteError, match="cannot be written"):
         sample(requests(), sampler, ALONE, tmp_path / "file", SETTINGS)
-    assert asked(sampler) == 0
+    assert batches_run(sampler) == 0
 
 
 def test_batches_hold_one_size_in_list_order_and_stay_whole(tmp_path: Path) -> None:

@@ -37,12 +37,12 @@ def read(path: Path) -> tuple[Tensor, Fraction, str, str]:
 )
 def test_mp4_round_trip(tmp_path: Path, fps: float, rate: Fraction) -> None:
     video = smooth_video(9, 32, 48)
-    found = write_video(video, tmp_path / "v.mp4", fps)
+    entry = write_video(video, tmp_path / "v.mp4", fps)
     back, real_rate, codec, pixels = read(tmp_path / "v.mp4")
     assert (real_rate, codec, pixels) == (rate, "h264", "yuv420p")
     assert back.shape == video.shape
     assert psnr(back[None], video[None]).item() > 33
-    assert found == {
+    assert entry == {
         "file": "v.mp4",
         "bytes": (tmp_path / "v.mp4").stat().st_size,
         "stored_height": 32,
@@ -52,8 +52,8 @@ def test_mp4_round_trip(tmp_path: Path, fps: float, rate: Fraction) -> None:
 
 def test_odd_sides_get_their_last_row_and_column_twice(tmp_path: Path) -> None:
     video = smooth_video(5, 31, 47)
-    found = write_video(video, tmp_path / "v.mp4", 8)
-    assert (found["stored_height"], found["stored_width"]) == (32, 48)
+    entry = write_video(video, tmp_path / "v.mp4", 8)
+    assert (entry["stored_height"], entry["stored_width"]) == (32, 48)
     back = read(tmp_path / "v.mp4")[0]
     assert back.shape == (3, 5, 32, 48)
     assert psnr(back[None, :, :, :31, :47], video[None]).item() > 33
@@ -116,19 +116,19 @@ def test_a_full_disk_leaves_the_old_video_and_no_half_one(tmp_path: Path) -> Non
 
 
 def test_a_stop_between_video_and_record_is_not_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Redoing with other weights: at no moment may the old record stand beside the new video."""
+    """Redoing with other weights: at no moment may the old record stand next to the new video."""
     one, video = request(), smooth_video(4, 16, 16)
     path = write_sample(video, one, SETTINGS, tmp_path)
-    seen = []
+    present = []
 
     def stop(part: Path, text: str) -> None:
-        seen.append((path.exists(), path.with_suffix(".json").exists()))
+        present.append((path.exists(), path.with_suffix(".json").exists()))
         raise KeyboardInterrupt
 
     monkeypatch.setattr("opensora.files.write_text", stop)
     with pytest.raises(KeyboardInterrupt):
         write_sample(video, one, SETTINGS, tmp_path)
-    assert seen == [(True, False)]
+    assert present == [(True, False)]
     assert not is_done(path, one, SETTINGS)
 
 

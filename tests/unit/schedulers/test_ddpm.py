@@ -18,12 +18,12 @@ def two_halves(x: torch.Tensor, t_B: torch.Tensor, x_mask: torch.Tensor | None =
     return torch.cat([0.5 * x, torch.tanh(x)], dim=1)
 
 
-def test_training_keeps_all_timesteps_when_only_sampling_is_short() -> None:
+def test_sampling_steps_leave_training_timesteps() -> None:
     scheduler = IDDPM(num_sampling_steps=10)
     assert scheduler.training_tables.num_timesteps == 1000
     assert scheduler.sampling_tables.num_timesteps == scheduler.num_sampling_steps == 10
-    drawn = scheduler.training_loss(two_halves, clip(), [Draw(0, 0, 0), Draw(0, 0, 1)]).t_B
-    assert not set(drawn.int().tolist()) & set(scheduler.sampling_tables.timestep_map.tolist())
+    timesteps = scheduler.training_loss(two_halves, clip(), [Draw(0, 0, 0), Draw(0, 0, 1)]).t_B
+    assert not set(timesteps.int().tolist()) & set(scheduler.sampling_tables.timestep_map.tolist())
 
 
 def test_respacing_shortens_both() -> None:
@@ -61,7 +61,7 @@ def test_bound_trains_the_variance_only() -> None:
     assert (gradient.abs().flatten(1).sum(1) > 0).all()
 
 
-def test_bound_of_a_knowing_model_with_the_posterior_variance_is_zero() -> None:
+def test_bound_is_zero_for_true_noise_and_posterior_variance() -> None:
     x0, noise = clip("x0"), clip("noise")
     smallest = torch.cat([noise, -torch.ones(SHAPE)], dim=1)
     loss = IDDPM(use_kl=True).training_loss(
@@ -79,7 +79,7 @@ def test_first_timestep_is_scored_in_bits() -> None:
     torch.testing.assert_close(loss.loss_B, torch.full((2,), -1000 * math.log2(inside)), rtol=0.02, atol=0.05)
 
 
-def test_clipping_keeps_the_belief_in_range() -> None:
+def test_clip_denoised_keeps_x0_in_range() -> None:
     scheduler = IDDPM(num_sampling_steps=6, clip_denoised=True)
     rng = generator(0, "noise")
     noise = lambda like: torch.randn(like.shape, generator=rng)  # noqa: E731
@@ -126,17 +126,17 @@ def test_guidance_of_some_channels() -> None:
 
 
 def test_masked_frames_are_noised_as_at_the_first_timestep() -> None:
-    scheduler, x0, noise, seen = IDDPM(), clip("x0"), clip("noise"), []
+    scheduler, x0, noise, inputs = IDDPM(), clip("x0"), clip("noise"), []
     mask = torch.tensor([[False, True, True], [True, False, True]])
 
     def denoise(x: torch.Tensor, t_B: torch.Tensor, x_mask: torch.Tensor | None = None) -> torch.Tensor:
-        seen.append(x)
+        inputs.append(x)
         return two_halves(x, t_B)
 
     scheduler.training_loss(denoise, x0, t_B=torch.tensor([600, 900]), noise=noise, x_mask_BT=mask)
     first = scheduler.add_noise(x0, noise, torch.zeros(2))
     late = scheduler.add_noise(x0, noise, torch.tensor([600, 900]))
-    assert torch.equal(seen[0], torch.where(mask[:, None, :, None, None], late, first))
+    assert torch.equal(inputs[0], torch.where(mask[:, None, :, None, None], late, first))
 
 
 def test_masks_do_not_go_with_the_bound_alone() -> None:

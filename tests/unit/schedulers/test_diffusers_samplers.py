@@ -87,14 +87,14 @@ def test_eta_adds_noise_to_ddim() -> None:
 
 
 def test_config_reaches_diffusers() -> None:
-    seen: list[float] = []
+    timesteps: list[float] = []
 
     def denoise(x: Tensor, t_B: Tensor, x_mask: Tensor | None = None) -> Tensor:
-        seen.append(t_B[0].item())
+        timesteps.append(t_B[0].item())
         return half(x, t_B)
 
     sampler("DDIM", config=dict(timestep_spacing="trailing")).sample(denoise, clip(), [])
-    assert seen == [999, 832, 666, 499, 332, 166]
+    assert timesteps == [999, 832, 666, 499, 332, 166]
 
 
 @pytest.mark.parametrize("wrong", ["clip_sampl", "num_inference_steps"])
@@ -103,7 +103,7 @@ def test_unknown_config_keys_are_refused(wrong: str) -> None:
         sampler("DDIM", config={wrong: 1})
 
 
-def test_what_diffusers_refuses_is_a_sentence() -> None:
+def test_config_that_diffusers_refuses_is_error() -> None:
     with pytest.raises(ConfigError, match=r"PNDMScheduler.* 2 "):
         sampler("PNDM", num_sampling_steps=2)
     with pytest.raises(ConfigError, match="variance_type"):
@@ -162,14 +162,14 @@ def test_training_is_iddpms() -> None:
 
 
 def test_steps_are_counted_and_not_calls() -> None:
-    told: list[tuple[int, int]] = []
+    reports: list[tuple[int, int]] = []
     scheduler = sampler("HeunDiscrete", num_sampling_steps=3)
-    seen: list[int] = []
+    steps_done: list[int] = []
 
     def denoise(x: Tensor, t_B: Tensor, x_mask: Tensor | None = None) -> Tensor:
-        seen.append(len(told))
+        steps_done.append(len(reports))
         return half(x, t_B)
 
-    scheduler.sample(denoise, clip(), [], progress=lambda *now: told.append(now))
-    assert told == [(1, 3), (2, 3), (3, 3)]
-    assert seen == [0, 0, 1, 1, 2]
+    scheduler.sample(denoise, clip(), [], progress=lambda *now: reports.append(now))
+    assert reports == [(1, 3), (2, 3), (3, 3)]
+    assert steps_done == [0, 0, 1, 1, 2]

@@ -14,19 +14,19 @@ def test_scale_one_is_not_guided() -> None:
 
 def test_doubled_batch_is_pushed_from_null_to_text() -> None:
     text = torch.tensor([1.0, 2.0, 10.0, 20.0])  # two captions, then two null captions
-    seen = []
+    inputs = []
 
     def denoise(x: torch.Tensor, t_B: torch.Tensor, x_mask: torch.Tensor | None = None) -> torch.Tensor:
-        seen.append((x, t_B, x_mask))
+        inputs.append((x, t_B, x_mask))
         return text.view(-1, 1, 1, 1, 1).expand(4, 4, 1, 1, 1)
 
     x, t, mask = torch.randn(2, 2, 1, 1, 1), torch.tensor([5.0, 6.0]), torch.tensor([[True], [False]])
     answer = Guidance(3.0, guided_channels=3).predictor(denoise)(x, t, mask)
     assert torch.equal(answer[:, :3, 0, 0, 0], torch.tensor([[-17.0] * 3, [-34.0] * 3]))
     assert torch.equal(answer[:, 3, 0, 0, 0], torch.tensor([1.0, 2.0]))
-    assert torch.equal(seen[0][0], torch.cat([x, x]))
-    assert torch.equal(seen[0][1], torch.cat([t, t]))
-    assert torch.equal(seen[0][2], torch.cat([mask, mask]))
+    assert torch.equal(inputs[0][0], torch.cat([x, x]))
+    assert torch.equal(inputs[0][1], torch.cat([t, t]))
+    assert torch.equal(inputs[0][2], torch.cat([mask, mask]))
     assert torch.equal(Guidance(3.0).predictor(denoise)(x, t, mask)[:, 3, 0, 0, 0], torch.tensor([-17.0, -34.0]))
 
 

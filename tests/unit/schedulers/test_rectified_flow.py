@@ -75,8 +75,8 @@ def test_open_sora_1_3_shifts_sampling_and_spares_images() -> None:
     tau = plain.sampling_timesteps() / 1000
     torch.testing.assert_close(newer.sampling_timesteps(size) / 1000, 3 * tau / (1 + 2 * tau))
     torch.testing.assert_close(newer.sampling_timesteps(image), plain.sampling_timesteps())
-    drawn = newer.draw_timesteps(8, generator(0, "t"), size)
-    torch.testing.assert_close(drawn, plain.draw_timesteps(8, generator(0, "t")))
+    timesteps = newer.draw_timesteps(8, generator(0, "t"), size)
+    torch.testing.assert_close(timesteps, plain.draw_timesteps(8, generator(0, "t")))
 
 
 @pytest.mark.parametrize(
@@ -127,17 +127,17 @@ def test_loss_ignores_the_variance_half() -> None:
 def test_masked_frames_stay_clean_and_do_not_count() -> None:
     scheduler, x0 = RectifiedFlow(), clip("x0")
     mask = torch.tensor([[False, True, True], [False, False, False]])
-    seen = []
+    inputs = []
 
     def denoise(x: torch.Tensor, t_B: torch.Tensor, x_mask: torch.Tensor | None = None) -> torch.Tensor:
-        seen.append((x, x_mask))
+        inputs.append((x, x_mask))
         wrong = torch.where(mask[:, None, :, None, None], 1.0, 1e6)
         return x0 - noise + wrong
 
     noise = torch.stack([torch.randn(SHAPE[1:], generator=Draw(0, 0, i).rng("noise")) for i in range(2)])
     loss = scheduler.training_loss(denoise, x0, [Draw(0, 0, 0), Draw(0, 0, 1)], x_mask_BT=mask)
     torch.testing.assert_close(loss.loss_B, torch.tensor([1.0, 0.0]))
-    x_t, x_mask = seen[0]
+    x_t, x_mask = inputs[0]
     assert x_mask is mask
     assert torch.equal(x_t[0, :, 0], x0[0, :, 0])
     assert torch.equal(x_t[1], x0[1])
@@ -145,12 +145,12 @@ def test_masked_frames_stay_clean_and_do_not_count() -> None:
 
 
 def test_sampling_without_mask_needs_no_noise_and_reports_progress() -> None:
-    told = []
+    reports = []
     z = RectifiedFlow(num_sampling_steps=3).sample(
-        lambda x, t_B, x_mask=None: -x, clip(), [], step_noise=no_noise, progress=lambda *now: told.append(now)
+        lambda x, t_B, x_mask=None: -x, clip(), [], step_noise=no_noise, progress=lambda *now: reports.append(now)
     )
     torch.testing.assert_close(z, clip() * (2 / 3) ** 3)
-    assert told == [(1, 3), (2, 3), (3, 3)]
+    assert reports == [(1, 3), (2, 3), (3, 3)]
 
 
 @pytest.mark.parametrize("num_frames", [1, 17, 51])  # rounding once lifted the first t of some sizes above 1000
@@ -166,12 +166,12 @@ def test_all_ones_mask_changes_nothing(num_frames: int) -> None:
     assert torch.equal(masked, scheduler.sample(denoise, clip(), [], size=size))
 
 
-def test_given_frames_come_back_bit_for_bit() -> None:
-    given = clip()
+def test_clean_frames_come_back_bit_for_bit() -> None:
+    clean = clip()
     mask = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.3]])
     rngs = [generator(0, "a"), generator(0, "b")]
-    made = RectifiedFlow(num_sampling_steps=5).sample(lambda x, t_B, x_mask=None: -x, given, rngs, mask_BT=mask)
-    same = (made == given).all(dim=4).all(dim=3).all(dim=1)
+    made = RectifiedFlow(num_sampling_steps=5).sample(lambda x, t_B, x_mask=None: -x, clean, rngs, mask_BT=mask)
+    same = (made == clean).all(dim=4).all(dim=3).all(dim=1)
     assert torch.equal(same, mask == 0)
 
 

@@ -53,31 +53,31 @@ def test_parquet_keeps_types(work: Path) -> None:
 def test_paths_reach_the_function_absolute_and_leave_movable(work: Path) -> None:
     assert main(needs, [table(work, "a"), str(work / "out.csv"), "--folder", str(work)]) == 0
     assert read_table(str(work / "out.csv")).rows == [{"path": "a.txt", "name": "a"}]
-    seen = []
-    assert main(_record(seen), [str(work / "in.csv"), str(work / "sub" / "out.csv")]) == 0
-    assert seen == [str(work / "a.mp4")]
+    paths = []
+    assert main(_record(paths), [str(work / "in.csv"), str(work / "sub" / "out.csv")]) == 0
+    assert paths == [str(work / "a.mp4")]
     assert read_table(str(work / "sub" / "out.csv")).rows[0]["path"] == str(work / "a.mp4")
 
 
-def _record(seen: list[str]) -> Any:
+def _record(paths: list[str]) -> Any:
     def record(row: dict[str, Any]) -> dict[str, Any]:
-        seen.append(row["path"])
+        paths.append(row["path"])
         return row
 
     return record
 
 
-def test_bad_rows_are_told_and_left_out(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_rows_are_reported_and_left_out(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = table(work, "a", "bad", "b")
     with open(path, "ab") as file:
         file.write(b"caf\xe9.mp4,x\n,y\n")
     assert go(work, "--times", "1") == 0
     assert out(work) == ["a", "b"]
-    said = capsys.readouterr().err
-    assert f"skipped {path}:3: this one is bad" in said
-    assert f"skipped {path}:5: column 'path' is not UTF-8" in said
-    assert f"skipped {path}:6: the path is empty" in said
-    assert "2 rows from 5, 3 bad rows skipped" in said
+    stderr = capsys.readouterr().err
+    assert f"skipped {path}:3: this one is bad" in stderr
+    assert f"skipped {path}:5: column 'path' is not UTF-8" in stderr
+    assert f"skipped {path}:6: the path is empty" in stderr
+    assert "2 rows from 5, 3 bad rows skipped" in stderr
 
 
 def test_all_rows_bad_writes_nothing(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,13 +87,13 @@ def test_all_rows_bad_writes_nothing(work: Path, capsys: pytest.CaptureFixture[s
     assert "all 2 rows" in capsys.readouterr().err
 
 
-def test_unexpected_error_is_shown_and_makes_the_exit_code_true(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unexpected_error_prints_traceback_and_exits_1(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table(work, "a", "odd", "b")
     assert go(work, "--times", "1") == 1
     assert out(work) == ["a", "b"]  # the other rows are not lost
-    said = capsys.readouterr().err
-    assert "unexpected KeyError" in said
-    assert "Traceback" in said
+    stderr = capsys.readouterr().err
+    assert "unexpected KeyError" in stderr
+    assert "Traceback" in stderr
 
 
 def test_stop_and_resume(work: Path) -> None:
@@ -101,7 +101,7 @@ def test_stop_and_resume(work: Path) -> None:
     table(work, "a", "b", "stop", "c")
     assert go(work, "--log", log, "--times", "1") == 130
     assert not (work / "out.csv").exists()
-    table(work, "a", "b", "c", "d")  # the cause is mended, and a row was added
+    table(work, "a", "b", "c", "d")  # the cause is fixed, and a row was added
     assert go(work, "--log", log, "--times", "1", "--resume") == 0
     assert out(work) == ["a", "b", "c", "d"]
     assert Path(log).read_text().split() == ["a", "b", "stop", "c", "d"]
@@ -161,17 +161,17 @@ def test_limit_and_dry_run(work: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert go(work, "--limit", "2", "--times", "1") == 0
     assert out(work) == ["a", "b"]
     assert go(work, "--times", "1", "--resume", "--dry-run") == 0
-    assert "3 rows to" in (said := capsys.readouterr().out)
-    assert "2 done, 1 to do" in said
+    assert "3 rows to" in (stdout := capsys.readouterr().out)
+    assert "2 done, 1 to do" in stdout
 
 
 def test_folder_and_files_as_input(work: Path) -> None:
     (work / "clips" / "deep").mkdir(parents=True)
     for name in ("b.mp4", "a.mp4", "deep/c.mp4", "notes.txt", ".hidden.mp4"):
         (work / "clips" / name).touch()
-    seen: list[str] = []
-    assert main(_record(seen), [str(work / "clips"), str(work / "clips/b.mp4"), str(work / "out.csv")]) == 0
-    assert seen == [str(work / "clips" / name) for name in ("a.mp4", "b.mp4", "deep/c.mp4", "b.mp4")]
+    paths: list[str] = []
+    assert main(_record(paths), [str(work / "clips"), str(work / "clips/b.mp4"), str(work / "out.csv")]) == 0
+    assert paths == [str(work / "clips" / name) for name in ("a.mp4", "b.mp4", "deep/c.mp4", "b.mp4")]
 
 
 @pytest.mark.parametrize(
@@ -194,8 +194,8 @@ def test_errors_are_sentences(
     (work / "nopath.csv").write_text("file\na.mp4\n")
     (work / "header.csv").write_text("path\n")
     assert main(double, arguments) == 1
-    assert says in (said := capsys.readouterr().err)
-    assert "Traceback" not in said
+    assert says in (stderr := capsys.readouterr().err)
+    assert "Traceback" not in stderr
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Checkpoints of one process: layout, order, damage, leftovers, what users are told."""
+"""Checkpoints of one process: layout, order, damage, leftovers, errors."""
 
 import errno
 import json
@@ -64,15 +64,15 @@ def test_layout_and_contents(tmp_path: Path) -> None:
 def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
     assert checkpoint.find(tmp_path) is None
     save(tmp_path, 7)
-    found = checkpoint.find(tmp_path)
-    assert found is not None
-    assert (found.step, found.meta) == (7, {"size": [1, 2], "seed": 3})
+    saved = checkpoint.find(tmp_path)
+    assert saved is not None
+    assert (saved.step, saved.meta) == (7, {"size": [1, 2], "seed": 3})
     target = state()
-    checkpoint.load(found, target)
+    checkpoint.load(saved, target)
     torch.testing.assert_close(target, state(7.0))
 
 
-def test_readable_by_whom_the_other_files_are(tmp_path: Path) -> None:
+def test_weights_have_the_mode_of_other_files(tmp_path: Path) -> None:
     folder = save(tmp_path, 1) / "weights/model"
     assert (folder / "model.safetensors").stat().st_mode == (folder / "config.json").stat().st_mode
 
@@ -94,9 +94,9 @@ def test_pruning_counts_from_the_step_just_saved(tmp_path: Path) -> None:
 def test_a_step_saved_again_replaces_the_old_one(tmp_path: Path) -> None:
     save(tmp_path, 10, meta={"try": 1})
     save(tmp_path, 10, meta={"try": 2})
-    found = checkpoint.find(tmp_path)
-    assert found is not None
-    assert found.meta == {"try": 2}
+    saved = checkpoint.find(tmp_path)
+    assert saved is not None
+    assert saved.meta == {"try": 2}
     assert names(tmp_path) == ["step-00000010"]
 
 
@@ -114,15 +114,15 @@ def shorten(path: Path) -> None:
 @pytest.mark.parametrize(
     "pattern", ["state/*.distcp", "state/.metadata", "weights/model/model.safetensors", "manifest.json"]
 )
-def test_any_damage_to_any_file_is_reported_and_passed_over(
+def test_damaged_checkpoint_is_reported_and_skipped(
     tmp_path: Path, damage: Any, pattern: str, warnings: pytest.LogCaptureFixture
 ) -> None:
     save(tmp_path, 1)
     victim = next(save(tmp_path, 2).glob(pattern))
     damage(victim)
-    found = checkpoint.find(tmp_path)
-    assert found is not None
-    assert found.step == 1
+    saved = checkpoint.find(tmp_path)
+    assert saved is not None
+    assert saved.step == 1
     assert victim.name in warnings.text
     assert "step-00000002" in warnings.text
 
@@ -196,16 +196,16 @@ def test_old_ones_that_cannot_be_deleted_do_not_stop_the_run(
 
 def test_another_model_is_refused_and_extra_parts_are_not(tmp_path: Path) -> None:
     save(tmp_path, 1, state={**state(), "ema/a": torch.zeros(5), "master/b": torch.zeros(2)})
-    found = checkpoint.find(tmp_path)
-    assert found is not None
+    saved = checkpoint.find(tmp_path)
+    assert saved is not None
     with pytest.raises(CheckpointError, match="master/b") as caught:
-        checkpoint.load(found, state())
+        checkpoint.load(saved, state())
     assert "ema/a" not in str(caught.value)
     with pytest.raises(CheckpointError, match=r"optimizer/x.*master/a .*\(5,\).*\(6,\)"):
-        checkpoint.load(found, {"master/a": torch.zeros(6), "master/b": torch.zeros(2), "optimizer/x": torch.zeros(1)})
+        checkpoint.load(saved, {"master/a": torch.zeros(6), "master/b": torch.zeros(2), "optimizer/x": torch.zeros(1)})
 
 
-def test_what_a_training_run_deletes_while_it_is_looked_at_is_not_damaged(
+def test_checkpoint_deleted_while_read_is_not_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warnings: pytest.LogCaptureFixture
 ) -> None:
     """A replay reads while the run goes on and keeps the newest only."""

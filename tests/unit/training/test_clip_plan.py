@@ -1,4 +1,4 @@
-"""Which sizes a run trains at, and the sentences for what cannot be trained so."""
+"""The clip sizes that a run trains at, and the errors for sizes that it cannot."""
 
 import re
 from collections.abc import Iterator
@@ -39,31 +39,31 @@ def clips(base: TrainRun) -> ClipPlan:
     return make_clip_plan(base, build(DATASETS, base.dataset), "here.py")
 
 
-def test_the_run_is_planned_for_the_size_it_sees_most_of() -> None:
-    """Of 96 clips the 24 pictures of either size fill 6 and 3 steps, the videos more than twice as many pixels."""
-    found = clips(run(image_ratio=None))
-    steps = {line.size: line.steps for line in found.report.lines_by_bucket}  # type: ignore[union-attr]
+def test_run_is_planned_for_its_most_frequent_size() -> None:
+    """Of 96 clips the 24 pictures of either size fill 6 and 3 steps, the videos more than twice their pixels."""
+    plan = clips(run(image_ratio=None))
+    steps = {line.size: line.steps for line in plan.report.lines_by_bucket}  # type: ignore[union-attr]
     assert steps[1, 16, 32] == 24 // 4
     assert steps[1, 16, 16] == 24 // 8
     pixels = {
         size: count * size[0] * size[1] * size[2] * batch for (size, count), batch in zip(steps.items(), (1, 2, 2, 4))
     }
-    assert found.size == max(pixels, key=lambda size: pixels[size])
+    assert plan.size == max(pixels, key=lambda size: pixels[size])
     vae = SimpleNamespace(latent_size=lambda size: size)
-    assert found.largest(vae).volume == 5 * 16 * 32
+    assert plan.largest(vae).volume == 5 * 16 * 32
     squeezing = SimpleNamespace(latent_size=lambda size: (1, *size[1:]))  # then four pictures are the most
-    assert found.largest(squeezing).size == (1, 16, 32)
+    assert plan.largest(squeezing).size == (1, 16, 32)
 
 
 def test_single_clip_batches_have_the_planned_size() -> None:
     """Rows of that bucket alone, the same at every call."""
-    found = clips(run())
-    batches = list(single_clip_batches(found, seed=5, micro_batches=6))
-    assert [tuple(batch.video_BCTHW.shape) for batch in batches] == [(1, 3, *found.size)] * 6
-    assert found.order is not None
-    chosen = found.order.choices(0)
-    assert {found.order.size(chosen[row]) for batch in batches for row in batch.rows} == {found.size}
-    again = list(single_clip_batches(found, seed=5, micro_batches=6))
+    plan = clips(run())
+    batches = list(single_clip_batches(plan, seed=5, micro_batches=6))
+    assert [tuple(batch.video_BCTHW.shape) for batch in batches] == [(1, 3, *plan.size)] * 6
+    assert plan.order is not None
+    chosen = plan.order.choices(0)
+    assert {plan.order.size(chosen[row]) for batch in batches for row in batch.rows} == {plan.size}
+    again = list(single_clip_batches(plan, seed=5, micro_batches=6))
     assert all(torch.equal(a.video_BCTHW, b.video_BCTHW) for a, b in zip(batches, again, strict=True))
 
 
@@ -72,8 +72,8 @@ def test_without_buckets_a_data_set_says_its_size(tmp_path: Path) -> None:
     base = run(bucket_config=None, image_ratio=None, warmup_buckets=False)
     with pytest.raises(ConfigError, match=r"here\.py: .*'dataset'.*num_frames.*image_size.*allowed: "):
         clips(replace(base, dataset=plain))
-    found = clips(replace(base, dataset={**plain, "num_frames": 4, "image_size": (16, 16)}))
-    assert (found.size, found.order) == ((4, 16, 16), None)
+    plan = clips(replace(base, dataset={**plain, "num_frames": 4, "image_size": (16, 16)}))
+    assert (plan.size, plan.order) == ((4, 16, 16), None)
     with pytest.raises(ConfigError, match=r"num_frames=4, image_size=None.*bucket_config"):
         clips(run(dataset={**plain, "num_frames": 4}))
     with pytest.raises(ConfigError, match=r"'dataset\.num_frames', 'dataset\.image_size'.*bucket_config"):
@@ -95,16 +95,16 @@ def test_what_cannot_be_trained_in_buckets() -> None:
         build_buckets(run(bucket_config={"513p": {1: (1.0, 1)}}), "here.py")
 
 
-def test_latents_that_do_not_fit_are_told_with_their_bucket() -> None:
-    found = clips(run())
+def test_latents_that_do_not_fit_name_their_bucket() -> None:
+    plan = clips(run())
     halves = SimpleNamespace(latent_size=lambda size: (size[0], size[1] // 2, size[2] // 2))
-    check_latents(found, halves, SimpleNamespace(patch_size=(1, 3, 3), pads=True), "here.py")
-    check_latents(found, halves, None, "here.py")
+    check_latents(plan, halves, SimpleNamespace(patch_size=(1, 3, 3), pads=True), "here.py")
+    check_latents(plan, halves, None, "here.py")
     message = re.escape(
         "here.py: key 'bucket_config': 16x32 0.50: 5x16x32 gives latents of (5, 8, 16), which patches of "
     )
     with pytest.raises(ConfigError, match=message):
-        check_latents(found, halves, SimpleNamespace(patch_size=(1, 3, 3), pads=False), "here.py")
+        check_latents(plan, halves, SimpleNamespace(patch_size=(1, 3, 3), pads=False), "here.py")
 
 
 @pytest.mark.parametrize(
@@ -123,12 +123,12 @@ def test_mistaken_keys(override: str, expected: str) -> None:
 
 def test_the_dry_run_counts_the_largest_bucket() -> None:
     """5x16x32 becomes 3x8x16 latents, 96 patches of 2x2; the videos are not opened, as there are none."""
-    found = dry_run(run(), world=1)
-    assert found.summary.latent_size == (3, 8, 16)
-    assert (found.summary.tokens_per_sample, found.samples_per_step) == (96, 2)
-    assert found.report.steps == 18
+    result = dry_run(run(), world=1)
+    assert result.summary.latent_size == (3, 8, 16)
+    assert (result.summary.tokens_per_sample, result.samples_per_step) == (96, 2)
+    assert result.report.steps == 18
     assert (
-        found.summary.parameters
+        result.summary.parameters
         == dry_run(run(bucket_config={"16x16": {1: (1.0, 4)}}, image_ratio=None), world=1).summary.parameters
     )
 

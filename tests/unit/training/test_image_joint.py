@@ -114,7 +114,7 @@ def test_a_bad_picture_is_a_bad_sample(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"videos": {**VIDEOS, "clip": 3}}, r"'dataset\.videos\.clip'.*'clips'"),
     ],
 )
-def test_what_does_not_fit_is_a_sentence(changes: dict[str, Any], expected: str) -> None:
+def test_sizes_that_do_not_fit_are_errors(changes: dict[str, Any], expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
         joint(**changes)
 
@@ -143,20 +143,20 @@ def test_loss_and_gradients_are_those_composed_by_hand(tmp_path: Path) -> None:
     with one_rank() as world:
         training = build_training(run, world, JOINT)
         task, model, batch = training.task, training.task.trained, next(training.batches)
-        with torch.no_grad():  # open the gates: shut, they would hide captions and neighbours from this test
+        with torch.no_grad():  # open the gates: shut, they would hide captions and neighbors from this test
             for place, weights in enumerate(model.parameters()):
                 weights += 0.1 * torch.randn(weights.shape, generator=generator(5, place))
-        found = task.loss(model, batch)
-        found.loss_B.mean().backward()
+        loss = task.loss(model, batch)
+        loss.loss_B.mean().backward()
         gradients = [weights.grad.clone() for weights in model.parameters()]
         model.zero_grad()
 
         losses = [by_hand(task, model, batch, sample) for sample in range(2)]
-        torch.testing.assert_close(found.loss_B, torch.cat(losses), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(loss.loss_B, torch.cat(losses), rtol=1e-5, atol=1e-6)
         torch.cat(losses).mean().backward()
         for weights, expected in zip(model.parameters(), gradients, strict=True):
             torch.testing.assert_close(weights.grad, expected, rtol=1e-4, atol=1e-6)
-        assert found.tokens == 2 * (3 + 2) * 4 * 4
+        assert loss.tokens == 2 * (3 + 2) * 4 * 4
         training.metrics.close()
 
 

@@ -1,4 +1,4 @@
-"""Work beside training: nothing of it is seen afterwards, whether it ends well or not."""
+"""Work between training steps leaves no trace, whether it ends well or not."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""What a run tells about itself, and what it takes back when it resumes."""
+"""The records that a run writes, and those it removes when it resumes."""
 
 import errno
 import json
@@ -35,7 +35,7 @@ def messages(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) 
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard would show."""
+    """The (step, value) pairs that TensorBoard would show, by tag."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder / "tensorboard"))
@@ -73,11 +73,11 @@ def test_tensorboard_has_the_same_numbers(tmp_path: Path) -> None:
     metrics.log(record(2, loss=1.25))
     metrics.log_validation(2, {"psnr": 20.5})
     metrics.close()
-    found = scalars(tmp_path)
-    assert found["loss"] == [(1, 1.5), (2, 1.25)]
-    assert found["loss_bin/0.3-0.4"] == [(1, 1.5), (2, 1.25)]
-    assert found["validation/psnr"] == [(2, 20.5)]
-    assert {"grad_norm", "lr", "seconds"} <= found.keys()
+    written = scalars(tmp_path)
+    assert written["loss"] == [(1, 1.5), (2, 1.25)]
+    assert written["loss_bin/0.3-0.4"] == [(1, 1.5), (2, 1.25)]
+    assert written["validation/psnr"] == [(2, 20.5)]
+    assert {"grad_norm", "lr", "seconds"} <= written.keys()
 
 
 def test_resume_takes_back_what_lies_beyond_the_checkpoint(tmp_path: Path) -> None:
@@ -167,16 +167,14 @@ def test_a_run_that_fails_keeps_its_last_numbers(tmp_path: Path, monkeypatch: py
     assert [step for step, _ in scalars(tmp_path)["loss"]] == [1, 2, 3]
 
 
-def test_wandb_that_is_missing_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_wandb_is_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ConfigError, match=r"'wandb'.*True.*pip install wandb"):
         open_metrics(tmp_path, wandb=True)
 
 
-def test_a_full_disk_is_told_once_and_does_not_end_the_run(
-    tmp_path: Path, messages: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The save that is due next tells it with the remedy, and may find room again; half a line hides no whole one."""
+def test_full_disk_warns_once_and_run_goes_on(tmp_path: Path, messages: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next save reports it with the remedy, and may find room again; half a line hides no whole one."""
     metrics = open_metrics(tmp_path)
     metrics.log(record(1))
     with (tmp_path / "metrics.jsonl").open("a") as file:
@@ -194,8 +192,8 @@ def test_a_full_disk_is_told_once_and_does_not_end_the_run(
     monkeypatch.setattr(metrics.board, "close", refuse)
     metrics.close()
     assert [each["step"] for each in read(tmp_path / "metrics.jsonl")] == [1, 4]
-    told = [each.getMessage() for each in messages.records if each.levelno == logging.WARNING]
-    assert [line for line in told if "cannot be written" in line] == [
+    warnings = [each.getMessage() for each in messages.records if each.levelno == logging.WARNING]
+    assert [line for line in warnings if "cannot be written" in line] == [
         f"{tmp_path}/metrics.jsonl: cannot be written ([Errno 28] No space left on device); training goes on, without "
         "some of its numbers"
     ]

@@ -35,7 +35,7 @@ def test_sizes_that_do_not_divide_the_ranks_are_refused(run: TrainRun) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"sp_size": 2}, "'sp_size'.*2 .*sp_size=1"),
         ({"plugin": "zero1-seq"}, "'sp_size'.* 4 "),
@@ -45,6 +45,6 @@ def test_sizes_that_do_not_divide_the_ranks_are_refused(run: TrainRun) -> None:
         ),
     ],
 )
-def test_an_autoencoder_has_nothing_to_share(run: TrainRun, changes: dict[str, Any], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_an_autoencoder_has_nothing_to_share(run: TrainRun, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         sequence_size(replace(run, task="autoencoder", **changes), 4, 4, "run.py")

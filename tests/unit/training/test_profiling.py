@@ -1,4 +1,4 @@
-"""Which steps a trace holds, and that it lies in the run's folder."""
+"""The steps that a trace holds, and its place in the run's folder."""
 
 import gzip
 import json

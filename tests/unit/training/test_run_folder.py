@@ -106,8 +106,8 @@ def test_last_good_before_any_save(tmp_path: Path) -> None:
 def test_changed_keys_are_reported_with_both_values(tmp_path: Path, warnings: pytest.LogCaptureFixture) -> None:
     keep(open_folder(tmp_path), 1)
     open_folder(tmp_path, seed=7, steps=99, log_every=5, num_workers=2).resume()
-    told = [record.getMessage() for record in warnings.records if record.levelno == logging.WARNING]
-    assert told == [f"{tmp_path}: 'seed' was 42 and is now 7; the run goes on with the new value"]
+    messages = [record.getMessage() for record in warnings.records if record.levelno == logging.WARNING]
+    assert messages == [f"{tmp_path}: 'seed' was 42 and is now 7; the run goes on with the new value"]
 
 
 def test_an_unchanged_run_reports_nothing(tmp_path: Path, warnings: pytest.LogCaptureFixture) -> None:
@@ -137,7 +137,7 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-def test_a_folder_belongs_to_one_run_until_that_is_gone(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+def test_folder_is_locked_by_one_run(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
     partial = tmp_path / "checkpoints/.partial-step-00000001"
     partial.mkdir(parents=True)  # what the other run is saving
     with pytest.raises(CheckpointError, match=rf"{tmp_path}: .*process {holder.pid} on "):
@@ -196,9 +196,7 @@ class Gate:
         return path.open(mode)
 
 
-def test_training_goes_on_while_a_save_is_written_and_changes_nothing_of_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_background_save_is_not_changed_by_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything that training changes is changed between the copy and the first byte on the disk."""
     folder, gate, bad_rows = open_folder(tmp_path, value=1.0), Gate(monkeypatch), ["train.csv:3: bad"]
     train_a_step(folder)
@@ -234,7 +232,7 @@ def local(folder: RunFolder) -> dict[str, torch.Tensor]:
     return {key: getattr(value, "to_local", lambda v=value: v)() for key, value in folder._state().items()}
 
 
-def test_the_next_save_waits_for_the_one_before_and_each_is_told_when_it_counts(
+def test_next_save_waits_for_the_one_before(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger("opensora"), "propagate", True)
@@ -242,20 +240,20 @@ def test_the_next_save_waits_for_the_one_before_and_each_is_told_when_it_counts(
     folder = open_folder(tmp_path)
     waits = [folder.save(step, []) for step in (1, 2, 3)]
     folder.finish()
-    told = [record.getMessage() for record in caplog.records if " saved: " in record.getMessage()]
-    assert [line.split(" (")[0] for line in told] == [
+    lines = [record.getMessage() for record in caplog.records if " saved: " in record.getMessage()]
+    assert [line.split(" (")[0] for line in lines] == [
         f"step {step} saved: {tmp_path}/checkpoints/step-{step:08d}" for step in (1, 2, 3)
     ]
     assert min(waits) > 0
-    for line, waited in zip(told, waits, strict=True):
-        found = re.fullmatch(r".* \(training waited (\d+\.\d\d) s of (\d+\.\d\d) s\)", line)
-        assert found is not None
-        assert float(found[1]) <= min(float(found[2]), waited + 0.01)
+    for line, waited in zip(lines, waits, strict=True):
+        match = re.fullmatch(r".* \(training waited (\d+\.\d\d) s of (\d+\.\d\d) s\)", line)
+        assert match is not None
+        assert float(match[1]) <= min(float(match[2]), waited + 0.01)
 
 
 @pytest.mark.parametrize("background", [True, False])
 def test_a_full_disk_while_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, background: bool) -> None:
-    """Told once, by whoever waits next; the save before is kept, and with room again the run goes on."""
+    """Raised once, by the next call that waits; the save before is kept, and with room again the run goes on."""
     folder = open_folder(tmp_path, background_save=background)
     keep(folder, 1)
     real = dcp.open_file
@@ -285,13 +283,13 @@ def test_the_last_good_checkpoint_is_the_one_being_written(tmp_path: Path, monke
     assert folder.describe_latest() == str(tmp_path / "checkpoints/step-00000001")
 
 
-def test_a_full_disk_is_left_to_be_told_by_who_tries_the_folder(tmp_path: Path) -> None:
+def test_full_disk_does_not_stop_the_lock(tmp_path: Path) -> None:
     command = [sys.executable, "-c", HOLD, str(tmp_path), "full"]
     done = subprocess.run(command, input="", capture_output=True, text=True, cwd=ROOT)
     assert done.stdout == "held\n", done.stderr
 
 
-def test_a_file_system_without_locks_is_told(
+def test_file_system_without_locks_warns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warnings: pytest.LogCaptureFixture
 ) -> None:
     def refuse(*_: Any) -> None:

@@ -108,8 +108,8 @@ def test_weights_are_identified_by_bytes(tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         vae = models_build.build_autoencoder(run.vae, seed=seed)
         save_weights(tmp_path / name, vae.state_dict(), vae.config)
-    found = [encode_counts(config, store, f"vae.from_pretrained={tmp_path / name}", only="video") for name in "abc"]
-    assert [each["video"] for each in found] == [count_text(CLIPS, 0), count_text(0, CLIPS), count_text(CLIPS, 0)]
+    counts = [encode_counts(config, store, f"vae.from_pretrained={tmp_path / name}", only="video") for name in "abc"]
+    assert [each["video"] for each in counts] == [count_text(CLIPS, 0), count_text(0, CLIPS), count_text(CLIPS, 0)]
 
 
 def test_ranks_encode_disjoint_shares(tmp_path: Path) -> None:
@@ -150,9 +150,9 @@ def curve(config: Path, run_dir: Path, *overrides: str) -> list[float]:
             train(training)
         finally:
             training.metrics.close()
-    found = [record for record in read(run_dir / "metrics.jsonl")]
-    return [record["loss"] for record in found if "loss" in record] + [
-        record["validation"]["loss"] for record in found if "validation" in record
+    records = [record for record in read(run_dir / "metrics.jsonl")]
+    return [record["loss"] for record in records if "loss" in record] + [
+        record["validation"]["loss"] for record in records if "validation" in record
     ]
 
 
@@ -168,8 +168,8 @@ def test_training_from_features_equals_training_from_footage(tmp_path: Path, mon
         file.write("validation_dataset = {**_clips, 'start': 'first'}\n")
     expected = curve(config, tmp_path / "plain")
     assert len(expected) == 5
-    found = encode_counts(config, store)
-    assert found["video"] == count_text(4, 0, 2)
+    counts = encode_counts(config, store)
+    assert counts["video"] == count_text(4, 0, 2)
 
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("was built")
@@ -201,9 +201,9 @@ def test_all_variants_are_used(tmp_path: Path) -> None:
     assert encode_counts(config, store, *random, variants=2)["video"] == count_text(2 * CLIPS, 0)
     run = load(str(config), [*random, *from_store(store)], TrainRun).run
     clips = stored_clips(run, build(DATASETS, run.dataset), [(5, 16, 16)], "config.py")
-    seen = [clips.clip(0, Draw(0, step, 0)).video_CTHW for step in range(12)]
-    assert len({tuple(moments.flatten().tolist()) for moments in seen}) == 2
-    assert seen[0].shape == (8, 3, 8, 8)
+    draws = [clips.clip(0, Draw(0, step, 0)).video_CTHW for step in range(12)]
+    assert len({tuple(moments.flatten().tolist()) for moments in draws}) == 2
+    assert draws[0].shape == (8, 3, 8, 8)
     assert clips.clip(1, Draw(0, 0, 0)).size == (5, 16, 16)
 
 
@@ -243,11 +243,11 @@ def test_text_features_of_random_clips(tmp_path: Path) -> None:
 
 
 def test_bucket_clips_are_stored(tmp_path: Path) -> None:
-    """By chance half of the large clips are shrunk, anew each epoch: all that the run's steps ask for is there."""
+    """By chance half of the large clips are shrunk, anew each epoch: all that the run's steps need is there."""
     config, store = ROOT / "configs/stdit2/train/debug_buckets.py", tmp_path / "store"
     options = ["dataset.clips=24", "steps=14", "save_every=0", "plugin=ddp", "micro_batches=1"]
-    found = encode_counts(config, store, *options, variants=1)
-    made = int(found["video"].split()[0])
+    counts = encode_counts(config, store, *options, variants=1)
+    made = int(counts["video"].split()[0])
     assert made > 24
     assert encode_counts(config, store, *options, variants=1, only="video")["video"] == count_text(0, made)
     losses = curve(config, tmp_path / "run", *options, *from_store(store))
@@ -291,29 +291,29 @@ def test_neutral_settings_keep_keys(tmp_path: Path) -> None:
 
 
 def test_fixed_validation_with_random_training_clips(tmp_path: Path) -> None:
-    """`variants` is of the data set that is drawn; the other one has a single variant."""
+    """`variants` belongs to the data set with random clips; the other one has a single variant."""
     config, store = footage(tmp_path / "data"), tmp_path / "store"
     with config.open("a") as file:
         file.write("validation_dataset = {**_clips, 'start': 'first'}\n")
-    drawn = "dataset.start=random"
-    assert encode_counts(config, store, drawn, variants=3)["video"] == count_text(3 * CLIPS + CLIPS, 0)
-    assert len(curve(config, tmp_path / "run", drawn, *from_store(store))) == 5
+    random = "dataset.start=random"
+    assert encode_counts(config, store, random, variants=3)["video"] == count_text(3 * CLIPS + CLIPS, 0)
+    assert len(curve(config, tmp_path / "run", random, *from_store(store))) == 5
     with pytest.raises(ConfigError, match=r"'validation_dataset'.*crop='random'"):
         encode_counts(config, store, "validation_dataset.crop=random")
 
 
 def test_datasets_with_equal_settings_keep_own_fps_and_variants(tmp_path: Path) -> None:
     """They share a store; a checkpoint records the frames per second of the clips that it was trained on."""
-    store, found = tmp_path / "store", {}
+    store, runs = tmp_path / "store", {}
     for name, fps, variants in (("fast", 8, 3), ("slow", 4, 2)):
         config = footage(tmp_path / name)
         for index in range(CLIPS):
             write_video(tmp_path / name / f"{index}.mp4", 8 + index, fps=fps)
         run = load(str(config), ["dataset.start=random", *from_store(store)], TrainRun).run
         encode_counts(config, store, "dataset.start=random", only="video", variants=variants)
-        found[name] = run
+        runs[name] = run
     for name, fps, variants in (("fast", 8.0, 3), ("slow", 4.0, 2)):
-        clips = stored_clips(found[name], build(DATASETS, found[name].dataset), [(5, 16, 16)], "config.py")
+        clips = stored_clips(runs[name], build(DATASETS, runs[name].dataset), [(5, 16, 16)], "config.py")
         assert (clips.fps, clips.keys.variants) == (fps, variants)
         assert clips.clip(0, Draw(0, 0, 0)).fps == fps
 
@@ -364,7 +364,6 @@ def test_rank_with_only_bad_rows_exits_0_among_others(
     monkeypatch.setattr(tool, "encode", lambda *_, **__: {"video": tool.Count(bad=1)})
     monkeypatch.setattr("opensora.parallel.world.rank_from_environment", lambda: (0, ranks))
     monkeypatch.setattr("opensora.parallel.world.init", lambda *_: None)
-    monkeypatch.setattr("opensora.log.setup", lambda _: None)  # its handlers would outlive this test
     if ranks == 1:
         with pytest.raises(DataError, match="no clip could be encoded"):
             tool.encode_command(str(config), str(tmp_path / "store"), [])

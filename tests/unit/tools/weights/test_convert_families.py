@@ -1,4 +1,4 @@
-"""Files of DiT, Latte and LatteT2V as their makers leave them: what is read from them and what is asked."""
+"""Files of DiT, Latte and LatteT2V as their makers leave them: what is read from them and what a flag must say."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -44,31 +44,31 @@ def test_dit(tmp_path: Path) -> None:
     state = by_class("DiT", frames=1)
     torch.save(state, tmp_path / "DiT.pt")
     assert main([str(tmp_path / "DiT.pt"), str(tmp_path / "out"), "--from", "dit", *WORDS]) == 0
-    found, config = rebuilt(tmp_path / "out")
+    weights, config = rebuilt(tmp_path / "out")
     assert config["type"] == "DiT-XL/2"
     assert config["condition"] == "label_5"
     assert config["input_size"] == [1, 8, 8]
     assert config["no_temporal_pos_emb"] is True
     assert config["run"]["image_size"] == [64, 64]
     assert config["run"]["text_encoder"] == {"type": "classes", "num_classes": 5}
-    assert torch.equal(found["pos_embed_spatial"], state["pos_embed"])
+    assert torch.equal(weights["pos_embed_spatial"], state["pos_embed"])
     for name in state.keys() - {"pos_embed"}:
-        assert torch.equal(found[name].reshape(state[name].shape), state[name]), name
+        assert torch.equal(weights[name].reshape(state[name].shape), state[name]), name
 
 
-@pytest.mark.parametrize("told", ["condition=label_5", "class_dropout_prob=0"])
-def test_classes_without_one_for_no_class(tmp_path: Path, told: str) -> None:
-    """A table of five rows is five classes when either is said; unsaid, its last row means "no class"."""
+@pytest.mark.parametrize("setting", ["condition=label_5", "class_dropout_prob=0"])
+def test_classes_without_one_for_no_class(tmp_path: Path, setting: str) -> None:
+    """A table of five rows is five classes when either flag is set; without a flag its last row means "no class"."""
     state = by_class("DiT", frames=1)
     rows = "y_embedder.embedding_table.weight"
     state[rows] = state[rows][:5]
     torch.save(state, tmp_path / "DiT.pt")
     source, words = str(tmp_path / "DiT.pt"), ["--from", "dit", *WORDS]
-    assert main([source, str(tmp_path / "out"), *words, told]) == 0
-    found, config = rebuilt(tmp_path / "out")
+    assert main([source, str(tmp_path / "out"), *words, setting]) == 0
+    weights, config = rebuilt(tmp_path / "out")
     assert (config["condition"], config["class_dropout_prob"]) == ("label_5", 0)
     assert config["run"]["text_encoder"] == {"type": "classes", "num_classes": 5}
-    assert torch.equal(found[rows], state[rows])
+    assert torch.equal(weights[rows], state[rows])
     del config["run"]
     model = build_denoiser(config)
     with pytest.raises(OpenSoraError, match=r"class_dropout_prob=0.*null class"):
@@ -84,12 +84,12 @@ def test_latte(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     torch.save({"model": worse, "ema": state, "opt": {"state": {}}, "args": Namespace(lr=1e-4)}, tmp_path / "ucf101.pt")
     words = [str(tmp_path / "ucf101.pt"), str(tmp_path / "out"), "--from", "latte", *WORDS]
     assert main(words) == 0
-    found, config = rebuilt(tmp_path / "out")
+    weights, config = rebuilt(tmp_path / "out")
     assert (config["condition"], config["input_size"]) == ("label_5", [4, 8, 8])
     assert "no_temporal_pos_emb" not in config
     assert (config["run"]["num_frames"], config["run"]["fps"]) == (4, 8)
     for name in state.keys() - {"pos_embed", "temp_embed"}:
-        assert torch.equal(found[name].reshape(state[name].shape), state[name]), name
+        assert torch.equal(weights[name].reshape(state[name].shape), state[name]), name
     capsys.readouterr()
     assert main([*words, "input_size=[8,8,8]"]) == 0
     assert "pos_embed_temporal (the file's is [1, 4, 16], this is [1, 8, 16])" in capsys.readouterr().out
@@ -119,9 +119,9 @@ def test_latte_t2v_folder(tmp_path: Path) -> None:
     foreign = {"_class_name": "LatteT2V", "_diffusers_version": "0.24.0", "num_embeds_ada_norm": 1000, "dropout": 0.0}
     save_weights(tmp_path / "65x512x512", state, {**foreign, **LATTE_T2V, **NATIVE})
     assert main([str(tmp_path / "65x512x512"), str(tmp_path / "out"), "--from", "latte-t2v"]) == 0
-    found, config = rebuilt(tmp_path / "out")
-    assert set(found) == set(state)
-    assert all(torch.equal(found[name], state[name]) for name in state)
+    weights, config = rebuilt(tmp_path / "out")
+    assert set(weights) == set(state)
+    assert all(torch.equal(weights[name], state[name]) for name in state)
     assert config["type"] == "LatteT2V-XL/122"
     assert (config["run"]["num_frames"], config["run"]["image_size"]) == (17, [64, 64])  # 4x in time, 8x8 in space
     assert config["run"]["scheduler"]["type"] == "PNDM"

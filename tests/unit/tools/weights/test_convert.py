@@ -1,4 +1,4 @@
-"""From foreign files of any kind to a folder that loads: what is taken, what is made, what is refused."""
+"""From foreign files of any kind to a folder that loads: the accepted kinds, the made parts, the refusals."""
 
 import json
 from argparse import Namespace
@@ -32,7 +32,7 @@ def stdit(**changes: Any) -> dict[str, Tensor]:
 
 
 def pixart() -> dict[str, Tensor]:
-    """What a PixArt file of the same sizes holds."""
+    """The state of a PixArt file of the same sizes."""
     state = {k: v for k, v in stdit().items() if "attn_temp" not in k and k != "pos_embed_temporal"}
     state["x_embedder.proj.weight"] = state["x_embedder.proj.weight"].squeeze(2)
     return {**state, "pos_embed": torch.randn(1, 4, 16)}
@@ -204,7 +204,7 @@ def test_another_size_has_tables_of_its_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("space", "time"), [(0.5, 1.0), (1.0, 2 / 3), (2.0, 1.5)])
 def test_sizes_are_read_from_the_tables(tmp_path: Path, space: float, time: float) -> None:
-    """A released file has no config beside it; its tables tell rows, columns, frames and what positions mean."""
+    """A released file has no config; its tables give rows, columns, frames and the meaning of positions."""
     save_file(stdit(space_scale=space, time_scale=time, input_size=[3, 4, 10]), tmp_path / "released.safetensors")
     words = ["--from", "stdit", "--to", "STDiT", *WORDS]
     assert main([str(tmp_path / "released.safetensors"), str(tmp_path / "out"), *words]) == 0
@@ -319,7 +319,7 @@ def test_a_lightning_checkpoint_of_the_causal_autoencoder(tmp_path: Path, capsys
 
 
 def test_a_pipeline_of_two_autoencoders(tmp_path: Path) -> None:
-    """Open-Sora 1.2's folder says where its makers had the parts from; nobody is asked for that."""
+    """Open-Sora 1.2's folder says where its makers had the parts from; the command needs no such file."""
     parts: dict[str, Any] = {
         "spatial": {
             "config": {

@@ -1,11 +1,8 @@
 """The table of docs/models.md is the one the command prints, and no registered size is missing from it."""
 
-from pathlib import Path
-
 from opensora.registry import MODELS, VAES, names
+from tests.support.command import ROOT
 from tools.weights.families import AUTOENCODERS, DENOISERS, parameters, table
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_docs_hold_the_printed_table() -> None:

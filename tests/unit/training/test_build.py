@@ -1,4 +1,4 @@
-"""`mask_ratios` is answered before anything is built."""
+"""`mask_ratios` is checked before anything is built."""
 
 from dataclasses import replace
 from typing import Any
@@ -27,7 +27,7 @@ def test_masks_of_the_config() -> None:
     assert build_masks(run(model={"type": "STDiT-S/2"}), "c.py") is not None
 
 
-def test_what_cannot_be_masked_is_a_sentence() -> None:
+def test_bad_mask_ratios_are_errors() -> None:
     with pytest.raises(ConfigError, match=r"c\.py: mask_ratios: .*'head'.*quarter_random"):
         build_masks(run(mask_ratios={"head": 1.0}), "c.py")
     with pytest.raises(ConfigError, match=r"model\.patch_size.*\(2, 2, 2\)"):
@@ -54,14 +54,14 @@ OF_1_3 = {"type": "STDiT3-XL/2-v1.3"}
 
 
 def test_a_conditioned_model_is_given_frames_by_number() -> None:
-    found = build_masks(run(model=OF_1_3, mask_ratios={"i2v": 0.25, "v2v_tail": 0.5}), "c.py")
-    assert isinstance(found, FrameConditions)
-    assert found.ratios == {"i2v_head": 0.25, "v2v_tail": 0.5, "none": 0.25}
+    masks = build_masks(run(model=OF_1_3, mask_ratios={"i2v": 0.25, "v2v_tail": 0.5}), "c.py")
+    assert isinstance(masks, FrameConditions)
+    assert masks.ratios == {"i2v_head": 0.25, "v2v_tail": 0.5, "none": 0.25}
     plain = build_masks(run(model={**OF_1_3, "conditioned": False}, mask_ratios={"image_head": 1.0}), "c.py")
     assert isinstance(plain, FrameMasks)
 
 
-def test_kinds_of_the_other_way_to_be_told_are_a_sentence() -> None:
+def test_mask_kinds_of_other_conditioning_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"c\.py: mask_ratios: .*'image_head'.*i2v_head, i2v_tail, .*none"):
         build_masks(run(model=OF_1_3, mask_ratios={"image_head": 1.0}), "c.py")
     with pytest.raises(ConfigError, match=r"c\.py: mask_ratios: .*'i2v_head'.*quarter_random"):

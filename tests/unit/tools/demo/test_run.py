@@ -61,6 +61,6 @@ def test_prompts_are_the_captions_in_order(tmp_path: Path) -> None:
     rows = [{"path": str(tmp_path / f"{name}.mp4"), "text": f"clip {name}", "fps": 8} for name in ("a", "b")]
     write_table(str(tmp_path / "manifest.csv"), rows)
     assert run.prompts(tmp_path, tmp_path / "manifest.csv").read_text() == "clip a\nclip b\n"
-    found = clips(tmp_path / "manifest.csv", num_frames=5, image_size=(16, 32), fps=8.0)
-    assert [caption for _, caption in found] == ["clip a", "clip b"]
-    assert found[0][0].shape == (3, 5, 16, 32)
+    pairs = clips(tmp_path / "manifest.csv", num_frames=5, image_size=(16, 32), fps=8.0)
+    assert [caption for _, caption in pairs] == ["clip a", "clip b"]
+    assert pairs[0][0].shape == (3, 5, 16, 32)

@@ -1,0 +1,78 @@
+"""Loss, validation and latent statistics of the autoencoder's task."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Generator, Tensor, nn
+
+from opensora.config import load
+from opensora.models.build import build_autoencoder
+from opensora.models.vae.gaussian import Gaussian
+from opensora.rng import Draw, generator
+from opensora.schema import TrainRun
+from opensora.training.autoencoder_task import AutoencoderTask
+from tests.support.command import ROOT
+from tests.unit.training.test_diffusion_task import batch
+
+
+class Shift(nn.Module):
+    """A "reconstruction" half a unit too bright, and a posterior of mean 2 and deviation 1 in two latents per clip."""
+
+    def forward(self, video: Tensor, rngs: Sequence[Generator] | None) -> tuple[Tensor, Gaussian]:
+        self.rngs = rngs
+        mean = torch.full((len(video), 1, 1, 1, 2), 2.0)
+        return video + torch.tensor([0.5, -1.0]).view(-1, 1, 1, 1, 1), Gaussian(mean, torch.zeros_like(mean))
+
+
+def autoencoder(
+    trained: Any, reconstruction: Any = "l1", clips: Callable[[], Any] = lambda: iter([])
+) -> AutoencoderTask:
+    return AutoencoderTask(
+        trained=trained,
+        seed=1,
+        reconstruction=reconstruction,
+        kl_weight=0.1,
+        device=torch.device("cpu"),
+        statistics_clips=clips,
+    )
+
+
+@pytest.mark.parametrize(("reconstruction", "errors"), [("l1", (0.5, 1.0)), ("l2", (0.25, 1.0))])
+def test_autoencoder_loss_by_hand(reconstruction: str, errors: tuple[float, float]) -> None:
+    """KL of N(2, 1) from N(0, 1) is 2 per latent: 4 per clip, over the 32 pixel values of the clip."""
+    vae = Shift()
+    loss = autoencoder(vae, reconstruction).loss(vae, batch(3, [4, 5]))
+    expected = [error + 0.1 * 4 / 32 for error in errors]
+    torch.testing.assert_close(loss.loss_B, torch.tensor(expected))
+    assert loss.noise_level_B is None
+    assert loss.tokens == 4
+    assert vae.rngs is not None
+    for sample_id, rng in zip((4, 5), vae.rngs):
+        assert torch.equal(torch.rand(3, generator=rng), torch.rand(3, generator=Draw(1, 3, sample_id).rng("latent")))
+
+
+def test_autoencoder_validation_is_psnr_of_the_mode() -> None:
+    """Errors of 0.5 and 1 on a range of 2: 10 log10(4 / 0.25) and 10 log10(4 / 1) decibels."""
+    vae = Shift()
+    figures = autoencoder(vae).validate(vae, [batch(0, [0, 1])])
+    assert figures == {"psnr": (pytest.approx(12.0412 + 6.0206, abs=1e-3), 2)}
+    assert vae.rngs is None
+
+
+def test_latent_statistics_give_mean_zero_and_deviation_one() -> None:
+    """An autoencoder built from the saved config normalizes the clips that were measured, and keeps its weights' config."""
+    run = load(str(ROOT / "configs/vae/train/debug.py"), [], TrainRun).run
+    clips = [batch(0, [i], 0.3 + 0.5 * torch.randn(1, 3, 5, 16, 16, generator=generator(0, i))) for i in range(6)]
+    vae = build_autoencoder(run.vae, seed=3)
+    config = autoencoder(vae, clips=lambda: iter(clips)).config()
+    assert {**config, "latent_shift": None, "latent_scale": None} == {**vae.config, "latent_shift": None,
+                                                                     "latent_scale": None}  # fmt: skip
+    rebuilt = build_autoencoder(config, seed=3)
+    with torch.no_grad():
+        latents = torch.cat([rebuilt.encode(clip.video_BCTHW) for clip in clips]).transpose(0, 1).flatten(1)
+        before = torch.cat([vae.encode(clip.video_BCTHW) for clip in clips]).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(latents.mean(1), torch.zeros(len(latents)), atol=1e-4, rtol=0)
+    torch.testing.assert_close(latents.std(1), torch.ones(len(latents)), atol=1e-4, rtol=0)
+    assert (before.std(1) - 1).abs().min() > 0.01
