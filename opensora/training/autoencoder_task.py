@@ -14,7 +14,7 @@ from opensora.evaluation.psnr import psnr
 from opensora.interfaces import Autoencoder
 from opensora.rng import Draw
 from opensora.training.autoencoder_losses import Distance, perceptual_error, reconstruction_error
-from opensora.training.discriminator import DiscriminatorTrainer
+from opensora.training.discriminator_trainer import DiscriminatorTrainer
 from opensora.training.task import MicroBatchLoss
 from opensora.types import Batch
 

@@ -33,7 +33,7 @@ from opensora.training.cached_features import stored_clips, stored_latents, stor
 from opensora.training.checkpoint import resolve_part, resolve_weights
 from opensora.training.clip_plan import ClipPlan, check_latents, make_clip_plan, require_fixed_size, single_clip_batches
 from opensora.training.diffusion_task import DiffusionTask
-from opensora.training.discriminator import DiscriminatorTrainer, build_discriminator
+from opensora.training.discriminator_trainer import DiscriminatorTrainer, build_discriminator
 from opensora.training.distributed_codec import distributed_codec
 from opensora.training.ema import Ema
 from opensora.training.image_joint import check_joint, check_strides

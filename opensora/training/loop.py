@@ -14,7 +14,7 @@ from opensora.parallel.world import World
 from opensora.rng import key_seed
 from opensora.schema import TrainRun
 from opensora.training.anomalies import MODEL, AnomalyDetector
-from opensora.training.discriminator import DiscriminatorTrainer
+from opensora.training.discriminator_trainer import DiscriminatorTrainer
 from opensora.training.ema import Ema
 from opensora.training.isolation import evaluation_mode
 from opensora.training.metrics import Metrics

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from opensora.interfaces import Autoencoder, Denoiser
-from opensora.training.discriminator import DiscriminatorTrainer
+from opensora.training.discriminator_trainer import DiscriminatorTrainer
 from opensora.types import Batch
 
 

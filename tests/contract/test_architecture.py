@@ -5,6 +5,7 @@ end prove that every rule still finds what it forbids.
 """
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -61,10 +62,13 @@ _DEVICE_WORD = re.compile(
 )
 DRAWERS = {"utils", "util", "misc", "helpers", "helper", "common"}
 MOST_LINES = 500
+# a package's contract and its builder; layers of one model that differ from those in layers/
+MAY_REPEAT = {"__init__", "base", "build", "attention", "embed"}
 
 Rule = Callable[[PurePosixPath, str], Iterator[str]]  # (path below the repository, text) -> offenses
 
 
+@functools.cache
 def sources(folder: str) -> list[Path]:
     return sorted((ROOT / folder).rglob("*.py"))
 
@@ -160,6 +164,15 @@ def unreadable_files(path: PurePosixPath, text: str) -> Iterator[str]:
         yield "is named after nothing; a file is named after its main class or function"
 
 
+def repeated_names(path: PurePosixPath, text: str) -> Iterator[str]:
+    """A module's name occurs once in the package; a command in cli/ may have the name of what it calls."""
+    if path.stem in MAY_REPEAT or package_of(path) == "cli":
+        return
+    for other in (PurePosixPath(each.relative_to(ROOT)) for each in sources("opensora") if each.stem == path.stem):
+        if other != path and package_of(other) != "cli":
+            yield f"has the name of {other}"
+
+
 def test_packages_import_downward() -> None:
     assert offenses(upward_imports, "opensora", "tools") == []
 
@@ -174,6 +187,10 @@ def test_devices_have_one_place() -> None:
 
 def test_no_file_is_long_or_a_drawer() -> None:
     assert offenses(unreadable_files, "opensora", "tools", "bench", "tests", "configs") == []
+
+
+def test_no_two_modules_have_one_name() -> None:
+    assert offenses(repeated_names, "opensora") == []
 
 
 def test_every_module_imports_with_runtime_packages() -> None:
@@ -194,13 +211,13 @@ def test_every_module_imports_with_runtime_packages() -> None:
 
 def test_every_test_folder_is_run() -> None:
     """`make test` runs `pytest tests`, so a test file elsewhere would never run."""
-    found = [p for p in ROOT.rglob("test_*.py") if not {".venv", "outputs", "build"} & set(p.relative_to(ROOT).parts)]
-    assert found
-    assert all(path.is_relative_to(ROOT / "tests") for path in found)
+    tests = [p for p in ROOT.rglob("test_*.py") if not {".venv", "outputs", "build"} & set(p.relative_to(ROOT).parts)]
+    assert tests
+    assert all(path.is_relative_to(ROOT / "tests") for path in tests)
     assert "pytest tests" in (ROOT / "Makefile").read_text(encoding="utf-8")
     assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert "make lint" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    folders = {path.parent for path in found}
+    folders = {path.parent for path in tests}
     unit = {p.parent for p in (ROOT / "tests" / "unit").rglob("test_*.py")}
     assert unit <= folders
 
@@ -271,6 +288,11 @@ OFFENDING: dict[Rule, list[tuple[str, str]]] = {
         ("opensora/utils/loop.py", ""),
         ("tests/helpers/loop.py", ""),
     ],
+    repeated_names: [
+        ("opensora/training/psnr.py", ""),
+        ("opensora/models/dit/loop.py", ""),
+        ("opensora/training/discriminator.py", ""),
+    ],
 }
 # what comes close and is allowed
 INNOCENT: dict[Rule, list[tuple[str, str]]] = {
@@ -300,6 +322,11 @@ INNOCENT: dict[Rule, list[tuple[str, str]]] = {
     ]
     + [("opensora/platforms/npu.py", "import torch_npu")],
     unreadable_files: [("opensora/training/loop.py", "x = 1\n" * MOST_LINES)],
+    repeated_names: [
+        ("opensora/training/loop.py", ""),
+        ("opensora/cli/psnr.py", ""),
+        ("opensora/datasets/build.py", ""),
+    ],
 }
 
 
@@ -314,10 +341,10 @@ def test_rules_find_offending_code() -> None:
 
 
 def test_rules_let_innocent_code_pass() -> None:
-    found = [
+    wrong = [
         f"{path}: {offense}"
         for rule, table in INNOCENT.items()
         for path, code in table
         for offense in rule(PurePosixPath(path), code)
     ]
-    assert found == []
+    assert wrong == []

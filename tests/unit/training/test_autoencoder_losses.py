@@ -21,7 +21,7 @@ from opensora.schema import TrainRun
 from opensora.training import autoencoder_losses as gan
 from opensora.training.autoencoder_task import AutoencoderTask
 from opensora.training.build import build_discriminator_trainer
-from opensora.training.discriminator import DiscriminatorTrainer, build_discriminator
+from opensora.training.discriminator_trainer import DiscriminatorTrainer, build_discriminator
 from opensora.training.loop import train
 from opensora.training.task import MicroBatchLoss
 from opensora.types import Batch
