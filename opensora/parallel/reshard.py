@@ -13,14 +13,11 @@ Range = tuple[int, int]  # first element, one past the last
 ShardRanges = Mapping[str, Sequence[Range]]  # name -> the range of the flat tensor that each rank holds, in rank order
 
 
-def even_ranges(numels: Mapping[str, int]) -> dict[str, list[Range]]:
-    """The ranges that torch.chunk gives each rank, for flat tensors of these lengths."""
-    ranges = {}
-    for name, numel in numels.items():
-        length = collectives.shard_length(numel)
-        edges = [min(rank * length, numel) for rank in range(collectives.world_size() + 1)]
-        ranges[name] = list(itertools.pairwise(edges))
-    return ranges
+def chunk_ranges(rows: int, row_numel: int = 1) -> list[Range]:
+    """The flat ranges of the ranks when torch.chunk splits a tensor of `rows` rows, each of `row_numel` elements."""
+    length = collectives.shard_length(rows)
+    edges = [min(rank * length, rows) * row_numel for rank in range(collectives.world_size() + 1)]
+    return list(itertools.pairwise(edges))
 
 
 def redistribute(pieces: Mapping[str, Tensor], have: ShardRanges, want: ShardRanges) -> dict[str, Tensor]:

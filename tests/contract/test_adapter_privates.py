@@ -36,7 +36,6 @@ USED = {
         *("supported_devices", "configure", "precision", "zero_optim_kwargs", "cast_inputs", "use_fp8", "verbose"),
     },
     "colossalai.booster.plugin.low_level_zero_plugin:LowLevelZeroModel": {"_hook_context"},
-    "colossalai.booster.plugin:TorchFSDPPlugin": {"supported_devices", "configure", "fsdp_kwargs"},
     "colossalai.booster.plugin:HybridParallelPlugin": {
         *("supported_devices", "configure", "__del__", "precision", "shard_config", "custom_policy"),
         *("mixed_dp_group", "tp_group", "sp_group"),
@@ -49,11 +48,6 @@ USED = {
         *("get_rng_state", "manual_seed", "Stream", "Event", "current_stream", "default_stream", "set_stream"),
         *("stream", "synchronize", "empty_cache"),
     },
-    "torch.distributed.fsdp:FullyShardedDataParallel": {"_handle", "_fsdp_wrapped_module"},
-    "torch.distributed.fsdp._flat_param:FlatParameter": {
-        *("_params", "_param_infos", "_shard_param_infos", "_local_shard"),
-    },
-    "torch.distributed.fsdp._flat_param:_ShardParamInfo": {"in_shard", "intra_param_start_idx", "intra_param_end_idx"},
     "torch.distributed._composable": {"checkpoint"},
     "torch.distributed:ProcessGroup": {"_device_types", "_get_backend"},
     "torch.distributed.distributed_c10d": {"_get_default_group", "_get_default_store", "_world", "_set_pg_timeout"},

@@ -1,5 +1,6 @@
 """FSDP's units, the ranges of parameters its ranks hold, and the way to the even cut of checkpoints and back."""
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -7,13 +8,15 @@ from unittest import mock
 import pytest
 import torch
 from torch import nn
-from torch.distributed.fsdp._flat_param import FlatParamHandle
+from torch.distributed.fsdp import CPUOffloadPolicy
+from torch.distributed.tensor import DTensor
 
 from opensora.errors import ConfigError
 from opensora.parallel import collectives, world
 from opensora.parallel.activation_checkpointing import checkpoint_activations
+from opensora.parallel.plugins import fsdp
 from opensora.parallel.plugins.fsdp import FullyShardedDataParallel
-from opensora.parallel.reshard import even_ranges, redistribute
+from opensora.parallel.reshard import chunk_ranges, redistribute
 from opensora.registry import MODELS, PLUGINS, build
 from opensora.training.replay import per_sample_grad_norms
 from tests.dist import run_ranks
@@ -27,7 +30,7 @@ def redistribute_and_back() -> tuple[list[float], list[float], list[float]]:
     uneven = {"a": [(0, 5), (5, 5), (5, 7), (7, 7)][:ranks], "b": [(0, 0), (0, 2), (2, 2), (2, 2)][:ranks]}
     if ranks == 2:
         uneven["a"][1] = (5, 7)
-    even = even_ranges({"a": 7, "b": 2})
+    even = {"a": chunk_ranges(7), "b": chunk_ranges(2)}
     whole = {"a": torch.arange(7.0), "b": torch.arange(2.0) + 10}
     uneven_pieces = {name: whole[name][slice(*uneven[name][collectives.rank()])] for name in whole}
     even_pieces = redistribute(uneven_pieces, uneven, even)
@@ -60,7 +63,7 @@ def train_model(plugin: str, checkpointed: bool) -> tuple[list[float], list[int]
     gathered: list[int] = []
 
     def count(*_: Any) -> None:
-        gathered.append(sum(view.numel() for view in {id(p): p for p in parameters_now(model)}.values()))
+        gathered.append(sum(local_numel(each) for each in model.parameters()))
 
     for block in blocks:
         block.register_forward_hook(count)
@@ -75,8 +78,9 @@ def train_model(plugin: str, checkpointed: bool) -> tuple[list[float], list[int]
     return norms, [max(gathered), kept, sum(shape.numel() for shape in engine.shapes.values())]
 
 
-def parameters_now(model: nn.Module) -> Any:
-    return (each for module in model.modules() for each in module._parameters.values() if each is not None)
+def local_numel(parameter: nn.Parameter) -> int:
+    """Elements that this rank holds now: a shard's, or all of a gathered parameter."""
+    return (parameter.to_local() if isinstance(parameter, DTensor) else parameter).numel()
 
 
 def test_fsdp_trains_like_ddp() -> None:
@@ -106,18 +110,10 @@ def test_forward_without_backward_keeps_no_stale_weights() -> None:
 
 
 def train_offloaded(steps: int) -> dict[str, Any]:
-    """With nothing to pin and all on one device, but with torch's limit: what a backward finds in the host, it forgets."""
-    prepare = FlatParamHandle.prepare_gradient_for_backward
-
-    def prepare_and_forget(handle: FlatParamHandle) -> None:
-        prepare(handle)
-        vars(handle.flat_param).pop("_saved_grad_shard", None)
-
+    """With nothing to pin and all on one device."""
     with (
-        mock.patch.object(torch.Tensor, "pin_memory", lambda tensor: tensor),
-        mock.patch.object(torch.cpu.Stream, "synchronize", create=True),
-        mock.patch.object(FlatParamHandle, "prepare_gradient_for_backward", prepare_and_forget),
         mock.patch.object(FullyShardedDataParallel, "check"),
+        mock.patch.object(fsdp, "CPUOffloadPolicy", partial(CPUOffloadPolicy, False)),
     ):
         return tiny.train("fsdp", "fp32", steps, {"cpu_offload": True})
 

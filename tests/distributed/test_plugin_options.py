@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import CPUOffloadPolicy
 
 from opensora.errors import ConfigError
 from opensora.parallel.colossal.accelerator import set_accelerator
@@ -51,7 +52,7 @@ def watch(plugin: str, dtype: str, config: dict[str, Any]) -> tuple[Sent, Sent]:
         real = getattr(dist, name)
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            given = args[place] if len(args) > place else kwargs["input_tensor"]
+            given = args[place] if len(args) > place else kwargs.get("input", kwargs.get("input_tensor"))
             if given.numel() > 2**16:
                 seen.append((given.dtype, given.numel()))
             return real(*args, **kwargs)
@@ -143,7 +144,7 @@ def test_options_arrive_on_a_device_and_are_refused_on_the_cpu() -> None:
             assert engine.call_args.args[-1]["overlap_communication"] is expected
         with mock.patch.object(fsdp, "FsdpEngine") as engine, mock.patch.object(fsdp, "broadcast_and_move"):
             fsdp.FullyShardedDataParallel(cpu_offload=True).apply(nn.Linear(1, 1), options)
-        assert engine.call_args.args[-1]["cpu_offload"].offload_params
+        assert isinstance(engine.call_args.args[-1]["offload_policy"], CPUOffloadPolicy)
         for plugin in (zero.Zero2(overlap_communication=True), fsdp.FullyShardedDataParallel(cpu_offload=True)):
             with pytest.raises(ConfigError, match=r"True.*CPU.*allowed: False"):
                 plugin.check(here)

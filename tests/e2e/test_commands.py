@@ -91,7 +91,7 @@ def test_doctor_tells_versions_the_device_and_remedies(printed) -> None:
     assert row(text, "torch") == ["torch", version("torch")]
     assert "device: cpu" in text
     assert "ranks talk through gloo" in text
-    assert row(text, "every plugin but ddp")[1] == "found"
+    assert row(text, "every plugin but ddp and fsdp")[1] == "found"
     missing = row(text, "Ascend devices")
     assert missing[1] == "not installed"
     assert missing[2] == "pip install -r requirements/npu.txt"

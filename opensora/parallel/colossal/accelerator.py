@@ -34,7 +34,7 @@ def import_colossalai() -> None:
             import colossalai.booster  # noqa: F401
         except ImportError as error:
             raise ConfigError(
-                f"plugin: colossalai cannot be imported ({error}); allowed without it: ddp; "
+                f"plugin: colossalai cannot be imported ({error}); allowed without it: ddp and fsdp; "
                 "install it with `pip install --no-deps -r requirements/colossalai.txt`"
             ) from error
 

@@ -1,17 +1,18 @@
-"""fsdp: torch's FSDP through ColossalAI. Parameters, gradients and optimizer state are cut over the ranks."""
+"""fsdp: torch's fully_shard (FSDP2). Parameters, gradients and optimizer state are cut over the ranks, row by row."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import warnings
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import CPUOffload, MixedPrecision, ShardingStrategy
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 
 from opensora.errors import ConfigError
 from opensora.parallel import collectives
-from opensora.parallel.colossal.accelerator import import_colossalai, set_accelerator
-from opensora.parallel.colossal.fsdp_adapter import FlatParameters, boost
 from opensora.parallel.engine import (
     Engine,
     EngineOptions,
@@ -21,7 +22,7 @@ from opensora.parallel.engine import (
     squared_norm,
 )
 from opensora.parallel.plugins.base import Plugin
-from opensora.parallel.reshard import even_ranges, redistribute
+from opensora.parallel.reshard import chunk_ranges, redistribute
 from opensora.parallel.step_costs import StepMemory, StepSizes, Traffic, ring_elements
 from opensora.parallel.world import World
 from opensora.registry import PLUGINS
@@ -50,13 +51,12 @@ class FullyShardedDataParallel(Plugin):
         communication_dtype: Precision = "fp32",
         cpu_offload: bool = False,
     ):
-        self.strategy = ShardingStrategy.FULL_SHARD if reshard_after_forward else ShardingStrategy.SHARD_GRAD_OP
+        self.reshard_after_forward = reshard_after_forward
         self.communication_dtype = DTYPES[communication_dtype]
         self.cpu_offload = cpu_offload
 
     def check(self, world: World) -> None:
-        """ConfigError without colossalai, and for cpu_offload on the CPU: torch would pin the memory for a device."""
-        import_colossalai()
+        """ConfigError for cpu_offload on the CPU: torch would pin the memory for a device."""
         if self.cpu_offload and world.device.type == "cpu":
             raise ConfigError(
                 "plugin_config.cpu_offload: True on the CPU; allowed: False there, everything is in host memory already; "
@@ -67,22 +67,23 @@ class FullyShardedDataParallel(Plugin):
         self.check(options.world)
         broadcast_and_move(model, options.world.device)
         settings = {
-            "sharding_strategy": self.strategy,
-            "cpu_offload": CPUOffload(offload_params=True) if self.cpu_offload else None,
-            "mixed_precision": MixedPrecision(
+            "mesh": init_device_mesh(options.world.device.type, (options.world.size,)),
+            "offload_policy": CPUOffloadPolicy() if self.cpu_offload else OffloadPolicy(),
+            "mp_policy": MixedPrecisionPolicy(
                 param_dtype=DTYPES[options.dtype],
                 reduce_dtype=self.communication_dtype,
                 cast_forward_inputs=False,  # PrecisionWrapper does, and knows what must stay float32
-                cast_root_forward_inputs=False,
             ),
+            # frozen parameters stay whole: they have no gradient, and are small in every model that trains here
+            "ignored_params": {each for each in model.parameters() if not each.requires_grad},
         }
-        return FsdpEngine(model, options, settings)
+        return FsdpEngine(model, options, self.reshard_after_forward, settings)
 
     def memory(self, sizes: StepSizes) -> StepMemory:
-        share, keeps_gathered = sizes.share, self.strategy is ShardingStrategy.SHARD_GRAD_OP
+        share = sizes.share
         waiting = int(4 * share) if sizes.micro_batches > 1 and not self.cpu_offload else 0
         # the unit being computed, the next one being gathered, and all parameters outside of the units
-        gathered = sizes.width * (sizes.trained if keeps_gathered else sizes.outside + 2 * sizes.blocks)
+        gathered = sizes.width * (sizes.outside + 2 * sizes.blocks if self.reshard_after_forward else sizes.trained)
 
         def backward(elements: int) -> tuple[float, float]:
             shards = 0 if self.cpu_offload else max(waiting, 4 * elements / sizes.ranks)
@@ -101,68 +102,67 @@ class FullyShardedDataParallel(Plugin):
     def traffic(self, sizes: StepSizes) -> Traffic:
         """Per micro-batch a reduce-scatter of gradients, and all-gathers of weights in forward and backward; the backward
         gathers only what was dropped after the forward."""
-        keeps = sizes.trained if self.strategy is ShardingStrategy.SHARD_GRAD_OP else sizes.outside
+        keeps = sizes.outside if self.reshard_after_forward else sizes.trained
         sent = sizes.micro_batches * ring_elements(sizes.trained, sizes.ranks)
         gathers = 2 - keeps / sizes.trained
         return Traffic(int(self.communication_dtype.itemsize * sent), int(gathers * sizes.width * sent))
 
 
 class FsdpEngine(Engine):
-    sees_gradients = False  # its graphs know FSDP's flat tensors, on one rank too
+    sees_gradients = False  # its graphs know gathered parameters, on one rank too
 
-    def __init__(self, module: nn.Module, options: EngineOptions, settings: dict[str, Any]):
+    def __init__(
+        self, module: nn.Module, options: EngineOptions, reshard_after_forward: bool, settings: Mapping[str, Any]
+    ):
         super().__init__(module, options)
-        device = self.world.device
-        set_accelerator(device)
-        blocks: list[nn.Module] = getattr(module, "checkpoint_blocks", list)()
-        self._booster, wrapped = boost(module, blocks, device, **settings)
         if options.dtype == "bf16":  # as FSDP does it to the trained ones
             for _, tensor in self._buffers_and_frozen():
                 tensor.data = tensor.data.to(torch.bfloat16) if tensor.is_floating_point() else tensor.data
+        # a model may return a view of its last activation; nothing in training writes into it
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+        blocks: list[nn.Module] = getattr(module, "checkpoint_blocks", list)()
+        for block in blocks:
+            fully_shard(block, reshard_after_forward=reshard_after_forward, **settings)
+        # what is outside of the blocks stays gathered from the forward to the end of the backward
+        fully_shard(module, **settings).set_reduce_scatter_unused_params(True)
+        self._units = [each for each in module.modules() if isinstance(each, FSDPModule)]
+        self.trainable = {name: each for name, each in module.named_parameters() if each.requires_grad}
         self._set_optimizer(options.make_optimizer(list(self.trainable.values())))
-        self.model = PrecisionWrapper(wrapped, options.dtype, device, cast_inputs=True)
-        self._flat = FlatParameters(wrapped)
-        # FSDP cuts a unit as one tensor, so a rank's range of a parameter is not the even one of a checkpoint
-        own = self._flat.ranges()
-        by_rank = collectives.gather_objects({name: own[id(each)] for name, each in self.trainable.items()})
-        self._ranges = {name: [ranges[name] for ranges in by_rank] for name in self.trainable}
-        self._even_ranges = even_ranges({name: shape.numel() for name, shape in self.shapes.items()})
-        self._offloads = settings["cpu_offload"] is not None
-        self._earlier: dict[str, Tensor] = {}  # gradients of earlier micro-batches
+        self.model = PrecisionWrapper(module, options.dtype, self.world.device, cast_inputs=True)
+        # a rank holds some rows of a parameter, a checkpoint some elements
+        self._ranges = {name: chunk_ranges(shape[0], shape[1:].numel()) for name, shape in self.shapes.items()}
+        self._even_ranges = {name: chunk_ranges(shape.numel()) for name, shape in self.shapes.items()}
+        self._used: set[str] = set()  # parameters that this rank's samples used in this step
+        self._watched: set[str] = set()
+        for unit in self._units:
+            unit.register_forward_pre_hook(self._watch_use)
 
-    @contextmanager
-    def accumulating(self, last: bool) -> Iterator[None]:
-        yield  # every backward exchanges; the shards of the gradients are added up in float32
-        if self._offloads:
-            self._add_up(last)
+    def _watch_use(self, unit: nn.Module, inputs: Any) -> None:
+        """Note the use of gathered parameters: FSDP gives a parameter that no sample used a gradient of zeros."""
+        if len(self._watched) == len(self.trainable):
+            return
+        for name, parameter in self.module.named_parameters():
+            if name in self.trainable and name not in self._watched and not isinstance(parameter, DTensor):
+                self._watched.add(name)
+                parameter.register_post_accumulate_grad_hook(lambda _, name=name: self._used.add(name))
 
-    def _add_up(self, last: bool) -> None:
-        """FSDP adds up on the device only: gradients in host memory are written over by those of the next backward."""
-        for name, parameter in self.trainable.items():
-            earlier = self._earlier.pop(name, None)
-            if parameter.grad is not None and earlier is not None:
-                parameter.grad.add_(earlier)
-            elif earlier is not None:
-                parameter.grad = earlier
-            if parameter.grad is not None and not last:
-                self._earlier[name] = parameter.grad.clone()
-                parameter.grad = None
+    def accumulating(self, last: bool) -> AbstractContextManager[None]:
+        return nullcontext()  # every backward exchanges; the shards of the gradients are added up in float32
+
+    def _gradients(self) -> list[Tensor]:
+        local = [each.grad.to_local() for each in self.trainable.values() if isinstance(each.grad, DTensor)]
+        return [each for each in local if each.numel()]
 
     def _squared_grad_norm(self) -> Tensor:
-        parameters = list(self.trainable.values())
-        for parameter, used in zip(parameters, self._flat.used_anywhere(parameters), strict=True):
-            # untouched on every rank: no gradient, so that the optimizer leaves it alone as it does on one rank;
-            # held by other ranks only: it must count steps all the same
-            if not used:
+        used = collectives.sum_over_ranks(torch.tensor([int(name in self._used) for name in self.trainable]))
+        for parameter, count in zip(self.trainable.values(), used, strict=True):
+            if not count:  # no gradient, so that the optimizer leaves it alone as it does on one rank
                 parameter.grad = None
-            elif parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
         return collectives.sum_over_ranks(squared_norm(self._gradients()))
 
     def discard_gradients(self) -> None:
         super().discard_gradients()
-        self._earlier.clear()
-        self._flat.clear_used()
+        self._used.clear()
 
     def to_even_shards(self, shards: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return redistribute(shards, self._ranges, self._even_ranges)
@@ -175,7 +175,9 @@ class FsdpEngine(Engine):
         return self.trainable[name]
 
     def _local_shard(self, name: str, tensor: Tensor) -> Tensor:
-        return tensor.detach().view(-1)
+        assert isinstance(tensor, DTensor)
+        return tensor.to_local().detach().view(-1)
 
     def _sync_from_masters(self) -> None:
-        self._flat.drop_gathered()
+        for unit in self._units:
+            unit.reshard()  # a forward without a backward leaves gathered weights behind; they are out of date
