@@ -102,9 +102,18 @@ def _names_and_docstrings(text: str) -> Iterator[str]:
             docstring = ast.get_docstring(node, clean=False) or ""
             if RIDDLES.match(docstring):
                 yield f"{getattr(node, 'lineno', 1)}: docstring begins with {docstring.split()[0]!r}; say what it is or does"
+        yield from _words_of_test_names(node)
         for name in _new_names(node):
             if name.lstrip("_") in NAMES:
                 yield f"{node.lineno}: name {name!r}; name {NAMES[name.lstrip('_')]}"  # type: ignore[attr-defined]
+
+
+def _words_of_test_names(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+        for part in node.name.split("_"):
+            for word in WORDS:
+                if re.fullmatch(word, part):
+                    yield f"{node.lineno}: test {node.name}: {part!r}; write {WORDS[word]}"
 
 
 def _new_names(node: ast.AST) -> Iterator[str]:
@@ -130,6 +139,8 @@ def test_plain_english() -> None:
         ('"""What it gives."""\n', [":1: docstring begins with 'What'"]),
         ("found = 1\n", [":1: name 'found'"]),
         ("def f(given): return given\n", [":1: name 'given'"]),
+        ("def test_error_is_told() -> None: ...\n", [":1: test test_error_is_told: 'told'"]),
+        ("def test_nan_gradient_stops_run() -> None: ...\n", []),
         ('raise_(f"x: found 3; allowed: 1; correct it")\n', []),
         ('key = "told"\n', []),
     ],

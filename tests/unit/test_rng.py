@@ -44,7 +44,7 @@ def test_the_global_generator_is_left_alone() -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_a_draw_is_fresh_at_every_call_and_unlike_its_neighbours() -> None:
+def test_draw_differs_by_call_and_neighbor() -> None:
     draw = Draw(seed=1, step=2, sample_id=3)
     first, again = (torch.randn(4, generator=draw.rng("noise")) for _ in range(2))
     assert torch.equal(first, again)

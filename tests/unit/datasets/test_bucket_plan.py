@@ -234,7 +234,7 @@ def test_steps_of_later_epochs_are_counted_without_planning_them() -> None:
     assert [plan.step_count(number) for number in range(6)] == [len(plan.epoch(number)) for number in range(6)]
 
 
-def test_an_empty_plan_is_a_sentence() -> None:
+def test_empty_plan_is_error() -> None:
     with pytest.raises(DataError, match=r"shapes\.csv: .* 3 rows \(smaller than"):
         order(Shapes([(6, 4, 4)] * 3)).report()
     with pytest.raises(DataError, match=r" 3 rows .*bucket: 3"):

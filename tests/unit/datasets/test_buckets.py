@@ -67,7 +67,7 @@ def test_size_and_batch_size() -> None:
         ({"144p": {1: (0, None), 16: (0.0, 2)}}, r"chance.* 0"),
     ],
 )
-def test_bad_configs_are_sentences(config: Any, message: str) -> None:
+def test_bad_configs_are_errors(config: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Buckets(config)
 

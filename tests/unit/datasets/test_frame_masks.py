@@ -93,6 +93,6 @@ def test_frame_conditions_keep_frames() -> None:
         ({"mask_image_head": 0.2}, "1.1", r"0.2.*allowed: .*1"),
     ],
 )
-def test_bad_shares_are_sentences(ratios: dict[str, float], version: Any, message: str) -> None:
+def test_bad_shares_are_errors(ratios: dict[str, float], version: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         FrameMasks(ratios, version)

@@ -24,7 +24,7 @@ def hex_colour(text: str) -> tuple[int, ...]:
     return tuple(bytes.fromhex(text[1:]))
 
 
-def test_generated_is_left_real_is_right_and_the_verdict_has_its_colour(tmp_path: Path) -> None:
+def test_contact_sheet_sides_and_verdict_color(tmp_path: Path) -> None:
     hit = SheetRow(plain(RED), plain(BLUE), "a cat", "a cat", 0.1)
     miss = SheetRow(plain(BLUE), plain(RED, frames=2), "a cat", "a dog " * 200, 0.2)
     path = contact_sheet([hit, miss], tmp_path / "deep" / "contact.png", frame_height=32)

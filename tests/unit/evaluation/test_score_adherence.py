@@ -37,6 +37,6 @@ def test_score_of_perfect_and_of_swapped_videos(tmp_path: Path, capsys: pytest.C
     assert json.loads(capsys.readouterr().out)["all"] == 0
 
 
-def test_an_empty_folder_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_empty_folder_is_error(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["score", str(tmp_path)]) == 1
     assert "no sampled videos" in capsys.readouterr().err

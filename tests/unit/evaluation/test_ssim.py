@@ -47,7 +47,7 @@ def test_each_frame_is_its_own() -> None:
     assert (result.mean_T.tolist(), result.std_T.tolist()) == ([2.0, 5.0], [1.0, 0.0])
 
 
-def test_wrong_shapes_are_sentences() -> None:
+def test_wrong_shapes_are_errors() -> None:
     with pytest.raises(ValueError, match="differ"):
         psnr_frames(noise(1, 2, 3, 12, 12), noise(1, 2, 3, 12, 13))
     with pytest.raises(ValueError, match=r"\(10, 12\).*11"):

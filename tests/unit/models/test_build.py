@@ -33,7 +33,7 @@ def test_a_model_gets_what_its_constructor_takes() -> None:
     assert build_denoiser(by_class).null_text(1).tolist() == [2]
 
 
-def test_a_model_without_caption_sizes_is_not_told_any() -> None:
+def test_model_without_caption_sizes_gets_none() -> None:
     class Bare:
         def __init__(self, input_size: list[int], in_channels: int) -> None: ...
 

@@ -76,7 +76,7 @@ def test_state_carries_any_optimizer_over(optimizer: type, options: dict) -> Non
         assert train(new) == train(old)
 
 
-def test_asking_for_the_state_changes_nothing() -> None:
+def test_reading_the_state_changes_nothing() -> None:
     """Parameters without a gradient so far get moments, of zero, and may not move."""
     with one_rank():
         plain, inspected = (engine(torch.optim.AdamW, lr=0.1, weight_decay=0.5) for _ in range(2))

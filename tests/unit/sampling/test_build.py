@@ -35,7 +35,7 @@ def test_a_folder_of_another_program_needs_the_models_type(tmp_path: Path) -> No
         plan_sampling(run, "sample.py")
 
 
-def test_the_configs_type_stands_beside_such_a_folder(tmp_path: Path) -> None:
+def test_config_type_is_kept_with_released_folder(tmp_path: Path) -> None:
     model = {"type": "STDiT3", "hidden_size": 32, "depth": 1, "num_heads": 2}
     run = SampleRun(load=str(released_folder(tmp_path)), model=model, **GIVEN)  # type: ignore[arg-type]
     plan = plan_sampling(run, "sample.py")

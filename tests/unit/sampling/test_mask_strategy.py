@@ -53,12 +53,12 @@ def test_multiples() -> None:
 @pytest.mark.parametrize(
     "text", ["a", "0,,1", ";0", "0;", "0,0,0,0,1,0,0", "0.5", "-1", "0,-1", "0,0,0,0,0", "0,0,0,0,1,2"]
 )
-def test_unreadable_strategies_are_sentences(text: str) -> None:
+def test_unreadable_strategies_are_errors(text: str) -> None:
     with pytest.raises(ConfigError, match=r"p\.txt: .*allowed: "):
         parse_strategy(text, "p.txt")
 
 
-def test_asking_for_what_is_not_there_is_a_sentence() -> None:
+def test_absent_reference_or_frame_is_error() -> None:
     check_pastes(parse_strategy("0,1,-6,5,1;1,9"), [3, 6], 6)
     with pytest.raises(ConfigError, match=r"reference 2 .*loop 0.* 2"):
         check_pastes(parse_strategy("0,2"), [3, 6], 6)

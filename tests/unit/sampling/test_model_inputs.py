@@ -221,7 +221,7 @@ def test_the_scheduler_decides_which_half_is_first() -> None:
     assert torch.equal(pair.text_B1LC[2:], FakeCodec().encode_text(PROMPTS).text_B1LC)
 
 
-def test_an_encoder_of_another_width_is_a_sentence() -> None:
+def test_encoder_of_another_width_is_error() -> None:
     model = FakeDenoiser()
     model.null_text = lambda n: torch.zeros(n, 1, TOKENS, 7)
     with pytest.raises(ConfigError, match=r"6 tokens of 5 .*null caption.*6 tokens of 7"):

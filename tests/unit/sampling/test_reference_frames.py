@@ -53,7 +53,7 @@ def test_a_given_frame_is_the_encoded_reference_and_the_others_follow_it(tmp_pat
     assert not torch.allclose(plain[:, :, 0], z[:, :, 0], atol=0.1)
 
 
-def test_the_model_is_told_and_its_other_frames_change(tmp_path: Path) -> None:
+def test_reference_changes_the_other_frames(tmp_path: Path) -> None:
     """A real denoiser attends to the given frame: another picture, another continuation."""
     made = []
     for number in (1, 200):
@@ -95,7 +95,7 @@ def test_edited_frames_are_made_anew_from_what_was_there() -> None:
     assert 0 < (a[:, :, 0] - b[:, :, 0]).abs().mean() < (a[:, :, 0] - b[:, :, 2]).abs().mean()
 
 
-def test_a_loop_that_adds_nothing_is_a_sentence() -> None:
+def test_loop_that_adds_nothing_is_error() -> None:
     [one] = collect(["a cat"], loop=2, condition_frame_length=4)
     with pytest.raises(ConfigError, match=r"4 latent frames.*4 frames.*1 to 3"):
         generate([one], fake_sampler(), 3.0)
@@ -140,7 +140,7 @@ def test_where_references_may_be_written(tmp_path: Path) -> None:
     assert one.prompt == "|0|a day!|1|a night!"
 
 
-def test_what_cannot_be_given_is_a_sentence(tmp_path: Path) -> None:
+def test_bad_references_are_errors(tmp_path: Path) -> None:
     a = write_picture(tmp_path / "a.png")
     (tmp_path / "no.png").write_text("not a picture")
     for keys, message in (

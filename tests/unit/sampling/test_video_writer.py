@@ -61,7 +61,7 @@ def test_odd_sides_get_their_last_row_and_column_twice(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("colour", [(1.0, -1.0, -1.0), (-1.0, 1.0, -1.0), (-1.0, -1.0, 1.0), (1.0, 1.0, 1.0)])
-def test_colours_survive(tmp_path: Path, colour: tuple[float, ...]) -> None:
+def test_colors_survive(tmp_path: Path, colour: tuple[float, ...]) -> None:
     write_video(torch.tensor(colour).view(3, 1, 1, 1).expand(3, 3, 16, 16), tmp_path / "v.mp4", 8)
     assert (read(tmp_path / "v.mp4")[0].mean((1, 2, 3)) - torch.tensor(colour)).abs().max() < 0.03
 
@@ -87,7 +87,7 @@ def test_bytes_are_rounded_and_clipped() -> None:
     assert rgb_frames(values)[0, 0, :, 0].tolist() == [0, 0, 128, 191, 255, 255]
 
 
-def test_the_record_tells_the_whole_story(tmp_path: Path) -> None:
+def test_record_has_all_settings(tmp_path: Path) -> None:
     path = write_sample(smooth_video(4, 16, 16), request('say "ü"', negative_prompt="dark", seed=5), SETTINGS, tmp_path)
     known = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     wanted = dict(prompt='say "ü"', negative_prompt="dark", seed=5, num_frames=4, height=16, width=16, fps=8.0)
@@ -132,7 +132,7 @@ def test_a_stop_between_video_and_record_is_not_done(tmp_path: Path, monkeypatch
     assert not is_done(path, one, SETTINGS)
 
 
-def test_a_folder_that_cannot_be_is_a_sentence(tmp_path: Path) -> None:
+def test_impossible_folder_is_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(WriteError, match=r"file/out: .*Not a directory"):
         prepare_folder(tmp_path / "file" / "out")

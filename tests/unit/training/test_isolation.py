@@ -44,7 +44,7 @@ def test_modes_and_random_numbers_are_as_before(fails: bool) -> None:
     assert [module.training for module in model.modules()] == before == [True, True, True, False, True]
 
 
-def test_memory_is_given_back_before_and_after(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_freed_before_and_after(monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
     monkeypatch.setattr(CpuPlatform, "release_memory", lambda self: events.append("release"))
     monkeypatch.setattr("gc.collect", lambda: events.append("collect"))

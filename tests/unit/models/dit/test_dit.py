@@ -88,7 +88,7 @@ def test_dit_attends_to_all_frames_at_once() -> None:
     assert change[:, :, 0].flatten(1).amin() > 0
 
 
-def test_dit_s_frames_have_positions_unless_told_not_to() -> None:
+def test_dit_frames_have_positions_by_default() -> None:
     clip = inputs()
     swapped = {**clip, "x": clip["x"].flip(2)}
     for ignored in (True, False):

@@ -32,7 +32,7 @@ def random_tensor(*shape: int, seed: int = 1) -> Tensor:
 
 
 @torch.no_grad()
-def test_images_beside_a_clip_are_images_alone() -> None:
+def test_images_joined_to_a_clip_equal_images_alone() -> None:
     """Each with its own caption, caption mask and padding; the clip does not know of them."""
     model, images = denoiser(), 2
     x, y, t = (
@@ -69,7 +69,7 @@ def test_an_image_is_sampled_past_the_blocks_along_time() -> None:
 
 @pytest.mark.parametrize("factor", [1, 2])
 @torch.no_grad()
-def test_nobody_looks_at_padding(factor: int) -> None:
+def test_padding_changes_no_output(factor: int) -> None:
     model = denoiser(input_size=(3, 8, 8), compress_kv_factor=factor)
     x, y, t = random_tensor(1, 4, 3, 8, 8), random_tensor(1, 1, TOKENS, CHANNELS), torch.tensor([5.0])
     counts = torch.ones(1, 3, 8, 8)

@@ -66,7 +66,7 @@ def test_frames_without_positions_are_interchangeable() -> None:
         assert same is ignored
 
 
-def test_positions_are_stretched_to_the_square_of_as_many_patches() -> None:
+def test_positions_are_stretched_to_the_square_of_equal_area() -> None:
     table = opened(PixArt, space_scale=2.0).pos_embed[0]
     torch.testing.assert_close(table, torch.as_tensor(sincos_spatial(24, 2, 4, 2.0, base_size=2)).float())
     named = opened(PixArt, base_size=8).pos_embed[0]
@@ -78,7 +78,7 @@ def test_given_frames_are_refused() -> None:
         opened(PixArt)(**inputs(), x_mask=torch.ones(2, 1, dtype=torch.bool))
 
 
-def test_multi_size_hears_each_number_it_is_told() -> None:
+def test_multi_size_uses_each_size_condition() -> None:
     model = opened(PixArtMS)
     first = model(**inputs(), **size_conditions(512, 1024))
     for name in ("height", "width", "ar"):

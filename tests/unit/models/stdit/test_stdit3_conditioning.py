@@ -54,7 +54,7 @@ def row(arguments: dict[str, Any], i: int) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def test_each_sample_is_told_of_its_own_frames(model: STDiT3) -> None:
+def test_mask_index_is_per_sample(model: STDiT3) -> None:
     """A batch of three with other frames given in each equals three batches of one with one list each."""
     arguments = conditioned_arguments([[0], [], [0, 2]])
     alone = torch.cat([model(**row(arguments, i)) for i in range(3)])
@@ -82,7 +82,7 @@ def test_lists_for_another_batch_are_a_sentence(model: STDiT3) -> None:
         model(**{**conditioned_arguments([[0], [], [2]]), "mask_index": [[0], [3], [-1]]})
 
 
-def test_what_a_model_is_told_by_hand() -> None:
+def test_frame_conditioning_by_hand() -> None:
     latents = torch.arange(24.0).view(3, 2, 4, 1, 1) + 1
     kwargs = frame_conditioning(latents, [[0, 3], [], [1]], y_null := torch.ones(3, 1, 2, 2), drop_last=1)
     assert kwargs["cond_mask"][:, :, :, 0, 0].tolist() == [[[1, 0, 0, 1]] * 2, [[0] * 4] * 2, [[0, 1, 0, 0]] * 2]

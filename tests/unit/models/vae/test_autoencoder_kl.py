@@ -59,7 +59,7 @@ def test_a_diffusers_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("own", [False, True])
-def test_a_folder_beside_a_config_of_the_same_layout(tmp_path: Path, own: bool) -> None:
+def test_from_pretrained_with_config_of_same_layout(tmp_path: Path, own: bool) -> None:
     """Recipes name the layout behind a hub id, so that planning fetches nothing; a folder may replace the id."""
     model = make()
     if own:
@@ -102,7 +102,7 @@ def test_nothing_to_build_from(tmp_path: Path) -> None:
         ({"down_block_types": ["Down"] * 2}, r"diffusers' AutoencoderKL cannot be built .*Down does not exist"),
     ],
 )
-def test_a_wrong_layout_is_a_sentence(changes: dict[str, Any], message: str) -> None:
+def test_wrong_layout_is_error(changes: dict[str, Any], message: str) -> None:
     """diffusers alone passes over keys that it does not know, and ends in a traceback for the rest."""
     with pytest.raises(ConfigError, match=message):
         VideoAutoencoderKL(config={**CONFIG, **changes})

@@ -119,7 +119,7 @@ def test_from_a_folder(tmp_path: Path) -> None:
     assert torch.equal(meta.load().eval().encode(video(3)), model.encode(video(3)))
 
 
-def test_arguments_beside_a_folder(tmp_path: Path) -> None:
+def test_arguments_with_from_pretrained(tmp_path: Path) -> None:
     save_weights(tmp_path, make().state_dict(), make().config)
     same = CausalVAEModel(from_pretrained=str(tmp_path), hidden_size=4, scaling_factor=0.5)
     assert same.latents.factor == 0.5

@@ -81,7 +81,7 @@ def test_v1_2_codes_clips_for_themselves() -> None:
 
 
 @torch.no_grad()
-def test_v1_2_normalises_by_its_weights_or_as_measured() -> None:
+def test_v1_2_normalizes_by_weights_or_measured_statistics() -> None:
     x = video(5)
     plain = v1_2(shift=0.0, scale=1.0)
     z = plain.encode(x)

@@ -41,7 +41,7 @@ def test_filling_is_zero_frames_in_front() -> None:
 
 
 @torch.no_grad()
-def test_frames_asked_for() -> None:
+def test_decode_num_frames() -> None:
     """Without a number it is the shortest clip with these latents; fewer frames are its first ones."""
     model, z = make(), make().encode(video(6))
     assert torch.equal(model.decode(z), model.decode(z, 5))

@@ -145,7 +145,7 @@ def test_mixing_fades_in() -> None:
     assert torch.equal(mix(before, tile, 0, dim=3), tile)
 
 
-def test_joining_mixes_above_then_left_with_mixed_neighbours() -> None:
+def test_joining_mixes_above_then_left_with_mixed_neighbors() -> None:
     """2 x 2 tiles of 4 that share 2: by hand, with the value of each tile constant."""
     grid = Grid(frames=1, limit=4, stride=2, smallest=1, keep=2, blend=2)
     values = torch.tensor([1.0, 2.0, 3.0, 5.0]).view(4, 1, 1, 1, 1, 1)
@@ -175,7 +175,7 @@ def test_identity_in_tiles_is_the_identity() -> None:
     torch.testing.assert_close(concat_windows(iter(actual), 14), clip)
 
 
-def test_first_frames_asks_for_no_more_than_it_needs() -> None:
+def test_first_frames_reads_no_more_than_it_needs() -> None:
     calls: list[int] = []
 
     def endless() -> Any:
@@ -189,7 +189,7 @@ def test_first_frames_asks_for_no_more_than_it_needs() -> None:
 
 
 @torch.no_grad()
-def test_tiling_is_off_until_asked_for() -> None:
+def test_tiling_is_off_by_default() -> None:
     model, z = small(), latents(5)
     whole = model.decode(z)
     assert [each.shape[2] for each in model.decode_windows(z)] == [17]
@@ -226,7 +226,7 @@ def test_clips_that_lose_frames() -> None:
 
 
 @torch.no_grad()
-def test_windows_stop_after_the_frames_asked_for() -> None:
+def test_windows_stop_after_num_frames() -> None:
     model, z = small(use_tiling=True), latents(5)
     assert [each.shape[2] for each in model.decode_windows(z)] == [5, 4, 4, 4]
     some = list(model.decode_windows(z, num_frames=7))

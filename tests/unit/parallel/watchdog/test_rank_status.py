@@ -141,7 +141,7 @@ def test_no_verdict_when_all_ranks_are_cut_off() -> None:
     assert table.missing_from_collective() is None
 
 
-def test_error_text_like_a_collective_blames_nobody() -> None:
+def test_error_text_like_a_collective_blames_no_rank() -> None:
     """Rank 1 raised what only sounds like a failed exchange; rank 0 waits for it and must not be named."""
     table = table_of(2)
     table.update({0: at(3, collectives=101), 1: at(3, left="RuntimeError: timed out", cut_off=True)}, now=5.0)

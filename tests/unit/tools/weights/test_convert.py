@@ -225,7 +225,7 @@ def test_tables_that_no_formula_gives_are_not_dropped_silently(tmp_path: Path, c
     assert main([str(tmp_path / "in"), str(tmp_path / "out"), "--from", "stdit", f"input_size={INPUT}"]) == 0
 
 
-def test_a_foreign_config_beside_the_weights(tmp_path: Path) -> None:
+def test_foreign_config_next_to_weights(tmp_path: Path) -> None:
     """As hubs hold them: other keys, and null where nothing was said."""
     foreign = {
         "architectures": ["STDiT"],
@@ -385,7 +385,7 @@ def test_mistakes_are_sentences(source: Path, tmp_path: Path, mistake: str, caps
     assert not (tmp_path / "out").exists()
 
 
-def test_unknown_tensors_are_refused_until_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_unknown_tensors_need_ignore(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     torch.save(
         {**pixart(), "adapter.0.weight": torch.ones(1), "csize_embedder.mlp.0.bias": torch.ones(1)}, tmp_path / "in.pth"
     )
