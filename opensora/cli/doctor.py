@@ -65,7 +65,7 @@ def doctor_command() -> int:
     features.add_column("to add it", overflow="fold")
     for feature in (*FEATURES, *device_features()):
         problem = missing(feature)
-        features.add_row(feature.name, problem or "found", feature.how_to_encode if problem else "")
+        features.add_row(feature.name, problem or "found", feature.install_command if problem else "")
     console.print(features)
     return 0
 

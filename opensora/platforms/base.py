@@ -19,7 +19,7 @@ class Feature:
 
     name: str
     modules: tuple[str, ...]
-    how_to_encode: str  # one command
+    install_command: str
     imported: bool = True  # False: only its files are used
 
 

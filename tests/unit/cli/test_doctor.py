@@ -64,17 +64,17 @@ def test_rows_name_state_and_needed_remedy(
 
 def test_the_remedy_is_one_command() -> None:
     for feature in (*FEATURES, *device_features()):
-        assert feature.how_to_encode.startswith(("pip install ", "apt-get install "))
-        assert "\n" not in feature.how_to_encode
+        assert feature.install_command.startswith(("pip install ", "apt-get install "))
+        assert "\n" not in feature.install_command
 
 
 def test_files_that_remedies_install_from_exist() -> None:
     root = Path(__file__).resolve().parents[3]
     for feature in (*FEATURES, *device_features()):
-        words = feature.how_to_encode.split()
+        words = feature.install_command.split()
         for option, file in itertools.pairwise(words):
             if option == "-r":
-                assert (root / file).is_file(), feature.how_to_encode
+                assert (root / file).is_file(), feature.install_command
 
 
 def test_version_of_a_package_that_is_missing() -> None:
