@@ -253,7 +253,9 @@ class TrainRun:
         }
         refused = {name: reason for name, each in plugins.items() if (reason := each.refused_tasks.get(self.task))}
         if self.plugin in refused:
-            allowed = ", ".join(name for name in plugins if name not in refused)
+            # An autoencoder has no tokens that the ranks of a '-seq' plugin could share.
+            unfit = {name for name, each in plugins.items() if self.task == "autoencoder" and each.shares_tokens}
+            allowed = ", ".join(name for name in plugins if name not in refused and name not in unfit)
             raise ConfigError(
                 f"{where}: key 'plugin': found {self.plugin!r} for task {self.task!r}, which it cannot train: "
                 f"{refused[self.plugin]}; allowed: {allowed}; choose one of them"

@@ -9,6 +9,7 @@ from opensora.datasets.base import ClipSize
 from opensora.datasets.clip_sizes import ClipSizes
 from opensora.datasets.moving_shapes import MovingShapes
 from opensora.datasets.row_report import Report
+from opensora.errors import ConfigError
 from opensora.registry import DATASETS
 from opensora.rng import Draw
 from opensora.types import Clip
@@ -32,6 +33,8 @@ class MixedShapes(MovingShapes):
         split: Literal["train", "holdout"] = "train",
         fps: float = 8.0,
     ) -> None:
+        if not sizes:
+            raise ConfigError("dataset: sizes=(); allowed: at least one (frames, height, width); add one")
         super().__init__(clips, sizes[0][0], sizes[0][1:], split, fps)
         self.row_sizes = [tuple(size) for size in sizes]
         self.split = split

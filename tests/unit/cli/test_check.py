@@ -203,6 +203,9 @@ def test_an_autoencoder_is_not_sent_to_fsdp() -> None:
     """Training refuses it there."""
     assert "fsdp" in searched_plugins("diffusion")
     assert searched_plugins("autoencoder") == [name for name in searched_plugins("diffusion") if name != "fsdp"]
+    config = str(ROOT / "configs/vae/train/debug.py")
+    with pytest.raises(ConfigError, match=r"'plugin': found 'fsdp'.*; allowed: ddp, hybrid, zero1, zero2; "):
+        load(config, ["plugin=fsdp"], TrainRun)
 
 
 def test_flags_may_stand_anywhere(worlds: list[int], capsys: pytest.CaptureFixture[str]) -> None:
