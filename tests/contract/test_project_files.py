@@ -11,7 +11,9 @@ def test_make_help_lists_every_target() -> None:
     makefile = (ROOT / "Makefile").read_text()
     phony = re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
     assert phony is not None
-    printed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    # under `make test`, make would announce the folders that it enters
+    command = ["make", "--no-print-directory", "help"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     listed = {line.split()[1] for line in printed.splitlines()}
     assert listed == set(phony[1].split())
     assert all(len(line.split()) > 3 for line in printed.splitlines())

@@ -64,7 +64,7 @@ def test_causal_latents_for_diffusion(golden: Golden) -> None:
     assert model.latents.factor == wrapper["scale"]
     posterior = model.posterior(x)
     noise = torch.randn(posterior.mean.shape, generator=Generator().manual_seed(wrapper["torch_manual_seed"]))
-    assert_parity(model.latents.normalise(posterior.sample(noise)), expected)
+    assert_parity(model.latents.normalize(posterior.sample(noise)), expected)
     if len(x) == 1:
         assert_parity(model.encode(x, [Generator().manual_seed(wrapper["torch_manual_seed"])]), expected)
     decoded = model.decode(expected).transpose(1, 2)

@@ -18,14 +18,14 @@ def with_images(golden: Golden) -> list[str]:
 
 
 class Frames:
-    """Recorded latents of one sample, of which the numbered frames are given."""
+    """Recorded latents of one sample, of which the numbered frames are conditions."""
 
-    given = VideoConditioning()
+    conditioning = VideoConditioning()
 
     def __init__(self, latents_CTHW: Tensor, numbers: list[int]) -> None:
         mask_T = torch.ones(latents_CTHW.shape[1])
         mask_T[numbers] = 0
-        self.start = lambda noise_CTHW, loop: (latents_CTHW, mask_T)
+        self.paste = lambda noise_CTHW, loop: (latents_CTHW, mask_T)
 
 
 @pytest.mark.parametrize(
@@ -49,15 +49,17 @@ def test_copies_of_the_batch(golden: Golden) -> None:
         requests = [SampleRequest("", "", 0, 0, fps=24.0, seed=0, **size) for _ in z]
         frames: Any = [Frames(each, settings["mask_index"]) for each in latents]
         scheduler = RectifiedFlow(image_cfg_scale=settings["image_cfg_scale"], release="1.3")
-        bound = make_model_inputs(requests, model, scheduler, codec, frames, list(z), 0, settings["cfg_scale"])
+        inputs = make_model_inputs(requests, model, scheduler, codec, frames, list(z), 0, settings["cfg_scale"])
 
-        assert torch.equal(bound.start_BCTHW, z)
-        assert bound.options == {"image_guidance_scale": settings["image_cfg_scale"]}
-        assert torch.equal(bound.text.text_B1LC, case.outputs["model_y"])
+        assert torch.equal(inputs.initial_BCTHW, z)
+        assert inputs.sampler_kwargs == {"image_guidance_scale": settings["image_cfg_scale"]}
+        assert torch.equal(inputs.text.text_B1LC, case.outputs["model_y"])
         # The original repeats y_null once more than there are rows; what it reads are the first.
-        assert torch.equal(bound.told["y_null"], case.outputs["model_y_null"][: 3 * len(z)])
+        assert torch.equal(inputs.model_kwargs["y_null"], case.outputs["model_y_null"][: 3 * len(z)])
         recorded_mask = torch.cat([case.inputs["z_cond_mask"]] * 3)
-        assert torch.equal(bound.told["cond_mask"], recorded_mask)
-        assert torch.equal(bound.told["cond"], case.outputs["model_cond"])
-        assert bound.told["mask_index"] == [settings["mask_index"]] * 3 * len(z)
-        assert {key: set(bound.told[key].tolist()) for key in size} == {key: {value} for key, value in size.items()}
+        assert torch.equal(inputs.model_kwargs["cond_mask"], recorded_mask)
+        assert torch.equal(inputs.model_kwargs["cond"], case.outputs["model_cond"])
+        assert inputs.model_kwargs["mask_index"] == [settings["mask_index"]] * 3 * len(z)
+        assert {key: set(inputs.model_kwargs[key].tolist()) for key in size} == {
+            key: {value} for key, value in size.items()
+        }
