@@ -7,6 +7,7 @@ import pytest
 
 from opensora.cli.main import main
 from opensora.parallel import world
+from tests.e2e.odd_inputs.case import table
 from tests.support.warm_python import warm_python
 
 Opensora = Callable[..., int]
@@ -33,3 +34,12 @@ def opensora() -> Iterator[Opensora]:
     yield call
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The table of tests/e2e/test_odd_inputs.py, whichever processes ran its cases."""
+    reports = [report for key in ("passed", "failed") for report in terminalreporter.getreports(key)]
+    rows = [tuple(value) for report in reports for name, value in report.user_properties if name == "odd_input"]
+    if rows:
+        terminalreporter.section("odd inputs")
+        terminalreporter.write_line(table([("case", "expected", "got"), *rows]))
