@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from opensora.errors import ConfigError
+from opensora.parallel import collectives
 from opensora.parallel.async_save import join_all
 from opensora.parallel.watchdog.rendezvous import restart_store
 from opensora.platforms import Platform
@@ -115,7 +116,13 @@ def init_process_group(
     timeout = timedelta(seconds=timeout_seconds)
     dist.init_process_group(platform.backend, store=store, rank=rank, world_size=size, timeout=timeout)
     _current = World(rank, size, data_rank=rank, data_size=size, local_rank=local_rank, device=device, timeout=timeout)
+    _wait_for_connections()
     return _current if sp_size == 1 else split_sequence_groups(sp_size)
+
+
+def _wait_for_connections() -> None:
+    """Return when every rank has connected to the others: gloo fails on a rank that still connects to one that leaves."""
+    collectives.any_rank(False)
 
 
 def init_from_file(file: Path, rank: int, size: int, platform: Platform, timeout_seconds: float) -> World:
@@ -136,6 +143,8 @@ def split_sequence_groups(sp_size: int) -> World:
         candidate = dist.new_group(list(range(first, first + sp_size)), timeout=here.timeout)
         if isinstance(candidate, dist.ProcessGroup):  # the ranks of other groups get a number
             group = candidate
+    if group is not None:
+        _wait_for_connections()
     data_rank, sequence_rank = divmod(here.global_rank, sp_size)
     _current = replace(
         here,

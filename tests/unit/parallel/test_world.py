@@ -1,5 +1,10 @@
+import time
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+import torch.distributed as dist
 
 from opensora.errors import ConfigError
 from opensora.parallel import collectives, world
@@ -104,6 +109,27 @@ def test_consecutive_ranks_are_a_sequence_group() -> None:
     assert run_ranks(mesh, 4, 2) == [(0, 2, 0, 2, 1), (0, 2, 1, 2, 1), (1, 2, 0, 2, 5), (1, 2, 1, 2, 5)]
     assert run_ranks(mesh, 4, 4) == [(0, 1, rank, 4, 6) for rank in range(4)]
     assert run_ranks(mesh, 2, 1) == [(0, 2, 0, 1, 0), (1, 2, 0, 1, 1)]
+
+
+def join_late(folder: str) -> bool:
+    """Rank 1 takes its time to connect; returns on each rank whether it had by the time that this rank was ready."""
+    rank, join, late = collectives.rank(), dist.init_process_group, Path(folder, "late")
+    world.shutdown()
+
+    def delayed(*args: Any, **options: Any) -> None:
+        join(*args, **options)
+        if rank == 1:
+            time.sleep(0.2)
+            late.touch()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dist, "init_process_group", delayed)
+        world.init_from_file(Path(folder, "store"), rank, 2, select("cpu"), 60)
+    return late.exists()
+
+
+def test_no_rank_may_leave_before_all_have_connected(tmp_path: Path) -> None:
+    assert run_ranks(join_late, 2, str(tmp_path)) == [True, True]
 
 
 @pytest.mark.parametrize("sp_size", [2, 3, 5, 0])
