@@ -60,16 +60,16 @@ def test_sample_configs_are_valid() -> None:
 
 
 def recipes(use: str) -> list[Path]:
-    """Configs named by a clip's size, as published recipes are."""
+    """Configs of published recipes; their names begin with the size of a clip."""
     return [path for path in CONFIGS if use in path.parts and path.stem[0].isdigit() and path.parts[-3] != "vae"]
 
 
-def test_every_released_family_that_is_trained_is_sampled() -> None:
+def test_released_families_have_train_and_sample_configs() -> None:
     assert {path.parts[-3] for path in recipes("train")} == {path.parts[-3] for path in recipes("sample")}
 
 
-def test_recipes_sample_what_their_training_made() -> None:
-    """Where the one names the run of the other; images of a video model are the exception that is meant."""
+def test_recipes_sample_the_sizes_they_trained() -> None:
+    """A sampling recipe that loads a training run has its sizes; a video model may also sample single images."""
     trained = [load(str(path), [], TrainRun).run for path in recipes("train")]
     for path in recipes("sample"):
         run = load(str(path), [], SampleRun).run
@@ -89,7 +89,7 @@ def test_recipes_sample_what_their_training_made() -> None:
 def test_stages_of_open_sora_plan(
     frames: int, batch_size: int, save_every: int, workers: int, sp_size: int | None
 ) -> None:
-    """Its published stage cards: four pictures beside each clip, learning rate, batch, and eight devices to a clip."""
+    """The published settings of each stage: four images per clip, learning rate, batch size, eight devices per clip."""
     run = load(str(ROOT / f"configs/latte_t2v/train/{frames}x512x512.py"), [], TrainRun).run
     assert (run.dataset["use_image_num"], run.dataset["videos"]["num_frames"]) == (4, frames)
     assert tuple(run.dataset["videos"]["image_size"]) == tuple(run.dataset["pictures"]["image_size"]) == (512, 512)
@@ -99,8 +99,8 @@ def test_stages_of_open_sora_plan(
     assert (run.text_encoder["model_max_length"], run.steps, run.grad_checkpoint) == (300, 1_000_000, True)
 
 
-def test_place_says_the_use() -> None:
-    """configs/family/use/name.py, with what it is, how to run it and what to expect at its head."""
+def test_config_path_and_header() -> None:
+    """The path is configs/FAMILY/USE/NAME.py; a docstring at the top describes the config and shows its command."""
     for path in CONFIGS:
         parts = path.relative_to(ROOT / "configs").parts
         assert len(parts) == 3, path

@@ -1,6 +1,6 @@
-"""What every registered data set keeps to. A new one is picked up by its registration.
+"""Every registered data set passes these tests; a new one is tested once it is registered.
 
-A data set is built from its constructor's defaults; arguments that have none are filled from `GIVEN`.
+A data set is built with its constructor's defaults; `ARGUMENTS` holds values for arguments without a default.
 """
 
 import inspect
@@ -14,7 +14,7 @@ from opensora.datasets.loader import build_loader
 from opensora.rng import Draw
 from tests.support.media_files import write_manifest
 
-GIVEN = {
+ARGUMENTS = {
     "num_frames": 4,
     "image_size": (32, 32),
     "videos": {"type": "MovingShapes", "clips": 6},
@@ -32,11 +32,11 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(params=NAMES)
 def dataset(request: pytest.FixtureRequest, manifest: str) -> Any:
     parameters = inspect.signature(registry.constructor(registry.DATASETS, request.param)).parameters
-    arguments = {name: value for name, value in {**GIVEN, "data_path": manifest}.items() if name in parameters}
+    arguments = {name: value for name, value in {**ARGUMENTS, "data_path": manifest}.items() if name in parameters}
     return registry.build(registry.DATASETS, {"type": request.param, **arguments})
 
 
-def test_some_are_registered() -> None:
+def test_known_data_sets_are_registered() -> None:
     assert {"VideoTextDataset", "MovingShapes"} <= set(NAMES)
 
 
@@ -54,8 +54,8 @@ def test_clip(dataset: Any) -> None:
 
 def test_clip_is_a_function_of_row_and_draw(dataset: Any) -> None:
     first = dataset.clip(1, Draw(0, 3, 5))
-    torch.rand(7)  # the global generator has no say
-    dataset.clip(0, Draw(0, 0, 0))  # nor has what was made before
+    torch.rand(7)  # the global generator does not change a clip
+    dataset.clip(0, Draw(0, 0, 0))  # neither do earlier clips
     again = dataset.clip(1, Draw(0, 3, 5))
     assert torch.equal(first.video_CTHW, again.video_CTHW)
     assert first.caption == again.caption
@@ -68,30 +68,30 @@ def test_clip_is_a_function_of_row_and_draw(dataset: Any) -> None:
 def test_report_counts_add_up(dataset: Any) -> None:
     report = dataset.report()
     assert report.kept == len(dataset) > 0
-    assert report.rows == report.kept + sum(len(found) for found in report.dropped.values())
+    assert report.rows == report.kept + sum(len(rows) for rows in report.dropped.values())
 
 
 def test_ranks_are_disjoint_and_resume_is_exact(dataset: Any) -> None:
-    """Two ranks that start at step 1 make what one rank made after step 0."""
+    """Two ranks that start at step 1 yield the samples that one rank yields from step 1 on."""
     run = {"seed": 1, "batch_size": 2, "micro_batches": 2, "steps": 3}
     alone = {}
     for batch in build_loader(dataset, **run):
         for sample_id, row, video, caption in zip(batch.sample_ids, batch.rows, batch.video_BCTHW, batch.captions):
             alone[batch.step, sample_id] = (row, video, caption)
     assert len(alone) == 12
-    seen = set()
+    visited = set()
     for rank in (0, 1):
         for batch in build_loader(dataset, **run, data_rank=rank, data_size=2, start_step=1):
             for sample_id, row, video, caption in zip(batch.sample_ids, batch.rows, batch.video_BCTHW, batch.captions):
-                assert (batch.step, sample_id) not in seen
-                seen.add((batch.step, sample_id))
+                assert (batch.step, sample_id) not in visited
+                visited.add((batch.step, sample_id))
                 expected = alone[batch.step, sample_id]
                 assert (row, caption) == (expected[0], expected[2])
                 assert torch.equal(video, expected[1])
-    assert seen == {key for key in alone if key[0] >= 1}
+    assert visited == {key for key in alone if key[0] >= 1}
 
 
-def test_sends_itself_to_worker_processes(dataset: Any) -> None:
+def test_worker_process_yields_equal_batches(dataset: Any) -> None:
     run = {"seed": 1, "batch_size": 2, "micro_batches": 1, "steps": 2}
     for plain, other in zip(build_loader(dataset, **run), build_loader(dataset, **run, num_workers=1), strict=True):
         assert torch.equal(plain.video_BCTHW, other.video_BCTHW)

@@ -1,7 +1,7 @@
-"""What every registered denoiser and autoencoder must do. A new one is covered by being registered.
+"""Every registered denoiser and autoencoder passes these tests; a new one is tested once it is registered.
 
-One case per architecture: `small_models` builds them, and names of other sizes of the same network are left to
-`test_denoisers_build_on_meta`.
+There is one case per architecture, built by `small_models`. Names that are other sizes of the same network are built
+only by `test_denoisers_build_on_meta`.
 """
 
 import copy
@@ -38,19 +38,19 @@ ARCHITECTURES = architectures()
 def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
     assert loss.isfinite()
     loss.backward()
-    found = {}
+    by_name = {}
     for key, p in model.named_parameters():
         if not p.requires_grad:  # stored with the weights, but never trained
             continue
         assert p.grad is not None, f"no gradient reaches {key}"
         assert p.grad.isfinite().all(), f"the gradient of {key} is not finite"
         assert p.grad.any(), f"the gradient of {key} is all zero"
-        found[key] = p.grad
-    return found
+        by_name[key] = p.grad
+    return by_name
 
 
 def build_on_meta(name: str) -> None:
-    """At its full size, allocating nothing; called as training calls it, for a run is planned so."""
+    """Build a model at its full size on the meta device and call it as training does; planning a run does the same."""
     with torch.device("meta"):
         model = build(MODELS, full(name) | {"input_size": (4, 32, 32)})
     assert all(tensor.is_meta for tensor in model.state_dict().values())
@@ -65,7 +65,7 @@ def build_on_meta(name: str) -> None:
 
 
 def test_denoisers_build_on_meta() -> None:
-    """Every registered name, aliases and conditions by class too."""
+    """All registered names: aliases and class-conditional models too."""
     failures = []
     for name in DENOISERS:
         try:
@@ -85,8 +85,8 @@ def test_denoiser_forward_and_gradients(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_denoiser_says_where_it_may_be_cut(name: str) -> None:
-    """tests/distributed/test_sequence_parallel.py then splits it there."""
+def test_denoiser_marks_where_tokens_are_split(name: str) -> None:
+    """The seams; tests/distributed/test_sequence_parallel.py runs the model split at them."""
     with torch.device("meta"):
         model = build(MODELS, small(name))
     seams = [module for module in model.modules() if isinstance(module, Seam)]
@@ -106,33 +106,33 @@ def test_denoiser_samples_do_not_mix(name: str) -> None:
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_denoiser_ignores_masked_tokens(name: str) -> None:
-    model, given = denoiser(name).eval(), {}
+    model = denoiser(name).eval()
     if model.model_max_length == 1:
         pytest.skip("its one token always counts")
     with torch.no_grad():
-        given = inputs(model)
-        before = model(**given)
-        given["y"][0, :, 2:] = 100.0  # only two tokens of the first caption count
-        torch.testing.assert_close(model(**given), before)
-        given["y"][1, :, 4:] = 100.0
-        assert not torch.allclose(model(**given)[1], before[1])
+        batch = inputs(model)
+        before = model(**batch)
+        batch["y"][0, :, 2:] = 100.0  # only two tokens of the first caption count
+        torch.testing.assert_close(model(**batch), before)
+        batch["y"][1, :, 4:] = 100.0
+        assert not torch.allclose(model(**batch)[1], before[1])
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_denoiser_drops_captions_where_told(name: str) -> None:
+def test_denoiser_drops_captions_of_marked_samples(name: str) -> None:
     model = denoiser(name).train()
-    given = inputs(model)
-    given["mask"] = torch.ones_like(given["mask"])
+    batch = inputs(model)
+    batch["mask"] = torch.ones_like(batch["mask"])
     if model.null_text(1) is None:
         with pytest.raises(ShapeError, match="null caption"):
-            model(**given, drop_B=torch.tensor([True, False]))
-        assert torch.equal(model(**given, drop_B=torch.tensor([False, False])), model(**given))
+            model(**batch, drop_B=torch.tensor([True, False]))
+        assert torch.equal(model(**batch, drop_B=torch.tensor([False, False])), model(**batch))
         return
     with torch.no_grad():
-        dropped = model(**given, drop_B=torch.tensor([True, False]))
-        kept = model(**given)
-        given["y"] = torch.cat([model.null_text(1), given["y"][1:]])
-        torch.testing.assert_close(dropped, model(**given))
+        dropped = model(**batch, drop_B=torch.tensor([True, False]))
+        kept = model(**batch)
+        batch["y"] = torch.cat([model.null_text(1), batch["y"][1:]])
+        torch.testing.assert_close(dropped, model(**batch))
     assert not torch.allclose(dropped[0], kept[0])
     torch.testing.assert_close(dropped[1], kept[1])
 
@@ -161,10 +161,10 @@ def test_denoiser_checkpointed_equals_plain(name: str) -> None:
 def test_denoiser_in_bf16(name: str) -> None:
     """Within 5 % of the largest float32 value: about ten roundings of 2^-8 each."""
     model = denoiser(name).eval()
-    given = inputs(model)
+    batch = inputs(model)
     with torch.no_grad():
-        exact = model(**given)
-        rounded = copy.deepcopy(model).to(torch.bfloat16)(**given)
+        exact = model(**batch)
+        rounded = copy.deepcopy(model).to(torch.bfloat16)(**batch)
     assert rounded.dtype == torch.float32
     assert (rounded - exact).abs().max() <= 0.05 * exact.abs().max()
 
@@ -196,14 +196,14 @@ def test_vae_trains(name: str) -> None:
     reconstruction, posterior = model(x, rngs())
     assert isinstance(posterior, Gaussian)
     assert reconstruction.shape == x.shape
-    found = gradients(model, (reconstruction - x).square().mean() + 1e-3 * posterior.kl().mean())
+    by_name = gradients(model, (reconstruction - x).square().mean() + 1e-3 * posterior.kl().mean())
     assert any(p is model.last_layer for p in model.parameters())
-    assert len(found) == len(list(model.parameters()))
+    assert len(by_name) == len(list(model.parameters()))
 
 
 @pytest.mark.parametrize("name", names(VAES))
-def test_vae_draws_belong_to_samples(name: str) -> None:
-    """A clip's latents depend on its own generator, not on its neighbours in the batch."""
+def test_vae_samples_each_clip_from_its_generator(name: str) -> None:
+    """A clip's latents depend on its own generator, not on the other clips of the batch."""
     model = vae(name).eval()
     x = clip(model)
     with torch.no_grad():
@@ -249,34 +249,34 @@ def test_vae_in_bf16(name: str) -> None:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @torch.no_grad()
 def test_denoiser_embeds_text_once_per_clip(name: str) -> None:
-    """Sampling keeps what depends on the prompt alone: the same numbers, and no layer over the text runs twice."""
+    """With a TextCache the outputs are equal, and each layer over the text runs once per caption."""
     model = denoiser(name).eval()
-    given = inputs(model)
-    moments = [given["timestep"], given["timestep"] / 2, given["timestep"] / 3]
-    plain = [model(**{**given, "timestep": t}) for t in moments]
-    asked: list[int] = []
+    batch = inputs(model)
+    timesteps = [batch["timestep"], batch["timestep"] / 2, batch["timestep"] / 3]
+    plain = [model(**{**batch, "timestep": t}) for t in timesteps]
+    calls: list[int] = []
     for module in model.modules():
         if hasattr(module, "keys_values"):
             original = module.keys_values
-            module.keys_values = lambda *args, original=original: (asked.append(id(original)), original(*args))[1]
+            module.keys_values = lambda *args, original=original: (calls.append(id(original)), original(*args))[1]
     cache = TextCache()
-    kept = [model(**{**given, "timestep": t}, text_cache=cache) for t in moments]
-    first = len(asked)
-    model(**given, text_cache=cache)
-    torch.testing.assert_close(kept, plain, rtol=1e-5, atol=1e-5)
-    assert len(asked) == first
-    texts = 2 if model.conditioned else 1  # the caption, and the null caption of given frames
-    assert len(asked) == texts * sum(hasattr(module, "keys_values") for module in model.modules())
+    cached = [model(**{**batch, "timestep": t}, text_cache=cache) for t in timesteps]
+    calls_of_first_clip = len(calls)
+    model(**batch, text_cache=cache)
+    torch.testing.assert_close(cached, plain, rtol=1e-5, atol=1e-5)
+    assert len(calls) == calls_of_first_clip
+    captions = 2 if model.conditioned else 1  # the caption, and the null caption of conditioning frames
+    assert len(calls) == captions * sum(hasattr(module, "keys_values") for module in model.modules())
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_denoiser_trains_under_autocast(name: str) -> None:
-    """As plugin ddp does in bf16: float32 weights, narrower products; within 5 % of the largest float32 value."""
+    """Plugin ddp in bf16 has float32 weights and bfloat16 products: within 5 % of the largest float32 value."""
     model = denoiser(name)
-    given = inputs(model)
-    exact = model(**given)
+    batch = inputs(model)
+    exact = model(**batch)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        rounded = model(**given)
+        rounded = model(**batch)
     assert rounded.dtype == torch.float32
     assert (rounded - exact).abs().max() <= 0.05 * exact.abs().max()
     gradients(model, rounded.square().mean())

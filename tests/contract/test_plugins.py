@@ -1,4 +1,4 @@
-"""What every registered plugin must do; a new one is covered by being registered."""
+"""Every registered plugin passes these tests; a new one is tested once it is registered."""
 
 import inspect
 import math
@@ -20,7 +20,7 @@ EVERY = names(PLUGINS)
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
-def test_options_can_be_checked() -> None:
+def test_options_have_types_and_defaults() -> None:
     for plugin in EVERY:
         for option in inspect.signature(constructor(PLUGINS, plugin)).parameters.values():
             assert option.annotation is not inspect.Parameter.empty, (plugin, option.name)
@@ -28,7 +28,7 @@ def test_options_can_be_checked() -> None:
 
 
 @pytest.mark.parametrize("plugin", EVERY)
-def test_it_trains_as_plain_pytorch_does(plugin: str) -> None:
+def test_trains_like_plain_pytorch(plugin: str) -> None:
     losses, norms, _ = tiny.run_plainly(3)
     for ranks in (1, 2):
         for result in run_ranks(tiny.train, ranks, plugin, "fp32", 3, {}):
@@ -36,31 +36,31 @@ def test_it_trains_as_plain_pytorch_does(plugin: str) -> None:
             torch.testing.assert_close(result["norms"], norms, rtol=1e-5, atol=1e-6)
 
 
-def test_gemini_is_refused_with_what_to_take_instead(tmp_path: Path) -> None:
+def test_gemini_is_refused_and_alternatives_are_named(tmp_path: Path) -> None:
     debug = str(CONFIGS / "stdit/train/debug.py")
     with pytest.raises(ConfigError, match=r"'plugin'.*'gemini'.*ddp.*'fsdp'.*'zero2'"):
         config.load(debug, ["plugin=gemini", f"run_dir={str(tmp_path)!r}"], TrainRun)
 
 
 @pytest.mark.parametrize("override", ["plugin=fsdp", "text_encoder_parallel=shard"])
-def test_what_an_autoencoder_cannot_train_with_is_refused(tmp_path: Path, override: str) -> None:
+def test_keys_that_autoencoders_cannot_use_are_refused(tmp_path: Path, override: str) -> None:
     with pytest.raises(ConfigError, match=rf"'{override.split('=')[0]}'.*'(autoencoder|diffusion)'"):
         config.load(str(CONFIGS / "vae/train/debug.py"), [override, f"run_dir={str(tmp_path)!r}"], TrainRun)
 
 
 def gradients(plugin: str) -> dict[str, list[float]] | None:
-    """What autograd gives of one micro-batch, before anything is exchanged; None where an engine says that it cannot."""
+    """Gradients of one micro-batch before ranks exchange them; None if the engine cannot compute them."""
     engine = tiny.make_engine(plugin)
     x, t, _ = tiny.micro_batch(0, 0)
     loss = engine.model(x, t, touch=True).square().mean()
     if not engine.sees_gradients:
         return None
-    found = torch.autograd.grad(loss, list(engine.trainable.values()), allow_unused=True)
-    return {name: grad.flatten().tolist() for name, grad in zip(engine.trainable, found) if grad is not None}
+    gradients = torch.autograd.grad(loss, list(engine.trainable.values()), allow_unused=True)
+    return {name: grad.flatten().tolist() for name, grad in zip(engine.trainable, gradients) if grad is not None}
 
 
 @pytest.mark.parametrize("plugin", EVERY)
-def test_gradients_of_single_samples_are_true_or_refused(plugin: str) -> None:
+def test_gradients_of_a_micro_batch_are_exact_or_refused(plugin: str) -> None:
     one, two = run_ranks(gradients, 2, plugin)
     assert one == two == (None if plugin == "fsdp" else run_ranks(gradients, 1, "ddp")[0])
 
@@ -93,22 +93,22 @@ def save(folder: str, plugin: str) -> list[float]:
 
 def load(folder: str, plugin: str) -> list[float]:
     engine = tiny.make_engine(plugin, seed=9)
-    found = checkpoint.find(folder)
-    assert found is not None
+    saved = checkpoint.find(folder)
+    assert saved is not None
     state = engine.state()
-    checkpoint.load(found, state)
+    checkpoint.load(saved, state)
     engine.load_state(state)
     return tiny.run_steps(engine, 2, 4)[0]
 
 
 @pytest.mark.parametrize("plugin", EVERY)
-def test_saved_on_two_ranks_it_goes_on_on_one_and_on_two(tmp_path: Path, plugin: str) -> None:
+def test_checkpoint_of_two_ranks_loads_on_one_and_two(tmp_path: Path, plugin: str) -> None:
     expected = run_ranks(save, 2, str(tmp_path), plugin)[0]
     assert run_ranks(load, 2, str(tmp_path), plugin)[0] == expected
     torch.testing.assert_close(run_ranks(load, 1, str(tmp_path), plugin)[0], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_each_loads_what_ddp_wrote(tmp_path: Path) -> None:
+def test_each_loads_a_checkpoint_of_ddp(tmp_path: Path) -> None:
     expected = run_ranks(save, 1, str(tmp_path), "ddp")[0]
     for plugin in EVERY:
         torch.testing.assert_close(run_ranks(load, 2, str(tmp_path), plugin)[0], expected, rtol=1e-5, atol=1e-6)
@@ -117,7 +117,7 @@ def test_each_loads_what_ddp_wrote(tmp_path: Path) -> None:
 def discard(plugin: str, dtype: str, backwards: int, measured: bool) -> tuple[list[float], list[float]]:
     """(losses, norms) of steps 0 to 3, with a discarded step of 0, 1 or 2 backward passes after step 0.
 
-    It touches a parameter that step 1 does not: as if step 1 had used it, weight decay would move it.
+    The discarded step uses a parameter that step 1 does not; if a gradient of it stayed, weight decay would change it.
     """
     engine = tiny.make_engine(plugin, dtype)
     losses, norms = tiny.run_steps(engine, 0, 1)
@@ -141,7 +141,7 @@ def test_discarded_step_leaves_no_trace(plugin: str, dtype: str) -> None:
 
 
 def replace_weights(plugin: str, dtype: str, replaced: bool) -> tuple[list[float], list[float]]:
-    """(outputs under weights of another seed, losses afterwards)."""
+    """(outputs with the weights of another seed, losses of the steps after they are swapped back)."""
     engine = tiny.make_engine(plugin, dtype)
     tiny.run_steps(engine, 0, 2)
     outputs: list[float] = []
@@ -159,7 +159,7 @@ def replace_weights(plugin: str, dtype: str, replaced: bool) -> tuple[list[float
 
 
 @pytest.mark.parametrize("plugin", EVERY)
-def test_replaced_weights_come_back(plugin: str) -> None:
+def test_swapped_weights_are_restored(plugin: str) -> None:
     for dtype in ("fp32", "bf16"):
         with_it, without = (run_ranks(replace_weights, 2, plugin, dtype, replaced) for replaced in (True, False))
         assert [later for _, later in with_it] == [later for _, later in without], dtype

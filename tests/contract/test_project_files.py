@@ -1,4 +1,4 @@
-"""The files that tell a newcomer how to work here agree with the Makefile."""
+"""CONTRIBUTING.md, the hooks and the CI scripts agree with the Makefile and with the files that exist."""
 
 import re
 import subprocess

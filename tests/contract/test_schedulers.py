@@ -1,4 +1,4 @@
-"""What every scheduler in SCHEDULERS must do, with denoisers that know the answer."""
+"""Every scheduler in SCHEDULERS passes these tests, with a denoiser that knows the clean clip."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +13,8 @@ from opensora.rng import Draw, generator
 
 SHAPE = (3, 4, 2, 4, 4)
 SIZE = (17, 64, 64)  # frames, pixels
-# What a scheduler is given where its defaults keep it from the data on purpose (opensora/schedulers/diffusers_samplers.py
-# says why those are its defaults).
+# Arguments of schedulers that do not reach the data with their defaults (opensora/schedulers/diffusers_samplers.py
+# explains these defaults).
 SOUND: dict[str, dict[str, Any]] = {
     "DDIM": dict(config=dict(clip_sample=False)),
     "DDPM": dict(config=dict(clip_sample=False)),
@@ -22,7 +22,7 @@ SOUND: dict[str, dict[str, Any]] = {
     "HeunDiscrete": dict(config=dict(beta_start=1e-4, beta_end=0.02)),
     "KDPM2AncestralDiscrete": dict(config=dict(beta_start=1e-4, beta_end=0.02)),
 }
-# Settings under which a registered scheduler is tried besides these.
+# Further arguments with which a registered scheduler is tested.
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "rflow": [
         dict(use_discrete_timesteps=True),
@@ -40,16 +40,16 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "DPMSolverMultistep": [dict(config=dict(algorithm_type="sde-dpmsolver++", use_karras_sigmas=True))],
     "UniPCMultistep": [dict(learn_sigma=False, noise_schedule="squaredcos_cap_v2")],
 }
-# Calls of the model in STEPS steps, where that is another number.
 STEPS = 12
+# Calls of the model in STEPS steps, if there are not STEPS of them.
 CALLS = {"PNDM": STEPS + 9, "HeunDiscrete": 2 * STEPS - 1, "KDPM2AncestralDiscrete": 2 * STEPS - 1}
-# Where sampling ends at the first timestep of the process, whose spread of noise is 0.01, or a little more with cosine.
+# Tolerance if sampling ends at the first timestep: its noise has a deviation of 0.01, or a little more with cosine.
 LEFT_OVER = {"dpm-solver": 0.03, "DEISMultistep": 0.03}
 
 
 @dataclass
 class Case:
-    """A scheduler and what it was built from."""
+    """A scheduler and its registered name."""
 
     scheduler: Any
     name: str
@@ -62,11 +62,11 @@ CONFIGS = [
 ]
 
 
-def said(config: dict[str, Any]) -> str:
+def config_id(config: dict[str, Any]) -> str:
     return "-".join(str(value) for value in config.values())
 
 
-@pytest.fixture(scope="module", params=CONFIGS, ids=said)  # a scheduler remembers nothing between two calls
+@pytest.fixture(scope="module", params=CONFIGS, ids=config_id)  # a scheduler remembers nothing between two calls
 def case(request: pytest.FixtureRequest) -> Case:
     return Case(build(SCHEDULERS, request.param, num_sampling_steps=STEPS), request.param["type"])
 
@@ -95,7 +95,7 @@ def trainings() -> list[dict[str, Any]]:
 
 
 class Oracle:
-    """A denoiser that knows x_0: it reads the noise off x_t and answers what the scheduler trains for."""
+    """A denoiser that knows x_0: it computes the noise from x_t and returns the scheduler's training target."""
 
     def __init__(self, scheduler: Any, x0: Tensor):
         self.scheduler, self.x0 = scheduler, x0
@@ -117,28 +117,28 @@ class Oracle:
 
 
 def tanh_denoiser(x: Tensor, t_B: Tensor, x_mask: Tensor | None = None) -> Tensor:
-    """Depends on every sample's own latents and time."""
+    """Output that depends on each sample's latents and timestep."""
     a = torch.tanh(x) + 0.1 * torch.cos(t_B / 100).view(-1, 1, 1, 1, 1)
     return torch.cat([a, 0.5 * a], dim=1)
 
 
-@pytest.fixture(scope="module", params=trainings(), ids=said)
+@pytest.fixture(scope="module", params=trainings(), ids=config_id)
 def process(request: pytest.FixtureRequest) -> Any:
     """A scheduler for each training process."""
     return build(SCHEDULERS, request.param, num_sampling_steps=STEPS)
 
 
-def test_knowing_denoiser_returns_the_data(case: Case) -> None:
+def test_oracle_samples_the_data(case: Case) -> None:
     x0, scheduler = clip(), case.scheduler
     for guidance_scale, batch in ((None, 3), (1.0, 3), (4.0, 6)):
         oracle = Oracle(scheduler, x0)
         rngs = [generator(0, "sample", i) for i in range(3)]
-        made = scheduler.sample(oracle, clip("noise"), rngs, guidance_scale=guidance_scale, size=SIZE)
-        torch.testing.assert_close(made, x0, rtol=1e-3, atol=LEFT_OVER.get(case.name, 1e-3))
+        sampled = scheduler.sample(oracle, clip("noise"), rngs, guidance_scale=guidance_scale, size=SIZE)
+        torch.testing.assert_close(sampled, x0, rtol=1e-3, atol=LEFT_OVER.get(case.name, 1e-3))
         assert oracle.batches == [batch] * CALLS.get(case.name, STEPS), guidance_scale
 
 
-def test_knowing_denoiser_has_the_least_loss(process: Any) -> None:
+def test_oracle_has_the_least_loss(process: Any) -> None:
     x0 = clip()
     knowing = process.training_loss(Oracle(process, x0), x0, draws(), size=SIZE)
     guessing = process.training_loss(tanh_denoiser, x0, draws(), size=SIZE)
@@ -160,21 +160,21 @@ def test_loss_has_one_finite_number_per_sample_and_a_gradient(process: Any) -> N
     assert gain.grad.abs() > 0
 
 
-def test_samples_draw_for_themselves(process: Any) -> None:
+def test_samples_have_independent_noise_and_times(process: Any) -> None:
     same = clip()[:1].expand(SHAPE)  # three times the same clip
-    seen = []
+    noisy_inputs = []
 
     def denoise(x: Tensor, t_B: Tensor, x_mask: Tensor | None = None) -> Tensor:
-        seen.append(x)
+        noisy_inputs.append(x)
         return tanh_denoiser(x, t_B)
 
     loss = process.training_loss(denoise, same, draws(), size=SIZE)
     assert len(set(loss.t_B.tolist())) == 3
-    assert len({sample.sum().item() for sample in seen[0]}) == 3
-    seen.clear()
+    assert len({sample.sum().item() for sample in noisy_inputs[0]}) == 3
+    noisy_inputs.clear()
     fixed = loss.t_B[:1].expand(3)
     process.training_loss(denoise, same, draws(), t_B=fixed, size=SIZE)
-    assert not torch.isclose(seen[0][0], seen[0][1]).all(), "same time, and still different noise"
+    assert not torch.isclose(noisy_inputs[0][0], noisy_inputs[0][1]).all(), "same time, and still different noise"
 
 
 def test_grouping_changes_no_loss(process: Any) -> None:
@@ -211,25 +211,25 @@ def test_texts_have_an_order_and_a_scale() -> None:
         assert scheduler.cfg_scale > 1, config
 
 
-def test_masked_frames_are_left_alone(scheduler: Any) -> None:
+def test_masked_frames_keep_their_values(scheduler: Any) -> None:
     mask = torch.tensor([[0.0, 1.0], [1.0, 1.0], [0.5, 0.0]])
     if not scheduler.masked_sampling:
         with pytest.raises(ConfigError, match="frame mask"):
             scheduler.sample(tanh_denoiser, clip("noise"), [], mask_BT=mask, size=SIZE)
         return
-    kept, given, rngs = mask == 0, clip("noise"), [generator(0, "sample", i) for i in range(3)]
-    wanted = torch.where(kept[:, None, :, None, None], given, clip("data"))
-    oracle, seen = Oracle(scheduler, wanted), []
+    kept, noise, rngs = mask == 0, clip("noise"), [generator(0, "sample", i) for i in range(3)]
+    expected = torch.where(kept[:, None, :, None, None], noise, clip("data"))
+    oracle, masks = Oracle(scheduler, expected), []
 
     def denoise(x: Tensor, t_B: Tensor, x_mask: Tensor | None = None) -> Tensor:
-        seen.append(x_mask)
+        masks.append(x_mask)
         return oracle(x, t_B)
 
-    made = scheduler.sample(denoise, given, rngs, mask_BT=mask, size=SIZE)
-    torch.testing.assert_close(made, wanted, rtol=1e-3, atol=1e-3)
-    assert all(torch.equal(x_mask, x_mask.bool()) and not x_mask[kept].any() for x_mask in seen)
-    assert all(x_mask[mask == 1].all() for x_mask in seen)
-    joined = [bool(x_mask[2, 0]) for x_mask in seen]
+    sampled = scheduler.sample(denoise, noise, rngs, mask_BT=mask, size=SIZE)
+    torch.testing.assert_close(sampled, expected, rtol=1e-3, atol=1e-3)
+    assert all(torch.equal(x_mask, x_mask.bool()) and not x_mask[kept].any() for x_mask in masks)
+    assert all(x_mask[mask == 1].all() for x_mask in masks)
+    joined = [bool(x_mask[2, 0]) for x_mask in masks]
     assert joined == sorted(joined), "a frame that has joined stays"
     assert not joined[0]
     assert joined[-1]
@@ -237,17 +237,17 @@ def test_masked_frames_are_left_alone(scheduler: Any) -> None:
 
 def test_training_mask_limits_loss_and_noise(process: Any) -> None:
     x0, mask = clip(), torch.tensor([[True, False], [True, True], [False, True]])
-    seen = []
+    calls = []
 
     def denoise(x: Tensor, t_B: Tensor, x_mask: Tensor | None = None) -> Tensor:
-        seen.append((x, x_mask))
-        wrong = torch.where(mask, 0.0, 100.0)[:, None, :, None, None]  # only where it must not count
+        calls.append((x, x_mask))
+        wrong = torch.where(mask, 0.0, 100.0)[:, None, :, None, None]  # only at frames that must not count
         return tanh_denoiser(x, t_B) + wrong
 
     masked = process.training_loss(denoise, x0, draws(), x_mask_BT=mask, size=SIZE)
     free = process.training_loss(tanh_denoiser, x0, draws(), x_mask_BT=mask, size=SIZE)
     torch.testing.assert_close(masked.loss_B, free.loss_B)
-    x_t, x_mask = seen[0]
+    x_t, x_mask = calls[0]
     assert x_mask is mask
     nearly_clean = (x_t - x0).abs().amax(dim=(1, 3, 4)) < 0.1
     assert torch.equal(nearly_clean, ~mask)

@@ -1,6 +1,6 @@
-"""What every text encoder in TEXT_ENCODERS must do, on a tiny model of its kind.
+"""Every text encoder in TEXT_ENCODERS passes these tests, with a tiny model of its kind.
 
-Most give token states; `clip` gives one token, `classes` gives labels.
+Most return the states of tokens; `clip` returns one token, `classes` returns labels.
 """
 
 import importlib.util
@@ -17,7 +17,7 @@ from opensora.registry import MODELS, TEXT_ENCODERS, build, names
 from opensora.types import EncodedText
 from tests.support.text_models import CAPTIONS, tiny_bert, tiny_clip, tiny_t5
 
-# How to make a tiny model for a registered name; None = the encoder brings its own.
+# registered name -> function that writes a tiny model; None: the encoder's package contains a small one
 TINY: dict[str, Callable[[Path], Path] | None] = {
     "clip": tiny_clip,
     "hf": tiny_bert,
@@ -25,9 +25,10 @@ TINY: dict[str, Callable[[Path], Path] | None] = {
     "t5": tiny_t5,
 }
 CLASSES = [caption or "nothing" for caption in CAPTIONS]
-LABELS = {"classes"}  # encoders that give class numbers
-POOLED = {"clip"}  # encoders that give one token
-TAKERS = {"hf": "PixArt", "clip": "DiT", "classes": "Latte"}  # models that take them; STDiT takes the others
+LABELS = {"classes"}  # encoders that return class numbers
+POOLED = {"clip"}  # encoders that return one token
+# models that accept their output; STDiT accepts that of the others
+MODEL_OF = {"hf": "PixArt", "clip": "DiT", "classes": "Latte"}
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +64,11 @@ def captions_for(config: dict[str, Any]) -> list[str]:
     return CLASSES if config["type"] in LABELS else CAPTIONS
 
 
-def test_a_model_built_as_told_takes_what_is_encoded(any_config: dict[str, Any]) -> None:
+def test_model_with_the_encoders_arguments_accepts_its_output(any_config: dict[str, Any]) -> None:
     encoder = build(TEXT_ENCODERS, any_config)
     size = {"hidden_size": 24, "depth": 2, "num_heads": 2}
-    given = {"input_size": [2, 4, 4], "in_channels": 4, **encoder.denoiser_args}
-    model = build(MODELS, fill_model_config({"type": TAKERS.get(any_config["type"], "STDiT"), **size}, given))
+    arguments = {"input_size": [2, 4, 4], "in_channels": 4, **encoder.denoiser_args}
+    model = build(MODELS, fill_model_config({"type": MODEL_OF.get(any_config["type"], "STDiT"), **size}, arguments))
     condition: EncodedText = encoder.load().encode(captions_for(any_config))
     assert not condition.text_B1LC.requires_grad
     x, times = torch.zeros(4, model.in_channels, *model.input_size), torch.zeros(4)
@@ -80,7 +81,7 @@ def test_a_model_built_as_told_takes_what_is_encoded(any_config: dict[str, Any])
     )
 
 
-def test_neighbours_change_nothing(any_config: dict[str, Any]) -> None:
+def test_captions_are_encoded_independently(any_config: dict[str, Any]) -> None:
     encoder = build(TEXT_ENCODERS, any_config).load()
     captions = captions_for(any_config)
     together = encoder.encode(captions).text_B1LC
