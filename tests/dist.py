@@ -1,7 +1,7 @@
 """A session-long pool of gloo ranks: processes that import torch and colossalai once and then run many tests.
 
 `run_ranks(function, world_size, *arguments)` runs a top-level function of a test module in `world_size` processes
-that share a fresh process group, and returns what it returned on each.
+that share a fresh process group, and returns the return value of each.
 """
 
 import atexit
@@ -18,11 +18,11 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-GRACE_SECONDS = 20  # after one rank failed: time for the others to notice before they are killed
+GRACE_SECONDS = 20  # time for the other ranks to fail too after one failed, before they are killed
 
 
 class RankError(AssertionError):
-    """A rank raised, died or did not come back; the message holds its traceback."""
+    """A rank raised, died or did not answer in time; the message holds its traceback."""
 
 
 class Pool:
@@ -103,7 +103,7 @@ def run_ranks(function: Callable[..., Any], world_size: int, *arguments: Any, ti
 
 @contextlib.contextmanager
 def one_rank() -> Iterator[Any]:
-    """A world of this process alone."""
+    """A process group of this process alone."""
     from opensora.parallel import world
     from opensora.platforms import select
 
@@ -114,7 +114,7 @@ def one_rank() -> Iterator[Any]:
 
 
 def _serve(connection: Connection) -> None:
-    """A rank's life: take a job, join its group, answer, leave the group."""
+    """Run jobs until the connection closes: join the group of each, send its result, leave the group."""
     import torch
 
     torch.set_num_threads(1)

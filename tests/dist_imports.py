@@ -1,4 +1,4 @@
-"""What ranks and commands import, once before they are forked. Nothing is computed: no threads are to be lost."""
+"""Imports of ranks and commands, made once before they fork. Nothing is computed: a fork would lose its threads."""
 
 import gc
 
@@ -26,4 +26,4 @@ for each in [*vars(registry).values()]:
         registry.autoload(each)
 
 gc.collect()
-gc.freeze()  # a collection in a fork leaves alone, and so shares, what is here now
+gc.freeze()  # collections in a fork skip the objects that exist now, so their memory stays shared

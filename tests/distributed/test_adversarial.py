@@ -1,4 +1,4 @@
-"""An autoencoder against a discriminator: the run is as exact as one without, on any ranks, and goes on where it was cut."""
+"""An autoencoder trained with a discriminator: equal numbers on any ranks and plugin, and after a resume."""
 
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,11 @@ def records(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def curve(run_dir: Path) -> list[float]:
-    """Every logged number that is learnt, in order."""
-    found = records(run_dir)
-    assert [record["step"] for record in found] == list(range(1, STEPS + 1))
-    return [value for r in found for value in (r["loss"], r["grad_norm"], *dict(sorted(r["figures"].items())).values())]
+    """All logged losses, gradient norms and figures, in order."""
+    logged = records(run_dir)
+    assert [record["step"] for record in logged] == list(range(1, STEPS + 1))
+    figures = [[value for _, value in sorted(record["figures"].items())] for record in logged]
+    return [value for r, each in zip(logged, figures) for value in (r["loss"], r["grad_norm"], *each)]
 
 
 def saved(run_dir: Path, name: str, step: int = STEPS) -> dict[str, Tensor]:
@@ -38,7 +39,7 @@ def saved(run_dir: Path, name: str, step: int = STEPS) -> dict[str, Tensor]:
 
 
 def trained(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without running statistics, which are of one rank's clips."""
+    """The tensors without running statistics, which depend on one rank's clips."""
     return {name: each for name, each in state.items() if "running" not in name and "batches" not in name}
 
 
@@ -50,22 +51,22 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_discriminator_joins_at_its_step_and_learns(alone: Path, tmp_path: Path) -> None:
-    found = records(alone)
-    assert [set(record["figures"]) for record in found[:START]] == [{"pixels"}] * START
+    logged = records(alone)
+    assert [set(record["figures"]) for record in logged[:START]] == [{"pixels"}] * START
     parts = {"pixels", "gan_weight", "discriminator", "logits_real", "logits_fake"}
-    assert [set(record["figures"]) for record in found[START:]] == [parts] * (STEPS - START)
-    judged = [record["figures"] for record in found[START:]]
-    assert judged[-1]["discriminator"] < judged[0]["discriminator"]
-    gap = [figures["logits_real"] - figures["logits_fake"] for figures in judged]
+    assert [set(record["figures"]) for record in logged[START:]] == [parts] * (STEPS - START)
+    figures = [record["figures"] for record in logged[START:]]
+    assert figures[-1]["discriminator"] < figures[0]["discriminator"]
+    gap = [each["logits_real"] - each["logits_fake"] for each in figures]
     assert gap[-1] > gap[0]
     before, after = saved(alone, "discriminator", STEPS - 1), saved(alone, "discriminator")
     assert all(not torch.equal(before[name], after[name]) for name in trained(after) if name.endswith("weight"))
     run_ranks(train_to, 1, DEBUG, str(tmp_path), "plugin=ddp", "micro_batches=4", "discriminator=None")
     plain = [record["loss"] for record in records(tmp_path)]
-    assert [record["loss"] for record in found[:START]] == plain[:START]
-    assert all(r["loss"] != loss for r, loss in zip(found[START:], plain[START:], strict=True))
-    mine, theirs = saved(alone, "model"), saved(tmp_path, "model")
-    assert any(not torch.allclose(mine[name], theirs[name]) for name in mine)
+    assert [record["loss"] for record in logged[:START]] == plain[:START]
+    assert all(r["loss"] != loss for r, loss in zip(logged[START:], plain[START:], strict=True))
+    adversarial, without = saved(alone, "model"), saved(tmp_path, "model")
+    assert any(not torch.allclose(adversarial[name], without[name]) for name in adversarial)
 
 
 @pytest.mark.parametrize(("ranks", "plugin"), [(2, "ddp"), (2, "zero2")], ids=str)
@@ -78,7 +79,7 @@ def test_ranks_and_plugin_do_not_change_the_numbers(tmp_path: Path, alone: Path,
 
 @pytest.mark.parametrize(("plugin", "dtype"), [("zero1", "bf16"), ("ddp", "fp32")])
 def test_resume_is_bit_for_bit(tmp_path: Path, plugin: str, dtype: str) -> None:
-    """Cut after step 3, one beyond the checkpoint and the first with the discriminator; the same with it in between."""
+    """The run is killed after step 3, one step after the checkpoint; the discriminator joins in step 2."""
     small = ("batch_size=1", "dataset.image_size=(8, 8)")  # a processor may take seconds for a convolution in bfloat16
     overrides = (f"plugin={plugin}", f"dtype={dtype}", "disc_start=1", *small)
     run_ranks(train_to, 2, DEBUG, str(tmp_path / "whole"), *overrides)
@@ -88,8 +89,8 @@ def test_resume_is_bit_for_bit(tmp_path: Path, plugin: str, dtype: str) -> None:
     assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
     model = [saved(tmp_path / name, "model") for name in ("cut", "whole")]
     torch.testing.assert_close(model[0], model[1], rtol=0, atol=0)
-    rival = [trained(saved(tmp_path / name, "discriminator")) for name in ("cut", "whole")]
-    torch.testing.assert_close(rival[0], rival[1], rtol=0, atol=0)
+    discriminator = [trained(saved(tmp_path / name, "discriminator")) for name in ("cut", "whole")]
+    torch.testing.assert_close(discriminator[0], discriminator[1], rtol=0, atol=0)
 
 
 def test_resume_on_other_ranks_and_another_plugin(tmp_path: Path, alone: Path) -> None:
@@ -108,8 +109,8 @@ def start_from(run_dir: str, weights: str) -> dict[str, Tensor]:
 
 def test_a_saved_discriminator_starts_another_run(tmp_path: Path, alone: Path) -> None:
     folder = alone / f"checkpoints/step-{STEPS:08d}/weights/discriminator"
-    found = run_ranks(start_from, 1, str(tmp_path), str(folder))[0]
-    torch.testing.assert_close(found, saved(alone, "discriminator"), rtol=0, atol=0)
+    loaded = run_ranks(start_from, 1, str(tmp_path), str(folder))[0]
+    torch.testing.assert_close(loaded, saved(alone, "discriminator"), rtol=0, atol=0)
 
 
 def resume_with_one(run_dir: str) -> str:
@@ -119,6 +120,6 @@ def resume_with_one(run_dir: str) -> str:
     return str(caught.value)
 
 
-def test_a_run_that_had_none_says_so(tmp_path: Path) -> None:
+def test_resume_without_a_saved_discriminator_is_refused(tmp_path: Path) -> None:
     run_ranks(train_to, 1, DEBUG, str(tmp_path), "discriminator=None")
     assert "step-00000005" in run_ranks(resume_with_one, 1, str(tmp_path))[0]

@@ -1,4 +1,4 @@
-"""Training on clips of many sizes: a function of config, manifest and seed, on any ranks and from any step on."""
+"""Training in buckets of clip sizes depends on config, manifest and seed alone, on any ranks and after a resume."""
 
 from pathlib import Path
 from typing import Any
@@ -22,18 +22,18 @@ STEPS = 6
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Videos and pictures, lying and upright, a row without a size, and a file that turns out to be empty."""
+    """Rectangular and square videos and pictures, a row without a size, and an empty file."""
     folder = tmp_path_factory.mktemp("footage")
     rows: list[dict[str, Any]] = []
     for number in range(12):
         height, width = ((16, 32), (20, 20))[number % 2]
-        told = {"text": f"clip {number}", "height": height, "width": width}
+        columns = {"text": f"clip {number}", "height": height, "width": width}
         if number % 3 == 0:
             path = write_picture(folder / f"{number}.png", number, (height, width))
-            rows.append({"path": path, "num_frames": 1, **told})
+            rows.append({"path": path, "num_frames": 1, **columns})
         else:
             path = write_video(folder / f"{number}.mp4", 8, size=(height, width), tint=(10 * number, 0, 0))
-            rows.append({"path": path, "num_frames": 8, "fps": 8.0, **told})
+            rows.append({"path": path, "num_frames": 8, "fps": 8.0, **columns})
     rows.append({"path": rows[1]["path"], "text": "of no size", "start": 0.5})
     Path(rows[4]["path"]).write_bytes(b"")
     write_table(str(folder / "train.parquet"), rows)
@@ -42,7 +42,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def config(manifest: str) -> str:
-    """debug_buckets.py on that footage."""
+    """debug_buckets.py with the manifest as its data set."""
     path = Path(manifest).with_name("config.py")
     path.write_text(
         f"_base_ = [{DEBUG!r}]\n"
@@ -54,17 +54,17 @@ def config(manifest: str) -> str:
 
 
 def train_to(config: str, run_dir: str, *arguments: str, until: int = STEPS) -> list[list[tuple[int, int]]]:
-    """Train and leave without a save beyond step `until`; (place, row) of this rank's samples, step by step."""
+    """Train; stop after step `until` without saving. Returns (sample id, row) of this rank's samples of each step."""
     run = load(config, [f"run_dir={run_dir!r}", f"steps={STEPS}", "save_every=2", *arguments], TrainRun).run
     training = build_training(run, world.current(), config)
-    seen: dict[int, list[tuple[int, int]]] = {}
+    samples: dict[int, list[tuple[int, int]]] = {}
     task_loss = training.task.loss
 
-    def noted(model: Any, batch: Any) -> Any:
-        seen.setdefault(batch.step, []).extend(zip(batch.sample_ids, batch.rows, strict=True))
+    def loss_and_record(model: Any, batch: Any) -> Any:
+        samples.setdefault(batch.step, []).extend(zip(batch.sample_ids, batch.rows, strict=True))
         return task_loss(model, batch)
 
-    training.task.loss = noted  # type: ignore[method-assign]
+    training.task.loss = loss_and_record  # type: ignore[method-assign]
     if until < STEPS:
         log = training.metrics.log
 
@@ -80,7 +80,7 @@ def train_to(config: str, run_dir: str, *arguments: str, until: int = STEPS) -> 
         pass
     finally:
         training.metrics.close()
-    return [sorted(seen[step]) for step in sorted(seen)]
+    return [sorted(samples[step]) for step in sorted(samples)]
 
 
 class Killed(BaseException):
@@ -96,9 +96,9 @@ def kill_after_five(config: str, run_dir: str) -> list[list[tuple[int, int]]]:
 
 
 def records(run_dir: Path) -> list[tuple[int, float, int]]:
-    found = [record for record in read(run_dir / "metrics.jsonl") if "loss" in record]
-    assert [record["step"] for record in found] == list(range(1, STEPS + 1))
-    return [(record["tokens"], record["loss"], record["grad_norm"]) for record in found]
+    logged = [record for record in read(run_dir / "metrics.jsonl") if "loss" in record]
+    assert [record["step"] for record in logged] == list(range(1, STEPS + 1))
+    return [(record["tokens"], record["loss"], record["grad_norm"]) for record in logged]
 
 
 def together(ranks: list[list[list[tuple[int, int]]]]) -> list[list[tuple[int, int]]]:
@@ -107,27 +107,27 @@ def together(ranks: list[list[list[tuple[int, int]]]]) -> list[list[tuple[int, i
 
 
 def test_resume_across_buckets_on_other_ranks(tmp_path: Path, config: str) -> None:
-    """1 rank; 2 ranks; and 1, 2, 1 ranks with a kill between: one curve, the same rows in the same places."""
+    """Runs on 1 rank, on 2 ranks, and on 1, 2, 1 ranks with kills in between have equal losses and samples."""
     [alone] = run_ranks(train_to, 1, config, str(tmp_path / "one"))
     expected = records(tmp_path / "one")
     assert len({tokens for tokens, _, _ in expected}) > 1  # buckets change
     assert all(row not in (4, 12) for step in alone for _, row in step)
 
-    two = together(run_ranks(train_to, 2, config, str(tmp_path / "two")))
-    assert two == alone
+    on_two = together(run_ranks(train_to, 2, config, str(tmp_path / "two")))
+    assert on_two == alone
     run_ranks(kill_after_three, 1, config, str(tmp_path / "cut"))  # saved after 2
     after_two = together(run_ranks(kill_after_five, 2, config, str(tmp_path / "cut")))  # saved after 4
     [after_four] = run_ranks(train_to, 1, config, str(tmp_path / "cut"))
     assert after_two == alone[2:5]
     assert after_four == alone[4:]
     for folder in ("two", "cut"):
-        for mine, theirs in zip(records(tmp_path / folder), expected, strict=True):
-            assert mine == pytest.approx(theirs, rel=1e-5)
+        for record, expected_record in zip(records(tmp_path / folder), expected, strict=True):
+            assert record == pytest.approx(expected_record, rel=1e-5)
 
 
 @pytest.mark.parametrize("plugin", ["ddp", "zero2"])
 def test_warming_up_changes_nothing(tmp_path: Path, plugin: str) -> None:
-    """The very same numbers with and without, from fresh weights on two ranks."""
+    """Losses and weights are bit-equal with and without it, on two ranks."""
     for warm in ("true", "false"):
         run_ranks(train_to, 2, DEBUG, str(tmp_path / warm), f"plugin={plugin}", f"warmup_buckets={warm}")
     assert records(tmp_path / "true") == records(tmp_path / "false")

@@ -88,11 +88,11 @@ def leg(folder: str, plugin: str, dtype: Precision, first: int) -> dict[str, Any
     engine = tiny.make_engine(plugin, dtype, seed=first)
     ema = Ema(engine, decay=0.9)
     if first:
-        found = checkpoint.find(folder)
-        assert found is not None
-        assert found.step == first
+        saved = checkpoint.find(folder)
+        assert saved is not None
+        assert saved.step == first
         state = {**engine.state(), **ema.state()}
-        checkpoint.load(found, state)
+        checkpoint.load(saved, state)
         engine.load_state(state)
         ema.load_state(state)
     losses, norms = tiny.run_steps(engine, first, first + 1, ema.update)

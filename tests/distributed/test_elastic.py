@@ -1,4 +1,4 @@
-"""A run that moves between 1, 2, 4 and 1 ranks and between plugins, in the middle of epochs: one run all the same."""
+"""A run that moves between 1, 2 and 4 ranks and between plugins in the middle of epochs has the numbers of one rank."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ STEPS = 9
 # Four clips a step: an epoch is a step and a half, and a rank accumulates four, two or one of them.
 OPTIONS = ["dataset.clips=6", "batch_size=1", "micro_batches=4", "grad_clip=0.05", "warmup_steps=3", "ema_decay=0.8"]
 OPTIONS += ["lr_scheduler.type=cosine", "save_every=3", f"steps={STEPS}", "keep_last=9"]
-# (ranks, plugin and its keys, the step after which somebody asks it to stop)
+# (ranks, plugin and its keys, step after which a stop is requested)
 JOURNEYS = {
     "ranks with samples of their own": [
         (1, "plugin=ddp", 2),
@@ -42,33 +42,33 @@ JOURNEYS = {
 
 
 def train_until(run_dir: str, keys: str, until: int) -> int:
-    """Train as a scheduler lets it: asked to stop in the middle of the accumulation of step `until`. Where it began."""
+    """Train until a stop is requested in the middle of the accumulation of step `until`. Returns the start step."""
     run = load(DEBUG, [*OPTIONS, f"run_dir={run_dir!r}", *keys.split()], TrainRun).run
     ranks = world.current().size
     training = build_training(run, world.split_sequence_groups(sequence_size(run, ranks, ranks, DEBUG)), DEBUG)
-    seen: list[int] = []
+    fetched_steps: list[int] = []
 
-    def watched(batches: Any) -> Any:
+    def record_steps(batches: Any) -> Any:
         for batch in batches:
-            seen.append(batch.step)
+            fetched_steps.append(batch.step)
             yield batch
 
-    training.batches = watched(training.batches)
-    training.stop.also_when(lambda: until < STEPS and seen[-1] + 1 == until)
+    training.batches = record_steps(training.batches)
+    training.stop.also_when(lambda: until < STEPS and fetched_steps[-1] + 1 == until)
     assert train(training) is (until == STEPS)
     training.metrics.close()
     return training.start_step
 
 
 def records(run_dir: Path) -> list[dict[str, Any]]:
-    found = [record for record in read(run_dir / "metrics.jsonl") if "loss" in record]
-    assert [record["step"] for record in found] == list(range(1, STEPS + 1))
-    return found
+    logged = [record for record in read(run_dir / "metrics.jsonl") if "loss" in record]
+    assert [record["step"] for record in logged] == list(range(1, STEPS + 1))
+    return logged
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same on one rank, undisturbed."""
+    """A run on one rank that is not interrupted."""
     folder = tmp_path_factory.mktemp("alone")
     run_ranks(train_until, 1, str(folder), "plugin=ddp", STEPS)
     return folder
@@ -82,9 +82,8 @@ def test_from_one_rank_to_two_to_four_and_back(tmp_path: Path, alone: Path, jour
         begun = until
     moved, whole = records(tmp_path), records(alone)
     assert [record["lr"] for record in moved] == [record["lr"] for record in whole]
-    assert (
-        len({record["lr"] for record in whole}) == STEPS - 1
-    )  # the warm-up ends at the rate that the cosine begins with
+    # the warm-up ends at the rate with which the cosine begins
+    assert len({record["lr"] for record in whole}) == STEPS - 1
     for name in ("loss", "grad_norm"):
         assert [record[name] for record in moved] == pytest.approx([record[name] for record in whole], rel=1e-4)
     for name in ("model", "ema"):
@@ -94,8 +93,8 @@ def test_from_one_rank_to_two_to_four_and_back(tmp_path: Path, alone: Path, jour
 
 
 @pytest.mark.parametrize("keys", ["plugin=zero2", "plugin=zero2-seq", "plugin=hybrid plugin_config.tp_size=2"])
-def test_moved_on_the_same_ranks_it_is_the_same_bit_for_bit(tmp_path: Path, keys: str) -> None:
-    """Stopped twice in the middle of an epoch, with sharded state, and compared with two ranks undisturbed."""
+def test_stopped_run_on_the_same_ranks_is_bit_equal(tmp_path: Path, keys: str) -> None:
+    """A run with sharded state, stopped twice in the middle of an epoch, equals one that is not stopped."""
     run_ranks(train_until, 2, str(tmp_path / "whole"), keys, STEPS)
     for until in (2, 5, STEPS):
         run_ranks(train_until, 2, str(tmp_path / "moved"), keys, until)

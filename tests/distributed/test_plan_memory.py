@@ -22,14 +22,14 @@ STEPS = 2  # the first makes the moments
 
 
 def small(folder: Path) -> TrainRun:
-    """Seconds for three steps."""
+    """A run whose three steps take seconds."""
     base = load(str(ROOT / "configs/stdit/train/debug.py"), [], TrainRun).run
     encoder = {"type": "hf", "from_pretrained": str(folder / "bert"), "model_max_length": 12}
     return replace(base, text_encoder=encoder, run_dir=str(folder / "small"), dtype="fp32", micro_batches=2)
 
 
 def large(folder: Path, **changes: Any) -> TrainRun:
-    """State and activations of some hundred megabytes, so that what is not counted is little."""
+    """A run with hundreds of megabytes of state and activations, so that uncounted memory is a small part."""
     run = small(folder)
     model = {**(run.model or {}), "hidden_size": 256, "num_heads": 4, "depth": 4}
     dataset = {"type": "MovingShapes", "clips": 8, "num_frames": 9, "image_size": (40, 40)}
@@ -56,7 +56,7 @@ def steps(run: TrainRun) -> None:
 
 
 def added_bytes(warm: TrainRun, run: TrainRun, shared: int) -> int:
-    """The most that `run` holds, besides what a process holds that has taken steps of another one.
+    """Peak memory of `run` in bytes, above that of a process that has taken steps of another run.
 
     shared: ranks that share each sample.
     """
@@ -88,32 +88,32 @@ CASES = [
 def test_estimate_is_within_a_fifth_of_the_measured_peak(
     folder: Path, plugin: str, size: int, shared: int, recompute: bool
 ) -> None:
-    """shared: ranks that share each sample, its tokens or, under hybrid, its heads."""
-    # small buckets, else what zero exchanges is more than the activations wherever these are
+    """shared: number of ranks that share each sample: its tokens or, with hybrid, its heads."""
+    # with the default buckets, the exchange of zero would need more memory than the activations
     small_buckets = plugin.startswith("zero") and not recompute
     options = {"reduce_bucket_size_in_m": 1} if small_buckets else {"tp_size": 2} if plugin == "hybrid" else {}
     run = large(folder, plugin=plugin, plugin_config=options, grad_checkpoint=recompute, micro_batches=size // shared)
     ranks = Pool()
     try:
-        held = max(ranks.run(added_bytes, size, (small(folder), run, shared), timeout=120))
+        measured = max(ranks.run(added_bytes, size, (small(folder), run, shared), timeout=120))
     finally:
         ranks.close()
-    found = dry_run(run, size, sp_size=shared, gloo=True)
-    assert found.estimate.total == pytest.approx(held, rel=0.2)
+    planned = dry_run(run, size, sp_size=shared, gloo=True)
+    assert planned.estimate.total == pytest.approx(measured, rel=0.2)
 
 
 def test_joint_images_are_counted(folder: Path) -> None:
-    """Six behind five latent frames, each with a caption of its own."""
+    """Six images after five latent frames, each with its own caption."""
     joint = load(str(ROOT / "configs/latte_t2v/train/debug_joint.py"), [], TrainRun).run
     model = {**(joint.model or {}), "num_attention_heads": 4, "attention_head_dim": 64, "num_layers": 2}
-    drawn = {"type": "MovingShapes", "clips": 8, "image_size": (40, 40)}
-    pictures = {**joint.dataset, "videos": {**drawn, "num_frames": 9}, "pictures": {**drawn, "num_frames": 1}}
-    pictures["use_image_num"] = 6
-    run = large(folder, model=model, scheduler=joint.scheduler, dataset=pictures, plugin="ddp", plugin_config={})
+    shapes = {"type": "MovingShapes", "clips": 8, "image_size": (40, 40)}
+    dataset = {**joint.dataset, "videos": {**shapes, "num_frames": 9}, "pictures": {**shapes, "num_frames": 1}}
+    dataset["use_image_num"] = 6
+    run = large(folder, model=model, scheduler=joint.scheduler, dataset=dataset, plugin="ddp", plugin_config={})
     ranks = Pool()
     try:
-        held = ranks.run(added_bytes, 1, (small(folder), run, 1), timeout=120)[0]
+        measured = ranks.run(added_bytes, 1, (small(folder), run, 1), timeout=120)[0]
     finally:
         ranks.close()
-    assert dry_run(run, 1, gloo=True).estimate.total == pytest.approx(held, rel=0.2)
-    assert dry_run(replace(run, dataset=pictures["videos"]), 1, gloo=True).estimate.total < 0.8 * held
+    assert dry_run(run, 1, gloo=True).estimate.total == pytest.approx(measured, rel=0.2)
+    assert dry_run(replace(run, dataset=dataset["videos"]), 1, gloo=True).estimate.total < 0.8 * measured

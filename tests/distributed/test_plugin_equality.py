@@ -64,7 +64,7 @@ def test_bfloat16_on_the_wire_stays_close() -> None:
 
 
 def untouched_parameters(plugin: str) -> tuple[bool, bool, bool]:
-    """Whether `never`, `sometimes` and `frozen` still have their first values after two steps."""
+    """True for each of `never`, `sometimes` and `frozen` that has its first values after two steps."""
     engine = tiny.make_engine(plugin)
     tiny.run_steps(engine, 0, 2)
     now, first = engine.gather_state_dict(), tiny.make().state_dict()

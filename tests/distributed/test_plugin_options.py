@@ -1,4 +1,4 @@
-"""plugin_config does what it says: counted in collectives and in what travels, or seen where it arrives."""
+"""Each key of plugin_config has its effect: on the tensors of collectives, or on the engine that receives it."""
 
 from contextlib import ExitStack
 from dataclasses import replace
@@ -42,29 +42,29 @@ Sent = list[tuple[torch.dtype, int]]
 
 
 def watch(plugin: str, dtype: str, config: dict[str, Any]) -> tuple[Sent, Sent]:
-    """(type, numbers) of every large tensor that this rank gave away in a forward and a backward: (gradients, weights)."""
+    """(dtype, elements) of the large tensors that this rank sends in a forward and a backward: (gradients, weights)."""
     torch.manual_seed(0)
     engine = build(PLUGINS, {"type": plugin, **config}).apply(Wide(), tiny.options(dtype, 1.0))
     gradients: Sent = []
     weights: Sent = []
 
-    def counted(name: str, seen: Sent, place: int) -> Any:
+    def recording(name: str, sent: Sent, position: int) -> Any:
         real = getattr(dist, name)
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            given = args[place] if len(args) > place else kwargs.get("input", kwargs.get("input_tensor"))
-            if given.numel() > 2**16:
-                seen.append((given.dtype, given.numel()))
+            tensor = args[position] if len(args) > position else kwargs.get("input", kwargs.get("input_tensor"))
+            if tensor.numel() > 2**16:
+                sent.append((tensor.dtype, tensor.numel()))
             return real(*args, **kwargs)
 
         return mock.patch.object(dist, name, call)
 
     with ExitStack() as stack:
-        stack.enter_context(counted(REDUCE, gradients, 0))
-        for names, seen in ((SCATTER, gradients), (GATHER, weights)):
+        stack.enter_context(recording(REDUCE, gradients, 0))
+        for names, sent in ((SCATTER, gradients), (GATHER, weights)):
             for name in names:
                 if hasattr(dist, name):
-                    stack.enter_context(counted(name, seen, 1))
+                    stack.enter_context(recording(name, sent, 1))
         with engine.accumulating(last=True):
             engine.backward(engine.model(torch.ones(1, 512)))
     return gradients, weights
@@ -77,29 +77,29 @@ def gradients(plugin: str, dtype: str = "fp32", **config: Any) -> Sent:
 FLOAT, BFLOAT = torch.float32, torch.bfloat16
 
 
-def test_ddp_sends_buckets_of_the_size_it_is_told() -> None:
+def test_ddp_sends_buckets_of_the_given_size() -> None:
     assert gradients("ddp", bucket_cap_mb=1) == [(FLOAT, 2**19)] * 4
     assert gradients("ddp", bucket_cap_mb=3) == [(FLOAT, 2**20)] * 2
     assert gradients("ddp") == [(FLOAT, 2**21)]
 
 
 @pytest.mark.parametrize("plugin", ["zero1", "zero2"])
-def test_zero_sends_buckets_of_the_size_it_is_told(plugin: str) -> None:
+def test_zero_sends_buckets_of_the_given_size(plugin: str) -> None:
     assert gradients(plugin, reduce_bucket_size_in_m=1) == [(FLOAT, 2**20)] * 2
     assert gradients(plugin) == [(FLOAT, 2**21)]
 
 
 @pytest.mark.parametrize("plugin", ["zero1", "zero2", "fsdp"])
-def test_gradients_travel_in_the_type_it_is_told(plugin: str) -> None:
-    """Also where the model itself runs in another."""
+def test_gradients_are_sent_in_communication_dtype(plugin: str) -> None:
+    """The dtype of the model does not matter."""
     for dtype in ("fp32", "bf16"):
-        for told, expected in (("fp32", FLOAT), ("bf16", BFLOAT)):
-            sent = gradients(plugin, dtype, communication_dtype=told)
+        for name, expected in (("fp32", FLOAT), ("bf16", BFLOAT)):
+            sent = gradients(plugin, dtype, communication_dtype=name)
             assert {each for each, _ in sent} == {expected}
             assert sum(numel for _, numel in sent) == 2**21
 
 
-def test_fsdp_gathers_again_in_the_backward_when_it_is_told() -> None:
+def test_fsdp_gathers_again_in_the_backward_if_it_reshards() -> None:
     again = run_ranks(watch, 2, "fsdp", "bf16", {})[0][1]
     once = run_ranks(watch, 2, "fsdp", "bf16", {"reshard_after_forward": False})[0][1]
     assert again == [(BFLOAT, 2**18)] * 8
@@ -107,7 +107,7 @@ def test_fsdp_gathers_again_in_the_backward_when_it_is_told() -> None:
 
 
 class ElsewhereAccelerator:
-    """Says that the rank's device is another one than the host."""
+    """An accelerator whose device is not the CPU."""
 
     def __init__(self, real: Any):
         self.real = real
@@ -138,9 +138,9 @@ def test_options_arrive_on_a_device_and_are_refused_on_the_cpu() -> None:
     with one_rank() as here:
         device = replace(here, device=torch.device("cuda"))
         options = replace(tiny.options("bf16", 1.0), world=device)
-        for told, expected in ((None, True), (True, True), (False, False)):
+        for option, expected in ((None, True), (True, True), (False, False)):
             with mock.patch.object(zero, "ZeroEngine") as engine, mock.patch.object(zero, "broadcast_and_move"):
-                zero.Zero2(overlap_communication=told).apply(nn.Linear(1, 1), options)
+                zero.Zero2(overlap_communication=option).apply(nn.Linear(1, 1), options)
             assert engine.call_args.args[-1]["overlap_communication"] is expected
         with mock.patch.object(fsdp, "FsdpEngine") as engine, mock.patch.object(fsdp, "broadcast_and_move"):
             fsdp.FullyShardedDataParallel(cpu_offload=True).apply(nn.Linear(1, 1), options)

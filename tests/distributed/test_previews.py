@@ -1,4 +1,4 @@
-"""Validation and sample videos while training: they are made as promised, and the run does not know of them."""
+"""Validation and preview videos during training: they are correct, and they do not change the run."""
 
 import re
 from pathlib import Path
@@ -25,7 +25,7 @@ from tests.support.short_runs import DEBUG
 
 STEPS = 4
 PROMPTS = ["a red circle moves left", "a blue square moves up", "a green cross moving down"]
-ASIDE = (
+VALIDATE = (
     "validation_dataset={'type': 'MovingShapes', 'clips': 6, 'num_frames': 5, 'image_size': (16, 16)}",
     "validate_every=2",
     "validation_batches=2",
@@ -56,10 +56,10 @@ def weights(run_dir: Path) -> list[bytes]:
 @pytest.mark.parametrize(
     ("ranks", "plugin", "dtype"), [(1, "ddp", "fp32"), (2, "zero2", "bf16"), (2, "fsdp", "fp32")], ids=str
 )
-def test_the_run_is_the_same_with_and_without(tmp_path: Path, ranks: int, plugin: str, dtype: str) -> None:
-    """Every loss and norm, and the weights and averages of every checkpoint, bit for bit; dropout is on."""
+def test_evaluation_does_not_change_the_run(tmp_path: Path, ranks: int, plugin: str, dtype: str) -> None:
+    """Losses, norms and the weights and averages of every checkpoint are bit-equal; dropout is on."""
     keys = (f"plugin={plugin}", f"dtype={dtype}", "model.class_dropout_prob=0.5")
-    run_ranks(go, ranks, str(tmp_path / "with"), *keys, *ASIDE)
+    run_ranks(go, ranks, str(tmp_path / "with"), *keys, *VALIDATE)
     run_ranks(go, ranks, str(tmp_path / "without"), *keys)
     assert learnt(tmp_path / "with") == learnt(tmp_path / "without")
     assert weights(tmp_path / "with") == weights(tmp_path / "without")
@@ -80,11 +80,11 @@ def test_the_run_is_the_same_with_and_without(tmp_path: Path, ranks: int, plugin
 
 
 def test_validation_is_the_same_on_any_ranks(tmp_path: Path) -> None:
-    found = []
+    figures = []
     for ranks in (1, 2):
-        run_ranks(go, ranks, str(tmp_path / str(ranks)), "plugin=ddp", *ASIDE[:3], "validation_levels=3", "steps=2")
-        found.append([r["validation"] for r in read(tmp_path / str(ranks) / "metrics.jsonl") if "validation" in r])
-    for one, two in zip(*found, strict=True):
+        run_ranks(go, ranks, str(tmp_path / str(ranks)), "plugin=ddp", *VALIDATE[:3], "validation_levels=3", "steps=2")
+        figures.append([r["validation"] for r in read(tmp_path / str(ranks) / "metrics.jsonl") if "validation" in r])
+    for one, two in zip(*figures, strict=True):
         assert two == pytest.approx(one, rel=1e-5)
         assert 3 <= len(one) - 1 <= BINS
 
@@ -96,8 +96,8 @@ def sample_from(checkpoint: str, folder: str, average: bool) -> None:
 
 @pytest.mark.parametrize("average", [True, False])
 def test_a_preview_is_what_sampling_makes_of_the_same_weights(tmp_path: Path, average: bool) -> None:
-    """Of the average, or of the weights themselves: byte for byte the video of `opensora sample` from the checkpoint."""
-    run_ranks(go, 1, str(tmp_path / "run"), "plugin=zero1", *ASIDE[3:], f"preview_ema={average}", "ema_decay=0.5")
+    """With averaged or plain weights, a preview is byte-equal to a video of `opensora sample` from the checkpoint."""
+    run_ranks(go, 1, str(tmp_path / "run"), "plugin=zero1", *VALIDATE[3:], f"preview_ema={average}", "ema_decay=0.5")
     run_ranks(sample_from, 1, str(tmp_path / "run/checkpoints/step-00000002"), str(tmp_path / "videos"), average)
     sampled = next((tmp_path / "videos").glob("*.mp4")).read_bytes()
     shown = {path.parent.name: path.read_bytes() for path in (tmp_path / "run/previews").rglob("0001*.mp4")}
@@ -105,7 +105,7 @@ def test_a_preview_is_what_sampling_makes_of_the_same_weights(tmp_path: Path, av
 
 
 def fail_one(run_dir: str) -> None:
-    """A prompt whose video holds no numbers."""
+    """Train with one prompt whose video is NaN."""
     plain = preview.generate
 
     def generate(requests: Any, *args: Any) -> Any:
@@ -114,7 +114,7 @@ def fail_one(run_dir: str) -> None:
         return plain(requests, *args)
 
     with mock.patch.object(preview, "generate", generate):
-        go(run_dir, "plugin=ddp", *ASIDE[3:])
+        go(run_dir, "plugin=ddp", *VALIDATE[3:])
 
 
 def test_a_preview_that_fails_is_left_out_and_training_goes_on(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_a_preview_that_fails_is_left_out_and_training_goes_on(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
         (["preview_every=2"], "keys 'preview_every', 'preview_prompts': found 2 and 0 prompts"),
         (["preview_prompts=['a cat']"], "keys 'preview_every', 'preview_prompts': found 0 and 1 prompts"),
@@ -132,6 +132,6 @@ def test_a_preview_that_fails_is_left_out_and_training_goes_on(tmp_path: Path) -
         (["validation_levels=0"], "key 'validation_levels': found 0"),
     ],
 )
-def test_keys_are_checked(words: list[str], told: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(told)):
+def test_keys_are_checked(words: list[str], expected: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(expected)):
         load(DEBUG, words, TrainRun)

@@ -17,7 +17,7 @@ REQUESTS = [request(prompt, index=n, repeat=r) for n, prompt in enumerate(["a ca
 
 
 def sample_all(folder: str, broken: str | None = None) -> tuple[list[Path], str, int]:
-    """(paths, what was printed, videos made by this rank); `broken` is a prompt whose text cannot be encoded."""
+    """(paths, printed text, number of videos of this rank); `broken` is a prompt whose text cannot be encoded."""
     sampler, made = stdit_sampler(), 0
     encode, decode = sampler.codec.encode_text, sampler.codec.decode_video
 
@@ -37,20 +37,20 @@ def sample_all(folder: str, broken: str | None = None) -> tuple[list[Path], str,
     return paths, printed.getvalue(), made
 
 
-def warned(folder: str, count: int) -> list[str]:
-    """What is said beforehand of `count` videos."""
+def warnings_of(folder: str, count: int) -> list[str]:
+    """Warnings of this rank when `count` videos are sampled."""
     with mock.patch.object(sample_module, "logger") as log, contextlib.redirect_stdout(io.StringIO()):
         sample(REQUESTS[:count], stdit_sampler(), world.current(), folder, SETTINGS)
     return [call.args[0] % call.args[1:] for call in log().warning.call_args_list]
 
 
-def test_ranks_without_a_video_are_told_how_to_share_one(tmp_path: Path) -> None:
-    (said,), others = run_ranks(warned, 2, str(tmp_path / "one"), 1)
+def test_warning_if_ranks_have_no_video(tmp_path: Path) -> None:
+    (warning,), others = run_ranks(warnings_of, 2, str(tmp_path / "one"), 1)
     assert others == []
-    assert "1 of 2 ranks" in said
-    assert "sp_size=N" in said
-    assert run_ranks(warned, 2, str(tmp_path / "two"), 2) == [[], []]
-    assert run_ranks(warned, 2, str(tmp_path / "two"), 2) == [[], []]  # all are there already
+    assert "1 of 2 ranks" in warning
+    assert "sp_size=N" in warning
+    assert run_ranks(warnings_of, 2, str(tmp_path / "two"), 2) == [[], []]
+    assert run_ranks(warnings_of, 2, str(tmp_path / "two"), 2) == [[], []]  # all videos exist already
 
 
 def expect_failure(folder: str) -> str:

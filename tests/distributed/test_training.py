@@ -1,4 +1,4 @@
-"""A run is a function of config, manifest and seed: whatever the ranks and the plugin, and wherever it was cut."""
+"""A run depends on config, manifest and seed alone, not on ranks, plugin or interruptions."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def test_ranks_and_plugin_do_not_change_the_losses(tmp_path: Path, alone: list[f
     assert losses(tmp_path) == pytest.approx(alone, rel=1e-5)
 
 
-def test_a_text_encoder_held_together_changes_nothing(tmp_path: Path, alone: list[float]) -> None:
+def test_a_sharded_text_encoder_changes_nothing(tmp_path: Path, alone: list[float]) -> None:
     shared = "text_encoder_parallel=shard"
     run_ranks(train_to, 2, DEBUG, str(tmp_path), "plugin=zero2", "micro_batches=4", "grad_clip=0.05", shared)
     assert losses(tmp_path) == pytest.approx(alone, rel=1e-5)
@@ -46,7 +46,7 @@ def test_a_text_encoder_held_together_changes_nothing(tmp_path: Path, alone: lis
 # the other pairs of plugin and dtype: test_checkpoint_matrix.py
 @pytest.mark.parametrize(("plugin", "dtype"), [("zero2", "bf16"), ("ddp", "fp32"), ("fsdp", "bf16")])
 def test_resume_on_the_same_ranks_is_bit_for_bit(tmp_path: Path, plugin: str, dtype: str) -> None:
-    """Cut after step 3, one step beyond the checkpoint: the repeated and the later steps are the very same numbers."""
+    """The run is killed after step 3, one step after the checkpoint: repeated and later steps are bit-equal."""
     overrides = (f"plugin={plugin}", f"dtype={dtype}")
     run_ranks(train_to, 2, DEBUG, str(tmp_path / "whole"), *overrides)
     run_ranks(kill_after_three, 2, DEBUG, str(tmp_path / "cut"), *overrides)
@@ -65,7 +65,7 @@ def test_activation_checkpointing_changes_nothing(tmp_path: Path, alone: list[fl
 
 
 def test_the_autoencoder_task_runs_in_the_same_loop(tmp_path: Path) -> None:
-    """Other ranks, same losses; a PSNR at the end; statistics and weights that a diffusion run can start from."""
+    """Equal losses on 1 and 2 ranks, a PSNR at the end, and weights from which a diffusion run can start."""
     for ranks in (1, 2):
         run_ranks(train_to, ranks, AUTOENCODER, str(tmp_path / str(ranks)))
     one, two = (losses(tmp_path / str(ranks)) for ranks in (1, 2))
@@ -77,17 +77,18 @@ def test_the_autoencoder_task_runs_in_the_same_loop(tmp_path: Path) -> None:
     assert len(losses(tmp_path / "diffusion")) == STEPS
 
 
-def test_frame_masks_are_the_samples_own(tmp_path: Path, alone: list[float]) -> None:
-    """Which frames are given depends on the sample, not on the rank, and changes what is learnt."""
+def test_frame_masks_depend_on_the_sample(tmp_path: Path, alone: list[float]) -> None:
+    """The frames kept clean depend on the sample, not on the rank, and they change the losses."""
     masked = ("plugin=ddp", "micro_batches=4", "grad_clip=0.05", "mask_ratios={'image_head': 0.5, 'random': 0.4}")
     run_ranks(train_to, 1, DEBUG, str(tmp_path / "one"), *masked)
     run_ranks(train_to, 2, DEBUG, str(tmp_path / "two"), *masked)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
-    assert max(abs(mine - plain) for mine, plain in zip(losses(tmp_path / "one"), alone, strict=True)) > 1e-2
+    masked_losses = losses(tmp_path / "one")
+    assert max(abs(one - other) for one, other in zip(masked_losses, alone, strict=True)) > 1e-2
 
 
-def test_given_latents_are_the_samples_own(tmp_path: Path) -> None:
-    """Other ranks, another plugin and other micro-batches, in which samples are told of other frames: the same losses."""
+def test_conditioning_frames_depend_on_the_sample(tmp_path: Path) -> None:
+    """The losses do not depend on ranks, plugin or the other samples of a micro-batch and their conditioning frames."""
     config = str(ROOT / "configs/stdit3/train/debug_1_3.py")
     alone = ("plugin=ddp", "micro_batches=4", "batch_size=1", "dataset.clips=12")
     run_ranks(train_to, 1, config, str(tmp_path / "one"), *alone)
@@ -96,4 +97,4 @@ def test_given_latents_are_the_samples_own(tmp_path: Path) -> None:
     run_ranks(train_to, 1, config, str(tmp_path / "none"), *alone, "mask_ratios=None")
     one, two, none = (losses(tmp_path / name) for name in ("one", "two", "none"))
     assert two == pytest.approx(one, rel=1e-5)
-    assert max(abs(mine - plain) for mine, plain in zip(one, none, strict=True)) > 1e-3
+    assert max(abs(loss - unconditioned_loss) for loss, unconditioned_loss in zip(one, none, strict=True)) > 1e-3

@@ -68,7 +68,7 @@ def make_engine(
 
 
 def micro_batch(step: int, m: int) -> tuple[Tensor, Tensor, bool]:
-    """(inputs, timesteps, whether `sometimes` takes part: from step 2 on and in one micro-batch only)."""
+    """(inputs, timesteps, True if `sometimes` is used: from step 2 on, in one micro-batch)."""
     x = torch.randn(BATCH_SIZE, 5, 3, generator=generator(1, "x", step, m))
     t = torch.rand(BATCH_SIZE, generator=generator(1, "t", step, m)) * 1000
     return x, t, step >= 2 and m == 1
@@ -78,18 +78,18 @@ def run_steps(
     engine: Engine, first: int, last: int, after: Callable[[], None] = lambda: None, lr_factor: float = 1.0
 ) -> tuple[list[float], list[float]]:
     """(losses, gradient norms) of steps first to last - 1; the ranks share MICRO_BATCHES micro-batches."""
-    here = world.current()
-    mine = [m for m in range(MICRO_BATCHES) if m % here.data_size == here.data_rank]
+    group = world.current()
+    indices = [m for m in range(MICRO_BATCHES) if m % group.data_size == group.data_rank]
     losses, norms = [], []
     for step in range(first, last):
         total = torch.zeros(())
-        for m in mine:
+        for m in indices:
             x, t, touch = micro_batch(step, m)
-            with engine.accumulating(last=m == mine[-1]):
-                loss = (engine.model(x, t, touch=touch) - x.flip(1)).square().mean() / len(mine)
+            with engine.accumulating(last=m == indices[-1]):
+                loss = (engine.model(x, t, touch=touch) - x.flip(1)).square().mean() / len(indices)
                 engine.backward(loss)
             total += loss.detach().float()
-        losses.append((collectives.sum_over_ranks(total) / here.data_size).item())
+        losses.append((collectives.sum_over_ranks(total) / group.data_size).item())
         norms.append(update(engine, lr_factor))
         after()
     return losses, norms
@@ -103,7 +103,7 @@ def update(engine: Engine, lr_factor: float = 1.0) -> float:
 
 
 def run_plainly(steps: int) -> tuple[list[float], list[float], dict[str, Tensor]]:
-    """The same run in plain PyTorch on one process: what every plugin must reproduce in float32."""
+    """The same run in plain PyTorch on one process; every plugin reproduces it in float32."""
     model = make()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = make_optimizer(trained)
@@ -120,7 +120,7 @@ def run_plainly(steps: int) -> tuple[list[float], list[float], dict[str, Tensor]
 
 
 def train(plugin: str, dtype: Precision, steps: int, config: dict[str, Any]) -> dict[str, Any]:
-    """A run from scratch, as one value to compare."""
+    """Losses, gradient norms and weights of a run from scratch."""
     engine = make_engine(plugin, dtype, **config)
     losses, norms = run_steps(engine, 0, steps)
     return {"losses": losses, "norms": norms, "weights": engine.gather_state_dict()}
