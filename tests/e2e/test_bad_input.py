@@ -1,4 +1,4 @@
-"""Bad videos, disks, folders, weights and learning rates, met by the training command."""
+"""The training command with bad videos, manifests, folders, disks, weights and learning rates."""
 
 import errno
 import json
@@ -27,7 +27,7 @@ GOOD, BAD = 6, 6
 
 @pytest.fixture(scope="module")
 def footage(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A config on a manifest with good and bad rows in turn: lines 2, 4, ... are good and 3, 5, ... are bad."""
+    """A config whose manifest alternates good and bad rows: lines 2, 4, ... are good and 3, 5, ... are bad."""
     folder = tmp_path_factory.mktemp("footage")
     (folder / "zero.mp4").write_bytes(b"")
     whole = Path(write_video(folder / "whole.mp4", 20)).read_bytes()
@@ -59,30 +59,30 @@ def saved(run_dir: Path) -> dict[int, dict]:
 
 
 def error_line(text: str) -> str:
-    found = [line for line in text.splitlines() if line.startswith("error: ")]
-    assert len(found) == 1, text
+    errors = [line for line in text.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, text
     assert "Traceback" not in text
-    return found[0]
+    return errors[0]
 
 
 def train_here(config: str, overrides: list[str]) -> None:
-    """On a rank of the pool."""
+    """Train to the end on a rank of the pool."""
     training = build_training(load(config, overrides, TrainRun).run, world.current(), config)
     assert train(training)
     training.metrics.close()
 
 
-def test_bad_rows_are_skipped_counted_and_named_alike_on_one_and_two_ranks(
+def test_bad_rows_are_skipped_and_counted_equally_on_one_and_two_ranks(
     footage: str, tmp_path: Path, opensora, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = [*QUICK, "steps=4", f"max_bad_rows={BAD}"]
     assert opensora("train", footage, f"run_dir={tmp_path / 'one'}", *options) == 0
-    said = capsys.readouterr().err
-    assert "12 rows in, 12 kept" in said
+    errors = capsys.readouterr().err
+    assert "12 rows in, 12 kept" in errors
     for line in range(3, 14, 2):
-        assert len(re.findall(rf"WARNING skipped \S*/train\.csv:{line}: ", said)) == 1, said
-    assert not re.search(r"skipped \S*/train\.csv:(2|4|6|8|10|12): ", said)
-    assert f"(max_bad_rows={BAD})" in said
+        assert len(re.findall(rf"WARNING skipped \S*/train\.csv:{line}: ", errors)) == 1, errors
+    assert not re.search(r"skipped \S*/train\.csv:(2|4|6|8|10|12): ", errors)
+    assert f"(max_bad_rows={BAD})" in errors
 
     run_ranks(train_here, 2, footage, [f"run_dir={str(tmp_path / 'two')!r}", *options])
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
@@ -91,21 +91,21 @@ def test_bad_rows_are_skipped_counted_and_named_alike_on_one_and_two_ranks(
     assert len(one) == BAD
 
 
-def test_above_max_bad_rows_the_run_stops_and_a_resumed_run_remembers_the_count(
+def test_run_stops_above_max_bad_rows_and_resume_keeps_the_count(
     footage: str, tmp_path: Path, opensora, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # with this seed two steps meet four of the bad rows, and the third the other two
+    # with this seed, two steps read four of the bad rows and the third reads the other two
     options = [f"run_dir={tmp_path}", *QUICK, "seed=44", f"max_bad_rows={BAD - 1}"]
     assert opensora("train", footage, *options, "steps=2") == 0
     assert len(saved(tmp_path)[2]["meta"]["bad_rows"]) == 4
     capsys.readouterr()
     assert opensora("train", footage, *options, "steps=3") == 1
-    said = capsys.readouterr().err
-    line = error_line(said)
+    errors = capsys.readouterr().err
+    line = error_line(errors)
     assert f"{BAD} rows" in line
     assert re.search(r"/train\.csv:\d+: ", line)
     assert f"allowed: max_bad_rows={BAD - 1}; " in line
-    assert len(re.findall("WARNING skipped", said)) == 2
+    assert len(re.findall("WARNING skipped", errors)) == 2
 
 
 def test_every_row_bad(footage: str, tmp_path: Path, opensora, capsys: pytest.CaptureFixture[str]) -> None:
@@ -124,7 +124,7 @@ def test_every_row_bad(footage: str, tmp_path: Path, opensora, capsys: pytest.Ca
     ],
 )
 @pytest.mark.parametrize("command", ["train", "check"])
-def test_manifests_of_no_use(
+def test_manifests_without_usable_rows(
     footage: str,
     tmp_path: Path,
     opensora,
@@ -133,7 +133,7 @@ def test_manifests_of_no_use(
     content: str,
     expected: str,
 ) -> None:
-    """An empty plan is an error, for the dry run as for the run."""
+    """`train` and `check` both refuse a manifest without usable rows."""
     (tmp_path / "train.csv").write_text(content)
     options = [f"dataset.data_path={tmp_path / 'train.csv'}", f"run_dir={tmp_path / 'run'}"]
     assert opensora(command, footage, *options) == 1
@@ -146,14 +146,14 @@ def test_run_dir_that_cannot_be_written(tmp_path: Path, opensora, capsys: pytest
     (tmp_path / "file").write_text("mine")
     for run_dir in (tmp_path / "file", tmp_path / "file" / "below"):
         assert opensora("train", CONFIG, f"run_dir={run_dir}") == 1
-        said = capsys.readouterr().err
-        assert f"{run_dir}/checkpoints: " in error_line(said)
-        assert "choose another run_dir" in said
-        assert "rows in" not in said  # found before anything was built
+        errors = capsys.readouterr().err
+        assert f"{run_dir}/checkpoints: " in error_line(errors)
+        assert "choose another run_dir" in errors
+        assert "rows in" not in errors  # the error is raised before anything is built
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_full_disk_while_saving_loses_nothing_and_the_same_command_goes_on(
+def test_full_disk_keeps_earlier_checkpoints_and_the_same_command_resumes(
     tmp_path: Path, opensora, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = [*QUICK, "steps=4"]
@@ -185,16 +185,16 @@ def test_divergence_names_the_steps_and_the_last_good_checkpoint(
     options = [f"run_dir={tmp_path}", *QUICK, "save_every=1", "warmup_steps=0", "steps=9"]
     assert opensora("train", CONFIG, *options, "optimizer.lr=1e30") == 1
     line = error_line(capsys.readouterr().err)
-    found = re.search(r"(the loss|the gradient norm) is (nan|inf) between step (\d+) and step (\d+); ", line)
-    assert found, line
-    before, after = int(found[3]), int(found[4])
+    divergence = re.search(r"(the loss|the gradient norm) is (nan|inf) between step (\d+) and step (\d+); ", line)
+    assert divergence, line
+    before, after = int(divergence[3]), int(divergence[4])
     assert after == before + 1 == len(losses(tmp_path)) + 1
-    named = re.search(r"last good checkpoint: (\S+);", line)
-    assert named
-    assert named[1].endswith(f"step-{before:08d}")
-    whole = checkpoint.find(tmp_path)
-    assert whole is not None
-    assert (str(whole.folder), whole.step) == (named[1], before)
+    checkpoint_path = re.search(r"last good checkpoint: (\S+);", line)
+    assert checkpoint_path
+    assert checkpoint_path[1].endswith(f"step-{before:08d}")
+    latest = checkpoint.find(tmp_path)
+    assert latest is not None
+    assert (str(latest.folder), latest.step) == (checkpoint_path[1], before)
 
 
 def test_weights_and_checkpoints_of_another_model(tmp_path: Path, opensora, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""`opensora check` and `opensora doctor` print what they promise."""
+"""Output of `opensora check`, `opensora doctor` and `opensora --help`."""
 
 import json
 from importlib.metadata import version
@@ -14,7 +14,7 @@ CONFIG = str(ROOT / TRAIN)
 
 @pytest.fixture
 def printed(opensora, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    """What a command that succeeds prints, as on a wide terminal."""
+    """`printed("check", ...)`: output of a command that succeeds, on a wide terminal."""
     monkeypatch.setenv("COLUMNS", "200")
 
     def call(*arguments: str) -> str:
@@ -29,9 +29,9 @@ def row(text: str, *cells: str) -> list[str]:
     rows = [
         [cell.strip() for cell in line.replace("┃", "│").strip().strip("│").split("│")] for line in text.splitlines()
     ]
-    found = [each for each in rows if each[: len(cells)] == list(cells)]
-    assert len(found) == 1, (cells, text)
-    return found[0]
+    matches = [each for each in rows if each[: len(cells)] == list(cells)]
+    assert len(matches) == 1, (cells, text)
+    return matches[0]
 
 
 def test_check_prints_keys_with_origins_rows_tokens_and_memory(printed) -> None:
@@ -61,7 +61,7 @@ def test_check_counts_the_parameters_that_training_saves(printed, opensora, tmp_
 
 
 def test_check_needs_no_weights(printed, opensora, capsys, tmp_path: Path) -> None:
-    """The same config cannot train: the weights it names do not exist."""
+    """`train` fails on the same config because its weights do not exist."""
     options = [CONFIG, f"model.from_pretrained={tmp_path / 'none'}", f"run_dir={tmp_path / 'run'}"]
     assert "48 tokens per sample" in printed("check", *options)
     assert not (tmp_path / "run").exists()
@@ -69,8 +69,8 @@ def test_check_needs_no_weights(printed, opensora, capsys, tmp_path: Path) -> No
     assert str(tmp_path / "none") in capsys.readouterr().err
 
 
-def test_an_autoencoder_of_our_own_is_found_by_check_and_train(printed, opensora, tmp_path: Path) -> None:
-    """`vae.from_pretrained` names the run that trained it; the diffusion run records where its weights lie."""
+def test_check_and_train_load_an_autoencoder_from_its_run(printed, opensora, tmp_path: Path) -> None:
+    """`vae.from_pretrained` is the run that trained it; the diffusion run records the path of its weights."""
     vae = str(ROOT / "configs/vae/train/debug.py")
     assert opensora("train", vae, f"run_dir={tmp_path / 'vae'}", "steps=1", "plugin=ddp") == 0
     options = [
@@ -86,7 +86,7 @@ def test_an_autoencoder_of_our_own_is_found_by_check_and_train(printed, opensora
     assert config["run"]["vae"]["from_pretrained"] == str(tmp_path / "vae/checkpoints/step-00000001/weights/model")
 
 
-def test_doctor_tells_versions_the_device_and_remedies(printed) -> None:
+def test_doctor_prints_versions_device_and_remedies(printed) -> None:
     text = printed("doctor")
     assert row(text, "torch") == ["torch", version("torch")]
     assert "device: cpu" in text

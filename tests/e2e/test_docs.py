@@ -15,7 +15,7 @@ from tests.support.media_files import write_video
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ("opensora", "torchrun", "python", "printf", "pip", "make")
-# Run by `make demo` or by CI itself, or they would install into the environment that runs this test.
+# Run by `make demo` or by CI, or not run because they would install into the environment of this test.
 ELSEWHERE = ("make demo", "make test", "make lint", "pip install", "python -m venv")
 SHORTER = {"steps=300": "steps=1 scheduler.num_sampling_steps=2"}  # the README's run takes minutes
 PLACEHOLDERS = {"FOLDER": "footage", "CONFIG": "configs/stdit/train/debug.py"}
@@ -32,7 +32,7 @@ def commands(document: Path) -> Iterator[str]:
 
 
 def start(program: str, python: str) -> list[str]:
-    """What starts one of PROGRAMS."""
+    """The command words that start one of PROGRAMS."""
     if program == "python":
         return [python]
     script = Path(sys.executable).with_name(program)
@@ -43,7 +43,7 @@ def start(program: str, python: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that looks like the checkout, where commands may write."""
+    """A folder with the files of the checkout in which commands may write."""
     folder = tmp_path_factory.mktemp("docs")
     for name in ("configs", "assets", "tools"):
         (folder / name).symlink_to(ROOT / name)
@@ -71,15 +71,15 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_commands_run_as_printed(workplace: Path, document: str, warm: str) -> None:
-    """Those of the README start as a user starts them; the others are warm."""
+    """Commands of the README start like a user's; the others start in a warm interpreter."""
     python = sys.executable if document == "README.md" else warm
-    found = [command for command in commands(ROOT / document) if not command.startswith(ELSEWHERE)]
-    assert len(found) >= 1
+    printed_commands = [command for command in commands(ROOT / document) if not command.startswith(ELSEWHERE)]
+    assert len(printed_commands) >= 1
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON_EXEC": python}
-    for printed in found:
+    for printed in printed_commands:
         command = printed
-        for word, meant in {**PLACEHOLDERS, **SHORTER}.items():
-            command = re.sub(rf"(?<!\S){re.escape(word)}(?!\S)", meant, command)
+        for word, replacement in {**PLACEHOLDERS, **SHORTER}.items():
+            command = re.sub(rf"(?<!\S){re.escape(word)}(?!\S)", replacement, command)
         redirect = command.partition(" > ")
         program, *words = shlex.split(redirect[0])
         done = subprocess.run(

@@ -1,6 +1,6 @@
-"""torchrun --max-restarts: the job comes back by itself from its last checkpoint, whether a rank dies or hangs.
+"""torchrun --max-restarts: the job resumes from its last checkpoint after a rank dies and after a rank hangs.
 
-torchrun's launcher is called as torchrun calls it, with ranks that are forked rather than started: they need not import
+The launcher of torchrun is called with torchrun's arguments, but it forks its ranks, so that they do not import
 everything three times.
 """
 
@@ -17,12 +17,12 @@ from opensora.training.metrics import read
 from tests.support.short_runs import DEBUG
 
 STEPS, TIMEOUT = 8, 8  # of a collective, in seconds
-SIGNALS = {0: signal.SIGKILL, 1: signal.SIGSTOP}  # what rank 1 sends to itself, by restarts so far
-TROUBLE_AT = {0: 3, 1: 6}  # step
+SIGNALS = {0: signal.SIGKILL, 1: signal.SIGSTOP}  # restarts so far -> signal that rank 1 sends to itself
+TROUBLE_AT = {0: 3, 1: 6}  # restarts so far -> step of the signal
 
 
 def launch(run_dir: str) -> None:
-    """What `torchrun --nproc_per_node 2 --max-restarts 2 -m opensora.cli.train` does; exits with an error when that fails."""
+    """Run like `torchrun --nproc_per_node 2 --max-restarts 2 -m opensora.cli.train`; raise if the job fails."""
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     config = LaunchConfig(
@@ -66,13 +66,13 @@ def run_rank(run_dir: str) -> None:
     build.build_training = build_with_trouble
     options = [f"run_dir={run_dir}", f"steps={STEPS}", f"timeout_seconds={TIMEOUT}", "save_every=1", "keep_last=9"]
     code = command.main([DEBUG, *options])
-    if code:  # of a function that returns, the launcher waits for the answer
+    if code:  # if the function returned, the launcher would wait for its result
         exit_process(code)
 
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that lost a rank twice."""
+    """The folder of a run that was restarted twice."""
     folder = tmp_path_factory.mktemp("restarted")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.dist_imports"])
@@ -84,7 +84,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_run_comes_back_twice_and_ends(run_dir: Path) -> None:
+def test_run_resumes_twice_and_finishes(run_dir: Path) -> None:
     logs = [(run_dir / f"rank-0-{restarts}.log").read_text() for restarts in range(3)]
     assert not list(run_dir.glob("rank-0-3.log"))
     assert "resumed from" not in logs[0]
@@ -95,7 +95,7 @@ def test_the_run_comes_back_twice_and_ends(run_dir: Path) -> None:
     assert "done:" in logs[2]
 
 
-def test_each_time_the_rank_was_named(run_dir: Path) -> None:
+def test_errors_name_the_rank(run_dir: Path) -> None:
     for restarts in SIGNALS:
         text = (run_dir / f"rank-0-{restarts}.log").read_text()
         assert "error: rank 1: " in text, text

@@ -1,4 +1,4 @@
-"""`opensora train ... mask_ratios=...`, then `opensora sample ... --reference-path`: what a user does to animate a picture."""
+"""Animate a picture: `opensora train ... mask_ratios=...`, then `opensora sample ... --reference-path`."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.support.media_files import write_picture
 SAMPLING = ("sample", str(ROOT / "configs/stdit/sample/debug.py"), "--prompt", "a red circle", "--steps", "2")
 
 
-def test_train_with_masks_and_sample_with_given_frames(
+def test_train_with_masks_and_sample_with_reference_frames(
     opensora, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_dir, out = tmp_path / "run", tmp_path / "out"
@@ -47,7 +47,7 @@ def test_train_with_masks_and_sample_with_given_frames(
 
     assert opensora(*sampling, "--loop", "2", "condition_frame_length=1") == 0
     longer = Path(capsys.readouterr().out.strip())
-    with av.open(str(longer)) as container:  # 5 frames, and 5 more of which 1 repeats
+    with av.open(str(longer)) as container:  # 5 frames, then 5 of which 1 repeats
         assert sum(1 for _ in container.decode(video=0)) == 9
 
     assert opensora(*sampling, "mask_strategy=0,1") == 2
@@ -57,27 +57,27 @@ def test_train_with_masks_and_sample_with_given_frames(
 
 
 def test_conditions_of_open_sora_1_3(opensora, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A picture decides the video, another makes another, and without one the model samples from text."""
+    """Two pictures and no picture give three different videos."""
     run_dir = tmp_path / "run"
     train = str(ROOT / "configs/stdit3/train/debug_1_3.py")
     assert opensora("train", train, f"run_dir={run_dir}", "steps=2", "plugin=ddp") == 0
     sampling = ("sample", str(ROOT / "configs/stdit3/sample/debug_1_3.py"), "--prompt", "a red circle", "--steps", "2")
     sampling = (*sampling, "--load", str(run_dir), "--save-dir", str(tmp_path / "out"))
-    made = []
+    videos = []
     for number in (1, 200):
         picture = write_picture(tmp_path / f"{number}.png", number)
         capsys.readouterr()
         assert opensora(*sampling, "--reference-path", picture) == 0
-        made.append(Path(capsys.readouterr().out.strip()).read_bytes())
+        videos.append(Path(capsys.readouterr().out.strip()).read_bytes())
     assert opensora(*sampling) == 0
-    made.append(Path(capsys.readouterr().out.strip()).read_bytes())
-    assert len(set(made)) == 3
+    videos.append(Path(capsys.readouterr().out.strip()).read_bytes())
+    assert len(set(videos)) == 3
 
-    given = ("--reference-path", picture)
+    reference = ("--reference-path", picture)
     capsys.readouterr()
-    assert opensora(*sampling, *given, "--mask-strategy", "0,0,0,0,1,0.5") == 2
+    assert opensora(*sampling, *reference, "--mask-strategy", "0,0,0,0,1,0.5") == 2
     assert "edit ratio 0.5; allowed: 0 " in capsys.readouterr().err
-    assert opensora(*sampling, *given, "scheduler={'type': 'iddpm'}") == 2
+    assert opensora(*sampling, *reference, "scheduler={'type': 'iddpm'}") == 2
     assert "scheduler iddpm" in capsys.readouterr().err
     assert opensora("train", train, f"run_dir={run_dir}-b", "mask_ratios={'image_head': 1.0}") == 2
     assert "kind 'image_head'; allowed: i2v_head" in capsys.readouterr().err

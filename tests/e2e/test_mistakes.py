@@ -1,4 +1,4 @@
-"""User mistakes: exit code 2 and one line that names the place, the key and what is allowed, before anything is read."""
+"""User mistakes: exit code 2 and one line with the place, the key and the allowed values, before anything is read."""
 
 import re
 from pathlib import Path
@@ -11,15 +11,15 @@ CONFIG = str(ROOT / TRAIN)
 
 
 @pytest.fixture
-def told(opensora, capsys: pytest.CaptureFixture[str]):
-    """`told("train", ...)`: the one line that the command answered with exit code 2."""
+def error_of(opensora, capsys: pytest.CaptureFixture[str]):
+    """`error_of("train", ...)`: the one line that the command prints when it exits with code 2."""
 
     def call(*arguments: str, code: int = 2) -> str:
         assert opensora(*arguments) == code
-        said = capsys.readouterr()
-        assert said.out == ""
-        lines = said.err.splitlines()
-        assert len(lines) == 1, said.err
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        lines = printed.err.splitlines()
+        assert len(lines) == 1, printed.err
         assert lines[0].startswith("error: ")
         return lines[0]
 
@@ -28,7 +28,7 @@ def told(opensora, capsys: pytest.CaptureFixture[str]):
 
 @pytest.fixture
 def config(tmp_path: Path):
-    """A config whose autoencoder and denoiser lie nowhere, with lines of the test's own."""
+    """Write a config whose weights do not exist, followed by the lines of the test."""
 
     def write(*lines: str, name: str = "mine.py") -> str:
         nowhere = str(tmp_path / "nowhere")
@@ -44,17 +44,17 @@ def config(tmp_path: Path):
     return write
 
 
-def test_typo_in_the_file_is_told_before_any_weight_is_read(told, config, tmp_path: Path) -> None:
-    """The file also names weights that do not exist: had they been looked for, the message would be theirs."""
+def test_typo_in_the_file_is_reported_before_weights_are_read(error_of, config, tmp_path: Path) -> None:
+    """The weights of the config do not exist; an error about them would mean that they were read first."""
     path = config("batchsize = 4")
     for command in ("train", "check"):
-        line = told(command, path)
+        line = error_of(command, path)
         assert f"{path}:5: key 'batchsize': unknown; nearest: 'batch_size'" in line
         assert "micro_batches" in line
         assert not (tmp_path / "run").exists()
 
 
-def test_the_missing_weights_are_told_when_the_keys_are_right(opensora, config, capsys) -> None:
+def test_missing_weights_are_reported_if_the_keys_are_right(opensora, config, capsys) -> None:
     assert opensora("train", config()) == 1
     assert "nowhere" in next(line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
 
@@ -80,10 +80,10 @@ OVERRIDES = [
 ]
 
 
-def test_mistakes_on_the_command_line(told) -> None:
+def test_mistakes_on_the_command_line(error_of) -> None:
     for override, expected in OVERRIDES:
         for command in ("train", "check"):
-            line = told(command, CONFIG, override)
+            line = error_of(command, CONFIG, override)
             assert re.search(expected, line), (command, override, line)
 
 
@@ -94,9 +94,9 @@ SAMPLE_OVERRIDES = [
 ]
 
 
-def test_mistakes_in_sampling(told) -> None:
+def test_mistakes_in_sampling(error_of) -> None:
     for override, expected in SAMPLE_OVERRIDES:
-        line = told("sample", str(ROOT / SAMPLE), override, "--prompt", "a cat")
+        line = error_of("sample", str(ROOT / SAMPLE), override, "--prompt", "a cat")
         assert re.search(expected, line), (override, line)
 
 
@@ -108,34 +108,34 @@ FLAGS = [
 ]
 
 
-def test_mistaken_flags_of_sampling(told, tmp_path: Path) -> None:
+def test_mistaken_flags_of_sampling(error_of, tmp_path: Path) -> None:
     (tmp_path / "sample.py").write_text("scheduler = dict(type='rflow')\n")
     for flag, expected in FLAGS:
-        line = told("sample", str(tmp_path / "sample.py"), "--prompt", "a cat", flag)
+        line = error_of("sample", str(tmp_path / "sample.py"), "--prompt", "a cat", flag)
         assert expected in line, (flag, line)
 
 
-def test_files_that_are_no_configs(told, tmp_path: Path) -> None:
+def test_files_that_are_no_configs(error_of, tmp_path: Path) -> None:
     for command in ("train", "check", "sample"):
-        assert "no/such.py: " in told(command, "no/such.py")
+        assert "no/such.py: " in error_of(command, "no/such.py")
     (tmp_path / "broken.py").write_text("steps = = 3\n")
-    assert "broken.py: line 1 " in told("train", str(tmp_path / "broken.py"))
+    assert "broken.py: line 1 " in error_of("train", str(tmp_path / "broken.py"))
     (tmp_path / "config.yaml").write_text("steps: 3\n")
-    assert "allowed: .py or .json" in told("train", str(tmp_path / "config.yaml"))
+    assert "allowed: .py or .json" in error_of("train", str(tmp_path / "config.yaml"))
 
 
-def test_ranks_that_cannot_share_the_micro_batches(told) -> None:
-    line = told("check", CONFIG, "world=4")
+def test_ranks_that_cannot_share_the_micro_batches(error_of) -> None:
+    line = error_of("check", CONFIG, "world=4")
     assert "set micro_batches=4" in line
 
 
-def test_worlds_that_cannot_be(told) -> None:
+def test_impossible_world_sizes(error_of) -> None:
     for world in ("0", "-1", "two", "1.5", "true"):
-        assert "key 'world': found " in told("check", CONFIG, f"world={world}")
+        assert "key 'world': found " in error_of("check", CONFIG, f"world={world}")
 
 
-def test_unknown_command(told) -> None:
-    line = told("trian")
+def test_unknown_command(error_of) -> None:
+    line = error_of("trian")
     assert "found 'trian'; allowed: bench, check, doctor, " in line
 
 
@@ -144,8 +144,8 @@ def test_unknown_command(told) -> None:
     [("micro_batches=3", "found 3 for 2 data ranks; allowed: a multiple of 2; set micro_batches=4"),
      ("stepz=3", "nearest: 'steps'")],
 )  # fmt: skip
-def test_under_torchrun_one_rank_speaks_for_all(warm: str, tmp_path: Path, mistake: str, expected: str) -> None:
-    """torchrun adds its own report; of ours there is one line, and no rank has begun."""
+def test_under_torchrun_one_rank_prints_the_error(warm: str, tmp_path: Path, mistake: str, expected: str) -> None:
+    """torchrun adds its own report to our one line; no rank has started to train."""
     command_line = (*TORCHRUN, "-m", "opensora.cli.train", TRAIN, f"run_dir={tmp_path / 'run'}", mistake)
     with running(*command_line, python=warm) as command:
         assert command.finish() == 1  # torchrun's own

@@ -1,4 +1,4 @@
-"""`opensora replay`: a step of a run once more, with its numbers, and whose fault it was that they were none."""
+"""`opensora replay` repeats a step of a run, compares its numbers and names the rows that are not finite."""
 
 import hashlib
 import math
@@ -29,7 +29,7 @@ BUCKETS = "configs/stdit2/train/debug_buckets.py"
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of six steps that kept the states after step 2 to 6."""
+    """A run of six steps with checkpoints of steps 2, 4 and 6."""
     folder = tmp_path_factory.mktemp("run")
     run_ranks(train_here, 1, str(folder))
     return folder
@@ -39,7 +39,7 @@ def train_here(folder: str, config: str = TRAIN, *overrides: str) -> None:
     from opensora.training.build import build_training
     from opensora.training.loop import train
 
-    # more than one row in a micro-batch, dropped captions and frames that are given: everything that is drawn
+    # everything random is on: several rows per micro-batch, dropped captions and frame masks
     keys = [
         f"run_dir={folder!r}",
         "keep_last=9",
@@ -63,10 +63,10 @@ def contents(folder: Path) -> dict[str, tuple[str, int]]:
     return {str(f): (hashlib.sha256(f.read_bytes()).hexdigest(), f.stat().st_mtime_ns) for f in files}
 
 
-def test_a_step_again_has_the_numbers_that_were_logged(
+def test_replayed_step_has_the_logged_numbers(
     run_dir: Path, opensora: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From the state just before it, while another process may hold the folder; nothing in the folder changes."""
+    """The step starts from the checkpoint before it; the run folder is neither locked nor changed."""
 
     def refuse(*_: Any) -> Any:
         raise AssertionError("a replay takes no lock")
@@ -75,25 +75,25 @@ def test_a_step_again_has_the_numbers_that_were_logged(
     before = contents(run_dir)
     assert opensora("replay", str(run_dir), "step=5", "gradients=true") == 0
     assert contents(run_dir) == before
-    said = capsys.readouterr()
+    printed = capsys.readouterr()
     loss, norm = logged(run_dir, 5)
-    assert f"loss {loss!r}, logged {loss!r}: the same, bit for bit" in said.out
-    assert f"gradient norm {norm!r}, logged {norm!r}: the same, bit for bit" in said.out
-    assert "from the state after step 4" in said.out
-    rows = re.findall(r"│ (\d+) +│ (\d+) +│ (0\.\d+) +│ (\d\.\d+) +│ (\d\.\d+) +│ a", said.out)
+    assert f"loss {loss!r}, logged {loss!r}: the same, bit for bit" in printed.out
+    assert f"gradient norm {norm!r}, logged {norm!r}: the same, bit for bit" in printed.out
+    assert "from the state after step 4" in printed.out
+    rows = re.findall(r"│ (\d+) +│ (\d+) +│ (0\.\d+) +│ (\d\.\d+) +│ (\d\.\d+) +│ a", printed.out)
     assert [int(sample_id) for sample_id, *_ in rows] == [0, 1, 2, 3]
     assert sum(float(each[3]) for each in rows) / 4 == pytest.approx(loss, abs=1e-6)
     assert all(float(each[4]) > norm / 4 for each in rows)
-    assert "not finite" not in said.out
+    assert "not finite" not in printed.out
 
 
-def test_steps_between_two_checkpoints_are_gone_through(run_dir: Path) -> None:
-    found = run_ranks(again, 1, str(run_dir), 4)[0]
-    assert (found.start, found.step) == (2, 4)
-    assert (found.loss, found.grad_norm) == logged(run_dir, 4)
+def test_steps_after_the_checkpoint_are_repeated(run_dir: Path) -> None:
+    replayed = run_ranks(again, 1, str(run_dir), 4)[0]
+    assert (replayed.start, replayed.step) == (2, 4)
+    assert (replayed.loss, replayed.grad_norm) == logged(run_dir, 4)
 
 
-def test_two_ranks_under_another_plugin_make_the_same_step(run_dir: Path) -> None:
+def test_two_ranks_with_another_plugin_replay_the_step(run_dir: Path) -> None:
     one, two = run_ranks(again, 2, str(run_dir), 5, "plugin=ddp")
     assert one == two
     assert (one.loss, one.grad_norm) == pytest.approx(logged(run_dir, 5), rel=1e-5)
@@ -101,10 +101,10 @@ def test_two_ranks_under_another_plugin_make_the_same_step(run_dir: Path) -> Non
     assert one.suspects() == []
 
 
-def test_without_a_checkpoint_before_it_the_run_is_begun_again(run_dir: Path) -> None:
-    found = run_ranks(again, 1, str(run_dir), 1)[0]
-    assert found.start == 0
-    assert (found.loss, found.grad_norm) == logged(run_dir, 1)
+def test_replay_starts_at_step_0_without_an_earlier_checkpoint(run_dir: Path) -> None:
+    replayed = run_ranks(again, 1, str(run_dir), 1)[0]
+    assert replayed.start == 0
+    assert (replayed.loss, replayed.grad_norm) == logged(run_dir, 1)
 
 
 def train_shared(folder: str, *overrides: str) -> None:
@@ -120,7 +120,7 @@ def again_shared(folder: str, step: int, *changes: str) -> Replay:
 def test_a_run_whose_ranks_share_each_sample(
     tmp_path: Path, opensora: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On as many ranks bit for bit, on one to rounding; whose numbers of ranks do not go together are told."""
+    """A replay on 2 ranks is bit-equal, one on 1 rank equal up to rounding; an sp_size that does not fit is refused."""
     run_ranks(train_shared, 2, str(tmp_path))
     one, two = run_ranks(again_shared, 2, str(tmp_path), 4)
     assert one == two
@@ -133,28 +133,28 @@ def test_a_run_whose_ranks_share_each_sample(
 
 
 def test_a_run_of_many_sizes(tmp_path: Path, opensora: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
-    """Steps of pictures and of clips, from a config that went through JSON."""
+    """Steps of pictures and of clips; the config is read from the run's JSON."""
     run_ranks(train_here, 1, str(tmp_path), BUCKETS)
     tokens = {r["step"]: r["tokens"] for r in read(tmp_path / "metrics.jsonl") if "loss" in r}
     assert len(set(tokens.values())) > 1
     for step in range(1, STEPS + 1):
         assert opensora("replay", str(tmp_path), f"step={step}") == 0
-        said = capsys.readouterr()
+        printed = capsys.readouterr()
         loss, norm = logged(tmp_path, step)
-        assert f"loss {loss!r}, logged {loss!r}: the same, bit for bit" in said.out
-        assert f"gradient norm {norm!r}, logged {norm!r}: the same, bit for bit" in said.out
-        assert " was " not in said.err  # no key is called changed
+        assert f"loss {loss!r}, logged {loss!r}: the same, bit for bit" in printed.out
+        assert f"gradient norm {norm!r}, logged {norm!r}: the same, bit for bit" in printed.out
+        assert " was " not in printed.err  # no key is reported as changed
 
 
-def test_a_key_that_is_another_than_when_the_checkpoint_was_written_is_told(
+def test_key_that_changed_after_the_checkpoint_is_reported(
     run_dir: Path, opensora: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The run was started again with it, or the command line has it."""
+    """The command line changes the seed."""
     assert opensora("replay", str(run_dir), "step=5", "seed=7") == 0
-    said = capsys.readouterr()
-    assert f"{run_dir}: 'seed' was 42 and is now 7; the step is made with the new value" in said.err
-    assert said.err.count("with the new value") == 1
-    assert "DIFFERENT" in said.out
+    printed = capsys.readouterr()
+    assert f"{run_dir}: 'seed' was 42 and is now 7; the step is made with the new value" in printed.err
+    assert printed.err.count("with the new value") == 1
+    assert "DIFFERENT" in printed.out
 
 
 def again(run_dir: str, step: int, *changes: str) -> Replay:
@@ -164,39 +164,39 @@ def again(run_dir: str, step: int, *changes: str) -> Replay:
 
 @pytest.fixture(params=["loss", "gradient"])
 def spoilt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The sample at place 2 of step 3 has no number for its loss, or for its gradient alone."""
+    """The loss or only the gradient of the sample at place 2 of step 3 is not finite."""
     plain = DiffusionTask.loss
 
     def spoilt_loss(self: DiffusionTask, model: Callable[..., Any], batch: Batch) -> MicroBatchLoss:
         loss = plain(self, model, batch)
         losses = list(loss.loss_B)
         if batch.step == 2 and 2 in batch.sample_ids:
-            guilty = batch.sample_ids.index(2)
-            nothing = losses[guilty] - losses[guilty].detach()
+            index = batch.sample_ids.index(2)
+            zero = losses[index] - losses[index].detach()
             # the root's slope at 0 is infinite
-            losses[guilty] = losses[guilty] * math.nan if request.param == "loss" else losses[guilty] + nothing.sqrt()
+            losses[index] = losses[index] * math.nan if request.param == "loss" else losses[index] + zero.sqrt()
         return replace(loss, loss_B=torch.stack(losses))
 
     monkeypatch.setattr(DiffusionTask, "loss", spoilt_loss)
     return request.param
 
 
-def test_a_run_that_stopped_is_replayed_and_the_row_is_named(
+def test_replay_of_a_stopped_run_names_the_row(
     tmp_path: Path, spoilt: str, opensora: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert opensora("train", str(ROOT / TRAIN), f"run_dir={tmp_path}") == 1
-    said = capsys.readouterr().err
-    assert f"look at the clips of that step with `opensora replay {tmp_path} step=3`" in said
+    errors = capsys.readouterr().err
+    assert f"look at the clips of that step with `opensora replay {tmp_path} step=3`" in errors
     trouble = read(tmp_path / "metrics.jsonl")[-1]["trouble"]
     row = trouble["samples"][2]["row"]
     assert opensora("replay", str(tmp_path), "step=3") == 0
-    told = capsys.readouterr().out
-    what = "loss is nan" if spoilt == "loss" else "gradient norm is (nan|inf)"
-    assert re.search(rf"the run does not make this step: the {what}", told)
-    assert re.findall(r"not finite: .*", told) == [
+    report = capsys.readouterr().out
+    quantity = "loss is nan" if spoilt == "loss" else "gradient norm is (nan|inf)"
+    assert re.search(rf"the run does not make this step: the {quantity}", report)
+    assert re.findall(r"not finite: .*", report) == [
         f"not finite: the {spoilt} of manifest row {row} (counted from 0), place 2"
     ]
-    assert told.count("the same, bit for bit") == 2
+    assert report.count("the same, bit for bit") == 2
 
 
 def test_numbers_are_compared_in_words() -> None:
@@ -207,7 +207,7 @@ def test_numbers_are_compared_in_words() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
         (["step=7"], "step=7 found; allowed: 1 to steps=6"),
         (["step=0"], "step=0 found; allowed: 1 to steps=6"),
@@ -217,10 +217,10 @@ def test_numbers_are_compared_in_words() -> None:
     ],
 )
 def test_mistakes_are_sentences(
-    run_dir: Path, opensora: Callable[..., int], capsys: pytest.CaptureFixture[str], words: list[str], told: str
+    run_dir: Path, opensora: Callable[..., int], capsys: pytest.CaptureFixture[str], words: list[str], expected: str
 ) -> None:
     assert opensora("replay", str(run_dir), *words) == 2
-    assert told in capsys.readouterr().err
+    assert expected in capsys.readouterr().err
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path, opensora: Callable[..., int], capsys: Any) -> None:

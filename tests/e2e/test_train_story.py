@@ -1,4 +1,4 @@
-"""A user's days: train on two ranks, lose the machine, go on, be asked to stop, finish on one rank, sample."""
+"""A whole project: train on two ranks, get killed, resume, get a stop signal, finish on one rank, sample."""
 
 import os
 import re
@@ -21,11 +21,11 @@ def train_command(run_dir: Path) -> list[str]:
 
 
 def records(run_dir: Path) -> list[dict[str, Any]]:
-    """All that was logged of steps except wall time."""
-    found = [record for record in read(run_dir / "metrics.jsonl") if "loss" in record]
-    for record in found:
+    """The logged records of steps, without wall time."""
+    logged = [record for record in read(run_dir / "metrics.jsonl") if "loss" in record]
+    for record in logged:
         assert record.pop("seconds") > 0
-    return found
+    return logged
 
 
 def checkpoints(run_dir: Path) -> list[int]:
@@ -35,7 +35,7 @@ def checkpoints(run_dir: Path) -> list[int]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, warm: str) -> Path:
-    """A run that nothing disturbs."""
+    """A run that is not interrupted."""
     run_dir = tmp_path_factory.mktemp("whole")
     with running(*train_command(run_dir), python=warm) as command:
         assert command.finish() == 0, "\n".join(command.lines)
@@ -46,7 +46,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, warm: str) -> Path:
 
 @pytest.fixture(scope="module")
 def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same run: killed, stopped through torchrun, stopped through one rank, always started by the same command."""
+    """The same command, run three times: killed, stopped through torchrun, stopped through one rank."""
     run_dir = tmp_path_factory.mktemp("disturbed")
     kill_torchrun(run_dir)
     terminate_torchrun(run_dir)
@@ -58,14 +58,14 @@ def kill_torchrun(run_dir: Path) -> None:
     with running(*train_command(run_dir)) as command:
         command.read_until("step 2 saved")
         os.kill(command.process.pid, signal.SIGKILL)
-        # comes back only when the ranks are gone too: they hold the pipe
+        # returns only after the ranks have exited too, because they hold the pipe
         assert command.finish() == -signal.SIGKILL
         assert not command.lines_with("done:")
 
 
 def terminate_torchrun(run_dir: Path) -> None:
-    """torchrun passes the signal on and leaves with an error of its own, but the ranks have saved."""
-    with running(*train_command(run_dir), "num_workers=1") as command:  # who get the signal as well
+    """torchrun forwards the signal and exits with its own error; the ranks save first."""
+    with running(*train_command(run_dir), "num_workers=1") as command:  # loader workers get the signal as well
         command.read_until(" saved: ")
         assert command.lines_with("resumed from")
         command.process.terminate()
@@ -74,7 +74,7 @@ def terminate_torchrun(run_dir: Path) -> None:
 
 
 def terminate_one_rank(run_dir: Path) -> None:
-    """A rank that is asked tells the others: all of them finish the step, save it once and leave with 0."""
+    """A signal to one rank stops all: they finish the step, save it once and exit with 0."""
     with running(*train_command(run_dir)) as command:
         command.read_until(" saved: ")
         os.kill(command.ranks()[1], signal.SIGTERM)
@@ -83,17 +83,17 @@ def terminate_one_rank(run_dir: Path) -> None:
 
 
 def stopped_at(lines: list[str]) -> int:
-    """The step whose save was the last before leaving."""
+    """The step of the last save before the exit."""
     text = "\n".join(lines)
     assert "stopped on request" in text, text
     return int(re.findall(r"step (\d+) saved: ", text)[-1])
 
 
 def test_interruptions_leave_no_trace_in_the_numbers(whole: Path, disturbed: Path) -> None:
-    """Every loss, norm, rate and bin of every step, bit for bit, on the same number of ranks."""
-    found = records(disturbed)
-    assert 6 <= len(found) < STEPS
-    assert found == records(whole)[: len(found)]
+    """All logged numbers of all steps are bit-equal on the same number of ranks."""
+    logged = records(disturbed)
+    assert 6 <= len(logged) < STEPS
+    assert logged == records(whole)[: len(logged)]
     same = max(set(checkpoints(disturbed)) & set(checkpoints(whole)))
     assert same >= 4
     for name in ("model", "ema"):
@@ -101,7 +101,7 @@ def test_interruptions_leave_no_trace_in_the_numbers(whole: Path, disturbed: Pat
         assert (disturbed / file).read_bytes() == (whole / file).read_bytes()
 
 
-def test_one_rank_goes_on_where_two_stopped(whole: Path, disturbed: Path, opensora) -> None:
+def test_one_rank_resumes_a_run_of_two(whole: Path, disturbed: Path, opensora) -> None:
     options = [f"run_dir={disturbed}", f"steps={STEPS}", "keep_last=20"]
     assert opensora("train", str(ROOT / TRAIN), *options) == 0
     for one, two in zip(records(disturbed), records(whole), strict=True):
@@ -111,10 +111,10 @@ def test_one_rank_goes_on_where_two_stopped(whole: Path, disturbed: Path, openso
     assert max(checkpoints(disturbed)) == STEPS
 
 
-def test_sampling_is_the_same_on_one_and_two_ranks_and_skips_what_is_done(
+def test_sampling_is_equal_on_one_and_two_ranks_and_skips_existing_videos(
     whole: Path, tmp_path: Path, opensora, capsys: pytest.CaptureFixture[str], warm: str
 ) -> None:
-    """As console command and under torchrun: byte-identical mp4s; the second run starts no work."""
+    """The console command and torchrun write byte-identical mp4s; a second run samples nothing."""
     prompts = [word for prompt in PROMPTS for word in ("--prompt", prompt)]
 
     def options(folder: str) -> list[str]:
@@ -132,11 +132,12 @@ def test_sampling_is_the_same_on_one_and_two_ranks_and_skips_what_is_done(
     one, two = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "two"))
     assert one == two
     assert sorted(Path(name).suffix for name in one) == [".json"] * 4 + [".mp4"] * 4
-    assert len({one[name] for name in one if name.endswith(".mp4")}) >= 2  # what it learnt so far is to ignore the text
+    # two noises give two videos; after so few steps the model ignores the text
+    assert len({one[name] for name in one if name.endswith(".mp4")}) >= 2
 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "one").iterdir()}
     assert opensora("sample", *options("one")) == 0
-    said = capsys.readouterr()
-    assert "4 of 4 videos" in said.err
-    assert len(said.out.split()) == 4
+    printed = capsys.readouterr()
+    assert "4 of 4 videos" in printed.err
+    assert len(printed.out.split()) == 4
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "one").iterdir()} == before

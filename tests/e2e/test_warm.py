@@ -1,4 +1,4 @@
-"""A warm start is a start: what a program is given, what it leaves, and how it ends are those of `python ARGUMENTS`."""
+"""A program in a warm interpreter has the inputs, outputs and exit codes that it has with `python ARGUMENTS`."""
 
 import json
 import os
@@ -54,24 +54,24 @@ HOWS = ("none", "seven", "raise", "words", "kill", "thread")
 
 
 @pytest.mark.parametrize("program", [["-m", "program"], ["-u", "-m", "program"], ["../program.py"]], ids=str)
-def test_a_program_is_given_and_leaves_the_same(warm: str, folder: Path, program: list[str]) -> None:
+def test_program_has_equal_inputs_outputs_and_exit_codes(warm: str, folder: Path, program: list[str]) -> None:
     if program[-1] == "../program.py":
         folder = folder / "elsewhere"
     for how in HOWS if program[0] == "-m" else HOWS[1:2]:
-        cold, found = (outcome(python, [*program, how, "b c"], folder) for python in (sys.executable, warm))
-        assert found[:2] == cold[:2], how
-        assert json.loads(found[1].splitlines()[0])[2] == ["LC_CTYPE", "MINE", "OMP_NUM_THREADS", "PATH", "PWD"]
-        assert found[2].splitlines()[0] == "said"
-        assert found[2].splitlines()[-1] == cold[2].splitlines()[-1], how
+        cold, warmed = (outcome(python, [*program, how, "b c"], folder) for python in (sys.executable, warm))
+        assert warmed[:2] == cold[:2], how
+        assert json.loads(warmed[1].splitlines()[0])[2] == ["LC_CTYPE", "MINE", "OMP_NUM_THREADS", "PATH", "PWD"]
+        assert warmed[2].splitlines()[0] == "said"
+        assert warmed[2].splitlines()[-1] == cold[2].splitlines()[-1], how
 
 
-def test_it_is_warm(warm: str, folder: Path) -> None:
-    """Else it is the interpreter, and the tests take their time without a word."""
+def test_torch_is_imported_at_start(warm: str, folder: Path) -> None:
+    """With a cold interpreter all tests would pass too, only slowly."""
     (folder / "program.py").write_text("import sys; sys.exit(0 if 'torch' in sys.modules else 3)")
     assert outcome(warm, ["-m", "program"], folder)[0] == 0
 
 
-def test_signals_reach_it(warm: str, folder: Path) -> None:
+def test_signals_reach_the_program(warm: str, folder: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for number, code in ((signal.SIGTERM, 9), (signal.SIGUSR1, -signal.SIGUSR1)):
         with subprocess.Popen([warm, "-m", "waiting"], cwd=folder, env=environment, stdout=subprocess.PIPE) as process:
@@ -81,8 +81,8 @@ def test_signals_reach_it(warm: str, folder: Path) -> None:
             assert process.wait(30) == code
 
 
-def test_it_ends_with_what_was_called(warm: str, folder: Path) -> None:
-    """Its output ends, as that of a program that is killed does."""
+def test_killing_the_caller_ends_the_program(warm: str, folder: Path) -> None:
+    """Its output ends like that of a killed program."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen([warm, "-m", "waiting"], cwd=folder, env=environment, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
