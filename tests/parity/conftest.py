@@ -1,4 +1,4 @@
-"""Says at the end of the run where golden data was looked for, and why parity tests were skipped."""
+"""Print the expected folder of golden data at the end of the run if parity tests were skipped without it."""
 
 from typing import Any
 

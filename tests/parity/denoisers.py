@@ -1,4 +1,4 @@
-"""Rebuilding a recorded denoiser and comparing its forward pass, whatever its family."""
+"""Rebuild a recorded denoiser of any family and compare its forward pass."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,12 +13,12 @@ KERNEL_SWITCHES = {"dtype", "enable_flashattn", "enable_flash_attn", "enable_lay
 
 
 def arguments(golden: Golden) -> dict[str, Any]:
-    """The constructor arguments of the original that mean something here."""
+    """The recorded constructor arguments without KERNEL_SWITCHES."""
     return {k: v for k, v in golden.config["kwargs"].items() if k not in KERNEL_SWITCHES}
 
 
 def recorded_model(golden: Golden, cls: Callable[..., nn.Module], **more: Any) -> Any:
-    """The model of `cls` with the recorded arguments and weights, all of them and nothing else."""
+    """A model of `cls` with the recorded arguments and weights; the keys must be equal."""
     model = cls(**{**more, **arguments(golden)})
     model.load_state_dict(golden.state(), strict=True)
     return model.eval()
@@ -35,28 +35,28 @@ def assert_forward(
     inputs: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict,
     **more: Any,
 ) -> None:
-    """Output and recorded inner outputs of one case.
+    """Compare the output and the recorded inner outputs of one case.
 
-    inputs: gives the recorded inputs the names they have here; `more`: arguments of forward that are no tensors.
+    inputs: renames the recorded inputs to the arguments of forward; more: arguments that are not tensors.
     """
     case = golden.case(name)
-    seen: dict[str, Tensor] = {}  # of a module that is called again, for the given frames, the first call
+    outputs: dict[str, Tensor] = {}  # of the first call, if a module is called twice
     for path in case.inner:
-        model.get_submodule(path).register_forward_hook(lambda _m, _i, out, path=path: _keep(seen, path, out))
+        model.get_submodule(path).register_forward_hook(lambda _m, _i, out, path=path: _keep(outputs, path, out))
     with torch.no_grad():
         out = model(**inputs(case.inputs), **more)
     assert out.dtype == torch.float32
     for path, expected in case.inner.items():
-        if path in seen:  # some modules are entered by another method than forward
-            assert_parity(_laid_out(seen[path], expected), expected, what=path)
+        if path in outputs:  # modules called by another method than forward have no output here
+            assert_parity(_laid_out(outputs[path], expected), expected, what=path)
     assert_parity(out, case.out)
 
 
-def _laid_out(seen: Tensor, expected: Tensor) -> Tensor:
-    """Attention in windows was recorded as [B, H, W, T, D], and is [B, T, S, D] here; all else is in one order."""
-    in_windows = expected.ndim == 5 and seen.ndim == 4
-    return (seen.transpose(1, 2) if in_windows else seen).reshape(expected.shape)
+def _laid_out(actual: Tensor, expected: Tensor) -> Tensor:
+    """Reshape to the recorded layout: window attention was recorded as [B, H, W, T, D] and is [B, T, S, D] here."""
+    in_windows = expected.ndim == 5 and actual.ndim == 4
+    return (actual.transpose(1, 2) if in_windows else actual).reshape(expected.shape)
 
 
-def _keep(seen: dict[str, Tensor], path: str, out: Tensor) -> None:
-    seen.setdefault(path, out)
+def _keep(outputs: dict[str, Tensor], path: str, out: Tensor) -> None:
+    outputs.setdefault(path, out)

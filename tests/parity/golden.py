@@ -1,7 +1,7 @@
-"""Reading golden data: tensors written by the original implementations, one directory per model or scheduler.
+"""Golden data: tensors written by the original implementations, one directory per model or scheduler.
 
-The folder comes from OPENSORA_GOLDEN, by default `../shared/golden` beside the repository. Tests take every directory
-of a layout they know, whatever its sizes, so a second set with other sizes is tried without touching a test.
+The folder comes from OPENSORA_GOLDEN, by default `../shared/golden` next to the repository. A test runs on every
+directory whose layout it knows, so recordings with other sizes need no change of a test.
 """
 
 import json
@@ -21,7 +21,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def golden_folder() -> Path:
-    """Where golden data should be, present or not."""
+    """The folder of golden data; it may not exist."""
     return Path(os.environ.get("OPENSORA_GOLDEN") or REPOSITORY / ".." / "shared" / "golden").resolve()
 
 
@@ -57,7 +57,7 @@ class Golden:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """config.json or meta.json (Python's NaN is understood); {} when there is neither."""
+        """config.json or meta.json, in which NaN is allowed; {} if there is neither."""
         for name in ("config.json", "meta.json"):
             if (self.path / name).is_file():
                 return json.loads((self.path / name).read_text(encoding="utf-8"))
@@ -67,7 +67,7 @@ class Golden:
         return (self.path / f"{file}.safetensors").is_file()
 
     def tensors(self, file: str) -> dict[str, Tensor]:
-        """One safetensors file; half precision is storage only, so it comes back as float32."""
+        """The tensors of one safetensors file; half precision was only for storage and is converted to float32."""
         loaded = load_file(self.path / f"{file}.safetensors")
         return {k: v.float() if v.dtype in (torch.float16, torch.bfloat16) else v for k, v in loaded.items()}
 
@@ -97,8 +97,8 @@ def load(path: Path | str) -> Golden:
 
 def _wanted(match: str | Callable[[Golden], bool]) -> list[Golden]:
     root = golden_root()
-    found = [Golden(p) for p in sorted(root.iterdir()) if p.is_dir()] if root else []
-    return [g for g in found if (g.name.startswith(match) if isinstance(match, str) else match(g))]
+    recorded = [Golden(p) for p in sorted(root.iterdir()) if p.is_dir()] if root else []
+    return [g for g in recorded if (g.name.startswith(match) if isinstance(match, str) else match(g))]
 
 
 def _absent(what: str) -> list[Any]:
@@ -109,15 +109,15 @@ def _absent(what: str) -> list[Any]:
 def directories(match: str | Callable[[Golden], bool], what: str = "") -> list[Any]:
     """`pytest.param(Golden, id=directory name)` for each directory whose name starts with `match`, or satisfies it.
 
-    With none, one parameter that skips and says why; `what` names the data in that reason.
+    Without one, the only parameter is skipped; `what` names the data in the reason.
     """
     return [pytest.param(g, id=g.name) for g in _wanted(match)] or _absent(what or str(match))
 
 
 def cases(match: str | Callable[[Golden], bool], what: str = "") -> list[Any]:
     """Like `directories`, one parameter `(Golden, case name)` for each case listed in the config."""
-    found = [pytest.param((g, c), id=f"{g.name}-{c}") for g in _wanted(match) for c in g.case_names()]
-    return found or _absent(what or str(match))
+    parameters = [pytest.param((g, c), id=f"{g.name}-{c}") for g in _wanted(match) for c in g.case_names()]
+    return parameters or _absent(what or str(match))
 
 
 def released_keys(name: str) -> dict[str, list[int]]:

@@ -22,9 +22,9 @@ def read(golden: Golden, name: str) -> Any:
 
 def version(golden: Golden) -> Any:
     """Open-Sora's version, from the directory's name: os1_2_aspect holds 1.2's."""
-    found = re.match(r"os(\d)_(\d)", golden.name)
-    assert found is not None
-    text = f"{found[1]}.{found[2]}"
+    match = re.match(r"os(\d)_(\d)", golden.name)
+    assert match is not None
+    text = f"{match[1]}.{match[2]}"
     assert text in get_args(aspect.Version)
     return text
 
@@ -46,11 +46,12 @@ def has_buckets(golden: Golden) -> bool:
 @pytest.mark.parametrize("golden", directories(has_tables, what="aspect tables"))
 def test_aspect_tables(golden: Golden) -> None:
     recorded = read(golden, "tables.json")
-    mine = aspect.tables(version(golden))
-    assert set(mine) == set(recorded["resolutions"])
+    tables = aspect.tables(version(golden))
+    assert set(tables) == set(recorded["resolutions"])
     for name, table in recorded["resolutions"].items():
-        assert mine[name].num_pixels == table["num_pixels"], name
-        assert list(mine[name].sizes.items()) == [(ratio, tuple(size)) for ratio, size in table["table"].items()], name
+        assert tables[name].num_pixels == table["num_pixels"], name
+        recorded_sizes = [(ratio, tuple(size)) for ratio, size in table["table"].items()]
+        assert list(tables[name].sizes.items()) == recorded_sizes, name
     names = aspect.ratio_names(version(golden))
     assert [aspect.exact_ratio(written) for written in names] == recorded["AR"]
     if "ARV" in recorded:  # the names as numbers; 0.375 is not rounded there
@@ -63,19 +64,19 @@ def test_aspect_tables(golden: Golden) -> None:
 
 @pytest.mark.parametrize("golden", directories(has_queries, what="aspect ratio queries"))
 def test_closest_ratio_and_size(golden: Golden) -> None:
-    queries, of = read(golden, "queries.json"), version(golden)
+    queries, release = read(golden, "queries.json"), version(golden)
     assert queries.get("closest") or queries.get("image_size")
     for query in queries.get("closest", []):
         name = query["resolution"]
-        found = aspect.closest_ratio(query["h"], query["w"], name, of)
-        assert found == query["closest"], query
-        assert list(aspect.resolution(name, of).sizes[found]) == query["hw"]
+        ratio = aspect.closest_ratio(query["h"], query["w"], name, release)
+        assert ratio == query["closest"], query
+        assert list(aspect.resolution(name, release).sizes[ratio]) == query["hw"]
     for query in queries.get("image_size", []):
         if query["out"] is None:
             with pytest.raises(ConfigError, match="aspect ratio"):
-                aspect.image_size(query["resolution"], query["ar"], of)
+                aspect.image_size(query["resolution"], query["ar"], release)
         else:
-            assert list(aspect.image_size(query["resolution"], query["ar"], of)) == query["out"]
+            assert list(aspect.image_size(query["resolution"], query["ar"], release)) == query["out"]
 
 
 @pytest.mark.parametrize("golden", directories(has_buckets, what="buckets"))
@@ -95,30 +96,30 @@ def test_bucket_choices(golden: Golden) -> None:
         for sample in recorded["samples"]:
             epoch_seed = sample["seed"] - sample["index"] * recorded["num_bucket"]
             assert buckets.row_seed(epoch_seed, 0, sample["index"]) == sample["seed"]
-            found = buckets.choose(
+            bucket = buckets.choose(
                 sample["T"], sample["H"], sample["W"], frame_interval=sample["frame_interval"], seed=sample["seed"]
             )
-            assert (None if found is None else list(found)) == sample["bucket_id"], sample
-            if found is not None:
-                assert list(buckets.size(found)) == sample["thw"]
-                assert buckets.batch_size(found) == sample["batch_size"]
+            assert (None if bucket is None else list(bucket)) == sample["bucket_id"], sample
+            if bucket is not None:
+                assert list(buckets.size(bucket)) == sample["thw"]
+                assert buckets.batch_size(bucket) == sample["batch_size"]
         for interval in {sample["frame_interval"] for sample in recorded["samples"]}:
             samples = [sample for sample in recorded["samples"] if sample["frame_interval"] == interval]
             columns = (np.array([sample[key] for sample in samples]) for key in ("T", "H", "W", "seed"))
             frames, height, width, seeds = columns
-            many = buckets.choose_many(frames, height, width, frame_interval=interval, seeds=seeds)
-            names = [None if number < 0 else list(buckets.all[number]) for number in many]
+            numbers = buckets.choose_many(frames, height, width, frame_interval=interval, seeds=seeds)
+            names = [None if number < 0 else list(buckets.all[number]) for number in numbers]
             assert names == [sample["bucket_id"] for sample in samples]
 
 
 @pytest.mark.parametrize("golden", directories(has_buckets, what="buckets"))
-def test_our_recipes_have_the_buckets_of_theirs(golden: Golden) -> None:
-    ours = {"1.1": "stdit2", "1.2": "stdit3"}
+def test_recipes_have_the_recorded_buckets(golden: Golden) -> None:
+    models = {"1.1": "stdit2", "1.2": "stdit3"}
     for file in sorted(golden.path.glob("stage*.json")):
         recorded = read(golden, file.name)
-        if version(golden) not in ours or not recorded["config"].endswith("/train/stage1.py"):
+        if version(golden) not in models or not recorded["config"].endswith("/train/stage1.py"):
             continue
-        config = str(ROOT / f"configs/{ours[version(golden)]}/train/buckets.py")
-        mine = as_dict(load(config, [], TrainRun).run)["bucket_config"]
-        assert mine == recorded["bucket_config"]
-        assert list(mine) == list(recorded["bucket_config"])
+        config = str(ROOT / f"configs/{models[version(golden)]}/train/buckets.py")
+        buckets = as_dict(load(config, [], TrainRun).run)["bucket_config"]
+        assert buckets == recorded["bucket_config"]
+        assert list(buckets) == list(recorded["bucket_config"])

@@ -1,4 +1,4 @@
-"""PixArt weights in the video models: every value, every list, and the image model's numbers on one frame."""
+"""PixArt weights in the video models: all values, the reported lists, and the image model's output on one frame."""
 
 import hashlib
 import inspect
@@ -19,7 +19,7 @@ from opensora.models.conversion.infer_arguments import infer_sizes
 from opensora.registry import MODELS, constructor, names
 from tests.parity.golden import Golden, assert_parity, directories
 
-BLOCKS_LEFT_OUT = re.compile(r"blocks\.")  # at the start of a name that the original did not find a place for
+BLOCKS_LEFT_OUT = re.compile(r"blocks\.")  # matches names that the original did not load
 
 
 def is_initialisation(golden: Golden) -> bool:
@@ -41,7 +41,7 @@ def class_of(state: Mapping[str, Tensor]) -> str:
 
 
 def arguments_for(state: Mapping[str, Tensor], accepted: Any) -> dict[str, Any]:
-    """The constructor arguments that the shapes of a whole model tell; heads only where a norm has their width."""
+    """The constructor arguments inferred from the shapes of a model; the number of heads only from a q_norm."""
     weight = state["x_embedder.proj.weight"]
     width, channels, *patch = weight.shape
     blocks = {name.split(".")[1] for name in state if re.match(r"(spatial_)?blocks\.", name)}
@@ -49,7 +49,7 @@ def arguments_for(state: Mapping[str, Tensor], accepted: Any) -> dict[str, Any]:
     windowed = norm is not None and "rope.freqs" in state and 6 * len(state["rope.freqs"]) == len(norm)
     perceptron = next(tensor for name, tensor in state.items() if name.endswith("mlp.fc1.weight"))
     outputs = len(state["final_layer.linear.weight"]) // math.prod(patch)
-    found = {
+    inferred = {
         "hidden_size": width,
         "in_channels": channels,
         "patch_size": tuple(patch),
@@ -62,11 +62,11 @@ def arguments_for(state: Mapping[str, Tensor], accepted: Any) -> dict[str, Any]:
         "kernel_size": (8, 8, -1) if windowed else None,
         **infer_sizes(state, accepted),
     }
-    return {key: value for key, value in found.items() if key in accepted}
+    return {key: value for key, value in inferred.items() if key in accepted}
 
 
 def before(golden: Golden, **changes: Any) -> nn.Module:
-    """The fresh model of the recording; `changes` to its arguments, tables then as computed."""
+    """The recorded model before the conversion, with `changes` to its arguments and computed position tables."""
     stored = golden.tensors("model_before")
     build = constructor(MODELS, class_of(stored))
     model = build(**{**arguments_for(stored, inspect.signature(build).parameters), **changes})
@@ -96,7 +96,7 @@ def needs_target(golden: Golden) -> None:
 
 
 def left_out(golden: Golden) -> dict[str, str]:
-    """Blocks that the original found no place for, by the name they have here: it renamed PixArt-Sigma's only."""
+    """Our name -> name of blocks that the original did not load, because it renamed only those of PixArt-Sigma."""
     names = [name for name in golden.config["unexpected"] if BLOCKS_LEFT_OUT.match(name)]
     return {f"spatial_{name}": name for name in names}
 
@@ -106,17 +106,17 @@ def test_every_value(golden: Golden) -> None:
     needs_target(golden)
     model = before(golden)
     converted(golden, model)
-    state, source, ours = model.state_dict(), golden.tensors("source_checkpoint"), left_out(golden)
+    state, source, renamed = model.state_dict(), golden.tensors("source_checkpoint"), left_out(golden)
     expected = golden.config["sha256_of_float32_bytes_after"]
     assert set(state) == set(expected)
     for name, tensor in state.items():
-        wanted = fingerprint(source[ours[name]]) if name in ours else expected[name]
-        assert fingerprint(tensor) == wanted, name
+        fingerprint_of_original = fingerprint(source[renamed[name]]) if name in renamed else expected[name]
+        assert fingerprint(tensor) == fingerprint_of_original, name
 
 
 @pytest.mark.parametrize("golden", INITIALISATIONS)
 def test_every_list(golden: Golden) -> None:
-    """Where the original silently filled no block, the blocks are filled here; nothing else differs."""
+    """The lists differ in one way: blocks that the original left out without a message are loaded."""
     needs_target(golden)
     report, ours = converted(golden, before(golden)), left_out(golden)
     assert set(report.loaded) == {*golden.config["loaded"], *ours}

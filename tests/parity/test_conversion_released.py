@@ -19,7 +19,7 @@ from tests.parity.golden import golden_folder, released_keys
 from tools.weights import convert
 
 VIDEO = ("STDiT", "STDiT2", "STDiT3")
-# Lists by what their names say: family of such a file, class of the model it fills.
+# Pattern of key lists' names -> family; the group is the class of the model.
 KINDS = {
     r"os1_\d_(STDiT)-.*": "stdit",
     r"os1_\d_(STDiT2)-.*": "stdit2",
@@ -39,7 +39,7 @@ def lists(pattern: str) -> list[str]:
 
 
 def parameters(values: list[Any], arguments: int = 1) -> list[Any]:
-    """The values, or one parameter set of so many arguments that skips and says where key lists were looked for."""
+    """The values; if there are none, one skipped set of `arguments` parameters whose reason names the folder."""
     reason = f"no such key lists in {golden_folder() / 'keys'} (set OPENSORA_GOLDEN)"
     return values or [pytest.param(*[None] * arguments, id="absent", marks=pytest.mark.skip(reason=reason))]
 
@@ -52,17 +52,17 @@ def built(listed: str, family: Family, state: dict[str, Tensor]) -> nn.Module:
     """The registered model that a key list describes, on meta."""
     content = json.loads((golden_folder() / "keys" / f"{listed}.json").read_text())
     registry = MODELS if family.registry == "model" else VAES
-    told = re.match(r"os1_\d_([A-Za-z0-9]+-XL)-2", listed)
-    name = f"{told[1]}/2" if told else content.get("model")
-    name = name if told or name in names(registry) else family.default(state)
+    size = re.match(r"os1_\d_([A-Za-z0-9]+-XL)-2", listed)
+    name = f"{size[1]}/2" if size else content.get("model")
+    name = name if size or name in names(registry) else family.default(state)
     if name not in names(registry):
         pytest.skip(f"no {registry.name} {name}")
     build = constructor(registry, name)
     accepted = inspect.signature(build).parameters
-    given = content.get("kwargs") or content.get("config") or {}
-    given = {k: float(Fraction(v)) if v == "2/3" else v for k, v in given.items() if k in accepted}
+    arguments = content.get("kwargs") or content.get("config") or {}
+    arguments = {k: float(Fraction(v)) if v == "2/3" else v for k, v in arguments.items() if k in accepted}
     with torch.device("meta"):
-        return build(**{**infer_sizes(state, accepted), **given})
+        return build(**{**infer_sizes(state, accepted), **arguments})
 
 
 def rule_for(model: nn.Module, family: Family) -> Any:
@@ -73,7 +73,7 @@ def rule_for(model: nn.Module, family: Family) -> Any:
     ("listed", "family"), parameters([(name, family) for kind, family in KINDS.items() for name in lists(kind)], 2)
 )
 def test_released_weights_fill_their_model(listed: str, family: str) -> None:
-    """Everything from the file, nothing else, but for position tables, which are computed."""
+    """All weights of the file are loaded and none is missing, except position tables, which are computed."""
     state = on_meta(listed)
     model = built(listed, FAMILIES[family], state)
     report = convert_weights(model, state, rule_for(model, FAMILIES[family]), listed)
@@ -81,12 +81,12 @@ def test_released_weights_fill_their_model(listed: str, family: str) -> None:
     assert set(report.loaded) == set(state) - set(report.tables)
     assert not report.unexpected
     assert not report.reshaped
-    assert not any(report.tables.values())  # all of the size that the shapes tell
+    assert not any(report.tables.values())  # all have the size inferred from the shapes
     assert {name: list(tensor.shape) for name, tensor in model.state_dict().items()} == released_keys(listed)
 
 
 def pixart_like(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """With patches of images."""
+    """The state with the patch embedding of images, without the axis of frames."""
     weight = state["x_embedder.proj.weight"]
     return {**state, "x_embedder.proj.weight": torch.empty(weight.shape[:2] + weight.shape[3:], device="meta")}
 
@@ -114,13 +114,13 @@ PAIRS = [(source, target) for source in lists(r"os1_\d_PixArt.*") for target in 
 
 @pytest.mark.parametrize(("listed", "target"), parameters(PAIRS, 2))
 def test_pixart_fills_the_video_models(listed: str, target: str) -> None:
-    wanted = released_keys(target)
-    channels = [keys["x_embedder.proj.weight"][1] for keys in (wanted, released_keys(listed))]
+    target_keys = released_keys(target)
+    channels = [keys["x_embedder.proj.weight"][1] for keys in (target_keys, released_keys(listed))]
     by_latents = {"x_embedder.proj.weight", "final_layer.linear.weight", "final_layer.linear.bias"}
     model, report = converted(listed, target)
     rule = FAMILIES["pixart-alpha"].rules[type(model).__name__]
     source = pixart_file(listed)
-    assert {*report.loaded, *report.missing} == set(wanted)
+    assert {*report.loaded, *report.missing} == set(target_keys)
     assert set(report.unfit) == (set() if channels[0] == channels[1] else by_latents)
     left = len(report.dropped) + len(report.unexpected) + len(report.unfit)
     assert len(report.loaded) == len(source) - left
@@ -131,15 +131,15 @@ def test_pixart_fills_the_video_models(listed: str, target: str) -> None:
     depth = len({name.split(".")[1] for name in source if name.startswith("blocks.")})
     filled = [name for name in report.loaded if re.match(r"(spatial_)?blocks\.", name)]
     assert len(filled) == sum(name.startswith("blocks.") for name in source) == 15 * depth
-    assert set(report.tables) == {name for name in wanted if name.startswith("pos_embed")}
-    lengths = released_keys(listed)["y_embedder.y_embedding"][0], wanted["y_embedder.y_embedding"][0]
+    assert set(report.tables) == {name for name in target_keys if name.startswith("pos_embed")}
+    lengths = released_keys(listed)["y_embedder.y_embedding"][0], target_keys["y_embedder.y_embedding"][0]
     assert ("y_embedder.y_embedding" in report.reshaped) == (lengths[0] != lengths[1])
-    assert list(model.state_dict()["y_embedder.y_embedding"].shape) == wanted["y_embedder.y_embedding"]
+    assert list(model.state_dict()["y_embedder.y_embedding"].shape) == target_keys["y_embedder.y_embedding"]
 
 
 @pytest.mark.parametrize("listed", parameters(lists(r"os1_\d_AutoencoderKL.*")))
 def test_an_image_autoencoder_fills_the_causal_one(listed: str) -> None:
-    """All but what changes the number of frames; kernels of three frames are made from image kernels."""
+    """All weights of the file are loaded, 2-D kernels inflated; only layers that change the number of frames are missing."""
     from opensora.models.vae.causal_vae import CausalVAEModel
 
     with torch.device("meta"):
@@ -174,15 +174,15 @@ def test_pixart_of_diffusers_fills_the_video_models(target: str, many_sizes: boo
 
 
 @pytest.mark.parametrize("listed", parameters(lists(r"os1_\d_STDiT3.*")))
-def test_the_release_is_told_by_its_tensors(listed: str) -> None:
-    """Without a word on the target, both releases of STDiT3 find the entry whose sizes they have."""
+def test_the_release_is_inferred_from_its_tensors(listed: str) -> None:
+    """Without a target, both releases of STDiT3 select the registered name with their sizes."""
     state = on_meta(listed)
     with torch.device("meta"):
         model = constructor(MODELS, FAMILIES["stdit3"].default(state) or "")()
     assert set(convert_weights(model, state, FAMILIES["stdit3"].rules["STDiT3"], listed).loaded) == set(state)
 
 
-def test_a_lightning_checkpoint_loses_its_loss() -> None:
+def test_loss_of_a_lightning_checkpoint_is_dropped() -> None:
     listed = "causalvae_v1.1.0"
     state = on_meta(listed)
     content = json.loads((golden_folder() / "keys" / f"{listed}.json").read_text())
@@ -194,7 +194,7 @@ def test_a_lightning_checkpoint_loses_its_loss() -> None:
 
 
 def test_a_pipeline_of_two_autoencoders() -> None:
-    """Open-Sora 1.2's file: the image part, the temporal part, and how latents are scaled."""
+    """The file of Open-Sora 1.2 has a spatial part, a temporal part, and scale and shift of latents."""
     if "OpenSoraVAE_V1_2" not in names(VAES):
         pytest.skip("no vae OpenSoraVAE_V1_2")
     state = {f"spatial_vae.module.{k}": v for k, v in on_meta("os1_2_AutoencoderKL_spatial").items()}
@@ -210,14 +210,14 @@ def test_a_pipeline_of_two_autoencoders() -> None:
 
 
 def by_class_file(listed: str, frames: int) -> dict[str, Tensor]:
-    """DiT's or Latte's own file, with tables under their own names."""
+    """A file of DiT or Latte, with the names of its position tables."""
     state = {name: tensor for name, tensor in pixart_like(on_meta(listed)).items() if not name.startswith("pos_embed")}
     width = len(state["x_embedder.proj.bias"])
     state["pos_embed"] = torch.empty(1, 256, width, device="meta")
     return {**state, "temp_embed": torch.empty(1, frames, width, device="meta")} if frames > 1 else state
 
 
-# What the files named in the docs and configs hold.
+# Contents of the files that the docs and configs name.
 FILES = {
     "PixArt-XL-2-256x256.pth": lambda: pixart_file("os1_0_PixArt-XL-2_1x256x256"),
     "PixArt-XL-2-512x512.pth": lambda: pixart_file("os1_0_PixArt-XL-2_1x512x512"),
@@ -242,7 +242,7 @@ COMMANDS = [
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_as_printed(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    """Those that need a released file, at full size: every name and argument fits, only nothing is written."""
+    """Commands on released files are valid; they run at full size on meta tensors and write nothing."""
     words = command.split()
     released = FILES[words[0]]()
     monkeypatch.setattr(convert, "read_weights", lambda path: released)

@@ -38,26 +38,26 @@ def test_keys_shapes_and_position_tables(golden: Golden) -> None:
 def test_forward(recorded: tuple[Golden, str]) -> None:
     golden, name = recorded
     case, model = golden.case(name), recorded_model(golden, model_of(golden))
-    seen: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
     for path in case.inner:
-        model.get_submodule(path).register_forward_hook(lambda _m, _i, out, path=path: seen.update({path: out}))
+        model.get_submodule(path).register_forward_hook(lambda _m, _i, out, path=path: outputs.update({path: out}))
     with torch.no_grad():
         out = model(**inputs(case.inputs))
     assert out.dtype == torch.float32
     for path, expected in case.inner.items():
-        inner = seen[path]
+        inner = outputs[path]
         if golden.config["cls"] == "Latte" and path.startswith("blocks.") and int(path.split(".")[1]) % 2:
-            inner = inner.transpose(1, 2)  # the original hands odd blocks rows of time
+            inner = inner.transpose(1, 2)  # the original transposes the tokens of odd blocks to rows of time
         assert_parity(inner.reshape(expected.shape), expected, what=path)
     assert_parity(out, case.out)
 
 
 @pytest.mark.parametrize("golden", directories(is_dit, "DiT and Latte"))
 def test_other_sizes_are_refused(golden: Golden) -> None:
-    model, given = recorded_model(golden, model_of(golden)), inputs(golden.case(golden.case_names()[0]).inputs)
-    given["x"] = torch.cat([given["x"], given["x"]], dim=-1)
+    model, batch = recorded_model(golden, model_of(golden)), inputs(golden.case(golden.case_names()[0]).inputs)
+    batch["x"] = torch.cat([batch["x"], batch["x"]], dim=-1)
     with pytest.raises(ShapeError, match="built for"):
-        model(**given)
+        model(**batch)
 
 
 RELEASED: dict[str, dict[str, Any]] = {

@@ -24,15 +24,15 @@ def test_training_masks(golden: Golden) -> None:
     for example in recorded["examples"]:
         rng, generator = Random(example["seed"]), torch.Generator().manual_seed(example["seed"])
         masks = FrameMasks(example["mask_ratios"], version)
-        drawn = [masks.draw(example["T"], rng, generator) for _ in range(example["batch"])]
-        assert torch.stack(drawn).long().tolist() == example["masks"], example
+        sampled = [masks.draw(example["T"], rng, generator) for _ in range(example["batch"])]
+        assert torch.stack(sampled).long().tolist() == example["masks"], example
 
 
-@pytest.mark.parametrize("golden", directories(has("mask_index.json"), what="given frames of 1.3"))
-def test_given_frames(golden: Golden) -> None:
+@pytest.mark.parametrize("golden", directories(has("mask_index.json"), what="conditioning frames of 1.3"))
+def test_conditioning_frames(golden: Golden) -> None:
     recorded = json.loads((golden.path / "mask_index.json").read_text(encoding="utf-8"))
     assert recorded
-    for example in recorded:  # drawn alone, from a generator that nothing else drew from
+    for example in recorded:  # each frame choice has a new generator
         condition = CONDITIONS[condition_name(example["mask_cond"])]
         frames = list(condition(example["latent_t"], Random(example["seed"])))
         assert frames == example["mask_index"], example

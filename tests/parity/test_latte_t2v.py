@@ -26,39 +26,41 @@ def has_gradients(golden: Golden) -> bool:
 
 def recorded_cases() -> list[Any]:
     """A parameter (golden directory, case) for each forward pass that a directory recorded."""
-    found = directories(is_latte_t2v, "LatteT2V")
-    if found[0].values[0] is None:
-        return found
-    pairs = [(golden, case) for (golden,) in (p.values for p in found) for case in golden.config["cases"]]
+    parameters = directories(is_latte_t2v, "LatteT2V")
+    if parameters[0].values[0] is None:
+        return parameters
+    pairs = [(golden, case) for (golden,) in (p.values for p in parameters) for case in golden.config["cases"]]
     return [pytest.param(pair, id=f"{pair[0].name}-{pair[1]['name']}") for pair in pairs]
 
 
 def recorded_model(golden: Golden) -> LatteT2V:
-    model = LatteT2V(**golden.config["config"])  # its config.json as it is
+    model = LatteT2V(**golden.config["config"])  # the arguments of its config.json, unchanged
     model.load_state_dict(golden.state(), strict=True)
     return model.eval()
 
 
 def captions(cond: Tensor) -> Tensor:
-    """[B, 1 + n, L, C]; without images the original leaves the second axis out."""
+    """Captions [B, 1 + n, L, C]; without images the recording has no second axis."""
     return cond if cond.ndim == 4 else cond[:, None]
 
 
 def outcome(model: LatteT2V, case: dict[str, Any], recorded: dict[str, Tensor]) -> Tensor:
-    given = {key.removeprefix(f"{case['name']}."): tensor for key, tensor in recorded.items()}
+    tensors = {key.removeprefix(f"{case['name']}."): tensor for key, tensor in recorded.items()}
     return model(
-        given["x"],
-        given["t"],
-        captions(given["cond"]),
-        mask=given.get("encoder_attention_mask"),
-        attention_mask=given.get("attention_mask"),
+        tensors["x"],
+        tensors["t"],
+        captions(tensors["cond"]),
+        mask=tensors.get("encoder_attention_mask"),
+        attention_mask=tensors.get("attention_mask"),
         **case["kwargs"],
     )
 
 
 def forgets_frame_positions(case: dict[str, Any]) -> bool:
-    """The original leaves them out when it trains with images but without activation checkpointing. Released weights
-    were trained with it and are sampled with positions, so here they are always added."""
+    """True if the original adds no frame positions: it trains with images and without activation checkpointing.
+
+    Released weights were trained with checkpointing and are sampled with positions, so here they are always added.
+    """
     joint = "use_image_num" in case["kwargs"] and case["kwargs"]["use_image_num"] > 0
     return joint and case["training_mode"] and not case["gradient_checkpointing"]
 
@@ -80,7 +82,7 @@ def test_forward(recorded: tuple[Golden, dict[str, Any]]) -> None:
 
 @pytest.mark.parametrize("golden", directories(has_gradients, "gradients of LatteT2V"))
 def test_gradients(golden: Golden) -> None:
-    """Of the mean of squares, through checkpointed blocks where the original did so."""
+    """Gradients of the mean square of the output, with activation checkpointing if the original had it."""
     tensors = golden.tensors("forward")
     for case in golden.config["cases"]:
         prefix = f"{case['name']}.grad."
@@ -95,7 +97,7 @@ def test_gradients(golden: Golden) -> None:
         for name, expected in recorded.items():
             grad = parameters[name].grad
             assert grad is not None
-            # Gradients are small, so they are held to their own size.
+            # Gradients are small, so the tolerance is relative to the largest one.
             assert_parity(grad / expected.abs().max(), expected / expected.abs().max(), what=name)
 
 
@@ -132,7 +134,7 @@ def test_positions(golden: Golden) -> None:
 
 @pytest.mark.parametrize("golden", directories(lambda g: is_latte_t2v(g) and g.has("diffusion_loss"), "its loss"))
 def test_training_loss(golden: Golden) -> None:
-    """With images beside the clip and padding that does not count."""
+    """Images are joined to the clip, and padding does not count."""
     model, recorded = recorded_model(golden).train(), golden.tensors("diffusion_loss")
     images = golden.config["diffusion_loss"]["use_image_num"]
 
@@ -162,16 +164,18 @@ def test_training_loss(golden: Golden) -> None:
 
 
 def sampled() -> list[Any]:
-    found = directories(lambda g: is_latte_t2v(g) and g.has("sampling"), "sampling LatteT2V")
-    if found[0].values[0] is None:
-        return found
-    pairs = [(golden, e) for (golden,) in (p.values for p in found) for e in golden.config["sampling"]["schedulers"]]
+    parameters = directories(lambda g: is_latte_t2v(g) and g.has("sampling"), "sampling LatteT2V")
+    if parameters[0].values[0] is None:
+        return parameters
+    pairs = [
+        (golden, e) for (golden,) in (p.values for p in parameters) for e in golden.config["sampling"]["schedulers"]
+    ]
     return [pytest.param(pair, id=f"{pair[0].name}-{pair[1]['name']}") for pair in pairs]
 
 
 @pytest.mark.parametrize("recorded", sampled())
 def test_sampling(recorded: tuple[Golden, dict[str, Any]]) -> None:
-    """Whole trajectories under guidance, without text masks, as Open-Sora-Plan samples several prompts."""
+    """Whole trajectories with guidance; Open-Sora-Plan uses no text mask for several prompts."""
     golden, entry = recorded
     model, tensors, settings = recorded_model(golden), golden.tensors("sampling"), golden.config["sampling"]
     scheduler = build(SCHEDULERS, {"type": entry["name"]}, num_sampling_steps=entry["steps"])
@@ -179,7 +183,7 @@ def test_sampling(recorded: tuple[Golden, dict[str, Any]]) -> None:
     y = captions(torch.cat([halves[name] for name in scheduler.text_order.split(",")]))
 
     def denoise(x: Tensor, t_B: Tensor, x_mask: Tensor | None = None) -> Tensor:
-        # Random weights answer too loudly for a trajectory to stay finite.
+        # The outputs of random weights are too large for a trajectory to stay finite.
         return model(x, t_B, y, x_mask=x_mask) * settings["model_output_multiplier"]
 
     actual = scheduler.sample(

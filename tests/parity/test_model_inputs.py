@@ -1,4 +1,4 @@
-"""How Open-Sora 1.3 binds text and given frames to the copies of a batch, from what its model was recorded to see."""
+"""Text and conditioning frames of the copies of a batch, against the recorded model inputs of Open-Sora 1.3."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +18,7 @@ def with_images(golden: Golden) -> list[str]:
 
 
 class Frames:
-    """Recorded latents of one sample, of which the numbered frames are conditions."""
+    """Recorded latents of one sample; the frames `numbers` are conditions."""
 
     conditioning = VideoConditioning()
 
@@ -32,7 +32,7 @@ class Frames:
     "golden",
     directories(
         lambda golden: any("mask_index" in each for each in golden.config.get("sample", {}).values()),
-        what="sampling with given frames",
+        what="sampling with conditioning frames",
     ),
 )
 def test_copies_of_the_batch(golden: Golden) -> None:
@@ -54,7 +54,7 @@ def test_copies_of_the_batch(golden: Golden) -> None:
         assert torch.equal(inputs.initial_BCTHW, z)
         assert inputs.sampler_kwargs == {"image_guidance_scale": settings["image_cfg_scale"]}
         assert torch.equal(inputs.text.text_B1LC, case.outputs["model_y"])
-        # The original repeats y_null once more than there are rows; what it reads are the first.
+        # The original repeats y_null more often than there are rows, and reads only the first ones.
         assert torch.equal(inputs.model_kwargs["y_null"], case.outputs["model_y_null"][: 3 * len(z)])
         recorded_mask = torch.cat([case.inputs["z_cond_mask"]] * 3)
         assert torch.equal(inputs.model_kwargs["cond_mask"], recorded_mask)

@@ -26,7 +26,7 @@ from tests.parity.golden import Golden, assert_parity, directories
 
 
 def with_record(file: str, key: str) -> list[Any]:
-    """The directories that have both the tensors and the settings of one fact."""
+    """The directories with both the tensors `file` and the settings `key`."""
     return directories(lambda golden: golden.has(file) and key in golden.config, what=f"{key} of Open-Sora-Plan")
 
 
@@ -54,7 +54,7 @@ def test_frame_choice(golden: Golden) -> None:
 
 @pytest.mark.parametrize("golden", with_record("data", "collate"))
 def test_joint_batch(golden: Golden) -> None:
-    """The recorded pictures are known by their sizes only; what is not padding in them is 1 here."""
+    """Only the sizes of the pictures were recorded; their pixels are 1 here."""
     settings, recorded = golden.config["collate"], golden.tensors("data")
     samples = []
     for number, (_, images) in enumerate(settings["sizes"]):
@@ -79,8 +79,8 @@ def test_psnr_and_ssim(golden: Golden) -> None:
         ("psnr", psnr_frames(recorded["v1"], recorded["v2"])),
         ("ssim", ssim_frames(recorded["v1"], recorded["v2"])),
     ):
-        found = over_clips(values_BT)
-        for values_T, key in ((found.mean_T, name), (found.std_T, f"{name}_std")):
+        statistics = over_clips(values_BT)
+        for values_T, key in ((statistics.mean_T, name), (statistics.std_T, f"{name}_std")):
             expected = torch.tensor([golden.config[key][str(t)] for t in range(len(values_T))], dtype=torch.float64)
             assert_parity(values_T, expected, 1e-6, key)
 
@@ -88,15 +88,15 @@ def test_psnr_and_ssim(golden: Golden) -> None:
 @pytest.mark.parametrize("golden", with_record("metrics", "fvd_videogpt"))
 def test_frechet_distance_and_its_clips(golden: Golden) -> None:
     recorded = golden.tensors("metrics")
-    found = frechet_distance(recorded["fvd.a"], recorded["fvd.b"])
-    assert found == pytest.approx(golden.config["fvd_videogpt"], rel=1e-6)
+    distance = frechet_distance(recorded["fvd.a"], recorded["fvd.b"])
+    assert distance == pytest.approx(golden.config["fvd_videogpt"], rel=1e-6)
     expected = recorded["fvd.video_pre_small"]
     assert_parity(clip_for_features(recorded["fvd.video"], expected.shape[-1]), expected, 1e-6)
 
 
 @pytest.mark.parametrize("golden", with_record("data", "transforms"))
 def test_multi_scale_from_files(golden: Golden, tmp_path: Path) -> None:
-    """The frames as pictures of a manifest, through the data set."""
+    """The data set reads the frames as pictures of a manifest."""
     sizes, recorded = golden.config["transforms"], golden.tensors("data")
     if sizes["stride"] != 16:
         pytest.skip(f"recorded for sides of multiples of {sizes['stride']}; the original's multi_scale has 16")
@@ -107,5 +107,5 @@ def test_multi_scale_from_files(golden: Golden, tmp_path: Path) -> None:
     write_table(str(tmp_path / "train.csv"), rows)
     side = sizes["long_side"]
     data = VideoTextDataset(str(tmp_path / "train.csv"), num_frames=1, image_size=(side, side), multi_scale=True)
-    found = torch.stack([data.clip(row, Draw(0, 0, 0)).video_CTHW[:, 0] for row in range(len(rows))])
-    assert_parity(found, recorded["long_side_then_stride"], 1e-6)
+    resized = torch.stack([data.clip(row, Draw(0, 0, 0)).video_CTHW[:, 0] for row in range(len(rows))])
+    assert_parity(resized, recorded["long_side_then_stride"], 1e-6)

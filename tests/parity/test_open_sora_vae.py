@@ -33,7 +33,7 @@ def recorded_noise(case: Case) -> list[Tensor]:
     return [case.inputs[key] for key in sorted(case.inputs) if key.startswith("noise.")]
 
 
-def drawn(posterior: Gaussian, noise: Tensor | None) -> Tensor:
+def sample_or_mode(posterior: Gaussian, noise: Tensor | None) -> Tensor:
     return posterior.mode() if noise is None else posterior.sample(noise)
 
 
@@ -52,14 +52,14 @@ def temporal(golden: Golden) -> VAE_Temporal:
 def test_temporal(named: tuple[Golden, str]) -> None:
     golden, name = named
     model, case = temporal(golden), golden.case(name)
-    x, seen = case.inputs["x"], {}
+    x, outputs = case.inputs["x"], {}
     inner = {
         "encoder.conv_in": model.encoder.conv_in,
         "encoder.out": model.encoder,
         "post_quant": model.post_quant_conv,
     }
     for path, module in inner.items():
-        module.register_forward_hook(lambda _m, _i, out, path=path: seen.update({path: out}))
+        module.register_forward_hook(lambda _m, _i, out, path=path: outputs.update({path: out}))
     posterior = model.posterior(x)
     mean, logvar = case.outputs["moments"].chunk(2, dim=1)
     assert_parity(posterior.mean, mean, what="mean")
@@ -70,7 +70,7 @@ def test_temporal(named: tuple[Golden, str]) -> None:
     assert_parity(model.decode(case.outputs["z_sample"], x.shape[2]), case.outputs["rec_sample"], what="of a sample")
     assert_parity(model.decode(mean, x.shape[2]), case.outputs["rec_mode"], what="of the mode")
     for path, expected in case.inner.items():
-        assert_parity(seen[path], expected, what=path)
+        assert_parity(outputs[path], expected, what=path)
 
 
 def is_pipeline(golden: Golden) -> bool:
@@ -99,8 +99,8 @@ def test_pipeline(named: tuple[Golden, str]) -> None:
     clips = [draw for draw in noise if draw.dim() == 5]
     of_frames = torch.cat(frames).unflatten(0, (len(x), -1)).transpose(1, 2) if frames else None
     of_clips = torch.cat(clips, dim=2) if clips else None
-    x_z = model.spatial_vae.latents.normalize(drawn(model.spatial_vae.posterior(x), of_frames))
-    z = model.normalize(drawn(model.temporal_posterior(x_z), of_clips))
+    x_z = model.spatial_vae.latents.normalize(sample_or_mode(model.spatial_vae.posterior(x), of_frames))
+    z = model.normalize(sample_or_mode(model.temporal_posterior(x_z), of_clips))
     assert_parity(z, case.outputs["z"], what="latents")
     if not noise:
         assert_parity(model.encode(x), case.outputs["z"], what="latents without noise")
@@ -139,7 +139,7 @@ def test_v1_3(named: tuple[Golden, str]) -> None:
     mean, logvar = case.outputs["moments"].chunk(2, dim=1)
     assert_parity(posterior.mean, mean, ILL_CONDITIONED, what="mean")
     assert_parity(posterior.logvar, logvar.clamp(-30, 20), ILL_CONDITIONED, what="logvar")
-    z = model.latents.normalize(drawn(posterior, noise))
+    z = model.latents.normalize(sample_or_mode(posterior, noise))
     assert_parity(z, case.outputs["z"], ILL_CONDITIONED, what="latents")
     decoded = model.decode(case.outputs["z"], x.shape[2])
     assert_parity(decoded, case.outputs["rec"], ILL_CONDITIONED, what="reconstruction")

@@ -48,18 +48,18 @@ def test_forward(recorded: tuple[Golden, str]) -> None:
 def test_other_sizes(golden: Golden) -> None:
     """A model of one size refuses others; the multi-size one never reads its stored table."""
     model = recorded_model(golden, model_of(golden))
-    given = inputs(golden.case(golden.case_names()[0]).inputs)
+    batch = inputs(golden.case(golden.case_names()[0]).inputs)
     if not model.fixed_size:
         with torch.no_grad():
-            before = model(**given)
+            before = model(**batch)
             model.pos_embed.zero_()
-            assert torch.equal(model(**given), before)
-    given["x"] = torch.cat([given["x"], given["x"]], dim=-1)
+            assert torch.equal(model(**batch), before)
+    batch["x"] = torch.cat([batch["x"], batch["x"]], dim=-1)
     if model.fixed_size:
         with pytest.raises(ShapeError, match="built for"):
-            model(**given)
+            model(**batch)
     else:
-        assert model(**given).shape == (len(given["x"]), model.out_channels, *given["x"].shape[2:])
+        assert model(**batch).shape == (len(batch["x"]), model.out_channels, *batch["x"].shape[2:])
 
 
 RELEASED: dict[str, dict[str, Any]] = {

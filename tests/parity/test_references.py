@@ -1,4 +1,4 @@
-"""Given frames, strategies and prompt extras against those recorded from the original implementation."""
+"""Reference frames, mask strategies and prompt syntax against recordings of the original implementation."""
 
 import json
 import re
@@ -28,7 +28,7 @@ def read(golden: Golden) -> dict[str, Any]:
     return json.loads((golden.path / "inference_masks.json").read_text(encoding="utf-8"))
 
 
-GOLDEN = directories(has_masks, what="given frames in sampling")
+GOLDEN = directories(has_masks, what="reference frames in sampling")
 
 
 @pytest.mark.parametrize("golden", GOLDEN)
@@ -53,8 +53,8 @@ def test_pasted_latents_and_masks(golden: Golden) -> None:
         refs = [torch.arange(int(s[2]), int(s[2]) + int(s[1])).float().view(1, -1, 1, 1) for s in spans if s]
         assert len(refs) == len(spans)
         z = torch.full((1, case["T"], 1, 1), -1.0)
-        found, mask = paste_references(z, refs, parse_strategy(case["mask_strategy"]), case["loop_i"], case["align"])
-        assert found.flatten().tolist() == case["z"], case
+        pasted, mask = paste_references(z, refs, parse_strategy(case["mask_strategy"]), case["loop_i"], case["align"])
+        assert pasted.flatten().tolist() == case["z"], case
         assert mask.tolist() == case["mask"], case
 
 
@@ -71,27 +71,27 @@ def test_prompt_extras(golden: Golden) -> None:
 
 @pytest.mark.parametrize("golden", GOLDEN)
 def test_loops(golden: Golden) -> None:
-    """17 frames are coded as 5 latents. Continuing without references breaks off in the original; here it goes on."""
+    """17 frames are encoded as 5 latents. The original cannot continue a video without references; here it can."""
     recorded = read(golden)
     for latents, frames in recorded["dframe_to_frame"].items():
         assert frames_of_latents(int(latents), lambda n: n // 17 * 5 + -(-(n % 17) // 4)) == frames
-    given = recorded["append_generated"]["inputs"]
-    length, edit = given["condition_frame_length"], given["condition_frame_edit"]
-    text = f"{given['loop_i']},0,-{length},0,{length},{edit}"
-    assert parse_strategy(text) == [continue_from_previous(given["loop_i"], 0, length, edit)]
+    settings = recorded["append_generated"]["inputs"]
+    length, edit = settings["condition_frame_length"], settings["condition_frame_edit"]
+    text = f"{settings['loop_i']},0,-{length},0,{length},{edit}"
+    assert parse_strategy(text) == [continue_from_previous(settings["loop_i"], 0, length, edit)]
 
 
-class Knows:
+class ModelStub:
     def __init__(self, names: list[str]) -> None:
         self.size_conditions = names
 
 
 @pytest.mark.parametrize("golden", GOLDEN)
-def test_what_the_model_is_told_of_a_clip(golden: Golden) -> None:
+def test_size_conditions_of_a_clip(golden: Golden) -> None:
     cases = [case for case in read(golden)["multi_resolution_info"] if "fps" in case["out"]]
     assert cases
     for case in cases:
         height, width = int(case["out"]["height"][0]), int(case["out"]["width"][0])
-        fps = torch.full((len(case["out"]["fps"]),), 24.0)  # of the recorded videos; a picture is told another
-        told = clip_conditioning(Knows(list(case["out"])), (case["num_frames"], height, width), fps)
-        assert {name: value.tolist() for name, value in told.items()} == case["out"], case
+        fps = torch.full((len(case["out"]["fps"]),), 24.0)  # of the recorded videos; the fps of a picture differs
+        conditions = clip_conditioning(ModelStub(list(case["out"])), (case["num_frames"], height, width), fps)
+        assert {name: value.tolist() for name, value in conditions.items()} == case["out"], case

@@ -26,20 +26,20 @@ def named(layout: str) -> list[Any]:
 
 def cases_of(layout: str, section: str) -> list[Any]:
     """A parameter (golden directory, case name, case settings) for each case of `section` in each directory."""
-    found = []
+    parameters = []
     for parameter in named(layout):
         (golden,) = parameter.values
         if golden is None:
             return [parameter]
         settings = golden.config[section] if section else golden.config
-        found += [
+        parameters += [
             pytest.param((golden, name, case), id=f"{golden.name}-{name}") for name, case in sorted(settings.items())
         ]
-    return found
+    return parameters
 
 
 def rflow(golden: Golden, **kwargs: Any) -> RectifiedFlow:
-    """The scheduler of that release; what the recordings call use_oscillation_guidance is two switches here."""
+    """The scheduler of that release; use_oscillation_guidance of the recordings is two arguments here."""
     release: Any = "1.3" if golden.name.startswith("os1_3") else "1.2"
     oscillates = kwargs.pop("use_oscillation_guidance", False)
     return RectifiedFlow(release=release, oscillate_text=oscillates, oscillate_image=oscillates, **kwargs)
@@ -55,7 +55,7 @@ def test_rflow_shifts_timesteps(golden: Golden) -> None:
 
         shifted = shift_timesteps(torch.tensor(row["t"]), ratio(row["num_frames"]), 1000)
         if any(math.isnan(value) for value in row["out"]):
-            # The original counts no latent frames here, so that its own numbers are useless: all zero, then NaN.
+            # The original computes 0 latent frames here, so that its values are 0, then NaN.
             assert shifted.isfinite().all()
             timeless = ratio(row["num_frames"], scale_temporal=False)
             assert torch.equal(shifted, shift_timesteps(torch.tensor(row["t"]), timeless, 1000))
@@ -67,24 +67,24 @@ def test_rflow_shifts_timesteps(golden: Golden) -> None:
 def test_rflow_training_loss(case: tuple[Golden, str, dict[str, Any]]) -> None:
     golden, name, settings = case
     recorded = golden.case(f"train_{name}")
-    given = recorded.inputs
+    inputs = recorded.inputs
     scheduler = rflow(golden, **settings.get("kwargs", {}))
-    toy = Toy(given["y"])
+    toy = Toy(inputs["y"])
     if "torch_manual_seed" in settings:
         size = (settings["num_frames"], settings["height"], settings["width"])
         seeded = torch.Generator().manual_seed(settings["torch_manual_seed"])
-        t_B = scheduler.draw_timesteps(len(given["x0"]), seeded, size)
+        t_B = scheduler.draw_timesteps(len(inputs["x0"]), seeded, size)
         assert_parity(t_B.double(), recorded.outputs["t"].double(), what="t")
     else:
-        t_B = given["t"]
-    loss = scheduler.training_loss(toy, given["x0"], t_B=t_B, noise=given["noise"], x_mask_BT=given.get("mask"))
-    x_t = scheduler.add_noise(given["x0"], given["noise"], t_B)  # recorded before masked frames become clean again
+        t_B = inputs["t"]
+    loss = scheduler.training_loss(toy, inputs["x0"], t_B=t_B, noise=inputs["noise"], x_mask_BT=inputs.get("mask"))
+    x_t = scheduler.add_noise(inputs["x0"], inputs["noise"], t_B)  # recorded before masked frames become clean again
     assert_parity(x_t, recorded.outputs["x_t"], what="x_t")
     assert_parity(loss.loss_B, recorded.outputs["loss"], what="loss")
 
 
 def conditioned(toy: Toy, cond: torch.Tensor, cond_mask: torch.Tensor) -> Denoise:
-    """The toy that recordings with given frames used: it sees the condition added to its latents."""
+    """The toy of recordings with conditioning frames: the condition is added to its latents."""
     return lambda x, t_B, x_mask=None: toy(x + 0.3 * cond * cond_mask, t_B, x_mask)
 
 
@@ -92,47 +92,47 @@ def conditioned(toy: Toy, cond: torch.Tensor, cond_mask: torch.Tensor) -> Denois
 def test_rflow_sample(case: tuple[Golden, str, dict[str, Any]]) -> None:
     golden, name, settings = case
     recorded = golden.case(f"sample_{name}")
-    given, wanted = recorded.inputs, recorded.outputs
+    inputs, outputs = recorded.inputs, recorded.outputs
     kwargs, sizes = dict(settings.get("kwargs", {})), settings.get("additional", settings)
     size = None
     if "num_frames" in sizes:
         values = [sizes[key] for key in ("num_frames", "height" if "height" in sizes else "h")]
         values.append(sizes["width" if "width" in sizes else "w"])
         size = tuple(int(value[0] if isinstance(value, list) else value) for value in values)
-    if name == "flawfix":  # recorded without its settings: those of the plain case, with the option on
+    if name == "flawfix":  # its settings were not recorded; they are those of the plain case with this option
         kwargs["guidance_rescale"] = 0.7
     scheduler = rflow(golden, num_sampling_steps=settings["steps"], **kwargs)
     image_scale = settings.get("image_cfg_scale")
-    toy = Toy(torch.cat([given["y"], *[given["y_null"]] * (1 if image_scale is None else 2)]))
+    toy = Toy(torch.cat([inputs["y"], *[inputs["y_null"]] * (1 if image_scale is None else 2)]))
     denoise: Denoise = toy
     if image_scale is not None:
-        cond = given["z_cond"] * given["z_cond_mask"]
+        cond = inputs["z_cond"] * inputs["z_cond_mask"]
         tripled = torch.cat([cond, cond, torch.zeros_like(cond)])
         assert scheduler.image_text_order == "cond,null,null"
-        assert torch.equal(tripled, wanted["model_cond"])
-        assert torch.equal(toy.y, wanted["model_y"])
-        denoise = conditioned(toy, tripled, torch.cat([given["z_cond_mask"]] * 3))
-    draws = iter(given.get("noise_draws", []))
+        assert torch.equal(tripled, outputs["model_cond"])
+        assert torch.equal(toy.y, outputs["model_y"])
+        denoise = conditioned(toy, tripled, torch.cat([inputs["z_cond_mask"]] * 3))
+    draws = iter(inputs.get("noise_draws", []))
     z = scheduler.sample(
         denoise,
-        given["z"],
+        inputs["z"],
         [],
         guidance_scale=settings.get("cfg_scale", golden.config["sample"]["plain"]["cfg_scale"]),
         image_guidance_scale=image_scale,
-        mask_BT=given.get("mask"),
+        mask_BT=inputs.get("mask"),
         size=size,
         step_noise=lambda like: next(draws),
     )
-    assert_parity(z, wanted["z"], TRAJECTORY, "z")
-    if "model_x" in wanted:
-        assert_parity(torch.stack(toy.seen_x), wanted["model_x"], TRAJECTORY, "model_x")
-    if "model_x_last" in wanted:
-        last = toy.seen_x[-1] - 0.3 * tripled * torch.cat([given["z_cond_mask"]] * 3)
-        assert_parity(last, wanted["model_x_last"], TRAJECTORY, "model_x_last")
-    if "model_t" in wanted:
-        assert_parity(torch.stack(toy.seen_t), wanted["model_t"].float(), what="model_t")
-    if "model_x_mask" in wanted:
-        assert torch.equal(torch.stack(toy.seen_mask), wanted["model_x_mask"])
+    assert_parity(z, outputs["z"], TRAJECTORY, "z")
+    if "model_x" in outputs:
+        assert_parity(torch.stack(toy.seen_x), outputs["model_x"], TRAJECTORY, "model_x")
+    if "model_x_last" in outputs:
+        last = toy.seen_x[-1] - 0.3 * tripled * torch.cat([inputs["z_cond_mask"]] * 3)
+        assert_parity(last, outputs["model_x_last"], TRAJECTORY, "model_x_last")
+    if "model_t" in outputs:
+        assert_parity(torch.stack(toy.seen_t), outputs["model_t"].float(), what="model_t")
+    if "model_x_mask" in outputs:
+        assert torch.equal(torch.stack(toy.seen_mask), outputs["model_x_mask"])
         assert next(draws, None) is None, "the original draws noise at every step"
 
 
@@ -161,28 +161,32 @@ def test_iddpm_tables(case: tuple[Golden, str, dict[str, Any]]) -> None:
 def test_iddpm_training_loss(case: tuple[Golden, str, dict[str, Any]]) -> None:
     golden, name, settings = case
     recorded = golden.case(name)
-    given, wanted = recorded.inputs, recorded.outputs
+    inputs, outputs = recorded.inputs, recorded.outputs
     scheduler = iddpm(golden, **settings["kwargs"])
-    if "failed" in settings:  # the original's error was recorded in place of the terms; what it had done before stands
+    if "failed" in settings:  # the error of the original was recorded instead of the terms
         assert "mask not supported for KL loss" in settings["failed"]
-        mask = torch.ones(given["x0"].shape[0], given["x0"].shape[2], dtype=torch.bool)
+        mask = torch.ones(inputs["x0"].shape[0], inputs["x0"].shape[2], dtype=torch.bool)
         with pytest.raises(ConfigError, match="use_kl"):
-            scheduler.training_loss(Toy(given["y"]), given["x0"], t_B=given["t"], noise=given["noise"], x_mask_BT=mask)
-    toy = Toy(given["y"], channels=None if scheduler.learn_sigma else given["x0"].shape[1])
-    loss = scheduler.training_loss(toy, given["x0"], t_B=given["t"], noise=given["noise"], x_mask_BT=given.get("mask"))
-    assert_parity(loss.loss_B, wanted["loss"], what="loss")
+            scheduler.training_loss(
+                Toy(inputs["y"]), inputs["x0"], t_B=inputs["t"], noise=inputs["noise"], x_mask_BT=mask
+            )
+    toy = Toy(inputs["y"], channels=None if scheduler.learn_sigma else inputs["x0"].shape[1])
+    loss = scheduler.training_loss(
+        toy, inputs["x0"], t_B=inputs["t"], noise=inputs["noise"], x_mask_BT=inputs.get("mask")
+    )
+    assert_parity(loss.loss_B, outputs["loss"], what="loss")
     assert {*loss.terms, "loss"} == set(settings.get("terms", ["loss"]))
     for term, value in loss.terms.items():
-        assert_parity(value, wanted[term], what=term)
-    if "x_t" in wanted:
-        assert_parity(toy.seen_x[0], wanted["x_t"], what="x_t")
+        assert_parity(value, outputs[term], what=term)
+    if "x_t" in outputs:
+        assert_parity(toy.seen_x[0], outputs["x_t"], what="x_t")
 
 
 @pytest.mark.parametrize("case", cases_of("iddpm_sample", ""))
 def test_iddpm_sample(case: tuple[Golden, str, dict[str, Any]]) -> None:
     golden, name, settings = case
     recorded = golden.case(name)
-    given, wanted = recorded.inputs, recorded.outputs
+    inputs, outputs = recorded.inputs, recorded.outputs
     options = dict(settings.get("kwargs", {}))
     if "cfg_channel" in settings:
         options["cfg_channel"] = 3 if isinstance(settings["cfg_channel"], str) else settings["cfg_channel"]
@@ -193,29 +197,29 @@ def test_iddpm_sample(case: tuple[Golden, str, dict[str, Any]]) -> None:
     scheduler = iddpm(golden, num_sampling_steps=settings["steps"], **options)
     if "timestep_map" in settings:
         assert scheduler.sampling_tables.timestep_map.tolist() == settings["timestep_map"]
-    start = given["z"] if "z" in given else given["x"]
-    toy = Toy(torch.cat([given["y"], given["y_null"]]) if "y_null" in given else given["y"])
-    # The original draws for the doubled batch and lets only the first half live on.
-    draws = iter(given["noise_draws"] if "noise_draws" in given else given["noise_steps"])
+    start = inputs["z"] if "z" in inputs else inputs["x"]
+    toy = Toy(torch.cat([inputs["y"], inputs["y_null"]]) if "y_null" in inputs else inputs["y"])
+    # The original draws noise for the doubled batch and keeps only the first half.
+    draws = iter(inputs["noise_draws"] if "noise_draws" in inputs else inputs["noise_steps"])
     steps = list(
         scheduler.iter_latents(
-            toy, start, lambda like: next(draws)[: len(like)], settings.get("cfg_scale"), given.get("mask")
+            toy, start, lambda like: next(draws)[: len(like)], settings.get("cfg_scale"), inputs.get("mask")
         )
     )
-    if "pred_xstart" in wanted:
-        assert_parity(torch.stack([x for x, _ in steps]), wanted["samples"], TRAJECTORY, "samples")
-        assert_parity(torch.stack([x0 for _, x0 in steps]), wanted["pred_xstart"], TRAJECTORY, "pred_xstart")
+    if "pred_xstart" in outputs:
+        assert_parity(torch.stack([x for x, _ in steps]), outputs["samples"], TRAJECTORY, "samples")
+        assert_parity(torch.stack([x0 for _, x0 in steps]), outputs["pred_xstart"], TRAJECTORY, "pred_xstart")
     else:
-        assert_parity(steps[-1][0], wanted["samples"], TRAJECTORY, "samples")
-    if "model_t" in wanted:
-        assert torch.equal(torch.stack(toy.seen_t), wanted["model_t"].float())
+        assert_parity(steps[-1][0], outputs["samples"], TRAJECTORY, "samples")
+    if "model_t" in outputs:
+        assert torch.equal(torch.stack(toy.seen_t), outputs["model_t"].float())
     for key, place in (("model_x_0", 0), ("model_x_last", -1)):
-        if key in wanted:
-            # The original leaves the second half to itself between steps and overwrites it before the model.
-            assert_parity(toy.seen_x[place], wanted[key], TRAJECTORY, key)
-    if "model_x" in wanted:
-        assert_parity(torch.stack(toy.seen_x), wanted["model_x"], TRAJECTORY, "model_x")
-        assert torch.equal(torch.stack(toy.seen_mask), wanted["model_x_mask"])
+        if key in outputs:
+            # The original overwrites the second half of the batch before it calls the model.
+            assert_parity(toy.seen_x[place], outputs[key], TRAJECTORY, key)
+    if "model_x" in outputs:
+        assert_parity(torch.stack(toy.seen_x), outputs["model_x"], TRAJECTORY, "model_x")
+        assert torch.equal(torch.stack(toy.seen_mask), outputs["model_x_mask"])
 
 
 @pytest.mark.parametrize("golden", named("dpms"))
@@ -233,47 +237,47 @@ def test_dpm_solver_schedule(golden: Golden) -> None:
 def test_dpm_solver_sample(case: tuple[Golden, str, dict[str, Any]]) -> None:
     golden, name, settings = case
     recorded = golden.case(name)
-    given, wanted = recorded.inputs, recorded.outputs
+    inputs, outputs = recorded.inputs, recorded.outputs
     steps, _, order = name.removeprefix("steps").partition("_order")
     scheduler = DPMSolver(
         num_sampling_steps=int(settings.get("num_sampling_steps", steps)), order=int(settings.get("order", order))
     )
     assert scheduler.text_order == "null,cond"
-    toy = Toy(torch.cat([given["y_null"], given["y"]]))
-    made: list[torch.Tensor] = [given["z"]]
+    toy = Toy(torch.cat([inputs["y_null"], inputs["y"]]))
+    trajectory: list[torch.Tensor] = [inputs["z"]]
     iter_latents = scheduler.iter_latents
 
     def keep(*args: Any) -> Any:
         for latents in iter_latents(*args):
-            made.append(latents)
+            trajectory.append(latents)
             yield latents
 
     scheduler.iter_latents = keep  # type: ignore[method-assign]
-    z = scheduler.sample(toy, given["z"], [], guidance_scale=settings["cfg_scale"])
-    assert_parity(z, wanted["final" if "final" in wanted else ""], TRAJECTORY, "final")
-    if "intermediates" in wanted:
-        assert_parity(torch.stack(made), wanted["intermediates"], TRAJECTORY, "intermediates")
-        assert_parity(torch.stack(toy.seen_t), wanted["model_t"], what="model_t")
+    z = scheduler.sample(toy, inputs["z"], [], guidance_scale=settings["cfg_scale"])
+    assert_parity(z, outputs["final" if "final" in outputs else ""], TRAJECTORY, "final")
+    if "intermediates" in outputs:
+        assert_parity(torch.stack(trajectory), outputs["intermediates"], TRAJECTORY, "intermediates")
+        assert_parity(torch.stack(toy.seen_t), outputs["model_t"], what="model_t")
         assert len(toy.seen_t) == settings["n_model_calls"]
 
 
 def sampled_with_diffusers() -> list[Any]:
-    """A parameter (golden directory, settings) for each of diffusers' samplers that a directory recorded."""
-    found = directories(
+    """A parameter (golden directory, settings) for each recorded sampler of diffusers."""
+    recordings = directories(
         lambda golden: golden.has("sampling") and "sampling" in golden.config, what="diffusers samplers"
     )
-    if found[0].values[0] is None:
-        return found
+    if recordings[0].values[0] is None:
+        return recordings
     return [
         pytest.param((golden, entry), id=f"{golden.name}-{entry['name']}")
-        for (golden,) in (parameter.values for parameter in found)
+        for (golden,) in (parameter.values for parameter in recordings)
         for entry in golden.config["sampling"]["schedulers"]
     ]
 
 
 @pytest.mark.parametrize("case", sampled_with_diffusers())
-def test_diffusers_sampler_asks_when_and_at_the_scale_recorded(case: tuple[Golden, dict[str, Any]]) -> None:
-    """The trajectories themselves need the denoiser they were recorded with, and are tested with it."""
+def test_diffusers_sampler_calls_the_model_at_recorded_times_and_scale(case: tuple[Golden, dict[str, Any]]) -> None:
+    """The trajectories need the denoiser with which they were recorded; test_latte_t2v.py tests them."""
     golden, entry = case
     recorded = golden.tensors("sampling")
     scheduler = build(SCHEDULERS, {"type": entry["name"]}, num_sampling_steps=entry["steps"])
@@ -281,7 +285,7 @@ def test_diffusers_sampler_asks_when_and_at_the_scale_recorded(case: tuple[Golde
     scheduler.sample(toy, recorded["latents"], [torch.Generator()])
     assert_parity(torch.cat(toy.seen_t).double(), recorded[f"{entry['name']}.timesteps"], what="timesteps")
     assert len(toy.seen_t) == scheduler.num_model_calls == entry["n_model_calls"]
-    # The model sees latents of its process's spread: scaled up to the first step's noise, and back to x_t.
+    # The latents are scaled by the noise of the first step, and then to the x_t of the training process.
     sigma = entry["init_noise_sigma"]
     share = 1.0 if sigma == 1 else sigma / math.sqrt(sigma**2 + 1)
     assert_parity(toy.seen_x[0], recorded["latents"] * share, what="first x")
@@ -291,7 +295,7 @@ def test_diffusers_sampler_asks_when_and_at_the_scale_recorded(case: tuple[Golde
     "golden", directories(lambda golden: golden.has("diffusion_loss"), what="a diffusion loss of Open-Sora-Plan")
 )
 def test_iddpm_is_the_process_of_open_sora_plan(golden: Golden) -> None:
-    """Tables and noised latents; the loss itself needs the denoiser it was recorded with."""
+    """Tables and noisy latents; test_latte_t2v.py tests the loss, which needs its denoiser."""
     recorded = golden.tensors("diffusion_loss")
     scheduler = IDDPM()
     for key in (key for key in recorded if key.startswith("table.")):

@@ -19,7 +19,7 @@ def is_stdit2(golden: Golden) -> bool:
 
 
 def recorded(golden: Golden) -> Any:
-    # Only Open-Sora 1.1 always rotated before the norm; later versions do it when they are told to.
+    # Open-Sora 1.1 always rotates before the norm; later versions do it if qk_norm_legacy is set.
     return recorded_model(golden, STDiT2, qk_norm_legacy=golden.config["upstream"].startswith("os-v1.1"))
 
 
@@ -36,7 +36,7 @@ def test_forward(case: tuple[Golden, str]) -> None:
 
 @pytest.mark.parametrize("golden", directories(is_stdit2, "STDiT2"))
 def test_frequencies_are_formula_or_stored(golden: Golden) -> None:
-    """Where the stored ones were changed on purpose, the cases above show that they are used."""
+    """The stored frequencies equal the formula, or were perturbed so that test_forward shows that they are used."""
     stored = golden.state()["rope.freqs"]
     perturbed = golden.config["rope_freqs_perturbed"]
     assert torch.equal(rope_frequencies(2 * len(stored)), stored) is not perturbed

@@ -19,12 +19,12 @@ def has_packed_captions(golden: Golden) -> bool:
     return is_stdit3(golden) and golden.config["kwargs"].get("skip_y_embedder", False)
 
 
-def has_given_frames(golden: Golden) -> bool:
+def has_conditioning_frames(golden: Golden) -> bool:
     return is_stdit3(golden) and any(case["nontensor"] for case in golden.config["cases"].values())
 
 
 def recorded(golden: Golden) -> Any:
-    # Every model of 1.3 embeds given latents, and takes 16 channels unless it says otherwise.
+    # Every model of 1.3 embeds conditioning latents and has 16 channels by default.
     of_1_3 = {"conditioned": True, "in_channels": 16} if golden.config["upstream"].startswith("os-v1.3") else {}
     return recorded_model(golden, STDiT3, **of_1_3)
 
@@ -48,21 +48,21 @@ def test_lengths_may_be_a_list(golden: Golden) -> None:
     assert_parity(out, case.out)
 
 
-@pytest.mark.parametrize("golden", directories(has_given_frames, "STDiT3 with given frames"))
-def test_no_given_frame_and_nothing_in_it_is_text_to_video(golden: Golden) -> None:
-    """An empty list still adds the embedders' biases; without them it changes nothing."""
+@pytest.mark.parametrize("golden", directories(has_conditioning_frames, "STDiT3 with conditioning frames"))
+def test_empty_conditioning_is_text_to_video(golden: Golden) -> None:
+    """An empty list adds only the biases of the embedders; if these are zero, it changes nothing."""
     name = next(name for name, case in golden.config["cases"].items() if case["nontensor"])
-    given = golden.case(name).inputs
+    batch = golden.case(name).inputs
     model = recorded(golden)
-    nothing = torch.zeros_like(given["x"])
+    zeros = torch.zeros_like(batch["x"])
     with torch.no_grad():
-        added = model(**{**given, "cond": nothing, "cond_mask": nothing}, mask_index=[])
+        with_biases = model(**{**batch, "cond": zeros, "cond_mask": zeros}, mask_index=[])
         for embedder in (model.x_embedder_cond, model.x_embedder_cond_mask):
             embedder.proj.bias.zero_()
-        plain = model(**{**given, "cond": None, "cond_mask": None})
-        assert not torch.allclose(added, plain)
-        same = model(**{**given, "cond": nothing, "cond_mask": nothing}, mask_index=[])
-    assert torch.equal(same, plain)
+        plain = model(**{**batch, "cond": None, "cond_mask": None})
+        assert not torch.allclose(with_biases, plain)
+        without_biases = model(**{**batch, "cond": zeros, "cond_mask": zeros}, mask_index=[])
+    assert torch.equal(without_biases, plain)
 
 
 @pytest.mark.parametrize(

@@ -118,12 +118,12 @@ def has_intermediates(golden: Golden) -> bool:
 def test_causal_inner_outputs(golden: Golden) -> None:
     model, recorded = causal(golden), golden.tensors("intermediates")
     inner = {name.removeprefix("act."): out for name, out in recorded.items() if name.startswith("act.")}
-    seen: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
     for path in inner:
-        model.get_submodule(path).register_forward_hook(lambda _m, _i, out, path=path: seen.update({path: out}))
+        model.get_submodule(path).register_forward_hook(lambda _m, _i, out, path=path: outputs.update({path: out}))
     decoded, _ = model(recorded["x"])
     for path, expected in inner.items():
-        assert_parity(seen[path], expected, what=path)
+        assert_parity(outputs[path], expected, what=path)
     assert_parity(decoded, recorded["dec"])
 
 

@@ -20,7 +20,7 @@ def has_loss(golden: Golden) -> bool:
 
 
 def stub_distance(x_NCHW: Tensor, y_NCHW: Tensor) -> Tensor:
-    """What stood in for LPIPS when the numbers were recorded."""
+    """The stand-in for LPIPS of the recording: mean squared error per image."""
     return (x_NCHW - y_NCHW).square().mean(dim=(1, 2, 3))
 
 
@@ -57,22 +57,22 @@ def test_adversarial_loss(golden: Golden) -> None:
     disc = recorded_discriminator(golden, "disc.", PatchDiscriminator3D).train()
     for norm in disc.modules():
         if isinstance(norm, torch.nn.BatchNorm3d):
-            norm.reset_running_stats()  # those recorded beside the weights are from after the calls
+            norm.reset_running_stats()  # the recorded statistics are from after the calls
     parameters = dict(model.named_parameters())
     for call in settings["calls"]:
         step, log = call["global_step"], {k.removeprefix("train/"): v for k, v in call["log"].items()}
         if call["optimizer_idx"] == 0:
             loss, figures, rec = generator_call(model, disc, x, settings, step)
-            assert_parity(rec, recorded["rec"], tolerance=1e-4, what="reconstruction")  # two networks in a row
+            assert_parity(rec, recorded["rec"], tolerance=1e-4, what="reconstruction")  # float32 error of two networks
             for name, value in figures.items():
                 assert value.item() == pytest.approx(log[name], rel=1e-5, abs=1e-6), (step, name)
             prefix = f"s{step}.grad."
-            wanted = {k.removeprefix(prefix): v for k, v in recorded.items() if k.startswith(prefix)}
-            wanted = {name: grad for name, grad in wanted.items() if name in parameters}
-            assert wanted
-            found = torch.autograd.grad(loss, [parameters[name] for name in wanted])
-            for (name, expected), grad in zip(wanted.items(), found, strict=True):
-                # float32 through two networks and the kink of |x|: the recorded gradients are as far from float64's
+            expected_gradients = {k.removeprefix(prefix): v for k, v in recorded.items() if k.startswith(prefix)}
+            expected_gradients = {name: grad for name, grad in expected_gradients.items() if name in parameters}
+            assert expected_gradients
+            gradients = torch.autograd.grad(loss, [parameters[name] for name in expected_gradients])
+            for (name, expected), grad in zip(expected_gradients.items(), gradients, strict=True):
+                # in float32, two networks and the kink of |x| move the recorded gradients this far from float64 ones
                 assert_parity(grad, expected, tolerance=3e-4, what=f"step {step} gradient of {name}")
             assert all(p.grad is None for p in disc.parameters())
         else:
@@ -112,9 +112,9 @@ def test_released_loss_keys() -> None:
     listed = json.loads((golden_folder() / "keys" / "causalvae_v1.1.0.json").read_text())["loss_state_dict"]
     with torch.device("meta"):
         networks = {"perceptual_loss": LPIPS("none"), "discriminator": PatchDiscriminator3D()}
-    found = {
+    shapes = {
         f"loss.{part}.{name}": list(tensor.shape)
         for part, network in networks.items()
         for name, tensor in network.state_dict().items()
     }
-    assert {**found, "loss.logvar": []} == listed
+    assert {**shapes, "loss.logvar": []} == listed

@@ -1,4 +1,4 @@
-"""The toy denoiser that all golden scheduler cases were recorded with (Open-Sora specification, section 0)."""
+"""The toy denoiser with which all golden scheduler cases were recorded (Open-Sora specification, section 0)."""
 
 from dataclasses import dataclass, field
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 @dataclass
 class Toy:
-    """y [B, 1, L, K] already holds the rows that the denoiser will see; every call is kept for comparison."""
+    """y [B, 1, L, K] is the text of every row of the model's batch; the inputs of each call are stored."""
 
     y: Tensor
     channels: int | None = None  # outputs kept; None = all 8
