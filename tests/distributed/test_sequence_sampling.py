@@ -28,7 +28,7 @@ from opensora.sampling.video_writer import WriteError
 from tests.dist import run_ranks
 from tests.support.fake_sampler import SETTINGS, request, stdit_sampler
 from tests.support.short_runs import DEBUG, ROOT
-from tests.unit.models.vae import test_autoencoder_kl, test_open_sora_vae, test_tiling
+from tests.unit.models.vae import test_autoencoder_kl, test_open_sora_1_3, test_tiling
 
 REQUESTS = [request(prompt, index=n) for n, prompt in enumerate(["a cat", "a small dog", "one red bird"])]
 
@@ -176,7 +176,7 @@ def decode_together() -> list[tuple[int, int]]:
     """Of each autoencoder that can decode in pieces."""
     tiled = test_tiling.small(use_tiling=True)
     by_frames = test_autoencoder_kl.make(micro_batch_size=2)
-    in_time = test_open_sora_vae.v1_3(micro_frame_size=5, micro_batch_size=1)
+    in_time = test_open_sora_1_3.v1_3(micro_frame_size=5, micro_batch_size=1)
     z = torch.randn(1, in_time.latent_channels, 5, 1, 2, generator=torch.Generator().manual_seed(0))
     return [
         # 2 windows of 9 tiles, smaller at borders

@@ -13,6 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from opensora.models.stdit.stdit3 import STDiT3
 from opensora.planning.depth_extrapolation import extrapolate_depth, repeat_blocks
 from opensora.planning.meta_profile import LiveBytes, StepProfile, fused_attention, profile_forward, profile_step
+from opensora.registry import VAES, build, names
+from tests.support.small_models import SMALL_VAES
 
 
 class Two(nn.Module):
@@ -187,3 +189,20 @@ def test_a_norm_without_weights_is_rehearsed_under_colossalais_rules(colossalais
             assert x.grad.shape == (4, 8)
             # the result, which goes, or its gradient; a mean and a deviation for each row; the sum and its gradient
             assert live.take_peak() == 4 * 8 * 4 + 2 * 4 * 4 + 2 * 4
+
+
+@pytest.mark.parametrize("name", names(VAES))
+def test_autoencoders_are_rehearsed_with_and_without_checkpointing(name: str) -> None:
+    """Autoencoders call torch's attention in the forward and, under checkpointing, once more in the backward."""
+    profiles = []
+    for checkpointed in (False, True):
+        with torch.device("meta"):
+            model = build(VAES, {"type": name, **SMALL_VAES[name]})
+            video = torch.empty(1, 3, model.compression[0] + 1, 16, 24)
+            profiles.append(
+                profile_step(model, lambda model, video=video: model(video, None), checkpointed=checkpointed)
+            )
+    plain, spared = profiles
+    assert spared.saved < plain.saved
+    assert spared.forward_flops == plain.forward_flops > 0
+    assert spared.backward_flops > plain.backward_flops

@@ -291,3 +291,15 @@ def test_a_real_device() -> None:
     platform.synchronize()
     assert 0 < platform.peak_memory_bytes() <= platform.memory_bytes()
     assert importlib.metadata.version("torch-npu").startswith(pinned("npu.txt")["torch"])
+
+
+@pytest.mark.npu
+@pytest.mark.skipif(not NpuPlatform.is_available(), reason="needs an Ascend device")
+def test_ascend_kernels_agree_with_torch() -> None:
+    device = NpuPlatform().device(0)
+    q, k, v = (part.to(device) for part in qkv(72, torch.bfloat16))
+    expected = F.scaled_dot_product_attention(q.float(), k.float(), v.float())
+    torch.testing.assert_close(npu.fused_attention(q, k, v).float(), expected, rtol=2e-2, atol=2e-2)
+    weight, x = torch.randn(64, device=device), torch.randn(4, 64, device=device)
+    expected = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * weight
+    torch.testing.assert_close(npu.fused_rms_norm(x, weight, 1e-6), expected, rtol=1e-3, atol=1e-3)

@@ -7,7 +7,7 @@ import torch
 
 from opensora.errors import ConfigError, WeightsError
 from opensora.models.shape_checks import ShapeError
-from opensora.models.vae.autoencoder_kl import VideoAutoencoderKL
+from opensora.models.vae.autoencoder_kl import VideoAutoencoderKL, VideoAutoencoderKLTemporalDecoder
 from opensora.models.weights import save_weights
 
 CONFIG: dict[str, Any] = {
@@ -135,3 +135,20 @@ def test_wrong_shapes() -> None:
         make().encode(torch.zeros(1, 1, 1, 8, 8))
     with pytest.raises(ShapeError, match=r"4 frames.* 3"):
         make().decode(torch.zeros(1, 4, 3, 4, 4), num_frames=4)
+
+
+@torch.no_grad()
+def test_temporal_decoder_in_groups() -> None:
+    """Decoding mixes the frames of a group, encoding mixes none."""
+    config = {"block_out_channels": [32, 32], "down_block_types": ["DownEncoderBlock2D"] * 2, "layers_per_block": 2}
+    torch.manual_seed(0)
+    whole = VideoAutoencoderKLTemporalDecoder(config=config).eval()
+    parts = VideoAutoencoderKLTemporalDecoder(config=config, micro_batch_size=2).eval()
+    parts.load_state_dict(whole.state_dict())
+    x = video()[:1]
+    z = whole.encode(x)
+    torch.testing.assert_close(parts.encode(x), z)
+    expected = torch.cat([whole.decode(z[:, :, :2]), whole.decode(z[:, :, 2:])], dim=2)
+    torch.testing.assert_close(parts.decode(z), expected)
+    assert not torch.allclose(whole.decode(z), expected)
+    assert torch.equal(whole.decode(z, num_frames=2), whole.decode(z)[:, :, :2])

@@ -12,8 +12,6 @@ from torch import Tensor
 
 from opensora.models.build import build_denoiser
 from opensora.models.layers.embed import sincos_spatial, sincos_temporal
-from opensora.models.vae.causal_vae import CausalVAEModel
-from opensora.models.vae.open_sora_1_2 import OpenSoraVAE_V1_2
 from opensora.models.weights import load_weights, read_config, read_weights, save_weights
 from tools.weights.convert import convert, main
 
@@ -275,76 +273,6 @@ def test_pixart_of_diffusers_gives_its_numbers(tmp_path: Path) -> None:
         x, y, t, {"resolution": None, "aspect_ratio": None}, encoder_attention_mask=mask, return_dict=False
     )[0]
     torch.testing.assert_close(ours(x[:, :, None], t, y[:, None], mask)[:, :, 0], expected, rtol=1e-4, atol=1e-4)
-
-
-VAE = ["hidden_size=4", "hidden_size_mult=[1,2,2,3]", "num_res_blocks=1", "norm_groups=2"]
-
-
-def test_an_image_autoencoder_becomes_a_causal_one(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    from diffusers import AutoencoderKL
-
-    AutoencoderKL(
-        block_out_channels=(4, 8, 8, 12),
-        layers_per_block=1,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        norm_num_groups=2,
-        latent_channels=4,
-    ).save_pretrained(tmp_path / "sd")
-    assert main([str(tmp_path / "sd"), str(tmp_path / "out"), "--from", "sd-vae", *VAE, "scaling_factor=0.2"]) == 0
-    shown = capsys.readouterr().out
-    assert "encoder.conv_out.conv.weight: image kernel to [8, 12, 3, 3, 3], in the last frame of 3" in shown
-    vae = CausalVAEModel(from_pretrained=str(tmp_path / "out")).load()
-    assert vae.latents.factor == 0.2
-    image, ours = read_weights(tmp_path / "sd"), vae.state_dict()
-    kernel = ours["encoder.conv_out.conv.weight"]
-    assert torch.equal(kernel[:, :, 2], image["encoder.conv_out.weight"])
-    assert not kernel[:, :, :2].any()
-    assert ours["encoder.down.1.time_downsample.mix_factor"].item() == 2.0
-    assert "run" not in read_config(tmp_path / "out")
-
-
-def test_a_lightning_checkpoint_of_the_causal_autoencoder(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    vae = CausalVAEModel(hidden_size=4, hidden_size_mult=[1, 2, 2, 3], num_res_blocks=1, norm_groups=2)
-    (tmp_path / "in").mkdir()
-    state = {**vae.state_dict(), "loss.logvar": torch.zeros(()), "loss.discriminator.main.0.weight": torch.ones(2)}
-    torch.save({"state_dict": state, "global_step": 5}, tmp_path / "in" / "last.ckpt")
-    stored = {**vae.config, "loss_type": "LPIPSWithDiscriminator3D", "lr": 1e-5}
-    (tmp_path / "in" / "config.json").write_text(json.dumps(stored))
-    assert main([str(tmp_path / "in"), str(tmp_path / "out"), "--from", "causal-vae"]) == 0
-    assert "position tables and losses of the file, not used: 2" in capsys.readouterr().out
-    assert read_config(tmp_path / "out") == json.loads(json.dumps(vae.config))
-    again = CausalVAEModel(from_pretrained=str(tmp_path / "out")).load()
-    assert all(torch.equal(tensor, vae.state_dict()[name]) for name, tensor in again.state_dict().items())
-
-
-def test_a_pipeline_of_two_autoencoders(tmp_path: Path) -> None:
-    """Open-Sora 1.2's folder says where its makers had the parts from; the command needs no such file."""
-    parts: dict[str, Any] = {
-        "spatial": {
-            "config": {
-                "block_out_channels": [4, 8],
-                "down_block_types": ["DownEncoderBlock2D"] * 2,
-                "up_block_types": ["UpDecoderBlock2D"] * 2,
-                "norm_num_groups": 2,
-            }
-        },
-        "temporal": {"filters": 4, "num_res_blocks": 1, "num_groups": 2},
-    }
-    vae = OpenSoraVAE_V1_2(**parts)
-    foreign = {
-        "from_pretrained": "somewhere/else",
-        "model_type": "VideoAutoencoderPipeline",
-        "scale": [1.0, 2.0, 3.0, 4.0],
-    }
-    save_weights(tmp_path / "in", vae.state_dict(), {**foreign, **parts, "micro_frame_size": 9})
-    assert main([str(tmp_path / "in"), str(tmp_path / "out"), "--from", "open-sora-vae"]) == 0
-    config = read_config(tmp_path / "out")
-    assert config["type"] == "OpenSoraVAE_V1_2"
-    assert "from_pretrained" not in config
-    again = OpenSoraVAE_V1_2(from_pretrained=str(tmp_path / "out")).load()
-    assert again.micro_frame_size == 9
-    assert all(torch.equal(tensor, vae.state_dict()[name]) for name, tensor in again.state_dict().items())
 
 
 # mistakes

@@ -1,7 +1,7 @@
 """Gradients of every denoiser and autoencoder against finite differences in float64.
 
-Every registered class is tried at a tiny size; OPTIONS adds calls and arguments that take other ways through one.
-A model must keep float64 for this: what it widens, it widens to float32 at least (layers/patch.py, `at_least_float32`).
+Every registered class is tested at a tiny size; OPTIONS adds arguments and inputs that use other branches of a class.
+A model must keep float64 for this: it may widen to float32 only what is narrower (layers/patch.py, `at_least_float32`).
 """
 
 from collections.abc import Callable
@@ -40,8 +40,10 @@ CLASSES = [name for name in DENOISERS if not hasattr(constructor(MODELS, full(na
 
 
 def directional_derivatives(call: Callable[[], Tensor], free: list[Tensor], seed: int) -> tuple[float, float]:
-    """Of a random linear function of what `call` gives, in one random direction of the `free` tensors it depends on:
-    by autograd, and by central differences."""
+    """Directional derivative of a random linear function of what `call` returns: (by autograd, by differences).
+
+    The direction is random in the `free` tensors, on which the output depends.
+    """
     rng = Generator().manual_seed(seed)
     direction = [torch.randn(each.shape, dtype=torch.float64, generator=rng) for each in free]
     weights = torch.randn(call().shape, dtype=torch.float64, generator=rng)
@@ -102,7 +104,7 @@ def test_gradients_with_options(name: str) -> None:
     "name", [name for name in names(VAES) if not hasattr(constructor(VAES, name), "__wrapped_class__")]
 )
 def test_gradients_of_autoencoders(name: str) -> None:
-    """Of the reconstruction from the posterior's mode, and of both its moments."""
+    """Gradients of the reconstruction from the mode of the posterior, and of its mean and logvar."""
     model = vae(name).double()
     rng = Generator().manual_seed(3)
     x = torch.rand(1, 3, model.compression[0] + 1, 16, 16, generator=rng).double().requires_grad_()
