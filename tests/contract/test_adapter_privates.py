@@ -1,4 +1,4 @@
-"""The private attributes of colossalai and torch that parallel/ uses, and the versions they were checked with.
+"""The private attributes of colossalai and torch that parallel/ uses, and the versions with which they were checked.
 
 After an upgrade: read the changes of the classes below, run tests/distributed, then write the new version into CHECKED.
 """

@@ -194,7 +194,7 @@ def test_no_two_modules_have_one_name() -> None:
 
 
 def test_every_module_imports_with_runtime_packages() -> None:
-    """In one fresh interpreter; optional packages are made unimportable."""
+    """All modules are imported in one new interpreter in which optional packages cannot be imported."""
     modules = [
         ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in sources("opensora")
     ]

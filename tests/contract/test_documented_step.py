@@ -1,4 +1,4 @@
-"""docs/architecture.md lists the training step as the code has it, and the modules that a batch really crosses."""
+"""docs/architecture.md lists the code of the training step and the modules that a batch crosses."""
 
 import inspect
 import re
@@ -24,7 +24,7 @@ Call = tuple[str, str]  # file below opensora/, qualified name of the function
 
 
 def stations() -> tuple[list[Call], list[str]]:
-    """(file and function of each station, files and folders that the stations call), as the document has them."""
+    """(file and function of each station, files and folders that the stations call), read from the document."""
     calls, helpers = [], []
     for line in DOCUMENT.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
@@ -61,7 +61,7 @@ def test_listing_is_the_code() -> None:
 
 
 def test_batch_crosses_the_documented_modules(tmp_path: Path) -> None:
-    """The stations in their order; and no module is entered that is neither a station nor called by one."""
+    """The stations are entered in their order; every other module that is entered is listed as called by one."""
     documented, helpers = stations()
     assert len({file for file, _ in documented[:11]}) == 9
     entered = calls_of_a_step(str(tmp_path))

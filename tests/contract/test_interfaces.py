@@ -11,11 +11,11 @@ from opensora.registry import MODELS, SCHEDULERS, TEXT_ENCODERS, VAES, build, cl
 from tests.contract.test_models import SMALL_VAES, small
 
 FORWARD = ["x", "timestep", "y", "mask", "x_mask", "drop_B"]
-GIVEN_BY_DEFAULT = {"decode_windows"}  # methods of the base classes that subclasses may keep
+INHERITED = {"decode_windows"}  # methods of the base classes that subclasses may keep
 
 
 def members(interface: type) -> set[str]:
-    """Attributes and methods of an interface; nn.Module's own are not among them."""
+    """Public attributes and methods of an interface, without those of nn.Module."""
     public = {name for name in (*vars(interface), *interface.__annotations__) if not name.startswith("_")}
     return public - {"forward"}
 
@@ -27,7 +27,7 @@ def assert_has(component: Any, interface: type) -> None:
 
 def assert_overrides(cls: type, interface: type) -> None:
     methods = {name for name, value in vars(interface).items() if name[0] != "_" and callable(value)}
-    kept = sorted(name for name in methods - GIVEN_BY_DEFAULT if getattr(cls, name) is getattr(interface, name))
+    kept = sorted(name for name in methods - INHERITED if getattr(cls, name) is getattr(interface, name))
     assert not kept, f"{cls.__name__} does not define {kept} of {interface.__name__}"
 
 

@@ -1,4 +1,4 @@
-"""Adding a plugin is one file: a toy one, defined here alone, trains, is planned, searched and refused like the others."""
+"""A plugin is one file: a toy plugin defined only here trains and is planned, searched and refused like the others."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -28,7 +28,7 @@ CONFIG = str(ROOT / TRAIN)
 
 
 class Toy(Plugin):
-    """One rank's training, said to need three bytes of state for each parameter and to send one."""
+    """DDP that declares three bytes of state and one sent byte for each parameter."""
 
     refused_tasks: ClassVar[Mapping[str, str]] = {"autoencoder": "it is a toy"}
     autocasts = True
@@ -56,7 +56,7 @@ class Toy(Plugin):
 
 @pytest.fixture(autouse=True)
 def _toy() -> Iterator[None]:
-    names(PLUGINS)  # all others are there first
+    names(PLUGINS)  # registers all others first
     PLUGINS.register_module(name="toy", module=Toy)
     try:
         yield
@@ -87,8 +87,8 @@ def test_toy_plugin_states_its_costs() -> None:
     assert result.estimate.layout.describe().endswith("plugin_config.buckets=7")
 
 
-def test_toy_plugin_is_checked_and_found_as_smallest_layout(capsys: pytest.CaptureFixture[str]) -> None:
-    """Of the plugins on two ranks it sends least."""
+def test_toy_plugin_is_checked_and_is_the_smallest_layout(capsys: pytest.CaptureFixture[str]) -> None:
+    """It sends the fewest bytes of all plugins on two ranks."""
     assert check_command(CONFIG, ["plugin=toy", "world=2", "gpu=h100"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "toy state" in text

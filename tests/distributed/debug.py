@@ -1,4 +1,4 @@
-"""The debug run on few clips: with many, half of the time of every test goes into captions that are new each time."""
+"""The debug run with few clips: with many, a test spends half of its time on encoding new captions."""
 
 _base_ = ["../../configs/stdit/train/debug.py"]
 dataset = dict(clips=12)

@@ -1,4 +1,4 @@
-"""A step that one rank alone finds wrong is skipped on all, and a run that resumes decides as the one that was not cut."""
+"""A step that is anomalous on one rank is skipped on all, and a resumed run skips the same steps."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -40,7 +40,7 @@ def spoiling(spoilt: Spoilt) -> Any:
 
 
 def go(run_dir: str, spoilt: Spoilt, *overrides: str, until: int = STEPS, without: int | None = None) -> str | None:
-    """Train, killed after `until` steps, or as if step `without` were not in the data; what ended it."""
+    """Train until killed after `until` steps, or without the data of step `without`. Returns the final error."""
     keys = [f"steps={STEPS}", f"run_dir={run_dir!r}", "save_every=2", *overrides]
     state = build_training(load(DEBUG, keys, TrainRun).run, world.current(), DEBUG)
     if until < STEPS:
@@ -81,7 +81,7 @@ def spare(run_dir: str, step: int, *overrides: str) -> None:
 
 
 def records(run_dir: Path) -> list[dict[str, Any]]:
-    """The losses and anomalies of the log, without times and saves."""
+    """Logged losses and anomalies, without times and saves."""
     lines = [{k: v for k, v in record.items() if k != "seconds"} for record in read(run_dir / "metrics.jsonl")]
     return [record for record in lines if "save" not in record]
 
@@ -108,7 +108,7 @@ def test_skipped_step_leaves_no_trace_on_any_rank(tmp_path: Path, ranks: int, pl
 
 
 def test_resumed_run_detects_the_same_spikes(tmp_path: Path) -> None:
-    """Cut at step 5, whose spike is met twice; only with the steps before the checkpoint is it one."""
+    """The run is killed at step 5, whose spike is detected only with the losses from before the checkpoint."""
     spoilt = {1: math.nan, 4: 40.0}
     keys = ("on_nan=skip", "spike_factor=4", "spike_window=3")
     run_ranks(go, 2, str(tmp_path / "whole"), spoilt, *keys)

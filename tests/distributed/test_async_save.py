@@ -1,4 +1,4 @@
-"""Saves while training goes on, on several ranks: the copy is written, and trouble on one rank ends all."""
+"""Saves during training on several ranks: they hold the copied state, and a full disk on one rank ends all ranks."""
 
 import errno
 import os
@@ -28,7 +28,7 @@ def build_run(run_dir: str, *overrides: str) -> TrainState:
 
 
 def train_slowly_saved(run_dir: str, background: bool) -> None:
-    """Every file of a save is opened only after the step that follows the save has changed everything."""
+    """Train; the files of a save are opened only after the next step has changed the weights."""
     training = build_run(run_dir, f"background_save={background}")
     stepped, real, log = threading.Event(), dcp.open_file, training.metrics.log
     stepped.set()
@@ -64,7 +64,7 @@ def logged(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def resumed(run_dir: str) -> dict[str, Any]:
-    """This rank's part of everything that a start takes over."""
+    """This rank's part of the state that a resumed run loads."""
     training = build_run(run_dir)
     training.metrics.close()
     state = training.checkpointer._state()  # type: ignore[attr-defined]
@@ -95,7 +95,7 @@ def test_background_save_changes_no_run_or_checkpoint(tmp_path: Path, plugin: st
 
 
 def train_until_the_disk_is_full(run_dir: str, rank: int) -> str:
-    """The disk of one rank is full when step 4 is saved."""
+    """Train; the disk of `rank` is full when step 4 is saved. Returns the error."""
     training = build_run(run_dir, "steps=12")
     real = dcp.open_file
 

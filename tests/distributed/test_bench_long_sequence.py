@@ -1,4 +1,4 @@
-"""`opensora bench tokens` at sizes that take a moment."""
+"""`opensora bench tokens` at small sizes."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def a_step(case: Case) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def steps() -> dict[int, list[dict[str, Any]]]:
-    """Results by number of ranks, from fresh processes."""
+    """Number of ranks -> results, measured in new processes."""
     pool = Pool()
     try:
         return {ranks: pool.run(a_step, ranks, (Case(64, 32, 32),), 120) for ranks in (1, 2)}

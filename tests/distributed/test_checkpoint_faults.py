@@ -67,7 +67,7 @@ class FullDisk(io.FileIO):
 
 
 def fill_the_disk_in_the_state() -> None:
-    """The state's file of the last rank alone."""
+    """Let the disk be full for the state file of the last rank."""
     if collectives.rank() == collectives.world_size() - 1:
         dcp.open_file = lambda path, mode: FullDisk(path, mode) if "w" in mode else path.open(mode)
 
@@ -119,7 +119,7 @@ def test_refused_file_raises_on_every_rank(tmp_path: Path) -> None:
 
 
 class Wider(tiny.Tiny):
-    """Another model: one parameter is larger, one is new."""
+    """Tiny with one larger and one new parameter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ def test_weights_are_written_as_safetensors(tmp_path: Path) -> None:
 
 
 def save_on_two_machines(folder: str) -> None:
-    """Each rank lists its own files and those of a moment ago, as a network file system may have it."""
+    """Save; each rank lists only its own files, as a network file system may, and rank 0 those without a rank."""
     listed, own_marker = files.list_files, f"__{collectives.rank()}_"
     files.list_files = lambda path: [
         n for n in listed(path) if own_marker in n or ("__" not in n and not collectives.rank())

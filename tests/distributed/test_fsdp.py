@@ -1,4 +1,4 @@
-"""FSDP's units, the ranges of parameters its ranks hold, and the way to the even cut of checkpoints and back."""
+"""Plugin fsdp: its training, and the conversion between its parameter ranges and the even shards of checkpoints."""
 
 from functools import partial
 from types import SimpleNamespace
@@ -25,7 +25,7 @@ from tests.support.small_models import inputs, open_gates, small
 
 
 def redistribute_and_back() -> tuple[list[float], list[float], list[float]]:
-    """(this rank's piece, the even piece, the piece after the way back) of a tensor of 7 and one of 2 numbers."""
+    """(this rank's piece, its even piece, the piece converted back) of a tensor of 7 and one of 2 numbers."""
     ranks = collectives.world_size()
     uneven = {"a": [(0, 5), (5, 5), (5, 7), (7, 7)][:ranks], "b": [(0, 0), (0, 2), (2, 2), (2, 2)][:ranks]}
     if ranks == 2:
@@ -54,7 +54,7 @@ def build_model() -> Any:
 
 
 def train_model(plugin: str, checkpointed: bool) -> tuple[list[float], list[int]]:
-    """(gradient norms of three steps, most numbers that a rank had gathered at once, those it keeps)."""
+    """(norms of three steps, [largest number of elements on this rank, elements it keeps, elements of the model])."""
     model = build_model()
     if checkpointed:
         checkpoint_activations(model.checkpoint_blocks())
@@ -79,7 +79,7 @@ def train_model(plugin: str, checkpointed: bool) -> tuple[list[float], list[int]
 
 
 def local_numel(parameter: nn.Parameter) -> int:
-    """Elements that this rank holds now: a shard's, or all of a gathered parameter."""
+    """Number of elements on this rank: those of a shard, or all of a gathered parameter."""
     return (parameter.to_local() if isinstance(parameter, DTensor) else parameter).numel()
 
 
@@ -93,7 +93,7 @@ def test_fsdp_trains_like_ddp() -> None:
 
 
 def validate_then_load() -> tuple[list[float], list[float]]:
-    """Outputs without gradients before and after the weights were overwritten; the latter against a fresh engine."""
+    """Outputs without gradients after new weights were loaded: (of this engine, of the engine that had them)."""
     engine, other = tiny.make_engine("fsdp"), tiny.make_engine("fsdp", seed=3)
     x, t, _ = tiny.micro_batch(0, 0)
     with torch.no_grad():
@@ -110,7 +110,7 @@ def test_forward_without_backward_keeps_no_stale_weights() -> None:
 
 
 def train_offloaded(steps: int) -> dict[str, Any]:
-    """With nothing to pin and all on one device."""
+    """Train with CPU offload on the CPU, without pinned memory."""
     with (
         mock.patch.object(FullyShardedDataParallel, "check"),
         mock.patch.object(fsdp, "CPUOffloadPolicy", partial(CPUOffloadPolicy, False)),

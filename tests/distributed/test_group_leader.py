@@ -1,4 +1,4 @@
-"""One rank works for its group: what travels, what is checked, and what happens when it fails."""
+"""One rank loads and computes for its group: broadcast values, their checks, and failures of that rank."""
 
 from collections.abc import Iterator
 from dataclasses import fields
@@ -16,7 +16,7 @@ from tests.dist import run_ranks
 
 
 def batch(number: int, data_rank: int) -> Batch:
-    """Nothing like it elsewhere; of every sort of tensor that a batch may hold."""
+    """A batch that differs for each argument, with a tensor of each kind that a batch may hold."""
     rng = torch.Generator().manual_seed(10 * data_rank + number)
     return Batch(
         video_BCTHW=torch.randn(2, 3, 1, 4, 5, generator=rng).transpose(3, 4),  # not contiguous
@@ -30,7 +30,7 @@ def batch(number: int, data_rank: int) -> Batch:
 
 
 def take_all() -> tuple[int, list[bool]]:
-    """(batches that this rank made, for each one received if it is its group's)."""
+    """(number of batches that this rank made, True for each received batch that is the batch of its group)."""
     here, made = world.split_sequence_groups(2), 0
 
     def load() -> Iterator[Batch]:
@@ -57,7 +57,7 @@ def test_leader_loads_for_its_group() -> None:
 
 
 def shared_values() -> list[bool]:
-    """Odd values: none, without a number, of no dimension, truth values, nested."""
+    """Broadcast None and a nested value with an empty, a 0-dimensional and a bool tensor; True where equal."""
     here = world.split_sequence_groups(2)
     values: list[Any] = [
         None,
@@ -107,7 +107,7 @@ def test_leader_failure_reaches_group() -> None:
 
 
 def receive_badly(what: str) -> str:
-    """Rank 3 of 4 gets a number wrong on the way, or has taken a batch more than the others."""
+    """Error of this rank if rank 3 of 4 receives a wrong number or is one batch ahead of the others."""
     here = world.split_sequence_groups(2)
     receive = collectives.broadcast_from
 
@@ -134,7 +134,7 @@ def receive_badly(what: str) -> str:
 
 @pytest.mark.parametrize("what", ["damage", "late"])
 def test_differing_batches_raise(what: str) -> None:
-    """The ranks of the group that differs all stop and are named; the other group goes on."""
+    """All ranks of the group with the difference raise an error that names them; the other group continues."""
     messages = run_ranks(receive_badly, 4, what)
     assert messages[:2] == ["", ""]
     assert messages[2] == messages[3]

@@ -1,4 +1,4 @@
-"""Ranks that sample together: one that dies or hangs ends all, by its number; one that is only slow does not."""
+"""Ranks that sample together: all end with the number of a rank that dies or hangs; a slow rank is waited for."""
 
 import multiprocessing
 import os
@@ -32,7 +32,7 @@ def be_slow() -> None:
 
 
 def run_rank(rank: int, port: int, folder: str, sp_size: int, trouble: Any) -> None:
-    """`opensora sample` on two ranks; on rank 1 there is trouble after a denoising step: after the second, or each."""
+    """Run `opensora sample`; rank 1 calls `trouble` after the second denoising step, or `be_slow` after each."""
     import torch
 
     from opensora.cli import sample as command
@@ -97,7 +97,7 @@ def test_other_ranks_end_and_name_the_rank(tmp_path: Path, sp_size: int, trouble
 
 
 def test_slow_rank_is_waited_for(tmp_path: Path) -> None:
-    """Longer than the timeout, and not for a step longer than that."""
+    """The whole rank takes longer than the timeout, but no step does."""
     codes, log = sample_on_two_ranks(tmp_path, 1, be_slow)
     assert codes == [0, 0], log
     assert len((tmp_path / "rank-0.out").read_text().splitlines()) == 2

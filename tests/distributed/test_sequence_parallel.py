@@ -25,7 +25,7 @@ MODES = get_args(Mode)
 
 @dataclass(frozen=True)
 class Case:
-    """A registered model, what differs from `SMALL`, and how it is called."""
+    """A registered model, its arguments that differ from `SMALL`, and the inputs of its call."""
 
     name: str
     model: dict[str, Any] = field(default_factory=dict)
@@ -74,7 +74,7 @@ def arguments(model: Any, case: Case) -> dict[str, Any]:
 
 
 def loss_of(out: Tensor) -> Tensor:
-    """Every number of the output has a weight of its own; gradients come out around 1."""
+    """A weighted sum of the output with a random weight for each element; gradients are near 1."""
     return (out * torch.randn(out.shape, generator=Generator().manual_seed(5))).sum() / out.numel() ** 0.5
 
 
@@ -86,7 +86,7 @@ def assert_same(actual: Tensor, expected: Tensor, what: str) -> None:
 
 
 def assert_same_gradients(split: nn.Module, alone: nn.Module, what: str) -> None:
-    """The plain mean over ranks is what one rank has."""
+    """Assert that the mean of the gradients over ranks equals the gradients on one rank."""
     expected = {name: p.grad for name, p in alone.named_parameters() if p.grad is not None}
     own_grads = {name: p.grad for name, p in split.named_parameters() if p.grad is not None}
     assert list(own_grads) == list(expected)
@@ -99,7 +99,7 @@ def assert_same_gradients(split: nn.Module, alone: nn.Module, what: str) -> None
 
 
 def count_tokens(model: Any) -> list[int]:
-    """Fills with the number of tokens (of each frame, where there are several) that every block gives."""
+    """A list to which each block appends the number of tokens per frame of its output."""
     result: list[int] = []
     for block in model.checkpoint_blocks():
         block.register_forward_hook(lambda block, args, x: result.append(x.shape[2]))
@@ -136,7 +136,7 @@ def test_two_ranks_equal_one(name: str) -> None:
 
 
 def test_four_ranks_equal_one() -> None:
-    """More than there are frames or heads, and one of them without tokens of its own."""
+    """There are more ranks than frames or heads, and the last rank has no tokens."""
     run_ranks(compare_all, 4, [Case(name, ODD, given_frames=True, checkpointed=True) for name in architectures()])
 
 
@@ -146,7 +146,7 @@ def test_special_cases_on_two_ranks_equal_one(special: str) -> None:
 
 
 def compare_two_sizes() -> None:
-    """Both calls before either backward; 9 and 10 patches leave each rank 5, so that shapes do not distinguish them."""
+    """Two forward passes before one backward; each rank has 5 of 9 and 5 of 10 patches, so that shapes are equal."""
     alone = make(Case("STDiT2", ODD))
     split: Any = shard_sequence(copy.deepcopy(alone))
     checkpoint_activations(split.checkpoint_blocks())
@@ -163,7 +163,7 @@ def test_recomputed_blocks_restore_lengths() -> None:
 
 
 def compare_unscaled(function: str) -> str:
-    """The error of the comparison without the factor of one backward."""
+    """The error of `compare` if the backward of `function` does not scale its gradient."""
     backward = getattr(sequence_parallel, function).backward
     factor = {"SplitTokens": 2.0, "GatherTokens": 0.5}[function]
 
@@ -184,7 +184,7 @@ def test_gradients_need_their_scaling(function: str) -> None:
 
 
 def exchange(mode: Mode) -> tuple[list[str], list[str]]:
-    """Names of used seams in a block with both sorts of switches, and in one that has only heads to offer."""
+    """Names of the seams in use: in a block with both kinds of switches, and in one with only head switches."""
     result = []
     for name, block in (("STDiT", "blocks.0."), ("PixArt", "blocks.0.")):
         model = shard_sequence(make(Case(name)), mode=mode)
@@ -201,7 +201,7 @@ def test_mode_selects_switches() -> None:
 
 
 def copy_sharded_model() -> tuple[bool, str]:
-    """(Whether the copy's output is equal, the error of a second `shard_sequence`)."""
+    """(True if the output of a copy is equal, error of a second `shard_sequence`)."""
     model = shard_sequence(make(Case("STDiT")))
     twin = copy.deepcopy(model)
     kwargs = arguments(model, Case("STDiT"))
@@ -217,7 +217,7 @@ def test_deep_copy_keeps_seams() -> None:
 
 
 def one_half_after_the_other() -> None:
-    """In groups of two, one for each half of the batch."""
+    """Compare gradients of two groups of two ranks, each with half of the batch."""
     halves = [dist.new_group([0, 1]), dist.new_group([2, 3])]
     half = collectives.rank() // 2
     alone = make(Case("STDiT", ODD))
@@ -230,12 +230,12 @@ def one_half_after_the_other() -> None:
 
 
 def test_gradients_average_over_groups() -> None:
-    """The mean over all ranks is over samples and tokens at once."""
+    """The mean over all ranks averages over samples and tokens."""
     run_ranks(one_half_after_the_other, 4)
 
 
 def count_bytes(case: Case, mode: Mode) -> tuple[int, int]:
-    """(bytes counted at the seams in a forward and a backward, what the formula says)."""
+    """(bytes counted at the seams in a forward and a backward pass, bytes of the formula)."""
     alone = make(case)
     assert bytes_sent(alone) == 0
     model: Any = shard_sequence(alone, mode=mode)
@@ -262,7 +262,7 @@ def count_bytes(case: Case, mode: Mode) -> tuple[int, int]:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_bytes_sent_match_formula(ranks: int, mode: Mode) -> None:
-    """Also where nothing divides: padding travels as well."""
+    """This holds for sizes that the ranks do not divide too: padding is sent as well."""
     for case in (Case("STDiT", EVEN), Case("STDiT", ODD, checkpointed=True)):
         for counted, expected in run_ranks(count_bytes, ranks, case, mode):
             assert counted == expected

@@ -1,4 +1,4 @@
-"""Ranks that share each sample's tokens, through the real loop: the losses, the checkpoints and the data are one rank's."""
+"""Training with ranks that share the tokens of each sample has the losses, checkpoints and data of one rank."""
 
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,16 @@ from tests.dist import one_rank, run_ranks
 from tests.support.short_runs import DEBUG, ROOT
 
 STEPS = 20
-# 3 frames, 9 patches, 3 heads, which no group here divides; the clip is long enough to leave 4 ranks something.
+# 3 frames, 9 patches and 3 heads are divided by no group here, but each of 4 ranks has tokens.
 ODD = ("dataset.num_frames=3", "dataset.image_size=(24, 24)", "model.num_heads=3", "model.hidden_size=48")
-# No clipping, and an eps above most gradients: else Adam would hide gradients that are too large or too small alike.
+# No clipping, and an eps above most gradients: otherwise Adam would hide a wrong scale of all gradients.
 SENSITIVE = ("grad_clip=0", "optimizer.eps=0.01", "optimizer.lr=0.01")
 VALIDATION = "validation_dataset={'type': 'MovingShapes', 'clips': 8, 'num_frames': 3, 'image_size': (24, 24)}"
 COMMON = ("micro_batches=2", "batch_size=1", "save_every=0", *ODD, *SENSITIVE, VALIDATION, "validation_batches=2")
 
 
 def train_on_mesh(run_dir: str, sp_size: int, *overrides: str) -> tuple[int, int]:
-    """Train in groups of `sp_size`; (clips this rank decoded, captions it encoded)."""
+    """Train in groups of `sp_size`. Returns (number of clips that this rank decoded, of captions that it encoded)."""
     here = world.split_sequence_groups(sp_size)
     run = load(DEBUG, [*COMMON, f"steps={STEPS}", f"run_dir={run_dir!r}", *overrides], TrainRun).run
     decoded: list[int] = []
@@ -44,7 +44,7 @@ def train_on_mesh(run_dir: str, sp_size: int, *overrides: str) -> tuple[int, int
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One rank's run under zero2."""
+    """A run on one rank with zero2."""
     folder = tmp_path_factory.mktemp("alone")
     run_ranks(train_on_mesh, 1, str(folder), 1, "plugin=zero2")
     return folder
@@ -61,7 +61,7 @@ MESHES = {
 
 @pytest.mark.parametrize("mesh", MESHES)
 def test_loss_curve_equals_one_rank(tmp_path: Path, alone: Path, mesh: str) -> None:
-    """To 1e-5 over all steps. The first rank of each group decodes and encodes for it, the others never do."""
+    """Losses are equal to 1e-5 in all steps. Only the first rank of each group decodes clips and encodes captions."""
     ranks, sp_size, overrides = MESHES[mesh]
     results = run_ranks(train_on_mesh, ranks, str(tmp_path), sp_size, *overrides)
     assert len(curve(alone)) == STEPS
@@ -79,7 +79,7 @@ def test_loss_curve_equals_one_rank(tmp_path: Path, alone: Path, mesh: str) -> N
 
 
 def train_unscaled(run_dir: str, function: str) -> None:
-    """Without the factor in one backward of the seams."""
+    """Train on two ranks; the backward of `function` does not scale its gradient."""
     backward = getattr(sequence_parallel, function).backward
     factor = {"SplitTokens": 2.0, "GatherTokens": 0.5}[function]
 
@@ -100,7 +100,7 @@ def test_unscaled_gradients_change_curve(tmp_path: Path, alone: Path, function: 
 
 
 def weights_after_resume(run_dir: str, sp_size: int, plugin: str) -> dict[str, Tensor]:
-    """Weights and averages that a run takes over from its checkpoint."""
+    """Weights and averaged weights that a resumed run loads."""
     run = load(DEBUG, [*COMMON, f"run_dir={run_dir!r}", f"plugin={plugin}"], TrainRun).run
     training = build_training(run, world.split_sequence_groups(sp_size), DEBUG)
     training.metrics.close()
@@ -113,7 +113,7 @@ def weights_after_resume(run_dir: str, sp_size: int, plugin: str) -> dict[str, T
 def test_checkpoint_is_independent_of_mesh(
     tmp_path: Path, alone: Path, first: tuple[int, int], then: tuple[int, int]
 ) -> None:
-    """The other mesh reads the state bit for bit, and the curve goes on as one rank's."""
+    """The other mesh loads a bit-equal state, and the losses continue like those of one rank."""
     folder = str(tmp_path)
     (ranks, sp_size), (others, other_size) = first, then
     run_ranks(train_on_mesh, ranks, folder, sp_size, "plugin=zero2-seq", f"sp_size={sp_size}", "steps=4")

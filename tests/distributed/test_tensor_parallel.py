@@ -1,4 +1,4 @@
-"""Ranks that share the heads and hidden units of each block: the losses, norms and checkpoints are those of one rank."""
+"""Ranks that share the heads and hidden units of each block have the losses, norms and checkpoints of one rank."""
 
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ def build_model(name: str, seed: int = 0) -> Any:
 
 
 def make_optimizer(parameters: Any) -> torch.optim.Optimizer:
-    """Moves each parameter as far as its gradient says: Adam would hide one that is a fixed part of what it should be."""
+    """SGD, whose steps are proportional to the gradients; Adam would hide gradients that are wrong by a factor."""
     return torch.optim.SGD(parameters, lr=1.0, momentum=0.9)
 
 
@@ -46,7 +46,7 @@ def make_engine(model: Any, tp_size: int, sp_size: int = 1, plugin: str = "hybri
 
 
 def run(engine: Engine, kwargs: dict[str, Any], first: int, last: int) -> tuple[list[float], list[float]]:
-    """(losses of the four samples' mean, gradient norms); the data ranks share four micro-batches a step."""
+    """(mean losses, gradient norms) of steps first to last - 1; data ranks share four micro-batches of a step."""
     here = world.current()
     micro_batches = [m for m in range(4) if m % here.data_size == here.data_rank]
     losses, norms = [], []

@@ -1,4 +1,4 @@
-"""A text encoder that the ranks hold together gives the numbers of a whole one, and takes its share of memory."""
+"""A text encoder sharded over ranks has the outputs of a whole one and needs a fraction of its memory."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ FOLDERS = {"t5": tiny_t5, "hf": tiny_bert, "clip": tiny_clip}
 
 @pytest.fixture(scope="module", params=FOLDERS)
 def encoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """(registered name, folder)."""
+    """(registered name, folder of its weights)."""
     return request.param, str(FOLDERS[request.param](tmp_path_factory.mktemp(request.param)))
 
 
@@ -39,7 +39,7 @@ def local_bytes(model: torch.nn.Module) -> int:
 
 
 def shard(kind: str, folder: str, dtype: str) -> tuple[int, int]:
-    """(bytes of the whole, bytes kept); captions differ between ranks, the number of calls does not."""
+    """(bytes of the whole encoder, bytes kept); ranks encode other captions in an equal number of calls."""
     whole, cut = load(kind, folder), load(kind, folder)
     before = local_bytes(cut.model)
     shard_frozen(cut.model, None, torch.device("cpu"))
@@ -98,7 +98,7 @@ def test_sharding_refuses_trained_network() -> None:
 
 
 def encode_together(folder: str, how: str) -> int:
-    """Rounds in which the ranks (tensor: the groups of 2) miss different numbers of captions; calls of the encoder."""
+    """Number of encoder calls in rounds in which ranks (tensor: groups of 2) need different numbers of new captions."""
     here = world.split_sequence_groups(2) if how == "tensor" else world.current()
     whole = Codec(torch.nn.Identity(), load("t5", folder), "cpu", torch.float32)
     cut = distributed_codec(torch.nn.Identity(), load("t5", folder), here, torch.float32, how, "run.py")

@@ -1,4 +1,4 @@
-"""A rank that dies or hangs: the others end with an error of their own, which names it, within the timeout."""
+"""If a rank dies or hangs, the others end within the timeout with an error that names it."""
 
 import multiprocessing
 import os
@@ -36,7 +36,7 @@ def fail() -> None:
 
 
 def run_rank(rank: int, port: int, run_dir: str, where: str, trouble: Any, options: list[str]) -> None:
-    """`opensora train` on two ranks; in step 5, on rank 1, in its data, its computation or a block, there is trouble."""
+    """Run `opensora train`; rank 1 calls `trouble` in step 5: in its data, its computation or a block."""
     import torch
 
     from opensora.cli import train as command

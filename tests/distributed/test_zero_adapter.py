@@ -1,4 +1,4 @@
-"""The private attributes of colossalai that zero_adapter.py relies on."""
+"""Private attributes of colossalai that zero_adapter.py uses have the expected contents."""
 
 import torch
 
@@ -33,8 +33,8 @@ def test_shards_are_chunks_of_the_flat_parameter() -> None:
         run_ranks(read_and_write_shards, ranks, "zero2")
 
 
-def gradients_are_shared_out(stage: str) -> int:
-    """Numbers of gradient this rank holds between the backward and the step."""
+def gradient_elements(stage: str) -> int:
+    """Number of gradient elements on this rank between the backward pass and the step."""
     engine = tiny.make_engine(stage)
     x, t, _ = tiny.micro_batch(0, 0)
     with engine.accumulating(last=True):
@@ -50,5 +50,5 @@ def gradients_are_shared_out(stage: str) -> int:
 
 
 def test_stage_2_keeps_only_its_part_of_the_gradients() -> None:
-    whole, part = run_ranks(gradients_are_shared_out, 2, "zero1"), run_ranks(gradients_are_shared_out, 2, "zero2")
+    whole, part = run_ranks(gradient_elements, 2, "zero1"), run_ranks(gradient_elements, 2, "zero2")
     assert whole == [2 * part[0], 2 * part[1]]

@@ -22,7 +22,7 @@ def warm() -> Iterator[str]:
 
 @pytest.fixture
 def opensora() -> Iterator[Opensora]:
-    """`opensora("check", "config.py", ...)` as the console script would; returns the exit code."""
+    """`opensora("check", "config.py", ...)` runs the command like the console script and returns its exit code."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
 
     def call(*arguments: str) -> int:

@@ -51,7 +51,7 @@ def is_tables(golden: Golden) -> bool:
 
 @pytest.mark.parametrize("golden", directories(is_tables, "position tables"))
 def test_tables(golden: Golden) -> None:
-    """Position tables to the bit as models store them; sine features of timesteps to the precision of their angles.
+    """Position tables are bit-equal as stored; sine features of timesteps are equal to the precision of their angles.
 
     The last bits of float64 sines depend on the processor, and so does the last bit of float32 rates, which timesteps of
     up to a thousand multiply.
