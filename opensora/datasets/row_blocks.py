@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from opensora.datasets.table import RowError, cells_error, csv_rows, is_parquet, require_columns
+from opensora.datasets.csv_rows import RowError, csv_rows, require_different
+from opensora.datasets.table import is_parquet, require_columns
 
 if TYPE_CHECKING:
     import pyarrow
@@ -42,6 +43,7 @@ def _parquet_blocks(path: str, needed: Sequence[str], optional: Sequence[str], r
 
     with pyarrow.parquet.ParquetFile(path) as file:
         columns = file.schema_arrow.names
+        require_different(path, columns)
         require_columns(path, columns, needed)
         first = 1
         for batch in file.iter_batches(rows, columns=[name for name in (*needed, *optional) if name in columns]):
@@ -61,13 +63,12 @@ def _csv_blocks(path: str, needed: Sequence[str], optional: Sequence[str], rows:
     require_columns(path, header, needed)
     while block := list(islice(reader, rows)):
         errors: dict[int, RowError] = {}
-        for position, (_, cells) in enumerate(block):
-            error = cells_error(header, cells)
+        for position, (_, cells, error) in enumerate(block):
             if error is not None:
                 errors[position] = error
                 cells.clear()  # of a row with very many cells each would make a column
         # The header as first row: it has every column, even where each row of a block lacks the last ones.
-        columns = dict(zip(header, zip_longest(header, *(cells for _, cells in block))))
+        columns = dict(zip(header, zip_longest(header, *(cells for _, cells, _ in block))))
         names = [name for name in (*needed, *optional) if name in columns]
         table = pyarrow.table({name: pyarrow.array(columns[name][1:], pyarrow.large_string()) for name in names})
-        yield RowBlock(table, np.array([line for line, _ in block]), errors)
+        yield RowBlock(table, np.array([line for line, _, _ in block]), errors)

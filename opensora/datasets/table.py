@@ -1,6 +1,6 @@
 """Tables of cells as CSV or Parquet files: reading, one row as a dict, and writing.
 
-CSV is UTF-8, with or without a byte order mark.
+CSV is written as UTF-8; for the kinds that are read see csv_rows.py.
 """
 
 import csv
@@ -11,17 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from opensora import files
+from opensora.datasets.csv_rows import RowError, csv_rows, require_different
 from opensora.errors import DataError
 
 Cells = dict[str, Any]  # one row: column name -> text (CSV) or value (Parquet); None for an empty Parquet cell
-
-
-class RowError(Exception):
-    """Says why a row is not used; `reason` is a few words that rows share."""
-
-    def __init__(self, reason: str, sentence: str) -> None:
-        super().__init__(sentence)
-        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -70,8 +63,9 @@ def friendly_io_errors(path: str) -> Iterator[None]:
 def _read_parquet(path: str) -> Table:
     import pyarrow.parquet
 
-    with open(path, "rb") as file:
-        table = pyarrow.parquet.read_table(file)
+    with pyarrow.parquet.ParquetFile(path) as file:
+        require_different(path, file.schema_arrow.names)
+        table = file.read()
     return Table(path, table.column_names, table.to_pylist(), list(range(1, table.num_rows + 1)), {})
 
 
@@ -80,51 +74,12 @@ def _read_csv(path: str) -> Table:
     rows: list[Cells] = []
     lines: list[int] = []
     errors: dict[int, RowError] = {}
-    for line, cells in reader:
-        error = cells_error(header, cells)
+    for line, cells, error in reader:
         if error is not None:
             errors[len(rows)] = error
         rows.append(dict(zip(header, cells)))
         lines.append(line)
     return Table(path, header, rows, lines, errors)
-
-
-def csv_rows(path: str) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
-    """Return the names in the header, and an iterator over (first line, cells) of the rows that are not blank.
-
-    Bytes that are not UTF-8 become lone surrogates, so that one bad row does not hide the others. Raises DataError
-    with the line where a quote is never closed and its field grows beyond the limit of the csv module.
-    """
-    rows = _csv_rows(path)
-    _, header = next(rows, (1, []))
-    return [name.strip() for name in header], ((line, cells) for line, cells in rows if cells)
-
-
-def _csv_rows(path: str) -> Iterator[tuple[int, list[str]]]:
-    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.reader(file)
-        line = 1  # a quoted field may hold line breaks: a row begins after the last line of the row before
-        try:
-            for cells in reader:
-                yield line, cells
-                line = reader.line_num + 1
-        except csv.Error as error:
-            raise DataError(
-                f"{path}:{line}: not a CSV row ({error}); quote fields that hold commas or quotes"
-            ) from error
-
-
-def cells_error(header: Sequence[str], cells: Sequence[str]) -> RowError | None:
-    """The error of a CSV row that has more cells than the header or is not UTF-8; None when it has neither."""
-    if len(cells) > len(header):  # the caption has a comma and no quotes
-        sentence = f"{len(cells) - len(header)} more cells than the header; put quotes around text that holds a comma"
-        return RowError("too many cells", sentence)
-    for name, cell in zip(header, cells):
-        try:
-            cell.encode()
-        except UnicodeEncodeError:  # a lone surrogate stands for a byte that could not be decoded
-            return RowError("not UTF-8", f"column {name!r} is not UTF-8; manifests are UTF-8; save the file as UTF-8")
-    return None
 
 
 def require_columns(path: str, columns: Sequence[str], needed: Sequence[str]) -> None:
@@ -178,9 +133,14 @@ def relative_path(path: str, folder: str) -> str:
 
 def _write_csv(path: str, rows: list[Cells], columns: list[str]) -> None:
     with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n", restval="", extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
+        writer = csv.writer(file, lineterminator="\n")
+        quoting = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
+        writer.writerow(columns)
+        for row in rows:
+            cells = ["" if row.get(name) is None else str(row[name]) for name in columns]
+            # Without quotes a carriage return would end the row, and a blank behind a comma would be lost.
+            odd = any("\r" in cell or cell.startswith(" ") for cell in cells)
+            (quoting if odd else writer).writerow(cells)
 
 
 def _write_parquet(path: str, rows: list[Cells], columns: list[str]) -> None:

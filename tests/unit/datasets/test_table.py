@@ -4,6 +4,8 @@ import errno
 import os
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from opensora.datasets.manifest import read_manifest
@@ -24,6 +26,25 @@ def test_write_and_read_back(tmp_path: Path, name: str) -> None:
     first, second = read_manifest(path).rows
     assert (first.path, first.text, first.fps, first.num_frames) == (rows[0]["path"], rows[0]["text"], 29.97, None)
     assert (second.path, second.text, second.fps, second.num_frames) == ("/elsewhere/b.mp4", "Käfer", None, 3)
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.parquet"])
+@pytest.mark.parametrize(
+    "text", ["a\rb", "a\r\nb", " led by blanks", '"', "a, b;\tc", "\ufeffmark", "\u2028\x85\x0b\0", "'"]
+)
+def test_odd_cells_are_read_back(tmp_path: Path, name: str, text: str) -> None:
+    path = str(tmp_path / name)
+    write_table(path, [{"path": "/a.mp4", "note": text, "text": text}])
+    assert read_table(path).rows == [{"path": "/a.mp4", "note": text, "text": text}]
+
+
+def test_parquet_with_two_columns_of_one_name(tmp_path: Path) -> None:
+    path = str(tmp_path / "twice.parquet")
+    table = pyarrow.Table.from_arrays([pyarrow.array(["a"])] * 3, names=["path", "text", "text"])
+    pyarrow.parquet.write_table(table, path)
+    for read in (read_table, read_manifest):
+        with pytest.raises(DataError, match="column 'text' comes 2 times"):
+            read(path)
 
 
 @pytest.mark.parametrize("name", ["out.csv", "out.parquet"])
