@@ -14,7 +14,6 @@ from bench.peak_memory import PeakMemory
 from bench.subprocesses import send_result
 from opensora.config import load
 from opensora.datasets.loader import build_loader
-from opensora.models.layers.kernels import use_kernels
 from opensora.parallel import world as worlds
 from opensora.parallel.collectives import gather_objects
 from opensora.parallel.watchdog.process_exit import exit_process
@@ -129,7 +128,6 @@ def main(argv: list[str]) -> int:
     task, config = argv
     run = load(config, [], TrainRun).run
     platform = select()
-    use_kernels(platform)
     run = replace(run, dtype=platform.choose_dtype(run.dtype))
     world = worlds.init(platform, run.timeout_seconds, run.sp_size or 1)
     torch.set_num_threads(1)  # alike on one rank and on two

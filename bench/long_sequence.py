@@ -15,7 +15,6 @@ from torch import Tensor
 
 from bench.peak_memory import PeakMemory, return_freed_memory
 from bench.subprocesses import heading, machine, run_module, send_result
-from opensora.models.layers.kernels import use_kernels
 from opensora.models.stdit.stdit import STDiT
 from opensora.parallel import world as worlds
 from opensora.parallel.activation_checkpointing import checkpoint_activations
@@ -194,7 +193,6 @@ def main(argv: list[str]) -> int:
     """Run one rank."""
     name, ranks = argv
     platform = select()
-    use_kernels(platform)
     world = worlds.init(platform, TIMEOUT_SECONDS, sp_size=int(ranks))
     torch.set_num_threads(1)
     return_freed_memory()

@@ -6,13 +6,16 @@ Nothing is built here and no weight is read: a typo ends the command before anyt
 import ast
 import dataclasses
 import difflib
+import functools
 import hashlib
 import inspect
 import json
 import os
+import re
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -21,12 +24,22 @@ from mmengine.registry import Registry
 from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from opensora.errors import ConfigError
+from opensora.ranges import LENGTHS, Range, numbers_in, range_of
 from opensora.registry import class_of, constructor, names
-from opensora.schema import FOREIGN_KEYS, UNSUPPORTED, Run
+from opensora.schema import FOREIGN_KEYS, UNSUPPORTED, Run, TrainRun
 
 T = TypeVar("T", bound=Run)
 COMMAND_LINE = "command line"
 _WORDS = {"true": True, "false": False, "none": None, "null": None}
+_NEAR = 0.6  # similarity from 0 to 1 above which a name is a likely typo of another
+# last part of a key whose value is a list -> what a message says of it
+_EXAMPLES = {
+    "betas": "two numbers, such as (0.9, 0.999)",
+    "image_size": "(height, width), such as (64, 96)",
+    "input_size": "(frames, rows, columns), such as (3, 8, 12)",
+    "patch_size": "(frames, rows, columns), such as (1, 2, 2)",
+    "time_range": "(from, to), such as (0.0, 0.5)",
+}
 
 
 @dataclass(frozen=True)
@@ -37,6 +50,27 @@ class LoadedConfig(Generic[T]):
     path: str
     origins: dict[str, str]  # key -> "file:line", "command line" or "default"
     written: frozenset[str]  # run-level keys that the file or a base of it sets
+
+    def where(self, key: str) -> str:
+        """The file and line, or the command line, that has the last word on `key`; else the file."""
+        return _where(self.path, self.origins, key)
+
+    @contextmanager
+    def naming_origins(self) -> Iterator[None]:
+        """ConfigErrors raised inside that begin with the file, or with "config", and a key name the key's origin.
+
+        Functions that check parts against each other know the config's path alone.
+        """
+        try:
+            yield
+        except ConfigError as error:
+            place = rf"(?:{re.escape(self.path)}|config)(?=: keys? ((?:'[\w.]+'(?:, )?)+))"
+            begins = re.match(place, str(error))
+            if begins is None:
+                raise
+            keys = re.findall(r"'([\w.]+)'", begins[1])
+            origins = sorted(map(self.where, keys), key=lambda origin: not origin.startswith(COMMAND_LINE))
+            raise ConfigError(origins[0] + str(error)[begins.end() :]) from error
 
 
 def load(path: str, overrides: Sequence[str], schema: type[T]) -> LoadedConfig[T]:
@@ -49,15 +83,7 @@ def load(path: str, overrides: Sequence[str], schema: type[T]) -> LoadedConfig[T
         _set(values, dotted, value, schema, path)
         origins[dotted] = COMMAND_LINE
 
-    def where(key: str) -> str:
-        """The file, or the command line, that has the last word on `key`."""
-        parts = key.split(".")
-        for stop in range(len(parts), 0, -1):
-            origin = origins.get(".".join(parts[:stop]))
-            if origin is not None:
-                return f"{COMMAND_LINE} ({path})" if origin == COMMAND_LINE else origin
-        return path
-
+    where = functools.partial(_where, path, origins)
     fields = {field.name: field for field in dataclasses.fields(schema)}
     hints = typing.get_type_hints(schema)
     for key, value in values.items():
@@ -68,7 +94,12 @@ def load(path: str, overrides: Sequence[str], schema: type[T]) -> LoadedConfig[T
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in values:
             raise ConfigError(f"{path}: key '{name}': missing; allowed: {type_name(hints[name])}; add {name} = ...")
+        if name in values and "range" in field.metadata:
+            _check_range(where(name), name, values[name], field.metadata["range"], hints[name])
     run = schema(**values)
+    if isinstance(run, TrainRun):
+        run.check(where)
+    # Only now components: their modules import torch, which takes seconds.
     for name, field in fields.items():
         value = getattr(run, name)
         if value is None:
@@ -79,9 +110,19 @@ def load(path: str, overrides: Sequence[str], schema: type[T]) -> LoadedConfig[T
             named_by = field.metadata["named_by"]
             typed = {"type": getattr(run, named_by), **value}
             check_component(field.metadata["arguments_registry"], typed, name, where, type_key=named_by)
-    run.check(path)
+    if isinstance(run, TrainRun):
+        run.check_plugin(where)
     every_origin = {name: origins.get(name, "default") for name in fields} | _nested(origins)
     return LoadedConfig(run, path, every_origin, written)
+
+
+def _where(path: str, origins: Mapping[str, str], key: str) -> str:
+    parts = key.split(".")
+    for stop in range(len(parts), 0, -1):
+        origin = origins.get(".".join(parts[:stop]), "default")
+        if origin != "default":
+            return f"{COMMAND_LINE} ({path})" if origin == COMMAND_LINE else origin
+    return path
 
 
 def _nested(origins: Mapping[str, str]) -> dict[str, str]:
@@ -166,14 +207,20 @@ def _set(values: dict[str, Any], dotted: str, value: object, schema: type[Any], 
 def _unknown_key(where: str, key: str, allowed: Sequence[str], owner: str = "") -> str:
     last = key.rsplit(".", 1)[-1]
     if not owner and key in FOREIGN_KEYS:
-        return (
-            f"{where}: key '{key}': called '{FOREIGN_KEYS[key]}' here; allowed: {', '.join(sorted(allowed))}; rename it"
-        )
-    nearest = difflib.get_close_matches(last, allowed, n=1, cutoff=0.0)
-    near = f"; nearest: '{nearest[0]}'" if nearest else ""
+        return f"{where}: key '{key}': called '{FOREIGN_KEYS[key]}' here; rename it"
     of = f" for {owner}" if owner else ""
+    near = _near(last, allowed)
+    if near:
+        every = "" if owner else "; `opensora keys` lists all"
+        return f"{where}: key '{key}': unknown{of}{near}; rename or remove it{every}"
     listed = ", ".join(sorted(allowed)) or "no keys"
-    return f"{where}: key '{key}': unknown{of}{near}; allowed: {listed}; rename or remove it"
+    return f"{where}: key '{key}': unknown{of}; allowed: {listed}; rename or remove it"
+
+
+def _near(name: str, allowed: Sequence[str]) -> str:
+    """The part of a message that names the likely intention; empty when no allowed name is near."""
+    nearest = difflib.get_close_matches(name, allowed, n=1, cutoff=_NEAR)
+    return f"; nearest: '{nearest[0]}'" if nearest else ""
 
 
 def type_name(hint: object) -> str:
@@ -190,6 +237,18 @@ def type_name(hint: object) -> str:
     return text.replace("typing.", "").replace("collections.abc.", "")
 
 
+def _allowed(key: str, hint: object) -> str:
+    """The type in words, with an example for lists."""
+    none = " or None" if type(None) in typing.get_args(hint) else ""
+    kinds = [typing.get_origin(part) or part for part in (typing.get_args(hint) if none else [hint])]
+    if Sequence not in kinds and list not in kinds:
+        return type_name(hint)
+    example = _EXAMPLES.get(key.rsplit(".", 1)[-1])
+    if example is not None:
+        return example + none
+    return f"{type_name(hint)}, such as {'[1, 2]' if 'int' in str(hint) or 'float' in str(hint) else '[...]'}"
+
+
 def _check_value(where: str, key: str, value: object, hint: object) -> None:
     try:
         # bool is an int to Python, but `steps=True` is a mistake
@@ -202,8 +261,19 @@ def _check_value(where: str, key: str, value: object, hint: object) -> None:
         check_type(value, hint, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
     except TypeCheckError as error:
         raise ConfigError(
-            f"{where}: key '{key}': found {value!r} ({type(value).__name__}); allowed: {type_name(hint)}; change the value"
+            f"{where}: key '{key}': found {value!r} ({type(value).__name__}); allowed: {_allowed(key, hint)}; "
+            "change the value"
         ) from error
+    length = LENGTHS.get(key.rsplit(".", 1)[-1])
+    if length is not None and isinstance(value, list | tuple) and len(value) != length:
+        raise ConfigError(f"{where}: key '{key}': found {value!r}; allowed: {_allowed(key, hint)}; change the value")
+
+
+def _check_range(where: str, key: str, value: object, allowed: Range, hint: object) -> None:
+    if any(number not in allowed for number in numbers_in(value)):
+        each = "" if isinstance(value, int | float) else ", for each number"
+        none = ", or None" if type(None) in typing.get_args(hint) else ""
+        raise ConfigError(f"{where}: key '{key}': found {value!r}; allowed: {allowed}{each}{none}; change the value")
 
 
 def check_component(
@@ -228,8 +298,7 @@ def check_component(
                 f"{where(type_path)}: key '{type_path}': {finding}; allowed: {', '.join(allowed_names)}; "
                 f"{UNSUPPORTED[f'{type_path} {name}']}"
             )
-        nearest = difflib.get_close_matches(str(name), allowed_names, n=1, cutoff=0.0)
-        near = f"; nearest: '{nearest[0]}'" if nearest and name is not None else ""
+        near = "" if name is None else _near(str(name), allowed_names)
         raise ConfigError(
             f"{where(type_path)}: key '{type_path}': {finding}{near}; allowed: {', '.join(allowed_names)}; name one of them"
         )
@@ -249,11 +318,14 @@ def check_component(
         elif argument not in allowed:
             raise ConfigError(_unknown_key(where(path), path, [a for a in allowed if a != "params"], owner=name))
         else:
-            _check_value(where(path), path, value, hints.get(argument, Any))
+            hint = hints.get(argument, Any)
+            _check_value(where(path), path, value, hint)
+            counts = re.search(r"\bint\b", type_name(hint)) is not None and "float" not in type_name(hint)
+            _check_range(where(path), path, value, range_of(argument, counts), hint)
     for argument in allowed:
         missing = parameters[argument].default is inspect.Parameter.empty and argument not in config
         if missing and argument not in supplied:
-            kind = type_name(hints.get(argument, Any))
+            kind = _allowed(argument, hints.get(argument, Any))
             raise ConfigError(
                 f"{where(key)}: key '{key}.{argument}': missing; {name} needs it; allowed: {kind}; add {argument}=..."
             )

@@ -11,14 +11,18 @@ from typing import Any
 
 from mmengine.registry import Registry
 
+from opensora.ranges import FINITE, Range
 
-def key(default: object = MISSING, doc: str = "", *, unit: str = "", resume_safe: bool = False) -> Any:
+
+def key(
+    default: object = MISSING, doc: str = "", *, unit: str = "", resume_safe: bool = False, range: Range = FINITE
+) -> Any:
     """A field of a run; a missing default makes it required.
 
     doc, unit: its line in docs/config.md, which `opensora keys` prints. resume_safe: True if the value may change when
-    a run resumes: nothing learned before depends on it, so no warning is logged.
+    a run resumes: nothing learned before depends on it, so no warning is logged. range: of every number in the value.
     """
-    return _field(default, {"doc": doc, "unit": unit, "resume_safe": resume_safe})
+    return _field(default, {"doc": doc, "unit": unit, "resume_safe": resume_safe, "range": range})
 
 
 def component(

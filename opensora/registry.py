@@ -12,6 +12,8 @@ from typing import Any
 
 from mmengine.registry import Registry
 
+from opensora.errors import ConfigError, OpenSoraError
+
 MODELS = Registry("model", scope="opensora", locations=["opensora.models"])
 VAES = Registry("vae", scope="opensora", locations=["opensora.models.vae"])
 DISCRIMINATORS = Registry("discriminator", scope="opensora", locations=["opensora.models.vae"])
@@ -56,10 +58,23 @@ def class_of(registry: Registry, name: str) -> Any:
 
 
 def build(registry: Registry, config: dict[str, Any], **kwargs: object) -> Any:
-    """Build `config`'s component; `kwargs` are arguments that the run knows and the config need not repeat."""
+    """Build `config`'s component; `kwargs` are arguments that the run knows and the config need not repeat.
+
+    Raises ConfigError where the component, or a library below it, refuses the values of the arguments.
+    """
     arguments: dict[str, object] = {**config, **kwargs}
     del arguments["type"]
-    return constructor(registry, config["type"])(**arguments)
+    create = constructor(registry, config["type"])
+    try:
+        return create(**arguments)
+    except OpenSoraError:
+        raise
+    except (ValueError, IndexError, ZeroDivisionError) as error:
+        words = ", ".join(f"{key}={value!r}" for key, value in config.items() if key != "type")
+        raise ConfigError(
+            f"config: key '{registry.name}': {config['type']} cannot be built of {words or 'its defaults'}: {error}; "
+            "correct the arguments"
+        ) from error
 
 
 def register_preset(registry: Registry, name: str, cls: type, **preset: object) -> None:

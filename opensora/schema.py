@@ -3,16 +3,18 @@
 docs/config.md is the table of these fields; `opensora keys > docs/config.md` writes it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from opensora import registry
 from opensora.errors import ConfigError
 from opensora.fields import arguments_of, component, key
-from opensora.types import Precision
+from opensora.ranges import BELOW_1, NOT_NEGATIVE, POSITIVE, SHARE, Range
 
 Component = dict[str, Any]
+Where = Callable[[str], str]  # key -> the file and line, or the command line, that has the last word on it
+Precision = Literal["auto", "bf16", "fp32"]  # the dtype that a model computes with; DTYPES in types.py has torch's
 
 # Keys of other trainers -> their names here.
 FOREIGN_KEYS = {
@@ -57,18 +59,6 @@ UNSUPPORTED = {
 MODEL_ARGUMENTS = ("input_size", "in_channels", "caption_channels", "model_max_length")
 
 
-def _positive(where: str, **values: float | None) -> None:
-    for name, value in values.items():
-        if value is not None and value <= 0:
-            raise ConfigError(f"{where}: key '{name}': found {value}; allowed: a number above 0")
-
-
-def _not_negative(where: str, **values: float) -> None:
-    for name, value in values.items():
-        if value < 0:
-            raise ConfigError(f"{where}: key '{name}': found {value}; allowed: 0 or more")
-
-
 @dataclass(frozen=True, kw_only=True)
 class TrainRun:
     """The keys of a training config: what is trained, on what data, how, and what is kept."""
@@ -85,19 +75,26 @@ class TrainRun:
 
     # the data
     dataset: Component = component(registry.DATASETS, doc="the clips")
-    batch_size: int = key(1, "one micro-batch; with bucket_config of validation only", unit="clips")
+    batch_size: int = key(1, "one micro-batch; with bucket_config of validation only", unit="clips", range=POSITIVE)
     micro_batches: int = key(
-        1, "one optimizer step; data ranks share them and accumulate the rest", unit="micro-batches"
+        1, "one optimizer step; data ranks share them and accumulate the rest", unit="micro-batches", range=POSITIVE
     )
     bucket_config: dict[str, dict[Any, Any]] | None = key(
         None, "resolution -> frames -> (share that stays, batch size); docs/training.md"
     )
     image_ratio: float | None = key(
-        None, "optimizer steps that take images (buckets of one frame); None: as the data falls", unit="share, 0 to 1"
+        None,
+        "optimizer steps that take images (buckets of one frame); None: as the data falls",
+        unit="share, 0 to 1",
+        range=SHARE,
     )
     warmup_buckets: bool = key(False, "run the largest bucket once, without an update, before the first step")
     num_workers: int = key(
-        0, "loader processes of a rank; 0 loads in the training process", unit="processes", resume_safe=True
+        0,
+        "loader processes of a rank; 0 loads in the training process",
+        unit="processes",
+        resume_safe=True,
+        range=NOT_NEGATIVE,
     )
     mask_ratios: dict[str, float] | None = key(
         None, "kind -> clips whose frames of that kind are conditions; docs/training.md", unit="share, 0 to 1"
@@ -109,11 +106,15 @@ class TrainRun:
         None, "folder of token states made by it; None: the text encoder runs", resume_safe=True
     )
     max_bad_rows: int = key(
-        100, "distinct manifest rows that may fail before the run stops", unit="rows", resume_safe=True
+        100,
+        "distinct manifest rows that may fail before the run stops",
+        unit="rows",
+        resume_safe=True,
+        range=NOT_NEGATIVE,
     )
 
     # the optimization
-    steps: int = key(doc="length of the whole run", unit="optimizer steps", resume_safe=True)
+    steps: int = key(doc="length of the whole run", unit="optimizer steps", resume_safe=True, range=POSITIVE)
     seed: int = key(42, "key of every random draw")
     optimizer: Component = component(
         registry.OPTIMIZERS, {"type": "AdamW", "lr": 1e-4}, "the optimizer", supplied=("params",)
@@ -121,10 +122,10 @@ class TrainRun:
     lr_scheduler: Component = component(
         registry.LR_SCHEDULERS, {"type": "constant"}, "the learning rate over time", supplied=("steps", "warmup_steps")
     )
-    warmup_steps: int = key(0, "linear warm-up of the learning rate from 0", unit="optimizer steps")
-    grad_clip: float = key(1.0, "largest global gradient norm; 0: no clipping")
+    warmup_steps: int = key(0, "linear warm-up of the learning rate from 0", unit="optimizer steps", range=NOT_NEGATIVE)
+    grad_clip: float = key(1.0, "largest global gradient norm; 0: no clipping", range=NOT_NEGATIVE)
     ema_decay: float | None = key(
-        0.9999, "average of the weights, in fp32; None: no average", unit="per optimizer step"
+        0.9999, "average of the weights, in fp32; None: no average", unit="per optimizer step", range=BELOW_1
     )
     grad_checkpoint: bool = key(
         False, "recompute block activations in backward: less memory, about a third more time", resume_safe=True
@@ -137,6 +138,7 @@ class TrainRun:
         "ranks that share the tokens of each sample; None: 1, with a -seq plugin a machine's",
         unit="ranks",
         resume_safe=True,
+        range=POSITIVE,
     )
     sp_mode: Literal["dsp", "ulysses"] = key(
         "dsp", "attention exchanges frames and patches, or heads and tokens", resume_safe=True
@@ -144,39 +146,51 @@ class TrainRun:
     text_encoder_parallel: Literal["shard", "tensor"] | None = key(
         None, "share the text encoder among ranks; None: a whole one on each; docs/parallelism.md", resume_safe=True
     )
-    timeout_seconds: int = key(600, "a collective that waits longer ends the job", unit="seconds", resume_safe=True)
+    timeout_seconds: int = key(
+        600, "a collective that waits longer ends the job", unit="seconds", resume_safe=True, range=POSITIVE
+    )
 
     # anomalies
     on_nan: Literal["stop", "skip"] = key(
         "stop", "action at a loss or gradient norm that is not finite", resume_safe=True
     )
     spike_factor: float | None = key(
-        None, "a loss or gradient norm above this multiple of its median is a spike; None: never", resume_safe=True
+        None,
+        "a loss or gradient norm above this multiple of its median is a spike; None: never",
+        resume_safe=True,
+        range=Range(1, above_low=True),
     )
     spike_window: int = key(
         100,
         "accepted steps in that running median; no spike detection until it is full",
         unit="optimizer steps",
         resume_safe=True,
+        range=POSITIVE,
     )
     on_spike: Literal["stop", "skip"] = key("skip", "action at a spike", resume_safe=True)
     max_skips: int = key(
-        10, "stop after more than this many consecutive skipped steps", unit="optimizer steps", resume_safe=True
+        10,
+        "stop after more than this many consecutive skipped steps",
+        unit="optimizer steps",
+        resume_safe=True,
+        range=NOT_NEGATIVE,
     )
 
     # task autoencoder only
     reconstruction_loss: Literal["l1", "l2"] = key("l1", "distance of pixels")
     kl_weight: float = key(
-        1e-6, "weight of the KL divergence summed over a clip's latents, next to a sum over its pixels"
+        1e-6,
+        "weight of the KL divergence summed over a clip's latents, next to a sum over its pixels",
+        range=NOT_NEGATIVE,
     )
     perceptual: Component | None = component(registry.PERCEPTUAL, None, "a distance of frames to add to the loss")
-    perceptual_weight: float = key(1.0, "weight of that distance, next to a mean over pixels")
+    perceptual_weight: float = key(1.0, "weight of that distance, next to a mean over pixels", range=NOT_NEGATIVE)
     discriminator: Component | None = component(
         registry.DISCRIMINATORS, None, "the discriminator of the adversarial loss"
     )
     disc_loss: Literal["hinge", "vanilla"] = key("hinge", "loss of the discriminator")
-    disc_start: int = key(1000, "the discriminator joins after these", unit="optimizer steps")
-    disc_weight: float = key(0.5, "weight of the adversarial loss, times the adaptive weight")
+    disc_start: int = key(1000, "the discriminator joins after these", unit="optimizer steps", range=NOT_NEGATIVE)
+    disc_weight: float = key(0.5, "weight of the adversarial loss, times the adaptive weight", range=NOT_NEGATIVE)
     disc_optimizer: Component | None = component(
         registry.OPTIMIZERS, None, "the discriminator's optimizer; None: as `optimizer`", supplied=("params",)
     )
@@ -184,35 +198,51 @@ class TrainRun:
     # what is kept and shown
     run_dir: str = key(doc="folder of the run; the same folder again resumes it", resume_safe=True)
     save_every: int = key(
-        1000, "between checkpoints, and at the end; 0: only at the end", unit="optimizer steps", resume_safe=True
+        1000,
+        "between checkpoints, and at the end; 0: only at the end",
+        unit="optimizer steps",
+        resume_safe=True,
+        range=NOT_NEGATIVE,
     )
     background_save: bool = key(
         True, "write checkpoints while training goes on; needs host memory for a copy of the state", resume_safe=True
     )
-    keep_last: int = key(3, "checkpoints that are kept", unit="checkpoints", resume_safe=True)
-    log_every: int = key(10, "between log lines", unit="optimizer steps", resume_safe=True)
+    keep_last: int = key(3, "checkpoints that are kept", unit="checkpoints", resume_safe=True, range=POSITIVE)
+    log_every: int = key(10, "between log lines", unit="optimizer steps", resume_safe=True, range=POSITIVE)
     validation_dataset: Component | None = component(
         registry.DATASETS, None, "the clips of validation; None: no validation", resume_safe=True
     )
     validate_every: int = key(
-        0, "between validations, and at the end; 0: only at the end", unit="optimizer steps", resume_safe=True
+        0,
+        "between validations, and at the end; 0: only at the end",
+        unit="optimizer steps",
+        resume_safe=True,
+        range=NOT_NEGATIVE,
     )
-    validation_batches: int = key(8, "batches of batch_size clips in a validation", unit="batches", resume_safe=True)
+    validation_batches: int = key(
+        8, "batches of batch_size clips in a validation", unit="batches", resume_safe=True, range=POSITIVE
+    )
     validation_levels: int = key(
         10,
         "noise levels at which the loss of each of those clips is measured, spread evenly over the scale",
         unit="levels",
         resume_safe=True,
+        range=POSITIVE,
     )
     preview_every: int = key(
         0,
         "between sample videos in run_dir/previews, and at the end; 0: none",
         unit="optimizer steps",
         resume_safe=True,
+        range=NOT_NEGATIVE,
     )
     preview_prompts: list[str] = key([], "prompts of those videos", resume_safe=True)
     preview_steps: int | None = key(
-        None, "denoising steps of those videos; None: the scheduler's own", unit="denoising steps", resume_safe=True
+        None,
+        "denoising steps of those videos; None: the scheduler's own",
+        unit="denoising steps",
+        resume_safe=True,
+        range=POSITIVE,
     )
     preview_ema: bool = key(True, "use the averaged weights for them, where there is an average", resume_safe=True)
     wandb: bool = key(False, "log to Weights & Biases as well", resume_safe=True)
@@ -221,33 +251,33 @@ class TrainRun:
         "steps, after the first of a start, whose profiler trace is written to run_dir/profile",
         unit="optimizer steps",
         resume_safe=True,
+        range=NOT_NEGATIVE,
     )
 
-    def check(self, where: str) -> None:
-        """Raise ConfigError where values do not make sense together."""
-        _positive(where, steps=self.steps, batch_size=self.batch_size, micro_batches=self.micro_batches)
-        _positive(where, log_every=self.log_every, keep_last=self.keep_last, timeout_seconds=self.timeout_seconds)
-        _positive(where, validation_batches=self.validation_batches, sp_size=self.sp_size)
-        _not_negative(where, save_every=self.save_every, warmup_steps=self.warmup_steps, grad_clip=self.grad_clip)
-        _not_negative(where, num_workers=self.num_workers, max_bad_rows=self.max_bad_rows, kl_weight=self.kl_weight)
-        _not_negative(where, validate_every=self.validate_every, perceptual_weight=self.perceptual_weight)
-        _not_negative(where, disc_start=self.disc_start, disc_weight=self.disc_weight)
-        _not_negative(where, profile_steps=self.profile_steps)
-        _positive(where, spike_window=self.spike_window, validation_levels=self.validation_levels)
-        _positive(where, preview_steps=self.preview_steps)
-        _not_negative(where, max_skips=self.max_skips, preview_every=self.preview_every)
+    def check(self, where: Where) -> None:
+        """Raise ConfigError where values do not make sense together; imports no component."""
         self._check_buckets(where)
-        if self.spike_factor is not None and self.spike_factor <= 1:
-            raise ConfigError(f"{where}: key 'spike_factor': found {self.spike_factor}; allowed: above 1, or None")
         if bool(self.preview_every) != bool(self.preview_prompts):
             raise ConfigError(
-                f"{where}: keys 'preview_every', 'preview_prompts': found {self.preview_every} and "
+                f"{where('preview_every')}: keys 'preview_every', 'preview_prompts': found {self.preview_every} and "
                 f"{len(self.preview_prompts)} prompts; allowed: both or neither; set the other one as well"
             )
-        if self.task == "autoencoder" and self.preview_every:
-            raise ConfigError(f"{where}: key 'preview_every': belongs to task 'diffusion'; remove the key")
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise ConfigError(f"{where}: key 'ema_decay': found {self.ema_decay}; allowed: from 0 to below 1, or None")
+        self._check_stored(where)
+        trains_autoencoder = self.task == "autoencoder"
+        other = "diffusion" if trains_autoencoder else "autoencoder"
+        of_diffusion = ["preview_every", "text_encoder_parallel", "mask_ratios"]
+        of_autoencoder = ["perceptual", "discriminator"]
+        for name in of_diffusion if trains_autoencoder else of_autoencoder:
+            if getattr(self, name) not in (None, 0):
+                raise ConfigError(f"{where(name)}: key '{name}': belongs to task '{other}'; remove the key")
+        for name in ("model", "text_encoder", "scheduler") if self.task == "diffusion" else ():
+            if getattr(self, name) is None:
+                raise ConfigError(
+                    f"{where(name)}: key '{name}': missing; task 'diffusion' needs it; add {name} = dict(type=...)"
+                )
+
+    def check_plugin(self, where: Where) -> None:
+        """Raise ConfigError for a plugin that does not train the task. The plugin's name is a registered one."""
         plugins: dict[str, Any] = {
             name: registry.constructor(registry.PLUGINS, name) for name in registry.names(registry.PLUGINS)
         }
@@ -257,51 +287,35 @@ class TrainRun:
             unfit = {name for name, each in plugins.items() if self.task == "autoencoder" and each.shares_tokens}
             allowed = ", ".join(name for name in plugins if name not in refused and name not in unfit)
             raise ConfigError(
-                f"{where}: key 'plugin': found {self.plugin!r} for task {self.task!r}, which it cannot train: "
+                f"{where('plugin')}: key 'plugin': found {self.plugin!r} for task {self.task!r}, which it cannot train: "
                 f"{refused[self.plugin]}; allowed: {allowed}; choose one of them"
             )
-        if self.task == "autoencoder" and self.text_encoder_parallel is not None:
-            raise ConfigError(f"{where}: key 'text_encoder_parallel': belongs to task 'diffusion'; remove the key")
-        if self.task == "autoencoder" and self.mask_ratios is not None:
-            raise ConfigError(f"{where}: key 'mask_ratios': given frames belong to task 'diffusion'; remove the key")
-        self._check_stored(where)
-        if self.task == "diffusion":
-            for name in ("perceptual", "discriminator"):
-                if getattr(self, name) is not None:
-                    raise ConfigError(f"{where}: key '{name}': belongs to task 'autoencoder'; remove the key")
-            for name in ("model", "text_encoder", "scheduler"):
-                if getattr(self, name) is None:
-                    raise ConfigError(
-                        f"{where}: key '{name}': missing; task 'diffusion' needs it; add {name} = dict(type=...)"
-                    )
 
-    def _check_stored(self, where: str) -> None:
-        if self.task == "autoencoder" and (self.load_video_features or self.load_text_features):
-            raise ConfigError(
-                f"{where}: key 'load_video_features', 'load_text_features': stored features belong to task 'diffusion'; "
-                "remove the key"
-            )
+    def _check_stored(self, where: Where) -> None:
+        for name in ("load_video_features", "load_text_features"):
+            if self.task == "autoencoder" and getattr(self, name):
+                raise ConfigError(
+                    f"{where(name)}: key '{name}': stored features belong to task 'diffusion'; remove the key"
+                )
         if self.preview_every and self.load_video_features:
             raise ConfigError(
-                f"{where}: keys 'preview_every', 'load_video_features': previews need the autoencoder, which is not loaded "
-                "with stored latents; remove one of the two"
+                f"{where('preview_every')}: keys 'preview_every', 'load_video_features': previews need the autoencoder, "
+                "which is not loaded with stored latents; remove one of the two"
             )
         if self.text_encoder_parallel is not None and self.load_text_features:
             raise ConfigError(
-                f"{where}: keys 'text_encoder_parallel', 'load_text_features': with stored features there is no text encoder "
-                "to share; remove one of the two"
+                f"{where('text_encoder_parallel')}: keys 'text_encoder_parallel', 'load_text_features': with stored "
+                "features there is no text encoder to share; remove one of the two"
             )
 
-    def _check_buckets(self, where: str) -> None:
-        if self.image_ratio is not None and not 0 <= self.image_ratio <= 1:
-            raise ConfigError(f"{where}: key 'image_ratio': found {self.image_ratio}; allowed: 0 to 1, or None")
+    def _check_buckets(self, where: Where) -> None:
         for name in ("image_ratio", "warmup_buckets"):
             if getattr(self, name) not in (None, False) and self.bucket_config is None:
                 raise ConfigError(
-                    f"{where}: key '{name}': belongs to bucket_config; set that as well, or remove the key"
+                    f"{where(name)}: key '{name}': belongs to bucket_config; set that as well, or remove the key"
                 )
         if self.bucket_config is not None and self.seed < 0:
-            raise ConfigError(f"{where}: key 'seed': found {self.seed}; allowed with bucket_config: 0 or more")
+            raise ConfigError(f"{where('seed')}: key 'seed': found {self.seed}; allowed with bucket_config: 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,10 +334,10 @@ class SampleRun:
     prompt: list[str] = key([], "the prompts")
     prompt_path: str | None = key(None, "text file with a prompt per line, or a CSV or Parquet with a column `text`")
     negative_prompt: str = key("", "the unconditional text; empty: the null caption the model was trained with")
-    num_sample: int = key(1, "videos of each prompt", unit="videos")
-    num_frames: int | None = key(None, "length; None: as trained", unit="frames")
-    image_size: Sequence[int] | None = key(None, "height and width; None: as trained", unit="pixels")
-    fps: float | None = key(None, "rate of the mp4; None: as trained", unit="frames per second")
+    num_sample: int = key(1, "videos of each prompt", unit="videos", range=POSITIVE)
+    num_frames: int | None = key(None, "length; None: as trained", unit="frames", range=POSITIVE)
+    image_size: Sequence[int] | None = key(None, "height and width; None: as trained", unit="pixels", range=POSITIVE)
+    fps: float | None = key(None, "rate of the mp4; None: as trained", unit="frames per second", range=POSITIVE)
     aes: float | None = key(None, "aesthetic score added to the prompts, in Open-Sora 1.2's words", unit="1 to 10")
     flow: float | None = key(None, "motion score added to the prompts")
     camera_motion: str | None = key(None, 'camera motion added to the prompts, for example "pan left"')
@@ -336,33 +350,33 @@ class SampleRun:
         "", "placement of the references' latent frames; docs/sampling.md"
     )
     align: int | None = key(
-        None, "round placements to multiples of it (Open-Sora 1.2: 5); None: no rounding", unit="latent frames"
+        None,
+        "round placements to multiples of it (Open-Sora 1.2: 5); None: no rounding",
+        unit="latent frames",
+        range=POSITIVE,
     )
-    loop: int = key(1, "clips of num_frames, each continuing the one before, joined to one video", unit="clips")
-    condition_frame_length: int = key(5, "latent frames of a clip with which the next one begins", unit="latent frames")
-    condition_frame_edit: float = key(0.0, "0 keeps those frames, 1 generates them anew", unit="0 to 1")
+    loop: int = key(
+        1, "clips of num_frames, each continuing the one before, joined to one video", unit="clips", range=POSITIVE
+    )
+    condition_frame_length: int = key(
+        5, "latent frames of a clip with which the next one begins", unit="latent frames", range=POSITIVE
+    )
+    condition_frame_edit: float = key(0.0, "0 keeps those frames, 1 generates them anew", unit="0 to 1", range=SHARE)
 
     # the run
     seed: int = key(42, "key of every random draw")
-    sp_size: int = key(1, "ranks that make one video together: they share its tokens and its decoding", unit="ranks")
+    sp_size: int = key(
+        1, "ranks that make one video together: they share its tokens and its decoding", unit="ranks", range=POSITIVE
+    )
     sp_mode: Literal["dsp", "ulysses"] = key("dsp", "attention exchanges frames and patches, or heads and tokens")
     dtype: Precision = key("auto", "auto: bf16 where the device has units for it, otherwise fp32")
     timeout_seconds: int = key(
-        3600, "a rank that makes no progress for longer while others wait for it ends the job", unit="seconds"
+        3600,
+        "a rank that makes no progress for longer while others wait for it ends the job",
+        unit="seconds",
+        range=POSITIVE,
     )
     save_dir: str = key("outputs/samples", "folder of the mp4s")
-
-    def check(self, where: str) -> None:
-        """Raise ConfigError where values do not make sense together."""
-        _positive(where, num_sample=self.num_sample, num_frames=self.num_frames, fps=self.fps, align=self.align)
-        _positive(where, loop=self.loop, condition_frame_length=self.condition_frame_length, sp_size=self.sp_size)
-        _positive(where, timeout_seconds=self.timeout_seconds)
-        if not 0 <= self.condition_frame_edit <= 1:
-            raise ConfigError(
-                f"{where}: key 'condition_frame_edit': found {self.condition_frame_edit}; allowed: 0 (keep) to 1 (new)"
-            )
-        if self.image_size is not None and (len(self.image_size) != 2 or min(self.image_size) <= 0):
-            raise ConfigError(f"{where}: key 'image_size': found {self.image_size}; allowed: (height, width) in pixels")
 
 
 Run = TrainRun | SampleRun

@@ -1,12 +1,10 @@
 """Values that travel between the packages. B batch, C channels, T frames, H W rows and columns, L text tokens."""
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Precision = Literal["auto", "bf16", "fp32"]  # the config's word for the dtype that a model computes with
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 

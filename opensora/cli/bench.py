@@ -44,9 +44,9 @@ def bench_command(what: str, quick: bool, file: str | None) -> int:
 
     from rich.console import Console
 
-    from opensora.cli.session import start_platform
+    from opensora.platforms import select
 
-    platform = start_platform()
+    platform = select()
     results = bench.run(platform, quick)
     console = Console(soft_wrap=True)
     for table in bench.tables(results):

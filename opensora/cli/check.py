@@ -5,14 +5,14 @@ smallest layout that fits. With --no-data it reads the config alone, for a manif
 prints only the table of docs/planning.md, for the config's model and gpu.
 """
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from opensora.cli.command_parser import CommandParser
 from opensora.cli.run_main import run_main
-from opensora.config import explain, load, parse_override
+from opensora.config import LoadedConfig, explain, load, parse_override
 from opensora.errors import ConfigError
 from opensora.planning.device_specs import Gpu, gpu_named
 from opensora.registry import PLUGINS, build
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="opensora check", description=__doc__)
+    parser = CommandParser(prog="opensora check", description=__doc__)
     parser.add_argument("config", help="a training config")
     parser.add_argument(
         "overrides",
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--no-data", action="store_true", help="use the config alone, for a manifest on another machine"
     )
-    arguments = parser.parse_intermixed_args(argv)
+    arguments = parser.read(argv)
     if arguments.table:
         return run_main(lambda: table_command(arguments.config, arguments.overrides))
     return run_main(lambda: check_command(arguments.config, arguments.overrides, data=not arguments.no_data))
@@ -117,7 +117,11 @@ def check_command(config: str, overrides: Sequence[str], data: bool = True) -> i
     """
     world, gpu, rest = parse_machine_args(overrides)
     loaded = load(config, rest, TrainRun)
+    with loaded.naming_origins():
+        return _check(loaded, config, world, gpu, data)
 
+
+def _check(loaded: LoadedConfig[TrainRun], config: str, world: int, gpu: Gpu | None, data: bool) -> int:
     from rich.console import Console
     from rich.table import Table
 

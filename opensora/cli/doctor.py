@@ -75,9 +75,8 @@ def kernel_table(device: Platform) -> "Table":
     from rich.table import Table
 
     from opensora.models.layers.attention import choose_kernel
-    from opensora.models.layers.kernels import kernels_for, use_kernels
+    from opensora.models.layers.kernels import kernels_for
 
-    use_kernels(device)
     table = Table("kernel", "for", "used")
     for dtype in (torch.bfloat16, torch.float32):
         for keys, masked in ((256, False), (4096, False), (256, True)):

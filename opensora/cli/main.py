@@ -15,7 +15,7 @@ COMMANDS = {
     "replay": "make one optimizer step of a run again: same weights, data and noise",
     "sample": "generate mp4s from prompts",
     "tune-batch": "find micro-batch sizes per bucket for a step time, and write them into a config",
-    "train": "train in this process; for several ranks: torchrun --nproc_per_node N -m opensora.cli.train",
+    "train": "train; on N devices: opensora train --ranks N CONFIG",
 }
 
 

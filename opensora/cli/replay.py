@@ -1,16 +1,17 @@
-"""Make one optimizer step of a run again: `opensora replay RUN step=N [key=value ...]`, or on several ranks
-`torchrun --nproc_per_node N -m opensora.cli.replay RUN step=N`.
+"""Make one optimizer step of a run again: `opensora replay RUN step=N [key=value ...]`, or on N devices
+`opensora replay --ranks N RUN step=N`.
 
 Starts from the newest checkpoint before the step, with the same data and noise, and writes nothing into the run.
 key=value changes the run's config, for example dtype=fp32 or plugin=ddp; gradients=true measures each sample's gradient.
 """
 
-import argparse
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from opensora.cli.command_parser import CommandParser, run_on_ranks
 from opensora.cli.run_main import report_on_main_rank_only, run_main
 from opensora.config import load, parse_override
 from opensora.errors import ConfigError
@@ -24,10 +25,14 @@ CAPTION_LENGTH = 48  # characters shown
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="opensora replay", description=__doc__)
+    code = run_on_ranks("opensora.cli.replay", argv)
+    if code is not None:
+        return code
+    parser = CommandParser(prog="opensora replay", description=__doc__)
+    parser.add_ranks()
     parser.add_argument("run", help="a run folder")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="step=N, and changes of the config")
-    arguments = parser.parse_args(argv)
+    arguments = parser.read(argv)
     return run_main(lambda: replay_command(arguments.run, arguments.overrides))
 
 
@@ -38,17 +43,18 @@ def replay_command(run_dir: str, overrides: Sequence[str]) -> int:
         config = Path(run_dir) / "config.json"
         if not config.is_file():
             raise ConfigError(f"{run_dir}: no config.json there; allowed: the folder of a training run; check the path")
-        run = load(str(config), [*changes, f"run_dir={run_dir!r}"], TrainRun).run
+        loaded = load(str(config), [*changes, f"run_dir={run_dir!r}"], TrainRun)
 
     # These imports take seconds; a typo in the config is reported before them.
     from opensora.cli.session import session, set_up_rank, training_sequence_size
     from opensora.training.replay import build_replay, replay
 
-    setup = set_up_rank(run, training_sequence_size(run, str(config)))
-    with session(setup) as ranks:
-        result = replay(build_replay(setup.run, ranks.world, str(config), step), step, gradients)
-        if ranks.world.is_main:
-            _show(result, Path(run_dir))
+    with loaded.naming_origins():
+        setup = set_up_rank(loaded.run, training_sequence_size(loaded.run, str(config)))
+        with session(setup) as ranks:
+            result = replay(build_replay(setup.run, ranks.world, str(config), step), step, gradients)
+            if ranks.world.is_main:
+                _show(result, Path(run_dir))
     return 0
 
 
@@ -95,14 +101,21 @@ def _show(result: "Replay", run_dir: Path) -> None:
     then = logged_step(run_dir, result.step)
     for name, now in (("loss", result.loss), ("gradient norm", result.grad_norm)):
         key = "loss" if name == "loss" else "grad_norm"
-        comparison = "not logged by the run (log_every)" if then is None else describe_difference(now, then[key])
-        logged = "" if then is None else f", logged {then[key]!r}"
-        console.print(f"{name} {now!r}{logged}: {comparison}")
+        if then is None:
+            console.print(f"{name} {now!r} (not compared: {_unlogged(run_dir, result.step)})")
+        else:
+            console.print(f"{name} {now!r}, logged {then[key]!r}: {describe_difference(now, then[key])}")
     if result.anomaly is not None:
         console.print(f"the run does not make this step: {result.anomaly}")
     for each in suspects:
         what = "loss" if not math.isfinite(each["loss"]) else "gradient"
         console.print(f"not finite: the {what} of manifest row {each['row']} (counted from 0), place {each['place']}")
+
+
+def _unlogged(run_dir: Path, step: int) -> str:
+    """The reason why the run logged nothing of the step, in words."""
+    every = json.loads((run_dir / "config.json").read_text(encoding="utf-8")).get("log_every", 1)
+    return f"the run logged every {every} steps" if step % every else "metrics.jsonl holds no such step"
 
 
 def _number(value: float) -> str:

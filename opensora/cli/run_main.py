@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from opensora.errors import OpenSoraError
+from opensora.parallel.openmp import wait_passively
 
 WAIT_SECONDS = 20  # for the launcher to end this rank because the main rank has left
 
 
 def run_main(command: Callable[[], int]) -> int:
     """Run `command`; an error the user can act on is one line on stderr, anything else keeps its traceback."""
+    wait_passively()
     if sys.__stderr__ is not None and not faulthandler.is_enabled():
         faulthandler.enable(sys.__stderr__)  # a crash of compiled code says where it was
     try:
@@ -52,7 +54,7 @@ class _AlreadyReported(Exception):
 
 
 def _is_main() -> bool:
-    from opensora.parallel.world import rank_from_environment
+    from opensora.parallel.rank_environment import rank_from_environment
 
     try:
         return rank_from_environment()[0] == 0

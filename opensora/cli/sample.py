@@ -1,16 +1,19 @@
-"""Generate videos: `opensora sample CONFIG --prompt "..."`, or on N ranks
-`torchrun --nproc_per_node N -m opensora.cli.sample CONFIG --prompt "..."`.
+"""Generate videos: `opensora sample CONFIG --prompt "..."`, or on N devices
+`opensora sample --ranks N CONFIG --prompt "..."`.
 
 Videos that are there already are skipped; the same prompt and seed give the same video on any number of ranks.
 With sp_size=N, N ranks make one video together.
 """
 
 import argparse
+import re
 from collections.abc import Sequence
 from datetime import timedelta
 
+from opensora.cli.command_parser import CommandParser, run_on_ranks
 from opensora.cli.run_main import report_on_main_rank_only, run_main
 from opensora.config import load
+from opensora.errors import ConfigError
 from opensora.parallel.watchdog.process_exit import exit_process
 from opensora.schema import SampleRun
 
@@ -33,6 +36,7 @@ FLAGS: dict[str, tuple[str, str]] = {
     "--save-dir": ("save_dir", "where the videos go"),
 }
 
+ONE_PER_PROMPT = ("--reference-path", "--mask-strategy")  # may be given once, or once for each prompt
 TEXTS = (
     "load",
     "prompt_path",
@@ -44,27 +48,40 @@ TEXTS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="opensora sample", description=__doc__)
+    code = run_on_ranks("opensora.cli.sample", argv)
+    if code is not None:
+        return code
+    parser = CommandParser(prog="opensora sample", description=__doc__)
+    parser.add_ranks()
     parser.add_argument("config", help="a sampling config")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--prompt", action="append", default=[], help="what to show; may be given several times")
     parser.add_argument("--size", metavar="HEIGHTxWIDTH", help="pixels, for example 64x96")
     for flag, (_, purpose) in FLAGS.items():
-        parser.add_argument(flag, help=purpose)
-    arguments = parser.parse_intermixed_args(argv)
+        parser.add_argument(flag, help=purpose, action="append" if flag in ONE_PER_PROMPT else "store")
+    arguments = parser.read(argv)
     return run_main(lambda: sample_command(arguments.config, overrides_of(arguments), arguments.prompt))
 
 
 def overrides_of(arguments: argparse.Namespace) -> list[str]:
-    """The flags as key=value overrides; key=value arguments come last and win."""
+    """The flags as key=value overrides; key=value arguments come last and win. ConfigError for a size of other form."""
     overrides = []
     for flag, (key, _) in FLAGS.items():
         value = getattr(arguments, flag.removeprefix("--").replace("-", "_"))
+        if isinstance(value, list) and len(value) == 1:
+            value = value[0]  # of every prompt
         if value is not None:
             quoted = repr(value) if key in TEXTS else value
             overrides.append(f"{key}={quoted}")
     if arguments.size is not None:
-        overrides.append(f"image_size={tuple(arguments.size.lower().split('x'))}".replace("'", ""))
+        size = re.fullmatch(r"(\d+)[xX×](\d+)", arguments.size)
+        if size is None:
+            with report_on_main_rank_only():
+                raise ConfigError(
+                    f"command line: --size: found {arguments.size!r}; allowed: HEIGHTxWIDTH in pixels, such as 64x96; "
+                    "change it"
+                )
+        overrides.append(f"image_size=({int(size[1])}, {int(size[2])})")
     return overrides + arguments.overrides
 
 
@@ -73,8 +90,12 @@ def sample_command(config: str, overrides: Sequence[str], prompts: Sequence[str]
     if prompts:
         overrides = [*overrides, f"prompt={list(prompts)!r}"]
     with report_on_main_rank_only():
-        run = load(config, overrides, SampleRun).run
+        loaded = load(config, overrides, SampleRun)
+    with loaded.naming_origins():
+        return _sample(loaded.run, config)
 
+
+def _sample(run: SampleRun, config: str) -> int:
     # These imports take seconds; a typo in the config is reported before them.
     from opensora.cli.session import session, set_up_rank
     from opensora.parallel.world import check_sequence_size, set_timeout

@@ -1,4 +1,4 @@
-"""The start that train, sample and replay share: rank, platform, kernels, log, dtype, world and watchdog."""
+"""The start that train, sample and replay share: rank, platform, log, dtype, world and watchdog."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,7 +7,6 @@ from typing import Generic, TypeVar
 
 from opensora import log
 from opensora.cli.run_main import report_on_main_rank_only
-from opensora.models.layers.kernels import use_kernels
 from opensora.parallel import world as worlds
 from opensora.parallel.watchdog.watchdog import Watch, watching
 from opensora.parallel.world import World
@@ -34,13 +33,6 @@ class Session:
     watch: Watch
 
 
-def start_platform() -> Platform:
-    """Select the device and give the models its kernels."""
-    platform = select()
-    use_kernels(platform)
-    return platform
-
-
 def set_up_rank(run: Run, sequence_size: Callable[[int], int]) -> RankSetup[Run]:
     """Check the sizes, start the log and the platform; waits for no other rank.
 
@@ -51,7 +43,7 @@ def set_up_rank(run: Run, sequence_size: Callable[[int], int]) -> RankSetup[Run]
         rank, size = worlds.rank_from_environment()
         sp_size = sequence_size(size)
         log.setup(rank)
-        platform = start_platform()
+        platform = select()
     return RankSetup(replace(run, dtype=platform.choose_dtype(run.dtype)), platform, sp_size)
 
 

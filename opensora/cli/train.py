@@ -1,13 +1,14 @@
-"""Train from a config: `torchrun --nproc_per_node N -m opensora.cli.train CONFIG key=value ...`.
+"""Train from a config: `opensora train CONFIG key=value ...`, on N devices `opensora train --ranks N CONFIG ...`, and on
+several machines `torchrun ... -m opensora.cli.train CONFIG ...` on each.
 
 The same command resumes from the newest good checkpoint in `run_dir`.
 """
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from opensora.cli.command_parser import CommandParser, run_on_ranks
 from opensora.cli.run_main import report_on_main_rank_only, run_main
 from opensora.config import load
 from opensora.parallel.watchdog.process_exit import exit_process
@@ -15,18 +16,26 @@ from opensora.schema import TrainRun
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="opensora.cli.train", description=__doc__)
+    code = run_on_ranks("opensora.cli.train", argv)
+    if code is not None:
+        return code
+    parser = CommandParser(prog="opensora train", description=__doc__)
+    parser.add_ranks()
     parser.add_argument("config", help="a .py config file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example steps=100 optimizer.lr=1e-4")
-    arguments = parser.parse_args(argv)
+    arguments = parser.read(argv)
     return run_main(lambda: train_command(arguments.config, arguments.overrides))
 
 
 def train_command(config: str, overrides: Sequence[str]) -> int:
     """Check, build, train; returns the exit code."""
     with report_on_main_rank_only():
-        run = load(config, overrides, TrainRun).run
+        loaded = load(config, overrides, TrainRun)
+    with loaded.naming_origins():
+        return _train(loaded.run, config)
 
+
+def _train(run: TrainRun, config: str) -> int:
     # These imports take seconds; a typo in the config is reported before them.
     from opensora.cli.session import session, set_up_rank, training_sequence_size
     from opensora.log import logger

@@ -55,17 +55,17 @@ def tune_command(config: str, out: str, overrides: Sequence[str]) -> int:
 
     from rich.console import Console
 
-    from opensora.cli.session import start_platform
     from opensora.planning.batch_size_search import (
         StepTimer,
         search_batch_sizes,
         step_bytes,
         updated_bucket_config,
     )
+    from opensora.platforms import select
     from opensora.training.checkpoint import resolve_part
     from opensora.training.clip_plan import build_buckets
 
-    platform = start_platform()
+    platform = select()
     memory = int(1e9 * _positive(options, "memory_gb", DEFAULT_SHARE * platform.memory_bytes() / 1e9))
     run = replace(run, dtype=platform.choose_dtype(run.dtype), vae=resolve_part(run.vae))
     buckets = build_buckets(run, config)

@@ -19,13 +19,13 @@ import torch.distributed as dist
 from opensora.errors import ConfigError
 from opensora.parallel import collectives
 from opensora.parallel.async_save import join_all
+from opensora.parallel.launch import LAUNCHER
+from opensora.parallel.rank_environment import integer, local_size_from_environment, rank_from_environment
 from opensora.parallel.watchdog.rendezvous import restart_store
 from opensora.platforms import Platform
 from opensora.platforms.cpu import cores
 
-_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_REMEDY = "start with `torchrun --nproc_per_node N ...`, or unset all of them to run one process"
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def init(platform: Platform, timeout_seconds: float, sp_size: int = 1) -> World:
     if _current is not None:
         return _current
     rank, size = rank_from_environment()
-    local_rank = _integer("LOCAL_RANK", rank) if size > 1 else _integer("LOCAL_RANK", 0)
+    local_rank = integer("LOCAL_RANK", rank) if size > 1 else integer("LOCAL_RANK", 0)
     local_size = local_size_from_environment()
     check_sequence_size(sp_size, size, "world")
     if platform.name != "cpu" and local_rank >= platform.device_count():
@@ -90,12 +90,12 @@ def init(platform: Platform, timeout_seconds: float, sp_size: int = 1) -> World:
 
 
 def _die_with_parent() -> None:
-    """Have Linux kill this rank when torchrun is killed.
+    """Have Linux kill this rank when its launcher is killed.
 
-    torchrun gives each rank a session of its own, so `kill -9` of torchrun or of its process group leaves the ranks
+    A launcher gives each rank a session of its own, so `kill -9` of it or of its process group leaves the ranks
     running, and they would go on writing to the folder where the next start resumes.
     """
-    if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
+    if sys.platform == "linux" and ("TORCHELASTIC_RUN_ID" in os.environ or LAUNCHER in os.environ):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
@@ -187,35 +187,3 @@ def shutdown() -> None:
     join_all()
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def rank_from_environment() -> tuple[int, int]:
-    """(rank, number of ranks) from torchrun's variables; (0, 1) without them. Works before `init`.
-
-    Raises ConfigError when the variables are incomplete, not numbers or out of range.
-    """
-    present = [name for name in _VARIABLES if name in os.environ]
-    if "RANK" not in present and "WORLD_SIZE" not in present:
-        return 0, 1
-    missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in present]
-    if missing:
-        raise ConfigError(
-            f"environment: {', '.join(present)} set but not {', '.join(missing)}; "
-            f"allowed: all of {', '.join(_VARIABLES)} or none; {_REMEDY}"
-        )
-    rank, size = _integer("RANK", 0), _integer("WORLD_SIZE", 1)
-    if not 0 <= rank < size:
-        raise ConfigError(f"environment: RANK={rank} with WORLD_SIZE={size}; allowed: 0 to WORLD_SIZE - 1; {_REMEDY}")
-    return rank, size
-
-
-def local_size_from_environment() -> int:
-    """Ranks that torchrun starts on this machine; all ranks when it does not say. Works before `init`."""
-    return _integer("LOCAL_WORLD_SIZE", rank_from_environment()[1])
-
-
-def _integer(name: str, default: int) -> int:
-    text = os.environ.get(name, str(default))
-    if not text.isascii() or not text.isdigit():
-        raise ConfigError(f"environment: {name}={text!r}; allowed: a whole number from 0; {_REMEDY}")
-    return int(text)

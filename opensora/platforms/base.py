@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opensora.types import Precision
+from opensora.schema import Precision
 
 
 @dataclass(frozen=True)

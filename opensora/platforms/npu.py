@@ -15,7 +15,7 @@ from torch import Tensor
 from opensora.errors import ConfigError
 from opensora.platforms.base import Feature, Platform
 from opensora.registry import PLATFORMS
-from opensora.types import Precision
+from opensora.schema import Precision
 
 
 @PLATFORMS.register_module(name="npu")

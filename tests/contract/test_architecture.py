@@ -18,6 +18,7 @@ BASE = {
     "config",
     "schema",
     "fields",
+    "ranges",
     "types",
     "errors",
     "log",
@@ -62,6 +63,7 @@ _DEVICE_WORD = re.compile(
 )
 DRAWERS = {"utils", "util", "misc", "helpers", "helper", "common"}
 MOST_LINES = 500
+MAY_READ_ENVIRONMENT = {"world.py", "rank_environment.py", "launch.py", "openmp.py"}  # in parallel/
 # a package's contract and its builder; layers of one model that differ from those in layers/
 MAY_REPEAT = {"__init__", "base", "build", "attention", "embed"}
 
@@ -129,7 +131,7 @@ def scattered_settings(path: PurePosixPath, text: str) -> Iterator[str]:
         dotted = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
         if dotted.startswith("torch.distributed") and package != "parallel":
             yield f"uses {dotted}, which belongs to parallel/"
-        if dotted.startswith("os.environ") and package != "platforms" and path.name != "world.py":
+        if dotted.startswith("os.environ") and package != "platforms" and path.name not in MAY_READ_ENVIRONMENT:
             yield f"reads {dotted}; settings come from the config"
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("cfg.get", "config.get_default"):
             yield f"hides a default: {ast.unparse(node)}"

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from opensora.parallel import collectives
+from opensora.schema import Precision
 from opensora.training import checkpoint
 from opensora.training.ema import Ema
-from opensora.types import Precision
 from tests.dist import run_ranks
 from tests.distributed import tiny
 

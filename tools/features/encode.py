@@ -265,7 +265,6 @@ def _own_options(overrides: Sequence[str]) -> tuple[int | None, str | None, list
 def encode_command(config: str, folder: str, overrides: Sequence[str]) -> int:
     """Check, encode this rank's share, print what was done; returns the exit code."""
     from opensora import log
-    from opensora.models.layers.kernels import use_kernels
     from opensora.parallel import world as worlds
     from opensora.platforms import select
 
@@ -277,7 +276,6 @@ def encode_command(config: str, folder: str, overrides: Sequence[str]) -> int:
         rank, size = worlds.rank_from_environment()
     log.setup(rank)
     platform = select()
-    use_kernels(platform)
     run = replace(run, dtype=platform.choose_dtype(run.dtype))
     world = worlds.init(platform, run.timeout_seconds)
     counts = encode(run, config, folder, world, variants=variants, only=only)
