@@ -11,11 +11,37 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from opensora.errors import OpenSoraError
+
+if TYPE_CHECKING:  # the import takes seconds
+    from torch import Tensor
+
+NAME_BYTES = 255  # of a file or folder, on common file systems
+_PART_BYTES = NAME_BYTES - 39  # of a name, so that the hidden file's dots, hexadecimal digits and ending fit as well
+
+
+def expand_home(path: str | Path) -> str:
+    """`path` with ~ or ~USER at its beginning replaced by the home folder, as shells do it."""
+    return os.path.expanduser(path)
+
+
+def path_fault(path: str) -> str | None:
+    """Why no file or folder can have this path, in words; None for a path that is possible."""
+    if not path.strip():
+        return "an empty path"
+    if "\0" in path:
+        return "a path with a zero byte"
+    longest = max(os.fsencode(path).split(os.sep.encode()), key=len)
+    if len(longest) > NAME_BYTES:
+        return f"a name of {len(longest)} bytes, and file systems take {NAME_BYTES}"
+    return None
+
+
+def ffmpeg_path(path: str | Path) -> str:
+    """`path` as FFmpeg opens it, which takes what is before a colon for a protocol."""
+    return f"file:{os.path.abspath(path)}"
 
 
 def atomic_write(path: str | Path, fill: Callable[[Path], object]) -> None:
@@ -25,7 +51,8 @@ def atomic_write(path: str | Path, fill: Callable[[Path], object]) -> None:
     """
     path = Path(path)
     # Ranks on several machines may write one file at once, and in containers even their process ids may be equal.
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    start = os.fsencode(path.name)[:_PART_BYTES].decode(errors="ignore")
+    part = path.with_name(f".{start}.{uuid.uuid4().hex}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         fill(part)
@@ -55,7 +82,7 @@ def write_json(path: Path, values: object, sort_keys: bool = False) -> None:
     write_text(path, json.dumps(values, indent=2, sort_keys=sort_keys, default=list) + "\n")
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file that everyone may read who may read other new files of this user. Raises OSError."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file

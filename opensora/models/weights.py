@@ -1,115 +1,27 @@
-"""Weight files: read the usual kinds, load strictly with a readable report, write safetensors."""
+"""Weights in and out of modules: load strictly with a readable report, write safetensors and config.json."""
 
 import json
-from argparse import Namespace
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from opensora import files
 from opensora.errors import WeightsError
-
-WEIGHTS_FILE = "model.safetensors"
-CONFIG_FILE = "config.json"
-# Weight files of a folder; the first that exists is used.
-_IN_FOLDER = (
+from opensora.models.read_weights import (
     WEIGHTS_FILE,
-    "diffusion_pytorch_model.safetensors",
-    "model.safetensors.index.json",
-    "diffusion_pytorch_model.safetensors.index.json",
-    "diffusion_pytorch_model.bin",
-    "pytorch_model.bin",
-    "diffusion_pytorch_model.bin.index.json",
-    "pytorch_model.bin.index.json",  # ColossalAI's shards
+    bare_names,
+    describe_names,
+    find_weights,
+    first_few,
+    read_weights,
+    shared_prefixes,
+    without_prefix,
 )
-_PICKLES = (".pt", ".pth", ".ckpt", ".bin")
-_WRAPPERS = ("ema", "state_dict", "model")  # keys under which training programs keep the weights
-_PREFIX = "module."  # left by DistributedDataParallel
 
-
-def find_weights(path: str | Path) -> Path:
-    """The weights file at `path`, or in the folder `path`. Raises WeightsError."""
-    path = Path(path)
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise WeightsError(f"weights: {path}: no such file or folder; give a weights file or a folder that holds one")
-    for name in _IN_FOLDER:
-        if (path / name).is_file():
-            return path / name
-    checkpoints = sorted(path.glob("*.ckpt"))  # Lightning's, as Open-Sora-Plan's first autoencoders ship
-    if checkpoints:
-        return checkpoints[-1]
-    raise WeightsError(f"weights: {path}: holds no weights; looked for {', '.join(_IN_FOLDER)}, *.ckpt")
-
-
-def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Tensors by name, on the CPU, from a safetensors file, a sharded index, a .pt/.pth/.ckpt/.bin or a folder.
-
-    Unwraps {"ema": ...}, {"state_dict": ...}, {"model": ...} and removes a "module." before every name. Pickles are
-    read as tensors only, never as code. Raises WeightsError when the file is missing, damaged or of another kind.
-    """
-    file = find_weights(path)
-    try:
-        if file.name.endswith(".index.json"):
-            shards = sorted(set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values()))
-            loaded: dict[str, Any] = {}
-            for shard in shards:
-                loaded.update(_read_file(file.parent / shard))
-        elif file.suffix in (".safetensors", *_PICKLES):
-            loaded = _read_file(file)
-        else:
-            raise WeightsError(
-                f"weights: {file}: unknown kind {file.suffix!r}; allowed: .safetensors, .index.json, {', '.join(_PICKLES)}"
-            )
-    except UnpicklingError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise WeightsError(
-            f"weights: {file}: damaged, or holds more than tensors and plain values, which is not read since it could run "
-            f"code ({reason}); copy it again, or save its state_dict alone where it was made"
-        ) from error
-    except (
-        OSError,
-        SafetensorError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-    ) as error:
-        raise WeightsError(f"weights: {file}: cannot be read ({error}); the file is damaged, copy it again") from error
-    return _unwrap(loaded, file)
-
-
-def _read_file(file: Path) -> dict[str, Any]:
-    if file.suffix == ".safetensors":
-        return load_file(file)
-    with torch.serialization.safe_globals([Namespace]):  # command lines that programs save with the weights; plain data
-        return torch.load(file, map_location="cpu", weights_only=True)
-
-
-def _unwrap(loaded: object, file: Path) -> dict[str, Tensor]:
-    while isinstance(loaded, Mapping):
-        inner = next((loaded[key] for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), None)
-        if inner is None:
-            break
-        loaded = inner
-    if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(v, Tensor) for v in loaded.values()):
-        raise WeightsError(f"weights: {file}: holds no dictionary of tensors; give the file of a model's state_dict")
-    return without_prefix(loaded)
-
-
-def without_prefix(state: Mapping[str, Any]) -> dict[str, Any]:
-    """`state` without the prefix "module.", if every name has it."""
-    wrapped = all(name.startswith(_PREFIX) for name in state)
-    return {name.removeprefix(_PREFIX) if wrapped else name: tensor for name, tensor in state.items()}
+CONFIG_FILE = "config.json"
 
 
 def load_weights(module: nn.Module, path: str | Path, ignore: Sequence[str] = ()) -> None:
@@ -122,10 +34,15 @@ def load_weights(module: nn.Module, path: str | Path, ignore: Sequence[str] = ()
 
 
 def load_state(module: nn.Module, state: Mapping[str, Tensor], where: str, ignore: Sequence[str] = ()) -> None:
-    """`load_weights` from tensors; `where` names their source in the WeightsError."""
-    source = {name: tensor for name, tensor in without_prefix(state).items() if not name.startswith(tuple(ignore))}
+    """`load_weights` from tensors; `where` names their source in the WeightsError.
+
+    A prefix that all names of `state` share is taken off where the names fit without it.
+    """
+    kept = {name: tensor for name, tensor in bare_names(state).items() if not name.startswith(tuple(ignore))}
     target = module.state_dict()
     names = dict(zip(without_prefix(target), target, strict=True))  # bare name -> the module's own
+    fitting = max(shared_prefixes(kept), key=lambda prefix: sum(name.removeprefix(prefix) in names for name in kept))
+    source = without_prefix(kept, fitting)
     missing = [names[bare] for bare in names if bare not in source]
     unexpected = [bare for bare in source if bare not in names]
     shapes = [
@@ -139,18 +56,67 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], where: str, ignor
         if items
     ]
     if faults:
+        if missing and unexpected:
+            faults.append(explain_names(source, names))
         raise WeightsError(
             f"weights: {where} does not fit {type(module).__name__}: {'; '.join(faults)}; "
             "check that type and sizes in the config are those the weights were trained with"
         )
+    check_values(source, target, where)
     on_meta = any(tensor.is_meta for tensor in target.values())
-    module.load_state_dict({name: source[bare] for bare, name in names.items()}, strict=True, assign=on_meta)
+    new = {name: source[bare] for bare, name in names.items()}
+    if on_meta:
+        new = {name: _computable(tensor, target[name].dtype) for name, tensor in new.items()}
+    module.load_state_dict(new, strict=True, assign=on_meta)
 
 
-def first_few(items: Iterable[str], shown: int = 4) -> str:
-    """The first `shown` items, and how many more there are."""
-    listed = list(items)
-    return ", ".join(listed[:shown]) + (f" and {len(listed) - shown} more" if len(listed) > shown else "")
+def explain_names(source: Collection[str], wanted: Collection[str]) -> str:
+    """In words, the names of a file that does not fit; where a prefix hides all `wanted` names among others, that prefix."""
+    prefixes = {name.removesuffix(first) for first in list(wanted)[:1] for name in source if name.endswith(f".{first}")}
+    for prefix in sorted(prefixes):
+        inside = {name.removeprefix(prefix) for name in source if name.startswith(prefix)}
+        others = [name for name in source if not name.startswith(prefix)]
+        if inside == set(wanted):
+            return (
+                f"all of its names are there with {prefix!r} before them; the others, such as {others[0]}, are left out by "
+                "`python -m tools.weights.convert` with --ignore PREFIX"
+            )
+    return describe_names(source)
+
+
+def check_values(source: Mapping[str, Tensor], target: Mapping[str, Tensor], where: str) -> None:
+    """Raise WeightsError for weights that would load and be wrong: NaN, infinity, or whole numbers for fractions.
+
+    source: by bare names; target: the tensors of the module, which may have "module." before them.
+    """
+    bare = without_prefix(target)
+    parts = {name: tensor for name, tensor in source.items() if name in bare and bare[name].is_floating_point()}
+    whole = [f"{name} ({_dtype_name(t)})" for name, t in parts.items() if not t.is_floating_point()]
+    if whole:
+        raise WeightsError(
+            f"weights: {where}: {len(whole)} tensors hold whole numbers: {first_few(whole)}; quantized weights are not read; "
+            "give those they were made from"
+        )
+    broken = [name for name, tensor in parts.items() if not tensor.is_meta and not _is_finite(tensor)]
+    if broken:
+        raise WeightsError(
+            f"weights: {where}: {len(broken)} of {len(source)} tensors hold NaN or infinity: {first_few(broken)}; the run "
+            "that saved them had diverged, or the file is damaged; give an earlier checkpoint"
+        )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    small = tensor.element_size() == 1  # torch has no isfinite of float8
+    return bool((tensor.float() if small else tensor).isfinite().all())
+
+
+def _dtype_name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _computable(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """`tensor`, or where layers do not compute in its precision (float8, float64) a copy in `dtype`."""
+    return tensor.to(dtype) if tensor.is_floating_point() and tensor.element_size() in (1, 8) else tensor
 
 
 def save_weights(folder: str | Path, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> Path:

@@ -19,16 +19,24 @@ from typing import Any
 
 import torch
 from mmengine.registry import Registry
-from torch import nn
+from torch import Tensor, nn
 
 from opensora.config import check_component, parse_override
 from opensora.errors import ConfigError, OpenSoraError, WeightsError
+from opensora.files import expand_home
 from opensora.models.build import build_autoencoder, build_denoiser
 from opensora.models.conversion.convert_weights import Report, convert_weights
-from opensora.models.conversion.families import FAMILIES, Family
-from opensora.models.conversion.infer_arguments import accepted_arguments, config_next_to, infer_classes, infer_sizes
+from opensora.models.conversion.families import FAMILIES, Family, other_layout, rule_for
+from opensora.models.conversion.infer_arguments import (
+    accepted_arguments,
+    config_next_to,
+    infer_classes,
+    infer_sizes,
+    infer_widths,
+)
 from opensora.models.conversion.released_configs import clip_size, released_run
-from opensora.models.weights import find_weights, read_weights, save_weights
+from opensora.models.read_weights import find_weights, read_weights, shared_prefixes, without_prefix
+from opensora.models.weights import save_weights
 from opensora.registry import MODELS, SCHEDULERS, TEXT_ENCODERS, VAES, class_of, constructor, names
 
 _PARTS = {"vae": VAES, "text_encoder": TEXT_ENCODERS, "scheduler": SCHEDULERS}
@@ -36,6 +44,7 @@ _RUN_KEYS = (*_PARTS, "num_frames", "image_size", "fps")
 _SIZE = "input_size"  # of the latents, for models of one size
 _SIZES = (_SIZE, "sample_size", "video_length")
 _TABLE_KEYS = (_SIZE, "space_scale", "time_scale")
+_WIDTHS = ("depth", "hidden_size", "num_heads", "caption_channels")
 _RECORDED = (
     _SIZE,
     "in_channels",
@@ -67,16 +76,22 @@ def convert(
     """
     family = _family(family_name)
     arguments, run_changes = _split(overrides, family)
-    state, stored = read_weights(source), config_next_to(source)
+    stored = config_next_to(source)
+    if (fault := other_layout(stored, family_name)) is not None:
+        raise ConfigError(f"--from: found {family_name!r} for {source}, but {fault}")
+    state = _without_shared_prefix(read_weights(source), ignore)
     name = _target(family_name, family, target or _type_in(stored, family) or family.default(state))
     target_class = class_of(_registry(family), name).__name__
-    rule = family.rules[target_class]
+    rule = rule_for(family, target_class, stored)
     accepted = inspect.signature(constructor(_registry(family), name)).parameters
-    stored = stored if rule.same else {}
+    translated = accepted_arguments(rule.arguments(stored), accepted)
+    if not rule.same:  # of another architecture, its sizes alone are the target's
+        stored, translated = {}, {key: value for key, value in translated.items() if key in _WIDTHS}
     inferred = infer_sizes(state, accepted) if rule.same else {}
     if arguments.get(_SIZE, [1])[0] != 1:
         inferred.pop("no_temporal_pos_emb", None)  # an image model becomes one of several frames
-    explicit = {**accepted_arguments(rule.arguments(stored), accepted), **arguments}
+    explicit = {**translated, **arguments}
+    inferred |= _widths(source, state, explicit, accepted)
     inferred |= infer_classes(state, explicit, accepted) if rule.same else {}
     config = {"type": name, **inferred, **explicit}
     check_component(_registry(family), config, family.registry, lambda key: "command line")
@@ -93,6 +108,33 @@ def convert(
     if run:
         config["run"] = {**run, "converted": {"from": family_name, "file": find_weights(source).name}}
     return Conversion(model, config, report)
+
+
+def _without_shared_prefix(state: Mapping[str, Tensor], ignore: Sequence[str]) -> dict[str, Tensor]:
+    """`state` without the modules that all its names begin with; those to ignore stay as they are."""
+    kept = {name: tensor for name, tensor in state.items() if not name.startswith(tuple(ignore))}
+    bare = without_prefix(kept, shared_prefixes(kept)[-1])
+    return bare | {name: tensor for name, tensor in state.items() if name not in kept}
+
+
+def _widths(
+    source: str, state: Mapping[str, Tensor], explicit: Mapping[str, Any], accepted: Mapping[str, inspect.Parameter]
+) -> dict[str, int]:
+    """Sizes that the file shows, where they are not given and differ from the target's own.
+
+    Raises ConfigError where the heads of another width are not given, since a file does not show them.
+    """
+    widths = {
+        key: value
+        for key, value in infer_widths(state).items()
+        if key in accepted and key not in explicit and value != accepted[key].default
+    }
+    if "hidden_size" in widths and "num_heads" in accepted and "num_heads" not in explicit:
+        sizes = " ".join(f"{key}={value}" for key, value in widths.items())
+        raise ConfigError(
+            f"{source}: has {sizes}, and the number of heads is not in the file; give num_heads=N as it was trained with"
+        )
+    return widths
 
 
 def _is_value(default: Any) -> bool:
@@ -209,8 +251,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog="families:\n" + "\n".join(f"  {name:15} {family.about}" for name, family in FAMILIES.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", metavar="IN", help="weights file, sharded index, or a folder that holds one")
-    parser.add_argument("target", metavar="OUT", help="folder to write: model.safetensors and config.json")
+    parser.add_argument(
+        "source", type=expand_home, metavar="IN", help="weights file, sharded index, or a folder that holds one"
+    )
+    parser.add_argument(
+        "target", type=expand_home, metavar="OUT", help="folder to write: model.safetensors and config.json"
+    )
     parser.add_argument(
         "--from", dest="family", required=True, metavar="FAMILY", help="family of IN; see the list below"
     )

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 import torch
 
 from opensora.errors import OpenSoraError, WeightsError
-from opensora.models.weights import read_config, read_weights, save_weights
+from opensora.files import expand_home
+from opensora.models.read_weights import read_weights
+from opensora.models.weights import check_values, read_config, save_weights
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -21,7 +23,9 @@ def export(source: str, target: str, dtype: str) -> int:
     Raises WeightsError when the source is damaged, the target cannot be written, or a value does not fit `dtype`.
     """
     tensors = {}
-    for name, tensor in read_weights(source).items():
+    state = read_weights(source)
+    check_values(state, state, source)
+    for name, tensor in state.items():
         tensors[name] = tensor.to(DTYPES[dtype]) if tensor.is_floating_point() else tensor
         if not torch.isfinite(tensors[name]).all():
             raise WeightsError(f"{source}: '{name}' holds values that {dtype} cannot; allowed: --dtype bf16 or fp32")
@@ -31,8 +35,8 @@ def export(source: str, target: str, dtype: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", metavar="IN", help="a weights folder: config.json and weights")
-    parser.add_argument("target", metavar="OUT", help="folder to write")
+    parser.add_argument("source", type=expand_home, metavar="IN", help="a weights folder: config.json and weights")
+    parser.add_argument("target", type=expand_home, metavar="OUT", help="folder to write")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp32", help="precision of the copy")
     arguments = parser.parse_args(argv)
     try:

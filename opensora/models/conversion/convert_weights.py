@@ -4,6 +4,7 @@ Everything works on meta tensors too, so that a conversion can be tried at full 
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from opensora.errors import WeightsError
-from opensora.models.weights import first_few, without_prefix
+from opensora.models.read_weights import describe_names, first_few, without_prefix
+from opensora.models.weights import check_values
 
 State = dict[str, Tensor]
 _PATCHES = "x_embedder.proj.weight"  # [D, latent channels, ...]
+_JOINED = " layers joined"  # in a report, of layers that one program stores in parts
 _ROUNDING = 1e-2  # tables of half precision files differ by less
 
 
@@ -64,26 +67,39 @@ class Report:
     reshaped: dict[str, str] = field(default_factory=dict)
 
     def lines(self, full: bool = False) -> list[str]:
-        """One line per kind; `full` lists every name below it. Names that differ from the file are always listed."""
+        """One line per kind; `full` lists every name below it. Names that are new or differ from the file are always listed.
+
+        Without `full`, new names that differ in the number of a block are one line, and layers that are only joined are counted.
+        """
         fresh = [name for name in self.missing if name not in self.tables and name not in self.unfit]
         computed, unexpected, reshaped = "missing, computed for this size", "unexpected, left out", "reshaped"
         unfit = "missing, freshly initialized for other latents"
-        always = (computed, unexpected, reshaped, unfit)
+        new = "missing, freshly initialized"
+        always = (new, computed, unexpected, reshaped, unfit)
+        joined = [name for name, how in self.reshaped.items() if _JOINED in how]
         kinds = {
             "loaded": self.loaded,
-            "missing, freshly initialized": fresh,
+            new: fresh if full else _by_block(fresh),
             computed: [f"{name}{how and f' ({how})'}" for name, how in self.tables.items()],
             unfit: [f"{name} ({how})" for name, how in self.unfit.items()],
             unexpected: self.unexpected,
             "position tables and losses of the file, not used": self.dropped,
-            reshaped: [f"{name}: {how}" for name, how in self.reshaped.items()],
+            reshaped: [f"{name}: {how}" for name, how in self.reshaped.items() if full or name not in joined],
         }
+        counts = {new: len(fresh), reshaped: len(self.reshaped)}
         lines = []
         for kind, names in kinds.items():
-            lines.append(f"{kind}: {len(names)}")
+            note = f", {len(joined)} of them only joined" if kind == reshaped and joined else ""
+            lines.append(f"{kind}: {counts.get(kind, len(names))}{note}")
             if full or kind in always:
                 lines += [f"  {name}" for name in names]
         return lines
+
+
+def _by_block(names: Sequence[str]) -> list[str]:
+    """The names with * for the numbers of blocks, and how many names each stands for."""
+    groups = Counter(re.sub(r"\.\d+\.", ".*.", name) for name in names)
+    return [f"{group} ({count})" if count > 1 else group for group, count in groups.items()]
 
 
 def matches_any(name: str, patterns: Sequence[str]) -> bool:
@@ -131,7 +147,8 @@ def convert_weights(
         report.loaded.append(name)
         new[name] = tensor
     report.unexpected = [name for name in source if name not in names]
-    _refuse_faults(report, rule, shapes, type(model).__name__, where)
+    _refuse_faults(report, rule, shapes, type(model).__name__, where, state)
+    check_values(source, targets, where)
     if any(tensor.is_meta for tensor in targets.values()):
         return report
     model.load_state_dict(new, strict=True)
@@ -189,7 +206,9 @@ def _reshape(name: str, tensor: Tensor, wanted: Tensor) -> tuple[Tensor, str]:
     return tensor, ""
 
 
-def _refuse_faults(report: Report, rule: Rule, shapes: list[str], target: str, where: str) -> None:
+def _refuse_faults(
+    report: Report, rule: Rule, shapes: list[str], target: str, where: str, state: Mapping[str, Tensor]
+) -> None:
     known = report.tables.keys() | report.unfit.keys()
     absent = [name for name in report.missing if name not in known and not matches_any(name, rule.fresh)]
     homeless = [name for name in report.unexpected if not matches_any(name, rule.spare)]
@@ -199,7 +218,7 @@ def _refuse_faults(report: Report, rule: Rule, shapes: list[str], target: str, w
         if items
     ]
     if not any(re.fullmatch(rule.blocks, name) for name in report.loaded):
-        faults.insert(0, "it fills no block")
+        faults = ["it fills no block", *faults, describe_names(state)]
     if faults:
         raise WeightsError(
             f"weights: {where} does not fit {target}: {'; '.join(faults)}; check --from and --to, give the sizes of the "

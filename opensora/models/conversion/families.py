@@ -6,7 +6,7 @@ Sources: specs of the released files as key lists; PixArt to STDiT, STDiT2 and S
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from opensora.models.conversion.convert_weights import Rule
 from opensora.models.conversion.key_layouts import (
@@ -105,7 +105,9 @@ FAMILIES: dict[str, Family] = {
         {"STDiT3": _SAME},
         [(r"x_embedder_cond\.", "STDiT3-XL/2-v1.3"), ("", "STDiT3-XL/2")],
     ),
-    "latte-t2v": Family("Open-Sora-Plan 1.0 and 1.1", {"LatteT2V": _LATTE_T2V}, [("", "LatteT2V-XL/122")]),
+    "latte-t2v": Family(
+        "Open-Sora-Plan 1.0 and 1.1, diffusers' Latte", {"LatteT2V": _LATTE_T2V}, [("", "LatteT2V-XL/122")]
+    ),
     "sd-vae": Family(
         "Stable Diffusion's image autoencoder, latent-diffusion's or diffusers' layout",
         {"CausalVAEModel": Rule(prepare=image_autoencoder, fresh=[NEW_IN_TIME], blocks=_CODER)},
@@ -125,3 +127,35 @@ FAMILIES: dict[str, Family] = {
         registry="vae",
     ),
 }
+
+# diffusers' class, as its config.json names it, and a setting in which two layouts of one class differ: what reads it.
+_DIFFUSERS = {
+    "PixArtTransformer2DModel": "pixart-diffusers",
+    "Transformer2DModel ada_norm_single": "pixart-diffusers",
+    "LatteTransformer3DModel": "latte-t2v",
+    "AutoencoderKL": "sd-vae",
+    "DiTTransformer2DModel": "",
+    "Transformer2DModel ada_norm_zero": "",
+    "AutoencoderKLTemporalDecoder": "",
+}
+
+
+def rule_for(family: Family, target_class: str, config: Mapping[str, Any]) -> Rule:
+    """The family's rule for a class of target, for weights next to this config.json."""
+    rule = family.rules[target_class]
+    if config.get("_class_name") == "LatteTransformer3DModel":  # diffusers' has no null caption
+        return replace(rule, fresh=[*rule.fresh, r"caption_projection\.y_embedding"])
+    return rule
+
+
+def other_layout(config: Mapping[str, Any], family: str) -> str | None:
+    """Why weights next to this config.json are not of `family`: the layout of diffusers that it names; None if they may be."""
+    name = str(config.get("_class_name"))
+    key = name if name in _DIFFUSERS else f"{name} {config.get('norm_type')}"
+    reader = _DIFFUSERS.get(key, family)
+    if reader == family:
+        return None
+    advice = f"--from {reader}" if reader else f"the file that --from {family} is meant for: {FAMILIES[family].about}"
+    if name == "AutoencoderKLTemporalDecoder":
+        advice = "VideoAutoencoderKLTemporalDecoder(from_pretrained=FOLDER), which reads it as it is"
+    return f"its config.json says that it is diffusers' {name}; allowed: {advice}"

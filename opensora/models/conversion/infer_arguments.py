@@ -3,6 +3,7 @@
 Shapes: T H W patches along frames, rows and columns, S = H*W, D width.
 """
 
+import re
 from collections.abc import Collection, Mapping
 from fractions import Fraction
 from math import atan2, isqrt
@@ -12,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opensora.models.weights import CONFIG_FILE, find_weights, read_config
+from opensora.models.read_weights import find_weights
+from opensora.models.weights import CONFIG_FILE, read_config
 
 _IGNORED = ("type", "from_pretrained")  # from_pretrained in a hub's config is the source its makers started from
 _LARGEST_DENOMINATOR = 100  # scales are short fractions, such as 0.5 or 2/3
@@ -59,6 +61,19 @@ def infer_sizes(state: Mapping[str, Tensor], accepted: Collection[str]) -> dict[
     if "y_embedder.y_embedding" in state:
         inferred["model_max_length"] = len(state["y_embedder.y_embedding"])
     return {key: value for key, value in inferred.items() if value is not None and key in accepted}
+
+
+def infer_widths(state: Mapping[str, Tensor]) -> dict[str, int]:
+    """depth, hidden_size and caption_channels of a denoiser, as its tensors show them; heads leave no trace."""
+    blocks = [match for name in state if (match := re.match(r"(?:spatial_|transformer_)?blocks\.(\d+)\.", name))]
+    widths = {"depth": 1 + max(int(match[1]) for match in blocks)} if blocks else {}
+    bias = next((state[name] for name in ("x_embedder.proj.bias", "pos_embed.proj.bias") if name in state), None)
+    if bias is not None:
+        widths["hidden_size"] = len(bias)
+    for name in ("y_embedder.y_proj.fc1.weight", "caption_projection.linear_1.weight"):
+        if name in state:
+            widths["caption_channels"] = state[name].shape[1]
+    return widths
 
 
 def infer_classes(

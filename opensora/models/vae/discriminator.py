@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from opensora.models.layers.conv import Conv3d
+from opensora.models.read_weights import read_weights
 from opensora.models.shape_checks import ShapeError
-from opensora.models.weights import load_state, read_weights
+from opensora.models.weights import load_state
 from opensora.registry import DISCRIMINATORS
 
 _IN_LIGHTNING = "loss.discriminator."  # where checkpoints of Open-Sora-Plan's trainer keep it

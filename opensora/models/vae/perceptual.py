@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from opensora.errors import ConfigError
+from opensora.models.read_weights import read_weights
 from opensora.models.shape_checks import ShapeError
-from opensora.models.weights import load_state, read_weights
+from opensora.models.weights import load_state
 from opensora.registry import PERCEPTUAL
 
 # VGG16's convolutions by torchvision's numbers: (number, channels in, channels out), one list per resolution.

@@ -7,7 +7,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from opensora.errors import WeightsError
-from opensora.models.weights import load_weights, read_config, read_weights, save_weights
+from opensora.models.read_weights import read_weights
+from opensora.models.weights import load_weights, read_config, save_weights
 
 
 class Inside(nn.Module):

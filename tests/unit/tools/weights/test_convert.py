@@ -12,7 +12,8 @@ from torch import Tensor
 
 from opensora.models.build import build_denoiser
 from opensora.models.layers.embed import sincos_spatial, sincos_temporal
-from opensora.models.weights import load_weights, read_config, read_weights, save_weights
+from opensora.models.read_weights import read_weights
+from opensora.models.weights import load_weights, read_config, save_weights
 from tools.weights.convert import convert, main
 
 SIZES = {"hidden_size": 16, "depth": 2, "num_heads": 2, "caption_channels": 6, "model_max_length": 3}
@@ -117,6 +118,14 @@ def test_wrappers(tmp_path: Path, wrapper: str, prefix: str) -> None:
     assert_is_pixart(tmp_path / "out")
 
 
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module._orig_mod.", "model.", "pipeline.denoiser."])
+def test_prefixes_that_all_names_share(tmp_path: Path, prefix: str) -> None:
+    state = {f"{prefix}{name}": tensor for name, tensor in pixart().items()}
+    torch.save({"module": {**state, "loss.scale": torch.ones(1)}, "global_steps": 3}, tmp_path / "in.pt")
+    assert to_stdit(tmp_path / "in.pt", tmp_path / "out", "--ignore", "loss.") == 0
+    assert_is_pixart(tmp_path / "out")
+
+
 def test_the_average_is_preferred(tmp_path: Path) -> None:
     worse = {name: tensor + 1 for name, tensor in pixart().items()}
     torch.save({"model": worse, "ema": pixart()}, tmp_path / "in.pt")
@@ -144,6 +153,7 @@ def test_report_lists_everything(source: Path, tmp_path: Path, capsys: pytest.Ca
     assert to_stdit(source, tmp_path / "out") == 0
     short = capsys.readouterr().out.splitlines()
     assert "missing, freshly initialized: 8" in short
+    assert "  blocks.*.attn_temp.proj.bias (2)" in short
     assert "  blocks.1.attn_temp.proj.bias" not in short
     assert "  pos_embed (the file's is [1, 4, 16], this is [1, 6, 16])" in short
 
@@ -243,7 +253,7 @@ def test_foreign_config_next_to_weights(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_pixart_of_diffusers_gives_its_numbers(tmp_path: Path) -> None:
+def test_pixart_of_diffusers_gives_its_numbers(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Read from a folder as hubs hold it; then our PixArt answers as diffusers' does."""
     from diffusers import PixArtTransformer2DModel
 
@@ -273,6 +283,68 @@ def test_pixart_of_diffusers_gives_its_numbers(tmp_path: Path) -> None:
         x, y, t, {"resolution": None, "aspect_ratio": None}, encoder_attention_mask=mask, return_dict=False
     )[0]
     torch.testing.assert_close(ours(x[:, :, None], t, y[:, None], mask)[:, :, 0], expected, rtol=1e-4, atol=1e-4)
+    shown = capsys.readouterr().out.splitlines()
+    place = shown.index("missing, freshly initialized: 1")
+    assert shown[place + 1] == "  y_embedder.y_embedding"
+    assert "reshaped: 9, 8 of them only joined" in shown
+    assert not any("attn1.to_q" in line for line in shown)
+    words = ["--from", "pixart-diffusers", "--to", "STDiT-XL/2", "model_max_length=3", "input_size=[1,8,8]"]
+    assert main([str(tmp_path / "transformer"), str(tmp_path / "video"), *words]) == 0
+    config = read_config(tmp_path / "video")
+    assert {key: config[key] for key in SIZES} == SIZES
+    video = build_denoiser({key: value for key, value in config.items() if key != "run"}).eval()
+    load_weights(video, tmp_path / "video")
+    torch.testing.assert_close(video(x[:, :, None], t, y[:, None], mask)[:, :, 0], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "expected"),
+    [
+        (
+            "dit",
+            {"_class_name": "DiTTransformer2DModel", "patch_size": 2},
+            "DiTTransformer2DModel; allowed: the file that",
+        ),
+        (
+            "dit",
+            {"_class_name": "Transformer2DModel", "norm_type": "ada_norm_zero"},
+            "Transformer2DModel; allowed: the file that",
+        ),
+        (
+            "latte",
+            {"_class_name": "LatteTransformer3DModel"},
+            "diffusers' LatteTransformer3DModel; allowed: --from latte-t2v",
+        ),
+        (
+            "pixart-alpha",
+            {"_class_name": "PixArtTransformer2DModel"},
+            "PixArtTransformer2DModel; allowed: --from pixart-",
+        ),
+        ("causal-vae", {"_class_name": "AutoencoderKL"}, "diffusers' AutoencoderKL; allowed: --from sd-vae"),
+    ],
+)
+def test_diffusers_layouts_are_recognized(
+    family: str, config: dict[str, Any], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    save_weights(tmp_path / "in", {"a": torch.ones(1)}, config)
+    assert main([str(tmp_path / "in"), str(tmp_path / "out"), "--from", family]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(
+        f"error: --from: found {family!r} for {tmp_path / 'in'}, but its config.json says that it is"
+    )
+    assert expected in message
+
+
+def test_sizes_come_from_the_tensors_and_heads_from_the_user(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    words = ["--from", "pixart-alpha", "--to", "STDiT-XL/2", f"input_size={INPUT}", "model_max_length=3"]
+    assert main([str(source), str(tmp_path / "out"), *words]) == 2
+    assert "has depth=2 hidden_size=16 caption_channels=6, and the number of heads is not" in capsys.readouterr().err
+    assert main([str(source), str(tmp_path / "out"), *words, "num_heads=2"]) == 0
+    assert_is_pixart(tmp_path / "out")
+    config = read_config(tmp_path / "out")
+    assert {key: config[key] for key in SIZES} == SIZES
 
 
 # mistakes

@@ -12,9 +12,10 @@ from torch import Tensor
 from opensora.errors import OpenSoraError
 from opensora.models.build import build_denoiser
 from opensora.models.layers.embed import sincos_spatial, sincos_temporal
+from opensora.models.read_weights import read_weights
 from opensora.models.vae.causal_vae import CausalVAEModel
 from opensora.models.vae.open_sora_1_2 import OpenSoraVAE_V1_2
-from opensora.models.weights import load_weights, read_config, read_weights, save_weights
+from opensora.models.weights import load_weights, read_config, save_weights
 from tools.weights.convert import main
 
 SIZES = {"hidden_size": 16, "depth": 2, "num_heads": 2}
@@ -130,6 +131,40 @@ def test_latte_t2v_folder(tmp_path: Path) -> None:
     assert config["run"]["scheduler"]["type"] == "PNDM"
     assert main([str(tmp_path / "out"), str(tmp_path / "longer"), "--from", "latte-t2v", "video_length=9"]) == 0
     assert read_config(tmp_path / "longer")["run"]["num_frames"] == 33
+
+
+@torch.no_grad()
+def test_latte_of_diffusers_gives_its_numbers(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """It has no null caption, so that is new; everything else agrees."""
+    from diffusers import LatteTransformer3DModel
+
+    torch.manual_seed(3)
+    sizes = {key: value for key, value in LATTE_T2V.items() if key != "cross_attention_dim"}
+    theirs = LatteTransformer3DModel(
+        **sizes,
+        in_channels=4,
+        out_channels=8,
+        cross_attention_dim=16,
+        sample_size=8,
+        patch_size=2,
+        video_length=4,
+        activation_fn="gelu-approximate",
+        attention_bias=True,
+        norm_elementwise_affine=False,
+    ).eval()
+    for parameter in theirs.parameters():
+        parameter.copy_(torch.randn_like(parameter) / 4)
+    theirs.save_pretrained(tmp_path / "transformer")
+    words = ["--from", "latte-t2v", "model_max_length=3"]
+    assert main([str(tmp_path / "transformer"), str(tmp_path / "out"), *words]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[shown.index("missing, freshly initialized: 1") + 1] == "  caption_projection.y_embedding"
+    config = read_config(tmp_path / "out")
+    ours = build_denoiser({key: value for key, value in config.items() if key != "run"}).eval()
+    load_weights(ours, tmp_path / "out")
+    x, y, t = torch.randn(1, 4, 4, 8, 8), torch.randn(1, 3, 6), torch.tensor([300])
+    expected = theirs(x, t, encoder_hidden_states=y, return_dict=False)[0]
+    torch.testing.assert_close(ours(x, t, y[:, None]), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_latte_t2v_file_with_compressed_keys(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from opensora.models.weights import read_config, read_weights, save_weights
+from opensora.models.read_weights import read_weights
+from opensora.models.weights import read_config, save_weights
 from tools.weights.export import main
 
 
