@@ -5,6 +5,7 @@ only by `test_denoisers_build_on_meta`.
 """
 
 import copy
+import inspect
 
 import pytest
 import torch
@@ -50,9 +51,13 @@ def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
 
 
 def build_on_meta(name: str) -> None:
-    """Build a model at its full size on the meta device and call it as training does; planning a run does the same."""
+    """Build a model at its full width on the meta device and call it as training does; planning a run does the same."""
+    config = full(name) | {"input_size": (4, 32, 32)}
+    depth = (
+        "num_layers" if "num_layers" in inspect.signature(constructor(MODELS, config["type"])).parameters else "depth"
+    )
     with torch.device("meta"):
-        model = build(MODELS, full(name) | {"input_size": (4, 32, 32)})
+        model = build(MODELS, config | {depth: 2})  # all blocks are alike
     assert all(tensor.is_meta for tensor in model.state_dict().values())
     out = model(
         torch.zeros(1, model.in_channels, *model.input_size, device="meta"),

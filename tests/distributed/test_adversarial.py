@@ -69,7 +69,7 @@ def test_the_discriminator_joins_at_its_step_and_learns(alone: Path, tmp_path: P
     assert any(not torch.allclose(adversarial[name], without[name]) for name in adversarial)
 
 
-@pytest.mark.parametrize(("ranks", "plugin"), [(2, "ddp"), (2, "zero2")], ids=str)
+@pytest.mark.parametrize(("ranks", "plugin"), [(2, "ddp")], ids=str)
 def test_ranks_and_plugin_do_not_change_the_numbers(tmp_path: Path, alone: Path, ranks: int, plugin: str) -> None:
     run_ranks(train_to, ranks, DEBUG, str(tmp_path), f"plugin={plugin}", "micro_batches=4")
     assert curve(tmp_path) == pytest.approx(curve(alone), rel=1e-4, abs=1e-6)
@@ -77,7 +77,7 @@ def test_ranks_and_plugin_do_not_change_the_numbers(tmp_path: Path, alone: Path,
         torch.testing.assert_close(trained(saved(tmp_path, name)), trained(saved(alone, name)), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize(("plugin", "dtype"), [("zero1", "bf16"), ("ddp", "fp32")])
+@pytest.mark.parametrize(("plugin", "dtype"), [("zero1", "bf16")])
 def test_resume_is_bit_for_bit(tmp_path: Path, plugin: str, dtype: str) -> None:
     """The run is killed after step 3, one step after the checkpoint; the discriminator joins in step 2."""
     small = ("batch_size=1", "dataset.image_size=(8, 8)")  # a processor may take seconds for a convolution in bfloat16

@@ -125,11 +125,10 @@ def test_resume_across_buckets_on_other_ranks(tmp_path: Path, config: str) -> No
             assert record == pytest.approx(expected_record, rel=1e-5)
 
 
-@pytest.mark.parametrize("plugin", ["ddp", "zero2"])
-def test_warming_up_changes_nothing(tmp_path: Path, plugin: str) -> None:
+def test_warming_up_changes_nothing(tmp_path: Path) -> None:
     """Losses and weights are bit-equal with and without it, on two ranks."""
     for warm in ("true", "false"):
-        run_ranks(train_to, 2, DEBUG, str(tmp_path / warm), f"plugin={plugin}", f"warmup_buckets={warm}")
+        run_ranks(train_to, 2, DEBUG, str(tmp_path / warm), "plugin=zero2", f"warmup_buckets={warm}")
     assert records(tmp_path / "true") == records(tmp_path / "false")
     weights = [next((tmp_path / warm).rglob("step-00000006/weights/model/*.safetensors")) for warm in ("true", "false")]
     assert weights[0].read_bytes() == weights[1].read_bytes()

@@ -20,7 +20,7 @@ from opensora.training.parallel_sizes import sequence_size
 from tests.dist import one_rank, run_ranks
 from tests.support.short_runs import DEBUG, ROOT
 
-STEPS = 20
+STEPS = 8
 # 3 frames, 9 patches and 3 heads are divided by no group here, but each of 4 ranks has tokens.
 ODD = ("dataset.num_frames=3", "dataset.image_size=(24, 24)", "model.num_heads=3", "model.hidden_size=48")
 # No clipping, and an eps above most gradients: otherwise Adam would hide a wrong scale of all gradients.

@@ -13,7 +13,7 @@ from opensora.training.metrics import read
 from tests.dist import one_rank
 from tests.support.command import ROOT
 
-KILLS = {1: 6, 2: 4}  # by number of ranks, which are killed at once
+KILLS = {1: 4, 2: 2}  # by number of ranks, which are killed at once
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,7 @@ def start(program: str, python: str) -> list[str]:
     script = Path(sys.executable).with_name(program)
     if not script.exists():
         return [program]
-    return [str(script)] if python == sys.executable else [python, str(script)]
+    return [python, str(script)]
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +71,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_commands_run_as_printed(workplace: Path, document: str, warm: str) -> None:
-    """Commands of the README start like a user's; the others start in a warm interpreter."""
-    python = sys.executable if document == "README.md" else warm
+    """Commands start in a warm interpreter; test_train_story.py and tests/unit/cli/test_bench.py start cold ones."""
     printed_commands = [command for command in commands(ROOT / document) if not command.startswith(ELSEWHERE)]
     assert len(printed_commands) >= 1
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON_EXEC": python}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON_EXEC": warm}
     for printed in printed_commands:
         command = printed
         for word, replacement in {**PLACEHOLDERS, **SHORTER}.items():
@@ -83,7 +82,7 @@ def test_commands_run_as_printed(workplace: Path, document: str, warm: str) -> N
         redirect = command.partition(" > ")
         program, *words = shlex.split(redirect[0])
         done = subprocess.run(
-            [*start(program, python), *words],
+            [*start(program, warm), *words],
             cwd=workplace,
             env=environment,
             capture_output=True,
