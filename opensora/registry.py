@@ -67,9 +67,9 @@ def build(registry: Registry, config: dict[str, Any], **kwargs: object) -> Any:
     create = constructor(registry, config["type"])
     try:
         return create(**arguments)
-    except OpenSoraError:
-        raise
     except (ValueError, IndexError, ZeroDivisionError) as error:
+        if isinstance(error, OpenSoraError):  # a ShapeError, a sentence already
+            raise ConfigError(f"config: key '{registry.name}': {error}") from error
         words = ", ".join(f"{key}={value!r}" for key, value in config.items() if key != "type")
         raise ConfigError(
             f"config: key '{registry.name}': {config['type']} cannot be built of {words or 'its defaults'}: {error}; "

@@ -358,8 +358,11 @@ class SampleRun:
     loop: int = key(
         1, "clips of num_frames, each continuing the one before, joined to one video", unit="clips", range=POSITIVE
     )
-    condition_frame_length: int = key(
-        5, "latent frames of a clip with which the next one begins", unit="latent frames", range=POSITIVE
+    condition_frame_length: int | None = key(
+        None,
+        "latent frames of a clip with which the next one begins; None: 5, or half of a shorter clip",
+        unit="latent frames",
+        range=POSITIVE,
     )
     condition_frame_edit: float = key(0.0, "0 keeps those frames, 1 generates them anew", unit="0 to 1", range=SHARE)
 

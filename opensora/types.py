@@ -63,7 +63,7 @@ class VideoConditioning:
     mask_strategy: str = ""  # destination of their latent frames
     align: int | None = None  # latent frames; destinations are moved to multiples of it
     loop: int = 1  # clips generated one after the other and joined
-    condition_frame_length: int = 5  # latent frames that a clip repeats from the one before it
+    condition_frame_length: int | None = None  # latent frames that a clip repeats from the one before; None: 5 or half
     condition_frame_edit: float = 0.0  # 0 keeps those frames, 1 generates them again
 
 

@@ -13,7 +13,7 @@ from opensora.errors import ConfigError
 from opensora.interfaces import Autoencoder, Denoiser, Size, TextEncoder
 from opensora.log import logger
 from opensora.models.weights import load_weights
-from opensora.registry import MODELS, TEXT_ENCODERS, VAES, build, constructor
+from opensora.registry import MODELS, TEXT_ENCODERS, VAES, build, class_of, constructor
 from opensora.rng import key_seed
 
 
@@ -50,6 +50,7 @@ def assemble(
     encoder = stored_vae or build_autoencoder(vae)
     text: TextEncoder = stored_text or build(TEXT_ENCODERS, dict(text_encoder))
     config = fill_model_config(model, inferred_model_args(encoder, text, (num_frames, image_size[0], image_size[1])))
+    check_image_size("config: key 'dataset.image_size'", image_size, encoder, config)
     denoiser = build_denoiser(config, seed=seed, pretrained=model.get("from_pretrained") if weights else None)
     if weights:
         encoder = encoder if stored_vae is not None else load_autoencoder(encoder, vae)
@@ -90,6 +91,28 @@ def fill_model_config(model: Mapping[str, Any], inferred: Mapping[str, Any]) -> 
             )
         config[key] = value
     return config
+
+
+def check_image_size(where: str, image_size: Sequence[int], vae: Autoencoder, model: Mapping[str, Any]) -> None:
+    """Raise ConfigError, in pixels, for (height, width) whose latents the patches of the model do not divide.
+
+    model: its complete config.
+    """
+    if class_of(MODELS, model["type"]).pads:
+        return
+    parameters = inspect.signature(constructor(MODELS, model["type"])).parameters
+    patch = model.get("patch_size", parameters["patch_size"].default)
+    patches = (patch, patch) if isinstance(patch, int) else tuple(patch)[-2:]
+    latents = vae.latent_size((1, image_size[0], image_size[1]))[1:]
+    if any(n < 1 or n % p for n, p in zip(latents, patches, strict=True)):
+        scales = vae.compression[1:]
+        steps = [scale * p for scale, p in zip(scales, patches, strict=True)]
+        nearest = tuple(max(1, round(side / step)) * step for side, step in zip(image_size, steps, strict=True))
+        multiples = " and ".join(
+            f"multiples of {step} (autoencoder {scale} x patch {p})"
+            for step, scale, p in dict.fromkeys(zip(steps, scales, patches, strict=True))
+        )
+        raise ConfigError(f"{where}: found {tuple(image_size)}; allowed: {multiples}; nearest: {nearest}; change it")
 
 
 def build_autoencoder(config: Mapping[str, Any], *, seed: int = 0) -> Autoencoder:

@@ -32,7 +32,7 @@ class PatchDenoiser(Denoiser):
         predicts_variance: bool,  # two outputs per channel: learned sigma
     ):
         super().__init__()
-        name = type(self).__name__
+        name = self.name = type(self).__name__  # kept, since fully_shard renames the class of the object
         self.patch_size = as_3_tuple(f"{name} patch_size", patch_size)
         if self.pads:
             self.input_size = tuple(input_size)
@@ -71,7 +71,7 @@ class PatchDenoiser(Denoiser):
 
     def embed_patches(self, x_BCTHW: Tensor, x_mask: Tensor | None) -> Tensor:
         """Embedded patches [B, T, H, W, D], where T H W count patches. Raises ShapeError."""
-        name = type(self).__name__
+        name = self.name
         if x_mask is not None and not self.takes_x_mask:
             raise ShapeError(f"{name}: found x_mask; this model has no frame masks; leave it out, or use STDiT")
         size = list(x_BCTHW.shape[1:])

@@ -43,11 +43,12 @@ def start_ranks(count: int, arguments: Sequence[str]) -> int:
     before = {number: signal.signal(number, pass_on) for number in PASSED_ON}
     try:
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), LAUNCHER: str(os.getpid())}
+        python = os.environ.get("PYTHON_EXEC", sys.executable)  # as torchrun has it
         sizes = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
         for rank in range(count):
             place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             environment = {**os.environ, **meeting, **sizes, **place}
-            ranks.append(subprocess.Popen([sys.executable, *arguments], env=environment, start_new_session=True))
+            ranks.append(subprocess.Popen([python, *arguments], env=environment, start_new_session=True))
         failed = _first_to_fail(ranks)
         if failed is not None:
             _stop(ranks)

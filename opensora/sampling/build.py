@@ -13,6 +13,7 @@ from opensora.errors import ConfigError
 from opensora.models.build import (
     build_autoencoder,
     build_denoiser,
+    check_image_size,
     fill_model_config,
     inferred_model_args,
     load_autoencoder,
@@ -108,6 +109,8 @@ def build_sampler(plan: SamplePlan, device: torch.device) -> tuple[Sampler, Gene
     inferred = inferred_model_args(vae, text, (first.num_frames, first.height, first.width))
     decided = parts["model"].keys() - {"condition"}  # a model may sample other sizes, but no other classes
     config = fill_model_config(parts["model"], {key: value for key, value in inferred.items() if key not in decided})
+    for size in {(request.height, request.width) for request in plan.requests}:
+        check_image_size("config: key 'image_size'", size, vae, config)
     model = build_denoiser(config, pretrained=parts["model"].get("from_pretrained"))
     if plan.weights is not None:
         load_weights(model, plan.weights)

@@ -14,10 +14,11 @@ import torch
 from torch import Generator, Tensor
 
 from opensora.errors import ConfigError, OpenSoraError
-from opensora.interfaces import Denoiser, Scheduler
+from opensora.interfaces import Autoencoder, Denoiser, Scheduler
 from opensora.models.codec import Codec
 from opensora.models.layers.text_context import TextCache
 from opensora.rng import generator
+from opensora.sampling.mask_strategy import frames_of_latents
 from opensora.sampling.model_inputs import make_model_inputs
 from opensora.sampling.reference_frames import ReferenceFrames, num_loops, overlap_frames
 from opensora.types import SampleRequest
@@ -143,15 +144,23 @@ def check_size(size: tuple[int, int, int], sampler: Sampler) -> None:
     if allowed != list(latent):
         raise ConfigError(
             f"num_frames, image_size: a video of {size[0]} frames of {size[1]}x{size[2]} has latents of {tuple(latent)}; "
-            f"the model takes {tuple(allowed)} (frames, rows, columns); sample the size it was trained on"
+            f"the model takes {tuple(allowed)} (frames, rows, columns); sample the size it was trained on, "
+            f"{_in_pixels(allowed, sampler.codec.vae)}; docs/weights.md shows the way to make it longer or larger"
         )
+
+
+def _in_pixels(latent: Sequence[int], vae: Autoencoder) -> str:
+    """The shortest clip with latents of (frames, rows, columns), in words."""
+    height, width = latent[1] * vae.compression[1], latent[2] * vae.compression[2]
+    frames = frames_of_latents(latent[0], lambda n: vae.latent_size((n, height, width))[0])
+    return f"{frames} frame{'s' if frames > 1 else ''} of {height}x{width}"
 
 
 def shape_key(request: SampleRequest) -> tuple[int, ...]:
     """Frames, height, width, and how clips are joined: equal for all requests of one batch."""
     loops = num_loops(request)
     length = request.conditioning.condition_frame_length if request.conditioning is not None and loops > 1 else 0
-    return request.num_frames, request.height, request.width, loops, length
+    return request.num_frames, request.height, request.width, loops, length or 0
 
 
 def _shared_size(requests: Iterable[SampleRequest]) -> tuple[int, int, int]:

@@ -6,7 +6,7 @@ Layout: C channels, T frames, H W rows and columns.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -27,6 +27,7 @@ from opensora.sampling.mask_strategy import (
 from opensora.sampling.metadata import weights_id
 from opensora.types import SampleRequest, VideoConditioning
 
+LONGEST_OVERLAP = 5  # latent frames that a further loop repeats by default
 FIRST_FRAME = "0"  # the strategy of a reference that comes without one
 
 Strategy = str | int | float | Sequence[int | float]  # as the command line may have read it
@@ -40,7 +41,7 @@ class ReferenceKeys:
     mask_strategy: str | int | Sequence[int | float] | list[str] = ""
     align: int | None = None
     loop: int = 1
-    condition_frame_length: int = 5
+    condition_frame_length: int | None = None
     condition_frame_edit: float = 0.0
 
     def of_prompts(self, count: int) -> list[tuple[str, str]]:
@@ -68,6 +69,10 @@ class ReferenceKeys:
                     "set loop or correct it"
                 )
         for path in paths:
+            if not Path(path).exists():
+                raise ConfigError(
+                    f"{where}: reference_path: {path}: no such file (looked for {Path(path).absolute()}); correct the path"
+                )
             try:
                 probe(path)
             except BadClip as error:
@@ -99,6 +104,7 @@ class ReferenceFrames:
     """The encoded references of one request, and where their frames go, loop by loop."""
 
     def __init__(self, request: SampleRequest, codec: Codec) -> None:
+        self.request = request
         self.conditioning = request.conditioning or VideoConditioning()
         self.codec = codec
         self.pastes = parse_strategy(self.conditioning.mask_strategy)
@@ -115,7 +121,9 @@ class ReferenceFrames:
         self.references.append(self._encode(video_CTHW))
         reference, keys = len(self.references) - 1, self.conditioning
         self.pastes.append(
-            continue_from_previous(loop, reference, keys.condition_frame_length, keys.condition_frame_edit)
+            continue_from_previous(
+                loop, reference, condition_frame_length(self.request, self.codec.vae), keys.condition_frame_edit
+            )
         )
 
     def _encode(self, video_CTHW: Tensor) -> Tensor:
@@ -127,19 +135,38 @@ def num_loops(request: SampleRequest) -> int:
     return 1 if request.conditioning is None else request.conditioning.loop
 
 
+def condition_frame_length(request: SampleRequest, vae: Autoencoder) -> int:
+    """Latent frames with which a further loop begins: those of the request, by default 5 or half of a shorter clip."""
+    conditioning = request.conditioning or VideoConditioning()
+    if conditioning.condition_frame_length is not None:
+        return conditioning.condition_frame_length
+    available = vae.latent_size((request.num_frames, request.height, request.width))[0]
+    return min(LONGEST_OVERLAP, max(1, available // 2))
+
+
+def with_condition_frame_length(request: SampleRequest, vae: Autoencoder) -> SampleRequest:
+    """The request with the number in place of the default, so that its metadata and its hash hold it."""
+    if request.conditioning is None:
+        return request
+    length = condition_frame_length(request, vae) if request.conditioning.loop > 1 else LONGEST_OVERLAP
+    if request.conditioning.condition_frame_length is not None:
+        return request
+    return replace(request, conditioning=replace(request.conditioning, condition_frame_length=length))
+
+
 def overlap_frames(request: SampleRequest, vae: Autoencoder) -> int:
     """Pixel frames of a further loop that repeat the clip before; ConfigError when nothing new would be left."""
     conditioning = request.conditioning
     if conditioning is None or conditioning.loop == 1:
         return 0
     size = (request.num_frames, request.height, request.width)
-    available = vae.latent_size(size)[0]
-    if conditioning.condition_frame_length >= available:
+    available, repeated = vae.latent_size(size)[0], condition_frame_length(request, vae)
+    if repeated >= available:
         raise ConfigError(
-            f"condition_frame_length: {conditioning.condition_frame_length} latent frames are repeated, but a clip of "
+            f"condition_frame_length: {repeated} latent frames are repeated, but a clip of "
             f"{request.num_frames} frames has {available}; allowed: 1 to {available - 1}; change it or set loop=1"
         )
-    return frames_of_latents(conditioning.condition_frame_length, lambda n: vae.latent_size((n, *size[1:]))[0])
+    return frames_of_latents(repeated, lambda n: vae.latent_size((n, *size[1:]))[0])
 
 
 def initial_latents(

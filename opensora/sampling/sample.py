@@ -17,7 +17,7 @@ from opensora.parallel.world import World
 from opensora.progress_bar import ProgressBar
 from opensora.sampling.generate import Sampler, check_size, generate, shape_key
 from opensora.sampling.metadata import GenerationSettings, is_done, output_path
-from opensora.sampling.reference_frames import overlap_frames
+from opensora.sampling.reference_frames import overlap_frames, with_condition_frame_length
 from opensora.sampling.video_writer import WriteError, prepare_folder, write_sample
 from opensora.types import SampleRequest
 
@@ -48,6 +48,7 @@ def sample(
     that refuses ends this rank's share. Raises ConfigError before any work when a size does not fit the model or the
     folder cannot be used, OpenSoraError at the end when a video is missing.
     """
+    requests = [with_condition_frame_length(request, sampler.codec.vae) for request in requests]
     for size in {(request.num_frames, request.height, request.width) for request in requests}:
         check_size(size, sampler)
     for request in requests:

@@ -69,7 +69,9 @@ def build_training(run: TrainRun, world: World, where: str, replay_from: int | N
     masks = build_masks(run, where)
     trains = replay_from is None
     lock = claim_folder(run, world) if trains else None  # first: a folder that cannot be written costs nothing yet
-    stop = StopRequest().listen()  # from here on a signal ends the run after a step, with its state saved
+    stop = StopRequest(
+        announces=world.is_main
+    ).listen()  # from here on a signal ends the run after a step, with its state saved
     clips = make_clip_plan(run, build(DATASETS, run.dataset), where)
     for line in clips.report.lines():
         logger().info(line)

@@ -75,6 +75,7 @@ def train(state: TrainState) -> bool:
     """
     run = state.run
     for step in state.profile_steps(range(state.start_step, run.steps)):
+        state.stop.step = step + 1
         record = train_step(state, step)
         done, stop = record.step, record.totals.stop
         if record.anomaly is not None:

@@ -9,7 +9,7 @@ import fcntl
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import fields
 from functools import partial
@@ -68,8 +68,7 @@ class RunFolder:
         if saved is None:
             self._write_config()
             return 0, []
-        self._report_changes(saved.meta["config"])
-        self.restore(saved)
+        self._restore_and_report(saved, saved.meta["config"])
         self._write_config()
         logger().info("resumed from %s at step %d", saved.folder, saved.step)
         return saved.step, list(saved.meta["bad_rows"])
@@ -158,12 +157,24 @@ class RunFolder:
             # atomically, because a replay may read it at any moment
             files.atomic_write(self.path / "config.json", lambda part: files.write_json(part, as_dict(self.run)))
 
-    def _report_changes(self, before: Mapping[str, Any]) -> None:
-        now = as_dict(self.run)
-        changed = [key for key in now if key not in RESUME_SAFE_KEYS and key in before and now[key] != before[key]]
-        for key in changed:
-            message = "%s: '%s' was %s and is now %s; %s"
-            logger().warning(message, self.path, key, before[key], now[key], self.change_note)
+    def _restore_and_report(self, saved: checkpoint.Checkpoint, before: Mapping[str, Any]) -> None:
+        """Load the checkpoint, then warn of each value of its config `before` that this run has changed.
+
+        Raises CheckpointError, with those values, when the checkpoint does not fit.
+        """
+        now = {key: value for key, value in as_dict(self.run).items() if key not in RESUME_SAFE_KEYS and key in before}
+        changes = list(differences({key: before[key] for key in now}, now))
+        try:
+            self.restore(saved)
+        except CheckpointError as error:
+            if not changes:
+                raise
+            raise CheckpointError(
+                f"{self.path}: its checkpoint does not fit this config, which differs in {', '.join(changes)}; set the "
+                f"values of the run again, or choose another run_dir ({error})"
+            ) from error
+        for change in changes:
+            logger().warning("%s: %s; %s", self.path, change, self.change_note)
 
 
 class ReplayFolder(RunFolder):
@@ -182,13 +193,24 @@ class ReplayFolder(RunFolder):
             message = "%s: no checkpoint of step %d or before is kept: from the beginning"
             logger().warning(message, self.path, self._up_to)
             return 0, []
-        self._report_changes({**saved.meta["config"], "ema_decay": self.run.ema_decay})  # which a replay leaves out
-        self.restore(saved)
+        # a replay leaves the average out
+        self._restore_and_report(saved, {**saved.meta["config"], "ema_decay": self.run.ema_decay})
         logger().info("replaying from %s", saved.folder)
         return saved.step, list(saved.meta["bad_rows"])
 
     def save(self, step: int, bad_rows: list[str]) -> float:
         raise AssertionError("a replay saves nothing")
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], within: str = "") -> Iterator[str]:
+    """ "model.depth: 6 -> 4" for each value, at any depth of dicts, that is not the same in both."""
+    for key in [*before, *(key for key in now if key not in before)]:
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from differences(old, new, f"{within}{key}.")
+        elif old != new or (key in before) != (key in now):
+            words = [repr(values[key]) if key in values else "not set" for values in (before, now)]
+            yield f"{within}{key}: {' -> '.join(words)}"
 
 
 def claim_folder(run: TrainRun, world: World) -> IO[str] | None:

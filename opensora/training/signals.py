@@ -1,5 +1,6 @@
 """Stopping on request: SIGTERM, Ctrl-C and Slurm's SIGUSR1 finish the step, save and exit 0."""
 
+import os
 import signal
 from collections.abc import Callable
 from types import FrameType
@@ -11,7 +12,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 class StopRequest:
     """A request to stop this process; the loop reads it once per step and agrees over all ranks."""
 
-    def __init__(self) -> None:
+    def __init__(self, announces: bool = False) -> None:
+        """announces: say on stderr what a signal leads to."""
+        self.step: int | None = None  # in progress, counted from 1; None: none has begun
+        self._announces = announces
         self._signaled = False
         self._conditions: list[Callable[[], bool]] = []
 
@@ -33,4 +37,9 @@ class StopRequest:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._signaled and number == signal.SIGINT:
             raise KeyboardInterrupt  # the second Ctrl-C stops at once
+        if self._announces and not self._signaled:
+            step = "the first step" if self.step is None else f"step {self.step}"
+            again = "; again to stop at once" if number == signal.SIGINT else ""
+            # not through sys.stderr or the log, which the signal may have interrupted in the middle of a line
+            os.write(2, f"stopping: finishing {step} and saving{again}\n".encode())
         self._signaled = True

@@ -168,17 +168,21 @@ def test_unknown_command(error_of) -> None:
     assert "found 'trian'; allowed: bench, check, doctor, " in line
 
 
-@pytest.mark.parametrize(
-    ("mistake", "expected"),
-    [("micro_batches=3", "found 3 for 2 data ranks; allowed: a multiple of 2; set micro_batches=4"),
-     ("stepz=3", "nearest: 'steps'")],
-)  # fmt: skip
-def test_under_torchrun_one_rank_prints_the_error(warm: str, tmp_path: Path, mistake: str, expected: str) -> None:
+def test_under_torchrun_one_rank_prints_the_error(warm: str, tmp_path: Path) -> None:
     """torchrun adds its own report to our one line; no rank has started to train."""
-    command_line = (*TORCHRUN, "-m", "opensora.cli.train", TRAIN, f"run_dir={tmp_path / 'run'}", mistake)
-    with running(*command_line, python=warm) as command:
+    mistake = ("micro_batches=3", f"run_dir={tmp_path / 'run'}")
+    with running(*TORCHRUN, "-m", "opensora.cli.train", TRAIN, *mistake, python=warm) as command:
         assert command.finish() == 1  # torchrun's own
     assert len(command.lines_with("error: ")) == 1, "\n".join(command.lines)
-    assert expected in command.lines_with("error: ")[0]
+    assert "found 3 for 2 data ranks; allowed: a multiple of 2; set micro_batches=4" in command.lines_with("error: ")[0]
     assert any("exitcode  : 2" in line for line in command.lines), "\n".join(command.lines)
     assert not (tmp_path / "run").exists()
+
+
+def test_ranks_of_the_command_itself_end_with_its_sentence_alone(warm: str, tmp_path: Path) -> None:
+    with running("-m", "opensora.cli.train", "--ranks", "2", TRAIN, "micro_batches=3", python=warm) as command:
+        assert command.finish() == 2
+    [line] = command.lines
+    assert line.startswith(
+        "error: command line (configs/stdit/train/debug.py): key 'micro_batches': found 3 for 2 data "
+    )

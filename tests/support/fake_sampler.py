@@ -63,7 +63,9 @@ class FakeCodec:
     device = torch.device("cpu")
 
     def __init__(self) -> None:
-        self.vae = SimpleNamespace(latent_channels=4, latent_size=lambda size: (size[0], size[1] // 4, size[2] // 4))
+        self.vae = SimpleNamespace(
+            latent_channels=4, compression=(1, 4, 4), latent_size=lambda size: (size[0], size[1] // 4, size[2] // 4)
+        )
 
     def encode_text(self, captions: list[str]) -> EncodedText:
         text = torch.stack([torch.randn(1, TOKENS, WIDTH, generator=generator(0, caption)) for caption in captions])

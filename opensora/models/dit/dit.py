@@ -125,7 +125,7 @@ class DiT(PatchDenoiser):
 
     def embed_text(self, y: Tensor, mask: Tensor | None, drop_B: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """The condition [B, 1, D], which is added to the timestep embedding; no mask, since its one token always counts."""
-        name = type(self).__name__
+        name = self.name
         if self.num_classes is not None:
             if y.ndim != 1 or y.is_floating_point():
                 raise ShapeError(

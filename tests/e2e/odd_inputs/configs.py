@@ -47,6 +47,13 @@ def refusals(bench: Workbench) -> list[str]:
 CASES = [
     OddInput("values that torch refuses or takes silently: passed", [], refusals),
     OddInput(
+        "sides that patches do not divide: train",
+        "exit 2",
+        lambda bench: bench.opensora(
+            "train", str(ROOT / TRAIN), "dataset.image_size=(60, 90)", f"run_dir={bench.folder}"
+        ).has("command line", "key 'dataset.image_size': found (60, 90); allowed: multiples of", "nearest: (60, 88)"),
+    ),
+    OddInput(
         "a negative learning rate: train",
         "exit 2",
         lambda bench: bench.opensora("train", str(ROOT / TRAIN), "optimizer.lr=-1").has(

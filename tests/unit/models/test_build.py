@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 
 from opensora.errors import ConfigError, OpenSoraError
-from opensora.models.build import build_denoiser, fill_model_config, inferred_model_args
+from opensora.models.build import build_denoiser, check_image_size, fill_model_config, inferred_model_args
 from opensora.models.text.classes import ClassLabels
 from opensora.registry import MODELS, constructor
 
-VAE = SimpleNamespace(latent_channels=4, latent_size=lambda size: (size[0], size[1] // 8, size[2] // 8))
+VAE: Any = SimpleNamespace(
+    latent_channels=4, compression=(4, 8, 8), latent_size=lambda size: (size[0], size[1] // 8, size[2] // 8)
+)
 TEXT = SimpleNamespace(denoiser_args={"condition": "text", "caption_channels": 6, "model_max_length": 3})
 POOLED = SimpleNamespace(denoiser_args={"condition": "text", "caption_channels": 6, "model_max_length": 1})
 CLASSES = ClassLabels(["walk", "run"])
@@ -47,6 +49,27 @@ def test_model_without_caption_sizes_gets_none() -> None:
         }
     finally:
         del MODELS.module_dict["Bare"]
+
+
+@pytest.mark.parametrize(
+    ("size", "model", "message"),
+    [
+        ((60, 90), {"type": "STDiT"}, r"found \(60, 90\); allowed: multiples of 16 \(autoencoder 8 x patch 2\); .* \(64, 96\);"),
+        ((7, 64), {"type": "STDiT", "patch_size": (1, 1, 2)}, r"multiples of 8 .* x patch 1\) and multiples of 16 .*\(8, 64\)"),
+        ((24, 16), {"type": "LatteT2V"}, r"multiples of 16 .*nearest: \(32, 16\)"),
+    ],
+)  # fmt: skip
+def test_sizes_that_patches_do_not_divide_are_refused_in_pixels(
+    size: tuple[int, int], model: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_image_size("config: key 'image_size'", size, VAE, model)
+
+
+@pytest.mark.parametrize(("size", "model"), [((64, 96), "STDiT"), ((60, 90), "STDiT2"), ((32, 16), "LatteT2V")])
+def test_sizes_that_fit_pass(size: tuple[int, int], model: str) -> None:
+    """STDiT2 pads its latents."""
+    check_image_size("config: key 'image_size'", size, VAE, {"type": model})
 
 
 def test_classes_for_a_model_of_captions_are_refused() -> None:

@@ -64,7 +64,9 @@ def test_progress_counts_steps_and_the_model_goes_back_to_training() -> None:
 
 
 def test_sizes_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"8 frames of 16x16.*\(8, 4, 4\).*\(4, 4, 4\)"):
+    with pytest.raises(
+        ConfigError, match=r"8 frames of 16x16.*\(8, 4, 4\).*\(4, 4, 4\).*trained on, 4 frames of 16x16;"
+    ):
         check_size((8, 16, 16), fake_sampler())
     assert len(generate([request(num_frames=8)], fake_sampler(fixed_size=False), 3.0)) == 1
     sampler = fake_sampler()

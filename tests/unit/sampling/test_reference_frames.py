@@ -13,7 +13,12 @@ from opensora.errors import ConfigError
 from opensora.sampling.generate import Sampler, generate
 from opensora.sampling.mask_strategy import read_reference
 from opensora.sampling.metadata import file_stem, record, request_hash
-from opensora.sampling.reference_frames import ReferenceKeys
+from opensora.sampling.reference_frames import (
+    ReferenceKeys,
+    condition_frame_length,
+    overlap_frames,
+    with_condition_frame_length,
+)
 from opensora.sampling.requests import collect_requests
 from opensora.types import SampleRequest, VideoConditioning
 from tests.support.fake_sampler import SETTINGS, FakeCodec, fake_sampler, request, stdit_sampler
@@ -93,6 +98,36 @@ def test_edited_frames_are_made_anew_from_what_was_there() -> None:
     kept, edited = (collect(["a cat"], loop=2, condition_frame_length=1, condition_frame_edit=e)[0] for e in (0, 0.5))
     [_, a], [_, b] = latents_of([kept], fake_sampler(steps=8)), latents_of([edited], fake_sampler(steps=8))
     assert 0 < (a[:, :, 0] - b[:, :, 0]).abs().mean() < (a[:, :, 0] - b[:, :, 2]).abs().mean()
+
+
+@pytest.mark.parametrize(("num_frames", "length"), [(2, 1), (4, 2), (9, 4), (10, 5), (40, 5)])
+def test_loops_repeat_five_latent_frames_or_half_of_a_short_clip(num_frames: int, length: int) -> None:
+    """The request with the number is the one that said so itself, in its hash as well."""
+    vae = FakeCodec().vae
+    [default] = [replace(each, num_frames=num_frames) for each in collect(["a cat"], loop=2)]
+    [explicit] = [
+        replace(each, num_frames=num_frames) for each in collect(["a cat"], loop=2, condition_frame_length=length)
+    ]
+    assert condition_frame_length(default, vae) == overlap_frames(default, vae) == length
+    assert with_condition_frame_length(default, vae) == with_condition_frame_length(explicit, vae) == explicit
+
+
+def test_videos_of_one_clip_are_those_of_earlier_versions(tmp_path: Path) -> None:
+    """Their hash has always held five frames, which nothing uses."""
+    path = write_picture(tmp_path / "a.png")
+    [default], [older] = (
+        collect(["a cat"], reference_path=path, **keys) for keys in ({}, {"condition_frame_length": 5})
+    )
+    assert request_hash(with_condition_frame_length(default, FakeCodec().vae), SETTINGS) == request_hash(
+        older, SETTINGS
+    )
+
+
+def test_reference_that_is_not_there_is_named_with_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    message = rf"prompt 1: reference_path: no\.png: no such file \(looked for {tmp_path}/no\.png\); correct the path"
+    with pytest.raises(ConfigError, match=message):
+        collect(["a cat"], reference_path="no.png")
 
 
 def test_loop_that_adds_nothing_is_error() -> None:

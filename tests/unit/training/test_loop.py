@@ -228,6 +228,7 @@ def test_signal_saves_after_step_and_stops() -> None:
     state.validation, state.preview = lambda: batches(VALUES), log.previews.append
     state.stop = StopRequest().listen()
     assert train(state) is False
+    assert state.stop.step == 2
     assert log.saved == [(2, [])]
     assert (log.validations, log.previews) == ([], [])  # the sender of the signal may not wait for them
     assert log.finished

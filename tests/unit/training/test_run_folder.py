@@ -27,7 +27,7 @@ from opensora.training import run_folder as keep_module
 from opensora.training.anomalies import AnomalyDetector
 from opensora.training.checkpoint import resolve_part, resolve_weights
 from opensora.training.ema import Ema
-from opensora.training.run_folder import RESUME_SAFE_KEYS, RunFolder, claim_folder
+from opensora.training.run_folder import RESUME_SAFE_KEYS, RunFolder, claim_folder, differences
 from tests.dist import one_rank
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -57,11 +57,11 @@ def warnings(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) 
     return caplog
 
 
-def open_folder(path: Path, value: float = 0.0, decay: float | None = 0.5, **changes: Any) -> RunFolder:
-    """The folder of a run that trains two numbers."""
+def open_folder(path: Path, value: float = 0.0, decay: float | None = 0.5, width: int = 2, **changes: Any) -> RunFolder:
+    """The folder of a run that trains `width` numbers."""
     run = replace(RUN, run_dir=str(path), **changes)
     lock = claim_folder(run, world.current())
-    model = torch.nn.Linear(2, 1, bias=False)
+    model = torch.nn.Linear(width, 1, bias=False)
     torch.nn.init.constant_(model.weight, value)
     engine = build(PLUGINS, {"type": "ddp"}).apply(
         model, EngineOptions(lambda params: torch.optim.AdamW(params, lr=0.1), "fp32", 0.0, world.current())
@@ -106,7 +106,26 @@ def test_changed_keys_are_reported_with_both_values(tmp_path: Path, warnings: py
     keep(open_folder(tmp_path), 1)
     open_folder(tmp_path, seed=7, steps=99, log_every=5, num_workers=2).resume()
     messages = [record.getMessage() for record in warnings.records if record.levelno == logging.WARNING]
-    assert messages == [f"{tmp_path}: 'seed' was 42 and is now 7; the run goes on with the new value"]
+    assert messages == [f"{tmp_path}: seed: 42 -> 7; the run goes on with the new value"]
+
+
+def test_differences_name_the_values_that_differ() -> None:
+    before = {"model": {"type": "STDiT", "depth": 6, "sizes": [1, 2]}, "seed": 1, "load": None}
+    now = {"seed": 1, "model": {"sizes": [1, 3], "depth": 4, "type": "STDiT", "drop_path": None}, "load": None}
+    assert list(differences(before, now)) == [
+        "model.depth: 6 -> 4",
+        "model.sizes: [1, 2] -> [1, 3]",
+        "model.drop_path: not set -> None",
+    ]
+
+
+def test_changed_model_is_refused_with_its_difference(tmp_path: Path, warnings: pytest.LogCaptureFixture) -> None:
+    """No line says that the run goes on."""
+    keep(open_folder(tmp_path), 1)
+    other = open_folder(tmp_path, width=3, model={**(RUN.model or {}), "depth": 5})
+    with pytest.raises(CheckpointError, match=r"does not fit this config, which differs in model\.depth: 2 -> 5; set"):
+        other.resume()
+    assert "goes on" not in warnings.text
 
 
 def test_an_unchanged_run_reports_nothing(tmp_path: Path, warnings: pytest.LogCaptureFixture) -> None:

@@ -37,6 +37,27 @@ def test_second_interrupt_stops_at_once_but_a_second_sigterm_does_not() -> None:
     assert stop.requested
 
 
+@pytest.mark.parametrize(
+    ("number", "step", "line"),
+    [
+        (signal.SIGINT, 7, "stopping: finishing step 7 and saving; again to stop at once\n"),
+        (signal.SIGTERM, 7, "stopping: finishing step 7 and saving\n"),
+        (signal.SIGINT, None, "stopping: finishing the first step and saving; again to stop at once\n"),
+    ],
+)
+def test_first_signal_says_what_follows(
+    capfd: pytest.CaptureFixture[str], number: int, step: int | None, line: str
+) -> None:
+    """The main rank alone announces it, once."""
+    loud, quiet = StopRequest(announces=True), StopRequest()
+    loud.step = quiet.step = step
+    for stop in (quiet, loud):
+        stop.listen()
+        os.kill(os.getpid(), number)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert capfd.readouterr().err == line
+
+
 def test_condition_is_evaluated_every_time() -> None:
     stop, full = StopRequest(), False
     stop.also_when(lambda: full)
