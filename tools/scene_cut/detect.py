@@ -3,27 +3,42 @@
 Run: python -m tools.scene_cut.detect videos.csv scenes.csv --threshold 27
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
+from typing import Any
 
 from opensora.datasets.decode import Frames, Video
 from opensora.errors import ConfigError
-from tools.runner import Row, Rows, run
+from tools.runner import Progress, Row, Rows, run
 
+PACKAGES = ("scenedetect", "cv2")
 _WIDTH = 256  # pixels; the detector compares mean colors, which small images keep
+_FRAMES_PER_STATE = 500  # frames between two states of a long film: seconds of work
 
 
-def detect(row: Row, *, threshold: float = 27.0, min_seconds: float = 0.3) -> Rows:
+def detect(row: Row, state: dict[str, Any] | None = None, *, threshold: float = 27.0, min_seconds: float = 0.3) -> Rows:
     """Yield the scenes of `row["path"]`: times in seconds from the first frame, and frame numbers, end exclusive.
 
     threshold: mean HSV difference (0-255) between neighboring frames that counts as a cut
-    min_seconds: scenes shorter than this join the one before
+    min_seconds: of cuts that follow each other faster, the strongest counts; scenes are at least this long
     """
     if threshold <= 0 or min_seconds < 0:
         raise ConfigError(f"detect: --threshold {threshold} --min-seconds {min_seconds}; both must be positive")
+    state = state or {"frames": 0, "cuts": []}  # frames compared so far, [frame, difference] of the cuts among them
+    strengths: dict[int, float] = dict(state["cuts"])
     with Video(row["path"]) as video:
         info = video.info
-        cuts = list(cut_frames(video.frames(range(info.num_frames)), threshold))
-    for shot, (start, end) in enumerate(scenes(cuts, info.num_frames, round(min_seconds * info.fps))):
+        first = max(0, state["frames"] - 1)  # the first frame to come is compared with the last of before
+        differences = frame_differences(video.frames(range(first, info.num_frames)))
+        for number, difference in enumerate(differences, start=first):
+            if difference >= threshold:
+                strengths[number] = difference
+            done = number + 1
+            if done % _FRAMES_PER_STATE == 0 and state["frames"] < done < info.num_frames:
+                cuts = [[cut, strength] for cut, strength in strengths.items()]
+                yield Progress(done, info.num_frames, {"frames": done, "cuts": cuts})
+    bounds = scenes(strengths, info.num_frames, round(min_seconds * info.fps), strengths)
+    for shot, (start, end) in enumerate(bounds):
         yield {
             **row,
             "shot": shot,
@@ -38,33 +53,49 @@ def detect(row: Row, *, threshold: float = 27.0, min_seconds: float = 0.3) -> Ro
         }
 
 
-def cut_frames(frames: Iterable[Frames], threshold: float) -> Iterator[int]:
-    """Numbers of the frames that begin a scene, by PySceneDetect's content detector."""
+def frame_differences(frames: Iterable[Frames]) -> Iterator[float]:
+    """The difference of each frame from the one before, 0 for the first, by PySceneDetect's content detector."""
     import cv2
     from scenedetect import ContentDetector, FrameTimecode
 
-    detector = ContentDetector(threshold=threshold, min_scene_len=0)  # `scenes` joins short ones
+    detector = ContentDetector(min_scene_len=0)
     for number, frame in enumerate(frames):
         if frame.shape[1] > _WIDTH:
             height = max(1, round(frame.shape[0] * _WIDTH / frame.shape[1]))
             frame = cv2.resize(frame, (_WIDTH, height), interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
         image = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
-        for cut in detector.process_frame(FrameTimecode(number, fps=25.0), image):  # only the number is used
-            yield cut.frame_num
+        detector.process_frame(FrameTimecode(number, fps=25.0), image)  # only the number is used
+        yield float(detector._frame_score or 0)  # its public metrics cost an edge detection for each frame
 
 
-def scenes(cuts: Iterable[int], num_frames: int, min_frames: int) -> list[tuple[int, int]]:
-    """(start, end) frames between the cuts; a scene under `min_frames` joins the one before, the first the next."""
-    bounds = [0]
-    for cut in cuts:
-        if cut - bounds[-1] >= min_frames:
-            bounds.append(cut)
-        elif len(bounds) > 1:
-            bounds[-1] = cut
-    if len(bounds) > 1 and num_frames - bounds[-1] < min_frames:
-        bounds.pop()
-    return list(zip(bounds, [*bounds[1:], num_frames]))
+def scenes(
+    cuts: Iterable[int], num_frames: int, min_frames: int, strengths: Mapping[int, float] | None = None
+) -> list[tuple[int, int]]:
+    """(start, end) frames of the scenes between the cuts, each of at least `min_frames`, in a video at least as long.
+
+    cuts: ascending. Less than `min_frames` from both ends of the video there is no cut. Of cuts that follow each other
+    in less than `min_frames`, as in flashes and fast pans, the strongest is one, and with equal strengths the first.
+    """
+    inside = [cut for cut in cuts if cut >= min_frames and num_frames - cut >= min_frames and cut > 0]
+    runs: list[list[int]] = []
+    for cut in inside:
+        if runs and cut - runs[-1][-1] < min_frames:
+            runs[-1].append(cut)
+        else:
+            runs.append([cut])
+    reach = max(1, 2 * min_frames)
+    chosen = [cut for each in runs for cut in _strongest(each, reach, strengths or {})]
+    return list(pairwise([0, *chosen, num_frames]))
+
+
+def _strongest(run: list[int], reach: int, strengths: Mapping[int, float]) -> list[int]:
+    """The strongest cut of a run, and those of the parts of the run that lie `reach` frames or more from it."""
+    if not run:
+        return []
+    best = max(run, key=lambda cut: strengths.get(cut, 0.0))
+    before, after = [cut for cut in run if cut <= best - reach], [cut for cut in run if cut >= best + reach]
+    return [*_strongest(before, reach, strengths), best, *_strongest(after, reach, strengths)]
 
 
 if __name__ == "__main__":
-    run(detect)
+    run(detect, packages=PACKAGES)

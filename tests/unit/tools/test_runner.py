@@ -11,9 +11,10 @@ import pytest
 
 from opensora.datasets.table import read_table, write_table
 from tests.support.media_files import write_video
-from tests.unit.tools.tool_functions import double, needs
+from tests.unit.tools.tool_functions import count, double, needs, needs_package
 from tools.journal import Journal
-from tools.runner import main
+from tools.runner import main, run
+from tools.scene_cut.detect import PACKAGES, detect
 
 
 @pytest.fixture
@@ -105,25 +106,48 @@ def test_stop_and_resume(work: Path) -> None:
     assert go(work, "--log", log, "--times", "1", "--resume") == 0
     assert out(work) == ["a", "b", "c", "d"]
     assert Path(log).read_text().split() == ["a", "b", "stop", "c", "d"]
-    assert go(work, "--log", log, "--times", "1", "--resume") == 0
-    assert Path(log).read_text().split() == ["a", "b", "stop", "c", "d"]  # all was done
-    assert go(work, "--log", log, "--times", "2", "--resume") == 0
-    assert out(work) == [name for name in "abcd" for _ in range(2)]  # another flag: nothing old fits
-    assert len(Path(log).read_text().split()) == 9
-    assert go(work, "--log", log, "--times", "2") == 0
-    assert len(Path(log).read_text().split()) == 13  # without --resume, from the start
+
+
+def test_another_flag_or_no_resume_begins_afresh(work: Path) -> None:
+    log = str(work / "log")
+    table(work, "a", "stop")
+    assert go(work, "--log", log, "--times", "1") == 130
+    assert go(work, "--log", log, "--times", "2", "--resume") == 130  # another flag: nothing old fits
+    assert Path(log).read_text().split() == ["a", "stop"] * 2
+    assert go(work, "--log", log, "--times", "2") == 130  # without --resume, from the start
+    assert Path(log).read_text().split() == ["a", "stop"] * 3
+
+
+def test_journal_is_gone_when_every_row_is_done(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It stays while --resume has rows to do; a command that did nothing leaves none."""
+    table(work, "a", "b", "bad")
+    journal = work / ".out.csv.journal"
+    assert go(work, "--times", "1") == 0
+    assert journal.exists()  # the bad row may be tried again
+    table(work, "a", "b", "c")
+    assert go(work, "--times", "1", "--limit", "2", "--resume") == 0
+    assert journal.exists()
+    assert go(work, "--times", "1", "--resume", "--dry-run") == 0
+    assert "2 done, 1 to do" in capsys.readouterr().out
+    assert go(work, "--times", "1", "--resume") == 0
+    assert sorted(os.listdir(work)) == ["in.csv", "out.csv"]
+    table(work, "bad")
+    assert go(work, source=str(work / "in.csv")) == 1
+    assert sorted(os.listdir(work)) == ["in.csv", "out.csv"]
 
 
 def test_killed_in_the_middle_of_a_line(work: Path) -> None:
     log = str(work / "log")
-    table(work, "a", "b", "c")
-    assert go(work, "--log", log) == 0
+    table(work, "a", "b", "c", "stop")
+    assert go(work, "--log", log) == 130
     journal = work / ".out.csv.journal"
     journal.write_bytes(journal.read_bytes()[:-5])
-    assert go(work, "--log", log, "--resume") == 0
+    assert go(work, "--log", log, "--resume") == 130
+    assert go(work, "--log", log, "--resume") == 130
+    table(work, "a", "b", "c")
     assert go(work, "--log", log, "--resume") == 0
     assert out(work) == ["a", "a", "b", "b", "c", "c"]
-    assert Path(log).read_text().split() == ["a", "b", "c", "c"]
+    assert Path(log).read_text().split() == ["a", "b", "c", "stop", "c", "stop", "stop"]
 
 
 def test_killed_process_loses_nothing_done(work: Path) -> None:
@@ -282,6 +306,63 @@ class _FullFile:
 
     def close(self) -> None:
         pass
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_one_long_row_goes_on_where_it_stopped(work: Path, workers: str, capsys: pytest.CaptureFixture[str]) -> None:
+    table(work, "film")
+    log = str(work / "log")
+    arguments = [str(work / "in.csv"), str(work / "out.csv"), "--log", log, "--workers", workers, "--resume"]
+    assert main(count, [*arguments, "--stop", str(work / "stop")]) == (130 if workers == "1" else 1)
+    stderr = capsys.readouterr().err
+    assert "count: film.mp4, frame 2 of 6" in stderr
+    assert "count: film.mp4, frame 4 of 6" in stderr
+    assert (work / ".out.csv.journal").exists()
+    assert main(count, [*arguments, "--dry-run"]) == 0
+    assert "0 done, 1 to do" in capsys.readouterr().out  # --stop is another flag
+    assert main(count, [*arguments, "--stop", str(work / "stop"), "--dry-run"]) == 0
+    assert "0 done, 1 to do, 1 of them begun" in capsys.readouterr().out
+    (work / "stop").touch()
+    assert main(count, [*arguments, "--stop", str(work / "stop")]) == 0
+    assert [row["sum"] for row in read_table(str(work / "out.csv")).rows] == ["15"]
+    assert Path(log).read_text().split() == ["0", "1", "2", "3", "4", "4", "5"]  # frame 4 alone is repeated
+    assert not (work / ".out.csv.journal").exists()
+
+
+def test_missing_package_is_named_with_its_install_line(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A command that names the package ends before it reads a row, any other with the first row."""
+    table(work, "a", "b")
+    assert main(needs_package, [str(work / "in.csv"), str(work / "out.csv")]) == 2
+    stderr = capsys.readouterr().err
+    assert stderr == "no_such_package is not installed; this command needs it; run pip install -e .\n"
+    assert main(needs, ["none.csv", str(work / "out.csv"), "--folder", "x"], packages=["no_such_package"]) == 2
+    assert capsys.readouterr().err == stderr
+    assert os.listdir(work) == ["in.csv"]
+
+
+def test_scene_detection_says_what_it_needs(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "scenedetect", None)
+    monkeypatch.setattr(sys, "argv", ["detect", table(work, "a"), str(work / "out.csv")])
+    with pytest.raises(SystemExit) as stopped:
+        run(detect, packages=PACKAGES)
+    assert stopped.value.code == 2
+    expected = "scenedetect is not installed; this command needs it; run pip install -e '.[tools]'\n"
+    assert capsys.readouterr().err == expected
+    assert os.listdir(work) == ["in.csv"]
+
+
+def test_workers_end_with_a_command_that_is_killed(work: Path) -> None:
+    """The two workers hold the write end of a pipe that this process reads to its end."""
+    table(work, "a", "b", "c")
+    code = "import sys, tools.runner, tests.unit.tools.tool_functions as t; tools.runner.main(t.wait, sys.argv[1:])"
+    arguments = [str(work / "in.csv"), str(work / "out.csv"), "--workers", "2"]
+    with subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "at work\n"
+        process.kill()
+        process.stdout.read()  # ends when the last worker has
 
 
 def test_as_a_command(work: Path) -> None:

@@ -1,11 +1,14 @@
 """Row functions for the tests of the runner; worker processes import them by name."""
 
+import importlib
+import multiprocessing
 import os
+import time
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from opensora.errors import BadClip, ConfigError
-from tools.runner import Row, Rows
+from tools.runner import Progress, Row, Rows
 
 
 def double(
@@ -43,3 +46,32 @@ def needs(row: Row, *, folder: str) -> Row:
     path = Path(folder) / f"{row['name']}.txt"
     path.touch()
     return {"path": str(path), "name": row["name"]}
+
+
+def count(row: Row, state: dict[str, Any] | None = None, *, log: str, stop: str | None = None) -> Rows:
+    """Add up the frame numbers 0 to 5, with a state after every second; ends at 4 until the file `stop` is there."""
+    state = state or {"frames": 0, "sum": 0}
+    total = state["sum"]
+    for number in range(state["frames"], 6):
+        with open(log, "a") as file:
+            file.write(f"{number}\n")
+        if number == 4 and stop is not None and not os.path.exists(stop):
+            if multiprocessing.parent_process() is not None:
+                os._exit(9)
+            raise KeyboardInterrupt
+        total += number
+        if number % 2:
+            yield Progress(number + 1, 6, {"frames": number + 1, "sum": total})
+    yield {**row, "sum": total}
+
+
+def needs_package(row: Row) -> Row:
+    importlib.import_module("no_such_package")
+    return row
+
+
+def wait(row: Row) -> Row:
+    """Say so, and work for longer than any test."""
+    print("at work", flush=True)
+    time.sleep(600)
+    return row

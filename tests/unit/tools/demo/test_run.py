@@ -35,6 +35,13 @@ def test_a_failing_stage_ends_the_demo_with_its_reason(tmp_path: Path, monkeypat
     assert "exit code 3" in capsys.readouterr().out
 
 
+def test_a_missing_package_is_named_before_the_first_stage(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(run, "TRAINING_PACKAGES", ("no_such_package",))
+    monkeypatch.setattr(run, "footage", lambda *_: pytest.fail("a stage began"))
+    assert run.main(["--out", str(tmp_path)]) == 2
+    assert "no_such_package is not installed; this command needs it; run pip install" in capsys.readouterr().err
+
+
 def test_an_interrupt_waits_for_the_stage_to_save(tmp_path: Path) -> None:
     """The stage below needs a moment after the interrupt; the demo must not leave before it is done."""
     stage = (

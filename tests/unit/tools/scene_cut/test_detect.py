@@ -1,11 +1,17 @@
 """Shots are found where a video changes."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 
+from opensora.datasets.decode import Video
 from tests.support.media_files import write_video
 from tools.datasets.videos import demo_videos
+from tools.runner import Progress
+from tools.scene_cut import detect as detect_module
 from tools.scene_cut.detect import detect, scenes
 
 BIKES_CUTS = [30, 76, 137, 187, 242]
@@ -27,12 +33,59 @@ def test_detect_finds_every_cut_and_no_more(tmp_path: Path) -> None:
     assert {(row["num_frames"], row["fps"], row["height"], row["width"]) for row in rows} == {(26, 8.0, 32, 64)}
 
 
-def test_short_scenes_join_the_one_before() -> None:
-    assert scenes([10, 12, 20], 30, 5) == [(0, 12), (12, 20), (20, 30)]
-    assert scenes([2, 10], 30, 5) == [(0, 10), (10, 30)]  # the first has none before it
+def test_of_cuts_close_together_the_first_or_strongest_counts() -> None:
+    assert scenes([10, 12, 20], 30, 5) == [(0, 10), (10, 20), (20, 30)]
+    assert scenes([10, 12, 20], 30, 5, {10: 30.0, 12: 60.0, 20: 50.0}) == [(0, 12), (12, 20), (20, 30)]
+    assert scenes([2, 10], 30, 5) == [(0, 10), (10, 30)]  # too near the start
+    assert scenes([2, 6], 30, 5) == [(0, 6), (6, 30)]
     assert scenes([10, 28], 30, 5) == [(0, 10), (10, 30)]
+    assert scenes([24, 27], 30, 5) == [(0, 24), (24, 30)]  # the later one is too near the end
     assert scenes([], 30, 5) == [(0, 30)]
     assert scenes([10, 28], 30, 0) == [(0, 10), (10, 28), (28, 30)]
+    assert scenes([0, 10], 30, 0) == [(0, 10), (10, 30)]
+
+
+def test_a_chain_of_cuts_never_drags_the_first_along() -> None:
+    """A whip pan right after a cut differs from frame to frame as much as a cut does."""
+    assert scenes([100, 103, 106, 109], 200, 7) == [(0, 100), (100, 200)]
+    strengths = {8085: 80.0, 8087: 31.0, 8090: 28.0, 8091: 40.0}
+    assert scenes(strengths, 9000, 7, strengths) == [(0, 8085), (8085, 9000)]
+    assert scenes([95, 98, 101], 200, 7, {95: 30.0, 98: 28.0, 101: 90.0}) == [(0, 101), (101, 200)]
+    assert scenes([100, 107, 114], 200, 7) == [(0, 100), (100, 107), (107, 114), (114, 200)]
+
+
+def test_a_long_run_of_cuts_keeps_more_than_one() -> None:
+    """Two seconds of stroboscope hide no cut for longer than its surroundings."""
+    assert scenes(range(100, 148, 3), 200, 7) == [(0, 100), (100, 115), (115, 130), (130, 145), (145, 200)]
+
+
+def test_a_long_film_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The states are those of a film read in one go, and each leads to the same scenes."""
+    monkeypatch.setattr(detect_module, "_FRAMES_PER_STATE", 8)
+    row = {"path": color_video(tmp_path / "a.mp4", 10, 7, 9)}
+    whole = list(detect(row))
+    states = [each for each in whole if isinstance(each, Progress)]
+    assert [(each.done, each.total) for each in states] == [(8, 26), (16, 26), (24, 26)]
+    assert [[cut for cut, _ in each.state["cuts"]] for each in states] == [[], [10], [10, 17]]
+    scenes_of_all = [each for each in whole if isinstance(each, dict)]
+    assert [each["start_frame"] for each in scenes_of_all] == [0, 10, 17]
+    for each in states:
+        decoded: list[int] = []
+        monkeypatch.setattr(Video, "frames", _recorded(Video.frames, decoded))
+        rest = list(detect(row, json.loads(json.dumps(each.state))))
+        monkeypatch.undo()
+        monkeypatch.setattr(detect_module, "_FRAMES_PER_STATE", 8)
+        assert decoded == list(range(each.done - 1, 26))
+        assert [one for one in rest if isinstance(one, dict)] == scenes_of_all
+        assert [one for one in rest if isinstance(one, Progress)] == states[states.index(each) + 1 :]
+
+
+def _recorded(frames: Any, indices: list[int]) -> Any:
+    def recorded(self: Video, wanted: Any) -> Any:
+        indices.extend(wanted)
+        return frames(self, wanted)
+
+    return recorded
 
 
 def test_real_footage() -> None:
