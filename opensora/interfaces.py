@@ -105,6 +105,10 @@ class Autoencoder(nn.Module):
         """(frames, rows, columns) of a clip in pixels -> the same of its latents."""
         raise NotImplementedError
 
+    def holds_frames(self, num_frames: int) -> bool:
+        """True if `decode` returns all frames of an encoded clip of `num_frames`; always, unless overridden."""
+        return True
+
     def posterior(self, x_BCTHW: Tensor, rngs: Sequence[Generator] | None = None) -> Posterior:
         """rngs: for an autoencoder that samples inside the encoder; the others ignore them. Raises ShapeError."""
         raise NotImplementedError

@@ -2,24 +2,34 @@
 
 With gpu=h100 (or another of opensora/planning/device_specs.py) it also estimates the time on N of them, and finds the
 smallest layout that fits. With --no-data it reads the config alone, for a manifest on another machine. With --table it
-prints only the table of docs/planning.md, for the config's model and gpu.
+prints only the table of docs/planning.md, for the config's model and gpu. With --quiet it leaves out keys at their default.
 """
 
+import dataclasses
+import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from opensora.cli.command_parser import CommandParser
 from opensora.cli.run_main import run_main
 from opensora.config import LoadedConfig, explain, load, parse_override
-from opensora.errors import ConfigError
+from opensora.errors import ConfigError, DataError
 from opensora.planning.device_specs import Gpu, gpu_named
 from opensora.registry import PLUGINS, build
 from opensora.schema import TrainRun
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from opensora.planning.dry_run import DryRun
+    from opensora.planning.estimate import Estimate
+
+KeyRow = tuple[str, str, str]  # key, value, origin
+MIB, GIB = 2**20, 2**30
+VALUE_WIDTH = 28  # characters that values and borders need at least
+MOST_MEASURED = 30_000_000  # parameters of an autoencoder that codes a few clips in seconds on a CPU
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,10 +47,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--no-data", action="store_true", help="use the config alone, for a manifest on another machine"
     )
+    parser.add_argument("--quiet", action="store_true", help="leave out the keys that have their default")
     arguments = parser.read(argv)
     if arguments.table:
         return run_main(lambda: table_command(arguments.config, arguments.overrides))
-    return run_main(lambda: check_command(arguments.config, arguments.overrides, data=not arguments.no_data))
+    return run_main(
+        lambda: check_command(
+            arguments.config, arguments.overrides, data=not arguments.no_data, defaults=not arguments.quiet
+        )
+    )
 
 
 MACHINE_KEYS = ("world", "gpu", "gpus_per_node")  # keys of the command line that are not keys of the config
@@ -110,22 +125,21 @@ def on_gpu(run: TrainRun, gpu: Gpu | None) -> TrainRun:
     return replace(run, dtype="fp32") if slower and run.dtype == "auto" else run
 
 
-def check_command(config: str, overrides: Sequence[str], data: bool = True) -> int:
+def check_command(config: str, overrides: Sequence[str], data: bool = True, defaults: bool = True) -> int:
     """Print the resolved config, parameters, tokens, rows and memory; with a gpu, time and the smallest layout.
 
-    data: False does not open the manifest; sizes are the config's.
+    data: False does not open the manifest; sizes are the config's. defaults: also the keys that have their default.
     """
     world, gpu, rest = parse_machine_args(overrides)
     loaded = load(config, rest, TrainRun)
     with loaded.naming_origins():
-        return _check(loaded, config, world, gpu, data)
+        return _check(loaded, config, world, gpu, data, defaults)
 
 
-def _check(loaded: LoadedConfig[TrainRun], config: str, world: int, gpu: Gpu | None, data: bool) -> int:
+def _check(loaded: LoadedConfig[TrainRun], config: str, world: int, gpu: Gpu | None, data: bool, defaults: bool) -> int:
     from rich.console import Console
-    from rich.table import Table
 
-    from opensora.cli.check_layouts import fit_lines, searched_plugins, step_lines
+    from opensora.cli.check_layouts import fit_lines, run_lines, searched_plugins, step_lines
     from opensora.planning.dry_run import dry_run, dry_run_without_data
     from opensora.training.build import build_masks, build_scheduler, check_world
     from opensora.training.clip_plan import build_buckets
@@ -140,33 +154,121 @@ def _check(loaded: LoadedConfig[TrainRun], config: str, world: int, gpu: Gpu | N
     if run.task == "diffusion":
         build_scheduler(run)
         build_masks(run, config)
-    console = Console(soft_wrap=True)
-    keys = Table(title=f"{config}, {world} rank(s)")
-    for heading in ("key", "value", "from"):
-        keys.add_column(heading, overflow="fold")
-    for row in explain(loaded):
-        keys.add_row(*row)
-    console.print(keys)
-
     make_dry_run = dry_run if data else dry_run_without_data
-    result = make_dry_run(run, world, sp_size, gloo=gpu is not None and gpu.name == "cpu")
+    try:
+        result = make_dry_run(run, world, sp_size, gloo=gpu is not None and gpu.name == "cpu")
+    except DataError as error:
+        if not all(map(os.path.exists, data_paths(run.dataset))):
+            raise DataError(f"{error}; or add --no-data, which plans without the data") from error
+        raise
+
+    console = Console(soft_wrap=True)
+    set_keys, default_keys = key_rows(loaded)
+    console.print(key_table(f"{config}, {world} rank(s)", set_keys, console.width))
     console.print(result.report.table() if result.report is not None else "rows: not read (--no-data)")
     for line in summary_lines(result, run, data_size, sp_size):
         console.print(line)
     estimate = result.estimate
-    memory = Table(f"peak memory per rank, {estimate.peak_stage} (estimate)", "MiB")
-    for name, value in estimate.memory.items():
-        memory.add_row(name, f"{value / 2**20:,.1f}")
-    memory.add_row("total, without the framework", f"{estimate.total / 2**20:,.1f}")
-    console.print(memory)
+    console.print(memory_table(estimate))
     lines = [*memory_lines(result), *step_lines(estimate, gpu)]
     if run.perceptual is not None or run.discriminator is not None:
         lines.append("not counted: arithmetic and exchange of the perceptual network and the discriminator")
+    lines += run_lines(run, result.step, estimate, gpu)
     if gpu is not None:
         lines += fit_lines(result.step, estimate, run.micro_batches, gpu, searched_plugins(run.task))
-    for line in lines:
+    for line in [*lines, *reconstruction_lines(result, run)]:
         console.print(line)
+    if defaults:
+        console.print(key_table("keys that have their default", default_keys, console.width))
     return 0
+
+
+def data_paths(dataset: Mapping[str, Any]) -> Iterator[str]:
+    """The manifests of a data set's config, also of those inside it."""
+    for key, value in dataset.items():
+        if isinstance(value, Mapping):
+            yield from data_paths(value)
+        elif key == "data_path":
+            yield str(value)
+
+
+def key_rows(loaded: LoadedConfig[TrainRun]) -> tuple[list[KeyRow], list[KeyRow]]:
+    """(key, value, origin) of the keys that are set, each with what the command line changed in it, and of the defaults."""
+    values = dataclasses.asdict(loaded.run)
+    rows = explain(loaded)
+    parts = [key for key, _, _ in rows if "." in key]
+    set_keys: list[KeyRow] = []
+    default_keys: list[KeyRow] = []
+    for key, value, origin in rows:
+        inside = [part for part in parts if part.partition(".")[0] == key]
+        if "." in key:
+            continue
+        (default_keys if origin == "default" and not inside else set_keys).append((key, value, origin))
+        set_keys += [(part, _value_at(values, part), loaded.origins[part]) for part in inside]
+    return set_keys, default_keys
+
+
+def _value_at(values: Any, path: str) -> str:
+    """The value at a dotted path, as Python writes it; "removed" where there is none."""
+    for name in path.split("."):
+        if not isinstance(values, Mapping) or name not in values:
+            return "removed"
+        values = values[name]
+    return repr(values)
+
+
+def key_table(title: str, rows: Sequence[KeyRow], width: int) -> "Table":
+    """The rows as a table in which an origin stays on one line, if `width` characters leave room for the values."""
+    from rich.table import Table
+
+    one_line = width - sum(max((len(row[column]) for row in rows), default=0) for column in (0, 2)) >= VALUE_WIDTH
+    table = Table(title=title)
+    for name in ("key", "value", "from"):
+        table.add_column(name, overflow="fold", no_wrap=one_line and name != "value")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def memory_table(estimate: "Estimate") -> "Table":
+    """The parts of a rank's memory at its fullest moment."""
+    from rich.table import Table
+
+    unit, size, digits = ("GiB", GIB, 2) if estimate.total >= 10 * GIB else ("MiB", MIB, 1)
+    table = Table(f"peak memory per rank, {estimate.peak_stage} (estimate)", unit)
+    for name, value in [*estimate.memory.items(), ("total, without the framework", estimate.total)]:
+        table.add_row(name, f"{value / size:,.{digits}f}")
+    return table
+
+
+def size_text(size: float) -> str:
+    """Bytes in GiB from 10 GiB, otherwise in MiB."""
+    return f"{size / GIB:,.1f} GiB" if size >= 10 * GIB else f"{size / MIB:,.1f} MiB"
+
+
+def reconstruction_lines(result: "DryRun", run: TrainRun) -> Iterator[str]:
+    """Lines about the quality of the autoencoder on the data, where its weights are on this machine."""
+    from opensora.models.build import build_autoencoder, load_autoencoder
+    from opensora.planning.model_sizes import parameter_count
+    from opensora.training.checkpoint import resolve_part
+    from opensora.training.reconstruction_check import advice, measure
+
+    weights = run.vae.get("from_pretrained")
+    if run.task != "diffusion" or result.clips is None or run.load_video_features is not None:
+        return
+    if not isinstance(weights, str) or not os.path.isdir(weights):
+        return
+    config = resolve_part(run.vae)
+    vae = build_autoencoder(config)
+    if parameter_count(vae) > MOST_MEASURED:
+        yield "autoencoder: training logs at its start how well it restores the clips; here that would take minutes"
+        return
+    reconstruction = measure(load_autoencoder(vae, config).eval(), result.clips, run.seed)
+    if reconstruction is not None:
+        yield reconstruction.line()
+        warning = advice(reconstruction, run, result.clips)
+        if warning is not None:
+            yield f"warning: {warning}"
 
 
 def summary_lines(result: "DryRun", run: TrainRun, data_size: int, sp_size: int) -> Iterator[str]:
@@ -189,12 +291,12 @@ def summary_lines(result: "DryRun", run: TrainRun, data_size: int, sp_size: int)
 def memory_lines(result: "DryRun") -> Iterator[str]:
     """Lines about the memory that is not in the table."""
     if result.estimate.host:
-        yield f"in host memory, for each rank: {result.estimate.host / 2**20:,.1f} MiB"
+        yield f"in host memory, for each rank: {size_text(result.estimate.host)}"
     if result.summary.text_parameters is None:
         yield "not counted: the text encoder, whose size is unknown"
     for recomputed in (False, True):
         estimate = result.estimate_with(grad_checkpoint=recomputed)
         yield (
-            f"activations of a micro-batch with grad_checkpoint={recomputed}: {estimate.saved_activations / 2**20:,.1f} MiB "
-            f"saved for the backward, {estimate.peak_activations / 2**20:,.1f} MiB at the peak"
+            f"activations of a micro-batch with grad_checkpoint={recomputed}: {size_text(estimate.saved_activations)} "
+            f"saved for the backward, {size_text(estimate.peak_activations)} at the peak"
         )

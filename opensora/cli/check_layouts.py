@@ -7,6 +7,7 @@ from opensora.planning.device_specs import EFFICIENCY, LINK_EFFICIENCY, Gpu
 from opensora.planning.estimate import Estimate, StepModel, seconds
 from opensora.planning.search import RESERVE, RULE, Search, smallest_layout, usable_bytes
 from opensora.registry import PLUGINS, names
+from opensora.schema import TrainRun
 
 GIB, GB, TERA = 2**30, 1e9, 1e12
 HOST_UPDATES = "the update not counted: the host makes it"
@@ -18,11 +19,14 @@ def step_lines(estimate: Estimate, gpu: Gpu | None) -> Iterator[str]:
         f"arithmetic of one step on each rank: {estimate.model_flops / TERA:,.4g} TFLOP of the trained model, "
         f"{estimate.frozen_flops / TERA:,.4g} TFLOP of the frozen networks"
     )
-    traffic = estimate.traffic
-    yield (
-        f"sent by each rank in one step: {traffic.gradients / GB:,.4g} GB of gradients, {traffic.weights / GB:,.4g} GB of "
-        f"weights, {estimate.sequence_bytes / GB:,.4g} GB of tokens between the ranks that share samples"
-    )
+    sent = {
+        "gradients": estimate.traffic.gradients,
+        "weights": estimate.traffic.weights,
+        "tokens between the ranks that share samples": estimate.sequence_bytes,
+    }
+    parts = [f"{size / GB:,.4g} GB of {name}" for name, size in sent.items() if size]
+    if parts:
+        yield f"sent by each rank in one step: {', '.join(parts)}"
     if gpu is None:
         return
     duration = seconds(estimate, gpu)
@@ -38,6 +42,34 @@ def step_lines(estimate: Estimate, gpu: Gpu | None) -> Iterator[str]:
         f"{gpu.memory_gbs:,g} GB/s, {gpu.node_gbs:,g} GB/s inside a machine, {gpu.network_gbs:,g} GB/s between machines; "
         f"assumed: {EFFICIENCY:.0%} of the TFLOP/s, {LINK_EFFICIENCY:.0%} of the links, nothing overlaps"
     )
+
+
+def run_lines(run: TrainRun, step: StepModel, estimate: Estimate, gpu: Gpu | None) -> Iterator[str]:
+    """Lines about the whole run: with an accelerator its time, and the size of its checkpoints."""
+    if gpu is not None:
+        hours = run.steps * seconds(estimate, gpu).total / 3600
+        yield (
+            f"the run: {run.steps:,} steps in {_hours(hours)}, {_hours(hours * estimate.layout.world)} of {gpu.name}, "
+            "without validation, previews and saves"
+        )
+    size = checkpoint_bytes(step)
+    saves = max(1, -(-run.steps // run.save_every)) if run.save_every else 1
+    kept = min(saves, run.keep_last) if run.keep_last else saves
+    yield f"a checkpoint: {size / GB:,.4g} GB; kept at the end: {kept} of {saves}, {kept * size / GB:,.4g} GB"
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.1f} hours" if hours < 100 else f"{hours:,.0f} hours"
+
+
+def checkpoint_bytes(step: StepModel) -> int:
+    """Bytes of a checkpoint with an optimizer of two moments: the state to resume from, and whole weights."""
+    copies = 1 + step.ema  # the weights, and their average
+    sizes = step.sizes
+    total = 4 * sizes.trained * (1 + 2 + step.ema) + 4 * sizes.fixed + copies * 4 * (sizes.trained + sizes.fixed)
+    if step.discriminator is not None:
+        total += 4 * step.discriminator.trained * (1 + 2 + 1)
+    return total
 
 
 def fit_lines(

@@ -1,7 +1,8 @@
 """Find micro-batch sizes for bucket_config: `opensora tune-batch CONFIG OUT_CONFIG step_seconds=N`.
 
 It runs forward and backward of the config's model on noise for growing batch sizes, from the largest bucket down, and
-writes OUT_CONFIG: CONFIG with the new bucket_config. Run it on a device of the kind you train on; it reads no data.
+writes OUT_CONFIG: CONFIG with the new bucket_config. Run it on a device of the kind you train on. Of the data it reads the
+manifest alone, if it is there: no batch gets larger than the rows of its bucket allow.
 Settings of CONFIG (key=value) go into OUT_CONFIG too. Other keys:
   step_seconds=N   goal for a micro-batch, forward and backward
   memory_gb=M      limit in GB (10^9 bytes) for the estimate of `opensora check`; default: 0.9 of the device
@@ -13,15 +14,21 @@ import math
 import os
 import pprint
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from opensora.cli.run_main import run_main
 from opensora.config import load, parse_override
-from opensora.errors import ConfigError
+from opensora.errors import ConfigError, DataError
+from opensora.progress_bar import ProgressBar
 from opensora.schema import TrainRun
+
+if TYPE_CHECKING:
+    from opensora.datasets.buckets import Buckets
+    from opensora.planning.batch_size_search import BucketResult
 
 DEFAULT_SHARE = 0.9  # of the device's memory
 TUNE_KEYS = ("step_seconds", "memory_gb", "world")  # keys of the command line that are not keys of the config
@@ -55,6 +62,7 @@ def tune_command(config: str, out: str, overrides: Sequence[str]) -> int:
 
     from rich.console import Console
 
+    from opensora.models.frame_counts import require_frame_counts
     from opensora.planning.batch_size_search import (
         StepTimer,
         search_batch_sizes,
@@ -63,7 +71,7 @@ def tune_command(config: str, out: str, overrides: Sequence[str]) -> int:
     )
     from opensora.platforms import select
     from opensora.training.checkpoint import resolve_part
-    from opensora.training.clip_plan import build_buckets
+    from opensora.training.clip_plan import bucket_lengths, build_buckets
 
     platform = select()
     memory = int(1e9 * _positive(options, "memory_gb", DEFAULT_SHARE * platform.memory_bytes() / 1e9))
@@ -71,9 +79,22 @@ def tune_command(config: str, out: str, overrides: Sequence[str]) -> int:
     buckets = build_buckets(run, config)
     assert buckets is not None
     assert run.bucket_config is not None
+    most = _most_clips(run, buckets)
     size = max((buckets.size(each) for each in buckets.all if buckets.takes(each)), key=math.prod)
     timer = StepTimer(run, size, platform)
-    results = search_batch_sizes(buckets, timer, step_bytes(run, int(world)), step_seconds=goal, memory=memory)
+    require_frame_counts(timer.task.codec.vae, bucket_lengths(buckets), config)
+    pairs = dict.fromkeys((each.resolution, each.num_frames) for each in buckets.all if buckets.takes(each))
+    with ProgressBar("buckets", len(pairs), lines=None) as bar:
+
+        def report(result: "BucketResult") -> None:
+            batch = (
+                f"{result.resolution}, {result.num_frames} frames: batch {result.batch_size}, {result.seconds:.3g} s"
+            )
+            bar.update(bar.completed + 1, line=f"{batch} ({int(bar.completed) + 1} of {len(pairs)} buckets)")
+
+        results = search_batch_sizes(
+            buckets, timer, step_bytes(run, int(world)), step_seconds=goal, memory=memory, most=most, report=report
+        )
     if not any(result.batch_size for result in results):
         raise ConfigError(
             f"{config}: not one clip of any bucket fits into {memory / 1e9:.1f} GB; allowed: a larger memory_gb; use smaller "
@@ -88,6 +109,19 @@ def tune_command(config: str, out: str, overrides: Sequence[str]) -> int:
     return 0
 
 
+def _most_clips(run: TrainRun, buckets: "Buckets") -> dict[tuple[str, int], int] | None:
+    """The largest batch size of each length that the rows allow; None, with a line that says so, where none can be read."""
+    from opensora.planning.batch_size_search import most_clips
+    from opensora.registry import DATASETS, build
+
+    try:
+        dataset = build(DATASETS, run.dataset)
+        return most_clips(dataset, buckets, run.seed, run.micro_batches) if hasattr(dataset, "sizes") else None
+    except DataError as error:
+        print(f"rows: not read, so a batch may be larger than the rows of its bucket allow ({error})", file=sys.stderr)
+        return None
+
+
 def _positive(options: dict[str, Any], name: str, default: float | None) -> float:
     value = options.get(name, default)
     if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
@@ -99,12 +133,14 @@ def _positive(options: dict[str, Any], name: str, default: float | None) -> floa
 def _table(results: Sequence[Any], goal: float, memory: int) -> Any:
     from rich.table import Table
 
-    columns = ("resolution", "frames", "size", "batch before", "batch", "seconds", "GB (estimate)", "")
+    columns = ("resolution", "frames", "size", "batch before", "batch", "seconds", "GB (estimate)", "note")
     table = Table(*columns, title=f"at most {goal:g} s and {memory / 1e9:.1f} GB")
     for result in results:
-        remark = "one clip alone is slower than the goal" if result.too_slow else ""
+        note = "one clip alone is slower than the goal" if result.too_slow else ""
+        if result.most is not None:
+            note = "not more: the bucket has no rows for it"
         if not result.batch_size:
-            remark = "does not fit into memory: never chosen"
+            note = "does not fit into memory: never chosen"
         table.add_row(
             result.resolution,
             str(result.num_frames),
@@ -113,7 +149,7 @@ def _table(results: Sequence[Any], goal: float, memory: int) -> Any:
             str(result.batch_size),
             f"{result.seconds:.3g}" if result.batch_size else "",
             f"{result.bytes / 1e9:.2f}",
-            remark,
+            note,
         )
     return table
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opensora.datasets.base import ClipSize, SizedDataset
-from opensora.datasets.bucket_report import BucketLine, BucketReport
+from opensora.datasets.bucket_report import BucketLine, BucketReport, EmptyBucket
 from opensora.datasets.buckets import DROPPED, Buckets
 from opensora.datasets.sampler import MAX_FALLBACK_ROWS, Request
 from opensora.errors import ConfigError, DataError
@@ -135,9 +135,37 @@ class BucketOrder:
         dropped = {reason: whole.count(reason) for reason in whole.dropped}
         for reason, rows in self._drop_reasons(chosen == DROPPED).items():
             dropped[reason] = rows
-        report = BucketReport(self.dataset.where, whole.rows, dropped, lines, len(epoch), whole, self.image_ratio)
+        filled = {(line.bucket.resolution, line.bucket.num_frames) for line in lines}
+        empty = [
+            EmptyBucket(name, frames, self._why_empty(name, frames, chosen))
+            for name, frames in self.buckets.pairs
+            if (name, frames) not in filled
+        ]
+        report = BucketReport(
+            self.dataset.where, whole.rows, dropped, lines, len(epoch), whole, self.image_ratio, empty
+        )
         report.require_steps(self.micro_batches)
         return report
+
+    def _why_empty(self, resolution: str, frames: int, chosen: NDArray[np.int16]) -> str:
+        """Why no row is in any bucket of this length of a resolution."""
+        sizes, interval = self.sizes, self.dataset.frame_interval
+        if not self.buckets.takes(next(each for each in self.buckets.all if each[:2] == (resolution, frames))):
+            return "its chance is 0"
+        large = sizes.height.astype(np.int64) * sizes.width >= self.buckets.fewest_pixels(resolution)
+        if frames == 1:
+            if not (sizes.num_frames == 1).any():
+                return "there are no pictures"
+            fitting = large & (sizes.num_frames == 1)
+            return _where_to(chosen[fitting], "every picture is too small", "larger buckets take every picture")
+        long_enough = sizes.num_frames > frames * interval  # strictly more, as in Open-Sora
+        if not long_enough.any():
+            return f"no row has more than {frames * interval} frames"
+        return _where_to(
+            chosen[large & long_enough],
+            "every row that is long enough is too small",
+            "longer or larger buckets take its rows",
+        )
 
     def _drop_reasons(self, dropped: NDArray[np.bool_]) -> dict[str, int]:
         """Reason -> rows, of the rows that no bucket took."""
@@ -201,6 +229,13 @@ class BucketOrder:
         images = int(is_image.sum())
         keep_images, keep_videos = _in_ratio(images, len(is_image) - images, self.image_ratio)
         return np.where(is_image, np.cumsum(is_image) <= keep_images, np.cumsum(~is_image) <= keep_videos)
+
+
+def _where_to(choices: NDArray[np.int16], none: str, elsewhere: str) -> str:
+    """Why no row is here. choices: of the rows that fit; none, elsewhere: the words for no such row, and for other buckets."""
+    if not len(choices):
+        return none
+    return elsewhere if (choices != DROPPED).any() else "by chance no row came here in this epoch"
 
 
 def _in_ratio(images: int, videos: int, ratio: float | None) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """Counts of one epoch by bucket: rows in, trained on, and left out for each reason."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from opensora.datasets.base import ClipSize
@@ -53,6 +53,18 @@ class BucketLine:
 
 
 @dataclass(frozen=True)
+class EmptyBucket:
+    """A length of a resolution that no row was put in, with the reason in a few words."""
+
+    resolution: str
+    num_frames: int
+    why: str
+
+    def name(self) -> str:
+        return f"{self.resolution}, {_frames(self.num_frames)}"
+
+
+@dataclass(frozen=True)
 class BucketReport:
     """Counts of one epoch; reads like `Report`."""
 
@@ -63,6 +75,7 @@ class BucketReport:
     steps: int  # optimizer steps of an epoch
     manifest: Report  # with the messages of the rows that the manifest itself rules out
     image_ratio: float | None = None
+    empty: list[EmptyBucket] = field(default_factory=list)
 
     @property
     def dropped(self) -> dict[str, int]:
@@ -94,6 +107,7 @@ class BucketReport:
             f"  {line.name()}, batch {line.batch_size}: {line.rows} rows, {line.steps} steps, {line.left_over} left over"
             for line in self.lines_by_bucket
         ]
+        lines += [f"  {each.name()}: 0 rows, {each.why}" for each in self.empty]
         for reason, rows in self.dropped.items():
             lines.append(f"  dropped, {reason}: {rows}")
             messages = self.manifest.dropped.get(reason, [])[:SHOWN]
@@ -112,8 +126,11 @@ class BucketReport:
         )
         for line in self.lines_by_bucket:
             bucket, clip = line.name().split(": ")
+            bucket += f", {_frames(line.bucket.num_frames)}"  # several lengths share resolution and ratio
             numbers = (line.batch_size, line.rows, line.steps, line.clips, line.left_over + line.surplus)
             table.add_row(bucket, clip, *(f"{number:,}" for number in numbers))
+        for each in self.empty:
+            table.add_row(each.name(), each.why, "", "0", "0", "0", "0")
         table.add_section()
         table.add_row(
             "all", "", "", f"{self.rows:,}", f"{self.steps:,}", f"{self.kept:,}", f"{self.rows - self.kept:,}"
@@ -132,3 +149,7 @@ class BucketReport:
             f"{self.where}: bucket_config makes no optimizer step of {self.rows} rows ({why}); needed: one bucket with rows "
             f"for {micro_batches} micro-batch(es); add rows, or lower batch sizes, micro_batches, frames or resolutions"
         )
+
+
+def _frames(count: int) -> str:
+    return f"{count} frame{'s' if count > 1 else ''}"

@@ -143,6 +143,10 @@ class Buckets:
                 both |= here & (pixels >= aspect.resolution(name, self.version).num_pixels * SMALLEST)
         return long_enough, both
 
+    def fewest_pixels(self, resolution: str) -> float:
+        """The pixels of the smallest clip that a resolution takes."""
+        return aspect.resolution(resolution, self.version).num_pixels * SMALLEST
+
     @property
     def certain(self) -> bool:
         """True when nothing is left to chance, so that every epoch has the same choices."""

@@ -12,6 +12,7 @@ import torch
 from opensora.errors import ConfigError
 from opensora.interfaces import Autoencoder, Denoiser, Size, TextEncoder
 from opensora.log import logger
+from opensora.models.frame_counts import require_frame_counts
 from opensora.models.weights import load_weights
 from opensora.registry import MODELS, TEXT_ENCODERS, VAES, build, class_of, constructor
 from opensora.rng import key_seed
@@ -38,16 +39,20 @@ def assemble(
     weights: bool = True,
     stored_vae: Autoencoder | None = None,
     stored_text: TextEncoder | None = None,
+    lengths: Sequence[tuple[str, int]] | None = None,
 ) -> Components:
     """Build all three; arguments that one determines of another are passed on.
 
     num_frames, image_size: of the clips in pixels (height, width). weights=False: read no weights; build under
     `torch.device("meta")` to allocate nothing either.
     stored_vae, stored_text: stand-ins that read stored features; the component they replace is not built.
-    Raises ConfigError when the config contradicts the components, WeightsError when weights do not fit.
+    lengths: (key, frames) of all clips of the run; None = the one of `num_frames`.
+    Raises ConfigError when the config contradicts the components, or the autoencoder would drop frames of a clip;
+    WeightsError when weights do not fit.
     """
     # seed 0: an untrained autoencoder, as in debug runs, is the same in training and sampling
     encoder = stored_vae or build_autoencoder(vae)
+    require_frame_counts(encoder, [("key 'num_frames'", num_frames)] if lengths is None else lengths, "config")
     text: TextEncoder = stored_text or build(TEXT_ENCODERS, dict(text_encoder))
     config = fill_model_config(model, inferred_model_args(encoder, text, (num_frames, image_size[0], image_size[1])))
     check_image_size("config: key 'dataset.image_size'", image_size, encoder, config)

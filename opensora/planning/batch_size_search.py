@@ -13,11 +13,13 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from opensora.datasets.base import ClipSize
-from opensora.datasets.buckets import Bucket, Buckets
+from opensora.datasets.base import ClipSize, SizedDataset
+from opensora.datasets.bucket_plan import BucketOrder
+from opensora.datasets.buckets import DROPPED, Bucket, Buckets
 from opensora.interfaces import Autoencoder, Denoiser
 from opensora.models.build import assemble, build_denoiser
 from opensora.parallel.activation_checkpointing import checkpoint_activations
@@ -48,6 +50,7 @@ class BucketResult:
     seconds: float  # of a micro-batch of that size
     bytes: int  # that it is estimated to need
     too_slow: bool  # one clip alone misses the goal
+    most: int | None = None  # the limit that the search met: a larger batch would have more clips than there are rows
 
 
 def largest_fitting(fits: Callable[[int], bool], first: int = 1, limit: int = MAX_BATCH) -> int:
@@ -71,12 +74,21 @@ def largest_fitting(fits: Callable[[int], bool], first: int = 1, limit: int = MA
 
 
 def search_batch_sizes(
-    buckets: Buckets, seconds: Seconds, needed: Bytes, *, step_seconds: float, memory: int, limit: int = MAX_BATCH
+    buckets: Buckets,
+    seconds: Seconds,
+    needed: Bytes,
+    *,
+    step_seconds: float,
+    memory: int,
+    limit: int = MAX_BATCH,
+    most: Mapping[tuple[str, int], int] | None = None,
+    report: Callable[[BucketResult], None] = lambda result: None,
 ) -> list[BucketResult]:
     """A batch size for every length of every resolution, from the most pixels down.
 
     step_seconds: the goal for a micro-batch. memory: bytes that it may need; nothing larger is ever run. A single clip
     that misses the goal keeps batch size 1 and is marked `too_slow`; one that does not fit gets batch size 0.
+    most: (resolution, frames) -> the largest batch size to try, from 1. report: called with each result as it comes.
     """
     results: list[BucketResult] = []
     first = 1  # a batch size that fits one bucket is the first guess for the next, smaller one
@@ -84,7 +96,8 @@ def search_batch_sizes(
         size = buckets.size(bucket)
         timed: dict[int, float] = {}
         fits = functools.partial(_fits, timed, size, seconds, needed, step_seconds, memory)
-        n = largest_fitting(fits, first, limit)
+        allowed = min(limit, (most or {}).get((bucket.resolution, bucket.num_frames), limit))
+        n = largest_fitting(fits, first, allowed)
         too_slow = n == 0 and math.isfinite(timed.get(1, math.inf))
         batch_size = 1 if too_slow else n
         results.append(
@@ -97,10 +110,26 @@ def search_batch_sizes(
                 seconds=timed[batch_size] if batch_size else math.inf,
                 bytes=needed(size, max(1, batch_size)),
                 too_slow=too_slow,
+                most=allowed if allowed < limit and n == allowed else None,
             )
         )
+        report(results[-1])
         first = max(1, batch_size)
     return results
+
+
+def most_clips(dataset: SizedDataset, buckets: Buckets, seed: int, micro_batches: int) -> dict[tuple[str, int], int]:
+    """(resolution, frames) -> the largest batch size with which an epoch has a step of that length, at least 1.
+
+    Of the aspect ratios that with the most rows counts.
+    """
+    chosen = BucketOrder(dataset, buckets, seed=seed, micro_batches=micro_batches).choices(0)
+    counts = np.bincount(chosen[chosen != DROPPED], minlength=len(buckets))
+    most: dict[tuple[str, int], int] = {}
+    for bucket, rows in zip(buckets.all, counts.tolist(), strict=True):
+        pair = bucket.resolution, bucket.num_frames
+        most[pair] = max(most.get(pair, 1), rows // micro_batches)
+    return most
 
 
 def _fits(
@@ -170,7 +199,13 @@ class StepTimer:
         dtype = DTYPES[run.dtype]
         with torch.device("meta"):
             parts = assemble(
-                run.model or {}, run.vae, run.text_encoder or {}, num_frames=size[0], image_size=size[1:], weights=False
+                run.model or {},
+                run.vae,
+                run.text_encoder or {},
+                num_frames=size[0],
+                image_size=size[1:],
+                weights=False,
+                lengths=(),  # tune-batch checks those of all buckets
             )
         model = build_denoiser(parts.model_config, seed=run.seed)
         if run.grad_checkpoint:

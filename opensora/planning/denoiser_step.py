@@ -33,7 +33,13 @@ _DEPTH_KEYS = ("depth", "num_layers")  # names of the number of blocks among the
 def denoiser_step(run: TrainRun, size: ClipSize, layout: ParallelLayout) -> tuple[ModelSummary, StepModel]:
     """The step on clips of (frames, height, width) in pixels; call it on the meta device."""
     parts = assemble(
-        run.model or {}, run.vae, run.text_encoder or {}, num_frames=size[0], image_size=size[1:], weights=False
+        run.model or {},
+        run.vae,
+        run.text_encoder or {},
+        num_frames=size[0],
+        image_size=size[1:],
+        weights=False,
+        lengths=(),  # a table of costs may have sizes that no run has; dry_run checks those of a run
     )
     model = parts.model
     check_heads(model, layout.tp_size)

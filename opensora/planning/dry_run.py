@@ -15,6 +15,7 @@ from opensora.datasets.bucket_report import BucketReport
 from opensora.datasets.row_report import Report
 from opensora.errors import ConfigError
 from opensora.interfaces import Autoencoder
+from opensora.models.frame_counts import require_frame_counts
 from opensora.planning.autoencoder_step import autoencoder_step
 from opensora.planning.denoiser_step import denoiser_step
 from opensora.planning.estimate import Estimate, ModelSummary, StepModel, estimate
@@ -22,7 +23,7 @@ from opensora.planning.parallel_layout import ParallelLayout
 from opensora.registry import DATASETS, VAES, build, constructor
 from opensora.schema import TrainRun
 from opensora.training.checkpoint import resolve_part
-from opensora.training.clip_plan import build_buckets, make_clip_plan
+from opensora.training.clip_plan import ClipPlan, bucket_lengths, build_buckets, make_clip_plan, num_frames_key
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class DryRun:
     estimate: Estimate
     samples_per_step: int
     report: Report | BucketReport | None = None  # of the data set's rows; None: the data were not read
+    clips: ClipPlan | None = None  # None: the data were not read
 
     def estimate_with(self, **changes: Any) -> Estimate:
         """The estimate of the same step under another layout."""
@@ -51,14 +53,14 @@ def dry_run(run: TrainRun, world: int, sp_size: int = 1, gloo: bool = False) -> 
     clips = make_clip_plan(run, dataset, "config")
     report = clips.report
     size = clips.size
+    vae = _checked_autoencoder(run, clips.lengths)
     if clips.order is not None:
-        with torch.device("meta"):
-            largest = clips.largest(build(VAES, run.vae))
+        largest = clips.largest(vae)
         run, size = replace(run, batch_size=largest.batch_size), largest.size
     elif hasattr(dataset, "inspect") and run.load_video_features is None:  # with stored latents no video is read
         report = dataset.inspect()  # opens every video
         report.require_rows()
-    return replace(estimate_run(run, size, world, sp_size, gloo), report=report)
+    return replace(estimate_run(run, size, world, sp_size, gloo), report=report, clips=clips)
 
 
 def dry_run_without_data(run: TrainRun, world: int, sp_size: int = 1, gloo: bool = False) -> DryRun:
@@ -66,12 +68,25 @@ def dry_run_without_data(run: TrainRun, world: int, sp_size: int = 1, gloo: bool
     run = resolve_defaults(run)
     buckets = build_buckets(run, "config")
     if buckets is None:
-        return estimate_run(run, _config_clip_size(run.dataset), world, sp_size, gloo)
-    with torch.device("meta"):
-        vae: Autoencoder = build(VAES, run.vae)
+        size = _config_clip_size(run.dataset)
+        _checked_autoencoder(run, [(num_frames_key(joint="videos" in run.dataset), size[0])])
+        return estimate_run(run, size, world, sp_size, gloo)
+    vae = _checked_autoencoder(run, bucket_lengths(buckets))
     usable = [(buckets.batch_size(bucket), buckets.size(bucket)) for bucket in buckets.all if buckets.takes(bucket)]
     batch_size, size = max(usable, key=lambda pair: pair[0] * prod(vae.latent_size(pair[1])))
     return estimate_run(replace(run, batch_size=batch_size), size, world, sp_size, gloo)
+
+
+def _checked_autoencoder(run: TrainRun, lengths: list[tuple[str, int]]) -> Autoencoder:
+    """The run's autoencoder without weights. Raises ConfigError where it would drop frames of clips."""
+    with torch.device("meta"):
+        vae: Autoencoder = build(VAES, run.vae)
+    if run.load_video_features is None:
+        validation = run.validation_dataset or {}
+        if "num_frames" in validation:
+            lengths = [*lengths, ("key 'validation_dataset.num_frames'", validation["num_frames"])]
+        require_frame_counts(vae, lengths, "config")
+    return vae
 
 
 def estimate_run(run: TrainRun, size: ClipSize, world: int, sp_size: int = 1, gloo: bool = False) -> DryRun:

@@ -1,6 +1,6 @@
 """From a sampling config to loaded parts; the checkpoint's record is the default for keys that the config leaves out."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from opensora.models.build import (
 )
 from opensora.models.codec import Codec
 from opensora.models.frame_conditioning import conditioning_mode
+from opensora.models.frame_counts import require_frame_counts
 from opensora.models.weights import CONFIG_FILE, load_weights, read_config
 from opensora.registry import SCHEDULERS, TEXT_ENCODERS, build, class_of
 from opensora.sampling.generate import Sampler
@@ -105,6 +106,7 @@ def build_sampler(plan: SamplePlan, device: torch.device) -> tuple[Sampler, Gene
     dtype = DTYPES[run.dtype]
     scheduler = build(SCHEDULERS, parts["scheduler"])
     vae, text = build_autoencoder(parts["vae"]), build(TEXT_ENCODERS, parts["text_encoder"])
+    require_frame_counts(vae, _lengths(plan.requests), "sampling")
     first = plan.requests[0]
     inferred = inferred_model_args(vae, text, (first.num_frames, first.height, first.width))
     decided = parts["model"].keys() - {"condition"}  # a model may sample other sizes, but no other classes
@@ -124,6 +126,13 @@ def build_sampler(plan: SamplePlan, device: torch.device) -> tuple[Sampler, Gene
         ),
     )
     return Sampler(model.to(device, dtype), scheduler, codec), settings
+
+
+def _lengths(requests: Sequence[SampleRequest]) -> Iterator[tuple[str, int]]:
+    """(key, frames) of every video; the prompt is named where the lengths differ."""
+    several = len({request.num_frames for request in requests}) > 1
+    for request in requests:
+        yield f"num_frames of prompt {request.prompt!r}" if several else "num_frames", request.num_frames
 
 
 def _part(

@@ -16,6 +16,7 @@ from opensora.interfaces import Autoencoder, Scheduler
 from opensora.log import logger
 from opensora.models.build import Components, assemble, build_autoencoder
 from opensora.models.frame_conditioning import conditioning_mode
+from opensora.models.frame_counts import require_frame_counts
 from opensora.models.weights import load_weights
 from opensora.parallel.activation_checkpointing import checkpoint_activations
 from opensora.parallel.engine import EngineOptions
@@ -42,6 +43,7 @@ from opensora.training.memory_warmup import warm_up
 from opensora.training.metrics import Metrics
 from opensora.training.parallel_sizes import check_parallel_sizes, tensor_size
 from opensora.training.profiling import StepTrace
+from opensora.training.reconstruction_check import log_reconstruction
 from opensora.training.run_folder import ReplayFolder, RunFolder, claim_folder
 from opensora.training.signals import StopRequest
 from opensora.training.task import Task
@@ -99,6 +101,8 @@ def build_training(run: TrainRun, world: World, where: str, replay_from: int | N
     folder = RunFolder(*parts, lock=lock) if replay_from is None else ReplayFolder(*parts, up_to=replay_from)
     stop.also_when(folder.save_failed)
     start_step, bad_rows = folder.resume()
+    if isinstance(task, DiffusionTask) and trains and start_step == 0 and world.is_main:
+        log_reconstruction(run, task.codec.vae, clips)
     if run.warmup_buckets and trains and start_step < run.steps:
         warm_up(task, engine, clips.largest(task.autoencoder), run.seed)
     shown = world.is_main and trains
@@ -201,6 +205,7 @@ def _validation(run: TrainRun, world: World, task: Task, where: str) -> Callable
     require_fixed_size(dataset, f"{where}: key 'validation_dataset'")
     check_joint(run, dataset, getattr(task, "scheduler", None), where, "validation_dataset")
     check_strides(task.autoencoder, dataset, where, "validation_dataset")
+    require_frame_counts(task.autoencoder, [("key 'validation_dataset.num_frames'", dataset.num_frames)], where)
     dataset = stored_clips(run, dataset, [(dataset.num_frames, *dataset.image_size)], where)
     count = -(-run.validation_batches // world.data_size) * world.data_size
 
@@ -235,6 +240,7 @@ def _autoencoder_task(run: TrainRun, world: World, clips: ClipPlan, where: str) 
     check_joint(run, clips.dataset, None, where)
     config = resolve_part(run.vae)
     vae = build_autoencoder(config, seed=run.seed)
+    require_frame_counts(vae, clips.lengths, where)
     check_latents(clips, vae, None, where)
     vae.load()  # its own from_pretrained or those of its parts; without any, nothing
     return AutoencoderTask(
@@ -271,6 +277,7 @@ def _diffusion_task(
         seed=run.seed,
         stored_vae=stored_latents(dataset),
         stored_text=stored_texts(run, where),
+        lengths=clips.lengths,
     )
     record = {
         "vae": vae,

@@ -42,6 +42,13 @@ class ClipPlan:
         trained = self.report.trained if isinstance(self.report, BucketReport) else []
         return sorted({line.size for line in trained} | {self.size})
 
+    @property
+    def lengths(self) -> list[tuple[str, int]]:
+        """(key of the config, frames) of every clip length; of `bucket_config` those without rows as well."""
+        if self.order is not None:
+            return bucket_lengths(self.order.buckets)
+        return [(num_frames_key(joint=hasattr(self.dataset, "videos")), self.num_frames)]
+
     def largest(self, vae: Autoencoder) -> BucketLine:
         """The bucket whose micro-batch has the most latents; only with `order`."""
         assert isinstance(self.report, BucketReport)
@@ -67,6 +74,17 @@ def build_buckets(run: TrainRun, where: str) -> Buckets | None:
                 "the model, or remove the key and set dataset.num_frames and dataset.image_size"
             )
     return buckets
+
+
+def num_frames_key(joint: bool) -> str:
+    """The key that says how long the clips of a data set are. joint: it is a JointDataset."""
+    return f"key 'dataset{'.videos' if joint else ''}.num_frames'"
+
+
+def bucket_lengths(buckets: Buckets) -> list[tuple[str, int]]:
+    """(key of the config, frames) of every length of every resolution that takes clips."""
+    used = dict.fromkeys((each.resolution, each.num_frames) for each in buckets.all if buckets.takes(each))
+    return [(f"key 'bucket_config.{resolution}'", frames) for resolution, frames in used]
 
 
 def _is_sized(dataset: Dataset) -> TypeGuard[SizedDataset]:

@@ -30,6 +30,7 @@ from opensora.datasets.feature_store import CacheableDataset, ClipKeys, FeatureS
 from opensora.errors import BadClip, ConfigError, DataError, OpenSoraError
 from opensora.models.build import build_autoencoder, load_autoencoder
 from opensora.models.codec import Codec
+from opensora.models.frame_counts import require_frame_counts
 from opensora.parallel.watchdog.process_exit import exit_process
 from opensora.parallel.world import World
 from opensora.progress_bar import ProgressBar
@@ -119,6 +120,8 @@ def encode_clips(run: TrainRun, folder: str, lists: Sequence[ClipList], world: W
     config, count = resolve_part(run.vae), Count()
     vae = load_autoencoder(build_autoencoder(config), config)
     codec = Codec(vae, nn.Identity(), world.device, DTYPES[run.dtype])  # type: ignore[arg-type]
+    for clips in lists:
+        require_frame_counts(vae, [("num_frames", frames) for frames, *_ in clips.sizes], clips.keys.dataset.where)
     network = video_network(run, FileHashes(Path(folder), remember=True))
     store = FeatureStore.create(folder, VIDEO, network, latent_channels=vae.latent_channels)
     for clips in lists:

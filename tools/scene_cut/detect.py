@@ -14,30 +14,37 @@ from tools.runner import Progress, Row, Rows, run
 PACKAGES = ("scenedetect", "cv2")
 _WIDTH = 256  # pixels; the detector compares mean colors, which small images keep
 _FRAMES_PER_STATE = 500  # frames between two states of a long film: seconds of work
+_AROUND = 2  # frames on each side with which a cut is compared, as in PySceneDetect's AdaptiveDetector
 
 
 def detect(row: Row, state: dict[str, Any] | None = None, *, threshold: float = 27.0, min_seconds: float = 0.3) -> Rows:
     """Yield the scenes of `row["path"]`: times in seconds from the first frame, and frame numbers, end exclusive.
 
     threshold: mean HSV difference (0-255) between neighboring frames that counts as a cut
-    min_seconds: of cuts that follow each other faster, the strongest counts; scenes are at least this long
+    min_seconds: of cuts that follow each other faster, the clearest counts; scenes are at least this long
     """
     if threshold <= 0 or min_seconds < 0:
         raise ConfigError(f"detect: --threshold {threshold} --min-seconds {min_seconds}; both must be positive")
-    state = state or {"frames": 0, "cuts": []}  # frames compared so far, [frame, difference] of the cuts among them
-    strengths: dict[int, float] = dict(state["cuts"])
+    state = state or {"frames": 0, "differences": []}
+    differences: dict[int, float] = dict(
+        state["differences"]
+    )  # of the cuts, the frames next to them, and the last ones
     with Video(row["path"]) as video:
         info = video.info
         first = max(0, state["frames"] - 1)  # the first frame to come is compared with the last of before
-        differences = frame_differences(video.frames(range(first, info.num_frames)))
-        for number, difference in enumerate(differences, start=first):
-            if difference >= threshold:
-                strengths[number] = difference
+        frames = video.frames(range(first, info.num_frames))
+        for number, difference in enumerate(frame_differences(frames), start=first):
+            if number < state["frames"]:
+                continue
+            differences[number] = difference
+            old = number - _AROUND - 1
+            if not any(differences.get(near, 0.0) >= threshold for near in range(old - _AROUND, number)):
+                differences.pop(old, None)
             done = number + 1
-            if done % _FRAMES_PER_STATE == 0 and state["frames"] < done < info.num_frames:
-                cuts = [[cut, strength] for cut, strength in strengths.items()]
-                yield Progress(done, info.num_frames, {"frames": done, "cuts": cuts})
-    bounds = scenes(strengths, info.num_frames, round(min_seconds * info.fps), strengths)
+            if done % _FRAMES_PER_STATE == 0 and done < info.num_frames:
+                yield Progress(done, info.num_frames, {"frames": done, "differences": list(differences.items())})
+    cuts = [number for number, difference in differences.items() if difference >= threshold]
+    bounds = scenes(cuts, info.num_frames, round(min_seconds * info.fps), clearness(cuts, differences))
     for shot, (start, end) in enumerate(bounds):
         yield {
             **row,
@@ -68,6 +75,16 @@ def frame_differences(frames: Iterable[Frames]) -> Iterator[float]:
         yield float(detector._frame_score or 0)  # its public metrics cost an edge detection for each frame
 
 
+def clearness(cuts: Iterable[int], differences: Mapping[int, float]) -> dict[int, float]:
+    """Cut -> its difference over the mean of the two before and the two after it: how far it stands out of the motion.
+
+    The difference alone would prefer the end of a fast pan to the cut before it.
+    """
+    sides = [offset for offset in range(-_AROUND, _AROUND + 1) if offset]
+    means = {cut: sum(differences.get(cut + offset, 0.0) for offset in sides) / len(sides) for cut in cuts}
+    return {cut: differences[cut] / (1 + mean) for cut, mean in means.items()}
+
+
 def scenes(
     cuts: Iterable[int], num_frames: int, min_frames: int, strengths: Mapping[int, float] | None = None
 ) -> list[tuple[int, int]]:
@@ -75,6 +92,7 @@ def scenes(
 
     cuts: ascending. Less than `min_frames` from both ends of the video there is no cut. Of cuts that follow each other
     in less than `min_frames`, as in flashes and fast pans, the strongest is one, and with equal strengths the first.
+    strengths: by cut; None = all are equal.
     """
     inside = [cut for cut in cuts if cut >= min_frames and num_frames - cut >= min_frames and cut > 0]
     runs: list[list[int]] = []

@@ -158,6 +158,9 @@ class CausalVAEModel(VideoAutoencoder):
         factor = self.compression[1]
         return t, h // factor, w // factor
 
+    def holds_frames(self, num_frames: int) -> bool:
+        return (num_frames - 1) % self.compression[0] == 0
+
     def posterior(self, x_BCTHW: Tensor, rngs: Sequence[Generator] | None = None) -> Gaussian:
         factor = self.compression[1]
         if x_BCTHW.shape[1] != self.in_channels or min(x_BCTHW.shape[3:]) < factor:
@@ -220,7 +223,7 @@ class CausalVAEModel(VideoAutoencoder):
     def forward(self, x: Tensor, rngs: Sequence[Generator] | None = None) -> tuple[Tensor, Gaussian]:
         """Reconstruction (float32) and posterior. Frames must be a multiple of the compression plus one."""
         factor = self.compression[0]
-        if (x.shape[2] - 1) % factor:
+        if not self.holds_frames(x.shape[2]):
             raise ShapeError(
                 f"CausalVAEModel: clips of {x.shape[2]} frames would lose some; give {factor} k + 1 frames, "
                 f"for example {x.shape[2] // factor * factor + 1}"

@@ -152,6 +152,9 @@ class OpenSoraVAE_V1_3(VideoAutoencoder):
             chunks = [chunk for chunk in chunks if self._restorable(chunk)]
         return sum(map(self._latent_frames, chunks)), sides[0], sides[1]
 
+    def holds_frames(self, num_frames: int) -> bool:
+        return all(map(self._restorable, self._chunks(num_frames)))
+
     def _chunks(self, frames: int) -> list[range]:
         """Frame ranges that are coded together."""
         size = self.micro_frame_size

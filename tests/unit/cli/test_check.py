@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from opensora.cli.check import check_command, main, on_gpu, table_command
-from opensora.cli.check_layouts import searched_plugins
+from opensora.cli import check
+from opensora.cli.check import check_command, main, on_gpu, size_text, table_command
+from opensora.cli.check_layouts import checkpoint_bytes, searched_plugins
 from opensora.config import load
 from opensora.datasets.row_report import Report
 from opensora.errors import ConfigError, DataError
@@ -66,6 +67,27 @@ def test_plan_without_data_names_what_was_not_checked(capsys: pytest.CaptureFixt
     assert "(--no-data)" in printed(capsys)
     with pytest.raises(DataError, match=r"nowhere.csv: "):
         check_command(config, missing)
+
+
+LOSES_FRAMES = r"num_frames': found 4; allowed: 3 or 5 frames, which CausalVAEModel holds"
+
+
+@pytest.mark.parametrize("data", [True, False])
+def test_length_that_the_autoencoder_does_not_hold(data: bool) -> None:
+    with pytest.raises(ConfigError, match=rf"'dataset\.{LOSES_FRAMES}"):
+        check_command(CONFIG, ["dataset.num_frames=4"], data=data)
+    config = str(ROOT / "configs/vae/train/debug.py")
+    for key in ("dataset", "validation_dataset"):
+        with pytest.raises(ConfigError, match=rf"'{key}\.{LOSES_FRAMES}"):
+            check_command(config, [f"{key}.num_frames=4"], data=data)
+
+
+@pytest.mark.parametrize("data", [True, False])
+def test_every_bucket_that_the_autoencoder_does_not_hold(data: bool) -> None:
+    buckets = "bucket_config={'16x32': {1: (1.0, 2), 4: (1.0, 1), 8: (0.0, None)}, '16x16': {5: (1.0, 2), 6: (1.0, 1)}}"
+    with pytest.raises(ConfigError, match=r"'bucket_config.16x32': found 4.*3 or 5.*16x16': found 6.*5 or 7") as error:
+        check_command(str(ROOT / "configs/stdit2/train/debug_buckets.py"), [buckets], data=data)
+    assert "found 8" not in str(error.value)  # no clip ever goes there
 
 
 @pytest.mark.parametrize("value", ["0", "-2", "two", "1.0", "true", "none"])
@@ -155,6 +177,81 @@ def test_time_and_the_smallest_layout_that_fits(worlds: list[int], capsys: pytes
         "(plugin=zero2 sp_size=1 grad_checkpoint=False): 8.4 GiB, fits into the 20.1 GiB that are left of 24 GB" in text
     )
     assert "smallest layout that fits: plugin=ddp sp_size=1 grad_checkpoint=False with 8.4 GiB" in text
+
+
+def test_hours_and_checkpoints_of_the_run(worlds: list[int], capsys: pytest.CaptureFixture[str]) -> None:
+    """100 elements: 12 bytes each to resume from, 4 as whole weights; of 400,000 steps at 0.0454 s each 100,000th is saved."""
+    step = ["steps=400000", "save_every=100000", "keep_last=3", "micro_batches=4", "world=4"]
+    assert check_command(CONFIG, ["gpu=rtx4090", "dtype=bf16", *step]) == 0
+    text = printed(capsys)
+    assert "the run: 400,000 steps in 5.0 hours, 20.2 hours of rtx4090, without validation" in text
+    assert "a checkpoint: 1.6e-06 GB; kept at the end: 3 of 4, 4.8e-06 GB" in text
+    assert check_command(CONFIG, ["save_every=0"]) == 0
+    text = printed(capsys)
+    assert "the run: " not in text
+    assert "kept at the end: 1 of 1, 1.6e-06 GB" in text
+
+
+def test_checkpoint_bytes_of_average_and_discriminator() -> None:
+    step = StepModel(StepSizes(100, fixed=10), FrozenNetworks(), profile_step, tokens=6, ema=True)
+    assert checkpoint_bytes(step) == 4 * (100 * 4 + 10 + 2 * 110)
+    step.discriminator = StepSizes(7)
+    assert checkpoint_bytes(step) == 4 * (100 * 4 + 10 + 2 * 110) + 4 * 7 * 4
+
+
+def test_set_keys_come_first_and_defaults_last(
+    worlds: list[int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part of a key that the command line changed stands below it with its value."""
+    monkeypatch.setenv("COLUMNS", "200")
+    overrides = ["seed=7", "model.depth=3", "plugin_config.cpu_offload=true", "plugin=zero1"]
+    assert check_command(CONFIG, overrides) == 0
+    lines = capsys.readouterr().out.splitlines()
+    cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if line.startswith("│")]
+    keys = [line[0] for line in cells if line[0]]
+    assert keys.index("model") + 1 == keys.index("model.depth")
+    assert (
+        keys.index("plugin_config.cpu_offload") < keys.index("total, without the framework") < keys.index("grad_clip")
+    )
+    assert [line[1:] for line in cells if line[0] == "model.depth"] == [["3", "command line"]]
+    assert len(keys) == len(set(keys))
+    assert check_command(CONFIG, overrides, defaults=False) == 0
+    quiet = capsys.readouterr().out
+    assert "grad_clip" not in quiet
+    assert "model.depth" in quiet
+
+
+def test_nothing_is_sent_by_one_rank(worlds: list[int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert check_command(CONFIG, ["plugin=ddp"]) == 0
+    assert "sent by each rank" not in printed(capsys)
+    assert check_command(CONFIG, ["plugin=ddp", "world=2"]) == 0
+    assert "sent by each rank in one step: 4e-07 GB of gradients a checkpoint" in printed(capsys)
+
+
+@pytest.mark.parametrize(("size", "text"), [(9.5 * 2**30, "9,728.0 MiB"), (10 * 2**30, "10.0 GiB")])
+def test_memory_in_gib_from_ten(size: float, text: str) -> None:
+    assert size_text(size) == text
+
+
+def test_missing_manifest_names_no_data(capsys: pytest.CaptureFixture[str]) -> None:
+    config, missing = str(ROOT / "configs/stdit/train/demo.py"), "dataset.data_path=nowhere.csv"
+    assert main([config, missing, "world=2", "gpu=h100"]) == 1
+    assert capsys.readouterr().err.endswith("; or add --no-data, which plans without the data\n")
+
+
+def test_autoencoder_is_measured_where_its_weights_are(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shipped one knows the demo's shots, and nothing of drawn shapes."""
+    vae = f"vae={{'_delete_': True, 'type': 'CausalVAEModel', 'from_pretrained': '{ROOT / 'assets/vae-small'}'}}"
+    settings = [vae, "dataset.image_size=(32, 32)", "model.depth=1"]
+    assert check_command(CONFIG, settings, defaults=False) == 0
+    text = printed(capsys)
+    assert "autoencoder: CausalVAEModel restores 4 clips of" in text
+    assert "warning: the autoencoder restores these clips at" in text
+    monkeypatch.setattr(check, "MOST_MEASURED", 10**6)
+    assert check_command(CONFIG, settings, defaults=False) == 0
+    assert "training logs at its start how well it restores the clips" in printed(capsys)
 
 
 def test_nothing_that_fits(worlds: list[int], capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:

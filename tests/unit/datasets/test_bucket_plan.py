@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from opensora.datasets import bucket_plan
 from opensora.datasets.base import ClipSize
@@ -209,6 +210,38 @@ def test_report_counts_every_row() -> None:
     steps = {(4, 8, 16): large // 4, (4, 8, 8): small // 6}  # the larger micro-batch first
     assert [line.size for line in report.trained] == [size for size, count in steps.items() if count]
     assert f"8x16 0.50: 4x8x16, batch 2: {large} rows, {large // 4} steps" in "\n".join(report.lines())
+
+
+def test_buckets_without_a_row_say_why() -> None:
+    rows = [(6, 8, 8)] * 12 + [(20, 8, 16)] * 12
+    config = {
+        "16x16": {4: (1.0, 1)},
+        "8x16": {1: (1.0, 4), 40: (1.0, 1), 9: (1.0, 1), 4: (1.0, 1), 3: (0.0, None)},
+        "8x8": {5: (1.0, 2)},
+    }
+    report = order(Shapes(rows), config).report()
+    assert {(each.resolution, each.num_frames): each.why for each in report.empty} == {
+        ("16x16", 4): "every row that is long enough is too small",
+        ("8x16", 40): "no row has more than 40 frames",
+        ("8x16", 4): "longer or larger buckets take its rows",
+        ("8x16", 3): "its chance is 0",
+        ("8x16", 1): "there are no pictures",
+    }
+    assert "  8x16, 4 frames: 0 rows, longer or larger buckets take its rows" in report.lines()
+    pictures = order(Shapes([(1, 8, 16)] * 8), {"16x16": {1: (1.0, 1)}, "8x16": {1: (1.0, 1)}, "8x8": {1: (1.0, 1)}})
+    assert [each.why for each in pictures.report().empty] == [
+        "every picture is too small", "larger buckets take every picture"
+    ]  # fmt: skip
+
+
+def test_table_names_buckets_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    """One resolution and ratio at two lengths."""
+    report = order(
+        Shapes([(6, 8, 16)] * 8 + [(20, 8, 16)] * 8), {"8x16": {9: (1.0, 1), 4: (1.0, 1), 2: (1.0, 1)}}
+    ).report()
+    Console(width=120).print(report.table())
+    names = [line.split("│")[1].strip() for line in capsys.readouterr().out.splitlines() if "8x16" in line]
+    assert names == ["8x16 0.50, 9 frames", "8x16 0.50, 4 frames", "8x16, 2 frames"]
 
 
 @pytest.mark.parametrize(

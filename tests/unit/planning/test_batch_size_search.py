@@ -21,6 +21,7 @@ from opensora.planning.batch_size_search import (
     updated_bucket_config,
 )
 from opensora.platforms import select
+from opensora.registry import DATASETS, build
 from opensora.schema import TrainRun
 from opensora.training.build import build_training
 from opensora.training.loop import train
@@ -109,6 +110,32 @@ def test_too_slow_bucket_stays_and_too_large_goes() -> None:
     assert not any(bucket[:2] == ("480p", 51) for bucket in search._largest_buckets(Buckets(config)))
 
 
+def test_rows_limit_the_batch() -> None:
+    reported: list[BucketResult] = []
+    most = {("480p", 51): 5, ("144p", 51): 3, ("480p", 1): 40}
+    lines = search_batch_sizes(
+        Buckets(CONFIG),
+        lambda size, n: n / 10,
+        needed,
+        step_seconds=2.0,
+        memory=10**12,
+        most=most,
+        report=reported.append,
+    )
+    assert reported == lines
+    assert [(line.resolution, line.num_frames, line.batch_size, line.most) for line in lines] == [
+        ("480p", 51, 5, 5), ("144p", 51, 3, 3), ("480p", 1, 20, None), ("144p", 1, 20, None)
+    ]  # fmt: skip
+
+
+def test_most_clips_of_the_largest_ratio_make_one_step() -> None:
+    """Seven rows of one shape and two of another, in two micro-batches."""
+    dataset = build(DATASETS, {"type": "MixedShapes", "clips": 9, "sizes": [(6, 16, 32)]})
+    assert search.most_clips(dataset, Buckets({"16x32": {5: (1.0, 1), 9: (1.0, 1)}}), seed=0, micro_batches=2) == {
+        ("16x32", 5): 4, ("16x32", 9): 1
+    }  # fmt: skip
+
+
 def test_chances_stay_as_they_are() -> None:
     line = BucketResult("480p", 51, (51, 480, 854), 1, 9, 1.0, 1, False)
     assert updated_bucket_config({"480p": {"51": [[0.4, 0.3], 1]}}, [line]) == {"480p": {51: ([0.4, 0.3], 9)}}
@@ -153,7 +180,23 @@ def test_the_command_writes_a_config_that_loads(
     assert (tuned.model, tuned.dataset) == (run.model, run.dataset)
     assert [n for n, _ in timed] == [1, 2, 3]
     assert all(0 < elapsed < 1000 for _, elapsed in timed)
-    assert "at most 1000 s" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "at most 1000 s" in printed.out
+    assert "note" in printed.out
+    assert "16x16, 5 frames: batch 3, " in printed.err
+    assert "(1 of 1 buckets)" in printed.err
+
+
+def test_command_without_its_manifest_says_so(
+    config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(search.StepTimer, "__call__", lambda self, size, n: 1.0)
+    monkeypatch.setattr(search, "step_bytes", lambda run, world: lambda size, n: n)
+    data = "dataset={'_delete_': True, 'type': 'VideoTextDataset', 'data_path': 'nowhere.csv'}"
+    assert main([config, str(tmp_path / "out.py"), "step_seconds=1000", "memory_gb=3e-9", data]) == 0
+    assert "rows: not read, so a batch may be larger than the rows of its bucket allow (nowhere.csv: " in (
+        capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(

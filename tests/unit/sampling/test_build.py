@@ -1,6 +1,7 @@
 """Filling a sampling run's gaps from the files next to the weights."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,19 @@ def test_config_type_is_kept_with_released_folder(tmp_path: Path) -> None:
     plan = plan_sampling(run, "sample.py")
     assert plan.parts["model"] == model
     assert plan.parts["scheduler"] == {"type": "rflow"}
+
+
+def test_length_that_the_autoencoder_does_not_hold() -> None:
+    """Every request is looked at, before any weight is read or made."""
+    vae = Config.fromfile(str(ROOT / "configs/_base_/tiny_vae.py")).vae.to_dict()
+    parts = {"vae": vae, "model": {"type": "STDiT"}, "num_frames": 4, "dtype": "fp32"}
+    run = SampleRun(**{**GIVEN, **parts})  # type: ignore[arg-type]
+    plan = plan_sampling(run, "sample.py")
+    with pytest.raises(ConfigError, match=r"num_frames: found 4; allowed: 3 or 5 frames, which CausalVAEModel holds"):
+        build_sampler(plan, torch.device("cpu"))
+    plan.requests.insert(0, replace(plan.requests[0], prompt="b", num_frames=5))
+    with pytest.raises(ConfigError, match=r"num_frames of prompt 'a': found 4; allowed: 3 or 5 frames"):
+        build_sampler(plan, torch.device("cpu"))
 
 
 def test_other_classes_than_the_model_was_trained_on_are_refused() -> None:
