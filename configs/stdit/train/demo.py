@@ -8,7 +8,8 @@ vae = dict(type="CausalVAEModel", from_pretrained="assets/vae-small")  # make de
 text_encoder = dict(type="minilm", model_max_length=40)
 model = dict(type="STDiT", hidden_size=384, depth=6, num_heads=6, patch_size=(1, 2, 2), pred_sigma=False)
 scheduler = dict(type="rflow", num_sampling_steps=30, cfg_scale=2.0, sample_method="logit-normal", loc=0.5)
-# at 30 frames/s even the shortest shot (8 frames at 25) lasts nine
+# At 30 frames/s even the demo's shortest shot (8 frames at 25) lasts nine. For clips of your own: dataset.fps=None, which
+# takes each at its own rate.
 dataset = dict(
     type="VideoTextDataset",
     data_path="outputs/demo/data/manifest.csv",
