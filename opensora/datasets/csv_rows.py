@@ -179,7 +179,8 @@ class _Body:
         for line in range(begin + 1, end):
             if self._is_row(self.lines[line], own) or self._is_row(self.lines[line], cells):
                 return line
-            if not self.file_columns and len(self._cells(self.lines[line])) == len(self.header):
+            whole = self._cells(self.lines[line])
+            if len(whole) == len(self.header) and all(_ENDING.search(whole[n]) for n in self.file_columns):
                 return line
         return end
 

@@ -50,8 +50,10 @@ class Workbench:
         """A tool by the function that its module runs as a command."""
         return self._run(lambda: run([str(argument) for argument in arguments]))
 
-    def train(self, data: Path | str, *overrides: str, num_frames: int = 5, steps: int = 1) -> Outcome:
-        """Train the debug model on a manifest, 16x16 pixels, in `folder/run`."""
+    def train(
+        self, data: Path | str, *overrides: str, num_frames: int = 5, steps: int = 1, command: str = "train"
+    ) -> Outcome:
+        """Train the debug model on a manifest, 16x16 pixels, in `folder/run`; or `check` that run."""
         dataset = {
             "_delete_": True,
             "type": "VideoTextDataset",
@@ -60,7 +62,7 @@ class Workbench:
             "image_size": (16, 16),
         }
         options = [f"run_dir={self.folder / 'run'}", f"steps={steps}", "plugin=ddp", "ema_decay=none", *overrides]
-        return self.opensora("train", str(ROOT / TRAIN), f"dataset={dataset!r}", *options)
+        return self.opensora(command, str(ROOT / TRAIN), f"dataset={dataset!r}", *options)
 
     def sample(self, run_dir: Path, save_dir: Path | str, *arguments: str) -> Outcome:
         """Sample from a run of the debug model."""
