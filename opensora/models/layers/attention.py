@@ -21,6 +21,11 @@ from opensora.models.shape_checks import exact_div
 # (measured with 8 to 1024 keys); in float32 both are equally fast, and SDPA keeps less memory.
 SHORT_KEYS = 512
 
+# Kernels of accelerators count sequences along an axis of CUDA's grid that ends at 65,535 blocks, and number the elements
+# of their scratch memory, which pads queries to 128 and heads to 32, with 32 bits. Beyond that they fail or read elsewhere.
+MAX_SEQUENCES = 2**15
+MAX_ELEMENTS = 2**31 - 1
+
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """softmax(q k^T / sqrt(d)) v by two matrix products; the softmax is in float32. Mask True = attend."""
@@ -47,8 +52,36 @@ def choose_kernel(device_type: str, dtype: torch.dtype, keys: int, head_dim: int
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Attention by the kernel that `choose_kernel` picks for the tensors."""
-    return choose_kernel(q.device.type, q.dtype, k.shape[-2], q.shape[-1], mask is not None)(q, k, v, mask)
+    """Attention by the kernel that `choose_kernel` picks for the tensors; on devices in parts that it can take."""
+    kernel = choose_kernel(q.device.type, q.dtype, k.shape[-2], q.shape[-1], mask is not None)
+    if q.device.type == "cpu":
+        return kernel(q, k, v, mask)
+    return _one_value(q, k, v) if k.shape[-2] == 1 and mask is None else _in_parts(kernel, q, k, v, mask)
+
+
+def _one_value(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention to one key: the softmax of its score is 1. Queries and keys get their gradient, zero, by sums of nothing."""
+    return v.expand(*q.shape[:-1], -1) + (q[..., :0].sum() + k[..., :0].sum())
+
+
+def _in_parts(kernel: Kernel, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Call `kernel` on so few sequences, and of a very long one on so few heads, that it stays within its limits."""
+    batch, heads, queries, width = q.shape
+    rows = max(queries, k.shape[-2])
+    of_head = (rows + -rows % 128) * (width + -width % 32)  # elements of scratch memory
+    sequences = max(1, min(MAX_SEQUENCES, MAX_ELEMENTS // (heads * of_head)))
+    if batch > sequences:
+        axis, size = 0, sequences
+    elif heads > 1 and heads * of_head > MAX_ELEMENTS:
+        axis, size = 1, max(1, MAX_ELEMENTS // of_head)
+    else:
+        return kernel(q, k, v, mask)
+    parts = [part.split(size, dim=axis) for part in (q, k, v)]
+    if mask is None or mask.shape[axis] == 1:
+        masks = [mask] * len(parts[0])
+    else:
+        masks = list(mask.split(size, dim=axis))
+    return torch.cat([_in_parts(kernel, *part) for part in zip(*parts, masks, strict=True)], dim=axis)
 
 
 class SelfAttention(nn.Module):
