@@ -64,10 +64,12 @@ class HostSnapshot:
 class AsyncWorker:
     """Does one job at a time in a thread. All ranks make it, submit the same jobs in the same order and join them.
 
-    timeout_seconds: a collective inside a job that waits longer fails.
+    timeout_seconds: a collective inside a job that waits longer fails. set_device: called first in each thread; a new
+    thread's current device is the first one of the machine, whatever its rank.
     """
 
-    def __init__(self, timeout_seconds: float):
+    def __init__(self, timeout_seconds: float, set_device: Callable[[], object]):
+        self._set_device = set_device
         self._group: dist.ProcessGroup | None = None
         if dist.is_initialized():
             group = dist.new_group(timeout=timedelta(seconds=timeout_seconds), backend="gloo")
@@ -98,6 +100,7 @@ class AsyncWorker:
 
     def _run(self, job: Job) -> None:
         try:
+            self._set_device()
             job(self._group)
         except BaseException as error:
             self._failure = error

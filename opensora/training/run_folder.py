@@ -25,6 +25,7 @@ from opensora.parallel.async_save import AsyncWorker, HostSnapshot
 from opensora.parallel.collectives import broadcast_object
 from opensora.parallel.engine import Engine
 from opensora.parallel.world import World
+from opensora.platforms import select
 from opensora.schema import TrainRun
 from opensora.training import checkpoint
 from opensora.training.anomalies import AnomalyDetector
@@ -59,7 +60,8 @@ class RunFolder:
         self.task = task
         self.anomalies = anomalies
         self._lock = lock
-        self._background = AsyncWorker(run.timeout_seconds) if run.background_save else None
+        set_device = partial(select(world.device.type).device, world.local_rank)
+        self._background = AsyncWorker(run.timeout_seconds, set_device) if run.background_save else None
         self._host = HostSnapshot()
 
     def resume(self) -> tuple[int, list[str]]:

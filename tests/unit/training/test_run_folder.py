@@ -285,6 +285,23 @@ def test_next_save_waits_for_the_one_before(
     ]
 
 
+def test_thread_that_saves_takes_the_device_of_its_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new thread's current device is device 0: DCP would start a context there from every rank."""
+    here, current, real = replace(world.current(), local_rank=3), threading.local(), dcp.open_file
+    platform = SimpleNamespace(device=lambda local_rank: setattr(current, "device", local_rank))
+    devices = []
+
+    def note_device(path: Path, mode: str) -> Any:
+        devices.append(getattr(current, "device", 0))
+        return real(path, mode)
+
+    monkeypatch.setattr(world, "current", lambda: here)
+    monkeypatch.setattr(keep_module, "select", lambda name: platform)
+    monkeypatch.setattr(dcp, "open_file", note_device)
+    keep(open_folder(tmp_path), 1)
+    assert set(devices) == {3}
+
+
 @pytest.mark.parametrize("background", [True, False])
 def test_a_full_disk_while_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, background: bool) -> None:
     """Raised once, by the next call that waits; the save before is kept, and with room again the run goes on."""
