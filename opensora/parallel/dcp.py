@@ -1,15 +1,17 @@
 """Sharded state on disk through torch.distributed.checkpoint (DCP). Any number of ranks may read it."""
 
+import pickle
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import IO, Any
 
+import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystem
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata, StorageMeta, TensorStorageMetadata
 
 from opensora.errors import CheckpointError
 from opensora.parallel import collectives
@@ -28,6 +30,73 @@ class _Files(FileSystem):
                 yield stream
             except RuntimeError as error:  # torch.save reports a failed write as a wrong position in the file
                 raise _root_cause(error) from error
+
+
+# Modules and names that torch.distributed.checkpoint writes into .metadata.
+_WRITTEN_BY_TORCH = {
+    "torch": {"Size", "strided", "device"},
+    "torch.serialization": {"_get_layout"},
+    "torch.distributed.checkpoint.metadata": {
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "collections": {"OrderedDict"},
+    "pathlib": {"Path", "PosixPath", "PurePosixPath"},
+    "pathlib._local": {"Path", "PosixPath", "PurePosixPath"},  # Python 3.13
+}
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    """Makes what torch.distributed.checkpoint writes and nothing else: a pickle may name any function to be called."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("builtins", "getattr"):  # the member of an enumeration, in some versions of Python
+            return _member
+        if name not in _WRITTEN_BY_TORCH.get(module, ()) and not (module == "torch" and _is_dtype(name)):
+            raise pickle.UnpicklingError(f"it names {module}.{name}")
+        return super().find_class(module, name)
+
+
+def _member(enumeration: Any, name: str) -> Any:
+    if enumeration is not _MEM_FORMAT_ENCODING:
+        raise pickle.UnpicklingError(f"it names {name} of {enumeration}")
+    return enumeration[name]
+
+
+def _is_dtype(name: str) -> bool:
+    return isinstance(getattr(torch, name, None), torch.dtype)
+
+
+class _Reader(dcp.FileSystemReader):
+    """Reads .metadata without running what may be in it; the tensors are read so by torch."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        path = Path(self.path, ".metadata")
+        with open_file(path, "rb") as file:
+            try:
+                metadata = _MetadataUnpickler(file).load()
+            except OSError:
+                raise
+            except Exception as error:  # of a broken pickle, which may fail in any way
+                raise CheckpointError(
+                    f"{path}: not the index of a checkpoint ({error}); allowed: what torch.distributed.checkpoint writes; "
+                    "nothing of it was run; restore the checkpoint from where it was written"
+                ) from None
+        if not isinstance(metadata, Metadata):
+            raise CheckpointError(
+                f"{path}: a {type(metadata).__name__} found; allowed: what torch.distributed.checkpoint writes; restore the "
+                "checkpoint from where it was written"
+            )
+        metadata.storage_meta = metadata.storage_meta or StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
 
 
 def _root_cause(error: BaseException) -> BaseException:
@@ -58,9 +127,10 @@ def load_sharded(state: Mapping[str, Any], folder: Path) -> None:
     """Read `folder` into the tensors of `state`, for any number of ranks that wrote it. All ranks call.
 
     A part of the checkpoint that has no key in `state` at all (for example `ema/`) is skipped.
-    Raises CheckpointError when names or sizes differ, OSError when a file cannot be read.
+    Raises CheckpointError when names or sizes differ, or the index names anything that no checkpoint holds; OSError when
+    a file cannot be read. Nothing in the folder is run as code.
     """
-    reader = dcp.FileSystemReader(folder)
+    reader = _Reader(folder)
     reader.fs = _Files()
     try:
         entries = reader.read_metadata().state_dict_metadata

@@ -4,14 +4,16 @@ import errno
 import json
 import logging
 import os
+import pickle
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.metadata import Metadata
 
 from opensora import files
 from opensora.errors import CheckpointError
@@ -70,6 +72,42 @@ def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
     target = state()
     checkpoint.load(saved, target)
     torch.testing.assert_close(target, state(7.0))
+
+
+class Call:
+    """Pickles as a call of `function`."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any):
+        self.function, self.arguments = function, arguments
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return self.function, self.arguments
+
+
+@pytest.mark.parametrize("call", [os.mkdir, Path.touch, Path.mkdir, torch.save], ids=lambda call: call.__qualname__)
+def test_nothing_in_a_checkpoint_is_run(tmp_path: Path, call: Callable[..., Any]) -> None:
+    mark, folder = tmp_path / "mark", save(tmp_path, 1)
+    arguments = (1, str(mark)) if call is torch.save else (mark,)
+    (folder / "state/.metadata").write_bytes(pickle.dumps(Call(call, *arguments)))
+    with pytest.raises(CheckpointError, match=rf"not the index of a checkpoint \(it names .*{call.__name__}"):
+        checkpoint.load(checkpoint.Checkpoint(1, folder, {}), state())
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("index", "complaint"),
+    [
+        (b"", "Ran out of input"),
+        (pickle.dumps({"a": 1}, 2), "a dict found"),
+        (pickle.dumps(Call(getattr, Metadata, "__init__")), "__init__"),
+    ],
+    ids=["empty", "another type", "an attribute"],
+)
+def test_other_pickles_are_no_index(tmp_path: Path, index: bytes, complaint: str) -> None:
+    folder = save(tmp_path, 1)
+    (folder / "state/.metadata").write_bytes(index)
+    with pytest.raises(CheckpointError, match=complaint):
+        checkpoint.load(checkpoint.Checkpoint(1, folder, {}), state())
 
 
 def test_weights_have_the_mode_of_other_files(tmp_path: Path) -> None:
