@@ -6,6 +6,7 @@
 
 import ctypes
 import os
+import resource
 import signal
 import sys
 import warnings
@@ -25,6 +26,9 @@ from opensora.parallel.watchdog.rendezvous import restart_store
 from opensora.platforms import Platform
 from opensora.platforms.cpu import cores
 
+LAZY_RANKS = 256
+OPEN_FILES = 65_536
+WATCHDOG_SECONDS = 120  # by which the watchdog of the ranks comes before that of a process group
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -77,8 +81,10 @@ def init(platform: Platform, timeout_seconds: float, sp_size: int = 1) -> World:
             f"world: local rank {local_rank} has no {platform.name} device; this machine has "
             f"{platform.device_count()}; lower --nproc_per_node"
         )
-    if local_size > 1 and "OMP_NUM_THREADS" not in os.environ:
+    on_device = platform.name != "cpu"
+    if local_size > 1 and ("OMP_NUM_THREADS" not in os.environ or (on_device and _threads_set_by_torchrun())):
         torch.set_num_threads(max(1, cores() // local_size))  # by default every rank takes every core
+    _allow_connections(size)
     _die_with_parent()
     if size > 1 or "RANK" in os.environ:
         store, rank, size = next(dist.rendezvous("env://", rank, size, timeout=timedelta(seconds=timeout_seconds)))
@@ -87,6 +93,34 @@ def init(platform: Platform, timeout_seconds: float, sp_size: int = 1) -> World:
     else:
         store = dist.HashStore()  # in memory: no port that another run could hold
     return init_process_group(store, rank, size, local_rank, platform, timeout_seconds, sp_size)
+
+
+def _threads_set_by_torchrun() -> bool:
+    """True if OMP_NUM_THREADS=1 is no choice of the user: torchrun sets it where its own environment has none.
+
+    Ranks that compute on a device have the cores to themselves, and offloaded optimizers run on them.
+    """
+    if os.environ.get("OMP_NUM_THREADS") != "1" or "TORCHELASTIC_RUN_ID" not in os.environ:
+        return False
+    try:
+        given_to_torchrun = Path(f"/proc/{os.getppid()}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return not any(entry.startswith(b"OMP_NUM_THREADS=") for entry in given_to_torchrun)
+
+
+def _allow_connections(size: int) -> None:
+    """Make room for gloo's connections: each group connects every rank to every other one, with a socket each.
+
+    Beyond LAZY_RANKS they are made when first used. For fewer ranks that is left off: such a connection to a rank that has
+    died waits without an error (pytorch/gloo#520).
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if size > LAZY_RANKS:
+        os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
 
 
 def _die_with_parent() -> None:
@@ -113,11 +147,21 @@ def init_process_group(
     # torch 2.14 renames two collectives; the new names do not exist in older versions, nor in colossalai
     warnings.filterwarnings("ignore", message=r".*(all_gather_into|reduce_scatter)_tensor", category=FutureWarning)
     device = platform.device(local_rank)
-    timeout = timedelta(seconds=timeout_seconds)
+    timeout = collective_timeout(platform, timeout_seconds)
     dist.init_process_group(platform.backend, store=store, rank=rank, world_size=size, timeout=timeout)
     _current = World(rank, size, data_rank=rank, data_size=size, local_rank=local_rank, device=device, timeout=timeout)
     _wait_for_connections()
     return _current if sp_size == 1 else split_sequence_groups(sp_size)
+
+
+def collective_timeout(platform: Platform, timeout_seconds: float) -> timedelta:
+    """The time after which a process group ends a collective by itself.
+
+    Where that kills the process without naming a rank (NCCL, HCCL), the watchdog, whose limit is `timeout_seconds`, comes
+    first.
+    """
+    later = 0 if platform.backend == "gloo" else WATCHDOG_SECONDS
+    return timedelta(seconds=timeout_seconds + later)
 
 
 def _wait_for_connections() -> None:

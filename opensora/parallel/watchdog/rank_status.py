@@ -4,7 +4,7 @@ Pure bookkeeping on times that the caller passes in; `watchdog.py` fills it.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 LOADING = "loading the data of"
@@ -65,8 +65,8 @@ class _Observed:
 class RankTable:
     """The latest report of every rank, as one observer has read them. Times are seconds of the observer's clock."""
 
-    def __init__(self, ranks: int, now: float):
-        self._observed = {rank: _Observed(Progress(beat=-1), now, now) for rank in range(ranks)}
+    def __init__(self, ranks: Iterable[int], now: float):
+        self._observed = {rank: _Observed(Progress(beat=-1), now, now) for rank in ranks}
 
     def update(self, reports: Mapping[int, Progress], now: float) -> None:
         for rank, progress in reports.items():
@@ -75,6 +75,8 @@ class RankTable:
                 observed.moved_at = now
             if progress.beat != observed.progress.beat:
                 observed.beat_at = now
+            if progress.left and not observed.progress.left:
+                observed.moved_at = now
             observed.progress = progress
 
     def find_stalled(self, now: float, limit: float) -> str | None:
@@ -98,6 +100,23 @@ class RankTable:
             if ranks:
                 return self._describe(ranks, fault)
         return None
+
+    def find_lost(self, now: float, patience: float, silence: float) -> str | None:
+        """A sentence on a rank that is gone while every other waits; None when there is none.
+
+        Some backends (NCCL, HCCL) let a collective with a lost rank wait without an error. patience: seconds for which the
+        others stand still after a rank failed. silence: the same, and for which a rank sent no sign of life.
+        """
+        failed = {
+            rank: each for rank, each in self._observed.items() if each.progress.left and not each.progress.cut_off
+        }
+        running = {rank: each for rank, each in self._observed.items() if each.progress.left is None}
+        silent = {rank: now - each.beat_at for rank, each in running.items() if now - each.beat_at > silence}
+        still = min((now - each.moved_at for rank, each in running.items() if rank not in silent), default=0.0)
+        for rank, each in failed.items():
+            if min(still, now - each.moved_at) > patience:
+                return f"rank {rank}: failed, {each.progress.describe()}: {each.progress.left}"
+        return self._describe(silent, "sent no sign of life") if silent and still > silence else None
 
     def is_silent(self, rank: int, now: float, limit: float) -> str | None:
         """A sentence if this rank has sent no sign of life for more than `limit` seconds; otherwise None."""

@@ -31,6 +31,8 @@ _MAX_INTERVAL = 1.0  # seconds between two signs of life
 _MIN_SILENCE = 2.0  # seconds: a rank that sends no sign of life for this long after a collective failed is gone
 _REMEDY = "look at that rank's log and machine, and start the same command again: it goes on from what was saved"
 _MAX_SAVE_WAIT = 30.0  # seconds
+_PATIENCE = 30.0  # seconds after a rank failed: time for the others to end by an error of their own, where there is one
+_SILENCE = 60.0  # seconds without a sign of life, while all others wait, after which a rank is lost
 _COLLECTIVE_ERROR = re.compile(r"gloo|nccl|hccl|connection (closed|reset)|timed out|broken pipe|socket", re.IGNORECASE)
 
 
@@ -49,8 +51,10 @@ class Watch:
         self._left: str | None = None
         self._cut_off = False
         self._main_thread = threading.get_ident()
-        self._clock = SuspendAwareClock(time.monotonic(), longest=timeout_seconds / 2)
-        self._table = RankTable(world.size, self._clock.read(time.monotonic()))
+        self._patience, self._silence = min(_PATIENCE, timeout_seconds), min(_SILENCE, timeout_seconds)
+        self._clock = SuspendAwareClock(time.monotonic(), longest=self._patience / 2)
+        ranks = range(world.size) if world.is_main else (0, world.global_rank)
+        self._table = RankTable(ranks, self._clock.read(time.monotonic()))
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._thread.start()
@@ -76,7 +80,7 @@ class Watch:
         """After a collective failed here: a sentence on the rank to blame; None when there is no evidence."""
         self._left, self._cut_off = _first_line(error), True
         silence, began = max(3 * self._interval, _MIN_SILENCE), time.monotonic()
-        table, verdict = RankTable(self._world.size, began), None
+        table, verdict = RankTable(range(self._world.size), began), None
         try:
             while verdict is None and time.monotonic() - began < 2 * silence:
                 self._stopped.wait(self._interval)
@@ -139,8 +143,9 @@ class Watch:
             self._table.update(self._read(range(self._world.size)), now)
             verdict = self._table.find_stalled(now, self._limit)
         else:
-            self._table.update(self._read([0]), now)
+            self._table.update(self._read([0, self._world.global_rank]), now)
             verdict = self._table.is_silent(0, now, self._limit + 2 * self._interval)
+        verdict = verdict or self._table.find_lost(now, self._patience, self._silence)
         if verdict is not None:
             self._store.set(_VERDICT, verdict)
             # The store may be in this process, and the others have yet to read it.

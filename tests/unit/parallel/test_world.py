@@ -1,5 +1,8 @@
+import os
+import resource
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,7 +12,9 @@ import torch.distributed as dist
 from opensora.errors import ConfigError
 from opensora.parallel import collectives, world
 from opensora.platforms import select
-from opensora.platforms.cpu import cores
+from opensora.platforms.cpu import CpuPlatform, cores
+from opensora.platforms.cuda import CudaPlatform
+from opensora.platforms.npu import NpuPlatform
 from tests.dist import one_rank, run_ranks
 
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
@@ -93,6 +98,76 @@ def test_ranks_share_cores_unless_omp_num_threads() -> None:
     assert run_ranks(start_like_a_launcher, 1, "5") == [cores() + 3]
 
 
+@pytest.mark.parametrize(
+    ("device", "of_rank", "of_torchrun", "expected"),
+    [
+        ("cuda", "1", b"HOME=/root\0", 4),
+        ("cuda", "1", b"HOME=/root\0OMP_NUM_THREADS=1\0", None),
+        ("cuda", "3", b"HOME=/root\0", None),
+        ("cuda", "1", None, None),
+        ("cpu", "1", b"HOME=/root\0", None),
+    ],
+    ids=["set by torchrun", "set by the user", "another number", "unknown", "on the CPU"],
+)
+def test_ranks_on_devices_share_cores_under_torchrun(
+    monkeypatch: pytest.MonkeyPatch, device: str, of_rank: str, of_torchrun: bytes | None, expected: int | None
+) -> None:
+    """torchrun sets OMP_NUM_THREADS=1, with which an offloaded optimizer would run on one core."""
+    for name, value in {**TORCHRUN, "RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("OMP_NUM_THREADS", of_rank)
+    read, threads = Path.read_bytes, []
+
+    def environment(path: Path) -> bytes:
+        if path != Path(f"/proc/{os.getppid()}/environ"):
+            return read(path)
+        if of_torchrun is None:
+            raise PermissionError(path)
+        return of_torchrun
+
+    monkeypatch.setattr(Path, "read_bytes", environment)
+    monkeypatch.setattr(world, "cores", lambda: 8)
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.setattr(world, "_die_with_parent", lambda: None)
+    monkeypatch.setattr(dist, "rendezvous", lambda *_, **__: iter([(dist.HashStore(), 0, 1)]))
+    monkeypatch.setattr(world, "restart_store", lambda store, *_: store)
+    monkeypatch.setattr(world, "init_process_group", lambda *_: None)
+    world.init(SimpleNamespace(name=device, device_count=lambda: 2), 60)  # type: ignore[arg-type]
+    assert threads == ([] if expected is None else [expected])
+
+
+@pytest.mark.parametrize(
+    ("limits", "raised"),
+    [
+        ((1024, 4096), (4096, 4096)),
+        ((1024, 10**6), (65_536, 10**6)),
+        ((10**5, 10**6), None),
+        ((1024, resource.RLIM_INFINITY), (65_536, resource.RLIM_INFINITY)),
+        ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), None),
+    ],
+)
+def test_open_files_are_raised_for_connections(
+    monkeypatch: pytest.MonkeyPatch, limits: tuple[int, int], raised: tuple[int, int] | None
+) -> None:
+    calls = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits)
+    monkeypatch.setattr(resource, "setrlimit", lambda _, pair: calls.append(pair))
+    world._allow_connections(8)
+    assert calls == ([] if raised is None else [raised])
+
+
+@pytest.mark.parametrize(("ranks", "before", "expected"), [(256, None, None), (512, None, "1"), (512, "0", "0")])
+def test_many_ranks_connect_when_they_need_to(
+    monkeypatch: pytest.MonkeyPatch, ranks: int, before: str | None, expected: str | None
+) -> None:
+    monkeypatch.setenv("TORCH_GLOO_LAZY_INIT", before or "")
+    if before is None:
+        monkeypatch.delenv("TORCH_GLOO_LAZY_INIT")
+    world._allow_connections(ranks)
+    assert os.environ.get("TORCH_GLOO_LAZY_INIT") == expected
+
+
 def mesh(sp_size: int) -> tuple[int, ...]:
     """This rank's place in groups of `sp_size`, and the sum of the ranks' numbers over its group."""
     here = world.split_sequence_groups(sp_size)
@@ -130,6 +205,12 @@ def join_late(folder: str) -> bool:
 
 def test_no_rank_may_leave_before_all_have_connected(tmp_path: Path) -> None:
     assert run_ranks(join_late, 2, str(tmp_path)) == [True, True]
+
+
+def test_watchdog_comes_before_that_of_nccl_and_hccl() -> None:
+    seconds = {each.name: world.collective_timeout(each, 600).total_seconds() for each in (CpuPlatform, CudaPlatform)}
+    assert seconds == {"cpu": 600, "cuda": 720}
+    assert world.collective_timeout(NpuPlatform, 600) == world.collective_timeout(CudaPlatform, 600)
 
 
 @pytest.mark.parametrize("sp_size", [2, 3, 5, 0])

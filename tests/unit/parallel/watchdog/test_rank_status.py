@@ -16,7 +16,7 @@ def at(beat: int, doing: str = AT_WORK, step: int = 12, collectives: int = 100, 
 
 
 def table_of(ranks: int) -> RankTable:
-    table = RankTable(ranks, now=0.0)
+    table = RankTable(range(ranks), now=0.0)
     table.update({rank: at(1) for rank in range(ranks)}, now=1.0)
     return table
 
@@ -95,7 +95,7 @@ def test_stopped_process_is_silent() -> None:
 
 
 def test_rank_that_never_reported_is_silent() -> None:
-    table = RankTable(2, now=0.0)
+    table = RankTable(range(2), now=0.0)
     table.update({0: at(31)}, now=31.0)
     assert table.find_stalled(31.0, LIMIT) == "rank 1: sent no sign of life for 31 s, starting"
 
@@ -159,10 +159,78 @@ def test_rank_missing_from_subgroup_collective_is_named() -> None:
 def test_suspended_job_is_no_stall() -> None:
     """A scheduler suspends all ranks for an hour: when they go on, no rank has been silent."""
     clock = SuspendAwareClock(now=10.0, longest=LIMIT / 2)
-    table = RankTable(2, clock.read(10.0))
+    table = RankTable(range(2), clock.read(10.0))
     for now in (11.0, 12.0, 3612.0):
         beat = int(min(now, 12.0))  # the watcher looks before the others have beaten again
         table.update({0: at(beat, LOADING), 1: at(beat)}, clock.read(now))
         assert table.find_stalled(clock.read(now), LIMIT) is None
     assert clock.read(3613.0) == 13.0
     assert clock.read(3623.0) == 23.0
+
+
+PATIENCE, SILENCE = 10.0, 20.0
+
+
+def test_failed_rank_is_named_though_no_collective_breaks() -> None:
+    """Rank 1 failed; the others stand in a collective that never returns, as NCCL's do, and then wait for each other."""
+    table = table_of(3)
+    for now in (5.0, 14.0, 16.0):
+        waiting = at(int(now), collectives=101)
+        table.update({0: waiting, 1: at(5, left="RuntimeError: CUDA error: ECC"), 2: waiting}, now)
+        verdict = None if now < 15 else "rank 1: failed, at work on step 12: RuntimeError: CUDA error: ECC"
+        assert table.find_stalled(now, LIMIT) is None
+        assert table.find_lost(now, PATIENCE, SILENCE) == verdict
+
+
+def test_ranks_that_work_on_are_not_ended_by_a_failed_one() -> None:
+    table = table_of(2)
+    for now in (5.0, 50.0, 59.0, 61.0):
+        table.update({0: at(int(now), step=12 if now < 50 else 13), 1: at(5, left="OSError: x")}, now)
+        assert (table.find_lost(now, PATIENCE, SILENCE) is None) == (now < 61)
+
+
+def test_killed_rank_is_named_before_the_limit_when_all_wait() -> None:
+    table = table_of(3)
+    for now in (5.0, 24.0, 26.0):
+        waiting = at(int(now), collectives=101)
+        table.update({0: waiting, 2: waiting}, now)
+        verdict = None if now < 25 else "rank 1: sent no sign of life for 25 s, at work on step 12"
+        assert table.find_stalled(now, LIMIT) is None
+        assert table.find_lost(now, PATIENCE, SILENCE) == verdict
+
+
+def test_silent_rank_is_not_lost_while_another_moves() -> None:
+    """The whole limit is for a rank that only computes for long, in one call that lets no other thread run."""
+    table = table_of(3)
+    for now in range(2, 30):
+        table.update({0: at(now, collectives=101), 2: at(now, collectives=100 + now)}, float(now))
+        assert table.find_lost(now, PATIENCE, SILENCE) is None
+
+
+def test_rank_0_is_judged_by_another_rank() -> None:
+    for of_rank_0, verdict in (
+        ({}, "rank 0: sent no sign of life for 25 s, at work on step 12"),
+        ({0: at(2, left="OSError: x")}, "rank 0: failed, at work on step 12: OSError: x"),
+    ):
+        table = RankTable((0, 3), now=0.0)
+        table.update({0: at(1), 3: at(1)}, 1.0)
+        for now in (2.0, 26.0):
+            table.update({**of_rank_0, 3: at(int(now))}, now)
+        assert table.find_lost(26.0, PATIENCE, SILENCE) == verdict
+
+
+@pytest.mark.parametrize(
+    "reports",
+    [
+        {0: at(99), 1: at(99)},
+        {0: at(99), 1: at(5, left="")},
+        {0: at(99), 1: at(5, left="RuntimeError: gloo", cut_off=True)},
+        {0: at(5, left="ValueError: x"), 1: at(5, left="ValueError: x")},
+    ],
+    ids=["all live", "one is done", "one is cut off", "all failed"],
+)
+def test_no_rank_is_lost(reports: dict[int, Progress]) -> None:
+    table = table_of(2)
+    for now in (5.0, 99.0):
+        table.update(reports, now)
+    assert table.find_lost(99.0, PATIENCE, SILENCE) is None
