@@ -4,7 +4,7 @@ Every rank hands its gradients on in one fixed order, a missing one as zeros, so
 things: ranks may touch different parameters, and what no rank touched keeps no gradient.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -43,15 +43,29 @@ class OrderedEmitter:
 
 
 class Reducer:
-    """Averages gradients over a group in buckets of `bucket_bytes`, each sent while the backward still runs."""
+    """Averages gradients in buckets of `bucket_bytes`, each sent while the backward still runs.
 
-    def __init__(self, parameters: Sequence[nn.Parameter], bucket_bytes: int, group: collectives.Group = None):
-        self._parameters = list(parameters)
-        self._group = group
+    groups: id of a parameter -> the group over which it is averaged; None, and any parameter that is not in it: all ranks.
+    All groups share one order. Two communicators whose collectives start in another order on another rank may wait for
+    each other forever (NCCL).
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        bucket_bytes: int,
+        groups: Mapping[int, collectives.Group] | None = None,
+    ):
+        groups = groups or {}
+        group_of = {id(each): groups.get(id(each)) for each in parameters}
+        sizes = {group: collectives.world_size(group) for group in dict.fromkeys(group_of.values())}
+        self._sizes = {group: size for group, size in sizes.items() if size > 1}
+        self._group_of = group_of
+        self._parameters = [each for each in parameters if group_of[id(each)] in self._sizes]
         self._bucket_bytes = bucket_bytes
         # a backward reaches the last layers first
         self._order = OrderedEmitter(self._parameters[::-1], self._add)
-        self._bucket: list[nn.Parameter] = []
+        self._buckets: dict[collectives.Group, list[nn.Parameter]] = {group: [] for group in self._sizes}
         self._used: set[int] = set()
         self._in_flight: list[tuple[dist.Work, Tensor, list[nn.Parameter]]] = []
         self._active = False
@@ -61,11 +75,12 @@ class Reducer:
     @contextmanager
     def averaging(self, last: bool) -> Iterator[None]:
         """Open it around a forward and backward; with `last`, what was added since the step began is averaged."""
-        self._active = last and collectives.world_size(self._group) > 1
+        self._active = last
         yield
         if self._active:
             self._order.flush()
-            self._send()
+            for group in self._buckets:
+                self._send(group)
             self._receive()
             self._active = False
 
@@ -74,29 +89,30 @@ class Reducer:
             self._order.ready(parameter)
 
     def _add(self, parameter: nn.Parameter) -> None:
-        if self._bucket and self._bucket[0].dtype != parameter.dtype:
-            self._send()
-        self._bucket.append(parameter)
-        if sum(each.numel() * each.element_size() for each in self._bucket) >= self._bucket_bytes:
-            self._send()
+        group = self._group_of[id(parameter)]
+        bucket = self._buckets[group]
+        if bucket and bucket[0].dtype != parameter.dtype:
+            self._send(group)
+        self._buckets[group].append(parameter)
+        if sum(each.numel() * each.element_size() for each in self._buckets[group]) >= self._bucket_bytes:
+            self._send(group)
 
-    def _send(self) -> None:
-        if not self._bucket:
+    def _send(self, group: collectives.Group) -> None:
+        bucket = self._buckets[group]
+        if not bucket:
             return
         parts = []
-        for parameter in self._bucket:
+        for parameter in bucket:
             if parameter.grad is not None:
                 self._used.add(id(parameter))
             parts.append((torch.zeros_like(parameter) if parameter.grad is None else parameter.grad).flatten())
-        flat = torch.cat(parts).div_(collectives.world_size(self._group))
-        work = dist.all_reduce(flat, group=self._group, async_op=True)
-        self._in_flight.append((work, flat, self._bucket))
-        self._bucket = []
+        flat = torch.cat(parts).div_(self._sizes[group])
+        work = dist.all_reduce(flat, group=group, async_op=True)
+        self._in_flight.append((work, flat, bucket))
+        self._buckets[group] = []
 
     def _receive(self) -> None:
-        used = torch.tensor([int(id(parameter) in self._used) for parameter in self._parameters])
-        counts = collectives.sum_over_ranks(used, self._group)
-        used_anywhere = {id(parameter) for parameter, count in zip(self._parameters, counts) if count}
+        used_anywhere = set().union(*(self._used_in(group) for group in self._buckets))
         for work, flat, bucket in self._in_flight:
             work.wait()
             parts = flat.split([parameter.numel() for parameter in bucket])
@@ -105,3 +121,9 @@ class Reducer:
                 parameter.grad = part.view_as(parameter) if id(parameter) in used_anywhere else None
         self._in_flight = []
         self._used = set()
+
+    def _used_in(self, group: collectives.Group) -> set[int]:
+        """Ids of the parameters averaged over `group` that one of its ranks used."""
+        ids = [id(each) for each in self._parameters if self._group_of[id(each)] is group]
+        counts = collectives.sum_over_ranks(torch.tensor([int(each in self._used) for each in ids]), group)
+        return {each for each, count in zip(ids, counts, strict=True) if count}

@@ -87,7 +87,7 @@ class HybridEngine(Engine):
         set_accelerator(world.device)
         self._booster, wrapped, plugin = boost(module, tensor_size, world.sequence_size // tensor_size, world.timeout)
         self._tensor_size, self._tensor_group = tensor_size, plugin.tp_group
-        self.model = PrecisionWrapper(wrapped, options.dtype, world.device, cast_inputs=False)
+        self.model = PrecisionWrapper(wrapped, options.dtype, world.device, bf16_weights=False)
         self._set_optimizer(options.make_optimizer(list(self.trainable.values())))
         # Parameters whose heads or hidden units are cut over the tensor group, and those that every rank holds whole.
         self._specs = {name: spec for name, spec in tensor_shards(module).items() if name in self.trainable}
@@ -96,14 +96,14 @@ class HybridEngine(Engine):
         self._whole = [each for name, each in self.trainable.items() if name not in self._specs]
         # Whole ones are averaged over all ranks, so that they cannot drift apart; a shard only over the ranks that hold
         # the same shard.
-        self._whole_reducer = Reducer(self._whole, bucket_bytes)
-        self._shard_reducer = Reducer(self._sharded, bucket_bytes, plugin.mixed_dp_group)
+        groups = {id(each): plugin.mixed_dp_group for each in self._sharded}
+        self._reducer = Reducer(list(self.trainable.values()), bucket_bytes, groups)
 
     # One step.
 
     @contextmanager
     def accumulating(self, last: bool) -> Iterator[None]:
-        with self._shard_reducer.averaging(last), self._whole_reducer.averaging(last):
+        with self._reducer.averaging(last):
             yield
         if last and self._tensor_size > 1:
             for parameter in self._partial:
