@@ -42,22 +42,24 @@ class EngineOptions:
 
 
 class PrecisionWrapper:
-    """Calls the model: matrix products in bfloat16 when the run says so, otherwise float32 as it is.
+    """Calls the model in the run's precision: bfloat16 or float32.
 
-    cast_inputs: also cast floating inputs of two and more dimensions. One number per sample (a timestep, frames per
-    second) stays float32: bfloat16 rounds timestep 999 to 1000.
+    bf16_weights: in a bf16 run the weights are bfloat16, as in sampling, so floating inputs of two and more dimensions are
+    cast. One number per sample (a timestep, frames per second) stays float32: bfloat16 rounds timestep 999 to 1000.
+    Otherwise the weights are float32, and autocast narrows matrix products. It would widen norms and sums of bfloat16
+    tensors to float32 on devices, and not on the CPU; so it is around float32 weights only.
     """
 
-    def __init__(self, module: nn.Module, dtype: Precision, device: torch.device, cast_inputs: bool):
+    def __init__(self, module: nn.Module, dtype: Precision, device: torch.device, bf16_weights: bool):
         self._module = module
-        self._bf16 = dtype == "bf16"
         self._device = device
-        self._cast_inputs = cast_inputs and self._bf16
+        self._casts_inputs = dtype == "bf16" and bf16_weights
+        self._autocasts = dtype == "bf16" and not bf16_weights
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self._cast_inputs:
+        if self._casts_inputs:
             args, kwargs = tree_map(_to_bf16, (args, kwargs))
-        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16):
+        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._autocasts):
             return self._module(*args, **kwargs)
 
 

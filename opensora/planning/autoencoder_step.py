@@ -53,7 +53,7 @@ def profile_autoencoder(run: TrainRun, size: ClipSize, layout: ParallelLayout) -
             build(VAES, run.vae).to(layout.weight_dtype),
             lambda model: model(video, None),
             checkpointed=layout.grad_checkpoint,
-            autocast=layout.dtype == "bf16",
+            autocast=layout.autocast,
         )
 
 

@@ -9,7 +9,6 @@ import gc
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +22,7 @@ from opensora.datasets.buckets import DROPPED, Bucket, Buckets
 from opensora.interfaces import Autoencoder, Denoiser
 from opensora.models.build import assemble, build_denoiser
 from opensora.parallel.activation_checkpointing import checkpoint_activations
+from opensora.parallel.engine import PrecisionWrapper
 from opensora.parallel.plugins.base import plugin_class
 from opensora.planning.dry_run import estimate_run
 from opensora.platforms import Platform
@@ -210,13 +210,14 @@ class StepTimer:
         model = build_denoiser(parts.model_config, seed=run.seed)
         if run.grad_checkpoint:
             checkpoint_activations(model.checkpoint_blocks())
-        narrow = not plugin_class(run.plugin).autocasts
-        self.model = model.to(platform.device(), dtype if narrow else None).train()
+        bf16_weights, device = not plugin_class(run.plugin).autocasts, platform.device()
+        self.model = model.to(device, dtype if bf16_weights else None).train()
+        assert run.dtype != "auto"  # the platform has chosen
+        self.call = PrecisionWrapper(self.model, run.dtype, device, bf16_weights)  # as the plugin's engine calls it
         self.platform = platform
-        self.autocast: Callable[[], Any] = nullcontext if narrow else lambda: platform.autocast(dtype)
         self.task = DiffusionTask(
             trained=self.model,
-            codec=RandomCodec(parts.vae, self.model, platform.device(), dtype),  # type: ignore[arg-type]
+            codec=RandomCodec(parts.vae, self.model, device, dtype),  # type: ignore[arg-type]
             scheduler=build_scheduler(run),
             seed=run.seed,
             model_config={},
@@ -238,9 +239,7 @@ class StepTimer:
     def _seconds(self, batch: Batch) -> float:
         self.platform.synchronize()
         start = time.perf_counter()
-        with self.autocast():
-            loss = self.task.loss(self.model, batch).loss_B.mean()
-        loss.backward()
+        self.task.loss(self.call, batch).loss_B.mean().backward()
         self.platform.synchronize()
         return time.perf_counter() - start
 

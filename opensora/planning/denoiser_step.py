@@ -85,7 +85,7 @@ def _profile(run: TrainRun, size: ClipSize, layout: ParallelLayout, config: dict
             model,
             partial(_forward, run, size, layout.weight_dtype),
             checkpointed=layout.grad_checkpoint,
-            autocast=layout.dtype == "bf16",
+            autocast=layout.autocast,
         )
     return replace(profile, sent=sequence_group.sent + tensor_group.sent)
 

@@ -62,7 +62,7 @@ def profile_step(
 ) -> StepProfile:
     """Run `forward(model)` and the backward of a loss over its outputs; everything must lie on the meta device.
 
-    checkpointed: recompute the blocks' activations. autocast: matrix products in bfloat16, as engines run bf16. Both
+    checkpointed: recompute the blocks' activations. autocast: matrix products in bfloat16, as ddp runs bf16. Both
     change the model for good. plain_softmax: half precision as on the CPU, where attention over few keys is two products
     and a softmax.
     """

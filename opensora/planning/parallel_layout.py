@@ -43,8 +43,13 @@ class ParallelLayout:
 
     @property
     def weight_dtype(self) -> torch.dtype:
-        """Of the weights that the model runs with; autocast may narrow them further."""
+        """Of the weights that the model runs with."""
         return torch.float32 if self.built.autocasts else DTYPES[self.dtype]
+
+    @property
+    def autocast(self) -> bool:
+        """True if matrix products narrow float32 weights to bfloat16."""
+        return self.dtype == "bf16" and self.built.autocasts
 
     def step_sizes(self, model: StepSizes) -> StepSizes:
         """The sizes of a module with the ranks and micro-batches of this layout."""

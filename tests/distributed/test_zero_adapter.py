@@ -1,9 +1,13 @@
 """Private attributes of colossalai that zero_adapter.py uses have the expected contents."""
 
+from typing import Any
+
+import pytest
 import torch
 
 from opensora.parallel import collectives
 from opensora.parallel.colossal.zero_adapter import ZeroShards
+from opensora.parallel.plugins.zero import Zero
 from tests.dist import run_ranks
 from tests.distributed import tiny
 
@@ -52,3 +56,26 @@ def gradient_elements(stage: str) -> int:
 def test_stage_2_keeps_only_its_part_of_the_gradients() -> None:
     whole, part = run_ranks(gradient_elements, 2, "zero1"), run_ranks(gradient_elements, 2, "zero2")
     assert whole == [2 * part[0], 2 * part[1]]
+
+
+def train_with_overlap(stage: str, dtype: str) -> dict[str, Any]:
+    """As on a device, where a second stream carries the gradients during the backward; here streams do nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Zero, "check", lambda plugin, world: None)
+        patch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: None)
+        return tiny.train(stage, dtype, 4, {"overlap_communication": True})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("stage", "dtype"), [("zero1", "fp32"), ("zero1", "bf16"), ("zero2", "fp32"), ("zero2", "bf16")]
+)
+def test_overlapped_exchange_gives_the_same_training(stage: str, dtype: str) -> None:
+    overlapped, plain = (
+        run_ranks(train, 2, *arguments)[0]
+        for train, arguments in ((train_with_overlap, (stage, dtype)), (tiny.train, (stage, dtype, 4, {})))
+    )
+    rtol = 1e-5 if dtype == "fp32" else 2e-2
+    for figure in ("losses", "norms"):
+        assert overlapped[figure] == pytest.approx(plain[figure], rel=rtol), figure
+    weights, expected = (tiny.without_noise(each["weights"]) for each in (overlapped, plain))
+    torch.testing.assert_close(weights, expected, rtol=rtol, atol=rtol)

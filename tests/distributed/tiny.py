@@ -36,7 +36,8 @@ class Tiny(nn.Module):
         self.again = self.head
 
     def forward(self, x_BLC: Tensor, t_B: Tensor, touch: bool) -> Tensor:
-        x = self.embed(x_BLC) * self.frozen + self.position + self.time(t_B[:, None, None] / 1000)
+        time_B11 = (t_B[:, None, None] / 1000).to(self.time.weight.dtype)
+        x = self.embed(x_BLC) * self.frozen + self.position + self.time(time_B11)
         if touch:
             x = x + self.sometimes
         q, k, v = self.qkv(self.norm(x.to(self.qkv.weight.dtype))).chunk(3, dim=-1)

@@ -45,7 +45,7 @@ class DataParallelEngine(Engine):
     def __init__(self, module: nn.Module, options: EngineOptions, bucket_bytes: int):
         super().__init__(module, options)
         parameters = list(self.trainable.values())
-        self.model = PrecisionWrapper(module, options.dtype, self.world.device, cast_inputs=False)
+        self.model = PrecisionWrapper(module, options.dtype, self.world.device, bf16_weights=False)
         self._set_optimizer(options.make_optimizer(parameters))
         self._reducer = Reducer(parameters, bucket_bytes)
 

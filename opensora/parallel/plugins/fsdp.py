@@ -128,7 +128,7 @@ class FsdpEngine(Engine):
         self._units = [each for each in module.modules() if isinstance(each, FSDPModule)]
         self.trainable = {name: each for name, each in module.named_parameters() if each.requires_grad}
         self._set_optimizer(options.make_optimizer(list(self.trainable.values())))
-        self.model = PrecisionWrapper(module, options.dtype, self.world.device, cast_inputs=True)
+        self.model = PrecisionWrapper(module, options.dtype, self.world.device, bf16_weights=True)
         # a rank holds some rows of a parameter, a checkpoint some elements
         self._ranges = {name: chunk_ranges(shape[0], shape[1:].numel()) for name, shape in self.shapes.items()}
         self._even_ranges = {name: chunk_ranges(shape.numel()) for name, shape in self.shapes.items()}

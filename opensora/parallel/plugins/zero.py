@@ -154,7 +154,7 @@ class ZeroEngine(Engine):
         self._booster, wrapped, self._zero = boost(module, optimizer, precision=options.dtype, **settings)
         self._set_optimizer(self._zero.optim)
         self._shards = ZeroShards(self._zero)
-        self.model = PrecisionWrapper(wrapped, options.dtype, self.world.device, cast_inputs=True)
+        self.model = PrecisionWrapper(wrapped, options.dtype, self.world.device, bf16_weights=True)
         for name, shard in exact.items():  # colossalai makes masters of weights already rounded to bfloat16
             self._local_shard(name, self._master(name)).copy_(shard)
 

@@ -12,19 +12,19 @@ from tests.dist import one_rank
 
 class Spy(nn.Module):
     def forward(self, x: Tensor, *, t_B: Tensor, mask: Tensor) -> tuple:
-        return x.dtype, t_B.dtype, mask.dtype, (x @ x.t()).dtype
+        return x.dtype, t_B.dtype, mask.dtype, (x @ x.t()).dtype, torch.is_autocast_enabled("cpu")
 
 
-def call(dtype: str, cast_inputs: bool) -> tuple:
-    forward = PrecisionWrapper(Spy(), dtype, torch.device("cpu"), cast_inputs)  # type: ignore[arg-type]
+def call(dtype: str, bf16_weights: bool) -> tuple:
+    forward = PrecisionWrapper(Spy(), dtype, torch.device("cpu"), bf16_weights)  # type: ignore[arg-type]
     return forward(torch.zeros(2, 2), t_B=torch.zeros(2), mask=torch.ones(2, 2, dtype=torch.bool))
 
 
 def test_bfloat16_reaches_products_but_never_timesteps() -> None:
     bf16, fp32 = torch.bfloat16, torch.float32
-    assert call("fp32", True) == (fp32, fp32, torch.bool, fp32)
-    assert call("bf16", False) == (fp32, fp32, torch.bool, bf16)
-    assert call("bf16", True) == (bf16, fp32, torch.bool, bf16)
+    assert call("fp32", True) == call("fp32", False) == (fp32, fp32, torch.bool, fp32, False)
+    assert call("bf16", False) == (fp32, fp32, torch.bool, bf16, True)
+    assert call("bf16", True) == (bf16, fp32, torch.bool, bf16, False)
 
 
 def test_clipping_shrinks_only_what_is_too_long() -> None:

@@ -152,11 +152,15 @@ def config(tmp_path: Path) -> str:
 
 @pytest.mark.parametrize(("plugin", "dtype"), [("ddp", "float32"), ("hybrid", "float32"), ("zero2", "bfloat16")])
 def test_weights_are_timed_in_the_type_that_the_plugin_keeps(config: str, plugin: str, dtype: str) -> None:
+    """The forward is that of training: inputs are cast to bfloat16 weights, autocast narrows float32 ones."""
     run = load(config, [f"plugin={plugin}", "dtype=bf16"], TrainRun).run
-    timer = search.StepTimer(run, (5, 16, 16), select("cpu"))
+    timer, inputs = search.StepTimer(run, (5, 16, 16), select("cpu")), []
     assert {each.dtype for each in timer.model.parameters()} == {getattr(torch, dtype)}
-    with timer.autocast():
-        assert torch.is_autocast_enabled("cpu") is (dtype == "float32")
+    timer.model.register_forward_pre_hook(
+        lambda _, arguments: inputs.append((arguments[0].dtype, torch.is_autocast_enabled("cpu")))
+    )
+    assert timer((5, 16, 16), 1) > 0
+    assert set(inputs) == {(getattr(torch, dtype), dtype == "float32")}
 
 
 def test_the_command_writes_a_config_that_loads(
