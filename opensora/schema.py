@@ -131,6 +131,12 @@ class TrainRun:
         False, "recompute block activations in backward: less memory, about a third more time", resume_safe=True
     )
     dtype: Precision = key("auto", "auto: bf16 where the device has units for it, otherwise fp32")
+    tf32: bool = key(
+        False, "fp32 products and convolutions of a GPU (Ascend: HF32) may round their factors: faster, 1e-3"
+    )
+    deterministic: bool = key(
+        False, "the same numbers bit for bit each time on a GPU or NPU too; slower", resume_safe=True
+    )
     plugin: str = key("zero2", "how ranks share the training state; docs/parallelism.md")
     plugin_config: Component = arguments_of(registry.PLUGINS, "plugin", "arguments of the plugin")
     sp_size: int | None = key(
@@ -373,6 +379,10 @@ class SampleRun:
     )
     sp_mode: Literal["dsp", "ulysses"] = key("dsp", "attention exchanges frames and patches, or heads and tokens")
     dtype: Precision = key("auto", "auto: bf16 where the device has units for it, otherwise fp32")
+    tf32: bool = key(
+        False, "fp32 products and convolutions of a GPU (Ascend: HF32) may round their factors: faster, 1e-3"
+    )
+    deterministic: bool = key(False, "the same numbers bit for bit each time on a GPU or NPU too; slower")
     timeout_seconds: int = key(
         3600,
         "a rank that makes no progress for longer while others wait for it ends the job",

@@ -104,7 +104,8 @@ def _show(result: "Replay", run_dir: Path) -> None:
         if then is None:
             console.print(f"{name} {now!r} (not compared: {_unlogged(run_dir, result.step)})")
         else:
-            console.print(f"{name} {now!r}, logged {then[key]!r}: {describe_difference(now, then[key])}")
+            difference = describe_difference(now, then[key], result.rel_tol)
+            console.print(f"{name} {now!r}, logged {then[key]!r}: {difference}")
     if result.anomaly is not None:
         console.print(f"the run does not make this step: {result.anomaly}")
     for each in suspects:

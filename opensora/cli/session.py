@@ -44,6 +44,7 @@ def set_up_rank(run: Run, sequence_size: Callable[[int], int]) -> RankSetup[Run]
         sp_size = sequence_size(size)
         log.setup(rank)
         platform = select()
+        platform.set_numerics(run.tf32, run.deterministic)
     return RankSetup(replace(run, dtype=platform.choose_dtype(run.dtype)), platform, sp_size)
 
 

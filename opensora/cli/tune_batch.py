@@ -74,6 +74,7 @@ def tune_command(config: str, out: str, overrides: Sequence[str]) -> int:
     from opensora.training.clip_plan import bucket_lengths, build_buckets
 
     platform = select()
+    platform.set_numerics(run.tf32, run.deterministic)
     memory = int(1e9 * _positive(options, "memory_gb", DEFAULT_SHARE * platform.memory_bytes() / 1e9))
     run = replace(run, dtype=platform.choose_dtype(run.dtype), vae=resolve_part(run.vae))
     buckets = build_buckets(run, config)

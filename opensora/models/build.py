@@ -37,6 +37,7 @@ def assemble(
     image_size: Sequence[int],
     seed: int = 0,
     weights: bool = True,
+    text_dtype: torch.dtype | None = None,
     stored_vae: Autoencoder | None = None,
     stored_text: TextEncoder | None = None,
     lengths: Sequence[tuple[str, int]] | None = None,
@@ -44,7 +45,7 @@ def assemble(
     """Build all three; arguments that one determines of another are passed on.
 
     num_frames, image_size: of the clips in pixels (height, width). weights=False: read no weights; build under
-    `torch.device("meta")` to allocate nothing either.
+    `torch.device("meta")` to allocate nothing either. text_dtype: the text encoder is read in it; None: as its file has it.
     stored_vae, stored_text: stand-ins that read stored features; the component they replace is not built.
     lengths: (key, frames) of all clips of the run; None = the one of `num_frames`.
     Raises ConfigError when the config contradicts the components, or the autoencoder would drop frames of a clip;
@@ -59,7 +60,7 @@ def assemble(
     denoiser = build_denoiser(config, seed=seed, pretrained=model.get("from_pretrained") if weights else None)
     if weights:
         encoder = encoder if stored_vae is not None else load_autoencoder(encoder, vae)
-        text = text.load()
+        text = text.to("cpu", text_dtype).load()
     return Components(denoiser, encoder, text, config)
 
 

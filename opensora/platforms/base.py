@@ -72,6 +72,14 @@ class Platform(ABC):
             return wanted
         return "bf16" if self.multiplies_bf16() else "fp32"
 
+    def set_numerics(self, tf32: bool = False, deterministic: bool = False) -> None:
+        """Choose the kernels of this process; call it before the first one runs.
+
+        tf32: float32 products and convolutions may round their factors to 10 bits where the device has units for that.
+        deterministic: the same numbers bit for bit each time; an operation that cannot raises RuntimeError.
+        """
+        torch.use_deterministic_algorithms(deterministic)
+
     def release_memory(self) -> None:
         """Free the cached device memory that nothing uses."""
         return None

@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from importlib.util import find_spec
@@ -16,6 +17,7 @@ from opensora.log import logger
 from opensora.platforms.base import Feature, Platform, torch_profile
 from opensora.registry import PLATFORMS
 
+_ALLOCATOR_SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the latter: its name before torch 2.9
 COMPILED_NORM = "fused_layer_norm_cuda"  # apex installed without its options lacks it, and fails at the first call
 
 
@@ -39,6 +41,10 @@ class CudaPlatform(Platform):
         return torch.cuda.is_available()
 
     def device(self, local_rank: int = 0) -> torch.device:
+        if torch.version.hip is None and not any(name in os.environ for name in _ALLOCATOR_SETTINGS):
+            # clips of several sizes split the memory into pieces; read when the first tensor is made
+            name = _ALLOCATOR_SETTINGS[0] if torch.__version__ >= "2.9" else _ALLOCATOR_SETTINGS[1]
+            os.environ[name] = "expandable_segments:True"
         torch.cuda.set_device(local_rank)
         return torch.device("cuda", local_rank)
 
@@ -57,10 +63,23 @@ class CudaPlatform(Platform):
     def multiplies_bf16(self) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
 
+    def set_numerics(self, tf32: bool = False, deterministic: bool = False) -> None:
+        super().set_numerics(tf32, deterministic)
+        # together: left alone, torch rounds the factors of convolutions and not those of products
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+        torch.backends.cudnn.allow_tf32 = tf32
+        torch.backends.cudnn.deterministic = deterministic
+        torch.backends.cudnn.benchmark = False  # it would choose by time, which differs between runs
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
     def attention(self, dtype: torch.dtype, head_dim: int, masked: bool) -> Callable[..., Tensor] | None:
         """flash-attn (Dao 2023, arXiv:2307.08691) where it is installed; it takes no masks and half precision only."""
         fits = not masked and dtype in (torch.bfloat16, torch.float16) and head_dim <= 256
-        return flash_attention if fits and works("flash_attn") else None
+        if not fits or not works("flash_attn"):
+            return None
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        return functools.partial(flash_attention, deterministic=True) if deterministic else flash_attention
 
     def layer_norm(self) -> Callable[[Tensor, Tensor | None, Tensor | None, float], Tensor] | None:
         return apex_layer_norm if works("apex.normalization.fused_layer_norm") and works(COMPILED_NORM) else None
@@ -88,13 +107,14 @@ def works(module: str) -> bool:
     return True
 
 
-def flash_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """flash-attn's layout is [B, N, h, d]; it scales by d^-0.5 by itself."""
+def flash_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, deterministic: bool = False) -> Tensor:
+    """flash-attn's layout is [B, N, h, d]; it scales by d^-0.5 by itself. deterministic: of the backward."""
     from flash_attn import flash_attn_func
 
     if mask is not None:
         raise ValueError("flash-attn: a mask was given; it has none, use torch's attention")
-    return flash_attn_func(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
+    q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+    return flash_attn_func(q, k, v, deterministic=deterministic).transpose(1, 2)
 
 
 def apex_layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:

@@ -1,6 +1,7 @@
 """Ascend devices through torch-npu, which adds `torch.npu`. Written against torch-npu 2.14.0; see docs/ascend.md."""
 
 import importlib.util
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import cached_property
@@ -69,6 +70,14 @@ class NpuPlatform(Platform):
                 f"dtype: 'bf16' on {self.device_name()}, which has none; allowed there: 'fp32'; set dtype='auto'"
             )
         return super().choose_dtype(wanted)
+
+    def set_numerics(self, tf32: bool = False, deterministic: bool = False) -> None:
+        """tf32 stands for HF32, whose factors have 11 bits."""
+        super().set_numerics(tf32, deterministic)
+        self._npu.matmul.allow_hf32 = tf32
+        self._npu.conv.allow_hf32 = tf32
+        if deterministic:
+            os.environ.setdefault("HCCL_DETERMINISTIC", "true")
 
     def attention(self, dtype: torch.dtype, head_dim: int, masked: bool) -> Callable[..., Tensor] | None:
         """The fused kernel, for half precision; float32 keeps torch's exact products."""

@@ -116,7 +116,7 @@ def build_sampler(plan: SamplePlan, device: torch.device) -> tuple[Sampler, Gene
     model = build_denoiser(config, pretrained=parts["model"].get("from_pretrained"))
     if plan.weights is not None:
         load_weights(model, plan.weights)
-    codec = Codec(load_autoencoder(vae, parts["vae"]), text.load(), device, dtype)
+    codec = Codec(load_autoencoder(vae, parts["vae"]), text.to("cpu", dtype).load(), device, dtype)
     settings = generation_settings(
         scheduler,
         dtype=run.dtype,

@@ -275,6 +275,7 @@ def _diffusion_task(
         num_frames=clips.num_frames,
         image_size=clips.image_size,
         seed=run.seed,
+        text_dtype=DTYPES[run.dtype],
         stored_vae=stored_latents(dataset),
         stored_text=stored_texts(run, where),
         lengths=clips.lengths,

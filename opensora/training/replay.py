@@ -22,7 +22,9 @@ from opensora.training.loop import TrainState, seed_dropout, train_step
 from opensora.training.metrics import read
 from opensora.types import Batch
 
-REL_TOL = 1e-6  # relative difference up to which numbers are called the same: rounding on other ranks
+# Relative difference up to which numbers are called the same: rounding on other ranks, and on devices in every run.
+REL_TOL = {"fp32": 1e-6, "bf16": 1e-4}
+REL_TOL_OF_DEVICES = {"fp32": 1e-4, "bf16": 1e-2}  # whose sums have no fixed order without the key `deterministic`
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Replay:
     start: int  # the checkpoint's
     loss: float
     grad_norm: float  # before clipping
+    rel_tol: float  # relative difference of the numbers from those of the run that rounding explains
     anomaly: str | None  # why the run's own rules do not make it
     samples: list[dict[str, Any]]  # place, row, level, loss, caption of each; grad_norm where it was measured
 
@@ -99,6 +102,7 @@ def replay(state: TrainState, step: int, gradients: bool = False) -> Replay:
         start=state.start_step,
         loss=record.totals.loss,
         grad_norm=record.grad_norm,
+        rel_tol=rounding(state.run, state.world.device.type),
         anomaly=record.anomaly,
         samples=[samples[sample_id] for sample_id in sorted(samples)],
     )
@@ -149,12 +153,19 @@ def logged_step(run_dir: Path, step: int) -> Mapping[str, Any] | None:
     return None
 
 
-def describe_difference(now: float, then: float) -> str:
-    """The relation of a number to the one that was logged, in words."""
+def rounding(run: TrainRun, device_type: str) -> float:
+    """The relative difference up to which the numbers of a healthy run's step may change when it is made again."""
+    fixed = run.deterministic or device_type == "cpu"
+    tolerances = REL_TOL if fixed else REL_TOL_OF_DEVICES
+    return max(tolerances[run.dtype], 1e-3 if run.tf32 and not fixed else 0.0)
+
+
+def describe_difference(now: float, then: float, rel_tol: float) -> str:
+    """The relation of a number to the one that was logged, in words; `rel_tol` is what rounding explains."""
     if now == then or (math.isnan(now) and math.isnan(then)):
         return "the same, bit for bit"
     difference = abs(now - then) / max(abs(now), abs(then))
-    return f"{'the same but for rounding' if difference <= REL_TOL else 'DIFFERENT'}: {difference:.1e} apart"
+    return f"{'the same but for rounding' if difference <= rel_tol else 'DIFFERENT'}: {difference:.1e} apart"
 
 
 def _sees_whole_gradients(state: TrainState) -> bool:

@@ -17,7 +17,7 @@ from opensora.schema import TrainRun
 from opensora.training import run_folder
 from opensora.training.diffusion_task import DiffusionTask
 from opensora.training.metrics import read
-from opensora.training.replay import Replay, build_replay, describe_difference, replay
+from opensora.training.replay import Replay, build_replay, describe_difference, replay, rounding
 from opensora.training.task import MicroBatchLoss
 from opensora.types import Batch
 from tests.dist import run_ranks
@@ -200,10 +200,28 @@ def test_replay_of_a_stopped_run_names_the_row(
 
 
 def test_numbers_are_compared_in_words() -> None:
-    assert describe_difference(1.5, 1.5) == describe_difference(math.nan, math.nan) == "the same, bit for bit"
-    assert describe_difference(1.0, 1.0 + 5e-7) == "the same but for rounding: 5.0e-07 apart"
-    assert describe_difference(1.0, 1.1).startswith("DIFFERENT: 9.1e-02")
-    assert describe_difference(math.nan, 1.0).startswith("DIFFERENT")
+    assert describe_difference(1.5, 1.5, 0) == describe_difference(math.nan, math.nan, 0) == "the same, bit for bit"
+    assert describe_difference(1.0, 1.0 + 5e-7, 1e-6) == "the same but for rounding: 5.0e-07 apart"
+    assert describe_difference(1.0, 1.1, 1e-2).startswith("DIFFERENT: 9.1e-02")
+    assert describe_difference(math.nan, 1.0, 1e-2).startswith("DIFFERENT")
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "deterministic", "tolerance"),
+    [
+        ("cpu", "fp32", False, 1e-6),
+        ("cpu", "bf16", False, 1e-4),
+        ("cuda", "fp32", False, 1e-4),
+        ("cuda", "bf16", False, 1e-2),
+        ("npu", "bf16", True, 1e-4),
+        ("cuda", "fp32", True, 1e-6),
+    ],
+)
+def test_rounding_depends_on_device_dtype_and_determinism(
+    device: str, dtype: str, deterministic: bool, tolerance: float
+) -> None:
+    keys = [f"dtype={dtype}", f"deterministic={deterministic}"]
+    assert rounding(load(str(ROOT / TRAIN), keys, TrainRun).run, device) == tolerance
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,7 @@ class Npu(types.ModuleType):
         super().__init__("torch_npu.npu")
         self.bf16, self.count = bf16, count
         self.now = 0
+        self.matmul, self.conv = types.SimpleNamespace(allow_hf32=False), types.SimpleNamespace(allow_hf32=True)
         self.waited = 0
 
     def is_available(self) -> bool:

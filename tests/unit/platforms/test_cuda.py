@@ -1,9 +1,12 @@
 """Kernels of CUDA devices, with stand-ins for their packages: the arguments of calls. Numerics need the device."""
 
 import logging
+import os
 import sys
 import types
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,7 +41,7 @@ def qkv(width: int = 8, keys: int = 7) -> list[Tensor]:
     return [torch.randn(2, 3, n, width, dtype=torch.bfloat16) for n in (5, keys, keys)]
 
 
-def flash_attn_func(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def flash_attn_func(q: Tensor, k: Tensor, v: Tensor, deterministic: bool = False) -> Tensor:
     """As documented: [B, N, h, d], scale d^-0.5."""
     assert q.shape[1:3] == (5, 3)
     return F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
@@ -52,6 +55,21 @@ def test_flash_attn_gets_its_own_layout(monkeypatch: pytest.MonkeyPatch) -> None
     assert torch.equal(kernel(q, k, v, None), F.scaled_dot_product_attention(q, k, v))
     with pytest.raises(ValueError, match="mask"):
         kernel(q, k, v, torch.ones(2, 1, 1, 7, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_flash_attn_gets_the_choice_of_its_backward(monkeypatch: pytest.MonkeyPatch, deterministic: bool) -> None:
+    choices = []
+
+    def flash_attn_func(q: Tensor, k: Tensor, v: Tensor, deterministic: bool) -> Tensor:
+        choices.append(deterministic)
+        return q
+
+    stand_in(monkeypatch, "flash_attn", flash_attn_func=flash_attn_func)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: deterministic)
+    use_kernels(CudaPlatform())
+    choose_kernel("cuda", torch.bfloat16, 16, 8)(*qkv(), None)
+    assert choices == [deterministic]
 
 
 @pytest.mark.parametrize(
@@ -125,6 +143,54 @@ def test_apex_without_its_compiled_part_is_left_out(monkeypatch: pytest.MonkeyPa
     stand_in(monkeypatch, "fused_layer_norm_cuda")
     cuda.works.cache_clear()
     assert CudaPlatform().layer_norm() is cuda.apex_layer_norm
+
+
+@pytest.fixture
+def numerics(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The process computes as before when the test is over."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", algorithms.append)
+    algorithms.clear()
+    owners: list[tuple[Any, str]] = [(torch.backends.cuda.matmul, "allow_tf32")]
+    owners += [(torch.backends.cudnn, name) for name in ("allow_tf32", "deterministic", "benchmark")]
+    before = [getattr(owner, name) for owner, name in owners]
+    yield
+    for (owner, name), value in zip(owners, before, strict=True):
+        setattr(owner, name, value)
+
+
+algorithms: list[bool] = []
+
+
+@pytest.mark.parametrize("on", [False, True])
+def test_one_key_sets_all_tf32_of_cuda_and_one_all_determinism(numerics: None, on: bool) -> None:
+    CudaPlatform().set_numerics(tf32=on, deterministic=on)
+    assert torch.backends.cuda.matmul.allow_tf32 is torch.backends.cudnn.allow_tf32 is on
+    assert torch.backends.cudnn.deterministic is on
+    assert torch.backends.cudnn.benchmark is False
+    assert algorithms == [on]
+    assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == (":4096:8" if on else None)
+
+
+def test_the_choice_of_the_user_stays(numerics: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    CudaPlatform().set_numerics(deterministic=True)
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+
+
+@pytest.mark.parametrize("name", [None, "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_cuda_memory_grows_in_segments_unless_the_user_chose(monkeypatch: pytest.MonkeyPatch, name: str | None) -> None:
+    for each in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.setenv(each, "")
+        monkeypatch.delenv(each)
+    if name is not None:
+        monkeypatch.setenv(name, "max_split_size_mb:512")
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    assert CudaPlatform().device(1) == torch.device("cuda", 1)
+    settings = {each: value for each, value in os.environ.items() if each.endswith("ALLOC_CONF")}
+    expected = "PYTORCH_ALLOC_CONF" if torch.__version__ >= "2.9" else "PYTORCH_CUDA_ALLOC_CONF"
+    assert settings == ({expected: "expandable_segments:True"} if name is None else {name: "max_split_size_mb:512"})
 
 
 @pytest.mark.gpu

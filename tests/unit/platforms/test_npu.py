@@ -1,6 +1,7 @@
 """Ascend through a stand-in of torch_npu: every call's arguments, and the numbers against torch. No device was there."""
 
 import importlib.metadata
+import os
 import re
 import sys
 import types
@@ -278,6 +279,19 @@ def test_the_wheels_fit_each_other() -> None:
     tested = pinned("constraints.txt")["torch"].split(".")
     assert [major, minor] == tested[:2], "the tests run on another torch than Ascend gets"
     assert f"torch-npu {wheels['torch-npu']}" in (ROOT / "opensora/platforms/npu.py").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("on", [False, True])
+def test_keys_of_tf32_and_determinism(monkeypatch: pytest.MonkeyPatch, on: bool) -> None:
+    algorithms: list[bool] = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", algorithms.append)
+    monkeypatch.setenv("HCCL_DETERMINISTIC", "")
+    monkeypatch.delenv("HCCL_DETERMINISTIC")
+    device = ascend.install(monkeypatch)
+    NpuPlatform().set_numerics(tf32=on, deterministic=on)
+    assert device.matmul.allow_hf32 is device.conv.allow_hf32 is on
+    assert algorithms == [on]
+    assert os.environ.get("HCCL_DETERMINISTIC") == ("true" if on else None)
 
 
 @pytest.mark.npu
