@@ -23,9 +23,11 @@ from typing import Any, Generic, TypeVar
 from mmengine.registry import Registry
 from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
+from opensora import files
 from opensora.errors import ConfigError
 from opensora.ranges import LENGTHS, Range, numbers_in, range_of
 from opensora.registry import class_of, constructor, names
+from opensora.run_paths import RECORD, UTF8_ONLY, WRITTEN, Origin, change_paths
 from opensora.schema import FOREIGN_KEYS, UNSUPPORTED, Run, TrainRun
 
 T = TypeVar("T", bound=Run)
@@ -76,14 +78,32 @@ class LoadedConfig(Generic[T]):
 def load(path: str, overrides: Sequence[str], schema: type[T]) -> LoadedConfig[T]:
     """Read `path`, put `overrides` on top, check everything; raises ConfigError with one sentence."""
     values, origins = _read(path)
+    moved = Origin.of(values.get(RECORD))
     values = {key: value for key, value in values.items() if not key.startswith("_")}
     written = frozenset(values)
+    paths = {field.name for field in dataclasses.fields(schema) if field.metadata.get("path")}
     for override in overrides:
         dotted, value = parse_override(override)
+        if dotted in paths and type(value) in (int, float):  # a folder may be called 20260102
+            value = override.partition("=")[2]
         _set(values, dotted, value, schema, path)
         origins[dotted] = COMMAND_LINE
 
     where = functools.partial(_where, path, origins)
+
+    def usable(key: str, written_path: str) -> str:
+        """The path with ~ expanded; one that a moved run recorded, where it lies now. Raises ConfigError."""
+        fault = files.path_fault(written_path, utf8=key in UTF8_ONLY)
+        if fault is not None:
+            raise ConfigError(
+                f"{where(key)}: key '{key}': found {fault}; allowed: the path of a file or folder; correct it"
+            )
+        written_path = files.expand_home(written_path)
+        if moved is None or key in WRITTEN or where(key).startswith(COMMAND_LINE):
+            return written_path
+        return moved.locate(written_path, Path(path).parent) or written_path
+
+    values = change_paths(values, paths, usable)
     fields = {field.name: field for field in dataclasses.fields(schema)}
     hints = typing.get_type_hints(schema)
     for key, value in values.items():

@@ -15,14 +15,21 @@ from opensora.ranges import FINITE, Range
 
 
 def key(
-    default: object = MISSING, doc: str = "", *, unit: str = "", resume_safe: bool = False, range: Range = FINITE
+    default: object = MISSING,
+    doc: str = "",
+    *,
+    unit: str = "",
+    resume_safe: bool = False,
+    range: Range = FINITE,
+    path: bool = False,
 ) -> Any:
     """A field of a run; a missing default makes it required.
 
     doc, unit: its line in docs/config.md, which `opensora keys` prints. resume_safe: True if the value may change when
     a run resumes: nothing learned before depends on it, so no warning is logged. range: of every number in the value.
+    path: True for a file or folder.
     """
-    return _field(default, {"doc": doc, "unit": unit, "resume_safe": resume_safe, "range": range})
+    return _field(default, {"doc": doc, "unit": unit, "resume_safe": resume_safe, "range": range, "path": path})
 
 
 def component(

@@ -27,16 +27,32 @@ def expand_home(path: str | Path) -> str:
     return os.path.expanduser(path)
 
 
-def path_fault(path: str) -> str | None:
-    """Why no file or folder can have this path, in words; None for a path that is possible."""
+def expand_argument(word: str) -> str:
+    """A word of a command line with ~ expanded at its start, or behind the = of a flag, where shells leave it."""
+    flag, equals, value = word.partition("=")
+    return f"{flag}={expand_home(value)}" if equals and word.startswith("--") else expand_home(word)
+
+
+def path_fault(path: str, utf8: bool = False) -> str | None:
+    """Why no file or folder can have this path, in words; None for a path that is possible.
+
+    utf8: names of other bytes, which Python carries as lone surrogates, are a fault as well.
+    """
     if not path.strip():
         return "an empty path"
     if "\0" in path:
         return "a path with a zero byte"
+    if utf8 and not is_utf8(path):
+        return f"{path!r}, which is not UTF-8"
     longest = max(os.fsencode(path).split(os.sep.encode()), key=len)
     if len(longest) > NAME_BYTES:
         return f"a name of {len(longest)} bytes, and file systems take {NAME_BYTES}"
     return None
+
+
+def is_utf8(path: str | Path) -> bool:
+    """False for a path with bytes that are not UTF-8, which Python carries as lone surrogates."""
+    return not re.search("[\ud800-\udfff]", str(path))
 
 
 def ffmpeg_path(path: str | Path) -> str:

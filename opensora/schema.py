@@ -71,7 +71,9 @@ class TrainRun:
     model: Component | None = component(registry.MODELS, None, "the denoiser", supplied=MODEL_ARGUMENTS)
     text_encoder: Component | None = component(registry.TEXT_ENCODERS, None, "the frozen text encoder")
     scheduler: Component | None = component(registry.SCHEDULERS, None, "noise, loss and sampler")
-    load: str | None = key(None, "start from these weights: a run folder, a checkpoint, a weights folder or file")
+    load: str | None = key(
+        None, "start from these weights: a run folder, a checkpoint, a weights folder or file", path=True
+    )
 
     # the data
     dataset: Component = component(registry.DATASETS, doc="the clips")
@@ -100,10 +102,10 @@ class TrainRun:
         None, "kind -> clips whose frames of that kind are conditions; docs/training.md", unit="share, 0 to 1"
     )
     load_video_features: str | None = key(
-        None, "folder of latents made by tools.features.encode; None: the autoencoder runs", resume_safe=True
+        None, "folder of latents made by tools.features.encode; None: the autoencoder runs", resume_safe=True, path=True
     )
     load_text_features: str | None = key(
-        None, "folder of token states made by it; None: the text encoder runs", resume_safe=True
+        None, "folder of token states made by it; None: the text encoder runs", resume_safe=True, path=True
     )
     max_bad_rows: int = key(
         100,
@@ -202,7 +204,7 @@ class TrainRun:
     )
 
     # what is kept and shown
-    run_dir: str = key(doc="folder of the run; the same folder again resumes it", resume_safe=True)
+    run_dir: str = key(doc="folder of the run; the same folder again resumes it", resume_safe=True, path=True)
     save_every: int = key(
         1000,
         "between checkpoints, and at the end; 0: only at the end",
@@ -329,7 +331,7 @@ class SampleRun:
     """The keys of a sampling config; a checkpoint's record of its networks and sizes is the default."""
 
     # the networks
-    load: str | None = key(None, "run folder, checkpoint or weights folder of the denoiser")
+    load: str | None = key(None, "run folder, checkpoint or weights folder of the denoiser", path=True)
     ema: bool = key(True, "use the averaged weights where the checkpoint has them")
     model: Component | None = component(registry.MODELS, None, "the denoiser", supplied=MODEL_ARGUMENTS, partial=True)
     vae: Component | None = component(registry.VAES, None, "the autoencoder", partial=True)
@@ -338,7 +340,9 @@ class SampleRun:
 
     # the prompts and the videos
     prompt: list[str] = key([], "the prompts")
-    prompt_path: str | None = key(None, "text file with a prompt per line, or a CSV or Parquet with a column `text`")
+    prompt_path: str | None = key(
+        None, "text file with a prompt per line, or a CSV or Parquet with a column `text`", path=True
+    )
     negative_prompt: str = key("", "the unconditional text; empty: the null caption the model was trained with")
     num_sample: int = key(1, "videos of each prompt", unit="videos", range=POSITIVE)
     num_frames: int | None = key(None, "length; None: as trained", unit="frames", range=POSITIVE)
@@ -389,7 +393,7 @@ class SampleRun:
         unit="seconds",
         range=POSITIVE,
     )
-    save_dir: str = key("outputs/samples", "folder of the mp4s")
+    save_dir: str = key("outputs/samples", "folder of the mp4s", path=True)
 
 
 Run = TrainRun | SampleRun

@@ -28,6 +28,7 @@ from typing import Any
 from opensora.datasets.decode import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from opensora.datasets.table import read_table, readable_rows, require_columns, write_table
 from opensora.errors import ConfigError, DataError, OpenSoraError
+from opensora.files import expand_argument
 from opensora.progress_bar import ProgressBar
 from tools.flags import Options, parse
 from tools.journal import Journal, job_key
@@ -104,7 +105,7 @@ def main(
 def _main(
     fn: Function, argv: Sequence[str], presets: Mapping[str, Callable[[], list[str]]], packages: Sequence[str]
 ) -> int:
-    options = parse(fn, argv, list(presets))
+    options = parse(fn, [expand_argument(word) for word in argv], list(presets))
     require_packages(packages)
     inputs = [path for name in options.presets for path in presets[name]()] + options.inputs
     jobs, messages = read_jobs(fn, options.flags, inputs)

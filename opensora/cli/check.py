@@ -162,7 +162,7 @@ def _check(loaded: LoadedConfig[TrainRun], config: str, world: int, gpu: Gpu | N
             raise DataError(f"{error}; or add --no-data, which plans without the data") from error
         raise
 
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, markup=False)
     set_keys, default_keys = key_rows(loaded)
     console.print(key_table(f"{config}, {world} rank(s)", set_keys, console.width))
     console.print(result.report.table() if result.report is not None else "rows: not read (--no-data)")

@@ -83,7 +83,7 @@ def _show(result: "Replay", run_dir: Path) -> None:
 
     from opensora.training.replay import describe_difference, logged_step
 
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, markup=False)
     table = Table(title=f"step {result.step} of {run_dir}, from the state after step {result.start}")
     measured = any("grad_norm" in each for each in result.samples)
     for heading in ("place", "row", "noise level", "loss", *(["gradient norm"] if measured else []), "caption"):

@@ -1,6 +1,7 @@
 """Errors as sentences, exit codes that are true."""
 
 import faulthandler
+import io
 import signal
 import sys
 import traceback
@@ -16,6 +17,8 @@ WAIT_SECONDS = 20  # for the launcher to end this rank because the main rank has
 def run_main(command: Callable[[], int]) -> int:
     """Run `command`; an error the user can act on is one line on stderr, anything else keeps its traceback."""
     wait_passively()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # paths are printed with the bytes they have, UTF-8 or not
+        sys.stdout.reconfigure(errors="surrogateescape")
     if sys.__stderr__ is not None and not faulthandler.is_enabled():
         faulthandler.enable(sys.__stderr__)  # a crash of compiled code says where it was
     try:

@@ -101,7 +101,7 @@ def tune_command(config: str, out: str, overrides: Sequence[str]) -> int:
             f"{config}: not one clip of any bucket fits into {memory / 1e9:.1f} GB; allowed: a larger memory_gb; use smaller "
             "buckets, grad_checkpoint=True, another plugin, or more ranks (world=N)"
         )
-    Console(soft_wrap=True).print(_table(results, goal, memory))
+    Console(soft_wrap=True, markup=False).print(_table(results, goal, memory))
     changed = {key: getattr(loaded.run, key) for key in dict.fromkeys(re.split("[.=]", each)[0] for each in settings)}
     changed["bucket_config"] = updated_bucket_config(run.bucket_config, results)
     _write(out, config, platform.device_name(), goal, changed, loaded.written)

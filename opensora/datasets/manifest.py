@@ -22,6 +22,7 @@ from opensora.datasets.row_blocks import RowBlock, read_blocks
 from opensora.datasets.row_report import Dropped, DroppedRows
 from opensora.datasets.table import friendly_io_errors, is_parquet, relative_path
 from opensora.errors import DataError
+from opensora.files import expand_home
 
 if TYPE_CHECKING:
     import pyarrow
@@ -101,7 +102,7 @@ class Rows(Sequence[ManifestRow]):
         return ManifestRow(
             index,
             f"{self.path}:{_line(self._lines, index)}",
-            os.path.normpath(os.path.join(self.folder, self._text("path", index))),
+            os.path.normpath(os.path.join(self.folder, expand_home(self._text("path", index)))),
             self._text("text", index),
             int(columns.num_frames[position]) or None,
             _number_or_none(columns.fps[position]),

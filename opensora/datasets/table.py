@@ -13,6 +13,7 @@ from typing import Any
 from opensora import files
 from opensora.datasets.csv_rows import RowError, csv_rows, require_different
 from opensora.errors import DataError
+from opensora.files import expand_home
 
 Cells = dict[str, Any]  # one row: column name -> text (CSV) or value (Parquet); None for an empty Parquet cell
 
@@ -106,7 +107,9 @@ def readable_rows(table: Table) -> tuple[list[tuple[int, Cells]], list[str]]:
         if error is not None:
             messages.append(f"{table.location(index)}: {error}")
         else:
-            rows.append((index, {**cells, "path": os.path.normpath(os.path.join(folder, path))} if path else cells))
+            rows.append(
+                (index, {**cells, "path": os.path.normpath(os.path.join(folder, expand_home(path)))} if path else cells)
+            )
     return rows, messages
 
 

@@ -13,7 +13,7 @@ from opensora.errors import ConfigError
 from opensora.interfaces import Autoencoder, Denoiser, Size, TextEncoder
 from opensora.log import logger
 from opensora.models.frame_counts import require_frame_counts
-from opensora.models.weights import load_weights
+from opensora.models.weights import load_weights, require_kind
 from opensora.registry import MODELS, TEXT_ENCODERS, VAES, build, class_of, constructor
 from opensora.rng import key_seed
 
@@ -132,6 +132,7 @@ def build_denoiser(config: Mapping[str, Any], *, seed: int = 0, pretrained: str 
     with _seeded_init(seed):
         model: Denoiser = build(MODELS, dict(config))
     if pretrained is not None:
+        require_kind(pretrained, MODELS, "key 'model.from_pretrained'")
         load_weights(model, pretrained)
     return model
 

@@ -231,7 +231,7 @@ def _read_file(file: Path) -> object:
                 f"weights: {file}: a safetensors file that is cut off or damaged: its header takes {header} bytes, and the file "
                 f"has {size}; copy it again"
             )
-        return load_file(file) if _is_utf8(file) else load(file.read_bytes())
+        return load_file(file) if files.is_utf8(file) else load(file.read_bytes())  # safetensors opens no other
     for beginning, kind, advice in _OTHER_KINDS:
         if head.startswith(beginning):
             raise WeightsError(f"weights: {file}: {kind}; {advice}")
@@ -246,11 +246,6 @@ def _read_file(file: Path) -> object:
         f"weights: {file}: damaged or of an unknown kind (it begins with {head[:12]!r}); allowed: safetensors, or a file of "
         "torch.save; copy it again or give another one"
     )
-
-
-def _is_utf8(path: Path) -> bool:
-    """False for names of other bytes, which safetensors cannot open."""
-    return os.fsencode(path).decode(errors="replace") == str(path)
 
 
 def _header_bytes(head: bytes) -> int | None:

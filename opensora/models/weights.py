@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.registry import Registry
 from torch import Tensor, nn
 
 from opensora import files
-from opensora.errors import WeightsError
+from opensora.errors import ConfigError, WeightsError
 from opensora.models.read_weights import (
     WEIGHTS_FILE,
     bare_names,
@@ -20,8 +21,16 @@ from opensora.models.read_weights import (
     shared_prefixes,
     without_prefix,
 )
+from opensora.registry import DISCRIMINATORS, MODELS, VAES
+from opensora.registry import names as registered_names
 
 CONFIG_FILE = "config.json"
+# The registry of a component: what it is in words, and the key that takes weights of it.
+_KINDS = {
+    "model": (MODELS, "a denoiser", "load or model.from_pretrained"),
+    "vae": (VAES, "an autoencoder", "vae.from_pretrained"),
+    "discriminator": (DISCRIMINATORS, "a discriminator", "discriminator.from_pretrained"),
+}
 
 
 def load_weights(module: nn.Module, path: str | Path, ignore: Sequence[str] = ()) -> None:
@@ -119,12 +128,30 @@ def _computable(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype) if tensor.is_floating_point() and tensor.element_size() in (1, 8) else tensor
 
 
+def require_kind(source: str | Path, registry: Registry, where: str) -> None:
+    """Raise ConfigError where the config.json of a weights folder names a component of another registry.
+
+    where: the key that names `source`.
+    """
+    path = Path(files.expand_home(source))
+    folder = path if path.is_dir() else path.parent
+    name = read_config(folder).get("type") if (folder / CONFIG_FILE).is_file() else None
+    needed, wanted, _ = _KINDS[registry.name]
+    if not isinstance(name, str) or name in registered_names(needed):
+        return
+    for other, kind, key in _KINDS.values():
+        if name in registered_names(other):
+            raise ConfigError(
+                f"{where}: {source} holds {kind} ({name}, as its {CONFIG_FILE} says); allowed: {wanted}; name this one in {key}"
+            )
+
+
 def save_weights(folder: str | Path, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> Path:
     """Write model.safetensors and config.json into `folder`, each atomically. Returns the folder.
 
     Raises WeightsError when the folder cannot be written; its old content then stays.
     """
-    folder = Path(folder)
+    folder = Path(files.expand_home(folder))
     tensors: dict[str, Tensor] = {}
     storages: set[int] = set()
     for name, tensor in state.items():
@@ -140,13 +167,15 @@ def save_weights(folder: str | Path, state: Mapping[str, Tensor], config: Mappin
 
 def read_config(folder: str | Path) -> dict[str, Any]:
     """config.json of a weights folder. Raises WeightsError when it is missing or damaged."""
-    file = Path(folder) / CONFIG_FILE
+    file = Path(files.expand_home(folder)) / CONFIG_FILE
     if not file.is_file():
         raise WeightsError(
             f"weights: {folder}: no {CONFIG_FILE} there; give a folder that holds one next to the weights"
         )
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise WeightsError(f"weights: {file}: cannot be read ({error.strerror}); see to its permissions") from error
     except ValueError as error:
         raise WeightsError(f"weights: {file}: not JSON ({error}); copy the file again") from error
     if not isinstance(config, dict):

@@ -21,8 +21,9 @@ from opensora.models.build import (
 from opensora.models.codec import Codec
 from opensora.models.frame_conditioning import conditioning_mode
 from opensora.models.frame_counts import require_frame_counts
-from opensora.models.weights import CONFIG_FILE, load_weights, read_config
-from opensora.registry import SCHEDULERS, TEXT_ENCODERS, build, class_of
+from opensora.models.weights import CONFIG_FILE, load_weights, read_config, require_kind
+from opensora.registry import MODELS, SCHEDULERS, TEXT_ENCODERS, build, class_of
+from opensora.run_paths import Origin, change_paths, run_of_weights
 from opensora.sampling.generate import Sampler
 from opensora.sampling.metadata import GenerationSettings, generation_settings, hash_config, weights_id
 from opensora.sampling.prompt_syntax import add_scores
@@ -50,12 +51,15 @@ def plan_sampling(run: SampleRun, where: str) -> SamplePlan:
     """Fill the gaps from the checkpoint's record and read the prompts; ConfigError when something is still missing."""
     weights = resolve_weights(run.load, ema=run.ema) if run.load is not None else None
     recorded: dict[str, Any] = {}
+    absent: dict[str, str] = {}
     if weights is not None and (weights / CONFIG_FILE).is_file():
+        require_kind(weights, MODELS, f"{where}: key 'load'")
         config = read_config(weights)
-        recorded = dict(config.pop("run", {}))
+        recorded, absent = _located(dict(config.pop("run", {})), weights)
         if "type" in config:  # a released folder's config.json names no type of ours: then the run's config must
             recorded["model"] = config
     parts = {name: _part(name, getattr(run, name), recorded.get(name), where, run) for name in PARTS}
+    _require_present(parts, absent, f"{where}: load={run.load!r}")
     sizes = {
         name: _configured_or_recorded(getattr(run, name), recorded.get(name), name, where, run)
         for name in ("num_frames", "image_size", "fps")
@@ -83,6 +87,37 @@ def plan_sampling(run: SampleRun, where: str) -> SamplePlan:
         parts, [request.conditioning for request in requests if request.conditioning is not None], where
     )
     return SamplePlan(run, parts, weights, requests)
+
+
+def _located(recorded: dict[str, Any], weights: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """A record with its paths where they lie now, and for those that lie nowhere their dotted key and all places."""
+    origin = Origin.of(recorded.get("origin"))
+    if origin is None:
+        return recorded, {}
+    run_dir = run_of_weights(weights)
+    absent: dict[str, str] = {}
+
+    def locate(key: str, path: str) -> str:
+        place = origin.locate(path, run_dir)
+        if place is None and key in origin.local:
+            absent[key] = " or ".join(dict.fromkeys(origin.places(path, run_dir)))
+        return place or path
+
+    return change_paths(recorded, (), locate), absent
+
+
+def _require_present(parts: Mapping[str, Any], absent: Mapping[str, str], where: str) -> None:
+    """ConfigError for a recorded path that lies nowhere, unless the config names another one."""
+
+    def require(key: str, path: str) -> str:
+        if key in absent and path in absent[key]:
+            raise ConfigError(
+                f"{where}: the run was trained with {key}={path!r}, which is not there any more; looked for: {absent[key]}; "
+                f"give {key}=PATH"
+            )
+        return path
+
+    change_paths(parts, (), require)
 
 
 def _check_conditioning(parts: dict[str, dict[str, Any]], conditionings: list[VideoConditioning], where: str) -> None:

@@ -60,7 +60,8 @@ def weights_id(*paths: str | Path) -> str:
     for path in map(Path, paths):
         files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
         for file in files:
-            digest.update(f"{file.relative_to(path)}\x1f{file.stat().st_size}\x1f".encode())
+            name = str(file.relative_to(path)).encode(errors="surrogateescape")
+            digest.update(name + f"\x1f{file.stat().st_size}\x1f".encode())
             with file.open("rb") as opened:
                 while chunk := opened.read(1 << 20):
                     digest.update(chunk)

@@ -54,7 +54,10 @@ class Previews:
         )
 
     def __call__(self, step: int) -> None:
-        """Write the videos; training goes on as without them, bit for bit. A video that fails is logged and left out."""
+        """Write the videos; training goes on as without them, bit for bit. A video that fails is logged and left out.
+
+        An unexpected error of the model is raised where several ranks train: the others may wait for this one in it.
+        """
         state = self.state
         ema = state.ema if state.run.preview_ema else None
         settings = self._settings(weights=f"{'average' if ema is not None else 'weights'} after step {step}")
@@ -69,11 +72,24 @@ class Previews:
                 request = self.requests[min(index, len(self.requests) - 1)]
                 try:
                     video_CTHW = generate([request], self.sampler, settings.guidance_scale)[0]
-                    if index < len(self.requests) and state.world.is_group_leader:
+                except Exception as error:
+                    if state.world.size > 1 and not isinstance(error, OpenSoraError):
+                        raise
+                    _leave_out(request, step, error)
+                    continue
+                if index < len(self.requests) and state.world.is_group_leader:
+                    try:
                         write_sample(video_CTHW, request, settings, prepare_folder(folder))
-                except OpenSoraError as error:  # NaN pixels or a full disk are no reason to stop training
-                    logger().warning("preview of %r after step %d: %s", request.prompt, step, error)
+                    except Exception as error:
+                        _leave_out(request, step, error)
         logger().info("step %d previews: %s", step, folder)
+
+
+def _leave_out(request: SampleRequest, step: int, error: Exception) -> None:
+    """Log why a video is not made: NaN pixels or a full disk are no reason to stop training."""
+    unexpected = not isinstance(error, OpenSoraError)
+    message = "preview of %r after step %d left out: %s"
+    logger().warning(message, request.prompt, step, error, exc_info=unexpected)
 
 
 def build_previews(state: TrainState) -> Previews | None:

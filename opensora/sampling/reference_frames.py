@@ -5,6 +5,7 @@ the end of the clip before.
 Layout: C channels, T frames, H W rows and columns.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from opensora.datasets.decode import probe
 from opensora.errors import BadClip, ConfigError
+from opensora.files import expand_home
 from opensora.interfaces import Autoencoder
 from opensora.models.codec import Codec
 from opensora.sampling.mask_strategy import (
@@ -52,7 +54,7 @@ class ReferenceKeys:
 
     def for_prompt(self, reference_path: str, mask_strategy: str, where: str) -> VideoConditioning | None:
         """The conditioning of one prompt, None without any. ConfigError for unreadable files or a wrong strategy."""
-        paths = tuple(path.strip() for path in reference_path.split(";") if path.strip())
+        paths = split_paths(reference_path)
         if not paths and not mask_strategy.strip() and self.loop == 1:
             return None
         strategy = mask_strategy.strip() or (FIRST_FRAME if paths else "")
@@ -202,6 +204,21 @@ def require_whole_edits(conditioning: VideoConditioning, where: str) -> None:
         )
 
 
+def split_paths(reference_path: str, folder: Path | None = None) -> tuple[str, ...]:
+    """The paths of a text that joins them by ";", with ~ expanded; a name with a ";" is one path if such a file exists.
+
+    folder: relative paths count from it; None leaves them as they are.
+    """
+
+    def placed(text: str) -> str:
+        path = expand_home(text.strip())
+        return path if folder is None else str(folder / path)
+
+    if ";" in reference_path and os.path.isfile(placed(reference_path)):
+        return (placed(reference_path),)
+    return tuple(placed(part) for part in reference_path.split(";") if part.strip())
+
+
 def resolve(reference_path: str, folder: Path) -> str:
     """Paths written in a table are relative to its folder."""
-    return ";".join(str(folder / path.strip()) for path in reference_path.split(";") if path.strip())
+    return ";".join(split_paths(reference_path, folder))

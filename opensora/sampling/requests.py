@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from opensora.errors import ConfigError
+from opensora.files import expand_home
 from opensora.sampling.prompt_syntax import last_loop, map_loops, split_json
 from opensora.sampling.reference_frames import ReferenceKeys, resolve
 from opensora.types import SampleRequest
@@ -116,7 +117,7 @@ def direct_prompt(text: str, where: str) -> Prompt:
 
 def read_prompts(path: str | Path) -> list[Prompt]:
     """The prompts of a text file, CSV or Parquet table, in file order; ConfigError names the file and the line."""
-    path = Path(path)
+    path = Path(expand_home(path))
     if path.suffix.lower() in TABLES:
         rows = _parquet_rows(path) if path.suffix.lower() == ".parquet" else _csv_rows(path)
         prompts = [_row_prompt(row, where, path.parent) for row, where in rows]

@@ -5,7 +5,8 @@ Both are written atomically, the json last: if the json exists, the video it des
 
 import json
 import os
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,9 @@ def write_sample(
         note.unlink(missing_ok=True)  # the old record must not outlive the video it describes
     written = write_video(video_CTHW, path, request.fps)
     text = json.dumps(record(request, settings, **written), indent=2, ensure_ascii=False) + "\n"
+    # Paths of references may hold bytes that are not UTF-8. Python carries them as lone surrogates; as an escape of JSON
+    # a reader gets the same text back.
+    text = text.encode(errors="backslashreplace").decode()
     with _write_errors(note):
         files.atomic_write(note, lambda part: files.write_text(part, text))
     return path
@@ -77,12 +81,24 @@ def prepare_folder(save_dir: str | Path) -> Path:
     return folder
 
 
-def _write_errors(path: Path) -> AbstractContextManager[None]:
+@contextmanager
+def _write_errors(path: Path) -> Iterator[None]:
+    """WriteError for an error of the disk, and for one of the encoder, which every later video would meet as well."""
     advice = (
         "it needs a folder you may write to and free disk space; "
         "free some or set another save_dir, then run again: finished videos are kept and skipped"
     )
-    return files.write_errors_as(WriteError, path, advice)
+    with files.write_errors_as(WriteError, path, advice):
+        try:
+            yield
+        except Exception as error:
+            from av import FFmpegError
+
+            if isinstance(error, OSError) or not isinstance(error, FFmpegError):
+                raise
+            raise WriteError(
+                f"{path}: cannot be encoded ({error}); give another size, frame rate or save_dir"
+            ) from error
 
 
 def _save_png(frame_HWC: np.ndarray, part: Path) -> None:
@@ -99,7 +115,7 @@ def _encode(frames_THWC: np.ndarray, part: Path, fps: float) -> None:
     # One thread, for x264's decisions depend on how many there are; no macroblock tree, which with B frames gives
     # other bytes now and then for the same frames. So the same video is the same file, on every rank.
     options = {"crf": str(CRF), "threads": "1", "x264-params": "mbtree=0"}
-    with av.open(str(part), "w", format="mp4", options={"movflags": "faststart"}) as container:
+    with av.open(files.ffmpeg_path(part), "w", format="mp4", options={"movflags": "faststart"}) as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         # BT.601 and said so: players read the tag, and readers that ignore it (OpenCV) assume just that.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from opensora.log import logger
 from opensora.models.build import Components, assemble, build_autoencoder
 from opensora.models.frame_conditioning import conditioning_mode
 from opensora.models.frame_counts import require_frame_counts
-from opensora.models.weights import load_weights
+from opensora.models.weights import load_weights, require_kind
 from opensora.parallel.activation_checkpointing import checkpoint_activations
 from opensora.parallel.engine import EngineOptions
 from opensora.parallel.group_leader import broadcast_batches
@@ -25,13 +26,14 @@ from opensora.parallel.sequence_parallel import shard_sequence
 from opensora.parallel.tensor_parallel import sequence_subgroup
 from opensora.parallel.world import World
 from opensora.platforms import select
-from opensora.registry import DATASETS, LR_SCHEDULERS, OPTIMIZERS, PERCEPTUAL, PLUGINS, SCHEDULERS, build
+from opensora.registry import DATASETS, LR_SCHEDULERS, MODELS, OPTIMIZERS, PERCEPTUAL, PLUGINS, SCHEDULERS, VAES, build
 from opensora.rng import key_seed
+from opensora.run_paths import Origin
 from opensora.schema import TrainRun
 from opensora.training.anomalies import AnomalyDetector
 from opensora.training.autoencoder_task import STATISTICS_CLIPS, AutoencoderTask
 from opensora.training.cached_features import stored_clips, stored_latents, stored_texts
-from opensora.training.checkpoint import resolve_part, resolve_weights
+from opensora.training.checkpoint import has_checkpoint, resolve_part, resolve_weights
 from opensora.training.clip_plan import ClipPlan, check_latents, make_clip_plan, require_fixed_size, single_clip_batches
 from opensora.training.diffusion_task import DiffusionTask
 from opensora.training.discriminator_trainer import DiscriminatorTrainer, build_discriminator
@@ -70,6 +72,8 @@ def build_training(run: TrainRun, world: World, where: str, replay_from: int | N
     plugin.check(world)
     masks = build_masks(run, where)
     trains = replay_from is None
+    if run.load is not None:
+        _check_load(Path(run.load), run, where)
     lock = claim_folder(run, world) if trains else None  # first: a folder that cannot be written costs nothing yet
     stop = StopRequest(
         announces=world.is_main
@@ -79,8 +83,10 @@ def build_training(run: TrainRun, world: World, where: str, replay_from: int | N
         logger().info(line)
     clips = replace(clips, dataset=stored_clips(run, clips.dataset, clips.sizes, where))
     task = _build_task(run, world, clips, masks, where)
-    if run.load is not None:
-        load_weights(task.trained, resolve_weights(run.load, ema=True))
+    if run.load is not None and not (trains and has_checkpoint(run.run_dir)):  # which holds all weights
+        weights = resolve_weights(run.load, ema=True)
+        _check_load(weights, run, where)
+        load_weights(task.trained, weights)
     if run.grad_checkpoint:
         checkpoint_activations(task.trained.checkpoint_blocks())
     if world.sequence_size > tensor_size(run):
@@ -126,6 +132,10 @@ def build_training(run: TrainRun, world: World, where: str, replay_from: int | N
         ),
         anomalies=anomalies,
     )
+
+
+def _check_load(weights: Path, run: TrainRun, where: str) -> None:
+    require_kind(weights, VAES if run.task == "autoencoder" else MODELS, f"{where}: key 'load'")
 
 
 def build_discriminator_trainer(
@@ -292,6 +302,7 @@ def _diffusion_task(
         "config_digest": digest(as_dict(run)),
         "opensora": __version__,
     }
+    record["origin"] = Origin.here(run.run_dir, record).record()
     check_strides(parts.vae, dataset, where)
     check_latents(clips, parts.vae, parts.model, where)
     _log_size(parts.model)

@@ -136,6 +136,15 @@ def find(run_dir: Path | str, up_to: int | None = None) -> Checkpoint | None:
     return None
 
 
+def has_checkpoint(run_dir: Path | str) -> bool:
+    """True if the run has saved a checkpoint, damaged or not. Raises CheckpointError."""
+    root = Path(run_dir) / "checkpoints"
+    try:
+        return bool(_on_main(partial(_steps, root)))
+    except _Failed as failed:
+        raise CheckpointError(f"{root}: {failed.text}; the checkpoints could not be read; see to the disk") from None
+
+
 def load(checkpoint: Checkpoint, state: Mapping[str, Any]) -> None:
     """Read the checkpoint's state into the tensors of `state`, on any number of ranks.
 

@@ -26,6 +26,7 @@ from opensora.parallel.collectives import broadcast_object
 from opensora.parallel.engine import Engine
 from opensora.parallel.world import World
 from opensora.platforms import select
+from opensora.run_paths import RECORD, Origin
 from opensora.schema import TrainRun
 from opensora.training import checkpoint
 from opensora.training.anomalies import AnomalyDetector
@@ -157,7 +158,8 @@ class RunFolder:
     def _write_config(self) -> None:
         if self.world.is_main:
             # atomically, because a replay may read it at any moment
-            files.atomic_write(self.path / "config.json", lambda part: files.write_json(part, as_dict(self.run)))
+            config = {**as_dict(self.run), RECORD: Origin.here(self.run.run_dir, {}).record()}
+            files.atomic_write(self.path / "config.json", lambda part: files.write_json(part, config))
 
     def _restore_and_report(self, saved: checkpoint.Checkpoint, before: Mapping[str, Any]) -> None:
         """Load the checkpoint, then warn of each value of its config `before` that this run has changed.

@@ -25,6 +25,7 @@ BASE = {
     "rng",
     "interfaces",
     "files",
+    "run_paths",
     "progress_bar",
 }
 SEAM = "opensora.models.layers.seam"  # where a model may be cut: what models and parallel agree on

@@ -1,12 +1,15 @@
 """Registered components have the attributes and methods that opensora/interfaces.py lists for their kind."""
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from opensora.errors import WeightsError
 from opensora.interfaces import Autoencoder, Denoiser, Scheduler, TextEncoder
+from opensora.models.weights import save_weights
 from opensora.registry import MODELS, SCHEDULERS, TEXT_ENCODERS, VAES, build, class_of, names
 from tests.contract.test_models import SMALL_VAES, small
 
@@ -42,6 +45,21 @@ def test_denoiser(name: str) -> None:
     assert parameters[: len(FORWARD)] == FORWARD
     conditions = {*model.size_conditions, *(["cond", "cond_mask", "mask_index", "y_null"] if model.conditioned else [])}
     assert conditions <= set(parameters)
+
+
+@pytest.mark.parametrize("name", SMALL_VAES)
+def test_an_autoencoder_codes_nothing_before_its_weights_are_loaded(name: str, tmp_path: Path) -> None:
+    with torch.random.fork_rng():
+        saved = build(VAES, {"type": name, **SMALL_VAES[name]})
+    save_weights(tmp_path, saved.state_dict(), saved.config)
+    vae = build(VAES, {"type": name, "from_pretrained": str(tmp_path)})
+    clip = torch.zeros(1, 3, 5, 16, 16)
+    latents = torch.zeros(1, vae.latent_channels, *vae.latent_size((5, 16, 16)))
+    for code, value in ((vae.encode, clip), (vae.decode, latents), (vae, clip)):
+        with pytest.raises(WeightsError, match=f"the weights of {tmp_path} are not loaded; call load"):
+            code(value)
+    vae.load()
+    assert torch.equal(vae.decode(latents), saved.decode(latents))
 
 
 @pytest.mark.parametrize("name", SMALL_VAES)

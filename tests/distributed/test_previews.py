@@ -103,22 +103,27 @@ def test_a_preview_is_what_sampling_makes_of_the_same_weights(tmp_path: Path, av
 
 
 def fail_one(run_dir: str) -> None:
-    """Train with one prompt whose video is NaN."""
-    plain = preview.generate
+    """Train with one prompt whose video is NaN, and one whose video meets an unexpected error when it is written."""
+    plain, write = preview.generate, preview.write_sample
 
     def generate(requests: Any, *args: Any) -> Any:
         if requests[0].prompt == PROMPTS[0]:
             raise OpenSoraError("the model produced NaN")
         return plain(requests, *args)
 
-    with mock.patch.object(preview, "generate", generate):
+    def write_sample(video_CTHW: Any, request: Any, *args: Any) -> Any:
+        if request.prompt == PROMPTS[2]:
+            raise ValueError("no such encoder")
+        return write(video_CTHW, request, *args)
+
+    with mock.patch.object(preview, "generate", generate), mock.patch.object(preview, "write_sample", write_sample):
         go(run_dir, "plugin=ddp", *VALIDATE[3:])
 
 
 def test_a_preview_that_fails_is_left_out_and_training_goes_on(tmp_path: Path) -> None:
     run_ranks(fail_one, 1, str(tmp_path))
     assert [record["step"] for record in learnt(tmp_path)] == list(range(1, STEPS + 1))
-    assert sorted(path.name[:4] for path in (tmp_path / "previews/step-00000004").glob("*.mp4")) == ["0001", "0002"]
+    assert sorted(path.name[:4] for path in (tmp_path / "previews/step-00000004").glob("*.mp4")) == ["0001"]
 
 
 @pytest.mark.parametrize(

@@ -213,3 +213,13 @@ def test_weights_and_checkpoints_of_another_model(tmp_path: Path, opensora, caps
 
     assert opensora("train", CONFIG, f"run_dir={tmp_path / 'none'}", f"load={tmp_path / 'nowhere'}", *options) == 1
     assert f"{tmp_path / 'nowhere'}: " in error_line(capsys.readouterr().err)
+
+    assert opensora("train", CONFIG, f"run_dir={tmp_path / 'none'}", "load=assets/vae-small", *options) == 2
+    line = error_line(capsys.readouterr().err)
+    assert (
+        "key 'load': assets/vae-small holds an autoencoder (CausalVAEModel, as its config.json says); allowed: a denoiser"
+        in line
+    )
+
+    # a run that resumes has its own weights: those that it began with may be gone
+    assert opensora("train", CONFIG, f"run_dir={tmp_path / 'small'}", f"load={tmp_path / 'nowhere'}", *options) == 0

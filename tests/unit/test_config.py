@@ -1,5 +1,7 @@
 """Every mistake in a config ends in one sentence that names the file, the key and what is allowed."""
 
+import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,6 +51,49 @@ def test_defaults_overrides_and_private_names(write) -> None:
 def test_override_reaches_into_a_default_component(write) -> None:
     run = load(write(BASE), ["optimizer.lr=0.5"], TrainRun).run
     assert run.optimizer == {"type": "AdamW", "lr": 0.5}
+
+
+def test_paths_begin_at_home_or_anywhere(write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    path = write(BASE + 'load = "~/weights"\n')
+    run = load(path, ["run_dir=20260102", "vae.from_pretrained='~/vae'"], TrainRun).run
+    assert (run.run_dir, run.load, run.vae["from_pretrained"]) == ("20260102", "/home/me/weights", "/home/me/vae")
+    assert load(path, ["run_dir=./~/x"], TrainRun).run.run_dir == "./~/x"
+
+
+@pytest.mark.parametrize(
+    ("path", "fault"),
+    [
+        ("", "an empty path"),
+        ("' '", "an empty path"),
+        ("'a\\0b'", "a path with a zero byte"),
+        ("a/" + "é" * 128, "a name of 256 bytes"),
+    ],
+)
+def test_impossible_paths(write, path: str, fault: str) -> None:
+    config = write(BASE)
+    assert f"command line ({config}): key 'run_dir': found {fault}" in error(config, [f"run_dir={path}"])
+    assert f"key 'vae.from_pretrained': found {fault}" in error(config, [f"vae.from_pretrained={path}"])
+
+
+def test_names_that_are_not_utf8(write) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    config = write(BASE)
+    assert "key 'run_dir': found 'caf\\udce9', which is not UTF-8" in error(config, [f"run_dir={name}"])
+    assert load(config, [f"load={name}"], TrainRun).run.load == name
+
+
+def test_a_config_of_a_run_that_was_moved(write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its run_dir stays; what it reads is looked for next to the run as before, but for what the command line says."""
+    values = as_dict(load(write(BASE), ["run_dir=runs/a", "load=parts/weights"], TrainRun).run)
+    origin = {"folder": "/gone", "run_dir": "/gone/runs/a", "local": []}
+    for folder in ("runs/a", "parts/weights", "here"):
+        (tmp_path / folder).mkdir(parents=True)
+    config = write(json.dumps({**values, "_origin": origin}), "runs/a/config.json")
+    monkeypatch.chdir(tmp_path / "here")
+    run = load(config, [], TrainRun).run
+    assert (run.run_dir, run.load) == ("runs/a", str(tmp_path / "parts/weights"))
+    assert load(config, ["load=parts/weights"], TrainRun).run.load == "parts/weights"
 
 
 def test_delete_replaces_component_or_plugin_options(write) -> None:

@@ -24,6 +24,25 @@ def test_failed_write_keeps_old_file(tmp_path: Path, error: BaseException) -> No
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("v.mp4", b"old")]
 
 
+def test_names_of_the_longest_length(tmp_path: Path) -> None:
+    name = "é" * 127 + "x"
+    files.atomic_write(tmp_path / name, lambda part: part.write_bytes(b"x"))
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_arguments_with_a_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    words = ["~", "~/a", "--folder=~/a", "--text=a ~", "a~", "key=~/a"]
+    assert [files.expand_argument(word) for word in words] == [
+        "/home/me",
+        "/home/me/a",
+        "--folder=/home/me/a",
+        "--text=a ~",
+        "a~",
+        "key=~/a",
+    ]
+
+
 def test_file_is_flushed_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[Any] = []
     replace = Path.replace

@@ -29,7 +29,10 @@ def export(source: str, target: str, dtype: str) -> int:
         tensors[name] = tensor.to(DTYPES[dtype]) if tensor.is_floating_point() else tensor
         if not torch.isfinite(tensors[name]).all():
             raise WeightsError(f"{source}: '{name}' holds values that {dtype} cannot; allowed: --dtype bf16 or fp32")
-    save_weights(target, tensors, read_config(source))
+    config = read_config(source)
+    if isinstance(config.get("run"), dict):  # the folders of this machine say nothing to others
+        config["run"] = {key: value for key, value in config["run"].items() if key != "origin"}
+    save_weights(target, tensors, config)
     return sum(tensor.nbytes for tensor in tensors.values())
 
 

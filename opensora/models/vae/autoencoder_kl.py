@@ -16,6 +16,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from opensora.errors import ConfigError, WeightsError
+from opensora.files import expand_home
 from opensora.interfaces import Size
 from opensora.models.layers.conv import replace_convolutions
 from opensora.models.layers.patch import at_least_float32
@@ -24,7 +25,7 @@ from opensora.models.shape_checks import ShapeError
 from opensora.models.vae.base import VideoAutoencoder
 from opensora.models.vae.gaussian import Gaussian, LatentScale
 from opensora.models.vae.hub_folder import as_list, check_micro_batch_size, merge_stored_config
-from opensora.models.weights import CONFIG_FILE, load_weights, read_config
+from opensora.models.weights import CONFIG_FILE, load_weights, read_config, require_kind
 from opensora.registry import VAES
 
 # Keys of diffusers' config that do not change the layers.
@@ -33,7 +34,10 @@ NO_LAYOUT = ("sample_size", "scaling_factor", "shift_factor", "latents_mean", "l
 
 @VAES.register_module()
 class VideoAutoencoderKL(VideoAutoencoder):
-    """diffusers' AutoencoderKL on each frame. Keys are diffusers' under `module.`."""
+    """diffusers' AutoencoderKL on each frame. Keys are diffusers' under `module.`.
+
+    Building reads config.json only, `load()` the weights.
+    """
 
     def __init__(
         self,
@@ -54,11 +58,14 @@ class VideoAutoencoderKL(VideoAutoencoder):
             "latent_scale": latent_scale,
         }
         super().__init__()
+        from_pretrained = None if from_pretrained is None else expand_home(from_pretrained)
         self.from_pretrained, self.subfolder = from_pretrained, subfolder
         if from_pretrained is None and config is None:
             raise ConfigError(f"{self._name}: neither from_pretrained nor config is given; give one of them")
         self._refuse_unknown(config or {})
         self.own_export = self._is_own_export()
+        if from_pretrained is not None and self._folder().exists():
+            require_kind(self._folder(), VAES, "key 'vae.from_pretrained'")
         if from_pretrained is not None and (config is None or self._folder().exists()):
             stored = read_config(self._folder()) if self.own_export else {"config": self._released_config()}
             stored["config"] = {key: value for key, value in stored["config"].items() if key in self._known()}
@@ -166,6 +173,7 @@ class VideoAutoencoderKL(VideoAutoencoder):
                 ) from error
             on_meta = any(p.is_meta for p in self.parameters())
             self.module.load_state_dict(read.state_dict(), assign=on_meta)
+            self.loaded = True
         return self
 
     @property
@@ -182,6 +190,7 @@ class VideoAutoencoderKL(VideoAutoencoder):
 
     def _by_frames(self, coder: Callable[[Tensor], Tensor], x_BCTHW: Tensor) -> Tensor:
         """Apply `coder` to every frame, `micro_batch_size` frames at a time."""
+        self.require_loaded()
         frames = x_BCTHW.to(self.last_layer.dtype).transpose(1, 2).flatten(0, 1)
         coded = torch.cat([*self.tile_map(coder, frames.split(self.micro_batch_size or len(frames)))])
         return coded.unflatten(0, (len(x_BCTHW), -1)).transpose(1, 2)
@@ -226,6 +235,7 @@ class VideoAutoencoderKLTemporalDecoder(VideoAutoencoderKL):
         return self.module.decoder.time_conv_out.weight
 
     def _decode(self, z: Tensor, num_frames: int | None = None) -> Tensor:
+        self.require_loaded()
         groups = z.to(self.last_layer.dtype).split(self.micro_batch_size or z.shape[2], dim=2)
         decoded = list(self.tile_map(self._decode_group, groups))
         return torch.cat(decoded, dim=2)[:, :, :num_frames]  # cropped last: earlier frames depend on later ones

@@ -177,10 +177,12 @@ class CausalVAEModel(VideoAutoencoder):
 
     def encode_tile(self, x_BCTHW: Tensor) -> Tensor:
         """Moments (mean and log-variance, on channels) of a clip or tile, computed at once."""
+        self.require_loaded()
         return self.quant_conv(self.encoder(x_BCTHW.to(self._dtype)))
 
     def decode_tile(self, z: Tensor) -> Tensor:
         """Frames, float32, of posterior latents or a tile of them, computed at once."""
+        self.require_loaded()
         return at_least_float32(self.decoder(self.post_quant_conv(z.to(self._dtype))))
 
     def _decode_windows(self, z: Tensor) -> Iterator[Tensor]:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from opensora.errors import ConfigError, WeightsError
-from opensora.models.weights import read_config
+from opensora.files import expand_home
+from opensora.models.weights import read_config, require_kind
+from opensora.registry import VAES
 
 # Arguments that may differ from the stored config: scaling of latents and splitting of clips. The others define layers.
 _CHANGEABLE = (
@@ -24,7 +26,11 @@ def is_hub_id(source: str) -> bool:
 
 def read_stored_config(source: str, subfolder: str | None = None) -> dict[str, Any]:
     """config.json of a folder. {} for a hub id: its layout comes from the arguments, so that planning stays offline."""
-    return {} if is_hub_id(source) else read_config(Path(source, subfolder or ""))
+    if is_hub_id(source):
+        return {}
+    folder = Path(expand_home(source), subfolder or "")
+    require_kind(folder, VAES, "key 'vae.from_pretrained'")
+    return read_config(folder)
 
 
 def fetch_folder(source: str, subfolder: str | None = None, kinds: Sequence[str] = ("*.safetensors",)) -> Path:
@@ -33,7 +39,7 @@ def fetch_folder(source: str, subfolder: str | None = None, kinds: Sequence[str]
     subfolder: the only part that is used and fetched. kinds: patterns of the weight files.
     """
     if not is_hub_id(source):
-        return Path(source, subfolder or "")
+        return Path(expand_home(source), subfolder or "")
     from huggingface_hub import snapshot_download
 
     wanted = [f"{subfolder}/{kind}" if subfolder else kind for kind in ("*.json", *kinds)]

@@ -148,6 +148,7 @@ class OpenSoraVAE_V1_2(VideoAutoencoder):
 
     def posterior(self, x_BCTHW: Tensor, rngs: Sequence[Generator] | None = None) -> Gaussian:
         """The posterior, given spatial latents that are sampled with `rngs` (None: their mode)."""
+        self.require_loaded()
         return self.temporal_posterior(self.spatial_vae.encode(x_BCTHW, rngs))
 
     def normalize(self, z: Tensor) -> Tensor:
@@ -161,6 +162,7 @@ class OpenSoraVAE_V1_2(VideoAutoencoder):
         return z * self.scale + self.shift if self.measured is None else self.measured.restore(z)
 
     def _decode(self, z: Tensor, num_frames: int | None) -> Tensor:
+        self.require_loaded()
         most = self.micro_frame_size or self.compression[0] * z.shape[2]  # frames that one clip may have
         clips = z.split(self.temporal_vae.latent_size((most, 1, 1))[0], dim=2)
         before = most * (len(clips) - 1)

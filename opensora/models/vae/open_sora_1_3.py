@@ -174,6 +174,7 @@ class OpenSoraVAE_V1_3(VideoAutoencoder):
         return len(chunk) % self.compression[0] == 1 % self.compression[0]
 
     def posterior(self, x_BCTHW: Tensor, rngs: Sequence[Generator] | None = None) -> Gaussian:
+        self.require_loaded()
         factor = self.compression[1]
         if x_BCTHW.shape[1] != self.in_channels or min(x_BCTHW.shape[3:]) < factor:
             raise ShapeError(
@@ -194,6 +195,7 @@ class OpenSoraVAE_V1_3(VideoAutoencoder):
         return Gaussian.from_moments(torch.cat(moments))
 
     def _decode(self, z: Tensor) -> Tensor:
+        self.require_loaded()
         z = z.to(self.last_layer.dtype)
         size = self.micro_frame_size
         group = z.shape[2] if size is None else self._latent_frames(range(size))

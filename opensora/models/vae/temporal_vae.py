@@ -219,6 +219,7 @@ class VAE_Temporal(VideoAutoencoder):
         return -(-t // self.compression[0]), h, w
 
     def posterior(self, x_BCTHW: Tensor, rngs: Sequence[Generator] | None = None) -> Gaussian:
+        self.require_loaded()
         if x_BCTHW.shape[1] != self.in_channels:
             raise ShapeError(f"VAE_Temporal: {x_BCTHW.shape[1]} channels; {self.in_channels} are needed")
         padded = zero_frames_in_front(x_BCTHW.to(self.last_layer.dtype), -x_BCTHW.shape[2] % self.compression[0])
@@ -230,6 +231,7 @@ class VAE_Temporal(VideoAutoencoder):
 
     def decode_latents(self, z: Tensor, num_frames: int | None = None) -> Tensor:
         """`decode` for latents that are not normalized."""
+        self.require_loaded()
         factor = self.compression[0]
         shortest = self.shortest(z.shape[2])
         wanted = shortest if num_frames is None else num_frames

@@ -6,9 +6,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from opensora.errors import WeightsError
+from opensora.errors import ConfigError, WeightsError
 from opensora.models.read_weights import read_weights
-from opensora.models.weights import load_weights, read_config, save_weights
+from opensora.models.weights import load_weights, read_config, require_kind, save_weights
+from opensora.registry import MODELS, VAES
 
 
 class Inside(nn.Module):
@@ -160,6 +161,19 @@ def test_shared_tensors_are_written_twice(tmp_path: Path) -> None:
     table = torch.randn(2, 3)
     save_weights(tmp_path, {"a": table, "b": table}, {})
     assert equal(read_weights(tmp_path), {"a": table, "b": table})
+
+
+def test_weights_of_another_kind_of_component(tmp_path: Path) -> None:
+    for name in ("CausalVAEModel", "PatchDiscriminator3D"):
+        folder = save_weights(tmp_path / name, state(), {"type": name})
+        with pytest.raises(
+            ConfigError, match=rf"key 'load': {folder} holds an? \w+ \({name}, as its config.json says\)"
+        ):
+            require_kind(folder, MODELS, "key 'load'")
+    require_kind(tmp_path / "CausalVAEModel", VAES, "key 'load'")
+    require_kind(tmp_path / "CausalVAEModel/model.safetensors", VAES, "key 'load'")
+    require_kind(save_weights(tmp_path / "foreign", state(), {"type": "theirs"}), MODELS, "key 'load'")
+    require_kind(tmp_path, MODELS, "key 'load'")  # without a config.json
 
 
 def test_config_errors(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Filling a sampling run's gaps from the files next to the weights."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,6 +56,36 @@ def test_length_that_the_autoencoder_does_not_hold() -> None:
     plan.requests.insert(0, replace(plan.requests[0], prompt="b", num_frames=5))
     with pytest.raises(ConfigError, match=r"num_frames of prompt 'a': found 4; allowed: 3 or 5 frames"):
         build_sampler(plan, torch.device("cpu"))
+
+
+def test_weights_of_an_autoencoder_are_no_denoiser(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"type": "CausalVAEModel"}))
+    run = SampleRun(load=str(tmp_path), **GIVEN)  # type: ignore[arg-type]
+    expected = f"s.py: key 'load': {tmp_path} holds an autoencoder (CausalVAEModel, as its config.json says); allowed: a denoiser"
+    with pytest.raises(ConfigError, match=re.escape(expected)):
+        plan_sampling(run, "s.py")
+
+
+def test_parts_of_a_run_are_looked_for_and_missing_ones_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run was trained in /gone, with parts/vae; now it lies in tmp_path/runs/a."""
+    weights = tmp_path / "runs/a/checkpoints/step-00000001/weights/model"
+    weights.mkdir(parents=True)
+    origin = {"folder": "/gone", "run_dir": "/gone/runs/a", "local": ["vae.from_pretrained"]}
+    model = {"type": "STDiT3", "hidden_size": 32, "depth": 1, "num_heads": 2}
+    vae = {"type": "CausalVAEModel", "from_pretrained": "parts/vae"}
+    (weights / "config.json").write_text(json.dumps({**model, "run": {"vae": vae, "origin": origin}}))
+    run = SampleRun(load=str(tmp_path / "runs/a"), **{**GIVEN, "vae": None})  # type: ignore[arg-type]
+    monkeypatch.setattr("opensora.sampling.build.resolve_weights", lambda path, ema: weights)
+    with pytest.raises(ConfigError) as caught:
+        plan_sampling(run, "s.py")
+    message = (
+        "vae.from_pretrained='parts/vae', which is not there any more; looked for: /gone/parts/vae or parts/vae or "
+    )
+    assert f"{message}{tmp_path / 'parts/vae'}; give vae.from_pretrained=PATH" in str(caught.value)
+    other = SampleRun(load=str(tmp_path / "runs/a"), **{**GIVEN, "vae": {"from_pretrained": "other/vae"}})  # type: ignore[arg-type]
+    assert plan_sampling(other, "s.py").parts["vae"]["from_pretrained"] == "other/vae"
+    (tmp_path / "parts/vae").mkdir(parents=True)
+    assert plan_sampling(run, "s.py").parts["vae"]["from_pretrained"] == str(tmp_path / "parts/vae")
 
 
 def test_other_classes_than_the_model_was_trained_on_are_refused() -> None:

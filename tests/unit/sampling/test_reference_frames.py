@@ -17,6 +17,7 @@ from opensora.sampling.reference_frames import (
     ReferenceKeys,
     condition_frame_length,
     overlap_frames,
+    split_paths,
     with_condition_frame_length,
 )
 from opensora.sampling.requests import collect_requests
@@ -29,6 +30,15 @@ RUN = dict(num_frames=4, image_size=(16, 16), fps=8.0, seed=42)
 
 def collect(prompts: list[str], path: str | None = None, change: Any = str, **keys: Any) -> list[SampleRequest]:
     return collect_requests(prompts, path, reference_keys=ReferenceKeys(**keys), change=change, **RUN)
+
+
+def test_paths_of_references(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert split_paths(" a.png ;; ~/b.mp4") == ("a.png", "/home/me/b.mp4")
+    assert split_paths("a.png;/b.mp4", tmp_path) == (str(tmp_path / "a.png"), "/b.mp4")
+    (tmp_path / "a;b.png").touch()
+    assert split_paths("a;b.png", tmp_path) == (str(tmp_path / "a;b.png"),)
+    assert split_paths(";".join(["x" * 200] * 9))[8] == "x" * 200
 
 
 def latents_of(requests: list[SampleRequest], sampler: Sampler) -> list[Tensor]:

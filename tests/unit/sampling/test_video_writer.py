@@ -1,4 +1,5 @@
 import json
+import os
 import resource
 from fractions import Fraction
 from pathlib import Path
@@ -15,6 +16,7 @@ from opensora.evaluation.psnr import psnr
 from opensora.rng import generator
 from opensora.sampling.metadata import is_done, output_path
 from opensora.sampling.video_writer import WriteError, prepare_folder, rgb_frames, write_sample, write_video
+from opensora.types import VideoConditioning
 from tests.support.fake_sampler import SETTINGS, request
 
 
@@ -94,6 +96,21 @@ def test_record_has_all_settings(tmp_path: Path) -> None:
     wanted |= dict(guidance_scale=3.0, steps=3, config_hash="c0", weights="w0", file=path.name, stored_width=16)
     assert wanted.items() <= known.items()
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted([path.name, path.with_suffix(".json").name])
+
+
+def test_record_of_references_with_other_bytes(tmp_path: Path) -> None:
+    """They come back from the json as Python has them."""
+    reference = os.fsdecode(b"caf\xe9.png")
+    one = request(num_frames=1, conditioning=VideoConditioning((reference,), "c0", "0"))
+    path = write_sample(smooth_video(1, 16, 16), one, SETTINGS, tmp_path)
+    assert json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["references"] == [reference]
+    assert is_done(path, one, SETTINGS)
+
+
+def test_errors_of_the_encoder_name_the_file(tmp_path: Path) -> None:
+    with pytest.raises(WriteError, match=r"v\.mp4: cannot be (encoded|written) "):
+        write_video(torch.zeros(3, 1, 2, 20000), tmp_path / "v.mp4", 8)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_leaves_the_old_video_and_no_half_one(tmp_path: Path) -> None:

@@ -52,6 +52,14 @@ def warnings(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) 
     return caplog
 
 
+def test_a_run_without_a_checkpoint_has_none(tmp_path: Path) -> None:
+    assert not checkpoint.has_checkpoint(tmp_path)
+    (tmp_path / "checkpoints/.partial-step-00000001").mkdir(parents=True)
+    assert not checkpoint.has_checkpoint(tmp_path)
+    save(tmp_path, 1)
+    assert checkpoint.has_checkpoint(tmp_path)
+
+
 def test_layout_and_contents(tmp_path: Path) -> None:
     folder = save(tmp_path, 100)
     assert folder == tmp_path / "checkpoints/step-00000100"

@@ -27,6 +27,19 @@ def test_half_precision_copy(source: Path, tmp_path: Path, capsys: pytest.Captur
     assert "fp16" in capsys.readouterr().out
 
 
+def test_a_copy_names_no_folder_of_this_machine(tmp_path: Path) -> None:
+    run = {"fps": 8, "origin": {"folder": str(tmp_path), "run_dir": str(tmp_path), "local": []}}
+    source = save_weights(tmp_path / "source", {"a": torch.ones(1)}, {"type": "Thing", "run": run})
+    assert main([str(source), str(tmp_path / "out")]) == 0
+    assert read_config(tmp_path / "out") == {"type": "Thing", "run": {"fps": 8}}
+
+
+def test_nan_is_named_as_such(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    source = save_weights(tmp_path / "source", {"a": torch.tensor([float("nan")])}, {})
+    assert main([str(source), str(tmp_path / "out")]) == 2
+    assert "1 of 1 tensors hold NaN or infinity: a" in capsys.readouterr().err
+
+
 def test_a_value_too_large_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     source = save_weights(tmp_path / "source", {"a": torch.tensor([1e6])}, {})
     assert main([str(source), str(tmp_path / "out"), "--dtype", "fp16"]) == 2
