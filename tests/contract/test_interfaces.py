@@ -14,7 +14,7 @@ from opensora.registry import MODELS, SCHEDULERS, TEXT_ENCODERS, VAES, build, cl
 from tests.contract.test_models import SMALL_VAES, small
 
 FORWARD = ["x", "timestep", "y", "mask", "x_mask", "drop_B"]
-INHERITED = {"decode_windows"}  # methods of the base classes that subclasses may keep
+INHERITED = {"decode_windows", "holds_frames"}  # methods of the base classes that subclasses may keep
 
 
 def members(interface: type) -> set[str]:
