@@ -31,8 +31,10 @@ class Range:
             return "a finite number"
         if self.high is None:
             return f"a number above {self.low}" if self.above_low else f"{self.low} or more"
-        low = f"above {self.low}" if self.above_low else f"from {self.low}" if self.below_high else f"{self.low}"
-        return f"{low} to {'below ' if self.below_high else ''}{self.high}"
+        high = f"below {self.high}" if self.below_high else f"{self.high}"
+        if self.above_low:
+            return f"a number above {self.low}, up to {high}"
+        return f"from {self.low} to {high}" if self.below_high else f"{self.low} to {high}"
 
 
 FINITE = Range()
@@ -40,6 +42,7 @@ POSITIVE = Range(0, above_low=True)
 NOT_NEGATIVE = Range(0)
 COUNT = Range(1)
 SHARE = Range(0, 1)
+SECONDS = Range(0, 365 * 24 * 3600, above_low=True)  # up to a year: clocks and stores take no number of any size
 BELOW_1 = Range(0, 1, below_high=True)
 
 ARGUMENTS = {

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from opensora import registry
 from opensora.errors import ConfigError
 from opensora.fields import arguments_of, component, key
-from opensora.ranges import BELOW_1, NOT_NEGATIVE, POSITIVE, SHARE, Range
+from opensora.ranges import BELOW_1, NOT_NEGATIVE, POSITIVE, SECONDS, SHARE, Range
 
 Component = dict[str, Any]
 Where = Callable[[str], str]  # key -> the file and line, or the command line, that has the last word on it
@@ -155,7 +155,7 @@ class TrainRun:
         None, "share the text encoder among ranks; None: a whole one on each; docs/parallelism.md", resume_safe=True
     )
     timeout_seconds: int = key(
-        600, "a collective that waits longer ends the job", unit="seconds", resume_safe=True, range=POSITIVE
+        600, "a collective that waits longer ends the job", unit="seconds", resume_safe=True, range=SECONDS
     )
 
     # anomalies
@@ -391,7 +391,7 @@ class SampleRun:
         3600,
         "a rank that makes no progress for longer while others wait for it ends the job",
         unit="seconds",
-        range=POSITIVE,
+        range=SECONDS,
     )
     save_dir: str = key("outputs/samples", "folder of the mp4s", path=True)
 

@@ -5,6 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from opensora.parallel.openmp import wait_passively
+
+wait_passively()  # before torch: threads of tests that run at the same time do not spin against each other
 logging.getLogger("torch.distributed").setLevel(logging.WARNING)  # at DEBUG it names every file of every checkpoint
 
 

@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from opensora.cli.command_parser import CommandParser
 from opensora.cli.run_main import run_main
 from opensora.config import load, parse_override
 from opensora.errors import ConfigError, DataError
@@ -35,13 +36,13 @@ TUNE_KEYS = ("step_seconds", "memory_gb", "world")  # keys of the command line t
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="opensora tune-batch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("config", metavar="CONFIG", help="a training config with bucket_config")
     parser.add_argument("out", metavar="OUT_CONFIG", help="the .py file to write")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="step_seconds=N and settings of CONFIG")
-    arguments = parser.parse_args(argv)
+    arguments = parser.read(argv)
     return run_main(lambda: tune_command(arguments.config, arguments.out, arguments.overrides))
 
 

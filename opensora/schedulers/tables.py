@@ -84,6 +84,10 @@ def make_betas(noise_schedule: NoiseSchedule, steps: int) -> np.ndarray:
     """Variance added by each step, float64 [steps]."""
     if noise_schedule == "linear":
         scale = 1000 / steps
+        if scale * 0.02 >= 1:  # no signal would be left, and square roots of negative numbers
+            raise ConfigError(
+                f"scheduler.diffusion_steps: {steps}; 21 or more are allowed with noise_schedule='linear'; raise it"
+            )
         return np.linspace(scale * 1e-4, scale * 0.02, steps, dtype=np.float64)
     if noise_schedule == "squaredcos_cap_v2":
 

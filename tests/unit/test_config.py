@@ -167,6 +167,11 @@ WRONG_VALUES = [
     ("vae.hidden_size=0", "key 'vae.hidden_size': found 0; allowed: 1 or more; change the value"),
     ("vae.hidden_size_mult=[1,0]", "found [1, 0]; allowed: 1 or more, for each number; change the value"),
     ("vae.scaling_factor=0", "key 'vae.scaling_factor': found 0; allowed: a number above 0"),
+    ("timeout_seconds=1e400", "key 'timeout_seconds': found inf (float); allowed: int"),
+    (
+        "timeout_seconds=100000000000000",
+        "found 100000000000000; allowed: a number above 0, up to 31536000; change the value",
+    ),
     ("dataset.fps=0", "key 'dataset.fps': found 0; allowed: a number above 0"),
     ("dataset.clips=-4", "key 'dataset.clips': found -4; allowed: 1 or more"),
 ]

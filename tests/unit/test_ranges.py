@@ -18,7 +18,7 @@ from opensora.ranges import BELOW_1, FINITE, NOT_NEGATIVE, POSITIVE, SHARE, Rang
         (BELOW_1, [0, 0.999], [1, -1], "from 0 to below 1"),
         (FINITE, [-5, 5e300], [], "a finite number"),
         (Range(1, above_low=True), [1.1], [1, 0], "a number above 1"),
-        (Range(0, 2, above_low=True), [2], [0, 3], "above 0 to 2"),
+        (Range(0, 2, above_low=True), [2], [0, 3], "a number above 0, up to 2"),
     ],
 )
 def test_range_and_its_words(allowed: Range, inside: list[float], outside: list[float], words: str) -> None:

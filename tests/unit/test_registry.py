@@ -5,6 +5,8 @@ import inspect
 import pytest
 from mmengine.registry import Registry
 
+from opensora.errors import ConfigError
+from opensora.models.shape_checks import ShapeError
 from opensora.registry import (
     LR_SCHEDULERS,
     MODELS,
@@ -49,6 +51,29 @@ def test_preset_is_overridden_by_config(registry: Registry) -> None:
 def test_an_unknown_name_lists_the_known_ones(registry: Registry) -> None:
     with pytest.raises(KeyError, match=r"thing.*'Thin'.*Thing, Thing-XL"):
         build(registry, {"type": "Thin"})
+
+
+class Refusing:
+    def __init__(self, error: type[Exception]) -> None:
+        raise error("size 3 is odd")
+
+
+def refusal(error: type[Exception]) -> str:
+    registry = Registry("thing", scope="opensora", locations=[])
+    registry.register_module(name="Refusing", module=Refusing)
+    with pytest.raises(ConfigError) as caught:
+        build(registry, {"type": "Refusing", "error": error})
+    return str(caught.value)
+
+
+def test_values_that_a_library_refuses_become_a_sentence() -> None:
+    for error in (ValueError, IndexError, ZeroDivisionError):
+        assert refusal(error) == (
+            f"config: key 'thing': Refusing cannot be built of error={error!r}: size 3 is odd; correct the arguments"
+        )
+    assert refusal(ShapeError) == "config: key 'thing': size 3 is odd"  # a sentence already
+    with pytest.raises(AttributeError):  # a mistake in the code keeps its traceback
+        refusal(AttributeError)
 
 
 def test_autoload_finds_what_the_packages_register() -> None:

@@ -29,6 +29,9 @@ from opensora.models.weights import CONFIG_FILE, load_weights, read_config, requ
 from opensora.registry import VAES
 
 # Keys of diffusers' config that do not change the layers.
+COUNTS = {
+    "block_out_channels", "latent_channels", "layers_per_block", "norm_num_groups", "in_channels", "out_channels"
+}  # fmt: skip
 NO_LAYOUT = ("sample_size", "scaling_factor", "shift_factor", "latents_mean", "latents_std", "force_upcast")
 
 
@@ -144,6 +147,12 @@ class VideoAutoencoderKL(VideoAutoencoder):
     def _build(self, config: dict[str, Any]) -> Any:
         """Diffusers' autoencoder. Raises ConfigError for a config that it does not take."""
         where = f"{self._name}: config"
+        for key in COUNTS & config.keys():
+            several = key == "block_out_channels"
+            counts = as_list(config[key]) if several else [config[key]]
+            if not isinstance(counts, list) or not all(type(n) is int and n >= 1 for n in counts):
+                kind = "a list of whole numbers" if several and not isinstance(counts, list) else "whole numbers"
+                raise ConfigError(f"{where}.{key}: {config[key]!r}; allowed: {kind} from 1; correct it")
         full = {**self._known(), **config}
         levels = len(full["block_out_channels"])
         for key in ("down_block_types", "up_block_types"):

@@ -157,6 +157,7 @@ def test_learned_variance_needs_two_halves() -> None:
         dict(num_sampling_steps=10, timestep_respacing="ddim10"),
         dict(num_sampling_steps=1001),
         dict(diffusion_steps=1),
+        dict(diffusion_steps=20),
         dict(cfg_channel=0),
         dict(sampler="euler"),
         dict(eta=0.5),

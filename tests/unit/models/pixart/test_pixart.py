@@ -78,6 +78,14 @@ def test_given_frames_are_refused() -> None:
         opened(PixArt)(**inputs(), x_mask=torch.ones(2, 1, dtype=torch.bool))
 
 
+def test_messages_name_the_class_that_was_built() -> None:
+    """torch's fully_shard gives an object a class of another name."""
+    model = opened(PixArt)
+    model.__class__ = type("FSDPPixArt", (PixArt,), {})
+    with pytest.raises(ShapeError, match=r"^PixArt: latents of \[4, 3, "):
+        model(**inputs(frames=3))
+
+
 def test_multi_size_uses_each_size_condition() -> None:
     model = opened(PixArtMS)
     first = model(**inputs(), **size_conditions(512, 1024))

@@ -99,6 +99,9 @@ def test_nothing_to_build_from(tmp_path: Path) -> None:
         ({"block_out_channel": [4, 8]}, r"'block_out_channel'.*'block_out_channels'"),
         ({"up_block_types": ["UpDecoderBlock2D"]}, r"block_out_channels.*2.*up_block_types.*1"),
         ({"norm_num_groups": 3}, r"diffusers' AutoencoderKL cannot be built .*divisible by num_groups"),
+        ({"latent_channels": -1}, r"config\.latent_channels: -1; allowed: whole numbers from 1"),
+        ({"block_out_channels": [4, 0]}, r"config\.block_out_channels: \[4, 0\]; allowed: whole numbers from 1"),
+        ({"block_out_channels": 4}, r"config\.block_out_channels: 4; allowed: a list of whole numbers from 1"),
         ({"down_block_types": ["Down"] * 2}, r"diffusers' AutoencoderKL cannot be built .*Down does not exist"),
     ],
 )
