@@ -15,7 +15,7 @@ from torch import Tensor
 from opensora.datasets import transforms
 from opensora.datasets.base import ClipSize, Dataset
 from opensora.datasets.clip_sizes import ROUNDING, ClipSizes, frames_at_rate, usable_frames
-from opensora.datasets.decode import IMAGE_SUFFIXES, Video, probe
+from opensora.datasets.decode import IMAGE_SUFFIXES, FileFacts, Video, probe
 from opensora.datasets.manifest import MAX_INT32, ManifestRow, read_manifest
 from opensora.datasets.row_report import Dropped, DroppedRows, Report, count_rows
 from opensora.errors import BadClip, ConfigError
@@ -112,7 +112,7 @@ class VideoTextDataset:
         self.multi_scale = multi_scale
         self._cache: dict[tuple[int, Size], _Decoded] = {}
         self._cache_left = cache_megabytes * 2**20  # bytes
-        self._counts: dict[int, int] = {}  # row -> frames of its file, where that took reading the file to know
+        self._facts: dict[int, FileFacts] = {}  # row -> of its file, where that took reading the file to know
         manifest = read_manifest(data_path, captions)
         self._dropped = manifest.dropped
         self._rows = manifest.rows
@@ -250,9 +250,9 @@ class VideoTextDataset:
         decoded = self._cache.get((row, image_size))
         if decoded is None:
             entry = self._rows[row]
-            with Video(entry.path, num_frames=self._counts.get(row)) as video:
-                if not video.counted_by_header:
-                    self._counts[row] = video.info.num_frames
+            with Video(entry.path, self._facts.get(row)) as video:
+                if video.facts is not None:
+                    self._facts[row] = video.facts
                 span = self._span(entry, video.info.num_frames, video.info.fps)
                 try:
                     sources = self._sources(span, draw, num_frames)

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from opensora.datasets import decode
+from opensora.datasets import media_kind
 from opensora.datasets.decode import Video, probe, read_frames
+from opensora.datasets.video_file import VideoFile
 from opensora.errors import BadClip
 from tests.support.media_files import frame_number, frame_picture, write_audio, write_picture, write_video
 
@@ -39,8 +40,8 @@ def test_seeking_is_what_is_tested(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """A late frame costs a few decoded frames, not all of them."""
     path = write_video(tmp_path / "a.mp4", 240, gop=6)
     decoded = []
-    original = Video.index_at
-    monkeypatch.setattr(Video, "index_at", lambda self, pts: decoded.append(pts) or original(self, pts))
+    original = VideoFile.index_at
+    monkeypatch.setattr(VideoFile, "index_at", lambda self, pts: decoded.append(pts) or original(self, pts))
     assert frame_number(read_frames(path, [200])[0]) == 200
     assert 0 < len(decoded) < 30
 
@@ -202,6 +203,6 @@ def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied", path)
 
-    monkeypatch.setattr(decode, "open", refuse, raising=False)
+    monkeypatch.setattr(media_kind, "open", refuse, raising=False)
     with pytest.raises(BadClip, match=r"a\.mp4: .*Permission denied"):
         probe(path)
