@@ -54,6 +54,13 @@ CASES = [
         ).has("command line", "key 'dataset.image_size': found (60, 90); allowed: multiples of", "nearest: (60, 88)"),
     ),
     OddInput(
+        "frames that the autoencoder would drop: train",
+        "exit 2",
+        lambda bench: bench.opensora("train", str(ROOT / TRAIN), "dataset.num_frames=6", f"run_dir={bench.folder}").has(
+            "command line", "key 'dataset.num_frames': found 6; allowed: 5 or 7 frames, which CausalVAEModel holds"
+        ),
+    ),
+    OddInput(
         "a negative learning rate: train",
         "exit 2",
         lambda bench: bench.opensora("train", str(ROOT / TRAIN), "optimizer.lr=-1").has(
