@@ -56,7 +56,8 @@ def assemble(
     require_frame_counts(encoder, [("key 'num_frames'", num_frames)] if lengths is None else lengths, "config")
     text: TextEncoder = stored_text or build(TEXT_ENCODERS, dict(text_encoder))
     config = fill_model_config(model, inferred_model_args(encoder, text, (num_frames, image_size[0], image_size[1])))
-    check_image_size("config: key 'dataset.image_size'", image_size, encoder, config)
+    if stored_vae is None:  # it knows the sizes of the clips that were encoded, and no other
+        check_image_size("config: key 'dataset.image_size'", image_size, encoder, config)
     denoiser = build_denoiser(config, seed=seed, pretrained=model.get("from_pretrained") if weights else None)
     if weights:
         encoder = encoder if stored_vae is not None else load_autoencoder(encoder, vae)
