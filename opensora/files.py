@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # the import takes seconds
     from torch import Tensor
 
 NAME_BYTES = 255  # of a file or folder, on common file systems
+PATH_BYTES = 4095
 _PART_BYTES = NAME_BYTES - 39  # of a name, so that the hidden file's dots, hexadecimal digits and ending fit as well
 
 
@@ -44,6 +45,8 @@ def path_fault(path: str, utf8: bool = False) -> str | None:
         return "a path with a zero byte"
     if utf8 and not is_utf8(path):
         return f"{path!r}, which is not UTF-8"
+    if len(os.fsencode(path)) > PATH_BYTES:
+        return f"a path of {len(os.fsencode(path))} bytes, and systems take {PATH_BYTES}"
     longest = max(os.fsencode(path).split(os.sep.encode()), key=len)
     if len(longest) > NAME_BYTES:
         return f"a name of {len(longest)} bytes, and file systems take {NAME_BYTES}"

@@ -50,8 +50,9 @@ _WRAPPERS = (
 _PREFIX = "module."  # left by DistributedDataParallel
 # Modules that torch puts around a model or its parts: compile, FullyShardedDataParallel, checkpoint_wrapper.
 _WRAPPER_MODULES = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_POINTER, _LARGEST_POINTER = b"version https://git-lfs", 1024  # bytes
 _OTHER_KINDS = (  # first bytes, what the file is, what to do
-    (b"version https://git-lfs", "a Git LFS pointer, not the weights themselves", "run `git lfs pull` where it lies"),
+    (_POINTER, "a Git LFS pointer, not the weights themselves", "run `git lfs pull` where it lies"),
     (b"GGUF", "a GGUF file of quantized weights, which is not read", "give the .safetensors or .pt of the model"),
     (b"\x89HDF", "an HDF5 file, which is not read", "give the .safetensors or .pt of the model"),
     (b"\x1f\x8b", "compressed by gzip", "unpack it and give the file in it"),
@@ -158,6 +159,31 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if all(re.search(r"exp_avg", name) for name in loaded):
         raise WeightsError(f"weights: {file}: holds the moments of an optimizer; give the weights of the model")
     return bare_names(loaded)
+
+
+def lfs_pointers(folder: str | Path) -> list[str]:
+    """The names of files in a folder that are Git LFS pointers: what a clone without Git LFS leaves."""
+    names = []
+    for path in sorted(Path(folder).iterdir()) if Path(folder).is_dir() else ():
+        if path.is_file() and path.stat().st_size < _LARGEST_POINTER:
+            with path.open("rb") as stream:
+                if stream.read(len(_POINTER)) == _POINTER:
+                    names.append(path.name)
+    return names
+
+
+def explain_unreadable(folder: str | Path) -> str:
+    """In words, why the weights of a folder that another library failed to read may be unreadable; "" without a reason."""
+    pointers = lfs_pointers(folder)
+    if pointers:
+        return (
+            f"{folder}: {first_few(pointers)} are Git LFS pointers, not the files themselves; run `git lfs pull` there"
+        )
+    try:
+        read_weights(folder)
+    except WeightsError as error:
+        return str(error)
+    return ""
 
 
 def _read(file: Path) -> object:

@@ -52,10 +52,11 @@ def plan_sampling(run: SampleRun, where: str) -> SamplePlan:
     weights = resolve_weights(run.load, ema=run.ema) if run.load is not None else None
     recorded: dict[str, Any] = {}
     absent: dict[str, str] = {}
-    if weights is not None and (weights / CONFIG_FILE).is_file():
+    folder = weights if weights is None or weights.is_dir() else weights.parent
+    if weights is not None and folder is not None and (folder / CONFIG_FILE).is_file():
         require_kind(weights, MODELS, f"{where}: key 'load'")
-        config = read_config(weights)
-        recorded, absent = _located(dict(config.pop("run", {})), weights)
+        config = read_config(folder)
+        recorded, absent = _located(dict(config.pop("run", {})), folder)
         if "type" in config:  # a released folder's config.json names no type of ours: then the run's config must
             recorded["model"] = config
     parts = {name: _part(name, getattr(run, name), recorded.get(name), where, run) for name in PARTS}

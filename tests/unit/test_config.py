@@ -68,6 +68,7 @@ def test_paths_begin_at_home_or_anywhere(write, monkeypatch: pytest.MonkeyPatch)
         ("' '", "an empty path"),
         ("'a\\0b'", "a path with a zero byte"),
         ("a/" + "é" * 128, "a name of 256 bytes"),
+        ("a/" * 2048, "a path of 4096 bytes"),
     ],
 )
 def test_impossible_paths(write, path: str, fault: str) -> None:

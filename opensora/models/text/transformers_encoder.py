@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from opensora.errors import ConfigError, WeightsError
+from opensora.models.read_weights import lfs_pointers
 from opensora.types import EncodedText
 
 if TYPE_CHECKING:
@@ -116,6 +117,12 @@ class PretrainedEncoder(abc.ABC):
                         raise
                     tokenizer, model, report = self._read(local_files_only=False)
         except unreadable as error:
+            pointers = lfs_pointers(self.from_pretrained)
+            if pointers:
+                raise WeightsError(
+                    f"text_encoder.from_pretrained: {self.from_pretrained}: {', '.join(pointers)} are Git LFS pointers, not the"
+                    " files themselves; the files are needed; run `git lfs pull` there"
+                ) from error
             raise WeightsError(
                 f"text_encoder.from_pretrained: {self.from_pretrained} could not be read ({_first_line(error)}); a"
                 " folder with config.json, weights and tokenizer files is needed; fetch it again or correct the path"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from safetensors import SafetensorError
 from torch import Generator, Tensor, nn
 
 from opensora.errors import ConfigError, WeightsError
@@ -21,11 +22,12 @@ from opensora.interfaces import Size
 from opensora.models.layers.conv import replace_convolutions
 from opensora.models.layers.patch import at_least_float32
 from opensora.models.layers.seam import TileMap
+from opensora.models.read_weights import explain_unreadable
 from opensora.models.shape_checks import ShapeError
 from opensora.models.vae.base import VideoAutoencoder
 from opensora.models.vae.gaussian import Gaussian, LatentScale
 from opensora.models.vae.hub_folder import as_list, check_micro_batch_size, merge_stored_config
-from opensora.models.weights import CONFIG_FILE, load_weights, read_config, require_kind
+from opensora.models.weights import CONFIG_FILE, check_values, load_weights, read_config, require_kind
 from opensora.registry import VAES
 
 # Keys of diffusers' config that do not change the layers.
@@ -176,12 +178,15 @@ class VideoAutoencoderKL(VideoAutoencoder):
                 read = self._wrapped_class().from_pretrained(
                     self.from_pretrained, subfolder=self.subfolder, low_cpu_mem_usage=False
                 )
-            except (OSError, ValueError, RuntimeError) as error:
+            except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+                reason = explain_unreadable(self._folder()) if self._folder().is_dir() else ""
                 raise WeightsError(
-                    f"{self._name}: {self.from_pretrained} cannot be read ({error}); copy the folder again"
+                    reason or f"{self._name}: {self.from_pretrained} cannot be read ({error}); copy the folder again"
                 ) from error
             on_meta = any(p.is_meta for p in self.parameters())
-            self.module.load_state_dict(read.state_dict(), assign=on_meta)
+            state = read.state_dict()
+            check_values(state, self.module.state_dict(), str(self._folder()))
+            self.module.load_state_dict(state, assign=on_meta)
             self.loaded = True
         return self
 

@@ -1,5 +1,6 @@
 """Weights as training programs leave them."""
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -16,11 +17,16 @@ SIZES = {"hidden_size": 8, "depth": 1, "num_heads": 2, "caption_channels": 4, "m
 STDIT = {"type": "STDiT", "input_size": [1, 4, 4], **SIZES}
 
 
-def state(prefix: str = "") -> dict[str, Tensor]:
+@functools.cache
+def half() -> dict[str, Tensor]:
     """Weights of a small STDiT, all 0.5 but for its position tables."""
     weights = build_denoiser(STDIT).state_dict()
-    filled = {name: each if "pos_embed" in name else torch.full_like(each, 0.5) for name, each in weights.items()}
-    return {prefix + name: each for name, each in filled.items()}
+    return {name: each if "pos_embed" in name else torch.full_like(each, 0.5) for name, each in weights.items()}
+
+
+def state(prefix: str = "") -> dict[str, Tensor]:
+    """The weights of `half`, with `prefix` before every name."""
+    return {prefix + name: each for name, each in half().items()}
 
 
 def saved() -> dict[str, object]:

@@ -15,7 +15,14 @@ from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
 from opensora.errors import WeightsError
-from opensora.models.read_weights import bare_names, find_weights, read_weights, shared_prefixes
+from opensora.models.read_weights import (
+    bare_names,
+    explain_unreadable,
+    find_weights,
+    lfs_pointers,
+    read_weights,
+    shared_prefixes,
+)
 from opensora.models.weights import load_weights
 
 
@@ -281,6 +288,19 @@ def test_paths_without_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     save_file(STATE, tmp_path / "mine.pt")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert find_weights("~/mine.pt") == tmp_path / "mine.pt"
+
+
+def test_pointers_of_a_folder(tmp_path: Path) -> None:
+    assert lfs_pointers(tmp_path / "none") == []
+    assert "no such file" in explain_unreadable(tmp_path / "none")
+    save_file(STATE, tmp_path / "model.safetensors")
+    assert explain_unreadable(tmp_path) == ""
+    (tmp_path / "spiece.model").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 5\n")
+    assert lfs_pointers(tmp_path) == ["spiece.model"]
+    assert explain_unreadable(tmp_path).startswith(f"{tmp_path}: spiece.model are Git LFS pointers")
+    (tmp_path / "spiece.model").unlink()
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert "model.safetensors: empty" in explain_unreadable(tmp_path)
 
 
 @pytest.mark.parametrize(

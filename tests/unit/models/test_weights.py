@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from opensora.errors import ConfigError, WeightsError
 from opensora.models.read_weights import read_weights
 from opensora.models.weights import load_weights, read_config, require_kind, save_weights
-from opensora.registry import MODELS, VAES
+from opensora.registry import MODELS, VAES, build
 
 
 class Inside(nn.Module):
@@ -174,6 +174,10 @@ def test_weights_of_another_kind_of_component(tmp_path: Path) -> None:
     require_kind(tmp_path / "CausalVAEModel/model.safetensors", VAES, "key 'load'")
     require_kind(save_weights(tmp_path / "foreign", state(), {"type": "theirs"}), MODELS, "key 'load'")
     require_kind(tmp_path, MODELS, "key 'load'")  # without a config.json
+    denoiser = save_weights(tmp_path / "denoiser", state(), {"type": "STDiT"})
+    for name in ("CausalVAEModel", "OpenSoraVAE_V1_3", "VideoAutoencoderKL"):
+        with pytest.raises(ConfigError, match=rf"key 'vae.from_pretrained': {denoiser} holds a denoiser \(STDiT,"):
+            build(VAES, {"type": name, "from_pretrained": str(denoiser)})
 
 
 def test_config_errors(tmp_path: Path) -> None:

@@ -58,6 +58,14 @@ def test_length_that_the_autoencoder_does_not_hold() -> None:
         build_sampler(plan, torch.device("cpu"))
 
 
+def test_config_next_to_a_file_of_weights(tmp_path: Path) -> None:
+    model = {"type": "STDiT3", "hidden_size": 32, "depth": 1, "num_heads": 2}
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    (tmp_path / "config.json").write_text(json.dumps(model))
+    run = SampleRun(load=str(tmp_path / "model.safetensors"), **GIVEN)  # type: ignore[arg-type]
+    assert plan_sampling(run, "s.py").parts["model"] == model
+
+
 def test_weights_of_an_autoencoder_are_no_denoiser(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"type": "CausalVAEModel"}))
     run = SampleRun(load=str(tmp_path), **GIVEN)  # type: ignore[arg-type]

@@ -61,6 +61,13 @@ def test_damaged_config_is_reported(tmp_path: Path) -> None:
         HuggingFaceEncoder(str(tmp_path))
 
 
+def test_git_lfs_pointers_are_named(t5: Path, tmp_path: Path) -> None:
+    shutil.copytree(t5, tmp_path / "t5")
+    (tmp_path / "t5/model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(WeightsError, match=r"t5: model\.safetensors are Git LFS pointers, .*run `git lfs pull` there"):
+        T5Encoder(str(tmp_path / "t5"), 16).load()
+
+
 @pytest.mark.parametrize(("length", "message"), [(0, "at least 1 token"), (65, "at most 64 tokens")])
 def test_impossible_length_is_refused(bert: Path, length: int, message: str) -> None:
     with pytest.raises(ConfigError, match=message):

@@ -129,7 +129,22 @@ def test_no_frames_at_a_time_are_refused(size: int) -> None:
 
 def test_a_folder_without_weights(tmp_path: Path) -> None:
     make().module.save_config(tmp_path)
-    with pytest.raises(WeightsError, match="cannot be read"):
+    with pytest.raises(WeightsError, match="holds no weights"):
+        VideoAutoencoderKL(from_pretrained=str(tmp_path)).load()
+
+
+def test_damaged_weights_are_named(tmp_path: Path) -> None:
+    model = make()
+    model.last_layer.data.fill_(torch.nan)
+    model.module.save_pretrained(tmp_path)
+    file = tmp_path / "diffusion_pytorch_model.safetensors"
+    with pytest.raises(WeightsError, match=r"1 of \d+ tensors hold NaN or infinity: decoder\.conv_out\.weight"):
+        VideoAutoencoderKL(from_pretrained=str(tmp_path)).load()
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(WeightsError, match=r"model\.safetensors: a safetensors file that is cut off or damaged"):
+        VideoAutoencoderKL(from_pretrained=str(tmp_path)).load()
+    file.write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(WeightsError, match=r"model\.safetensors are Git LFS pointers"):
         VideoAutoencoderKL(from_pretrained=str(tmp_path)).load()
 
 
