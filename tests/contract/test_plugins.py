@@ -10,6 +10,7 @@ import torch
 from opensora import config
 from opensora.errors import ConfigError
 from opensora.parallel.engine import Engine
+from opensora.parallel.plugins.base import plugin_class
 from opensora.registry import PLUGINS, constructor, names
 from opensora.schema import TrainRun
 from opensora.training import checkpoint
@@ -72,7 +73,14 @@ def interface(plugin: str, dtype: str) -> None:
         assert piece.dtype is torch.float32, name
         assert piece.dim() == 1, name
         assert not piece.requires_grad, name
+    modes = set()
+    engine.module.embed.register_forward_pre_hook(
+        lambda layer, _: modes.add((layer.weight.dtype, torch.is_autocast_enabled("cpu")))
+    )
     losses, norms = tiny.run_steps(engine, 0, 2)
+    # autocast is around float32 weights only, where every device narrows the same operations
+    narrow = dtype == "bf16" and not plugin_class(plugin).autocasts
+    assert modes == {(torch.bfloat16 if narrow else torch.float32, dtype == "bf16" and not narrow)}
     assert all(map(math.isfinite, losses + norms))
     assert all(value.dtype is not torch.bfloat16 for value in engine.gather_state_dict().values())
     assert all(value.dtype is not torch.bfloat16 for value in engine.state().values())
