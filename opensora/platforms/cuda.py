@@ -113,8 +113,8 @@ def flash_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None,
 
     if mask is not None:
         raise ValueError("flash-attn: a mask was given; it has none, use torch's attention")
-    q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-    return flash_attn_func(q, k, v, deterministic=deterministic).transpose(1, 2)
+    options = {"deterministic": True} if deterministic else {}  # versions before 2.4.1 have no such argument
+    return flash_attn_func(*(part.transpose(1, 2) for part in (q, k, v)), **options).transpose(1, 2)
 
 
 def apex_layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:

@@ -41,7 +41,7 @@ def qkv(width: int = 8, keys: int = 7) -> list[Tensor]:
     return [torch.randn(2, 3, n, width, dtype=torch.bfloat16) for n in (5, keys, keys)]
 
 
-def flash_attn_func(q: Tensor, k: Tensor, v: Tensor, deterministic: bool = False) -> Tensor:
+def flash_attn_func(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """As documented: [B, N, h, d], scale d^-0.5."""
     assert q.shape[1:3] == (5, 3)
     return F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
@@ -61,7 +61,7 @@ def test_flash_attn_gets_its_own_layout(monkeypatch: pytest.MonkeyPatch) -> None
 def test_flash_attn_gets_the_choice_of_its_backward(monkeypatch: pytest.MonkeyPatch, deterministic: bool) -> None:
     choices = []
 
-    def flash_attn_func(q: Tensor, k: Tensor, v: Tensor, deterministic: bool) -> Tensor:
+    def flash_attn_func(q: Tensor, k: Tensor, v: Tensor, deterministic: bool = False) -> Tensor:
         choices.append(deterministic)
         return q
 
