@@ -61,7 +61,11 @@ class PictureFile:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large pictures and odd tags
             try:
-                image = Image.open(io.BytesIO(self._file.read()), formats=_FORMATS)
+                data = io.BytesIO(self._file.read())
+                image = Image.open(data, formats=_FORMATS)
+                if image.format == "PNG":  # loading it does not compare the checksums of its pixels
+                    image.verify()
+                    image = Image.open(data, formats=_FORMATS)
             except Image.DecompressionBombError as error:
                 raise BadClip(f"{self.path}: is too large ({error}); shrink it or remove the row") from error
             except Exception as error:  # decoders of damaged pictures raise errors of many types

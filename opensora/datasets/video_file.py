@@ -111,8 +111,8 @@ class VideoFile:
         known = [stream for stream in films if stream.codec_context is not None]
         if not known:
             raise BadClip(
-                f"{self.path}: no decoder for its video stream (codec tag {films[0].codec_tag!r}); H.264, H.265, VP9, AV1 "
-                "and the like are read; convert it or remove the row"
+                f"{self.path}: no decoder for its video stream; H.264, H.265, VP9, AV1 and the like are read; convert it "
+                "or remove the row"
             )
 
         def rank(stream: "VideoStream") -> tuple[bool, int]:

@@ -19,6 +19,7 @@ from opensora.datasets.video import VideoTextDataset
 from opensora.errors import BadClip, DataError
 from opensora.rng import Draw
 from tests.e2e.odd_inputs.case import Workbench
+from tests.support.damage import DAMAGES, Damage
 from tests.support.media_files import write_video
 
 CLIPS = [f"clip{number}.mp4" for number in range(3)]
@@ -147,36 +148,6 @@ def test_rows_of_a_parquet_file(folder: Path, rows: list[Row]) -> None:
     pyarrow.parquet.write_table(pyarrow.table(table), path)
     written = [Row(row.path, text, row.num_frames) for row, text in zip(rows, texts, strict=True)]
     check_outcome(read_manifest(str(path)), written, range(1, len(rows) + 1))
-
-
-@dataclass(frozen=True)
-class Damage:
-    """A change of bytes; places are fractions of their number."""
-
-    kind: str  # "flip", "insert", "delete" or "cut"
-    place: float
-    byte: int
-
-    def apply(self, data: bytes) -> bytes:
-        if not data:
-            return data
-        at = int(self.place * len(data))
-        if self.kind == "cut":
-            return data[:at]
-        middle = {"flip": bytes([data[at] ^ self.byte]), "insert": bytes([self.byte, data[at]]), "delete": b""}
-        return data[:at] + middle[self.kind] + data[at + 1 :]
-
-
-DAMAGES = st.lists(
-    st.builds(
-        Damage,
-        st.sampled_from(["flip", "insert", "delete", "cut"]),
-        st.floats(0, 1, exclude_max=True),
-        st.sampled_from([*b'",\n\r\x00\xff;\\ ', 1, 2, 128]),
-    ),
-    min_size=1,
-    max_size=4,
-)
 
 
 @RANDOM
