@@ -114,7 +114,7 @@ class BucketReport:
             lines += [f"    {message}" for message in messages]
             if messages and rows > SHOWN:
                 lines.append(f"    ... and {rows - SHOWN} more")
-        return lines
+        return lines + [f"  note: {note}" for note in self.manifest.notes]
 
     def table(self) -> "Group":
         """The report as tables for a terminal."""
@@ -138,7 +138,9 @@ class BucketReport:
         dropped = Table("dropped of an epoch", "rows", "which")
         for reason, rows in self.dropped.items():
             dropped.add_row(reason, f"{rows:,}", "\n".join(self.manifest.dropped.get(reason, [])[:SHOWN]))
-        return Group(table, dropped) if self.dropped else Group(table)
+        for note in self.manifest.notes:
+            dropped.add_row("note", "", note)
+        return Group(table, dropped) if dropped.rows else Group(table)
 
     def require_steps(self, micro_batches: int) -> None:
         """Raise DataError when an epoch has no optimizer step."""

@@ -85,6 +85,7 @@ class JointDataset:
             dropped={**videos.dropped, **{f"image, {reason}": rows for reason, rows in images.dropped.items()}},
             more={**videos.more, **{f"image, {reason}": rows for reason, rows in images.more.items()}},
             buckets={**videos.buckets, **{f"{size}, images": rows for size, rows in images.buckets.items()}},
+            notes=videos.notes + images.notes,
         )
 
     def clip(self, row: int, draw: Draw) -> Clip:

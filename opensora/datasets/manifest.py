@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opensora.datasets.duplicate_rows import first_of_equals
-from opensora.datasets.row_blocks import RowBlock, read_blocks
+from opensora.datasets.missing_values import blank_mask, is_missing, word_mask
+from opensora.datasets.row_blocks import RowBlock, misspelled_columns, read_blocks
 from opensora.datasets.row_report import Dropped, DroppedRows
 from opensora.datasets.table import friendly_io_errors, is_parquet, relative_path
 from opensora.errors import DataError
@@ -32,8 +33,12 @@ TEXTS = ("path", "text")
 LOWEST = {"start": 0.0, "end": 0.0, "num_frames": 1.0, "height": 1.0, "width": 1.0, "fps": 1e-3}  # in checking order
 WHOLE = ("num_frames", "height", "width")
 MAX_INT32 = 2**31 - 1  # frames or pixels
-EMPTY_PATH = "the path is empty; every row needs a file; fill it in or remove the row"
-EMPTY_CAPTION = "the caption is empty; every row needs one; fill it in or remove the row"
+EMPTY = {
+    "path": "the path is empty; every row needs a file; fill it in or remove the row",
+    "text": "the caption is empty; every row needs one; fill it in or remove the row",
+}
+NULL_BYTE = "the path holds a null byte, which no file name does; correct it or remove the row"
+WORDS = {"path": "path", "text": "caption"}  # column -> its name in messages
 # A path that os.path.normpath changes: it begins with ./ or ../, or has an empty, . or .. part, or a / at its end.
 _NOT_NORMAL = r"(^\.{1,2}(/|$))|(/\.{0,2}(/|$))"
 
@@ -134,6 +139,7 @@ class Manifest:
     path: str
     rows: Rows
     dropped: list[Dropped]
+    notes: list[str]  # about columns that are not read
 
 
 def read_manifest(path: str, captions: bool = True, block_rows: int | None = None) -> Manifest:
@@ -149,6 +155,7 @@ def read_manifest(path: str, captions: bool = True, block_rows: int | None = Non
     dropped = DroppedRows()
     parts: list[_Checked] = []
     with friendly_io_errors(path):
+        notes = misspelled_columns(path, tuple(LOWEST))
         for block in read_blocks(path, names, tuple(LOWEST), block_rows):
             parts.append(_check(path, block, names, dropped))
     texts = {
@@ -167,7 +174,7 @@ def read_manifest(path: str, captions: bool = True, block_rows: int | None = Non
     dropped.add("duplicate row", repeats, message)
     usable[repeats] = False
     rows = Rows(path, texts, lines, Columns(np.arange(len(usable)), **numbers))
-    return Manifest(path, rows if usable.all() else rows.take(np.flatnonzero(usable)), dropped.rows)
+    return Manifest(path, rows if usable.all() else rows.take(np.flatnonzero(usable)), dropped.rows, notes)
 
 
 class _Checked(NamedTuple):
@@ -183,8 +190,9 @@ def _check(path: str, block: RowBlock, names: Sequence[str], dropped: DroppedRow
     """Apply the rules of a manifest to a block: this is the one place that has them."""
     table, n = block.table, block.table.num_rows
     texts, numbers, wrong = {}, {}, {}
+    undecodable = {}
     for name in names:
-        texts[name] = _as_text(path, name, table.column(name))
+        texts[name], undecodable[name] = _as_text(path, name, table.column(name))
     for name, lowest in LOWEST.items():
         if name in table.column_names:
             numbers[name], wrong[name] = _numbers(table.column(name), lowest)
@@ -194,8 +202,20 @@ def _check(path: str, block: RowBlock, names: Sequence[str], dropped: DroppedRow
 
     def bad_number(name: str) -> Callable[[int], str]:
         return lambda position: (
-            f"{name} is {cell(name, position)!r}; a number of at least {LOWEST[name]:g} is allowed; "
+            f"{name} is {cell(name, position)!r}; a number of at least {LOWEST[name]:g} is allowed, with a decimal point; "
             "correct it or leave it empty"
+        )
+
+    def not_utf8(name: str) -> Callable[[int], str]:
+        return lambda _: f"column {name!r} is not UTF-8; manifests are UTF-8; write the table again"
+
+    def empty(name: str) -> Callable[[int], str]:
+        return lambda _: EMPTY[name]
+
+    def a_word(name: str) -> Callable[[int], str]:
+        return lambda position: (
+            f"the {WORDS[name]} is {texts[name][position].as_py()!r}, which programs write for an empty cell; fill it in or "
+            "remove the row"
         )
 
     def bad_end(position: int) -> str:
@@ -208,9 +228,11 @@ def _check(path: str, block: RowBlock, names: Sequence[str], dropped: DroppedRow
         mask = np.zeros(n, dtype=np.bool_)
         mask[[position for position, error in block.errors.items() if error.reason == reason]] = True
         rules.append((reason, mask, lambda position: str(block.errors[position])))
-    rules.append(("empty path", _is_empty(texts["path"]), lambda _: EMPTY_PATH))
-    if "text" in texts:
-        rules.append(("empty caption", _is_empty(texts["text"]), lambda _: EMPTY_CAPTION))
+    for name in names:
+        rules.append(("not UTF-8", undecodable[name], not_utf8(name)))
+        rules.append((f"empty {WORDS[name]}", blank_mask(texts[name]), empty(name)))
+        rules.append((f"empty {WORDS[name]}", word_mask(texts[name]), a_word(name)))
+    rules.append(("bad path", _holds_null_byte(texts["path"]), lambda _: NULL_BYTE))
     for name in numbers:
         rules.append(("bad number", wrong[name], bad_number(name)))
         if name == "end":
@@ -232,24 +254,46 @@ def _check(path: str, block: RowBlock, names: Sequence[str], dropped: DroppedRow
     return _Checked(texts, numbers, block.lines, broken < 0)
 
 
-def _as_text(path: str, name: str, column: "pyarrow.ChunkedArray") -> "pyarrow.LargeStringArray":
-    """The column as strings without outer spaces; an empty cell becomes ""."""
+def _as_text(path: str, name: str, column: "pyarrow.ChunkedArray") -> tuple["pyarrow.LargeStringArray", Mask]:
+    """The column as strings without outer spaces, "" for an empty cell, and a mask of the cells that are not UTF-8."""
     import pyarrow
-    import pyarrow.compute
+    import pyarrow.compute as compute
 
+    undecodable = np.zeros(len(column), dtype=np.bool_)
+    if pyarrow.types.is_floating(column.type):  # whole numbers, where an empty cell made the column one of floats
+        values = column.to_numpy()
+        column = pyarrow.array([None if np.isnan(v) else f"{v:.0f}" if v == np.floor(v) else str(v) for v in values])
     try:
-        text = pyarrow.compute.cast(column, pyarrow.large_string())
+        text = compute.cast(column, pyarrow.large_string())
+        text = text.combine_chunks() if isinstance(text, pyarrow.ChunkedArray) else text
+        text.validate(full=True)
     except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError) as error:
-        raise DataError(
-            f"{path}: column {name!r} holds {column.type}, which is no text ({error}); strings are needed; write it again"
-        ) from error
-    return pyarrow.compute.fill_null(pyarrow.compute.utf8_trim_whitespace(text.combine_chunks()), "")
+        kinds = pyarrow.types
+        if not any(is_kind(column.type) for is_kind in (kinds.is_binary, kinds.is_large_binary, kinds.is_unicode)):
+            raise DataError(
+                f"{path}: column {name!r} holds {column.type}, which is no text ({error}); strings are needed; write it again"
+            ) from error
+        cells = [_decoded(cell) for cell in compute.cast(column, pyarrow.large_binary()).to_pylist()]
+        undecodable[[position for position, cell in enumerate(cells) if cell is None]] = True
+        text = pyarrow.array(cells, pyarrow.large_string())
+    return compute.fill_null(compute.utf8_trim_whitespace(text), ""), undecodable
 
 
-def _is_empty(text: "pyarrow.LargeStringArray") -> Mask:
+def _decoded(cell: bytes | None) -> str | None:
+    """The text of bytes, "" for an empty cell, None if they are not UTF-8."""
+    try:
+        return (cell or b"").decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _holds_null_byte(text: "pyarrow.LargeStringArray") -> Mask:
     import pyarrow.compute
 
-    return pyarrow.compute.equal(text, "").to_numpy(zero_copy_only=False)
+    data = text.buffers()[2]
+    if data is None or not (np.frombuffer(data, dtype=np.uint8) == 0).any():
+        return np.zeros(len(text), dtype=np.bool_)
+    return pyarrow.compute.match_substring(text, "\0").to_numpy(zero_copy_only=False)
 
 
 def _numbers(column: "pyarrow.ChunkedArray", lowest: float) -> tuple[NDArray[np.float64], Mask]:
@@ -257,9 +301,13 @@ def _numbers(column: "pyarrow.ChunkedArray", lowest: float) -> tuple[NDArray[np.
     import pyarrow
     import pyarrow.compute
 
+    if pyarrow.types.is_dictionary(column.type):
+        column = pyarrow.compute.cast(column, column.type.value_type)
     if pyarrow.types.is_large_string(column.type):
         column = pyarrow.compute.if_else(pyarrow.compute.equal(column, ""), None, column)
     try:
+        if pyarrow.types.is_boolean(column.type):
+            raise pyarrow.ArrowInvalid("true is no number")
         # Integers beyond 2**53 may round. Text is parsed whole, and only if every cell is a plain number.
         values = np.array(pyarrow.compute.cast(column, pyarrow.float64(), safe=False).to_numpy(), dtype=np.float64)
     except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError):
@@ -267,12 +315,12 @@ def _numbers(column: "pyarrow.ChunkedArray", lowest: float) -> tuple[NDArray[np.
     return values, (values < lowest) | (values == np.inf)
 
 
-def _float(cell: str | float | None) -> float:
+def _float(cell: object) -> float:
     """The cell as a number; NaN when it is empty, and -inf when it is no number."""
-    if cell is None or cell == "":
+    if is_missing(cell):
         return np.nan
     try:
-        return float(cell)
+        return -np.inf if isinstance(cell, bool) else float(cell)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return -np.inf
 

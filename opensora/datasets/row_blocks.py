@@ -1,5 +1,6 @@
 """A manifest as blocks of rows in Arrow columns, so that memory does not grow with the cells of a file."""
 
+import re
 from collections.abc import Iterator, Sequence
 from itertools import islice, zip_longest
 from typing import TYPE_CHECKING, NamedTuple
@@ -35,6 +36,27 @@ def read_blocks(
     if is_parquet(path):
         return _parquet_blocks(path, needed, optional, rows or _PARQUET_ROWS)
     return _csv_blocks(path, needed, optional, rows or _CSV_ROWS)
+
+
+def misspelled_columns(path: str, optional: Sequence[str]) -> list[str]:
+    """A sentence for each column that only letter case, blanks, - or _ keep from being the optional one."""
+    if is_parquet(path):
+        import pyarrow.parquet
+
+        with pyarrow.parquet.ParquetFile(path) as file:
+            columns = file.schema_arrow.names
+    else:
+        columns = csv_rows(path)[0]
+    plain = {_plain(name): name for name in optional if name not in columns}
+    return [
+        f"{path}: column {name!r} is not read; its name would be {plain[_plain(name)]!r}; rename it if that is meant"
+        for name in columns
+        if _plain(name) in plain
+    ]
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]", "", name).casefold()
 
 
 def _parquet_blocks(path: str, needed: Sequence[str], optional: Sequence[str], rows: int) -> Iterator[RowBlock]:

@@ -1,7 +1,7 @@
 """Counts of the rows of a data set: how many came in and were kept, and which were dropped for which reason."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -56,16 +56,24 @@ class Report:
     dropped: dict[str, list[str]] = field(default_factory=dict)  # reason -> messages (the first MAX_MESSAGES)
     more: dict[str, int] = field(default_factory=dict)  # reason -> dropped rows without a message
     buckets: dict[str, int] = field(default_factory=dict)  # "frames x height x width" -> clips
+    notes: list[str] = field(default_factory=list)  # sentences about what is not used though no row is dropped for it
 
     @classmethod
-    def of(cls, where: str, kept: int, dropped: list[Dropped], buckets: dict[str, int] | None = None) -> "Report":
+    def of(
+        cls,
+        where: str,
+        kept: int,
+        dropped: list[Dropped],
+        buckets: dict[str, int] | None = None,
+        notes: Sequence[str] = (),
+    ) -> "Report":
         reasons: dict[str, list[str]] = {}
         more: dict[str, int] = {}
         for row in dropped:
             reasons.setdefault(row.reason, []).append(row.message)
             if row.more:
                 more[row.reason] = more.get(row.reason, 0) + row.more
-        return cls(where, kept + count_rows(dropped), kept, reasons, more, buckets or {})
+        return cls(where, kept + count_rows(dropped), kept, reasons, more, buckets or {}, list(notes))
 
     def count(self, reason: str) -> int:
         """Rows dropped for this reason."""
@@ -81,7 +89,7 @@ class Report:
             lines += [f"    {message}" for message in messages[:SHOWN]]
             if count > SHOWN:
                 lines.append(f"    ... and {count - SHOWN} more")
-        return lines
+        return lines + [f"  note: {note}" for note in self.notes]
 
     def table(self) -> "Table":
         """The report as a table for a terminal."""
@@ -94,6 +102,8 @@ class Report:
             more = [f"... and {count - SHOWN} more"] if count > SHOWN else []
             table.add_row(f"dropped: {reason}", str(count), "\n".join(messages[:SHOWN] + more))
         table.add_row("kept", str(self.kept), "\n".join(f"{size}: {n} clips" for size, n in self.buckets.items()))
+        for note in self.notes:
+            table.add_row("note", "", note)
         return table
 
     def require_rows(self) -> None:

@@ -114,7 +114,7 @@ class VideoTextDataset:
         self._cache_left = cache_megabytes * 2**20  # bytes
         self._facts: dict[int, FileFacts] = {}  # row -> of its file, where that took reading the file to know
         manifest = read_manifest(data_path, captions)
-        self._dropped = manifest.dropped
+        self._dropped, self._notes = manifest.dropped, manifest.notes
         self._rows = manifest.rows
         if num_frames is not None:
             self._drop_short(num_frames)
@@ -179,9 +179,9 @@ class VideoTextDataset:
     def _report(self, dropped: list[Dropped]) -> Report:
         kept = len(self._rows) + count_rows(self._dropped) - count_rows(dropped)
         if not self.has_size:
-            return Report.of(self.where, kept, dropped)
+            return Report.of(self.where, kept, dropped, notes=self._notes)
         size = "x".join(map(str, (self.num_frames, *self.image_size)))
-        return Report.of(self.where, kept, dropped, {size: kept})
+        return Report.of(self.where, kept, dropped, {size: kept}, self._notes)
 
     def sizes(self) -> ClipSizes:
         """Sizes from the manifest; the name of a file marks an image where the manifest has no num_frames."""
