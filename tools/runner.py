@@ -37,6 +37,7 @@ from tools.worker_processes import end_with_parent
 
 Row = dict[str, Any]
 Function = Callable[..., Any]  # (row, *, flags) -> row, rows or None
+Check = Callable[..., None]  # (rows, *, flags)
 
 _QUEUED_PER_WORKER = 4
 _LOOK_SECONDS = 0.5  # between two looks at the progress of the workers
@@ -75,14 +76,18 @@ class Outcome:
 
 
 def run(
-    fn: Function, presets: Mapping[str, Callable[[], list[str]]] | None = None, packages: Sequence[str] = ()
+    fn: Function,
+    presets: Mapping[str, Callable[[], list[str]]] | None = None,
+    packages: Sequence[str] = (),
+    check: Check | None = None,
 ) -> None:
     """The command line of `fn`; exits 0 when the output was written, 2 for wrong flags, otherwise 1.
 
     presets: flags that stand for inputs, such as `demo` -> a function that finds the files.
     packages: modules that `fn` imports and not every installation has; a missing one ends the command at once.
+    check: called once with all rows before the first one; raises an OpenSoraError where they do not fit together.
     """
-    sys.exit(main(fn, sys.argv[1:], presets, packages))
+    sys.exit(main(fn, sys.argv[1:], presets, packages, check))
 
 
 def main(
@@ -90,10 +95,11 @@ def main(
     argv: Sequence[str],
     presets: Mapping[str, Callable[[], list[str]]] | None = None,
     packages: Sequence[str] = (),
+    check: Check | None = None,
 ) -> int:
     """As `run`, for given arguments; returns the exit code."""
     try:
-        return _main(fn, argv, presets or {}, packages)
+        return _main(fn, argv, presets or {}, packages, check)
     except KeyboardInterrupt:
         print("stopped; the same command with --resume goes on from here", file=sys.stderr)
         return 130
@@ -103,7 +109,11 @@ def main(
 
 
 def _main(
-    fn: Function, argv: Sequence[str], presets: Mapping[str, Callable[[], list[str]]], packages: Sequence[str]
+    fn: Function,
+    argv: Sequence[str],
+    presets: Mapping[str, Callable[[], list[str]]],
+    packages: Sequence[str],
+    check: Check | None,
 ) -> int:
     options = parse(fn, [expand_argument(word) for word in argv], list(presets))
     require_packages(packages)
@@ -113,6 +123,8 @@ def _main(
     jobs = jobs[: options.limit]
     if not jobs and not messages:
         raise DataError(f"{', '.join(inputs)}: found no rows; at least one is needed; check the path")
+    if check is not None:
+        check([job.row for job in jobs], **options.flags)
     with Journal(options.output, keep=options.resume, read_only=options.dry_run) as journal:
         waiting = [job for job in jobs if not _is_done(journal, job)]
         if options.dry_run:

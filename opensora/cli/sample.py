@@ -7,6 +7,7 @@ With sp_size=N, N ranks make one video together.
 
 import argparse
 import re
+import sys
 from collections.abc import Sequence
 from datetime import timedelta
 
@@ -59,8 +60,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", metavar="HEIGHTxWIDTH", help="pixels, for example 64x96")
     for flag, (_, purpose) in FLAGS.items():
         parser.add_argument(flag, help=purpose, action="append" if flag in ONE_PER_PROMPT else "store")
-    arguments = parser.read(argv)
+    arguments = parser.read(join_dashed(sys.argv[1:] if argv is None else argv))
     return run_main(lambda: sample_command(arguments.config, overrides_of(arguments), arguments.prompt))
+
+
+def join_dashed(argv: Sequence[str]) -> list[str]:
+    """The arguments with `--prompt=-rain` for `--prompt -rain`, whose text argparse would take for an option."""
+    joined: list[str] = []
+    for argument in argv:
+        is_text = re.match(r"-[^-]|--.*\s", argument) and argument != "-h"
+        if is_text and joined and joined[-1] in ("--prompt", *FLAGS):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
 
 
 def overrides_of(arguments: argparse.Namespace) -> list[str]:

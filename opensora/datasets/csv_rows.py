@@ -49,7 +49,7 @@ def csv_rows(path: str) -> tuple[list[str], Iterator[Row]]:
 def _rows(path: str) -> Iterator[Row]:
     """The header, then the rows."""
     try:
-        with open(path, encoding=_encoding(path), errors="surrogateescape", newline="") as file:
+        with open(path, encoding=encoding_of(path), errors="surrogateescape", newline="") as file:
             line, dialect, header = _header(path, file)
             yield line, header, None
             yield from _Body(file, line, dialect, header).rows()
@@ -59,13 +59,13 @@ def _rows(path: str) -> Iterator[Row]:
         ) from error
 
 
-def _encoding(path: str) -> str:
+def encoding_of(path: str) -> str:
     """The encoding that the first bytes show. Raises DataError for files that are no text."""
     with open(path, "rb") as file:
         head = file.read(64)
     for mark, kind in _OTHER_KINDS.items():
         if head.startswith(mark):
-            raise DataError(f"{path}: not CSV but {kind}")
+            raise DataError(f"{path}: not text but {kind}")
     for mark, encoding in _MARKS.items():
         if head.startswith(mark):
             return encoding
@@ -171,7 +171,11 @@ class _Body:
 
     def _row_inside(self, cells: Sequence[str], begin: int, end: int) -> bool:
         """True if a row of several lines holds a line that looks like a row, so that its quote was not closed."""
-        return any(self._is_row(self.lines[line], cells) for line in range(begin + 1, end))
+        if any(self._is_row(self.lines[line], cells) for line in range(begin + 1, end - 1)):
+            return True
+        # The last line has the row's own cells behind that of several lines: only those before it prove anything.
+        first = next((column for column, cell in enumerate(cells) if "\n" in cell or "\r" in cell), 0)
+        return any(column < first for column in self.file_columns) and self._is_row(self.lines[end - 1], cells)
 
     def _next_row(self, begin: int, end: int, cells: Sequence[str]) -> int:
         """The line at which a row begins behind a damaged one; cells: of a row before, to compare with."""

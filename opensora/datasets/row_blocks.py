@@ -39,14 +39,17 @@ def read_blocks(
 
 
 def misspelled_columns(path: str, optional: Sequence[str]) -> list[str]:
-    """A sentence for each column that only letter case, blanks, - or _ keep from being the optional one."""
-    if is_parquet(path):
-        import pyarrow.parquet
+    """`misspelled` of the columns of a file."""
+    if not is_parquet(path):
+        return misspelled(path, csv_rows(path)[0], optional)
+    import pyarrow.parquet
 
-        with pyarrow.parquet.ParquetFile(path) as file:
-            columns = file.schema_arrow.names
-    else:
-        columns = csv_rows(path)[0]
+    with pyarrow.parquet.ParquetFile(path) as file:
+        return misspelled(path, file.schema_arrow.names, optional)
+
+
+def misspelled(path: str, columns: Sequence[str], optional: Sequence[str]) -> list[str]:
+    """A sentence for each column that only letter case, blanks, - or _ keep from being an optional one."""
     plain = {_plain(name): name for name in optional if name not in columns}
     return [
         f"{path}: column {name!r} is not read; its name would be {plain[_plain(name)]!r}; rename it if that is meant"

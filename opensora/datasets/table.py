@@ -12,9 +12,11 @@ from typing import Any
 
 from opensora import files
 from opensora.datasets.csv_rows import RowError, csv_rows, require_different
+from opensora.datasets.missing_values import is_missing
 from opensora.errors import DataError
 from opensora.files import expand_home
 
+PATHS = ("path", "source_path")  # columns of file names
 Cells = dict[str, Any]  # one row: column name -> text (CSV) or value (Parquet); None for an empty Parquet cell
 
 
@@ -101,14 +103,19 @@ def readable_rows(table: Table) -> tuple[list[tuple[int, Cells]], list[str]]:
     messages: list[str] = []
     for index, cells in enumerate(table.rows):
         error: RowError | str | None = table.errors.get(index)
-        path = str(cells.get("path") or "").strip()
+        cell = cells.get("path")
+        path = "" if is_missing(cell) else str(cell).strip()
         if error is None and "path" in table.columns and not path:
-            error = "the path is empty; fill it in or remove the row"
+            word = f"{str(cell).strip()!r}, which programs write for an empty cell" if cell else "empty"
+            error = f"the path is {word}; fill it in or remove the row"
+        elif error is None and "\0" in path:
+            error = "the path holds a null byte, which no file name does; correct it or remove the row"
         if error is not None:
             messages.append(f"{table.location(index)}: {error}")
         else:
+            paths = {name: expand_home(str(cells[name]).strip()) for name in PATHS if not is_missing(cells.get(name))}
             rows.append(
-                (index, {**cells, "path": os.path.normpath(os.path.join(folder, expand_home(path)))} if path else cells)
+                (index, cells | {name: os.path.normpath(os.path.join(folder, path)) for name, path in paths.items()})
             )
     return rows, messages
 
@@ -116,12 +123,12 @@ def readable_rows(table: Table) -> tuple[list[tuple[int, Cells]], list[str]]:
 def write_table(path: str, rows: Iterable[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
     """Write CSV or Parquet by the file's ending, atomically, so that a reader never sees half a table.
 
-    columns: their order; by default that of first appearance. Absolute paths below the table's folder are written
-    relative to it, so that the folder can be moved. Raises DataError when the file cannot be written.
+    columns: their order; by default that of first appearance. Absolute paths (columns path and source_path) below the
+    table's folder are written relative to it, so that the folder can be moved. Raises DataError when the file cannot be written.
     """
     folder = os.path.dirname(os.path.abspath(path))
     written = [
-        {**row, "path": relative_path(str(row["path"]), folder)} if row.get("path") else dict(row) for row in rows
+        {**row, **{name: relative_path(str(row[name]), folder) for name in PATHS if row.get(name)}} for row in rows
     ]
     names = list(columns) if columns is not None else list(dict.fromkeys(name for row in written for name in row))
     write = _write_parquet if is_parquet(path) else _write_csv

@@ -61,7 +61,7 @@ def split_json(text: str, where: str) -> PromptParts:
     if start < 0 or not text.endswith("}") or not any(f'"{name}"' in text[start:] for name in _EXTRAS):
         return PromptParts(text, "", "")
     try:
-        extras = json.loads(text[start:])
+        extras = json.loads(text[start:], object_pairs_hook=_different)
     except ValueError as error:
         raise ConfigError(f"{where}: {text[start:]!r} is not JSON ({error}); correct it or leave it out") from None
     for name, value in extras.items():
@@ -71,6 +71,13 @@ def split_json(text: str, where: str) -> PromptParts:
                 "correct it or leave it out"
             )
     return PromptParts(text[:start].strip(), *(extras.get(name, "") for name in _EXTRAS))
+
+
+def _different(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object of JSON; ValueError when a name comes twice, of which one value would be lost."""
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a name comes twice")
+    return dict(pairs)
 
 
 def _segments(text: str) -> list[tuple[int, str]]:

@@ -205,18 +205,22 @@ def require_whole_edits(conditioning: VideoConditioning, where: str) -> None:
 
 
 def split_paths(reference_path: str, folder: Path | None = None) -> tuple[str, ...]:
-    """The paths of a text that joins them by ";", with ~ expanded; a name with a ";" is one path if such a file exists.
+    """The paths of a text that joins them by ";", with ~ expanded; the name of an existing file may hold a ";" itself.
 
     folder: relative paths count from it; None leaves them as they are.
     """
 
-    def placed(text: str) -> str:
-        path = expand_home(text.strip())
+    def placed(parts: Sequence[str]) -> str:
+        path = expand_home(";".join(parts).strip())
         return path if folder is None else str(folder / path)
 
-    if ";" in reference_path and os.path.isfile(placed(reference_path)):
-        return (placed(reference_path),)
-    return tuple(placed(part) for part in reference_path.split(";") if part.strip())
+    parts, paths = reference_path.split(";"), []
+    while parts:
+        length = next((n for n in range(len(parts), 1, -1) if os.path.isfile(placed(parts[:n]))), 1)
+        if any(part.strip() for part in parts[:length]):
+            paths.append(placed(parts[:length]))
+        parts = parts[length:]
+    return tuple(paths)
 
 
 def resolve(reference_path: str, folder: Path) -> str:

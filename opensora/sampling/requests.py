@@ -1,21 +1,25 @@
 """The list of SampleRequest of a run, from prompts of flags, a text file or a table.
 
-A text file holds one prompt per line; blank lines are skipped. A `.csv` or `.parquet` table needs the column `text`
+A text file holds one prompt per line; blank lines are skipped. A `.csv`, `.tsv` or `.parquet` table needs the column `text`
 and may hold `negative_prompt`, `seed`, `num_frames`, `height`, `width`, `fps`, `reference_path` (relative to the table)
 and `mask_strategy`; an empty cell takes the run's value. A prompt may end in JSON, see prompt_syntax.py.
 Whatever is wrong is a ConfigError that names the file and the line, raised before any weight is read.
 """
 
-import csv
-import io
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from opensora.errors import ConfigError
+from opensora.datasets.csv_rows import encoding_of
+from opensora.datasets.missing_values import is_blank, is_missing
+from opensora.datasets.row_blocks import misspelled
+from opensora.datasets.table import is_parquet, read_table
+from opensora.errors import ConfigError, DataError
 from opensora.files import expand_home
+from opensora.log import logger
 from opensora.sampling.prompt_syntax import last_loop, map_loops, split_json
 from opensora.sampling.reference_frames import ReferenceKeys, resolve
 from opensora.types import SampleRequest
@@ -23,7 +27,10 @@ from opensora.types import SampleRequest
 COLUMNS = (
     "text", "negative_prompt", "seed", "num_frames", "height", "width", "fps", "reference_path", "mask_strategy"
 )  # fmt: skip
-TABLES = (".csv", ".parquet")
+TEXTS = ("text", "negative_prompt", "reference_path", "mask_strategy")
+TABLES = (".csv", ".tsv", ".parquet", ".pq")
+NOT_READ = (".json", ".jsonl", ".xls", ".xlsx", ".ods")  # tables that would pass for lines of text
+EXACT = 2**53  # a float above it may stand for another whole number
 SLOWEST, FASTEST = 0.1, 240  # frames per second a video file can say
 
 
@@ -99,7 +106,7 @@ def collect_requests(
 
 def direct_prompt(text: str, where: str) -> Prompt:
     """Check one prompt; ConfigError when it is blank or holds bytes that were not UTF-8."""
-    if not text.strip():
+    if is_blank(text):
         raise ConfigError(f"{where}: the prompt is empty; write what the video should show, or remove it")
     try:
         text.encode("utf-8")
@@ -118,31 +125,37 @@ def direct_prompt(text: str, where: str) -> Prompt:
 def read_prompts(path: str | Path) -> list[Prompt]:
     """The prompts of a text file, CSV or Parquet table, in file order; ConfigError names the file and the line."""
     path = Path(expand_home(path))
-    if path.suffix.lower() in TABLES:
-        rows = _parquet_rows(path) if path.suffix.lower() == ".parquet" else _csv_rows(path)
-        prompts = [_row_prompt(row, where, path.parent) for row, where in rows]
-    else:
-        lines = enumerate(_read_text(path).split("\n"), start=1)  # as editors count lines; strip() takes the \r
-        prompts = [direct_prompt(line, f"{path}, line {number}") for number, line in lines if line.strip()]
+    if path.suffix.lower() in NOT_READ:
+        raise ConfigError(
+            f"prompt_path: {path} is a {path.suffix} file; allowed: text with one prompt per line, or a table with the column "
+            f"'text' ({', '.join(TABLES)}); convert it"
+        )
+    try:
+        with path.open("rb"):  # before other errors: the file is there, and no folder
+            pass
+        if path.suffix.lower() in TABLES:
+            prompts = [_row_prompt(row, where, path.parent) for row, where in _table_rows(path)]
+        else:
+            lines = enumerate(re.split("\r\n|\r|\n", _read_text(path)), start=1)  # as editors count lines
+            prompts = [direct_prompt(line, f"{path}, line {number}") for number, line in lines if not is_blank(line)]
+    except OSError as error:
+        raise ConfigError(
+            f"prompt_path: {path} cannot be read ({error.strerror}); give a text, CSV or Parquet file"
+        ) from None
+    except DataError as error:
+        raise ConfigError(f"prompt_path: {error}") from None
     if not prompts:
         raise ConfigError(f"{path}: no prompt in it; write one per line, or a table with the column 'text'")
     return prompts
 
 
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigError(
-            f"prompt_path: {path} cannot be read ({error.strerror}); give a text, CSV or Parquet file"
-        ) from None
-
-
 def _read_text(path: Path) -> str:
-    data = _read_bytes(path)
+    data, encoding = path.read_bytes(), encoding_of(str(path))
     try:
-        return data.decode("utf-8-sig")
+        return data.decode(encoding)
     except UnicodeDecodeError as error:
+        if encoding != "utf-8-sig":
+            raise ConfigError(f"{path}: cannot be decoded ({error}); prompts are UTF-8 text; save it again") from None
         line = data[: error.start].count(b"\n") + 1
         raise ConfigError(
             f"{path}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8; prompts are UTF-8 text; "
@@ -150,32 +163,17 @@ def _read_text(path: Path) -> str:
         ) from None
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
-    reader = csv.DictReader(io.StringIO(_read_text(path), newline=""))
-    try:
-        _check_columns(path, reader.fieldnames or [])
-        for row in reader:
-            if None in row:
-                raise ConfigError(
-                    f"{path}, line {reader.line_num}: more cells than the header has columns; "
-                    'put a prompt that holds a comma in double quotes: "a, b"'
-                )
-            yield row, f"{path}, line {reader.line_num}"
-    except csv.Error as error:
-        raise ConfigError(f"{path}, line {reader.line_num}: not CSV ({error}); check quotes and commas") from None
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.read_table(pyarrow.BufferReader(_read_bytes(path)))
-    except pyarrow.ArrowException as error:
-        raise ConfigError(f"{path}: not a Parquet file ({str(error).splitlines()[0]}); write it again") from None
-    _check_columns(path, table.column_names)
-    for number, row in enumerate(table.to_pylist(), start=1):
-        yield row, f"{path}, row {number}"
+def _table_rows(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """The cells of each row, and its place for messages."""
+    table = read_table(str(path))
+    _check_columns(path, table.columns)
+    for note in misspelled(str(path), table.columns, COLUMNS):
+        logger().warning("prompt_path: %s", note)
+    for index, (row, line) in enumerate(zip(table.rows, table.lines, strict=True)):
+        where = f"{path}, {'row' if is_parquet(str(path)) else 'line'} {line}"
+        if index in table.errors:
+            raise ConfigError(f"{where}: {table.errors[index]}")
+        yield row, where
 
 
 def _check_columns(path: Path, columns: Sequence[str]) -> None:
@@ -185,21 +183,36 @@ def _check_columns(path: Path, columns: Sequence[str]) -> None:
 
 
 def _row_prompt(row: Mapping[str, Any], where: str, folder: Path) -> Prompt:
-    # A cell that was never filled is None, "" or, in tables written by pandas, NaN (the only value unequal to itself).
-    cells = {name: row[name] for name in COLUMNS if row.get(name) not in (None, "") and row[name] == row[name]}
-    prompt = direct_prompt(str(cells.pop("text", "")), where)
-    negative = cells.pop("negative_prompt", None)
-    reference_path, mask_strategy = cells.pop("reference_path", None), cells.pop("mask_strategy", None)
+    cells = {name: row[name] for name in COLUMNS if not is_missing(row.get(name))}
+    if "text" not in cells and not is_blank(str(row.get("text") or "")):
+        raise ConfigError(
+            f"{where}: the prompt is {row['text']!r}, which programs write for an empty cell; write what the video should "
+            "show, or remove the row"
+        )
+    texts = {name: _text(name, cells.pop(name), where) for name in TEXTS if name in cells}
+    prompt = direct_prompt(texts.get("text", ""), where)
+    negative, reference_path, mask_strategy = map(texts.get, TEXTS[1:])
     own: dict[str, Any] = {name: _number(name, value, where) for name, value in cells.items()}
     if prompt.reference_path is None and reference_path is not None:
-        own["reference_path"] = resolve(str(reference_path), folder)
+        own["reference_path"] = resolve(reference_path, folder)
     if prompt.mask_strategy is None and mask_strategy is not None:
-        own["mask_strategy"] = str(mask_strategy)
-    return replace(prompt, negative_prompt=None if negative is None else str(negative), **own)
+        own["mask_strategy"] = mask_strategy
+    return replace(prompt, negative_prompt=negative, **own)
+
+
+def _text(name: str, cell: object, where: str) -> str:
+    """The cell as text; a whole number in a column of floats is written without its zeros."""
+    if isinstance(cell, float) and cell.is_integer():
+        return str(int(cell))
+    if isinstance(cell, str | int | float):
+        return str(cell)
+    raise ConfigError(f"{where}: {name} is {cell!r}; it is text; write the table again")
 
 
 def _number(name: str, value: str | float, where: str) -> float | int:
     try:
+        if isinstance(value, bool) or (isinstance(value, float) and abs(value) > EXACT):
+            raise ValueError
         if name == "fps":
             return float(value)
         if str(value).lstrip("+-").isdigit():

@@ -3,6 +3,7 @@
 Run: python -m tools.scene_cut.cut scenes.csv clips/clips.csv --folder clips
 """
 
+import functools
 import hashlib
 import os
 from collections.abc import Iterable
@@ -14,8 +15,7 @@ from opensora.datasets.decode import Frames, Video
 from opensora.errors import BadClip, ConfigError, DataError
 from tools.runner import Row, run
 
-_HASHED_BYTES = 1 << 16
-_REPLACED = ("path", "start", "end", "start_frame", "end_frame", "num_frames", "fps", "height", "width")
+_REPLACED = ("path", "source_path", "start", "end", "start_frame", "end_frame", "num_frames", "fps", "height", "width")
 
 
 def cut(row: Row, *, folder: str, crf: int = 18, height: int | None = None) -> Row:
@@ -42,6 +42,7 @@ def cut(row: Row, *, folder: str, crf: int = 18, height: int | None = None) -> R
     return {
         "path": target,
         "video": os.path.basename(row["path"]),
+        "source_path": row["path"],
         **kept,
         "source_start": row.get("start"),
         "source_end": row.get("end"),
@@ -69,10 +70,16 @@ def _even_size(height: int, width: int, wanted: int | None) -> tuple[int, int]:
 
 
 def _fingerprint(path: str, *settings: int) -> str:
+    file = os.stat(path)
+    contents = _hash_contents(path, file.st_size, file.st_mtime_ns)
+    return hashlib.blake2b(contents + repr(settings).encode(), digest_size=4).hexdigest()
+
+
+@functools.lru_cache(maxsize=4)
+def _hash_contents(path: str, size: int, changed_ns: int) -> bytes:
+    """A hash of the whole file, for recordings may have one size and one beginning; made once for all its scenes."""
     with open(path, "rb") as file:
-        head = file.read(_HASHED_BYTES)
-        size = os.fstat(file.fileno()).st_size
-    return hashlib.blake2b(head + repr((size, settings)).encode(), digest_size=4).hexdigest()
+        return hashlib.file_digest(file, hashlib.blake2b).digest()
 
 
 def write_clip(path: str, frames: Iterable[Frames], rate: Fraction, height: int, width: int, crf: int) -> None:

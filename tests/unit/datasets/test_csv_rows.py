@@ -59,6 +59,20 @@ def test_sound_cells_of_several_lines(tmp_path: Path) -> None:
     assert not errors
 
 
+@pytest.mark.parametrize("header", ["text,path", "text,seconds", "seconds,text"])
+def test_last_line_of_a_cell_has_the_other_cells_of_the_row(tmp_path: Path, header: str) -> None:
+    cells = {"text": '"two\nlines"', "path": "a.mp4", "seconds": "1"}
+    sound, errors = read(tmp_path, f"{header}\n" + ",".join(cells[name] for name in header.split(",")) + "\n")
+    assert not errors
+    assert "two\nlines" in sound[0][1]
+
+
+def test_two_lines_with_one_quote_each(tmp_path: Path) -> None:
+    sound, errors = read(tmp_path, HEAD + 'a.mp4,"a 5 inch screen,1\nb.mp4,a 10" screen,2\nc.mp4,"x,1\nd.mp4,12",1\n')
+    assert lines(sound) == [3, 5]
+    assert {line: reason for line, (reason, _) in errors.items()} == {2: OPEN, 4: OPEN}
+
+
 def test_lines_of_an_open_caption_that_look_like_no_row_go_with_it(tmp_path: Path) -> None:
     sound, errors = read(tmp_path, HEAD + 'a.mp4,"one\ntwo, three\nfour\nb.mp4,x,2\n')
     assert lines(sound) == [5]

@@ -71,10 +71,18 @@ def test_unwritable_folder(tmp_path: Path) -> None:
 
 def test_readable_rows_lists_the_others(tmp_path: Path) -> None:
     path = tmp_path / "videos.csv"
-    path.write_bytes(b"path,text\na.mp4,x\n,y\nb.mp4,caf\xe9\nc.mp4,a,b\n\nd.mp4\n")
+    path.write_bytes(b"path,text\na.mp4,x\n,y\nb.mp4,caf\xe9\nc.mp4,a,b\n\nd.mp4\nnan,x\ne\0.mp4,x\n")
     rows, messages = readable_rows(read_table(str(path)))
     assert rows == [(0, {"path": str(tmp_path / "a.mp4"), "text": "x"}), (4, {"path": str(tmp_path / "d.mp4")})]
     lines = [int(message.split(":")[1]) for message in messages]
-    assert lines == [3, 4, 5]
-    for message, key in zip(messages, ("path is empty", "'text' is not UTF-8", "1 more cells"), strict=True):
+    assert lines == [3, 4, 5, 8, 9]
+    keys = ("path is empty", "'text' is not UTF-8", "1 more cells", "path is 'nan'", "null byte")
+    for message, key in zip(messages, keys, strict=True):
         assert key in message
+
+
+def test_source_paths_move_with_the_folder(tmp_path: Path) -> None:
+    write_table(str(tmp_path / "a.csv"), [{"path": "/b.mp4", "source_path": str(tmp_path / "films" / "c.mp4")}])
+    table = read_table(str(tmp_path / "a.csv"))
+    assert table.rows[0]["source_path"] == "films/c.mp4"
+    assert readable_rows(table)[0][0][1]["source_path"] == str(tmp_path / "films" / "c.mp4")

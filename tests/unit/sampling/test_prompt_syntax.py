@@ -30,3 +30,5 @@ def test_json_at_the_end() -> None:
         split_json('a cat {"reference_path": "a.png", "mask": "x"}', "p")
     with pytest.raises(ConfigError, match="'mask_strategy': 0 in"):
         split_json('a cat {"mask_strategy": 0}', "p")
+    with pytest.raises(ConfigError, match="comes twice"):
+        split_json('a cat {"reference_path": "a.png", "reference_path": "b.png"}', "p")

@@ -17,6 +17,7 @@ from opensora.sampling.reference_frames import (
     ReferenceKeys,
     condition_frame_length,
     overlap_frames,
+    resolve,
     split_paths,
     with_condition_frame_length,
 )
@@ -206,3 +207,19 @@ def test_bad_references_are_errors(tmp_path: Path) -> None:
         collect(["|0|a|2|b"], loop=2)
     with pytest.raises(ConfigError, match=r"empty.*JSON"):
         collect([f'{{"reference_path": "{a}"}}'])
+
+
+@pytest.mark.parametrize(
+    ("text", "paths"),
+    [
+        ("a;b.png", ("a;b.png",)),
+        ("c.png; a;b.png;d.png", ("c.png", "a;b.png", "d.png")),
+        ("c.png;;d.png ", ("c.png", "d.png")),
+        ("a; b.png", ("a", "b.png")),
+        (" ; ", ()),
+    ],
+)
+def test_name_of_a_file_that_holds_a_semicolon(tmp_path: Path, text: str, paths: tuple[str, ...]) -> None:
+    (tmp_path / "a;b.png").touch()
+    absolute = tuple(str(tmp_path / path) for path in paths)
+    assert split_paths(text, tmp_path) == split_paths(resolve(text, tmp_path)) == absolute

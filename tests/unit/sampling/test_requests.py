@@ -4,6 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from opensora.datasets.table import write_table
 from opensora.errors import ConfigError
 from opensora.sampling.metadata import file_stem
 from opensora.sampling.requests import collect_requests, read_prompts
@@ -49,6 +50,48 @@ def test_parquet_reads_as_csv_does(tmp_path: Path) -> None:
     assert (dog.prompt, dog.seed, dog.num_frames) == ("a dog", 42, 8)
 
 
+@pytest.mark.parametrize("name", ["p.csv", "p.parquet"])
+def test_cells_without_a_value_take_those_of_the_run(tmp_path: Path, name: str) -> None:
+    words = ["nan", "None", "N/A", "<NA>", "null", "", "\u200b"]
+    rows = [{"text": "a", "negative_prompt": w, "reference_path": w, "seed": w, "fps": w} for w in words]
+    write_table(str(tmp_path / name), rows)
+    for request in collect_requests(None, str(tmp_path / name), negative_prompt="dark", **RUN):
+        assert (request.negative_prompt, request.seed, request.fps, request.conditioning) == ("dark", 42, 8.0, None)
+
+
+@pytest.mark.parametrize(
+    ("content", "prompts"),
+    [
+        ("a cat\na dog\n".encode("utf-16"), ["a cat", "a dog"]),
+        (b"a cat\ra dog\r", ["a cat", "a dog"]),
+        ("None\n\u200b\n-rain; \u202bx\u202c/../y\0z".encode(), ["None", "-rain; \u202bx\u202c/../y\0z"]),
+    ],
+)
+def test_odd_lines_of_a_text_file(tmp_path: Path, content: bytes, prompts: list[str]) -> None:
+    requests = collect_requests(None, write(tmp_path / "p.txt", content), **RUN)
+    assert [request.prompt for request in requests] == prompts
+    assert all("/" not in file_stem(request) and "\0" not in file_stem(request) for request in requests)
+
+
+def test_tables_with_tabs(tmp_path: Path) -> None:
+    [request] = collect_requests(None, write(tmp_path / "p.tsv", "text\tseed\na cat, a dog\t7\n"), **RUN)
+    assert (request.prompt, request.seed) == ("a cat, a dog", 7)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("seed", float(2**60), "row 1: seed is 1.15"),
+        ("num_frames", True, "row 1: num_frames is True"),
+        ("text", ["a"], r"row 1: text is \['a'\]"),
+    ],
+)
+def test_odd_cells_of_a_parquet(tmp_path: Path, column: str, value: object, message: str) -> None:
+    pa.parquet.write_table(pa.table({"text": ["a"]} | {column: [value]}), tmp_path / "p.parquet")
+    with pytest.raises(ConfigError, match=message):
+        collect_requests(None, str(tmp_path / "p.parquet"), **RUN)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -62,7 +105,17 @@ def test_parquet_reads_as_csv_does(tmp_path: Path) -> None:
         ("p.csv", "text,num_frames\na,2.5\n", "line 2: num_frames.*'2.5'.*whole number"),
         ("p.csv", "text,fps\na,fast\n", "line 2: fps.*'fast'.*number"),
         ("p.csv", "text,height\na,0\n", "line 2: height.*0"),
-        ("p.csv", "text,fps\na,nan\n", "line 2: fps.*nan"),
+        ("p.csv", "text,fps\na,inf\n", "line 2: fps.*inf"),
+        ("p.csv", 'text,seed\na,1\n"b, 2\nc,3\n', "line 3: a quote opens and is not closed"),
+        ("p.csv", 'text,seed\n"a" cat,1\n', "line 2: text follows a closing quote"),
+        ("p.csv", 'text,seed\n"two\nlines",1\nb,x\n', "line 4: seed.*'x'"),
+        ("p.csv", "text,seed\na,1\nNaN,2\n", "line 3: the prompt is 'NaN'"),
+        ("p.csv", "text,seed\na,1\n\u200b,2\n", "line 3: the prompt is empty"),
+        ("p.csv", b"text,seed\ncaf\xe9,1\n", "line 2: column 'text' is not UTF-8"),
+        ("p.csv", "text,text\na,b\n", "column 'text' comes 2 times"),
+        ("p.xlsx", "", r"\.xlsx.*csv"),
+        ("p.jsonl", '{"text": "a"}\n', r"\.jsonl.*csv"),
+        ("p.csv", "PK\x03\x04", "zip archive"),
         ("p.csv", "text,fps\na,9999\n", "line 2: fps.*9999.0.*0.1 to 240"),
         ("p.parquet", "text\n", "not a Parquet file"),
     ],

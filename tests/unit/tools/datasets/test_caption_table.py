@@ -1,12 +1,13 @@
 """Captions of shots, and the chain of tools that ends with them."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from opensora.datasets.table import read_table, write_table
 from tests.unit.tools.scene_cut.test_detect import color_video
-from tools.datasets.caption_table import caption, caption_table
+from tools.datasets.caption_table import caption, caption_table, check_captions
 from tools.runner import main
 from tools.scene_cut.cut import cut
 from tools.scene_cut.detect import detect
@@ -30,19 +31,83 @@ def test_from_videos_to_a_training_manifest(tmp_path: Path, capsys: pytest.Captu
     assert "clips.csv:3: video 'a.mp4', shot '1': no caption in" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("text", "says"), [("a,0,\n", "caption is empty"), ("a,0,x\na,0,y\n", "repeats")])
+def run_caption(folder: Path, captions: str, rows: list[dict[str, object]]) -> tuple[int, list[str]]:
+    """Exit code, and the captions of the clips that got one."""
+    (folder / "captions.csv").write_text("video,shot,text\n" + captions)
+    write_table(str(folder / "in.csv"), rows)
+    output = folder / "out.csv"
+    output.unlink(missing_ok=True)
+    arguments = [str(folder / "in.csv"), str(output), "--captions", str(folder / "captions.csv")]
+    caption_table.cache_clear()
+    code = main(caption, arguments, check=check_captions)
+    return code, [row["text"] for row in read_table(str(output)).rows] if output.exists() else []
+
+
+def clip(film: str, shot: object = 0) -> dict[str, object]:
+    """A row as tools.scene_cut.cut writes it."""
+    name = film.replace("/", "-")
+    return {
+        "path": f"/clips/{name}-{shot}.mp4",
+        "video": film.split("/")[-1],
+        "source_path": f"/f/{film}",
+        "shot": shot,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a,0,\n", "captions.csv:2: the caption is empty"),
+        ("a,0,NaN\n", "captions.csv:2: the caption is empty"),
+        ("a,0,\u200b\n", "captions.csv:2: the caption is empty"),
+        ("a,0,x\na,0.0,y\n", "captions.csv:3: repeats .*captions.csv:2"),
+    ],
+)
 def test_caption_table_with_a_bad_line(
     tmp_path: Path, text: str, says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "captions.csv").write_text("video,shot,text\n" + text)
-    write_table(str(tmp_path / "in.csv"), [{"path": "a.mp4", "video": "a", "shot": 0}])
-    arguments = [str(tmp_path / name) for name in ("in.csv", "out.csv")]
-    assert main(caption, [*arguments, "--captions", str(tmp_path / "captions.csv")]) == 1
-    assert says in capsys.readouterr().err
+    assert run_caption(tmp_path, text, [clip("a")]) == (1, [])
+    assert re.search(says, capsys.readouterr().err)
+
+
+TWO = [clip("monday/clip.mp4"), clip("tuesday/clip.mp4")]
+
+
+@pytest.mark.parametrize(
+    ("captions", "texts"),
+    [
+        ("monday/clip.mp4,0,lighter\ntuesday/clip.mp4,0,darker\n", ["lighter", "darker"]),
+        ("/f/monday/clip.mp4,0,lighter\n./tuesday/clip.mp4, 0.0,darker\n", ["lighter", "darker"]),
+        ("clip.mp4,0,darker\nmonday/clip.mp4,0,lighter\n", ["lighter", "darker"]),
+        ("monday/clip.mp4,0,lighter\nday/clip.mp4,0,x\n", ["lighter"]),
+    ],
+)
+def test_films_of_one_name_by_their_folders(tmp_path: Path, captions: str, texts: list[str]) -> None:
+    assert run_caption(tmp_path, captions, TWO) == (0, texts)
+
+
+def test_a_line_that_fits_several_films(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_caption(tmp_path, "a.mp4,0,x\nclip.mp4,0,lighter\n", TWO) == (2, [])
+    message = capsys.readouterr().err
+    assert "captions.csv:3: video 'clip.mp4' fits several films, /f/monday/clip.mp4 and /f/tuesday/clip.mp4" in message
+    before = [
+        {name: cell for name, cell in row.items() if name != "source_path"} for row in TWO
+    ]  # tables of old versions
+    assert run_caption(tmp_path, "clip.mp4,0,lighter\n", before) == (2, [])
+    assert run_caption(tmp_path, "clip.mp4,0,lighter\n", before[:1]) == (0, ["lighter"])
+
+
+def test_damaged_lines_are_named_and_the_others_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    captions = 'a.mp4,0,a red, round ball\nb.mp4,0,"a 5 inch screen\nc.mp4,0,fine\n'
+    assert run_caption(tmp_path, captions, [clip("a.mp4"), clip("b.mp4"), clip("c.mp4")]) == (0, ["fine"])
+    message = capsys.readouterr().err
+    assert "captions.csv:2: 1 more cells than the header" in message
+    assert "captions.csv:3: a quote opens and is not closed" in message
+    assert "in.csv:2: video 'a.mp4', shot '0': no caption in" in message
 
 
 def test_every_shot_of_the_demo_has_a_caption() -> None:
-    table = caption_table("configs/demo/captions.csv")
+    table = caption_table("configs/demo/captions.csv").texts
     shots = [("bikes.mp4", str(shot)) for shot in range(6)]
     assert sorted(table) == sorted([*shots, ("bigbuckbunny.mp4", "0"), ("carphone_pristine.mp4", "0")])
     assert len(set(table.values())) == 8

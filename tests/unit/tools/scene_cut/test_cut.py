@@ -1,5 +1,6 @@
 """A cut clip holds exactly its frames."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from opensora.datasets.decode import probe, read_frames
 from opensora.errors import BadClip
 from tests.support.media_files import frame_number, write_video
-from tools.scene_cut.cut import cut
+from tools.scene_cut.cut import _fingerprint, cut
 
 
 def test_cut_holds_exactly_its_frames(tmp_path: Path) -> None:
@@ -25,6 +26,7 @@ def test_cut_holds_exactly_its_frames(tmp_path: Path) -> None:
         2.5,
         "kept",
     )
+    assert done["source_path"] == video
     assert "start" not in done  # it would be read as a part of the clip
     assert [path.name for path in (tmp_path / "clips").iterdir()] == [Path(done["path"]).name]
 
@@ -39,6 +41,19 @@ def test_clip_names_depend_on_content_and_settings(tmp_path: Path) -> None:
         )
     assert len(names) == 4
     assert len(list((tmp_path / "clips").iterdir())) == 4
+
+
+def test_fingerprints_are_of_the_whole_file(tmp_path: Path) -> None:
+    """Recordings without compression have one size, and often one dark beginning."""
+    files = [tmp_path / name for name in ("monday.avi", "tuesday.avi", "copy.avi")]
+    for file, last in zip(files, (1, 2, 1), strict=True):
+        file.write_bytes(bytes(200_000) + bytes([last]))
+    monday, tuesday, copy = (_fingerprint(str(file), 18, 32) for file in files)
+    assert monday == copy != tuesday
+    files[0].write_bytes(bytes(200_000) + bytes([2]))
+    os.utime(files[0], ns=(0, 0))
+    assert _fingerprint(str(files[0]), 18, 32) == tuesday
+    assert _fingerprint(str(files[0]), 18, 30) != tuesday
 
 
 def test_cut_leaves_no_half_clip(tmp_path: Path) -> None:
