@@ -198,7 +198,8 @@ class _Body:
         pairs = list(zip(cells, other))
         files = [bool(_ENDING.search(cell)) for n, (cell, like) in enumerate(pairs) if _is_file(n, like, self)]
         numbers = [_is_number(cell) for cell, like in pairs if cell and _is_number(like)]
-        return all(files + numbers) and bool(files or (numbers and len(cells) == len(self.header)))
+        known = files if self.file_columns else numbers and len(cells) == len(self.header)
+        return all(files + numbers) and bool(known)
 
     def _without_blanks_behind_quotes(self, begin: int) -> list[str] | None:
         """The cells of a line where blanks stand behind a closing quote; None if that is not all that is wrong."""
