@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-from timm.layers import DropPath, GELUTanh, Mlp
 from torch import Tensor, nn
 
 from opensora.models.layers.attention import CrossAttention, SelfAttention
 from opensora.models.layers.embed import sincos_spatial, sincos_temporal, zero_init_
+from opensora.models.layers.mlp import mlp, stochastic_depth
 from opensora.models.layers.modulation import FinalLayer, ScaleShiftTable, gated_residual
 from opensora.models.layers.norm import norm_modulate
 from opensora.models.layers.text_context import TextCache, text_context
@@ -30,8 +30,8 @@ class STDiTBlock(ScaleShiftTable):
         self.attn = SpatialAttention(dim, num_heads)
         self.attn_temp = SelfAttention(dim, num_heads)
         self.cross_attn = CrossAttention(dim, num_heads)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=GELUTanh)
-        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.mlp = mlp(dim, int(dim * mlp_ratio))
+        self.drop_path = stochastic_depth(drop_path)
 
     def forward(
         self,
