@@ -107,7 +107,7 @@ class Rows(Sequence[ManifestRow]):
         return ManifestRow(
             index,
             f"{self.path}:{_line(self._lines, index)}",
-            os.path.normpath(os.path.join(self.folder, expand_home(self._text("path", index)))),
+            os.path.normpath(os.path.join(self.folder, self._text("path", index))),
             self._text("text", index),
             int(columns.num_frames[position]) or None,
             _number_or_none(columns.fps[position]),
@@ -337,6 +337,10 @@ def _relative_paths(paths: "pyarrow.LargeStringArray", folder: str) -> "pyarrow.
     import pyarrow
     import pyarrow.compute as compute
 
+    home = compute.starts_with(paths, "~")  # before ./~ becomes ~
+    if compute.any(home).as_py():
+        expanded = [expand_home(path) for path in paths.filter(home).to_pylist()]
+        paths = compute.replace_with_mask(paths, home, pyarrow.array(expanded, pyarrow.large_string()))
     prefix = folder.rstrip(os.sep) + os.sep
     # The regular expression below takes folder//a.mp4, which would become /a.mp4 here, and folder/, which would be empty.
     absolute = compute.and_not(compute.starts_with(paths, prefix), compute.starts_with(paths, prefix + os.sep))

@@ -12,7 +12,7 @@ import pytest
 
 from opensora.datasets.manifest import ManifestRow, read_manifest
 from opensora.datasets.row_report import MAX_MESSAGES, Report, count_rows
-from opensora.datasets.table import write_table
+from opensora.datasets.table import read_table, readable_rows, write_table
 from opensora.errors import DataError
 
 
@@ -33,6 +33,15 @@ def test_paths_are_relative_to_the_manifest(tmp_path: Path) -> None:
     assert (first.start, first.end) == (None, None)
     assert (second.path, second.num_frames, second.start, second.end) == ("/b/c.mp4", None, 1.0, 2.5)
     assert [row.index for row in (first, second)] == [0, 1]
+
+
+def test_paths_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a shell; ./~ is a folder of that name."""
+    monkeypatch.setenv("HOME", "/home/me")
+    path = write(tmp_path, "path,text\n~/a.mp4,A cat\n./~/b.mp4,dog\nc~.mp4,bird\n")
+    expected = ["/home/me/a.mp4", str(tmp_path / "~/b.mp4"), str(tmp_path / "c~.mp4")]
+    assert [row.path for row in read_manifest(path).rows] == expected
+    assert [cells["path"] for _, cells in readable_rows(read_table(path))[0]] == expected
 
 
 def test_byte_order_mark_and_spaces_in_the_header(tmp_path: Path) -> None:

@@ -45,6 +45,13 @@ def test_rows_keep_their_order(work: Path, workers: str) -> None:
     assert first == {"path": "n0.mp4", "name": "n0", "number": "0", "word": "yo", "half": "True", "kind": "b"}
 
 
+def test_home_folder_in_paths(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(work))
+    table(work, "a")
+    assert main(needs, ["~/in.csv", "~/out.csv", "--folder=~"]) == 0
+    assert out(work) == ["a"]
+
+
 def test_parquet_keeps_types(work: Path) -> None:
     assert main(double, [table(work, "a", file="in.parquet"), str(work / "out.parquet")]) == 0
     row = read_table(str(work / "out.parquet")).rows[1]
