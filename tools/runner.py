@@ -2,7 +2,8 @@
 
 `run(fn)` makes a flag of each keyword-only argument of `fn(row, *, ...)` and adds --workers, --resume, --limit and
 --dry-run. `fn` returns or yields the rows that come out; it raises BadClip (or another DataError) for a row that
-cannot be used, which is logged with its line, counted and left out.
+cannot be used, which is logged with its line, counted and left out, and LeftOut for one that need not be used, which is
+counted alone.
 
 Inputs are manifests (.csv, .parquet), videos, or folders of videos. `row["path"]` is absolute. A journal next
 to the output keeps each result, so that --resume repeats nothing after a stop at any moment; the output itself
@@ -20,14 +21,14 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
 from typing import Any
 
 from opensora.datasets.decode import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from opensora.datasets.table import read_table, readable_rows, require_columns, write_table
-from opensora.errors import ConfigError, DataError, OpenSoraError
+from opensora.errors import BadClip, ConfigError, DataError, OpenSoraError
 from opensora.files import expand_argument
 from opensora.progress_bar import ProgressBar
 from tools.flags import Options, parse
@@ -57,6 +58,10 @@ Rows = Iterator[Row | Progress]
 Report = Callable[[str, Progress], None]  # (key of the job, progress)
 
 
+class LeftOut(BadClip):
+    """A row that is left out as its user wanted: the first is named, the others are counted."""
+
+
 @dataclass(frozen=True)
 class Job:
     """One row to work on."""
@@ -72,6 +77,7 @@ class Outcome:
 
     rows: list[Row]
     bad: str = ""  # why the row cannot be used
+    left_out: bool = False  # as its user wanted, for the reason in `bad`
     crash: str = ""  # traceback of an error that is not about the row
 
 
@@ -119,12 +125,13 @@ def _main(
     require_packages(packages)
     inputs = [path for name in options.presets for path in presets[name]()] + options.inputs
     jobs, messages = read_jobs(fn, options.flags, inputs)
+    every_row = [job.row for job in jobs]
     beyond_limit = len(jobs) - len(jobs[: options.limit])
     jobs = jobs[: options.limit]
     if not jobs and not messages:
         raise DataError(f"{', '.join(inputs)}: found no rows; at least one is needed; check the path")
     if check is not None:
-        check([job.row for job in jobs], **options.flags)
+        check(every_row, **options.flags)
     with Journal(options.output, keep=options.resume, read_only=options.dry_run) as journal:
         waiting = [job for job in jobs if not _is_done(journal, job)]
         if options.dry_run:
@@ -135,36 +142,53 @@ def _main(
             for message in messages:
                 print(f"would skip {message}")
             return 0
-        bad, crashes = _work_on(fn, options, waiting, len(jobs), messages, journal)
-        if len(bad) == len(jobs) + len(messages):
-            raise DataError(f"{options.output}: not written, all {len(bad)} rows are bad; the first: {bad[0]}")
+        unused = _work_on(fn, options, waiting, len(jobs), messages, journal)
+        bad, left_out = unused.bad, unused.left_out
+        if len(bad) + len(left_out) == len(jobs) + len(messages):
+            what, first = ("bad", bad[0]) if bad else ("left out", left_out[0])
+            raise DataError(
+                f"{options.output}: not written, all {len(bad) + len(left_out)} rows are {what}; the first: {first}"
+            )
         results = [row for job in jobs for row in journal.done.get(job.key, [])]
         write_table(options.output, results, _columns(results, jobs))
         journal.complete = not bad and not beyond_limit
     note = f", {len(bad)} bad rows skipped (--resume tries them again)" if bad else ""
+    if left_out:
+        print(f"left out: {len(left_out)} of {len(jobs)} rows, the first: {left_out[0]}", file=sys.stderr)
     print(f"{options.output}: {len(results)} rows from {len(jobs) + len(messages)}{note}", file=sys.stderr)
-    if crashes:
-        print(f"{crashes} rows failed with an unexpected error, shown above; please report it", file=sys.stderr)
-    return 1 if crashes else 0
+    if unused.crashes:
+        print(f"{unused.crashes} rows failed with an unexpected error, shown above; please report it", file=sys.stderr)
+    return 1 if unused.crashes else 0
+
+
+@dataclass
+class _Unused:
+    """Messages of the rows that gave no result."""
+
+    bad: list[str]
+    left_out: list[str] = field(default_factory=list)
+    crashes: int = 0  # of the bad ones
 
 
 def _work_on(
     fn: Function, options: Options, waiting: list[Job], total: int, messages: list[str], journal: Journal
-) -> tuple[list[str], int]:
-    """Run `fn` on the jobs and keep the results; returns the messages of all bad rows, and the number of crashes."""
-    bad, crashes = list(messages), 0
+) -> _Unused:
+    """Run `fn` on the jobs and keep the results. messages: of rows that could not be read."""
+    unused = _Unused(list(messages))
     with _Bar(fn.__name__, waiting, total, journal) as bar:
         for message in messages:
             bar.print(f"skipped {message}")
         for job, outcome in _outcomes(fn, options.flags, waiting, options.workers, journal.states, bar.report):
             bar.finish(job)
-            if outcome.crash or outcome.bad:
-                bad.append(f"{job.label}: {outcome.bad}")
-                crashes += bool(outcome.crash)
-                bar.print(f"skipped {bad[-1]}{outcome.crash and chr(10) + outcome.crash}")
+            if outcome.left_out:
+                unused.left_out.append(f"{job.label}: {outcome.bad}")
+            elif outcome.crash or outcome.bad:
+                unused.bad.append(f"{job.label}: {outcome.bad}")
+                unused.crashes += bool(outcome.crash)
+                bar.print(f"skipped {unused.bad[-1]}{outcome.crash and chr(10) + outcome.crash}")
             else:
                 journal.add(job.key, outcome.rows)
-    return bad, crashes
+    return unused
 
 
 class _Bar:
@@ -271,7 +295,7 @@ def work(
     except ConfigError:  # a wrong flag is wrong for every row
         raise
     except DataError as error:
-        return Outcome([], bad=str(error))
+        return Outcome([], bad=str(error), left_out=isinstance(error, LeftOut))
     except ImportError as error:  # a package that is not installed is missing for every row
         raise missing_package(error) from error
     except Exception as error:  # one odd file must not end a run of days; the exit code is 1

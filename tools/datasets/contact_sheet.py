@@ -19,6 +19,7 @@ from opensora.datasets.table import read_table, readable_rows, require_columns, 
 from opensora.errors import BadClip, ConfigError, DataError, OpenSoraError
 from opensora.files import atomic_write, write_errors_as
 from opensora.progress_bar import ProgressBar
+from tools.datasets.caption_table import shot_name
 
 if TYPE_CHECKING:
     from PIL import ImageDraw, ImageFont
@@ -32,17 +33,31 @@ CAPTION_COLUMNS = ("video", "shot", "text")
 class Shot:
     """One cell of the sheet."""
 
-    video: str  # file name
+    video: str  # file name of the film, with folders where several films have one name
     shot: str  # number in the video; "" = the table has none
     length: str  # "48 frames, 2.0 s"
     frame: Frames | None  # the middle one; None: it cannot be read
     error: str = ""
 
 
-def read_shot(row: dict[str, Any]) -> Shot:
-    """The middle frame of a row: of the scene from start_frame to end_frame, or of the whole file."""
-    path = str(row["path"])
-    name, number = str(row.get("video") or os.path.basename(path)), str(row.get("shot", ""))
+def film_names(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """For each row the shortest end of its film's path that no other film ends with, as captions name films."""
+    films = [str(row.get("source_path") or row.get("video") or row["path"]) for row in rows]
+    parts = {film: film.split("/") for film in films}
+    names = {film: 1 for film in films}  # how many parts of the path
+    while True:
+        ends = {film: "/".join(parts[film][-count:]) for film, count in names.items()}
+        several = [film for film in names if sum(end == ends[film] for end in ends.values()) > 1]
+        longer = [film for film in several if names[film] < len(parts[film])]
+        if not longer:
+            return [ends[film] for film in films]
+        for film in longer:
+            names[film] += 1
+
+
+def read_shot(row: dict[str, Any], name: str) -> Shot:
+    """The middle frame of a row: of the scene from start_frame to end_frame, or of the whole file. name: of the film."""
+    path, number = str(row["path"]), shot_name(row.get("shot"))
     try:
         with Video(path) as video:
             start, end = _bounds(row, video.info.num_frames)
@@ -91,7 +106,7 @@ def write_captions(shots: Sequence[Shot], path: str) -> tuple[int, int]:
     if os.path.exists(path):
         table = read_table(path)
         require_columns(table.path, table.columns, CAPTION_COLUMNS)
-        texts = {(str(row["video"]), str(row["shot"])): str(row.get("text") or "") for row in table.rows}
+        texts = {(str(row["video"]), shot_name(row["shot"])): str(row.get("text") or "") for row in table.rows}
     for shot in shots:
         texts.setdefault((shot.video, shot.shot), "")
     rows = [{"video": video, "shot": shot, "text": text} for (video, shot), text in texts.items()]
@@ -111,8 +126,8 @@ def contact_sheet(source: str, target: str, *, captions: str | None, columns: in
     with ProgressBar("contact sheet", len(rows)) as bar:
         for message in messages:
             bar.print(f"skipped {message}")
-        for index, row in rows:
-            shots.append(read_shot(row))
+        for (index, row), name in zip(rows, film_names([row for _, row in rows]), strict=True):
+            shots.append(read_shot(row, name))
             if shots[-1].error:
                 bar.print(f"cannot be drawn: {table.location(index)}: {shots[-1].error}")
             bar.advance()

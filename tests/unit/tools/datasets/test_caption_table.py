@@ -57,7 +57,7 @@ def clip(film: str, shot: object = 0) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("a,0,\n", "captions.csv:2: the caption is empty"),
+        ("a,0,\n", "all 1 rows are left out; the first: .*in.csv:2: .*captions.csv:2: the caption is empty; write one"),
         ("a,0,NaN\n", "captions.csv:2: the caption is empty"),
         ("a,0,\u200b\n", "captions.csv:2: the caption is empty"),
         ("a,0,x\na,0.0,y\n", "captions.csv:3: repeats .*captions.csv:2"),
@@ -68,6 +68,21 @@ def test_caption_table_with_a_bad_line(
 ) -> None:
     assert run_caption(tmp_path, text, [clip("a")]) == (1, [])
     assert re.search(says, capsys.readouterr().err)
+
+
+def test_uncaptioned_clips_are_counted_and_unused_captions_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Four of six shots have no caption, two of them a line that waits for one; one caption is of a shot that is not there."""
+    captions = "a.mp4,1,one\na.mp4,2,\na.mp4,3,  \na.mp4,5,five\na.mp4,99,typo\n"
+    assert run_caption(tmp_path, captions, [clip("a.mp4", shot) for shot in range(6)]) == (0, ["one", "five"])
+    lines = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path}/captions.csv:6: not used, no clip is of video 'a.mp4', shot '99'" in lines
+    [counted] = [line for line in lines if "in.csv:" in line]
+    assert counted.startswith(
+        f"left out: 4 of 6 rows, the first: {tmp_path}/in.csv:2: video 'a.mp4', shot '0': no caption in"
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["captions.csv", "in.csv", "out.csv"]
 
 
 TWO = [clip("monday/clip.mp4"), clip("tuesday/clip.mp4")]

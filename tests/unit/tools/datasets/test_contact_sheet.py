@@ -1,6 +1,7 @@
 """The contact sheet: the middle frame of every shot, and the captions to fill in."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from PIL import Image
 
 from opensora.datasets.table import read_table, write_table
 from tests.unit.tools.scene_cut.test_detect import color_video
-from tools.datasets.contact_sheet import GAP, LINE, main
+from tools.datasets.contact_sheet import GAP, LINE, film_names, main
 
 RED, BLUE = (220, 30, 30), (30, 30, 220)
 
@@ -57,6 +58,13 @@ def test_clips_of_their_own_on_several_pages(tmp_path: Path, capsys: pytest.Capt
     assert main([*arguments, "--page", "2", "--height", "36", "--columns", "2"]) == 0
     assert capsys.readouterr().out.splitlines() == [str(tmp_path / "sheet.png"), str(tmp_path / "sheet-2.png")]
     assert close(center(tmp_path / "sheet-2.png", 0), RED)
+
+
+def test_films_of_one_name_are_named_with_their_folders() -> None:
+    paths = ["/f/monday/clip.mp4", "/f/tuesday/clip.mp4", "/f/monday/other.mp4", "/f/monday/clip.mp4"]
+    rows: list[dict[str, Any]] = [{"path": f"/clips/{n}.mp4", "source_path": path} for n, path in enumerate(paths)]
+    assert film_names(rows) == ["monday/clip.mp4", "tuesday/clip.mp4", "other.mp4", "monday/clip.mp4"]
+    assert film_names([{"path": "/a/b.mp4"}, {"path": "/clips/x.mp4", "video": "film.mp4"}]) == ["b.mp4", "film.mp4"]
 
 
 @pytest.mark.parametrize(
