@@ -110,7 +110,7 @@ def test_tuning_command_is_a_run_on_the_same_clips() -> None:
     for dataset in (tuning.dataset, tuning.validation_dataset):
         assert dataset is not None
         assert (dataset["data_path"], tuple(dataset["image_size"])) == ("my clips.csv", (16, 16))
-    assert (tuning.dataset["num_frames"], tuning.run_dir) == (5, "outputs/my-vae")
+    assert (tuning.dataset["num_frames"], tuning.run_dir, tuning.steps) == (5, "outputs/my-vae", 2000)
     other = {"type": "VideoAutoencoderKL", "config": {"block_out_channels": [8, 16]}, "latent_scale": [1.0]}
     run.vae.clear()
     run.vae.update(other)
