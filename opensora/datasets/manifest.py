@@ -121,6 +121,14 @@ class Rows(Sequence[ManifestRow]):
         """The rows at these positions only."""
         return Rows(self.path, self._texts, self._lines, self.columns.take(positions))
 
+    def texts(self) -> "pyarrow.LargeStringArray":
+        """The captions of these rows."""
+        import pyarrow
+
+        if "text" not in self._texts:
+            return pyarrow.array([""] * len(self), pyarrow.large_string())
+        return self._texts["text"].take(pyarrow.array(self.columns.index)).combine_chunks()
+
     def ending_with(self, suffixes: Sequence[str]) -> Mask:
         """True for each row whose path ends with one of the suffixes, in upper or lower case."""
         import pyarrow.compute

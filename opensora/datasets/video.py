@@ -6,10 +6,11 @@ Layout: T frames, C colors, H W rows and columns.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from opensora.datasets import transforms
@@ -22,6 +23,9 @@ from opensora.errors import BadClip, ConfigError
 from opensora.registry import DATASETS
 from opensora.rng import Draw
 from opensora.types import Clip
+
+if TYPE_CHECKING:
+    import pyarrow
 
 __all__ = ["Dataset", "VideoTextDataset"]
 
@@ -112,6 +116,7 @@ class VideoTextDataset:
         self.multi_scale = multi_scale
         self._cache: dict[tuple[int, Size], _Decoded] = {}
         self._cache_left = cache_megabytes * 2**20  # bytes
+        self.caption_fault: Callable[[str], str | None] | None = None  # why a caption that is read cannot be used
         self._facts: dict[int, FileFacts] = {}  # row -> of its file, where that took reading the file to know
         manifest = read_manifest(data_path, captions)
         self._dropped, self._notes = manifest.dropped, manifest.notes
@@ -138,6 +143,18 @@ class VideoTextDataset:
         dropped.add("too short", np.flatnonzero(short), message)
         self._dropped += dropped.rows
         self._rows = rows.take(np.flatnonzero(~short))
+
+    def texts(self) -> "pyarrow.LargeStringArray":
+        """The captions of the rows."""
+        return self._rows.texts()
+
+    def drop(self, reason: str, positions: NDArray[np.integer], message: Callable[[int], str]) -> None:
+        """Leave out the rows at these positions."""
+        if len(positions):
+            dropped = DroppedRows()
+            dropped.add(reason, positions, message)
+            self._dropped += dropped.rows
+            self._rows = self._rows.take(np.setdiff1d(np.arange(len(self._rows)), positions))
 
     @property
     def has_size(self) -> bool:
@@ -199,6 +216,8 @@ class VideoTextDataset:
         size: frames, height and width in pixels; None = the data set's own.
         """
         entry = self._rows[row]
+        if self.caption_fault is not None and (fault := self.caption_fault(entry.text)):
+            raise BadClip(f"{entry.location}: caption {entry.text[:60]!r}: {fault}")
         num_frames, *image_size = size or self._own_size()
         try:
             video_TCHW, fps = self._read(row, draw, num_frames, (image_size[0], image_size[1]))

@@ -26,6 +26,7 @@ from opensora.registry import MODELS, SCHEDULERS, TEXT_ENCODERS, build, class_of
 from opensora.run_paths import Origin, change_paths, run_of_weights
 from opensora.sampling.generate import Sampler
 from opensora.sampling.metadata import GenerationSettings, generation_settings, hash_config, weights_id
+from opensora.sampling.prompt_check import check_cleaning, warn_of_cut_prompts
 from opensora.sampling.prompt_syntax import add_scores
 from opensora.sampling.reference_frames import ReferenceKeys, require_whole_edits
 from opensora.sampling.requests import collect_requests
@@ -84,6 +85,7 @@ def plan_sampling(run: SampleRun, where: str) -> SamplePlan:
         ),
         change=partial(add_scores, aes=run.aes, flow=run.flow, camera_motion=run.camera_motion),
     )
+    check_cleaning(requests, parts["text_encoder"])
     _check_conditioning(
         parts, [request.conditioning for request in requests if request.conditioning is not None], where
     )
@@ -153,6 +155,7 @@ def build_sampler(plan: SamplePlan, device: torch.device) -> tuple[Sampler, Gene
     if plan.weights is not None:
         load_weights(model, plan.weights)
     codec = Codec(load_autoencoder(vae, parts["vae"]), text.to("cpu", dtype).load(), device, dtype)
+    warn_of_cut_prompts(plan.requests, text)
     settings = generation_settings(
         scheduler,
         dtype=run.dtype,

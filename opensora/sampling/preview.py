@@ -11,6 +11,7 @@ from opensora.log import logger
 from opensora.registry import SCHEDULERS, build
 from opensora.sampling.generate import Sampler, check_size, generate
 from opensora.sampling.metadata import generation_settings, hash_config
+from opensora.sampling.prompt_check import check_cleaning, warn_of_cut_prompts
 from opensora.sampling.requests import collect_requests
 from opensora.sampling.video_writer import prepare_folder, write_sample
 from opensora.training.diffusion_task import DiffusionTask
@@ -40,6 +41,8 @@ class Previews:
             fps=record["fps"],
             seed=run.seed,
         )
+        check_cleaning(self.requests, run.text_encoder or {})
+        warn_of_cut_prompts(self.requests, state.task.codec.text_encoder)
         self.sampler = Sampler(
             cast(Denoiser, state.engine.module),
             build(SCHEDULERS, scheduler),

@@ -33,6 +33,7 @@ from opensora.schema import TrainRun
 from opensora.training.anomalies import AnomalyDetector
 from opensora.training.autoencoder_task import STATISTICS_CLIPS, AutoencoderTask
 from opensora.training.cached_features import stored_clips, stored_latents, stored_texts
+from opensora.training.caption_check import drop_empty_captions, warn_of_long_captions
 from opensora.training.checkpoint import has_checkpoint, resolve_part, resolve_weights
 from opensora.training.clip_plan import ClipPlan, check_latents, make_clip_plan, require_fixed_size, single_clip_batches
 from opensora.training.diffusion_task import DiffusionTask
@@ -213,6 +214,7 @@ def _validation(run: TrainRun, world: World, task: Task, where: str) -> Callable
         return None
     dataset = build(DATASETS, run.validation_dataset)
     require_fixed_size(dataset, f"{where}: key 'validation_dataset'")
+    drop_empty_captions(dataset, run.text_encoder)
     check_joint(run, dataset, getattr(task, "scheduler", None), where, "validation_dataset")
     check_strides(task.autoencoder, dataset, where, "validation_dataset")
     require_frame_counts(task.autoencoder, [("key 'validation_dataset.num_frames'", dataset.num_frames)], where)
@@ -305,6 +307,8 @@ def _diffusion_task(
     record["origin"] = Origin.here(run.run_dir, record).record()
     check_strides(parts.vae, dataset, where)
     check_latents(clips, parts.vae, parts.model, where)
+    if world.is_main:
+        warn_of_long_captions(dataset, parts.text_encoder)
     _log_size(parts.model)
     return DiffusionTask(
         trained=parts.model.to(world.device),

@@ -19,6 +19,7 @@ from opensora.interfaces import Autoencoder, Denoiser
 from opensora.models.shape_checks import ShapeError
 from opensora.registry import MODELS, class_of
 from opensora.schema import TrainRun
+from opensora.training.caption_check import drop_empty_captions
 from opensora.types import Batch
 
 
@@ -97,6 +98,7 @@ def make_clip_plan(run: TrainRun, dataset: Dataset, where: str) -> ClipPlan:
     Raises ConfigError when data set and `bucket_config` do not fit, DataError when no clip is left.
     """
     buckets = build_buckets(run, where)
+    drop_empty_captions(dataset, run.text_encoder)
     if buckets is None:
         require_fixed_size(dataset, f"{where}: key 'dataset'")
         report = dataset.report()

@@ -51,6 +51,11 @@ class T5Encoder(PretrainedEncoder):
         return T5EncoderModel.from_pretrained(self.from_pretrained, **options)
 
     @staticmethod
+    def removes_words(use_text_preprocessing: bool = True, **config: object) -> bool:
+        """True if cleaning can remove words."""
+        return use_text_preprocessing
+
+    @staticmethod
     def normalize_caption(caption: str, use_text_preprocessing: bool = True, **config: object) -> str:
         return preprocess(caption, use_text_preprocessing)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from opensora.errors import ConfigError, WeightsError
 from opensora.models.read_weights import lfs_pointers
+from opensora.models.text.lost_words import Cut
 from opensora.types import EncodedText
 
 if TYPE_CHECKING:
@@ -154,6 +155,19 @@ class PretrainedEncoder(abc.ABC):
     def prepare(self, caption: str) -> str:
         """`normalize_caption` with this encoder's arguments."""
         return self.normalize_caption(caption)
+
+    def cut(self, caption: str) -> Cut | None:
+        """The words that are cut off a caption; None if it is not too long. The tokenizer must have been read."""
+        assert self.tokenizer is not None
+        text = self.prepare(caption)
+        if text.isascii() and len(text) + 4 <= self.max_tokens:  # each letter a token, and those of begin and end
+            return None
+        tokens = len(self.tokenizer(text, verbose=False)["input_ids"])
+        if tokens <= self.max_tokens:
+            return None
+        ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        kept = max(0, self.max_tokens - (tokens - len(ids)))
+        return Cut(tokens, self.max_tokens, self.tokenizer.decode(ids[kept:]))
 
     @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> EncodedText:
