@@ -86,14 +86,16 @@ def run(
     presets: Mapping[str, Callable[[], list[str]]] | None = None,
     packages: Sequence[str] = (),
     check: Check | None = None,
+    suffixes: Sequence[str] = VIDEO_SUFFIXES,
 ) -> None:
     """The command line of `fn`; exits 0 when the output was written, 2 for wrong flags, otherwise 1.
 
     presets: flags that stand for inputs, such as `demo` -> a function that finds the files.
     packages: modules that `fn` imports and not every installation has; a missing one ends the command at once.
     check: called once with all rows before the first one; raises an OpenSoraError where they do not fit together.
+    suffixes: of the files that are listed in folders.
     """
-    sys.exit(main(fn, sys.argv[1:], presets, packages, check))
+    sys.exit(main(fn, sys.argv[1:], presets, packages, check, suffixes))
 
 
 def main(
@@ -102,10 +104,11 @@ def main(
     presets: Mapping[str, Callable[[], list[str]]] | None = None,
     packages: Sequence[str] = (),
     check: Check | None = None,
+    suffixes: Sequence[str] = VIDEO_SUFFIXES,
 ) -> int:
     """As `run`, for given arguments; returns the exit code."""
     try:
-        return _main(fn, argv, presets or {}, packages, check)
+        return _main(fn, argv, presets or {}, packages, check, suffixes)
     except KeyboardInterrupt:
         print("stopped; the same command with --resume goes on from here", file=sys.stderr)
         return 130
@@ -120,11 +123,12 @@ def _main(
     presets: Mapping[str, Callable[[], list[str]]],
     packages: Sequence[str],
     check: Check | None,
+    suffixes: Sequence[str],
 ) -> int:
     options = parse(fn, [expand_argument(word) for word in argv], list(presets))
     require_packages(packages)
     inputs = [path for name in options.presets for path in presets[name]()] + options.inputs
-    jobs, messages = read_jobs(fn, options.flags, inputs)
+    jobs, messages = read_jobs(fn, options.flags, inputs, suffixes)
     every_row = [job.row for job in jobs]
     beyond_limit = len(jobs) - len(jobs[: options.limit])
     jobs = jobs[: options.limit]
@@ -242,13 +246,18 @@ def _columns(results: list[Row], jobs: list[Job]) -> list[str]:
     return list(dict.fromkeys(name for row in results or [job.row for job in jobs] for name in row))
 
 
-def read_jobs(fn: Function, flags: dict[str, Any], inputs: list[str]) -> tuple[list[Job], list[str]]:
-    """Rows of all inputs in order, and a message for each row that cannot be read."""
+def read_jobs(
+    fn: Function, flags: dict[str, Any], inputs: list[str], suffixes: Sequence[str] = VIDEO_SUFFIXES
+) -> tuple[list[Job], list[str]]:
+    """Rows of all inputs in order, and a message for each row that cannot be read.
+
+    suffixes: of the files that are listed in folders.
+    """
     jobs: list[Job] = []
     messages: list[str] = []
     for source in inputs:
         if source.lower().endswith((*VIDEO_SUFFIXES, *IMAGE_SUFFIXES)) or os.path.isdir(source):
-            paths = _videos_below(source) if os.path.isdir(source) else [source]
+            paths = _files_below(source, tuple(suffixes)) if os.path.isdir(source) else [source]
             rows = [(path, {"path": os.path.abspath(path)}) for path in paths]
         else:
             table = read_table(source)
@@ -260,14 +269,15 @@ def read_jobs(fn: Function, flags: dict[str, Any], inputs: list[str]) -> tuple[l
     return jobs, messages
 
 
-def _videos_below(folder: str) -> list[str]:
+def _files_below(folder: str, suffixes: tuple[str, ...]) -> list[str]:
     paths: list[str] = []
     for parent, folders, files in os.walk(folder):
         folders.sort()
-        names = [name for name in files if name.lower().endswith(VIDEO_SUFFIXES) and not name.startswith(".")]
+        names = [name for name in files if name.lower().endswith(suffixes) and not name.startswith(".")]
         paths += [os.path.join(parent, name) for name in sorted(names)]
     if not paths:
-        raise DataError(f"{folder}: found no video below this folder; known endings: {', '.join(VIDEO_SUFFIXES)}")
+        kind = "video or picture" if suffixes[-1] in IMAGE_SUFFIXES else "video"
+        raise DataError(f"{folder}: found no {kind} below this folder; known endings: {', '.join(suffixes)}")
     return paths
 
 

@@ -16,10 +16,12 @@ from torch import Tensor
 from opensora.datasets import transforms
 from opensora.datasets.base import ClipSize, Dataset
 from opensora.datasets.clip_sizes import ROUNDING, ClipSizes, frames_at_rate, usable_frames
-from opensora.datasets.decode import IMAGE_SUFFIXES, FileFacts, Video, probe
+from opensora.datasets.decode import IMAGE_SUFFIXES, FileFacts, Video, VideoInfo, probe
 from opensora.datasets.manifest import MAX_INT32, ManifestRow, read_manifest
+from opensora.datasets.manifest_mismatch import mismatch
 from opensora.datasets.row_report import Dropped, DroppedRows, Report, count_rows
 from opensora.errors import BadClip, ConfigError
+from opensora.log import logger
 from opensora.registry import DATASETS
 from opensora.rng import Draw
 from opensora.types import Clip
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Dataset", "VideoTextDataset"]
 
+_MOST_WARNINGS = 5  # rows that contradict their file; a process logs no more of them
 _DEFAULT_FPS = 24.0  # used when no file can be opened
 
 Size = tuple[int, int]  # height, width in pixels
@@ -118,6 +121,7 @@ class VideoTextDataset:
         self._cache_left = cache_megabytes * 2**20  # bytes
         self.caption_fault: Callable[[str], str | None] | None = None  # why a caption that is read cannot be used
         self._facts: dict[int, FileFacts] = {}  # row -> of its file, where that took reading the file to know
+        self._mismatched: set[int] = set()  # rows of the manifest that contradict their file
         manifest = read_manifest(data_path, captions)
         self._dropped, self._notes = manifest.dropped, manifest.notes
         self._rows = manifest.rows
@@ -272,6 +276,7 @@ class VideoTextDataset:
             with Video(entry.path, self._facts.get(row)) as video:
                 if video.facts is not None:
                     self._facts[row] = video.facts
+                self._warn_of_mismatch(entry, video.info)
                 span = self._span(entry, video.info.num_frames, video.info.fps)
                 try:
                     sources = self._sources(span, draw, num_frames)
@@ -284,6 +289,19 @@ class VideoTextDataset:
         sources = self._sources(decoded.span, draw, num_frames)
         first = decoded.span.first
         return decoded.video_TCHW[[source - first for source in sources]], self._clip_fps(decoded.span)
+
+    def _warn_of_mismatch(self, row: ManifestRow, info: VideoInfo) -> None:
+        """Log where the manifest contradicts the file; clips and their buckets were chosen by the manifest."""
+        if len(self._mismatched) < _MOST_WARNINGS and row.index not in self._mismatched:
+            words = mismatch(row, info)
+            if words:
+                self._mismatched.add(row.index)
+                logger().warning(
+                    "%s: %s: the manifest says %s; make the manifest again with tools.datasets.videos",
+                    row.location,
+                    row.path,
+                    words,
+                )
 
     def _whole(self, video: Video, span: _Span, image_size: Size) -> Tensor | None:
         """All frames of the span, to be kept; None when they exceed the limit or some of them are damaged."""

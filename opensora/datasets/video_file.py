@@ -30,6 +30,8 @@ _BACK_SECONDS = (0, 1, 4, 16)  # a seek may land after its target; then it is re
 _DEPTH = 16  # frames that H.264 may decode before the one that is shown first
 _PACKETS_OF_ORDER = 32  # among that many, a stream with B-frames has times that do not ascend
 _JUMP_SECONDS = 10  # a greater gap in a broadcast stream is a new clock, as for ffmpeg
+# In an MPEG program stream, frames of a pack of 2048 bytes share one time: a seek into small frames may miss by several.
+_BYTES_OF_SHARED_TIME = 2 * 2048
 _FACTOR_OF_RATE = Fraction(3, 2)  # rates further apart than this contradict each other
 _WIDEST_PIXEL = 10  # sides of a pixel: beyond it the aspect ratio is nonsense
 
@@ -204,11 +206,11 @@ class VideoFile:
         import av
 
         self._restart()
-        packets, pts, dts = 0, list[int](), list[int]()
+        packets, total_bytes, pts, dts = 0, 0, list[int](), list[int]()
         try:
             for packet in self._container.demux(self._stream):
                 if packet.size and not packet.is_discard:
-                    packets += 1
+                    packets, total_bytes = packets + 1, total_bytes + packet.size
                     pts += [] if packet.pts is None else [packet.pts]
                     dts += [] if packet.dts is None else [packet.dts]
         except av.FFmpegError as error:
@@ -216,7 +218,8 @@ class VideoFile:
         name = self._container.format.name
         jump = max((abs(after - before) for before, after in itertools.pairwise(dts)), default=0)
         new_clock = name in ("mpeg", "mpegts") and jump * self._time_base > _JUMP_SECONDS
-        if not pts or self._first_pts is None or new_clock:
+        shared = name == "mpeg" and total_bytes < packets * _BYTES_OF_SHARED_TIME
+        if not pts or self._first_pts is None or new_clock or shared:
             return FileFacts(max(1, packets), self._rate, by_order=True)
         self._rate = _likely_rate(self._rate, sorted(pts), self._time_base)
         return FileFacts(max(1, self.index_at(max(pts)) + 1), self._rate)

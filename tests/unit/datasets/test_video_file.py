@@ -154,6 +154,15 @@ def test_a_new_clock_in_a_broadcast(tmp_path: Path) -> None:
     assert numbers(str(path)) == [*range(20), *range(20)]
 
 
+def test_small_frames_of_a_program_stream_share_a_time(tmp_path: Path) -> None:
+    pictures = [np.full((48, 64, 3), 16 + 3 * number, np.uint8) for number in range(60)]
+    path = write_video(tmp_path / "a.mpg", pictures, fps=25, codec="mpeg2video", gop=12)
+    everything = read_frames(path, range(60))
+    assert [round((int(frame[20, 20, 0]) - 16) / 3) for frame in everything] == list(range(60))
+    for index in (17, 30, 44, 59):
+        assert np.array_equal(read_frames(path, [index])[0], everything[index])
+
+
 def test_start_time_and_edit_list(tmp_path: Path) -> None:
     late = write_video(tmp_path / "late.mp4", 20, times=[30 + number for number in range(20)])
     assert numbers(late) == list(range(20))
