@@ -136,9 +136,7 @@ class TrainRun:
     tf32: bool = key(
         False, "fp32 products and convolutions of a GPU (Ascend: HF32) may round their factors: faster, 1e-3"
     )
-    deterministic: bool = key(
-        False, "the same numbers bit for bit each time on a GPU or NPU too; slower", resume_safe=True
-    )
+    deterministic: bool = key(False, "the same bits each time on a GPU or NPU too; slower", resume_safe=True)
     plugin: str = key("zero2", "how ranks share the training state; docs/parallelism.md")
     plugin_config: Component = arguments_of(registry.PLUGINS, "plugin", "arguments of the plugin")
     sp_size: int | None = key(
@@ -170,7 +168,7 @@ class TrainRun:
     )
     spike_window: int = key(
         100,
-        "accepted steps in that running median; no spike detection until it is full",
+        "steps in that median; no spikes before it is full",
         unit="optimizer steps",
         resume_safe=True,
         range=POSITIVE,
@@ -386,7 +384,7 @@ class SampleRun:
     tf32: bool = key(
         False, "fp32 products and convolutions of a GPU (Ascend: HF32) may round their factors: faster, 1e-3"
     )
-    deterministic: bool = key(False, "the same numbers bit for bit each time on a GPU or NPU too; slower")
+    deterministic: bool = key(False, "the same bits each time on a GPU or NPU too; slower")
     timeout_seconds: int = key(
         3600,
         "a rank that makes no progress for longer while others wait for it ends the job",
