@@ -27,6 +27,7 @@ class Platform(ABC):
     name: str  # registry name, and torch's device type
     backend: str  # for torch.distributed; the CPU part carries objects and checkpoint plans
     priority: int  # the highest usable one is chosen when the user names none
+    launches_kernels: bool = True  # each operation is a launch: few large ones are faster than many small ones
     features: tuple[Feature, ...] = ()  # packages that only this device uses
 
     @classmethod

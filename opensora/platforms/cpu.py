@@ -24,6 +24,7 @@ class CpuPlatform(Platform):
     name = "cpu"
     backend = "gloo"
     priority = 0
+    launches_kernels = False
 
     @classmethod
     def is_available(cls) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import ProfilerActivity
 
@@ -84,6 +85,9 @@ class CudaPlatform(Platform):
     def layer_norm(self) -> Callable[[Tensor, Tensor | None, Tensor | None, float], Tensor] | None:
         return apex_layer_norm if works("apex.normalization.fused_layer_norm") and works(COMPILED_NORM) else None
 
+    def rms_norm(self) -> Callable[[Tensor, Tensor, float], Tensor] | None:
+        return fused_rms_norm if hasattr(torch.ops.aten, "_fused_rms_norm") else None  # from torch 2.9 on
+
     def profile(self, folder: Path, name: str) -> AbstractContextManager[Any]:
         return torch_profile([ProfilerActivity.CPU, ProfilerActivity.CUDA], folder, name)
 
@@ -115,6 +119,12 @@ def flash_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None,
         raise ValueError("flash-attn: a mask was given; it has none, use torch's attention")
     options = {"deterministic": True} if deterministic else {}  # versions before 2.4.1 have no such argument
     return flash_attn_func(*(part.transpose(1, 2) for part in (q, k, v)), **options).transpose(1, 2)
+
+
+def fused_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """torch's kernel, which computes in float32. It wants x and weight of one type, and autocast would widen both."""
+    with torch.autocast(x.device.type, enabled=False):
+        return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
 
 
 def apex_layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:

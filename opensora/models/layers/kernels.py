@@ -25,12 +25,14 @@ class Kernels:
     rms_norm: Callable[[Tensor, Tensor, float], Tensor] | None = None  # x, weight, eps
     # (input, kernel size, padding) -> whether the device's convolution is wrong when it pads this input itself
     pads_wrongly: Callable[[Tensor, Sequence[int], Sequence[int]], bool] | None = None
+    launches: bool = False  # each operation is a launch: few large operations are faster than many small ones
 
 
 class Device(Protocol):
     """The part of a platform that chooses its kernels."""
 
     name: str  # torch's device type
+    launches_kernels: bool
 
     def attention(self, dtype: torch.dtype, head_dim: int, masked: bool) -> Attention | None: ...
 
@@ -47,7 +49,9 @@ _by_device: dict[str, Kernels] = {}
 
 def use_kernels(device: Device) -> None:
     """Use the kernels of `device` for tensors on devices of its type, in place of those of the registered platform."""
-    _by_device[device.name] = Kernels(device.attention, device.layer_norm(), device.rms_norm(), device.pads_wrongly)
+    _by_device[device.name] = Kernels(
+        device.attention, device.layer_norm(), device.rms_norm(), device.pads_wrongly, device.launches_kernels
+    )
 
 
 def kernels_for(device_type: str) -> Kernels:

@@ -51,6 +51,7 @@ def recording_device(monkeypatch: pytest.MonkeyPatch, name: str, kernel: Kernel)
         attention=lambda *_: kernel,
         layer_norm=lambda: None,
         rms_norm=lambda: None,
+        launches_kernels=True,
         pads_wrongly=lambda *_: False,
     )
     monkeypatch.setattr(kernels, "_by_device", {})
