@@ -167,11 +167,7 @@ class TrainRun:
         range=Range(1, above_low=True),
     )
     spike_window: int = key(
-        100,
-        "steps in that median; no spikes before it is full",
-        unit="optimizer steps",
-        resume_safe=True,
-        range=POSITIVE,
+        100, "steps in that median; no spike until it is full", unit="optimizer steps", resume_safe=True, range=POSITIVE
     )
     on_spike: Literal["stop", "skip"] = key("skip", "action at a spike", resume_safe=True)
     max_skips: int = key(
