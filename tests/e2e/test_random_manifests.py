@@ -178,15 +178,19 @@ def test_rows_of_a_damaged_csv(
         assert not any(clip in row.text for clip in CLIPS), "a caption that holds another row"
     lines = re.split(r"(?<=\n)|(?<=\r)(?!\n)", data.decode("utf-8-sig", "surrogateescape"))
     covered = []
-    for row in manifest.rows:  # a cell in quotes may hold line breaks
-        first = int(row.location.rpartition(":")[2])
+    whole_rows = [int(row.location.rpartition(":")[2]) for row in manifest.rows]
+    for row in manifest.dropped:
+        first = int(row.message.removeprefix(f"{path}:").partition(":")[0])
+        if row.reason in ("quote not closed", "text behind a quote"):
+            covered.append(first)
+            skipped = re.search(r"skipped with it: lines? (\d+)(?:-(\d+))?", row.message)
+            covered += range(int(skipped[1]), int(skipped[2] or skipped[1]) + 1) if skipped else []
+        else:
+            whole_rows.append(first)
+    for first in whole_rows:  # a cell in quotes may hold line breaks
         reader = csv.reader(lines[first - 1 :])
         next(reader)
         covered += range(first, first + reader.line_num)
-    for row in manifest.dropped:
-        covered.append(int(row.message.removeprefix(f"{path}:").partition(":")[0]))
-        skipped = re.search(r"skipped with it: lines? (\d+)(?:-(\d+))?", row.message)
-        covered += range(int(skipped[1]), int(skipped[2] or skipped[1]) + 1) if skipped else []
     assert len(set(covered)) == len(covered)
     assert {number for number, line in enumerate(lines, 1) if line.strip() and number > 1} <= set(covered)
 
