@@ -156,11 +156,12 @@ def test_a_new_clock_in_a_broadcast(tmp_path: Path) -> None:
 
 def test_small_frames_of_a_program_stream_share_a_time(tmp_path: Path) -> None:
     pictures = [np.full((48, 64, 3), 16 + 3 * number, np.uint8) for number in range(60)]
-    path = write_video(tmp_path / "a.mpg", pictures, fps=25, codec="mpeg2video", gop=12)
+    options = {"bf": "2", "threads": "1"}
+    path = write_video(tmp_path / "a.mpg", pictures, fps=25, codec="mpeg2video", gop=12, codec_options=options)
     everything = read_frames(path, range(60))
-    assert [round((int(frame[20, 20, 0]) - 16) / 3) for frame in everything] == list(range(60))
-    for index in (17, 30, 44, 59):
-        assert np.array_equal(read_frames(path, [index])[0], everything[index])
+    assert np.abs(everything[:, 20, 20, 0].astype(int) - 16 - 3 * np.arange(60)).max() <= 6
+    for index in range(16, 60):
+        assert np.array_equal(read_frames(path, [index])[0], everything[index]), index
 
 
 def test_start_time_and_edit_list(tmp_path: Path) -> None:
