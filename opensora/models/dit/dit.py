@@ -24,7 +24,7 @@ from opensora.models.layers.embed import (
     sincos_temporal,
     zero_init_,
 )
-from opensora.models.layers.mlp import mlp
+from opensora.models.layers.mlp import Mlp
 from opensora.models.layers.modulation import AdaFinalLayer, gated_residual
 from opensora.models.layers.norm import norm_modulate
 from opensora.models.layers.seam import Seam
@@ -40,7 +40,7 @@ class DiTBlock(nn.Module):
     def __init__(self, dim: int, mlp_ratio: float, attention: SelfAttention):
         super().__init__()
         self.attn = attention
-        self.mlp = mlp(dim, int(dim * mlp_ratio))
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
 
     def forward(self, x_BTSD: Tensor, c_BD: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from opensora.errors import ConfigError
-from opensora.models.layers.mlp import mlp
+from opensora.models.layers.mlp import Mlp
 from opensora.models.shape_checks import ShapeError, exact_div
 
 
@@ -124,7 +124,7 @@ class CaptionEmbedder(nn.Module):
 
     def __init__(self, in_channels: int, hidden_size: int, token_num: int):
         super().__init__()
-        self.y_proj = mlp(in_channels, hidden_size, hidden_size)
+        self.y_proj = Mlp(in_channels, hidden_size, hidden_size)
         self.register_buffer("y_embedding", torch.randn(token_num, in_channels) / in_channels**0.5)
         self.y_embedding: Tensor
 

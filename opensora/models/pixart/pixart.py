@@ -20,7 +20,7 @@ from opensora.models.layers.embed import (
     sincos_temporal,
     zero_init_,
 )
-from opensora.models.layers.mlp import mlp, stochastic_depth
+from opensora.models.layers.mlp import DropPath, Mlp
 from opensora.models.layers.modulation import FinalLayer, ScaleShiftTable, gated_residual
 from opensora.models.layers.norm import norm_modulate
 from opensora.models.layers.text_context import TextCache, TextContext, text_context
@@ -36,8 +36,8 @@ class PixArtBlock(ScaleShiftTable):
         super().__init__(6, dim)
         self.attn = SelfAttention(dim, num_heads, crosses_split=True)
         self.cross_attn = CrossAttention(dim, num_heads)
-        self.mlp = mlp(dim, int(dim * mlp_ratio))
-        self.drop_path = stochastic_depth(drop_path)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.drop_path = DropPath(drop_path)
 
     def forward(self, x_B1ND: Tensor, text: TextContext, time_B6D: Tensor) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(time_B6D)

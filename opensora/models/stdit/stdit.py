@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from opensora.models.layers.attention import CrossAttention, SelfAttention
 from opensora.models.layers.embed import sincos_spatial, sincos_temporal, zero_init_
-from opensora.models.layers.mlp import mlp, stochastic_depth
+from opensora.models.layers.mlp import DropPath, Mlp
 from opensora.models.layers.modulation import FinalLayer, ScaleShiftTable, gated_residual
 from opensora.models.layers.norm import norm_modulate
 from opensora.models.layers.text_context import TextCache, text_context
@@ -30,8 +30,8 @@ class STDiTBlock(ScaleShiftTable):
         self.attn = SpatialAttention(dim, num_heads)
         self.attn_temp = SelfAttention(dim, num_heads)
         self.cross_attn = CrossAttention(dim, num_heads)
-        self.mlp = mlp(dim, int(dim * mlp_ratio))
-        self.drop_path = stochastic_depth(drop_path)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.drop_path = DropPath(drop_path)
 
     def forward(
         self,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from opensora.models.layers.attention import CrossAttention, SelfAttention
 from opensora.models.layers.embed import SizeEmbedder, normal_init_, zero_init_
-from opensora.models.layers.mlp import mlp, stochastic_depth
+from opensora.models.layers.mlp import DropPath, Mlp
 from opensora.models.layers.modulation import FinalLayer, ScaleShiftTable, gated_residual, modulation_vectors
 from opensora.models.layers.norm import norm_modulate
 from opensora.models.layers.rope import RotaryEmbedding
@@ -37,8 +37,8 @@ class STDiT2Block(ScaleShiftTable):
         self.attn = SpatialAttention(dim, num_heads, qk_norm=qk_norm)
         self.attn_temp = SelfAttention(dim, num_heads, qk_norm=qk_norm, rope_first=qk_norm_legacy)
         self.cross_attn = CrossAttention(dim, num_heads)
-        self.mlp = mlp(dim, int(dim * mlp_ratio))
-        self.drop_path = stochastic_depth(drop_path)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.drop_path = DropPath(drop_path)
 
     def forward(
         self,

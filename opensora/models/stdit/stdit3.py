@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from opensora.models.layers.attention import CrossAttention, SelfAttention
 from opensora.models.layers.embed import SizeEmbedder, text_mask
-from opensora.models.layers.mlp import mlp, stochastic_depth
+from opensora.models.layers.mlp import DropPath, Mlp
 from opensora.models.layers.modulation import FinalLayer, ScaleShiftTable, gated_residual
 from opensora.models.layers.norm import norm_modulate
 from opensora.models.layers.patch import PatchEmbed3D
@@ -42,8 +42,8 @@ class STDiT3Block(ScaleShiftTable):
         super().__init__(6, dim)
         self.attn = attention
         self.cross_attn = CrossAttention(dim, num_heads)
-        self.mlp = mlp(dim, int(dim * mlp_ratio))
-        self.drop_path = stochastic_depth(drop_path)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.drop_path = DropPath(drop_path)
 
     def attend(self, x_BTSD: Tensor, positions: Rotate | Windows | None) -> Tensor:
         """positions: the rotation of queries and keys, or the windows to attend within."""

@@ -19,7 +19,10 @@ from opensora.models.text.classes import ClassLabels
 from opensora.registry import MODELS, constructor
 
 VAE: Any = SimpleNamespace(
-    latent_channels=4, compression=(4, 8, 8), latent_size=lambda size: (size[0], size[1] // 8, size[2] // 8)
+    latent_channels=4,
+    compression=(4, 8, 8),
+    latent_size=lambda size: (size[0], size[1] // 8, size[2] // 8),
+    holds_frames=lambda num_frames: True,
 )
 TEXT = SimpleNamespace(denoiser_args={"condition": "text", "caption_channels": 6, "model_max_length": 3})
 POOLED = SimpleNamespace(denoiser_args={"condition": "text", "caption_channels": 6, "model_max_length": 1})
