@@ -1,4 +1,4 @@
-# The only place where set-up lives. `make demo` and `make test` work on a fresh machine with Python 3.11.
+# The only place where set-up lives. `make demo` and `make test` work on a fresh machine with Python 3.11 to 3.13.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin

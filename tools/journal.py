@@ -93,7 +93,9 @@ class Journal:
                 break
             try:
                 key, rows = json.loads(line)
-            except ValueError:
+            except (ValueError, TypeError):
+                break
+            if not isinstance(key, str):
                 break
             if isinstance(rows, dict):
                 self.states[key] = rows

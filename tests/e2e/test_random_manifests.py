@@ -60,7 +60,7 @@ class Row:
         )
 
 
-ROWS = st.lists(st.builds(Row, PATHS, TEXTS, COUNTS), max_size=8)
+ROWS = st.lists(st.builds(Row, PATHS, TEXTS, COUNTS), max_size=6)
 FORMATS = st.tuples(st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]), st.sampled_from(["\n", "\r\n"]), st.booleans())
 
 
@@ -152,7 +152,7 @@ def test_rows_of_a_parquet_file(folder: Path, rows: list[Row]) -> None:
 
 @RANDOM
 @given(
-    rows=st.lists(st.builds(Row, st.sampled_from(CLIPS), PLAIN, COUNTS), min_size=1, max_size=8),
+    rows=st.lists(st.builds(Row, st.sampled_from(CLIPS), PLAIN, COUNTS), min_size=1, max_size=6),
     form=FORMATS,
     damages=DAMAGES,
 )
