@@ -106,6 +106,7 @@ def build_training(run: TrainRun, world: World, where: str, replay_from: int | N
     )
     parts = (run, world, engine, ema, task, anomalies)
     folder = RunFolder(*parts, lock=lock) if replay_from is None else ReplayFolder(*parts, up_to=replay_from)
+    folder.rows = f"{clips.report.rows} rows of which {clips.report.kept} are used"
     stop.also_when(folder.save_failed)
     start_step, bad_rows = folder.resume()
     if isinstance(task, DiffusionTask) and trains and start_step == 0 and world.is_main:

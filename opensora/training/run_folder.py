@@ -61,6 +61,7 @@ class RunFolder:
         self.task = task
         self.anomalies = anomalies
         self._lock = lock
+        self.rows = ""  # how many rows the data set has, in words; saved, and compared on resume
         set_device = partial(select(world.device.type).device, world.local_rank)
         self._background = AsyncWorker(run.timeout_seconds, set_device) if run.background_save else None
         self._host = HostSnapshot()
@@ -131,7 +132,9 @@ class RunFolder:
             self._host.copy(self._state()) if self._background is not None else self._state(),
             weights,
             copy.deepcopy(configs),
-            copy.deepcopy({"config": as_dict(self.run), "bad_rows": bad_rows, "guard": self.anomalies.state()}),
+            copy.deepcopy(
+                {"config": as_dict(self.run), "bad_rows": bad_rows, "guard": self.anomalies.state(), "rows": self.rows}
+            ),
             self.run.keep_last,
         )
 
@@ -179,6 +182,10 @@ class RunFolder:
             ) from error
         for change in changes:
             logger().warning("%s: %s; %s", self.path, change, self.change_note)
+        rows = saved.meta.get("rows")  # checkpoints of earlier versions do not have it
+        if rows and rows != self.rows:
+            message = "%s: the data set has %s, and had %s when step %d was saved; from here on steps take other rows"
+            logger().warning(message, self.path, self.rows, rows, saved.step)
 
 
 class ReplayFolder(RunFolder):

@@ -109,6 +109,19 @@ def test_changed_keys_are_reported_with_both_values(tmp_path: Path, warnings: py
     assert messages == [f"{tmp_path}: seed: 42 -> 7; the run goes on with the new value"]
 
 
+def test_changed_number_of_rows_is_reported(tmp_path: Path, warnings: pytest.LogCaptureFixture) -> None:
+    folder = open_folder(tmp_path)
+    folder.rows = "6 rows of which 6 are used"
+    folder.resume()
+    keep(folder, 1)
+    same, other = open_folder(tmp_path), open_folder(tmp_path)
+    same.rows, other.rows = folder.rows, "8 rows of which 7 are used"
+    same.resume()
+    other.resume()
+    [message] = [record.getMessage() for record in warnings.records if record.levelno >= logging.WARNING]
+    assert "has 8 rows of which 7 are used, and had 6 rows of which 6 are used when step 1" in message
+
+
 def test_differences_name_the_values_that_differ() -> None:
     before = {"model": {"type": "STDiT", "depth": 6, "sizes": [1, 2]}, "seed": 1, "load": None}
     now = {"seed": 1, "model": {"sizes": [1, 3], "depth": 4, "type": "STDiT", "drop_path": None}, "load": None}
