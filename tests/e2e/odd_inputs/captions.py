@@ -1,8 +1,11 @@
 """Captions and prompts on their way to the text encoder."""
 
+import re
+
 from opensora.datasets.video import VideoTextDataset
 from opensora.errors import ConfigError
-from opensora.sampling.prompt_check import check_cleaning
+from opensora.registry import TEXT_ENCODERS, build
+from opensora.sampling.prompt_check import check_cleaning, warn_of_cut_prompts
 from opensora.sampling.requests import collect_requests
 from opensora.training.caption_check import drop_empty_captions
 from tests.e2e.odd_inputs.case import OddInput, Workbench
@@ -33,7 +36,21 @@ def cleaned_prompts(bench: Workbench) -> list[bool]:
     return refused
 
 
+def long_prompts(bench: Workbench) -> list[str]:
+    """Warnings of two prompts that begin with the same words, as many as the encoder takes."""
+    encoder = build(TEXT_ENCODERS, {"type": "minilm", "model_max_length": 12}).load()
+    prompts = [f"a red circle moves left while the camera follows it {end}" for end in ("at night", "in rain")]
+    requests = collect_requests(prompts, None, num_frames=5, image_size=(16, 16), fps=8, seed=1)
+    outcome = bench.tool(lambda _: warn_of_cut_prompts(requests, encoder))
+    return re.findall(r"takes \d+; cut off: '[^']*'", outcome.text)
+
+
 CASES = [
     OddInput("captions that cleaning empties", ["4 rows in, 0 kept, 4 dropped"], cleaned_captions),
     OddInput("prompts that cleaning empties: refused", [True] * 4, cleaned_prompts),
+    OddInput(
+        "prompts that are too long: the words cut off",
+        ["takes 12; cut off: 'at night'", "takes 12; cut off: 'in rain'"],
+        long_prompts,
+    ),
 ]
