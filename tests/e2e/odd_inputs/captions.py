@@ -37,7 +37,7 @@ def cleaned_prompts(bench: Workbench) -> list[bool]:
 
 
 def long_prompts(bench: Workbench) -> list[str]:
-    """Warnings of two prompts that begin with the same words, as many as the encoder takes."""
+    """Warnings of two prompts that differ only in words beyond the length of the encoder."""
     encoder = build(TEXT_ENCODERS, {"type": "minilm", "model_max_length": 12}).load()
     prompts = [f"a red circle moves left while the camera follows it {end}" for end in ("at night", "in rain")]
     requests = collect_requests(prompts, None, num_frames=5, image_size=(16, 16), fps=8, seed=1)
