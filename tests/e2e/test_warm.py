@@ -2,7 +2,9 @@
 
 import json
 import os
+import select
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -89,3 +91,20 @@ def test_killing_the_caller_ends_the_program(warm: str, folder: Path) -> None:
         assert process.stdout.readline() == b"here\n"
         process.kill()
         assert process.stdout.read() == b""
+
+
+def test_caller_that_ends_before_the_program_starts_ends_it(warm: str, folder: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    request = {"arguments": ["-m", "waiting"], "folder": str(folder), "environment": environment}
+    message = json.dumps(request).encode()
+    read, write = os.pipe()
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(Path(warm).with_name("server")))
+        socket.send_fds(connection, [len(message).to_bytes(4, "big")], [0, write, 2])
+        connection.sendall(message)
+    os.close(write)
+    with os.fdopen(read, "rb") as output:
+        while select.select([output], [], [], 60)[0]:
+            if output.read1() == b"":
+                return
+    raise AssertionError("the program goes on without its caller")

@@ -86,8 +86,12 @@ def keep(connection: socket.socket) -> list[str]:
         for stream in streams:
             os.close(stream)
         ended = os.pidfd_open(program)
-        connection.sendall(program.to_bytes(4, "big"))
-        if ended not in select.select([ended, connection], [], [])[0]:  # the caller is gone
+        try:
+            connection.sendall(program.to_bytes(4, "big"))
+            caller_left = ended not in select.select([ended, connection], [], [])[0]
+        except OSError:  # a signal ended the caller while the program was being forked
+            caller_left = True
+        if caller_left:
             os.kill(program, signal.SIGKILL)
         code = os.waitstatus_to_exitcode(os.waitpid(program, 0)[1])
         with contextlib.suppress(BrokenPipeError):
