@@ -47,10 +47,10 @@ def is_picture(path: str, file: BinaryIO) -> bool:
 
 def has_fragments(file: BinaryIO) -> bool:
     """True for an mp4 whose frames are in fragments (moof boxes): its header counts at most those of the first."""
-    position, end = 0, os.fstat(file.fileno()).st_size
+    descriptor, position = file.fileno(), 0
+    end = os.fstat(descriptor).st_size
     while position + 8 <= end:
-        file.seek(position)
-        head = file.read(16)
+        head = os.pread(descriptor, 16, position)  # FFmpeg reads the same file, and counts on where it left it
         size, kind = _number(head[:4]), head[4:8]
         if kind == b"moof":
             return True

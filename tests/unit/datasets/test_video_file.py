@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from opensora.datasets.decode import Video, probe, read_frames
-from opensora.datasets.video_file import VideoFile
+from opensora.datasets.video_file import _BUFFER_BYTES, VideoFile
 from opensora.errors import BadClip
 from tests.support.media_files import (
     add_cover,
@@ -72,6 +72,16 @@ def test_largest_of_several_films(tmp_path: Path) -> None:
             container.mux(stream.encode(frame))
             container.mux(stream.encode(None))
     assert (probe(path).height, probe(path).width) == (48, 64)
+
+
+def test_a_file_longer_than_the_buffer(tmp_path: Path) -> None:
+    """FFmpeg reads on, instead of seeking, to a key frame shortly behind what it has in its buffer."""
+    noise = np.random.default_rng(0).integers(0, 256, (160, 48, 64, 3), np.uint8)
+    path = write_video(tmp_path / "a.mp4", list(noise), gop=4, codec_options={"crf": "8"})
+    assert _BUFFER_BYTES < Path(path).stat().st_size < 4 * _BUFFER_BYTES
+    everything = read_frames(path, range(160))
+    for first in range(17, 160, 4):
+        assert np.array_equal(read_frames(path, [first, 159]), everything[[first, 159]]), first
 
 
 @pytest.mark.parametrize("flags", ["frag_keyframe", "frag_keyframe+empty_moov", "cmaf", "hybrid_fragmented"])
