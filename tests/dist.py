@@ -18,6 +18,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+_LEAVE = b"leave"
 GRACE_SECONDS = 20  # time for the other ranks to fail too after one failed, before they are killed
 
 
@@ -86,6 +87,8 @@ class Pool:
                     deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
         if failures:
             self.close()
+        for _, connection in self._ranks[:world_size]:
+            connection.send_bytes(_LEAVE)
         return results, failures
 
 
@@ -123,18 +126,22 @@ def _serve(connection: Connection) -> None:
             job = connection.recv_bytes()
         except EOFError:
             return
-        connection.send_bytes(_answer(job))
+        _answer(job, connection)
 
 
-def _answer(job: bytes) -> bytes:
+def _answer(job: bytes, connection: Connection) -> None:
     from opensora.parallel import world
 
     try:
         function, arguments, rank, size, store, timeout = pickle.loads(job)
         _join(rank, size, store, timeout)
-        return pickle.dumps((True, function(*arguments)))
+        succeeded, answer = True, pickle.dumps((True, function(*arguments)))
     except BaseException:
-        return pickle.dumps((False, traceback.format_exc()))
+        succeeded, answer = False, pickle.dumps((False, traceback.format_exc()))
+    try:
+        connection.send_bytes(answer)
+        if succeeded:  # to leave now would fail a slower rank, which may still connect its last group to this one
+            connection.recv_bytes()
     finally:
         with contextlib.suppress(RuntimeError):  # a peer that failed may have left already
             world.shutdown()
