@@ -77,7 +77,7 @@ class LoadedConfig(Generic[T]):
 
 def load(path: str, overrides: Sequence[str], schema: type[T]) -> LoadedConfig[T]:
     """Read `path`, put `overrides` on top, check everything; raises ConfigError with one sentence."""
-    values, origins = _read(path)
+    values, origins = read(path)
     moved = Origin.of(values.get(RECORD))
     values = {key: value for key, value in values.items() if not key.startswith("_")}
     written = frozenset(values)
@@ -149,7 +149,8 @@ def _nested(origins: Mapping[str, str]) -> dict[str, str]:
     return {key: origin for key, origin in origins.items() if "." in key}
 
 
-def _read(path: str) -> tuple[dict[str, Any], dict[str, str]]:
+def read(path: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """The values of a config file with its bases, and the file and line of each. Raises ConfigError; checks no key."""
     from mmengine.config import Config
 
     file = Path(path)

@@ -26,6 +26,8 @@ LR_SCHEDULERS = Registry("lr_scheduler", scope="opensora", locations=["opensora.
 PLUGINS = Registry("plugin", scope="opensora", locations=["opensora.parallel.plugins"])
 PLATFORMS = Registry("platform", scope="opensora", locations=["opensora.platforms"])
 
+CAPTIONERS = Registry("captioner", scope="opensora", locations=["tools.caption"])
+
 
 @functools.cache
 def autoload(registry: Registry) -> None:

@@ -50,6 +50,7 @@ ALLOWED = {
 TOOLS_MAY = {"datasets", "errors", "log", "rng", "types", "interfaces", "files", "progress_bar"}
 TOOLS_MAY_MORE = {
     "weights": {"models", "config", "registry"},  # builds models from key=value
+    "caption": {"models", "config", "registry", "platforms"},  # builds captioners from configs, on any device
     # does what a training run does before its first step, on its ranks
     "features": {"models", "config", "registry", "schema", "parallel", "platforms", "training", "cli"},
 }

@@ -13,7 +13,12 @@ from opensora.training.build import build_scheduler
 from opensora.training.clip_plan import build_buckets
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.py") if "_base_" not in path.parts)
+OF_TOOLS = ("caption", "data")  # folders whose configs are no training or sampling runs
+CONFIGS = sorted(
+    path
+    for path in (ROOT / "configs").rglob("*.py")
+    if "_base_" not in path.parts and path.relative_to(ROOT / "configs").parts[0] not in OF_TOOLS
+)
 
 
 def short(path: Path) -> str:
