@@ -32,6 +32,13 @@ class Orientation:
         """Height and width as shown."""
         return (width, height) if self.swapped else (height, width)
 
+    @property
+    def degrees(self) -> int:
+        """Clockwise turn: 0, 90, 180 or 270; of a mirrored picture, the turn after it is mirrored left to right."""
+        if self.swapped:
+            return 90 if self.flip_columns else 270
+        return 180 if self.flip_rows else 0
+
     def apply(self, image_HWC: Frames) -> Frames:
         """The picture as shown."""
         if self == Orientation():

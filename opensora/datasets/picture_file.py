@@ -11,8 +11,17 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
+from opensora.datasets.frame_times import uneven
 from opensora.datasets.orientation import Orientation
-from opensora.datasets.video_info import FileFacts, Frames, Shown, VideoInfo, over_white
+from opensora.datasets.video_info import (
+    FileFacts,
+    Frames,
+    MediaDetails,
+    Shown,
+    VideoInfo,
+    over_white,
+    shrunk,
+)
 from opensora.errors import BadClip
 
 if TYPE_CHECKING:
@@ -34,6 +43,7 @@ class PictureFile:
         self._file = file
         image = self._open()
         self._orientation = _orientation(image)
+        self._codec, self._mode = (image.format or "").lower(), image.mode
         self.info = self._describe(image)
 
     def numbered_from(self, first: int) -> Iterator[Shown]:
@@ -47,10 +57,25 @@ class PictureFile:
             begin, end = (round(time * self.info.rate) for time in times[number : number + 2])
             yield Shown(begin, max(begin, end - 1), image.copy())  # the next one is drawn over it
 
-    def pixels(self, image: "Image.Image") -> Frames:
-        """The frame that the picture stands at, as it is shown, [H, W, 3]."""
+    def details(self) -> MediaDetails:
+        """Facts about the coding of the picture."""
+        times = [float(time) for time in self.facts.times] if self.facts else []
+        return MediaDetails(
+            codec=self._codec,
+            pix_fmt=self._mode,
+            rotation=self._orientation.degrees,
+            pixel_aspect=1.0,
+            variable_rate=uneven(times, unit=0.001),
+            audio=False,
+            bitrate=None,
+        )
+
+    def pixels(self, image: "Image.Image", widest: int | None = None) -> Frames:
+        """The frame that the picture stands at, as it is shown, [H, W, 3]. widest: shrink a wider one to this width."""
         try:
-            return self._orientation.apply(_rgb(image))
+            shown = self._orientation.apply(_rgb(image))
+            size = shrunk(shown.shape[0], shown.shape[1], widest)
+            return shown if size == shown.shape[:2] else _resize(shown, *size)
         except ValueError as error:
             raise BadClip(f"{self.path}: {error}; convert it to png or remove the row") from error
 
@@ -115,6 +140,12 @@ def _orientation(image: "Image.Image") -> Orientation:
         return Orientation.of_exif(image.getexif().get(_EXIF_ORIENTATION))
     except Exception:  # the picture is sound although its tags are not
         return Orientation()
+
+
+def _resize(picture_HWC: Frames, height: int, width: int) -> Frames:
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(picture_HWC).resize((width, height), Image.Resampling.BOX))
 
 
 def _rgb(image: "Image.Image") -> Frames:

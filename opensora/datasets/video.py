@@ -297,7 +297,7 @@ class VideoTextDataset:
             if words:
                 self._mismatched.add(row.index)
                 logger().warning(
-                    "%s: %s: the manifest says %s; make the manifest again with tools.datasets.videos",
+                    "%s: %s: the manifest says %s; make the manifest again with tools.datasets.probe",
                     row.location,
                     row.path,
                     words,

@@ -6,33 +6,39 @@ turned and mirrored by the display matrix, over white where they are transparent
 
 import itertools
 import math
-from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from fractions import Fraction
-from heapq import heapify, heappop, heappushpop
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from opensora.datasets.frame_times import DEPTH, PacketTimes, first_of, in_order, likely_rate, uneven
 from opensora.datasets.media_kind import has_fragments, unreadable
 from opensora.datasets.orientation import Orientation
-from opensora.datasets.video_info import FileFacts, Frames, Shown, VideoInfo, over_white
+from opensora.datasets.video_info import (
+    FileFacts,
+    Frames,
+    MediaDetails,
+    Shown,
+    VideoInfo,
+    over_white,
+    shrunk,
+)
 from opensora.errors import BadClip
 
 if TYPE_CHECKING:
-    from av import FFmpegError, VideoFrame
+    from av import FFmpegError, Packet, VideoFrame
+    from av.video.reformatter import VideoReformatter
     from av.video.stream import VideoStream
 
 _BUFFER_BYTES = 1 << 18
 _NO_SEEK_BELOW = 16  # indices: so near the start, decoding on is cheaper than a seek
 _BACK_SECONDS = (0, 1, 4, 16)  # a seek may land after its target; then it is repeated this much earlier
-_DEPTH = 16  # frames that H.264 may decode before the one that is shown first
 _PACKETS_OF_ORDER = 32  # among that many, a stream with B-frames has times that do not ascend
 _JUMP_SECONDS = 10  # a greater gap in a broadcast stream is a new clock, as for ffmpeg
 # In an MPEG program stream, frames of a pack of 2048 bytes share one time: a seek into small frames may miss by several.
 _BYTES_OF_SHARED_TIME = 2 * 2048
-_FACTOR_OF_RATE = Fraction(3, 2)  # rates further apart than this contradict each other
 _WIDEST_PIXEL = 10  # sides of a pixel: beyond it the aspect ratio is nonsense
 
 # Values of AVColorSpace; swscale refuses all but _SPACES.
@@ -42,15 +48,43 @@ _OTHER_SPACES = {8: "YCgCo", 11: "SMPTE 2085", 12: "derived from primaries", 13:
 
 
 class VideoFile:
-    """An open video. `facts` are those of an earlier visit, or None."""
+    """An open video. `facts` are those of an earlier visit, or None; `threads` and `strict` are those of decode.Video."""
 
-    def __init__(self, path: str, file: BinaryIO, stack: ExitStack, facts: FileFacts | None) -> None:
+    def __init__(
+        self,
+        path: str,
+        file: BinaryIO,
+        stack: ExitStack,
+        facts: FileFacts | None,
+        *,
+        threads: int = 1,
+        strict: bool = False,
+    ) -> None:
         self.path, self.facts = path, facts
         self._file, self._stack = file, stack
+        self._threads, self._strict = threads, strict
+        self._scaler: VideoReformatter | None = None
+        self._packets: PacketTimes | None = None
         self._open()
         first = self._first_frame()
         self._first_pts = first.pts
         self.info = self._describe(first)
+
+    def details(self) -> MediaDetails:
+        """Facts about the coding; where no index lists all frames, the file is read to its end."""
+        stream, context = self._stream, self._stream.codec_context
+        listed = [entry.timestamp for entry in stream.index_entries if not entry.is_discard]
+        times = listed if len(listed) >= stream.frames > 0 and self.facts is None else sorted(self._read_packets().pts)
+        total = self._packets.bytes * 8 / self.info.seconds if self._packets is not None else None
+        return MediaDetails(
+            codec=context.name,
+            pix_fmt=context.pix_fmt or "",
+            rotation=self._orientation.degrees,
+            pixel_aspect=float(self._pixel_aspect()),
+            variable_rate=not self._by_order and uneven(times, unit=1),
+            audio=bool(self._container.streams.audio),
+            bitrate=round(stream.bit_rate or total or self._container.bit_rate) or None,
+        )
 
     def numbered_from(self, first: int) -> Iterator[Shown]:
         """Frames in order; the first is not after index `first`, unless the file begins later."""
@@ -65,8 +99,11 @@ class VideoFile:
             last = max(number, self.index_at((frame.pts or 0) + (frame.duration or 0)) - 1)
             yield Shown(number, last, frame)
 
-    def pixels(self, frame: "VideoFrame") -> Frames:
-        """One frame as it is shown, [H, W, 3]; BadClip when its size or its colors are not those of the file."""
+    def pixels(self, frame: "VideoFrame", widest: int | None = None) -> Frames:
+        """One frame as it is shown, [H, W, 3]; BadClip when its size or its colors are not those of the file.
+
+        widest: shrink a wider one to this width.
+        """
         orientation = self._orientation if frame.rotation == self._angle else _orientation(frame)
         size = self._square_size(frame)
         wanted = self.info.height, self.info.width
@@ -79,7 +116,49 @@ class VideoFile:
                     f"{seconds:.2f} s; one size is needed; cut the video there or remove the row"
                 )
             size = orientation.size(*wanted)
+        smaller = shrunk(*wanted, widest)
+        if smaller != wanted:
+            return orientation.apply(self._rgb(frame, *orientation.size(*smaller), interpolation="AREA"))
         return orientation.apply(self._rgb(frame, *size))
+
+    def packets(self, first: int, last: int) -> "list[Packet[VideoStream]] | None":
+        """The packets of frames `first` to `last` (exclusive), in the order of the file.
+
+        None where they do not begin with a key frame and lie together, or have no times that say so. They are of use until
+        frames are read again, which may close the file.
+        """
+        import av
+
+        if self._by_order or self._times_as_stored:
+            return None
+        packets: list[Packet[VideoStream]] = []
+        try:
+            for packet in self._packets_from(first):
+                number = first - 1 if packet.pts is None else self.index_at(packet.pts)
+                if packets and not first <= number < last:
+                    break
+                if packets or (number == first and packet.is_keyframe):
+                    packets.append(packet)
+                elif number == first:
+                    break
+        except av.FFmpegError:
+            return None
+        numbers = sorted(self.index_at(packet.pts or 0) for packet in packets)
+        return packets if numbers == list(range(first, last)) else None
+
+    def _packets_from(self, first: int) -> "Iterator[Packet[VideoStream]]":
+        """Packets from a key frame that is not after index `first`, or from the start of the file."""
+        target = (self._first_pts or 0) + math.ceil(first / self._rate / self._time_base)
+        for seconds in _BACK_SECONDS if first >= _NO_SEEK_BELOW else ():
+            self._container.seek(target - int(seconds / self._time_base), stream=self._stream, backward=True)
+            packets = self._container.demux(self._stream)
+            key = next((packet for packet in packets if packet.is_keyframe), None)
+            if key is not None and key.pts is not None and self.index_at(key.pts) <= first:
+                yield key
+                yield from packets
+                return
+        self._restart()
+        yield from self._container.demux(self._stream)
 
     def index_at(self, pts: int) -> int:
         """Index of the frame with this presentation time stamp, in units of the stream's time base."""
@@ -87,6 +166,7 @@ class VideoFile:
 
     def _open(self) -> None:
         import av
+        from av.codec.context import ThreadType
 
         self._file.seek(0)
         try:
@@ -96,8 +176,11 @@ class VideoFile:
             raise BadClip(f"{self.path}: {unreadable(self._file, error)}") from error
         self._container = self._stack.enter_context(container)
         self._stream = self._film()
-        if self._stream.codec_context.name == "mjpeg":  # half a picture would be filled up with gray
-            self._stream.codec_context.options = {"err_detect": "explode"}
+        context = self._stream.codec_context
+        if self._strict or context.name == "mjpeg":  # half a picture would be filled up with gray
+            context.options = {"err_detect": "explode"}
+        if self._threads > 1:
+            context.thread_type, context.thread_count = ThreadType.FRAME, self._threads
 
     def _film(self) -> "VideoStream":
         """The stream that a player shows: no cover picture; marked as default, of the largest picture, the first."""
@@ -203,26 +286,32 @@ class VideoFile:
 
     def _read_to_the_end(self) -> FileFacts:
         """Count the frames of a file whose header does not (Matroska, raw streams): packets, without decoding."""
+        packets, name = self._read_packets(), self._container.format.name
+        jump = max((abs(after - before) for before, after in itertools.pairwise(packets.dts)), default=0)
+        new_clock = name in ("mpeg", "mpegts") and jump * self._time_base > _JUMP_SECONDS
+        shared = name == "mpeg" and packets.bytes < packets.count * _BYTES_OF_SHARED_TIME
+        if not packets.pts or self._first_pts is None or new_clock or shared:
+            return FileFacts(max(1, packets.count), self._rate, by_order=True)
+        self._rate = likely_rate(self._rate, sorted(packets.pts), self._time_base)
+        return FileFacts(max(1, self.index_at(max(packets.pts)) + 1), self._rate)
+
+    def _read_packets(self) -> PacketTimes:
+        """Sizes and times of all packets, kept for the next call."""
         import av
 
+        if self._packets is not None:
+            return self._packets
         self._restart()
-        packets, total_bytes, pts, dts = 0, 0, list[int](), list[int]()
+        self._packets = packets = PacketTimes()
         try:
             for packet in self._container.demux(self._stream):
                 if packet.size and not packet.is_discard:
-                    packets, total_bytes = packets + 1, total_bytes + packet.size
-                    pts += [] if packet.pts is None else [packet.pts]
-                    dts += [] if packet.dts is None else [packet.dts]
+                    packets.count, packets.bytes = packets.count + 1, packets.bytes + packet.size
+                    packets.pts += [] if packet.pts is None else [packet.pts]
+                    packets.dts += [] if packet.dts is None else [packet.dts]
         except av.FFmpegError as error:
             raise BadClip(f"{self.path}: cannot be read to its end ({error.strerror}); copy it again") from error
-        name = self._container.format.name
-        jump = max((abs(after - before) for before, after in itertools.pairwise(dts)), default=0)
-        new_clock = name in ("mpeg", "mpegts") and jump * self._time_base > _JUMP_SECONDS
-        shared = name == "mpeg" and total_bytes < packets * _BYTES_OF_SHARED_TIME
-        if not pts or self._first_pts is None or new_clock or shared:
-            return FileFacts(max(1, packets), self._rate, by_order=True)
-        self._rate = _likely_rate(self._rate, sorted(pts), self._time_base)
-        return FileFacts(max(1, self.index_at(max(pts)) + 1), self._rate)
+        return packets
 
     def _restart(self) -> None:
         """Back to the first frame, for formats that cannot seek as well."""
@@ -247,33 +336,47 @@ class VideoFile:
                     yield key
                     yield from decoded
                     return
-                begin, rest = _first_of(decoded, _DEPTH)
+                begin, rest = first_of(decoded, DEPTH)
                 if self._is_complete([key, *begin]):
-                    yield from _in_order(itertools.chain([key], begin, rest))
+                    yield from in_order(itertools.chain([key], begin, rest))
                     return
         self._restart()
-        yield from _in_order(self._decoded()) if self._times_as_stored else self._decoded()
+        yield from in_order(self._decoded()) if self._times_as_stored else self._decoded()
 
     def _is_complete(self, begin: "list[VideoFrame]") -> bool:
         """True where no frame is missing that is stored behind the key frame and shown before it."""
         numbers = [self.index_at(frame.pts) for frame in begin if frame.pts is not None]
-        return numbers == sorted(numbers) or {*range(numbers[0], max(numbers[: _DEPTH // 2]))} <= {*numbers}
+        return numbers == sorted(numbers) or {*range(numbers[0], max(numbers[: DEPTH // 2]))} <= {*numbers}
 
     def _square_size(self, frame: "VideoFrame") -> tuple[int, int]:
         """Height and width of the frame in square pixels, as stored; the shorter side of a pixel is stretched."""
-        ratio = self._stream.sample_aspect_ratio or self._stream.codec_context.sample_aspect_ratio
-        if not ratio or not Fraction(1, _WIDEST_PIXEL) <= ratio <= _WIDEST_PIXEL:
-            return frame.height, frame.width
+        ratio = self._pixel_aspect()
         if ratio > 1:
             return frame.height, round(frame.width * ratio)
         return round(frame.height / ratio), frame.width
 
-    def _rgb(self, frame: "VideoFrame", height: int, width: int) -> Frames:
+    def _pixel_aspect(self) -> Fraction:
+        """Width of a stored pixel over its height."""
+        ratio = self._stream.sample_aspect_ratio or self._stream.codec_context.sample_aspect_ratio
+        return ratio if ratio and Fraction(1, _WIDEST_PIXEL) <= ratio <= _WIDEST_PIXEL else Fraction(1)
+
+    def _rgb(self, frame: "VideoFrame", height: int, width: int, interpolation: str = "BICUBIC") -> Frames:
+        from av.video.reformatter import VideoReformatter
+
         transparent = frame.format.name == "pal8" or any(part.is_alpha for part in frame.format.components)
         target = "rgba" if transparent else "rgb24"
+        if self._scaler is None:  # one for all frames: its tables take longer to make than a small picture
+            self._scaler = VideoReformatter()
         try:
             if (height, width) != (frame.height, frame.width):
-                frame = frame.reformat(width=width, height=height, format=target, interpolation="BICUBIC")
+                frame = self._scaler.reformat(
+                    frame,
+                    width,
+                    height,
+                    target,
+                    interpolation=interpolation,
+                    threads=1,  # a forked process has no others
+                )
             pixels: Frames = np.asarray(frame.to_ndarray(format=target), np.uint8)
         except OSError as error:
             raise BadClip(
@@ -293,63 +396,3 @@ def _orientation(frame: "VideoFrame") -> Orientation:
     if matrix is None:
         return Orientation()
     return Orientation.of_matrix(tuple(np.frombuffer(bytes(matrix), np.int32).tolist()))
-
-
-def _likely_rate(rate: Fraction, pts: list[int], time_base: Fraction) -> Fraction:
-    """The header's rate, unless the times of the frames, ascending, contradict it: browsers write 1000."""
-    steps = sorted(after - before for before, after in itertools.pairwise(pts) if after > before)
-    if not steps:
-        return rate
-    usual = 1 / (steps[len(steps) // 2] * time_base)
-    if _alike(rate, usual):
-        return rate
-    mean = (len(pts) - 1) / ((pts[-1] - pts[0]) * time_base)
-    return (mean if _alike(mean, usual) else usual).limit_denominator(1001)
-
-
-def _alike(one: Fraction, other: Fraction) -> bool:
-    return 1 / _FACTOR_OF_RATE < one / other < _FACTOR_OF_RATE
-
-
-def _first_of(decoded: "Iterator[VideoFrame]", count: int) -> "tuple[list[VideoFrame], Iterator[VideoFrame]]":
-    """At most `count` frames, and those after them, which begin with the error where the data is damaged."""
-    frames: list[VideoFrame] = []
-
-    def fail(error: BadClip) -> "Iterator[VideoFrame]":
-        raise error
-        yield
-
-    try:
-        for frame in itertools.islice(decoded, count):
-            frames.append(frame)
-    except BadClip as error:
-        return frames, fail(error)
-    return frames, decoded
-
-
-def _in_order(decoded: "Iterator[VideoFrame]") -> "Iterator[VideoFrame]":
-    """The frames with their times in ascending order: decoders put frames in order, but not the numbers of packets."""
-    begin, rest = _first_of(decoded, _DEPTH)
-    frames = deque(begin)
-    times = [_time(frame) for frame in begin]
-    heapify(times)
-    damage: BadClip | None = None
-    try:
-        for frame in rest:
-            frames.append(frame)
-            yield _at(frames.popleft(), heappushpop(times, _time(frame)))
-    except BadClip as error:  # the frames before it are sound
-        damage = error
-    while frames:
-        yield _at(frames.popleft(), heappop(times))
-    if damage is not None:
-        raise damage
-
-
-def _time(frame: "VideoFrame") -> float:
-    return math.inf if frame.pts is None else frame.pts
-
-
-def _at(frame: "VideoFrame", time: float) -> "VideoFrame":
-    frame.pts = None if math.isinf(time) else int(time)
-    return frame

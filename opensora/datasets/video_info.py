@@ -44,12 +44,32 @@ class FileFacts:
     times: tuple[Fraction, ...] = ()  # seconds at which the frames of an animated picture begin, and its end
 
 
+@dataclass(frozen=True)
+class MediaDetails:
+    """Facts about the coding of a file, which readers of frames need not know."""
+
+    codec: str  # FFmpeg's name, or the picture format
+    pix_fmt: str  # FFmpeg's name, or Pillow's mode
+    rotation: int  # degrees clockwise by which the stored picture is turned to be shown
+    pixel_aspect: float  # width of a stored pixel over its height
+    variable_rate: bool  # frames are not evenly spaced
+    audio: bool  # there is a sound track
+    bitrate: int | None  # bits per second of the film; None for a picture
+
+
 class Shown(NamedTuple):
     """A decoded frame and the indices at which it is on screen."""
 
     number: int
     last: int
     frame: Any  # of the library that decoded it; `pixels` of the reader turns it into an array
+
+
+def shrunk(height: int, width: int, widest: int | None) -> tuple[int, int]:
+    """Height and width of a picture that is made as narrow as `widest` pixels; a narrower one stays."""
+    if widest is None or width <= widest:
+        return height, width
+    return max(1, round(height * widest / width)), widest
 
 
 def over_white(rgba_HWC: Frames) -> Frames:

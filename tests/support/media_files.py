@@ -149,6 +149,23 @@ def write_audio(path: str | Path) -> str:
     return str(path)
 
 
+def write_sound(path: str | Path) -> str:
+    """A video of 12 frames with a sound track of silence."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        film, sound = container.add_stream("libx264", rate=8), container.add_stream("aac", rate=16000)
+        film.height, film.width, film.pix_fmt = 32, 64, "yuv420p"
+        for number in range(12):
+            container.mux(film.encode(av.VideoFrame.from_ndarray(frame_picture(number), format="rgb24")))
+            silence = av.AudioFrame.from_ndarray(np.zeros((1, 2000), np.float32), format="fltp", layout="mono")
+            silence.sample_rate, silence.pts = 16000, 2000 * number
+            container.mux(sound.encode(silence))
+        for stream in (film, sound):
+            container.mux(stream.encode(None))
+    return str(path)
+
+
 def write_picture(path: str | Path, number: int = 5, size: tuple[int, int] = (32, 64)) -> str:
     """One frame as png or jpg."""
     from PIL import Image

@@ -89,7 +89,7 @@ def footage(data: Path, manifest: Path) -> None:
     if manifest.exists():
         return
     data.mkdir(parents=True, exist_ok=True)
-    python("tools.datasets.videos", "--demo", str(data / "videos.csv"))
+    python("tools.datasets.probe", "--demo", str(data / "videos.csv"))
     python("tools.scene_cut.detect", str(data / "videos.csv"), str(data / "scenes.csv"))
     python("tools.scene_cut.cut", str(data / "scenes.csv"), str(data / "shots.csv"), "--folder", str(data / "shots"))
     python(

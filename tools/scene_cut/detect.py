@@ -1,50 +1,57 @@
 """Find scene boundaries: one video in, one row per scene out.
 
-Run: python -m tools.scene_cut.detect videos.csv scenes.csv --threshold 27
+Run: python -m tools.scene_cut.detect videos.csv scenes.csv
+     python -m tools.scene_cut.detect videos.csv scenes.csv --detector adaptive
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+import os
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
-from opensora.datasets.decode import Frames, Video
+from opensora.datasets.decode import Video
 from opensora.errors import ConfigError
 from tools.runner import Progress, Row, Rows, run
+from tools.scene_cut.detectors import DETECTORS, KeptScores
 
 PACKAGES = ("scenedetect", "cv2")
-_WIDTH = 256  # pixels; the detector compares mean colors, which small images keep
 _FRAMES_PER_STATE = 500  # frames between two states of a long film: seconds of work
-_AROUND = 2  # frames on each side with which a cut is compared, as in PySceneDetect's AdaptiveDetector
+_MOST_THREADS = 4  # more decode no faster, for one thread scores the frames
 
 
-def detect(row: Row, state: dict[str, Any] | None = None, *, threshold: float = 27.0, min_seconds: float = 0.3) -> Rows:
+def detect(
+    row: Row,
+    state: dict[str, Any] | None = None,
+    *,
+    detector: Literal["content", "adaptive", "threshold"] = "content",
+    threshold: float | None = None,
+    min_seconds: float = 0.3,
+) -> Rows:
     """Yield the scenes of `row["path"]`: times in seconds from the first frame, and frame numbers, end exclusive.
 
-    threshold: mean HSV difference (0-255) between neighboring frames that counts as a cut
+    detector: content: change from frame to frame; adaptive: the same, compared with the frames around; threshold: fades
+    threshold: score of a cut; default: 27 (content: mean HSV difference, 0-255), 3 (adaptive: times), 12 (threshold: gray)
     min_seconds: of cuts that follow each other faster, the clearest counts; scenes are at least this long
     """
-    if threshold <= 0 or min_seconds < 0:
+    method = DETECTORS[detector]
+    threshold = method.threshold if threshold is None else threshold
+    if not threshold > 0 or not min_seconds >= 0:
         raise ConfigError(f"detect: --threshold {threshold} --min-seconds {min_seconds}; both must be positive")
     state = state or {"frames": 0, "differences": []}
-    differences: dict[int, float] = dict(
-        state["differences"]
-    )  # of the cuts, the frames next to them, and the last ones
-    with Video(row["path"]) as video:
+    scores = KeptScores(method, threshold, state["differences"])
+    with Video(row["path"], threads=min(_MOST_THREADS, os.cpu_count() or 1)) as video:
         info = video.info
-        first = max(0, state["frames"] - 1)  # the first frame to come is compared with the last of before
-        frames = video.frames(range(first, info.num_frames))
-        for number, difference in enumerate(frame_differences(frames), start=first):
+        first = max(0, state["frames"] - method.context)
+        frames = video.frames(range(first, info.num_frames), method.widest)
+        for number, score in enumerate(method.score(frames), start=first):
             if number < state["frames"]:
                 continue
-            differences[number] = difference
-            old = number - _AROUND - 1
-            if not any(differences.get(near, 0.0) >= threshold for near in range(old - _AROUND, number)):
-                differences.pop(old, None)
+            scores.add(number, score)
             done = number + 1
             if done % _FRAMES_PER_STATE == 0 and done < info.num_frames:
-                yield Progress(done, info.num_frames, {"frames": done, "differences": list(differences.items())})
-    cuts = [number for number, difference in differences.items() if difference >= threshold]
-    bounds = scenes(cuts, info.num_frames, round(min_seconds * info.fps), clearness(cuts, differences))
+                yield Progress(done, info.num_frames, {"frames": done, "differences": list(scores.items())})
+    cuts = method.cuts(scores, threshold, info.num_frames)
+    bounds = scenes(cuts, info.num_frames, round(min_seconds * info.fps), cuts)
     for shot, (start, end) in enumerate(bounds):
         yield {
             **row,
@@ -58,31 +65,6 @@ def detect(row: Row, state: dict[str, Any] | None = None, *, threshold: float = 
             "height": info.height,
             "width": info.width,
         }
-
-
-def frame_differences(frames: Iterable[Frames]) -> Iterator[float]:
-    """The difference of each frame from the one before, 0 for the first, by PySceneDetect's content detector."""
-    import cv2
-    from scenedetect import ContentDetector, FrameTimecode
-
-    detector = ContentDetector(min_scene_len=0)
-    for number, frame in enumerate(frames):
-        if frame.shape[1] > _WIDTH:
-            height = max(1, round(frame.shape[0] * _WIDTH / frame.shape[1]))
-            frame = cv2.resize(frame, (_WIDTH, height), interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
-        image = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
-        detector.process_frame(FrameTimecode(number, fps=25.0), image)  # only the number is used
-        yield float(detector._frame_score or 0)  # its public metrics cost an edge detection for each frame
-
-
-def clearness(cuts: Iterable[int], differences: Mapping[int, float]) -> dict[int, float]:
-    """Cut -> its difference over the mean of the two before and the two after it: how far it stands out of the motion.
-
-    The difference alone would prefer the end of a fast pan to the cut before it.
-    """
-    sides = [offset for offset in range(-_AROUND, _AROUND + 1) if offset]
-    means = {cut: sum(differences.get(cut + offset, 0.0) for offset in sides) / len(sides) for cut in cuts}
-    return {cut: differences[cut] / (1 + mean) for cut, mean in means.items()}
 
 
 def scenes(

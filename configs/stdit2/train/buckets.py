@@ -3,7 +3,7 @@
 Run:    torchrun --nproc_per_node 8 -m opensora.cli.train configs/stdit2/train/buckets.py \
             dataset.data_path=clips.parquet load=pixart-stdit2
         load: PixArt-alpha as `python -m tools.weights.convert ... --from pixart-alpha --to STDiT2-XL/2` writes it.
-        clips.parquet: with the columns num_frames, height and width, as `python -m tools.datasets.videos` writes them.
+        clips.parquet: with the columns num_frames, height and width, as `python -m tools.datasets.probe` writes them.
 Expect: not run here (needs accelerators and T5-XXL). The buckets are the recipe's; a step is one micro-batch on each of
         eight devices, with steps of our own.
 """

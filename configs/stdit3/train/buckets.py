@@ -3,7 +3,7 @@
 Run:    torchrun --nproc_per_node 8 -m opensora.cli.train configs/stdit3/train/buckets.py \
             dataset.data_path=clips.parquet load=pixart-stdit3
         load: PixArt-Sigma as `python -m tools.weights.convert ... --from pixart-sigma --to STDiT3-XL/2` writes it.
-        clips.parquet: with the columns num_frames, height and width, as `python -m tools.datasets.videos` writes them.
+        clips.parquet: with the columns num_frames, height and width, as `python -m tools.datasets.probe` writes them.
 Expect: not run here (needs accelerators and T5-XXL). The buckets are the recipe's; a step is one micro-batch on each of
         eight devices.
 """

@@ -66,7 +66,9 @@ def recordings_of_one_size_and_beginning(bench: Workbench) -> int:
         film = bench.folder / name
         write_raw(film, [0] * 20 + [level] * 5)
         row = {"path": str(film), "start_frame": 0, "end_frame": 25}
-        clips.add(Path(cut(row, folder=str(bench.folder / "clips"))["path"]).read_bytes())
+        [clip] = cut(row, folder=str(bench.folder / "clips"))
+        assert isinstance(clip, dict)
+        clips.add(Path(clip["path"]).read_bytes())
     return len(clips)
 
 

@@ -16,7 +16,7 @@ from tests.support.media_files import (
     write_turned,
     write_video,
 )
-from tools.datasets import videos
+from tools.datasets.probe import probe as probe_tool
 from tools.runner import main
 from tools.scene_cut.detect import detect
 
@@ -40,12 +40,12 @@ def mirrored(bench: Workbench, matrix: tuple[int, ...]) -> str:
 
 
 def cover(bench: Workbench) -> list[str]:
-    """The lines of tools.datasets.videos about two films with a cover picture in front and behind."""
+    """The lines of tools.datasets.probe about two films with a cover picture in front and behind."""
     for name, first in (("a.mp4", True), ("b.mp4", False)):
         add_cover(write_video(bench.folder / name, 20), first=first)
     table = bench.folder / "videos.csv"
-    main(videos.describe, [str(bench.folder), str(table)])
-    return [line.split("/")[-1] for line in table.read_text().splitlines()[1:]]
+    main(probe_tool, [str(bench.folder), str(table)])
+    return [",".join(line.split("/")[-1].split(",")[:5]) for line in table.read_text().splitlines()[1:]]
 
 
 def fragments(bench: Workbench) -> list[int]:

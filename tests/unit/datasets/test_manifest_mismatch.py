@@ -52,5 +52,5 @@ def test_a_row_is_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
         assert data.clip(0, Draw(0, step, 0)).video_CTHW.shape == (3, 1, 16, 16)
     assert [record.getMessage() for record in caplog.records] == [
         f"{tmp_path}/train.csv:2: {path}: the manifest says 1920x1080 pixels, the file has 64x32; "
-        "make the manifest again with tools.datasets.videos"
+        "make the manifest again with tools.datasets.probe"
     ]

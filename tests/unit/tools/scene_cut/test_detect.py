@@ -2,17 +2,19 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 
 from opensora.datasets.decode import Video
+from opensora.errors import ConfigError
 from tests.support.media_files import write_video
-from tools.datasets.videos import demo_videos
+from tools.datasets.probe import demo_videos
 from tools.runner import Progress
 from tools.scene_cut import detect as detect_module
-from tools.scene_cut.detect import clearness, detect, scenes
+from tools.scene_cut.detect import detect, scenes
+from tools.scene_cut.detectors import DETECTORS, adaptive_cuts, clearness, frame_differences
 
 BIKES_CUTS = [30, 76, 137, 187, 242]
 
@@ -31,6 +33,35 @@ def test_detect_finds_every_cut_and_no_more(tmp_path: Path) -> None:
     assert [row["shot"] for row in rows] == [0, 1, 2]
     assert {row["text"] for row in rows} == {"kept"}
     assert {(row["num_frames"], row["fps"], row["height"], row["width"]) for row in rows} == {(26, 8.0, 32, 64)}
+
+
+def fading_video(path: Path) -> str:
+    """20 bright frames, 10 that fade to black, 8 black ones, 10 that fade in, 20 bright ones of another color."""
+    out, back = (np.linspace(1, 0, 10), np.linspace(0, 1, 10))
+    levels = [*[1.0] * 20, *out, *[0.0] * 8, *back, *[1.0] * 20]
+    colors = [np.array([200, 160, 40])] * 34 + [np.array([40, 120, 220])] * 34
+    frames = [np.full((32, 64, 3), level * color, np.uint8) for level, color in zip(levels, colors, strict=True)]
+    return write_video(path, frames)
+
+
+def test_fades_are_cut_in_the_middle_of_the_dark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(detect_module, "_FRAMES_PER_STATE", 6)
+    row = {"path": fading_video(tmp_path / "a.mp4")}
+    results = list(detect(row, detector="threshold"))
+    assert [each["start_frame"] for each in results if isinstance(each, dict)] == [0, 34]
+    states = [each.state for each in results if isinstance(each, Progress)]
+    assert len(states) == 11
+    assert max(len(state["differences"]) for state in states) < 14
+    for state in states:
+        rest = list(detect(row, json.loads(json.dumps(state)), detector="threshold"))
+        assert [each["start_frame"] for each in rest if isinstance(each, dict)] == [0, 34]
+
+
+def test_a_film_that_begins_dark(tmp_path: Path) -> None:
+    """As PySceneDetect does, the cut is in the middle of the darkness."""
+    frames = [np.full((32, 64, 3), level, np.uint8) for level in [0] * 20 + [120] * 20]
+    path = write_video(tmp_path / "a.mp4", frames)
+    assert [each["start_frame"] for each in detect({"path": path}, detector="threshold")] == [0, 10]  # type: ignore[index]
 
 
 def test_of_cuts_close_together_the_first_or_strongest_counts() -> None:
@@ -96,15 +127,55 @@ def test_a_long_film_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytes
 
 
 def _recorded(frames: Any, indices: list[int]) -> Any:
-    def recorded(self: Video, wanted: Any) -> Any:
+    def recorded(self: Video, wanted: Any, widest: int) -> Any:
         indices.extend(wanted)
-        return frames(self, wanted)
+        return frames(self, wanted, widest)
 
     return recorded
 
 
-def test_real_footage() -> None:
+@pytest.mark.parametrize("detector", ["content", "adaptive"])
+def test_real_footage(detector: Literal["content", "adaptive"]) -> None:
     """bikes.mp4 has six shots, the last one a third of a second long."""
-    rows = list(detect({"path": demo_videos()[0]}))
+    rows = [row for row in detect({"path": demo_videos()[0]}, detector=detector) if isinstance(row, dict)]
     assert [row["start_frame"] for row in rows] == [0, *BIKES_CUTS]
     assert rows[-1]["end_frame"] == 250
+
+
+def test_scores_and_adaptive_cuts_are_those_of_pyscenedetect() -> None:
+    """Its detectors on the same frames, with a threshold that more than the cuts pass."""
+    from scenedetect import AdaptiveDetector, ContentDetector, FrameTimecode
+
+    threshold, method = 1.2, DETECTORS["adaptive"]
+    content = ContentDetector(min_scene_len=0)
+    adaptive = AdaptiveDetector(adaptive_threshold=threshold, min_scene_len=0, min_content_val=1.0)
+    expected, cuts = [], []
+    with Video(demo_videos()[0]) as video:
+        frames = [frame.copy() for frame in video.frames(range(video.info.num_frames), 64)]
+    for number, frame in enumerate(frames):
+        image, time = frame[..., ::-1].copy(), FrameTimecode(number, fps=25.0)
+        content.process_frame(time, image)
+        expected.append(content._frame_score)
+        cuts += [cut.frame_num for cut in adaptive.process_frame(time, image)]
+    scores = list(method.score(frames))
+    np.testing.assert_allclose(scores, expected, rtol=1e-12)
+    assert len(cuts) > len(BIKES_CUTS)
+    assert [cut for cut in adaptive_cuts(dict(enumerate(scores)), threshold, len(frames), least=1.0)] == cuts
+
+
+def test_scores_of_shrunk_frames_are_close_to_those_of_whole_ones() -> None:
+    """Shrinking before the conversion of colors saves time, and changes scores by three percent at most."""
+    import cv2
+
+    with Video(demo_videos()[0], threads=2) as video:
+        fast = list(frame_differences(video.frames(range(70, 82), 256)))
+        whole = (cv2.resize(frame, (256, 109), interpolation=cv2.INTER_AREA) for frame in video.frames(range(70, 82)))
+        slow = list(frame_differences(whole))
+    np.testing.assert_allclose(fast, slow, rtol=0.03, atol=0.5)
+    assert slow[6] > 40
+
+
+@pytest.mark.parametrize("flags", [{"threshold": 0.0}, {"min_seconds": -1.0}, {"threshold": float("nan")}])
+def test_wrong_flags(flags: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="both must be positive"):
+        list(detect({"path": "a.mp4"}, **flags))
