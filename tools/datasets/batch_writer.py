@@ -1,0 +1,179 @@
+"""Write Arrow batches as a table, atomically and without keeping them: CSV, Parquet or JSON lines by the ending.
+
+An output without an ending is a folder of Parquet shards, which takes the place of an older one.
+"""
+
+import csv
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from opensora import files
+from opensora.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import pyarrow
+
+TABLES = (".csv", ".parquet", ".pq", ".jsonl", ".ndjson")
+ROWS_PER_SHARD = 1_000_000
+_JSON = (".jsonl", ".ndjson")
+
+
+def is_parquet(path: str) -> bool:
+    """True for the name of one Parquet file."""
+    return path.lower().endswith((".parquet", ".pq")) and not _is_folder(path)
+
+
+def require_output(path: str, flag: str = "OUT") -> None:
+    """Raise ConfigError for a name that is neither that of a table nor that of a folder."""
+    fault = files.path_fault(path, utf8=True)
+    if fault is None and not _is_folder(path) and not path.lower().endswith(TABLES):
+        fault = repr(path)
+    if fault is not None:
+        raise ConfigError(
+            f"{flag} is {fault}; allowed: a name that ends in {', '.join(TABLES)}, or without an ending for a folder of shards"
+        )
+
+
+def table_folder(path: str) -> str:
+    """The folder that relative paths in a table belong to: the file's own, or the folder of shards itself."""
+    return os.path.abspath(path) if _is_folder(path) else os.path.dirname(os.path.abspath(path))
+
+
+def _is_folder(path: str) -> bool:
+    return path.endswith(os.sep) or os.path.isdir(path) or not os.path.splitext(path)[1]
+
+
+def write_batches(
+    path: str,
+    schema: "pyarrow.Schema",
+    batches: "Iterable[pyarrow.RecordBatch]",
+    *,
+    metadata: Mapping[str, str] | None = None,
+    shards: Sequence[int] | None = None,
+    json_columns: Sequence[str] = (),
+) -> int:
+    """Write a table and return its rows. Raises DataError when it cannot be written.
+
+    metadata: what Parquet files carry in their schema. shards: rows of each file of a folder, in order. json_columns: whose
+    text is JSON, which JSON lines hold as it is.
+    """
+    schema = schema.with_metadata(dict(metadata) if metadata else None)
+    counted = _Counted(batches)
+    with files.write_errors_as(DataError, path, "choose a writable place with free space"):
+        if _is_folder(path):
+            _write_folder(Path(os.path.abspath(path)), schema, counted, shards)
+        elif is_parquet(path):
+            files.atomic_write(path, lambda part: _write_parquet(part, schema, counted))
+        elif path.lower().endswith(_JSON):
+            files.atomic_write(path, lambda part: _write_json(part, schema, counted, json_columns))
+        else:
+            files.atomic_write(path, lambda part: _write_csv(part, schema, counted))
+    return counted.rows
+
+
+class _Counted:
+    def __init__(self, batches: "Iterable[pyarrow.RecordBatch]") -> None:
+        self._batches, self.rows = batches, 0
+
+    def __iter__(self) -> "Iterator[pyarrow.RecordBatch]":
+        for batch in self._batches:
+            self.rows += batch.num_rows
+            yield batch
+
+
+def _write_parquet(path: Path, schema: "pyarrow.Schema", batches: "Iterable[pyarrow.RecordBatch]") -> None:
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetWriter(path, schema) as writer:
+        for batch in batches:
+            if batch.num_rows:
+                writer.write_batch(batch.cast(schema) if batch.schema != schema else batch)
+
+
+def _write_csv(path: Path, schema: "pyarrow.Schema", batches: "Iterable[pyarrow.RecordBatch]") -> None:
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        quoting = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
+        writer.writerow(schema.names)
+        for batch in batches:
+            for row in zip(*(column.to_pylist() for column in batch.columns)):
+                cells = ["" if cell is None else str(cell) for cell in row]
+                # Without quotes a carriage return would end the row, and a blank behind a comma would be lost.
+                odd = any("\r" in cell or cell.startswith(" ") for cell in cells)
+                (quoting if odd else writer).writerow(cells)
+
+
+def _write_json(
+    path: Path, schema: "pyarrow.Schema", batches: "Iterable[pyarrow.RecordBatch]", json_columns: Sequence[str]
+) -> None:
+    nested = [name in json_columns for name in schema.names]
+    with open(path, "w", encoding="utf-8") as file:
+        for batch in batches:
+            for row in zip(*(column.to_pylist() for column in batch.columns)):
+                cells: dict[str, Any] = {
+                    name: json.loads(cell) if is_nested and cell is not None else cell
+                    for name, cell, is_nested in zip(schema.names, row, nested)
+                }
+                file.write(json.dumps(cells, ensure_ascii=False, default=str) + "\n")
+
+
+def _write_folder(
+    target: Path, schema: "pyarrow.Schema", batches: "Iterable[pyarrow.RecordBatch]", shards: Sequence[int] | None
+) -> None:
+    """Shards in a new folder, which then takes the place of an old folder of shards."""
+    foreign = [name for name in sorted(os.listdir(target)) if not _is_shard(name)] if target.is_dir() else []
+    if foreign:
+        raise DataError(
+            f"{target}: is a folder that holds {foreign[0]}; a folder of shards is written to a new place; choose another "
+            "name, or a name that ends in .csv, .parquet or .jsonl"
+        )
+    part = target.with_name(f".{target.name[:64]}.{uuid.uuid4().hex}.part")
+    part.mkdir(parents=True)
+    try:
+        for number, some in enumerate(_cut(batches, shards)):
+            _write_parquet(part / f"part-{number:05d}.parquet", schema, some)
+        for file in (*sorted(part.iterdir()), part):
+            files.flush(file)
+        if target.is_dir():
+            shutil.rmtree(target)
+        part.replace(target)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+def _is_shard(name: str) -> bool:
+    return name.startswith("part-") and name.endswith(".parquet")
+
+
+def _cut(
+    batches: "Iterable[pyarrow.RecordBatch]", shards: Sequence[int] | None
+) -> "Iterator[Iterator[pyarrow.RecordBatch]]":
+    """Runs of batches with the rows of one shard each, to be read one after the other."""
+    every = iter(batches)
+    rest: list[pyarrow.RecordBatch] = []  # behind the end of a shard
+
+    def shard(rows: int) -> "Iterator[pyarrow.RecordBatch]":
+        while rows and (batch := rest.pop() if rest else next(every, None)) is not None:
+            if batch.num_rows > rows:
+                rest.append(batch.slice(rows))
+                batch = batch.slice(0, rows)
+            rows -= batch.num_rows
+            yield batch
+
+    if shards is not None:
+        yield from map(shard, shards)
+        return
+    begin = True
+    while True:
+        if not rest and (batch := next((each for each in every if each.num_rows), None)) is not None:
+            rest.append(batch)
+        if not rest and not begin:
+            return
+        begin = False  # no row at all makes one empty shard
+        yield shard(ROWS_PER_SHARD)
