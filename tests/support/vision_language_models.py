@@ -30,14 +30,16 @@ QWEN_MARKS = [
 ]
 LLAVA_TEMPLATE = (
     "{% for turn in messages %}{{ turn.role.upper() }}: {% for part in turn.content %}"
-    "{% if part.type == 'image' %}<image>\n{% else %}{{ part.text }}{% endif %}{% endfor %}</s>{% endfor %}"
-    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+    "{% if part.type == 'image' %}IMAGE\n{% elif part.type == 'video' %}<video>\n{% else %}{{ part.text }}{% endif %}"
+    "{% endfor %}</s>{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
 _MOST_STEPS, _LEARNED = 150, 0.02  # updates of a tiny model, and the loss at which it knows its captions
+_SQUARE: dict[str, Any] = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+_TILES = [[32, 64], [64, 32], [64, 64]]
 LLAVA_MARKS = ["<pad>", "<s>", "</s>", "<image>"]
 
 
-def word_tokenizer(folder: Path, kind: Any, texts: Sequence[str], marks: Sequence[str], **names: str) -> Any:
+def word_tokenizer(folder: Path, kind: Any, texts: Sequence[str], marks: Sequence[str], **names: Any) -> Any:
     """A tokenizer with a token for each word of `texts`, each sign, and each of the marks.
 
     kind: its class in transformers. names: eos_token and so on.
@@ -100,6 +102,28 @@ def tiny_qwen2_5_vl(folder: Path, texts: Sequence[str]) -> Path:
     return _save(folder, Qwen2_5_VLForConditionalGeneration, config, processor, number["<|im_end|>"])
 
 
+def _llava_tokenizer(folder: Path, texts: Sequence[str], *marks: str, kind: str = "", **names: Any) -> Any:
+    import transformers
+
+    chosen = getattr(transformers, kind or "PreTrainedTokenizerFast")
+    marks_of_all = {"eos_token": "</s>", "bos_token": "<s>", "pad_token": "<pad>"}
+    return word_tokenizer(folder, chosen, texts, [*LLAVA_MARKS, *marks], **marks_of_all, **names)
+
+
+def _clip(**more: Any) -> dict[str, Any]:
+    """The vision half: pictures of 32 pixels in 16 patches."""
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return sizes | {"image_size": 32, "patch_size": 8} | more
+
+
+def _language(tokenizer: Any) -> dict[str, Any]:
+    return {
+        "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 4096,
+        "eos_token_id": tokenizer.eos_token_id, "pad_token_id": 0, "bos_token_id": 1,
+    }  # fmt: skip
+
+
 def tiny_llava(folder: Path, texts: Sequence[str]) -> Path:
     """A LLaVA of two layers with the vision half of a CLIP; pictures go in."""
     from transformers import (
@@ -109,33 +133,85 @@ def tiny_llava(folder: Path, texts: Sequence[str]) -> Path:
         LlavaConfig,
         LlavaForConditionalGeneration,
         LlavaProcessor,
-        PreTrainedTokenizerFast,
     )
 
-    tokenizer = word_tokenizer(
-        folder, PreTrainedTokenizerFast, texts, LLAVA_MARKS, eos_token="</s>", bos_token="<s>", pad_token="<pad>"
-    )
-    end = tokenizer.convert_tokens_to_ids("</s>")
+    tokenizer = _llava_tokenizer(folder, texts)
     processor = LlavaProcessor(
-        image_processor=CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
+        image_processor=CLIPImageProcessor(**_SQUARE),
         tokenizer=tokenizer,
         patch_size=8,
         vision_feature_select_strategy="default",
-        chat_template=LLAVA_TEMPLATE,
+        chat_template=LLAVA_TEMPLATE.replace("IMAGE", "<image>"),
         num_additional_image_tokens=1,
     )
     config = LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8
-        ),
-        text_config=LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-            num_key_value_heads=2, max_position_embeddings=1024, eos_token_id=end, pad_token_id=0, bos_token_id=1,
-        ),
+        vision_config=CLIPVisionConfig(**_clip()),
+        text_config=LlamaConfig(**_language(tokenizer)),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         vision_feature_layer=-1,
-    )  # fmt: skip
-    return _save(folder, LlavaForConditionalGeneration, config, processor, end)
+    )
+    return _save(folder, LlavaForConditionalGeneration, config, processor, tokenizer.eos_token_id)
+
+
+def tiny_llava_next(folder: Path, texts: Sequence[str], video: bool = False) -> Path:
+    """A LLaVA 1.6, which cuts a picture into tiles; video: a LLaVA-NeXT-Video."""
+    import transformers
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaNextImageProcessor
+
+    name = "LlavaNextVideo" if video else "LlavaNext"
+    tokenizer = _llava_tokenizer(folder, texts, *["<video>"] * video, kind="LlamaTokenizerFast" if video else "")
+    reads_videos = {"video_processor": transformers.LlavaNextVideoVideoProcessor(**_SQUARE)} if video else {}
+    processor = getattr(transformers, f"{name}Processor")(
+        image_processor=LlavaNextImageProcessor(image_grid_pinpoints=_TILES, **_SQUARE),
+        tokenizer=tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        chat_template=LLAVA_TEMPLATE.replace("IMAGE", "<image>"),
+        num_additional_image_tokens=1,
+        **reads_videos,
+    )
+    config = getattr(transformers, f"{name}Config")(
+        vision_config=CLIPVisionConfig(**_clip()),
+        text_config=LlamaConfig(**_language(tokenizer)),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_grid_pinpoints=_TILES,
+        vision_feature_layer=-1,
+        **({"video_token_index": tokenizer.convert_tokens_to_ids("<video>")} if video else {}),
+    )
+    model = getattr(transformers, f"{name}ForConditionalGeneration")
+    return _save(folder, model, config, processor, tokenizer.eos_token_id)
+
+
+def tiny_internvl(folder: Path, texts: Sequence[str]) -> Path:
+    """An InternVL of two layers; pictures and videos go in, a video as one picture per frame."""
+    from transformers import (
+        GotOcr2ImageProcessorFast,
+        InternVLConfig,
+        InternVLForConditionalGeneration,
+        InternVLProcessor,
+        InternVLVideoProcessor,
+        InternVLVisionConfig,
+        Qwen2Config,
+    )
+
+    marks = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
+    marks |= {"video_token": "<video>"}
+    tokenizer = _llava_tokenizer(folder, texts, *marks.values(), extra_special_tokens=marks)
+    square = {"size": {"height": 32, "width": 32}}
+    processor = InternVLProcessor(
+        image_processor=GotOcr2ImageProcessorFast(crop_to_patches=True, min_patches=1, max_patches=4, **square),
+        tokenizer=tokenizer,
+        video_processor=InternVLVideoProcessor(**square),
+        image_seq_length=4,
+        chat_template=LLAVA_TEMPLATE.replace("IMAGE", "<IMG_CONTEXT>"),
+    )
+    config = InternVLConfig(
+        vision_config=InternVLVisionConfig(**_clip(image_size=(32, 32), patch_size=(8, 8))),
+        text_config=Qwen2Config(**_language(tokenizer)),
+        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        image_seq_length=4,
+    )
+    return _save(folder, InternVLForConditionalGeneration, config, processor, tokenizer.eos_token_id)
 
 
 def _save(folder: Path, model_class: Any, config: Any, processor: Any, end: int) -> Path:

@@ -6,6 +6,8 @@ import unicodedata
 
 from opensora.errors import BadClip
 
+_LONGEST = 8000  # characters that are read
+_LOOP_WORDS, _LOOP_TIMES = 8, 3  # a loop is up to 8 words, three times or more
 _THINKING = re.compile(r"<(think|thinking|reasoning)>.*?(</\1>|\Z)", re.DOTALL | re.IGNORECASE)
 _SPECIAL = re.compile(r"<\|[^|<>]{0,40}\|>|</?s>|<(?:image|video|pad|unk|bos|eos)>|\[/?INST\]", re.IGNORECASE)
 _TURN = re.compile(
@@ -16,7 +18,7 @@ _MARKDOWN = [  # (pattern, replacement), line by line
     (re.compile(r"^\s*(?:[-*_]\s*){3,}$"), ""),  # a ruler
     (re.compile(r"^\s*#{1,6}\s+"), ""),
     (re.compile(r"^\s*>\s?"), ""),
-    (re.compile(r"!?\[([^\]]*)\]\([^)]*\)"), r"\1"),  # links
+    (re.compile(r"!?\[([^\[\]]{0,200})\]\([^()]{0,500}\)"), r"\1"),  # links
     (re.compile(r"(\*\*|__)(?=\S)(.+?)(?<=\S)\1"), r"\2"),
     (re.compile(r"(?<![\w*])[*](?=\S)([^*]+?)(?<=\S)[*](?![\w*])"), r"\1"),
     (re.compile(r"`([^`]*)`"), r"\1"),
@@ -71,6 +73,8 @@ def clean_caption(text: str, finished: bool = True) -> str:
     removed where it ends in a word like "the". Raises BadClip for a refusal, and for a text of which nothing is left.
     """
     text = _THINKING.sub(" ", html.unescape(text))
+    if len(text) > _LONGEST:  # of a model that does not stop
+        text, finished = text[:_LONGEST], False
     text = unicodedata.normalize("NFC", _SPECIAL.sub(" ", text).replace("\ufffd", ""))
     text = _plain(text).strip().strip('"“”').strip()
     text = _TURN.sub("", text)
@@ -98,7 +102,7 @@ def sentences(text: str) -> list[str]:
     begin = 0
     for match in _END.finditer(text):
         part = text[begin : match.end()].strip()
-        if not _ABBREVIATION.search(part):
+        if not _ABBREVIATION.search(part[-8:]):
             parts.append(part)
             begin = match.end()
     rest = text[begin:].strip()
@@ -138,10 +142,28 @@ def _without_repeats(parts: list[str]) -> list[str]:
     """Each sentence once, and no loops of words inside one."""
     kept: dict[str, str] = {}
     for part in parts:
-        part = _LOOP.sub(r"\1", part)
+        part = _without_loops(part)
         kept.setdefault(re.sub(r"\W+", " ", part).strip().lower(), part)
     return [part for key, part in kept.items() if key]
 
 
-# three or more times the same one to eight words: "a man, a man, a man, a man"
-_LOOP = re.compile(r"\b((?:[\w'-]+[,;]?\s+){0,7}[\w'-]+)(?:[,;.]?\s+\1\b){2,}", re.IGNORECASE)
+def _without_loops(sentence: str) -> str:
+    """The sentence with words that come again and again once: "a man, a man, a man walks" -> "a man walks"."""
+    words = sentence.split()
+    keys = [word.strip(".,;:!?\"'()").lower() for word in words]
+    kept: list[str] = []
+    at = 0
+    while at < len(words):
+        for count in range(1, _LOOP_WORDS + 1):
+            loop, times = keys[at : at + count], 1
+            while any(loop) and keys[at + times * count : at + (times + 1) * count] == loop:
+                times += 1
+            if times >= _LOOP_TIMES:
+                # The last word is that of the last time: what follows fits its comma or period.
+                kept += [*words[at : at + count - 1], words[at + times * count - 1]]
+                at += times * count
+                break
+        else:
+            kept.append(words[at])
+            at += 1
+    return " ".join(kept)

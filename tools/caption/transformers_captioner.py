@@ -79,10 +79,13 @@ class TransformersCaptioner(ChatCaptioner):
         }
 
     def answer(self, requests: Sequence[Request]) -> list[Result]:
+        from opensora.models.text.transformers_encoder import quiet_transformers
+
         results: dict[int, Result] = {}
-        for batch in _batches(requests, self._batch_size):
-            answers = self._answer_batch([requests[number] for number in batch])
-            results |= dict(zip(batch, answers, strict=True))
+        with quiet_transformers():
+            for batch in _batches(requests, self._batch_size):
+                answers = self._answer_batch([requests[number] for number in batch])
+                results |= dict(zip(batch, answers, strict=True))
         return [results[number] for number in range(len(requests))]
 
     def _answer_batch(self, requests: Sequence[Request]) -> list[Answer]:
@@ -155,10 +158,12 @@ class TransformersCaptioner(ChatCaptioner):
 
 
 def _batches(requests: Sequence[Request], size: int) -> Iterator[list[int]]:
-    """Numbers of requests that a processor takes together: all with pictures, all with videos, or all words."""
-    kinds: dict[tuple[bool, bool], list[int]] = {}
+    """Numbers of requests that a processor takes together: all words, all pictures, or videos of one length."""
+    kinds: dict[object, list[int]] = {}
     for number, request in enumerate(requests):
-        kinds.setdefault((request.pictures is not None, request.as_video), []).append(number)
+        words = request.pictures is None
+        frames = len(request.pictures) if request.pictures is not None and request.as_video else 0
+        kinds.setdefault((words, request.as_video, frames), []).append(number)
     for numbers in kinds.values():
         yield from (numbers[first : first + size] for first in range(0, len(numbers), size))
 

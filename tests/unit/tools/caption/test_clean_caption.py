@@ -29,6 +29,8 @@ from tools.caption.clean_caption import clean_caption, sentences
         ("A car at 2.5 m. Mr. Smith waves. He is old.", "A car at 2.5 m. Mr. Smith waves. He is old."),
         ("A car stops. A man gets out. A car stops. The car stops.", "A car stops. A man gets out. The car stops."),
         ("A man, a man, a man, a man walks.", "A man walks."),
+        ("A dog and a cat and a dog and a cat and a dog and a cat and a bird.", "A dog and a cat and a bird."),
+        ("He shouts go, go, go!", "He shouts go!"),
         ("A very very long road.", "A very very long road."),
         ("A car stops. Overall, the video conveys a sense of calm.", "A car stops."),
         ("A car stops. Let me know if you need more!", "A car stops."),
@@ -80,6 +82,14 @@ def test_refusals(text: str) -> None:
 def test_nothing_left(text: str) -> None:
     with pytest.raises(BadClip, match="empty after cleaning"):
         clean_caption(text)
+
+
+def test_model_that_does_not_stop() -> None:
+    numbers = [f"There are {number} dogs." for number in range(3000)]
+    text = clean_caption(" ".join(numbers))
+    assert text.startswith("There are 0 dogs. There are 1 dogs.")
+    assert len(text) <= 8000
+    assert text.endswith("dogs.")
 
 
 def test_sentences() -> None:

@@ -1,3 +1,4 @@
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,15 @@ from safetensors.torch import load_file, save_file
 
 from opensora.errors import ConfigError
 from tests.support.media_files import write_video
-from tests.support.vision_language_models import LLAVA_MARKS, teach, tiny_llava, tiny_qwen2_5_vl
+from tests.support.vision_language_models import (
+    LLAVA_MARKS,
+    teach,
+    tiny_internvl,
+    tiny_llava,
+    tiny_llava_next,
+    tiny_qwen2_5_vl,
+)
+from tools.caption.caption_config import CaptionConfig
 from tools.caption.captioner import Answer
 from tools.caption.chat_captioner import Request
 from tools.caption.transformers_captioner import TransformersCaptioner
@@ -96,6 +105,27 @@ def test_llava_reads_pictures(tmp_path: Path) -> None:
     assert all(mark not in answer.text for answer in answers for mark in LLAVA_MARKS if isinstance(answer, Answer))
     with pytest.raises(ConfigError, match=r"has no video input; allowed for it: prompting.layout 'images' or 'grid'"):
         model.answer([Request(PROMPT, plain((0, 0, 0), 2), True)])
+
+
+MAKERS = {  # config -> the class of its released model, tiny
+    "qwen2_5_vl": tiny_qwen2_5_vl,
+    "sharegpt4video": tiny_qwen2_5_vl,
+    "llava": tiny_llava_next,
+    "llava_next_video": partial(tiny_llava_next, video=True),
+    "internvl": tiny_internvl,
+}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_configs_run_with_the_class_of_their_model(name: str, tmp_path: Path) -> None:
+    """A long clip, and one of three frames, whose number of pictures is another."""
+    rows = [{"path": write_video(tmp_path / f"{count}.mp4", count, size=(48, 64))} for count in (40, 3)]
+    folder = MAKERS[name](tmp_path / "model", WORDS)
+    options = f"from_pretrained={folder} device=cpu dtype=fp32 max_new_tokens=3"
+    model, _ = CaptionConfig.read(f"configs/caption/{name}.py", options).build()
+    together = model.caption(rows)
+    assert all(isinstance(answer, Answer) for answer in together)
+    assert together == [model.caption([row])[0] for row in rows]
 
 
 def test_missing_model(tmp_path: Path) -> None:
