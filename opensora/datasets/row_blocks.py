@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opensora.datasets.csv_rows import RowError, csv_rows, require_different
-from opensora.datasets.table import is_parquet, require_columns
+from opensora.datasets.table import require_columns
+from opensora.datasets.table_writer import is_parquet
 
 if TYPE_CHECKING:
     import pyarrow

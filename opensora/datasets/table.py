@@ -1,23 +1,23 @@
-"""Tables of cells as CSV or Parquet files: reading, one row as a dict, and writing.
+"""Tables of cells as CSV, Parquet or JSON lines: reading, one row as a dict.
 
-CSV is written as UTF-8; for the kinds that are read see csv_rows.py.
+For the kinds of CSV that are read see csv_rows.py, for writing table_writer.py.
 """
 
-import csv
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
-from opensora import files
 from opensora.datasets.csv_rows import RowError, csv_rows, require_different
 from opensora.datasets.missing_values import is_missing
+from opensora.datasets.table_writer import PATHS, Cells, is_json, is_parquet, write_rows
 from opensora.errors import DataError
 from opensora.files import expand_home
 
-PATHS = ("path", "source_path")  # columns of file names
-Cells = dict[str, Any]  # one row: column name -> text (CSV) or value (Parquet); None for an empty Parquet cell
+_ROWS_AT_A_TIME = 10_000
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,49 @@ class Table:
         return f"{self.path}:{self.lines[index]}"
 
 
-def is_parquet(path: str) -> bool:
-    return path.lower().endswith((".parquet", ".pq"))
+@dataclass(frozen=True)
+class TableStream:
+    """The rows of a file one after the other: (line, cells, why it cannot be used or None).
+
+    columns: of the header; of JSON lines, those of the first row.
+    """
+
+    path: str
+    columns: list[str]
+    rows: Iterator[tuple[int, Cells, RowError | None]]
 
 
 def read_table(path: str) -> Table:
-    """Read all cells of a CSV or Parquet file. Raises DataError when the file itself cannot be read."""
+    """Read all cells of a CSV, Parquet or JSON lines file. Raises DataError when the file itself cannot be read."""
+    stream = stream_table(path)
+    columns, rows, lines, errors = dict.fromkeys(stream.columns), list[Cells](), list[int](), dict[int, RowError]()
+    for line, cells, error in stream.rows:
+        if error is not None:
+            errors[len(rows)] = error
+        columns |= dict.fromkeys(cells)
+        rows.append(cells)
+        lines.append(line)
+    return Table(path, list(columns), rows, lines, errors)
+
+
+def stream_table(path: str) -> TableStream:
+    """Open a CSV, Parquet or JSON lines file; its rows come one at a time. Raises DataError, as do the rows."""
     with friendly_io_errors(path):
-        return _read_parquet(path) if is_parquet(path) else _read_csv(path)
+        if is_parquet(path):
+            columns, rows = _parquet_rows(path)
+        elif is_json(path):
+            columns, rows = _json_rows(path)
+        else:
+            columns, cells = csv_rows(path)
+            rows = ((line, dict(zip(columns, each)), error) for line, each, error in cells)
+    return TableStream(path, columns, _friendly(path, rows))
+
+
+def _friendly(
+    path: str, rows: Iterator[tuple[int, Cells, RowError | None]]
+) -> Iterator[tuple[int, Cells, RowError | None]]:
+    with friendly_io_errors(path):
+        yield from rows
 
 
 @contextmanager
@@ -63,26 +98,53 @@ def friendly_io_errors(path: str) -> Iterator[None]:
         raise DataError(f"{path}: not a Parquet file ({error}); write it again or use .csv") from error
 
 
-def _read_parquet(path: str) -> Table:
+def _parquet_rows(path: str) -> tuple[list[str], Iterator[tuple[int, Cells, RowError | None]]]:
     import pyarrow.parquet
 
-    with pyarrow.parquet.ParquetFile(path) as file:
-        require_different(path, file.schema_arrow.names)
-        table = file.read()
-    return Table(path, table.column_names, table.to_pylist(), list(range(1, table.num_rows + 1)), {})
+    file = pyarrow.parquet.ParquetFile(path)
+    require_different(path, file.schema_arrow.names)
+
+    def rows() -> Iterator[tuple[int, Cells, RowError | None]]:
+        with file:
+            cells = (each for batch in file.iter_batches(_ROWS_AT_A_TIME) for each in batch.to_pylist())
+            for line, each in enumerate(cells, start=1):
+                yield line, each, None
+
+    return file.schema_arrow.names, rows()
 
 
-def _read_csv(path: str) -> Table:
-    header, reader = csv_rows(path)
-    rows: list[Cells] = []
-    lines: list[int] = []
-    errors: dict[int, RowError] = {}
-    for line, cells, error in reader:
-        if error is not None:
-            errors[len(rows)] = error
-        rows.append(dict(zip(header, cells)))
-        lines.append(line)
-    return Table(path, header, rows, lines, errors)
+def _json_rows(path: str) -> tuple[list[str], Iterator[tuple[int, Cells, RowError | None]]]:
+    file = open(path, encoding="utf-8-sig", errors="surrogateescape")  # noqa: SIM115 (the generator closes it)
+
+    def rows() -> Iterator[tuple[int, Cells, RowError | None]]:
+        with file:
+            for line, text in enumerate(file, start=1):
+                if not text.strip():
+                    continue
+                cells, error = _json_cells(text)
+                yield line, cells, error
+
+    every = rows()
+    begin: list[tuple[int, Cells, RowError | None]] = []
+    for row in every:
+        begin.append(row)
+        if row[2] is None:
+            break
+    return list(begin[-1][1]) if begin else [], chain(begin, every)
+
+
+def _json_cells(text: str) -> tuple[Cells, RowError | None]:
+    try:
+        text.encode()
+        cells = json.loads(text)
+        if isinstance(cells, dict):
+            return cells, None
+        sentence = f"the line is a JSON {type(cells).__name__}; an object with a value for each column is needed"
+    except UnicodeError:
+        sentence = "the line is not UTF-8; write it again as UTF-8"
+    except (ValueError, RecursionError) as error:
+        sentence = f"the line is not JSON ({error}); correct it"
+    return {}, RowError("not a JSON object", sentence)
 
 
 def require_columns(path: str, columns: Sequence[str], needed: Sequence[str]) -> None:
@@ -98,70 +160,38 @@ def require_columns(path: str, columns: Sequence[str], needed: Sequence[str]) ->
 
 def readable_rows(table: Table) -> tuple[list[tuple[int, Cells]], list[str]]:
     """For tools: (index, cells) of each readable row, with absolute paths, and a message for each other row."""
-    folder = os.path.dirname(os.path.abspath(table.path))
     rows: list[tuple[int, Cells]] = []
     messages: list[str] = []
     for index, cells in enumerate(table.rows):
-        error: RowError | str | None = table.errors.get(index)
-        cell = cells.get("path")
-        path = "" if is_missing(cell) else str(cell).strip()
-        if error is None and "path" in table.columns and not path:
-            word = f"{str(cell).strip()!r}, which programs write for an empty cell" if cell else "empty"
-            error = f"the path is {word}; fill it in or remove the row"
-        elif error is None and "\0" in path:
-            error = "the path holds a null byte, which no file name does; correct it or remove the row"
-        if error is not None:
+        try:
+            rows.append((index, absolute_paths(table.path, cells, table.errors.get(index), "path" in table.columns)))
+        except RowError as error:
             messages.append(f"{table.location(index)}: {error}")
-        else:
-            paths = {name: expand_home(str(cells[name]).strip()) for name in PATHS if not is_missing(cells.get(name))}
-            rows.append(
-                (index, cells | {name: os.path.normpath(os.path.join(folder, path)) for name, path in paths.items()})
-            )
     return rows, messages
 
 
-def write_table(path: str, rows: Iterable[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
-    """Write CSV or Parquet by the file's ending, atomically, so that a reader never sees half a table.
+def absolute_paths(table: str, cells: Cells, error: RowError | None = None, needs_path: bool = True) -> Cells:
+    """The cells of a row of this table with absolute paths. Raises RowError, or `error`, for a row that cannot be used.
 
-    columns: their order; by default that of first appearance. Absolute paths (columns path and source_path) below the
-    table's folder are written relative to it, so that the folder can be moved. Raises DataError when the file cannot be written.
+    needs_path: a row without a path cannot be used.
     """
-    folder = os.path.dirname(os.path.abspath(path))
-    written = [
-        {**row, **{name: relative_path(str(row[name]), folder) for name in PATHS if row.get(name)}} for row in rows
-    ]
-    names = list(columns) if columns is not None else list(dict.fromkeys(name for row in written for name in row))
-    write = _write_parquet if is_parquet(path) else _write_csv
-    with files.write_errors_as(DataError, path, "choose a writable place with free space"):
-        files.atomic_write(path, lambda part: write(str(part), written, names))
+    if error is not None:
+        raise error
+    cell = cells.get("path")
+    path = "" if is_missing(cell) else str(cell).strip()
+    if needs_path and not path:
+        word = f"{str(cell).strip()!r}, which programs write for an empty cell" if cell else "empty"
+        raise RowError("no path", f"the path is {word}; fill it in or remove the row")
+    if "\0" in path:
+        raise RowError(
+            "null byte in the path", "the path holds a null byte, which no file name does; correct it or remove the row"
+        )
+    folder = os.path.dirname(os.path.abspath(table))
+    paths = {name: expand_home(str(cells[name]).strip()) for name in PATHS if not is_missing(cells.get(name))}
+    return cells | {name: os.path.normpath(os.path.join(folder, path)) for name, path in paths.items()}
 
 
-def relative_path(path: str, folder: str) -> str:
-    """An absolute `path` below `folder`, relative to it; any other path as it is."""
-    return os.path.relpath(path, folder) if path.startswith(folder.rstrip(os.sep) + os.sep) else path
-
-
-def _write_csv(path: str, rows: list[Cells], columns: list[str]) -> None:
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        quoting = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
-        writer.writerow(columns)
-        for row in rows:
-            cells = ["" if row.get(name) is None else str(row[name]) for name in columns]
-            # Without quotes a carriage return would end the row, and a blank behind a comma would be lost.
-            odd = any("\r" in cell or cell.startswith(" ") for cell in cells)
-            (quoting if odd else writer).writerow(cells)
-
-
-def _write_parquet(path: str, rows: list[Cells], columns: list[str]) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
-    arrays = {}
-    for name in columns:
-        cells = [row.get(name) for row in rows]
-        try:
-            arrays[name] = pyarrow.array(cells)
-        except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError):  # types differ from row to row: write them as text
-            arrays[name] = pyarrow.array([None if cell is None else str(cell) for cell in cells])
-    pyarrow.parquet.write_table(pyarrow.table(arrays), path)
+def write_table(path: str, rows: Iterable[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
+    """Write rows that are in memory; see write_rows."""
+    every = list(rows)
+    write_rows(path, lambda: every, columns)

@@ -16,7 +16,8 @@ from typing import Any
 from opensora.datasets.csv_rows import encoding_of
 from opensora.datasets.missing_values import is_blank, is_missing
 from opensora.datasets.row_blocks import misspelled
-from opensora.datasets.table import is_parquet, read_table
+from opensora.datasets.table import read_table
+from opensora.datasets.table_writer import is_parquet
 from opensora.errors import ConfigError, DataError
 from opensora.files import expand_home
 from opensora.log import logger

@@ -1,6 +1,5 @@
 """Rows in, rows out: flags, bad rows, resume after a stop, workers, exit codes."""
 
-import errno
 import os
 import subprocess
 import sys
@@ -137,24 +136,10 @@ def test_journal_is_gone_when_every_row_is_done(work: Path, capsys: pytest.Captu
     assert go(work, "--times", "1", "--resume", "--dry-run") == 0
     assert "2 done, 1 to do" in capsys.readouterr().out
     assert go(work, "--times", "1", "--resume") == 0
-    assert sorted(os.listdir(work)) == ["in.csv", "out.csv"]
+    assert sorted(os.listdir(work)) == ["in.csv", "out.csv", "out.csv.history.json"]
     table(work, "bad")
     assert go(work, source=str(work / "in.csv")) == 1
-    assert sorted(os.listdir(work)) == ["in.csv", "out.csv"]
-
-
-def test_killed_in_the_middle_of_a_line(work: Path) -> None:
-    log = str(work / "log")
-    table(work, "a", "b", "c", "stop")
-    assert go(work, "--log", log) == 130
-    journal = work / ".out.csv.journal"
-    journal.write_bytes(journal.read_bytes()[:-5])
-    assert go(work, "--log", log, "--resume") == 130
-    assert go(work, "--log", log, "--resume") == 130
-    table(work, "a", "b", "c")
-    assert go(work, "--log", log, "--resume") == 0
-    assert out(work) == ["a", "a", "b", "b", "c", "c"]
-    assert Path(log).read_text().split() == ["a", "b", "c", "stop", "c", "stop", "stop"]
+    assert sorted(os.listdir(work)) == ["in.csv", "out.csv", "out.csv.errors.jsonl", "out.csv.history.json"]
 
 
 def test_killed_process_loses_nothing_done(work: Path) -> None:
@@ -174,6 +159,9 @@ def test_killed_process_loses_nothing_done(work: Path) -> None:
     assert go(work, "--resume", "--log", str(log)) == 0
     assert out(work) == [f"n{i}" for i in range(400) for _ in range(2)]
     assert len(log.read_text().split()) <= 401  # at most the row in hand is repeated
+    resumed = (work / "out.csv").read_bytes()
+    assert go(work, "--log", str(log)) == 0
+    assert (work / "out.csv").read_bytes() == resumed
 
 
 def test_missing_output_file_is_made_again(work: Path) -> None:
@@ -288,31 +276,19 @@ def test_full_disk_keeps_what_was_done(
     log = str(work / "log")
     table(work, "a", "b", "c")
     kept = Journal.add
-    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def add(self: Journal, key: str, rows: list[dict[str, Any]]) -> None:
-        if len(self.done) < 2:
-            return kept(self, key, rows)
-        self._file = _FullFile(full)  # type: ignore[assignment]
-        return kept(self, key, rows)
+        if rows[0]["name"] == "c":
+            self._database.execute("PRAGMA max_page_count = 1")  # SQLite's words for a full disk
+            rows = rows * 1000
+        kept(self, key, rows)
 
     monkeypatch.setattr(Journal, "add", add)
     assert go(work, "--log", log) == 1
-    assert "No space left on device" in capsys.readouterr().err
+    assert "database or disk is full" in capsys.readouterr().err
     monkeypatch.undo()
     assert go(work, "--log", log, "--resume") == 0
     assert Path(log).read_text().split() == ["a", "b", "c", "c"]
-
-
-class _FullFile:
-    def __init__(self, error: OSError) -> None:
-        self.error = error
-
-    def write(self, _: bytes) -> None:
-        raise self.error
-
-    def close(self) -> None:
-        pass
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

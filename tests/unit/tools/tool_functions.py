@@ -65,6 +65,35 @@ def count(row: Row, state: dict[str, Any] | None = None, *, log: str, stop: str 
     yield {**row, "sum": total}
 
 
+class Batches:
+    """Say in which batch a row was, and how often this process has loaded the tool.
+
+    log: file to write to
+    """
+
+    loaded = 0
+
+    def __init__(self, *, log: str | None = None) -> None:
+        Batches.loaded += 1
+        self.log, self.calls = log, 0
+
+    def __call__(self, rows: list[Row]) -> list[Row | list[Row] | BadClip | None]:
+        self.calls += 1
+        if self.log is not None:
+            with open(self.log, "a") as file:
+                file.write(f"{len(rows)}\n")
+        if any(row["name"] == "odd" for row in rows):
+            raise KeyError("surprise")
+        return [self.one(row) for row in rows]
+
+    def one(self, row: Row) -> Row | list[Row] | BadClip | None:
+        if row["name"] == "bad":
+            return BadClip("this one is bad")
+        if row["name"] == "none":
+            return None
+        return [row, row] if row["name"] == "two" else {**row, "loaded": Batches.loaded, "pid": os.getpid()}
+
+
 def needs_package(row: Row) -> Row:
     importlib.import_module("no_such_package")
     return row

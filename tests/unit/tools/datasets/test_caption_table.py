@@ -82,7 +82,12 @@ def test_uncaptioned_clips_are_counted_and_unused_captions_named(
     assert counted.startswith(
         f"left out: 4 of 6 rows, the first: {tmp_path}/in.csv:2: video 'a.mp4', shot '0': no caption in"
     )
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["captions.csv", "in.csv", "out.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "captions.csv",
+        "in.csv",
+        "out.csv",
+        "out.csv.history.json",
+    ]
 
 
 TWO = [clip("monday/clip.mp4"), clip("tuesday/clip.mp4")]
