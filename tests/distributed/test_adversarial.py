@@ -20,6 +20,8 @@ from tests.support.short_runs import STEPS, kill_after_three, train_to
 ROOT = Path(__file__).resolve().parents[2]
 DEBUG = str(ROOT / "configs/vae/train/debug_adversarial.py")
 START = 2  # disc_start of that config
+FEW = "dataset.clips=16"  # each save measures the latents of all clips
+LARGE = (FEW, "micro_batches=4")
 
 
 def records(run_dir: Path) -> list[dict[str, Any]]:
@@ -46,7 +48,7 @@ def trained(state: dict[str, Tensor]) -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("alone")
-    run_ranks(train_to, 1, DEBUG, str(folder), "plugin=ddp", "micro_batches=4")
+    run_ranks(train_to, 1, DEBUG, str(folder), "plugin=ddp", *LARGE)
     return folder
 
 
@@ -61,7 +63,7 @@ def test_the_discriminator_joins_at_its_step_and_learns(alone: Path, tmp_path: P
     assert gap[-1] > gap[0]
     before, after = saved(alone, "discriminator", STEPS - 1), saved(alone, "discriminator")
     assert all(not torch.equal(before[name], after[name]) for name in trained(after) if name.endswith("weight"))
-    run_ranks(train_to, 1, DEBUG, str(tmp_path), "plugin=ddp", "micro_batches=4", "discriminator=None")
+    run_ranks(train_to, 1, DEBUG, str(tmp_path), "plugin=ddp", *LARGE, "discriminator=None", "save_every=0")
     plain = [record["loss"] for record in records(tmp_path)]
     assert [record["loss"] for record in logged[:START]] == plain[:START]
     assert all(r["loss"] != loss for r, loss in zip(logged[START:], plain[START:], strict=True))
@@ -71,7 +73,7 @@ def test_the_discriminator_joins_at_its_step_and_learns(alone: Path, tmp_path: P
 
 @pytest.mark.parametrize(("ranks", "plugin"), [(2, "ddp")], ids=str)
 def test_ranks_and_plugin_do_not_change_the_numbers(tmp_path: Path, alone: Path, ranks: int, plugin: str) -> None:
-    run_ranks(train_to, ranks, DEBUG, str(tmp_path), f"plugin={plugin}", "micro_batches=4")
+    run_ranks(train_to, ranks, DEBUG, str(tmp_path), f"plugin={plugin}", *LARGE, "save_every=0")
     assert curve(tmp_path) == pytest.approx(curve(alone), rel=1e-4, abs=1e-6)
     for name in ("model", "discriminator"):
         torch.testing.assert_close(trained(saved(tmp_path, name)), trained(saved(alone, name)), rtol=1e-3, atol=1e-4)
@@ -80,7 +82,11 @@ def test_ranks_and_plugin_do_not_change_the_numbers(tmp_path: Path, alone: Path,
 @pytest.mark.parametrize(("plugin", "dtype"), [("zero1", "bf16")])
 def test_resume_is_bit_for_bit(tmp_path: Path, plugin: str, dtype: str) -> None:
     """The run is killed after step 3, one step after the checkpoint; the discriminator joins in step 2."""
-    small = ("batch_size=1", "dataset.image_size=(8, 8)")  # a processor may take seconds for a convolution in bfloat16
+    small = (
+        FEW,
+        "batch_size=1",
+        "dataset.image_size=(8, 8)",
+    )  # a processor may take seconds for a convolution in bfloat16
     overrides = (f"plugin={plugin}", f"dtype={dtype}", "disc_start=1", *small)
     run_ranks(train_to, 2, DEBUG, str(tmp_path / "whole"), *overrides)
     run_ranks(kill_after_three, 2, DEBUG, str(tmp_path / "cut"), *overrides)
@@ -94,8 +100,8 @@ def test_resume_is_bit_for_bit(tmp_path: Path, plugin: str, dtype: str) -> None:
 
 
 def test_resume_on_other_ranks_and_another_plugin(tmp_path: Path, alone: Path) -> None:
-    run_ranks(kill_after_three, 2, DEBUG, str(tmp_path), "plugin=zero2", "micro_batches=4")
-    run_ranks(train_to, 1, DEBUG, str(tmp_path), "plugin=zero1", "micro_batches=4")
+    run_ranks(kill_after_three, 2, DEBUG, str(tmp_path), "plugin=zero2", *LARGE)
+    run_ranks(train_to, 1, DEBUG, str(tmp_path), "plugin=zero1", *LARGE)
     assert curve(tmp_path) == pytest.approx(curve(alone), rel=1e-4, abs=1e-6)
 
 
@@ -121,5 +127,5 @@ def resume_with_one(run_dir: str) -> str:
 
 
 def test_resume_without_a_saved_discriminator_is_refused(tmp_path: Path) -> None:
-    run_ranks(train_to, 1, DEBUG, str(tmp_path), "discriminator=None")
-    assert "step-00000005" in run_ranks(resume_with_one, 1, str(tmp_path))[0]
+    run_ranks(train_to, 1, DEBUG, str(tmp_path), "discriminator=None", "steps=1", FEW)
+    assert "step-00000001" in run_ranks(resume_with_one, 1, str(tmp_path))[0]

@@ -7,8 +7,10 @@ import pytest
 from opensora.training.metrics import read
 from tests.dist import run_ranks
 from tests.support.short_runs import DEBUG, ROOT, STEPS, kill_after_three, train_to
+from tests.support.text_models import shared_bert
 
 AUTOENCODER = str(ROOT / "configs/vae/train/debug.py")
+CLIPPED = ("micro_batches=4", "grad_clip=0.05", "save_every=0")
 
 
 def losses(run_dir: Path) -> list[float]:
@@ -21,7 +23,7 @@ def losses(run_dir: Path) -> list[float]:
 def alone(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     """The losses of one process."""
     folder = tmp_path_factory.mktemp("alone")
-    run_ranks(train_to, 1, DEBUG, str(folder), "plugin=ddp", "micro_batches=4", "grad_clip=0.05")
+    run_ranks(train_to, 1, DEBUG, str(folder), "plugin=ddp", *CLIPPED)
     return losses(folder)
 
 
@@ -33,13 +35,13 @@ def test_losses_are_not_constant(alone: list[float]) -> None:
 @pytest.mark.parametrize(("ranks", "plugin"), [(2, "ddp"), (4, "zero1"), (2, "fsdp")], ids=str)
 def test_ranks_and_plugin_do_not_change_the_losses(tmp_path: Path, alone: list[float], ranks: int, plugin: str) -> None:
     """Four micro-batches a step, shared by 1, 2 or 4 ranks, clipped: the same curve to 1e-5 in fp32."""
-    run_ranks(train_to, ranks, DEBUG, str(tmp_path), f"plugin={plugin}", "micro_batches=4", "grad_clip=0.05")
+    run_ranks(train_to, ranks, DEBUG, str(tmp_path), f"plugin={plugin}", *CLIPPED)
     assert losses(tmp_path) == pytest.approx(alone, rel=1e-5)
 
 
 def test_a_sharded_text_encoder_changes_nothing(tmp_path: Path, alone: list[float]) -> None:
     shared = "text_encoder_parallel=shard"
-    run_ranks(train_to, 2, DEBUG, str(tmp_path), "plugin=zero2", "micro_batches=4", "grad_clip=0.05", shared)
+    run_ranks(train_to, 2, DEBUG, str(tmp_path), "plugin=zero2", *CLIPPED, shared)
     assert losses(tmp_path) == pytest.approx(alone, rel=1e-5)
 
 
@@ -59,7 +61,7 @@ def test_resume_on_the_same_ranks_is_bit_for_bit(tmp_path: Path, plugin: str, dt
 
 
 def test_activation_checkpointing_changes_nothing(tmp_path: Path, alone: list[float]) -> None:
-    overrides = ("plugin=zero2", "micro_batches=4", "grad_clip=0.05", "grad_checkpoint=true")
+    overrides = ("plugin=zero2", *CLIPPED, "grad_checkpoint=true")
     run_ranks(train_to, 2, DEBUG, str(tmp_path), *overrides)
     assert losses(tmp_path) == pytest.approx(alone, rel=1e-5)
 
@@ -67,19 +69,19 @@ def test_activation_checkpointing_changes_nothing(tmp_path: Path, alone: list[fl
 def test_the_autoencoder_task_runs_in_the_same_loop(tmp_path: Path) -> None:
     """Equal losses on 1 and 2 ranks, a PSNR at the end, and weights from which a diffusion run can start."""
     for ranks in (1, 2):
-        run_ranks(train_to, ranks, AUTOENCODER, str(tmp_path / str(ranks)))
+        run_ranks(train_to, ranks, AUTOENCODER, str(tmp_path / str(ranks)), "dataset.clips=16", "save_every=0")
     one, two = (losses(tmp_path / str(ranks)) for ranks in (1, 2))
     assert two == pytest.approx(one, rel=1e-5)
     figures = [r["validation"]["psnr"] for r in read(tmp_path / "2" / "metrics.jsonl") if "validation" in r]
     assert len(figures) == 1
     assert 3 < figures[0] < 40
-    run_ranks(train_to, 2, DEBUG, str(tmp_path / "diffusion"), f"vae.from_pretrained={str(tmp_path / '2')!r}")
+    run_ranks(train_to, 1, DEBUG, str(tmp_path / "diffusion"), f"vae.from_pretrained={str(tmp_path / '2')!r}")
     assert len(losses(tmp_path / "diffusion")) == STEPS
 
 
 def test_frame_masks_depend_on_the_sample(tmp_path: Path, alone: list[float]) -> None:
     """The frames kept clean depend on the sample, not on the rank, and they change the losses."""
-    masked = ("plugin=ddp", "micro_batches=4", "grad_clip=0.05", "mask_ratios={'image_head': 0.5, 'random': 0.4}")
+    masked = ("plugin=ddp", *CLIPPED, "mask_ratios={'image_head': 0.5, 'random': 0.4}")
     run_ranks(train_to, 1, DEBUG, str(tmp_path / "one"), *masked)
     run_ranks(train_to, 2, DEBUG, str(tmp_path / "two"), *masked)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
@@ -90,9 +92,10 @@ def test_frame_masks_depend_on_the_sample(tmp_path: Path, alone: list[float]) ->
 def test_conditioning_frames_depend_on_the_sample(tmp_path: Path) -> None:
     """The losses do not depend on ranks, plugin or the other samples of a micro-batch and their conditioning frames."""
     config = str(ROOT / "configs/stdit3/train/debug_1_3.py")
-    alone = ("plugin=ddp", "micro_batches=4", "batch_size=1", "dataset.clips=12")
+    short = ("dataset.clips=12", "save_every=0", f"text_encoder.from_pretrained={shared_bert()!r}")
+    alone = ("plugin=ddp", "micro_batches=4", "batch_size=1", *short)
     run_ranks(train_to, 1, config, str(tmp_path / "one"), *alone)
-    shared = ("plugin=zero2", "micro_batches=2", "batch_size=2", "dataset.clips=12")
+    shared = ("plugin=zero2", "micro_batches=2", "batch_size=2", *short)
     run_ranks(train_to, 2, config, str(tmp_path / "two"), *shared)
     run_ranks(train_to, 1, config, str(tmp_path / "none"), *alone, "mask_ratios=None")
     one, two, none = (losses(tmp_path / name) for name in ("one", "two", "none"))

@@ -45,12 +45,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory, warm: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same command, run three times: killed, stopped through torchrun, stopped through one rank."""
+def disturbed(tmp_path_factory: pytest.TempPathFactory, warm: str) -> Path:
+    """The same command, run three times: killed, stopped through torchrun, stopped through one rank.
+
+    The first two start cold: their ranks notice that the parent is gone, and get signals as a process group.
+    """
     run_dir = tmp_path_factory.mktemp("disturbed")
     kill_torchrun(run_dir)
     terminate_torchrun(run_dir)
-    terminate_one_rank(run_dir)
+    terminate_one_rank(run_dir, warm)
     return run_dir
 
 
@@ -73,9 +76,9 @@ def terminate_torchrun(run_dir: Path) -> None:
         assert stopped_at(command.lines) == max(checkpoints(run_dir)) == records(run_dir)[-1]["step"]
 
 
-def terminate_one_rank(run_dir: Path) -> None:
+def terminate_one_rank(run_dir: Path, warm: str) -> None:
     """A signal to one rank stops all: they finish the step, save it once and exit with 0."""
-    with running(*train_command(run_dir)) as command:
+    with running(*train_command(run_dir), ranks=warm) as command:
         command.read_until(" saved: ")
         os.kill(command.ranks()[1], signal.SIGTERM)
         assert command.finish() == 0, "\n".join(command.lines)

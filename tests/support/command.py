@@ -16,12 +16,12 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "
 class Command:
     """`python ARGUMENTS` in the repository, running; `lines` holds the lines of its standard error so far.
 
-    python: another one, for torchrun's ranks too.
+    python: another one, for torchrun's ranks too. ranks: one for torchrun's ranks alone.
     """
 
-    def __init__(self, arguments: Sequence[str], python: str):
+    def __init__(self, arguments: Sequence[str], python: str, ranks: str | None):
         # two CPU cores and many processes: one thread each, as torchrun has it
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON_EXEC": python}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON_EXEC": ranks or python}
         self.process = subprocess.Popen(
             [python, *arguments],
             cwd=ROOT,
@@ -61,9 +61,9 @@ class Command:
 
 
 @contextmanager
-def running(*arguments: str, python: str = sys.executable) -> Iterator[Command]:
+def running(*arguments: str, python: str = sys.executable, ranks: str | None = None) -> Iterator[Command]:
     """A command that does not outlive the block."""
-    command = Command(arguments, python)
+    command = Command(arguments, python, ranks)
     try:
         yield command
     finally:

@@ -1,7 +1,11 @@
 """Tiny text encoders with real tokenizers, written to a folder the way a downloaded model lies there."""
 
+import hashlib
 import io
 import json
+import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import torch
@@ -104,3 +108,17 @@ def tiny_clip(folder: Path, width: int = 32, longest: int = 77) -> Path:
         model = CLIPTextModel(config)
     model.save_pretrained(folder)
     return folder
+
+
+def shared_bert() -> str:
+    """The folder of one `tiny_bert` for all processes and sessions; the first one that needs it writes it."""
+    version = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
+    folder = Path(tempfile.gettempdir(), f"opensora-tests-{os.getuid()}", f"bert-{version}")
+    if not folder.exists():
+        folder.parent.mkdir(exist_ok=True)
+        made = tiny_bert(Path(tempfile.mkdtemp(dir=folder.parent)))
+        try:
+            made.rename(folder)
+        except OSError:  # another process was faster
+            shutil.rmtree(made)
+    return str(folder)
