@@ -1,0 +1,1 @@
+"""Tools that find clips which show the same."""
