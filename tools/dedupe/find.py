@@ -11,14 +11,18 @@ IN are tables and folders of tables (shards), which are searched together. OUT i
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from opensora.errors import ConfigError, OpenSoraError
 from opensora.files import expand_argument
+from tools.datasets.batch_writer import require_output
 from tools.dedupe.duplicates import KINDS, Settings, find_duplicates
 from tools.dedupe.marked_tables import write_marked
 from tools.dedupe.sources import open_sources
+from tools.history import KEY, extend_history, hash_input, write_history
 from tools.packages import missing_package
 
 
@@ -30,7 +34,13 @@ def find(
     for message in (message for source in sources for message in source.messages):
         print(f"left out: {message}", file=sys.stderr)
     duplicates = find_duplicates(sources, settings)
-    rows = write_marked(sources, duplicates, output, drop)
+    tables = [*against, *inputs]
+    history = extend_history(
+        "tools.dedupe.find", {**asdict(settings), "drop": drop}, tables, [hash_input(table) for table in tables]
+    )
+    metadata = {KEY: json.dumps(history)}
+    rows = write_marked(sources, duplicates, output, drop, metadata)
+    write_history(output, history)
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in duplicates.count_kinds(sources).items())
     return f"{output}: {rows:,} rows; duplicates: {kinds}{', left out' if drop else ''}"
 
@@ -73,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--drop", action="store_true", help="write only the clips that are kept")
     options = parser.parse_args([expand_argument(word) for word in (sys.argv[1:] if argv is None else argv)])
     try:
+        require_output(options.output)
         if not 0 <= options.distance < 32 or not 0 < options.similarity <= 1:
             raise ConfigError(
                 f"find: --distance {options.distance} --similarity {options.similarity}; allowed: a distance from 0 to 31 bits "
@@ -82,6 +93,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             tuple(options.by or ()), options.distance, options.similarity, options.vectors, options.quality
         )
         print(find(options.inputs, options.output, settings, options.against, options.drop), file=sys.stderr)
+    except KeyboardInterrupt:
+        print("stopped; no output was written", file=sys.stderr)
+        return 130
     except ImportError as error:
         print(missing_package(error), file=sys.stderr)
         return ConfigError.exit_code

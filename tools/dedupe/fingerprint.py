@@ -4,7 +4,6 @@ Run: python -m tools.dedupe.fingerprint clips.csv fingerprints.parquet --workers
 """
 
 import hashlib
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -39,12 +38,12 @@ def fingerprint(row: Row, *, frames: int = 8, exact: bool = True) -> Row:
     if not 1 <= frames <= 64:
         raise ConfigError(f"fingerprint: --frames {frames}; allowed: 1 to 64; correct it")
     with Video(row["path"]) as video:
-        info = video.info
+        info, bitrate = video.info, video.details().bitrate
         part = clip_part(row, info.num_frames)
         wanted = spread(part, frames)
         digest, samples = hashlib.blake2b(f"{info.height}x{info.width}".encode(), digest_size=16), []
         indices = part if exact else sorted(set(wanted))
-        for index, pixels in zip(indices, video.frames(indices)):
+        for index, pixels in zip(indices, video.frames(indices, None if exact else _SIDE)):
             if exact:
                 digest.update(np.ascontiguousarray(pixels).data)
             samples += [reduced(pixels)] * wanted.count(index)
@@ -53,7 +52,7 @@ def fingerprint(row: Row, *, frames: int = 8, exact: bool = True) -> Row:
         "fps": round(info.fps, 4),
         "height": info.height,
         "width": info.width,
-        "bitrate": round(8 * os.path.getsize(row["path"]) / info.seconds),
+        "bitrate": bitrate,
     }
     hashes = {"frame_hash": digest.hexdigest() if exact else None, "perceptual_hash": perceptual_hash(samples)}
     return {**measured, **row, **hashes}

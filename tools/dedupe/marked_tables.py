@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from opensora import files
-from opensora.datasets.table import PATHS, is_parquet, relative_path, write_table
+from opensora.datasets.table_writer import PATHS, is_folder_name, is_parquet, relative_path, write_rows
 from opensora.errors import ConfigError, DataError
 from tools.dedupe.duplicates import KINDS, Duplicates
 from tools.dedupe.sources import Source
@@ -19,28 +19,34 @@ if TYPE_CHECKING:
 COLUMNS = ("duplicate_of", "duplicate_kind", "quality_rank")
 
 
-def write_marked(sources: Sequence[Source], duplicates: Duplicates, output: str, drop: bool) -> int:
+def write_marked(
+    sources: Sequence[Source], duplicates: Duplicates, output: str, drop: bool, metadata: dict[str, str]
+) -> int:
     """Write the rows of all tables that are no references to one table, or each table into a folder; returns their number.
 
-    drop: leave out the rows that are duplicates of another.
+    drop: leave out the rows that are duplicates of another. metadata: of the schemas of Parquet files.
     """
     numbered, begin = [], 0
     for source in sources:
         if not source.reference:
             numbered.append((source, begin))
         begin += source.num_rows
-    if output.lower().endswith((".csv", ".jsonl", ".ndjson")) or is_parquet(output):
-        return _write(numbered, duplicates, output, drop)
+    if not is_folder_name(output):
+        return _write(numbered, duplicates, output, drop, metadata)
     names = [os.path.basename(source.path) for source, _ in numbered]
     if len(set(names)) < len(names):
         raise ConfigError(f"{output}: several IN have one name, {max(names, key=names.count)}; name one table as OUT")
-    return sum(_write([each], duplicates, os.path.join(output, name), drop) for each, name in zip(numbered, names))
+    return sum(
+        _write([each], duplicates, os.path.join(output, name), drop, metadata) for each, name in zip(numbered, names)
+    )
 
 
-def _write(numbered: Sequence[tuple[Source, int]], duplicates: Duplicates, output: str, drop: bool) -> int:
+def _write(
+    numbered: Sequence[tuple[Source, int]], duplicates: Duplicates, output: str, drop: bool, metadata: dict[str, str]
+) -> int:
     folder = os.path.dirname(os.path.abspath(output))
     if is_parquet(output) and all(is_parquet(source.path) for source, _ in numbered):
-        return _write_parquet(numbered, duplicates, output, folder, drop)
+        return _write_parquet(numbered, duplicates, output, folder, drop, metadata)
     rows: list[dict[str, Any]] = []
     for source, begin in numbered:
         every = source.rows if not is_parquet(source.path) else _absolute_rows(source)
@@ -49,8 +55,7 @@ def _write(numbered: Sequence[tuple[Source, int]], duplicates: Duplicates, outpu
             if not drop or cells[0] is None:
                 rows.append({**row, **dict(zip(COLUMNS, cells))})
     names = dict.fromkeys([*(name for source, _ in numbered for name in source.columns), *COLUMNS])
-    write_table(output, rows, list(names))
-    return len(rows)
+    return write_rows(output, lambda: rows, list(names), metadata)
 
 
 def _absolute_rows(source: Source) -> list[dict[str, Any]]:
@@ -59,7 +64,12 @@ def _absolute_rows(source: Source) -> list[dict[str, Any]]:
 
 
 def _write_parquet(
-    numbered: Sequence[tuple[Source, int]], duplicates: Duplicates, output: str, folder: str, drop: bool
+    numbered: Sequence[tuple[Source, int]],
+    duplicates: Duplicates,
+    output: str,
+    folder: str,
+    drop: bool,
+    metadata: dict[str, str],
 ) -> int:
     import pyarrow
     import pyarrow.compute as pc
@@ -73,7 +83,7 @@ def _write_parquet(
         ) from error
     kinds = (pyarrow.string(), pyarrow.string(), pyarrow.int64())
     fields = [field for field in schema if field.name not in COLUMNS]
-    schema = pyarrow.schema([*fields, *zip(COLUMNS, kinds)], metadata=schema.metadata)
+    schema = pyarrow.schema([*fields, *zip(COLUMNS, kinds)], metadata={**(schema.metadata or {}), **metadata})
     written = 0
 
     def write(part: Path) -> None:

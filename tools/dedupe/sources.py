@@ -10,7 +10,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from opensora.datasets.missing_values import is_missing
-from opensora.datasets.table import PATHS, friendly_io_errors, is_parquet, read_table, readable_rows, require_columns
+from opensora.datasets.table import friendly_io_errors, read_table, readable_rows, require_columns
+from opensora.datasets.table_writer import PATHS, is_parquet
 from opensora.errors import DataError
 
 if TYPE_CHECKING:

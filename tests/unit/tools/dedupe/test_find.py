@@ -13,6 +13,7 @@ from opensora.errors import DataError
 from tools.dedupe import find as find_module
 from tools.dedupe import sources
 from tools.dedupe.find import main
+from tools.history import read_history
 
 RNG = np.random.default_rng(0)
 A, B, C = (RNG.bytes(64).hex() for _ in range(3))
@@ -62,6 +63,14 @@ def test_duplicates_are_marked_with_the_best_one(table: Path, capsys: pytest.Cap
     assert capsys.readouterr().err.endswith(
         "out" + table.suffix + ": 7 rows; duplicates: 0 exact, 2 near, 0 semantic\n"
     )
+
+
+def test_the_output_says_what_made_it(table: Path) -> None:
+    out = table.with_stem("out")
+    assert main([str(table), str(out), "--distance", "7"]) == 0
+    [step] = read_history(str(out))
+    assert (step["tool"], step["arguments"]["distance"]) == ("tools.dedupe.find", 7.0)
+    assert [each["path"] for each in step["inputs"]] == [str(table)]
 
 
 def test_only_the_kinds_that_are_named_count(table: Path) -> None:
@@ -174,6 +183,7 @@ def test_a_second_run_replaces_the_columns(tmp_path: Path) -> None:
         ([{**ROWS[0], "quality": "good"}, ROWS[1]], [], 1, "in.csv: quality: .*good"),
         (ROWS, ["--distance", "40"], 2, "--distance 40.0 .*allowed: a distance from 0 to 31"),
         (ROWS, ["--similarity", "0"], 2, "a cosine above 0"),
+        (ROWS, ["{0}", "a.txt"], 2, "a.txt"),
     ],
 )
 def test_mistakes_are_sentences(
@@ -185,7 +195,8 @@ def test_mistakes_are_sentences(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     write_table(str(tmp_path / "in.csv"), rows)
-    assert main([str(tmp_path / "in.csv"), str(tmp_path / "out.csv"), *flags]) == code
+    words = [each.format(tmp_path / "in.csv") for each in flags]
+    assert main([str(tmp_path / "in.csv"), str(tmp_path / "out.csv"), *words]) == code
     error = capsys.readouterr().err
     assert re.search(message, error), error
     assert error.count("\n") == 1
