@@ -11,7 +11,7 @@ Without --captioner, `template` puts measured motion, camera, size and colors in
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from opensora.datasets.missing_values import is_missing
 from opensora.errors import BadClip, ConfigError
@@ -23,9 +23,10 @@ from tools.caption.clean_caption import clean_caption
 from tools.caption.is_english import other_language
 from tools.caption.motion_words import with_motion_words
 from tools.caption.prompting import fill, quotable
+from tools.caption.server import print_cost
 from tools.runner import LeftOut, Row
 
-SETTINGS: dict[str, Any] = {"batch_size": 16}  # of the runner
+BATCH = 16  # rows at a time
 _LONGEST = 4000  # characters of a caption inside the prompt that refines it
 
 
@@ -129,7 +130,10 @@ def main(argv: Sequence[str]) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    return runner.main(Caption, words, **SETTINGS)
+    try:
+        return runner.main(Caption, words, batch_size=BATCH)
+    finally:
+        print_cost()
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from tools.caption.chat_captioner import ChatCaptioner, Request, Result
 from tools.caption.chat_client import ChatClient
 from tools.caption.rate_limit import RateLimit
 
+_AT_END: list[Finalize] = []  # of the captioners of this process; each prints its cost once
 _RESERVED = ("messages", "model", "stream")
 
 
@@ -75,8 +76,8 @@ class ServerCaptioner(ChatCaptioner):
             price=dollars,
         )
         self._pool = ThreadPoolExecutor(parallel, thread_name_prefix="caption-server")
-        # At the end of this process, be it the command or one of its workers.
-        Finalize(self, _print_usage, (self.client,), exitpriority=0)
+        # At the end of the command, or of the process where it is a worker of a command.
+        _AT_END.append(Finalize(self, _print_usage, (self.client,), exitpriority=0))
 
     @staticmethod
     def _check(
@@ -135,6 +136,12 @@ def jpeg(picture: Frames, quality: int) -> str:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="JPEG", quality=quality)
     return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def print_cost() -> None:
+    """Print the tokens and cost of the captioners of this process, which end with it."""
+    while _AT_END:
+        _AT_END.pop()()
 
 
 def _print_usage(client: ChatClient) -> None:

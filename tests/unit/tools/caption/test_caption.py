@@ -3,10 +3,11 @@ from pathlib import Path
 
 import pytest
 
+from opensora.datasets.table import read_table, write_table
 from opensora.errors import BadClip, ConfigError
-from tests.support.chat_server import ChatServer, Reply, completion
+from tests.support.chat_server import ChatServer, Reply, completion, failure
 from tests.support.media_files import write_video
-from tools.caption.caption import Caption, with_settings
+from tools.caption.caption import Caption, main, with_settings
 from tools.runner import LeftOut
 
 SERVER = "captioner = dict(type='server', url='{url}', model='tiny', prompting=dict(frames=2), parallel=1)\n"
@@ -75,6 +76,59 @@ def test_second_pass_refines_what_the_first_said(tmp_path: Path) -> None:
     assert results[0]["captioner"] == "server:tiny+server:tiny"  # type: ignore[index]
     assert [isinstance(result, BadClip) for result in results] == [False, True, True]
     assert len(server.requests) == 5  # the row that was refused in the first pass has no second
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The whole command in this process: errors, left out rows, history, cost; a changed config makes the rows again."""
+    rows = [{"path": write_video(tmp_path / f"{number}.mp4", 4)} for number in range(3)] + [{"path": "missing.mp4"}]
+    table, output, config = (str(tmp_path / name) for name in ("clips.csv", "captions.csv", "config.py"))
+    write_table(table, rows)
+
+    def reply(body: dict[str, object], number: int) -> Reply:
+        usage = {"prompt_tokens": 500, "completion_tokens": 10}
+        return completion("Ein Hund läuft am Strand." if number == 1 else "The video shows a dog.", usage=usage)
+
+    def run(*words: str) -> int:
+        return main([table, output, "--captioner", config, *words])
+
+    with ChatServer(reply) as server:
+        text = SERVER.format(url=server.url).replace("parallel=1", "parallel=1, price=(2.0, 4.0)")
+        Path(config).write_text(text)
+        assert run() == 0
+        printed = capsys.readouterr().err
+        assert f"{server.url}: 3 answers, 1,500 tokens of prompts, 30 of answers: $0.0031" in printed
+        assert "the caption is in German" in printed
+        assert [(row["text"], row["captioner"]) for row in read_table(output).rows] == [("A dog.", "server:tiny")] * 2
+        (error,) = [json.loads(line) for line in Path(f"{output}.errors.jsonl").read_text().splitlines()]
+        assert "missing.mp4: no such file" in error["error"]
+        arguments = json.loads(Path(f"{output}.history.json").read_text())[-1]["arguments"]
+        assert json.loads(arguments["settings"])["captioner"]["model"] == "tiny"
+        assert run("--resume") == 0
+        assert len(server.requests) == 4  # the row that was left out is tried again
+        Path(config).write_text(text.replace("tiny", "large"))
+        assert run("--resume") == 0
+        assert [row["captioner"] for row in read_table(output).rows] == ["server:large"] * 3
+
+
+def test_key_is_written_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    rows = [{"path": write_video(tmp_path / f"{number}.mp4", 4)} for number in range(2)]
+    write_table(str(tmp_path / "clips.csv"), rows)
+    config = tmp_path / "config.py"
+
+    def reply(body: dict[str, object], number: int) -> Reply:
+        return completion("A dog.") if number else failure(400, "the key sk-very-secret is odd")
+
+    with ChatServer(reply) as server:
+        config.write_text(SERVER.format(url=server.url))
+        main([str(tmp_path / "clips.csv"), str(tmp_path / "out.parquet"), "--captioner", str(config)])
+    assert server.keys == ["Bearer sk-very-secret"] * 2
+    written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert b"the key *** is odd" in written
+    assert b"sk-very" not in written
+    assert "sk-very" not in "".join(capfd.readouterr())
 
 
 def test_config_is_part_of_the_command_line(tmp_path: Path) -> None:
