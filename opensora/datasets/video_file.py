@@ -36,7 +36,8 @@ _BUFFER_BYTES = 1 << 18
 _NO_SEEK_BELOW = 16  # indices: so near the start, decoding on is cheaper than a seek
 _BACK_SECONDS = (0, 1, 4, 16)  # a seek may land after its target; then it is repeated this much earlier
 _PACKETS_OF_ORDER = 32  # among that many, a stream with B-frames has times that do not ascend
-_JUMP_SECONDS = 10  # a greater gap in a broadcast stream is a new clock, as for ffmpeg
+_JUMP_SECONDS = 10  # a greater gap in a broadcast stream is a new clock, as for ffmpeg, or a damaged time
+_LONGEST_SECONDS = 3600  # no frame of any other format is shown longer; its time is damaged
 # In an MPEG program stream, frames of a pack of 2048 bytes share one time: a seek into small frames may miss by several.
 _BYTES_OF_SHARED_TIME = 2 * 2048
 _WIDEST_PIXEL = 10  # sides of a pixel: beyond it the aspect ratio is nonsense
@@ -287,8 +288,9 @@ class VideoFile:
     def _read_to_the_end(self) -> FileFacts:
         """Count the frames of a file whose header does not (Matroska, raw streams): packets, without decoding."""
         packets, name = self._read_packets(), self._container.format.name
-        jump = max((abs(after - before) for before, after in itertools.pairwise(packets.dts)), default=0)
-        new_clock = name in ("mpeg", "mpegts") and jump * self._time_base > _JUMP_SECONDS
+        pairs = itertools.chain(itertools.pairwise(packets.dts), itertools.pairwise(sorted(packets.pts)))
+        jump = max((abs(after - before) for before, after in pairs), default=0)
+        new_clock = jump * self._time_base > (_JUMP_SECONDS if name in ("mpeg", "mpegts") else _LONGEST_SECONDS)
         shared = name == "mpeg" and packets.bytes < packets.count * _BYTES_OF_SHARED_TIME
         if not packets.pts or self._first_pts is None or new_clock or shared:
             return FileFacts(max(1, packets.count), self._rate, by_order=True)

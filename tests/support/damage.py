@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 from hypothesis import strategies as st
 
 
@@ -33,3 +34,13 @@ DAMAGES = st.lists(
     min_size=1,
     max_size=4,
 )
+
+
+def flip_bytes(data: bytes, rng: np.random.Generator) -> bytes:
+    """1 to 32 bytes changed to any others: anywhere, or close together, as when a block is lost."""
+    changed = bytearray(data)
+    count = int(rng.integers(1, 33))
+    first, span = (0, len(data)) if rng.random() < 0.5 else (int(rng.integers(len(data))), 64)
+    for place in first + rng.integers(0, span, count):
+        changed[int(place) % len(data)] ^= int(rng.integers(1, 256))
+    return bytes(changed)

@@ -164,6 +164,21 @@ def test_a_new_clock_in_a_broadcast(tmp_path: Path) -> None:
     assert numbers(str(path)) == [*range(20), *range(20)]
 
 
+def test_a_damaged_time_makes_no_endless_film(tmp_path: Path) -> None:
+    """One frame claims to be shown hours later; a film with frames up to there would have none of its own."""
+    ts, mkv = tmp_path / "a.ts", tmp_path / "a.mkv"
+    write_video(ts, 40, codec_options={"x264-params": "bframes=2:b-adapt=0:scenecut=0"}, gop=20)
+    data = bytearray(ts.read_bytes())
+    at = data.index(b"\0\0\1\xe0", len(data) // 2)  # header of a frame with both times
+    assert data[at + 7] & 0xC0 == 0xC0
+    data[at + 9] ^= 8
+    ts.write_bytes(data)
+    write_video(mkv, 40, times=[*range(39), 8 * 4000])
+    for path in (ts, mkv):
+        assert numbers(str(path)) == list(range(40))
+        assert probe(str(path)).num_frames == 40
+
+
 def test_small_frames_of_a_program_stream_share_a_time(tmp_path: Path) -> None:
     pictures = [np.full((48, 64, 3), 16 + 3 * number, np.uint8) for number in range(60)]
     options = {"bf": "2", "threads": "1"}
