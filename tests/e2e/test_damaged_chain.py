@@ -12,15 +12,20 @@ from opensora.datasets.decode import Video
 from tests.support.damage import flip_bytes
 from tests.support.media_files import write_video
 from tools.datasets.probe import probe
-from tools.runner import Outcome, work
 from tools.scene_cut.cut import cut
 from tools.scene_cut.detect import detect
+from tools.work import Function, Job, Outcome, Tool
 
 KINDS = {"mp4": "libx264", "mkv": "libx264", "webm": "libvpx", "ts": "mpeg2video", "avi": "mpeg4"}
 FRAMES = 12
 CLIPS = 500
 WARM = 150  # clips after which nothing should be allocated for the first time
 MOST_GROWTH = 24 << 20  # bytes
+
+
+def work(fn: Function, flags: dict[str, Any], row: dict[str, Any]) -> Outcome:
+    [outcome] = Tool(fn, flags).work([Job("row", row, "key")])
+    return outcome
 
 
 def bad(outcome: Outcome, path: Path) -> bool:
