@@ -49,6 +49,7 @@ ALLOWED = {
 # folder of tools/ -> what it may import; the demo calls the other commands as programs and is free
 TOOLS_MAY = {"datasets", "errors", "log", "rng", "types", "interfaces", "files", "progress_bar"}
 TOOLS_MAY_MORE = {
+    "datasets": {"config", "schema"},  # validate reads the clips of a config
     "weights": {"models", "config", "registry"},  # builds models from key=value
     "caption": {"models", "config", "registry", "platforms"},  # builds captioners from configs, on any device
     # does what a training run does before its first step, on its ranks

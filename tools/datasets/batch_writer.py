@@ -13,39 +13,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from opensora import files
+from opensora.datasets.table_writer import ROWS_PER_SHARD, is_folder_name, is_json, is_parquet
 from opensora.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     import pyarrow
 
 TABLES = (".csv", ".parquet", ".pq", ".jsonl", ".ndjson")
-ROWS_PER_SHARD = 1_000_000
-_JSON = (".jsonl", ".ndjson")
-
-
-def is_parquet(path: str) -> bool:
-    """True for the name of one Parquet file."""
-    return path.lower().endswith((".parquet", ".pq")) and not _is_folder(path)
 
 
 def require_output(path: str, flag: str = "OUT") -> None:
     """Raise ConfigError for a name that is neither that of a table nor that of a folder."""
     fault = files.path_fault(path, utf8=True)
-    if fault is None and not _is_folder(path) and not path.lower().endswith(TABLES):
+    if fault is None and not is_folder_name(path) and not path.lower().endswith(TABLES):
         fault = repr(path)
     if fault is not None:
         raise ConfigError(
             f"{flag} is {fault}; allowed: a name that ends in {', '.join(TABLES)}, or without an ending for a folder of shards"
         )
-
-
-def table_folder(path: str) -> str:
-    """The folder that relative paths in a table belong to: the file's own, or the folder of shards itself."""
-    return os.path.abspath(path) if _is_folder(path) else os.path.dirname(os.path.abspath(path))
-
-
-def _is_folder(path: str) -> bool:
-    return path.endswith(os.sep) or os.path.isdir(path) or not os.path.splitext(path)[1]
 
 
 def write_batches(
@@ -65,11 +50,11 @@ def write_batches(
     schema = schema.with_metadata(dict(metadata) if metadata else None)
     counted = _Counted(batches)
     with files.write_errors_as(DataError, path, "choose a writable place with free space"):
-        if _is_folder(path):
+        if is_folder_name(path):
             _write_folder(Path(os.path.abspath(path)), schema, counted, shards)
         elif is_parquet(path):
             files.atomic_write(path, lambda part: _write_parquet(part, schema, counted))
-        elif path.lower().endswith(_JSON):
+        elif is_json(path):
             files.atomic_write(path, lambda part: _write_json(part, schema, counted, json_columns))
         else:
             files.atomic_write(path, lambda part: _write_csv(part, schema, counted))

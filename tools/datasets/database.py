@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from opensora import files
 from opensora.datasets.csv_rows import require_different
-from opensora.datasets.table import PATHS, friendly_io_errors
+from opensora.datasets.table import friendly_io_errors
+from opensora.datasets.table_writer import PATHS, is_json, is_parquet, table_folder
 from opensora.errors import ConfigError, DataError
-from tools.datasets.batch_writer import TABLES, is_parquet, table_folder, write_batches
+from tools.datasets.batch_writer import TABLES, write_batches
 from tools.datasets.moved_path import moved_path, name, text
 from tools.datasets.staged_text import EMPTY, StagedText, stage_csv, stage_json
 from tools.packages import require_packages
@@ -29,7 +30,6 @@ from tools.packages import require_packages
 if TYPE_CHECKING:
     import pyarrow
 
-JSON = (".jsonl", ".ndjson")
 ROW = "number of the row"  # column of numbered rows, from 0
 _BATCH = 122_880  # rows: a row group of DuckDB
 _LIMIT_ADVICE = "give more with --memory-gb, or free space next to the output"
@@ -40,7 +40,7 @@ class Source:
     """A table that was opened: `view` is its name in SQL, `numbered` that of its rows with their numbers as column ROW.
 
     types: column -> type of DuckDB. folder: that relative paths in it belong to. damaged: sentences about the first rows that
-    cannot be read and are not in the view; damaged_rows: of all of them.
+    cannot be read and are not in the view; damaged_rows: of all of them. empty: columns of text without a single value.
     """
 
     path: str
@@ -51,6 +51,7 @@ class Source:
     rows: int
     damaged: list[str] = field(default_factory=list)
     damaged_rows: int = 0
+    empty: frozenset[str] = frozenset()
 
     @property
     def columns(self) -> list[str]:
@@ -88,6 +89,7 @@ class Database:
         self.output, self.memory_gb = output, memory_gb
         self.folder = table_folder(output) if output is not None else ""  # that paths in the output belong to
         self.temporary = ""
+        self.sources: list[Source] = []  # the tables that were opened
         self._files: list[str] = []  # Parquet under plain names
 
     def __enter__(self) -> "Database":
@@ -146,7 +148,10 @@ class Database:
             types = self.types_of(f"SELECT * FROM {name(view)}")
         rows = sum(part.rows for part in parts)
         folder = os.path.abspath(path) if os.path.isdir(path) else os.path.dirname(os.path.abspath(path))
-        return Source(path, name(view), numbered, types, folder, rows, damaged, damaged_rows)
+        empty = frozenset(column for column in types if all(part.lacks(column) for part in parts))
+        source = Source(path, name(view), numbered, types, folder, rows, damaged, damaged_rows, empty)
+        self.sources.append(source)
+        return source
 
     def _part(self, path: str, stem: str) -> "_Part":
         # Under a plain name: DuckDB would take * or [ in a name for a pattern, and a name may hold a line break.
@@ -163,9 +168,9 @@ class Database:
                 with self.friendly_errors(path):
                     types = self.types_of(f"SELECT * FROM {_read(plain)}")
                 return _Part(path, plain, StagedText(types, rows), is_text=False)
-            staged = (stage_json if path.lower().endswith(JSON) else stage_csv)(path, plain)
+            staged = (stage_json if is_json(path) else stage_csv)(path, plain)
             _require_names(path, list(staged.types))
-            return _Part(path, plain, staged, is_text=not path.lower().endswith(JSON))
+            return _Part(path, plain, staged, is_text=not is_json(path))
 
     def lock(self) -> None:
         """From here on queries reach the opened tables, and neither other files nor settings."""
@@ -244,6 +249,10 @@ class _Part:
     @property
     def rows(self) -> int:
         return self.staged.rows
+
+    def lacks(self, column: str) -> bool:
+        """True if the part has no value of the column, as far as its types say."""
+        return self.staged.types.get(column, EMPTY) == EMPTY
 
 
 def _batches(path: str) -> "tuple[pyarrow.Schema, Iterator[pyarrow.RecordBatch]]":

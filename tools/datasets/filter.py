@@ -117,7 +117,7 @@ def report(source: Source, removed: Sequence[Removed]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = table_parser(__doc__)
+    parser = table_parser("tools.datasets.filter", __doc__)
     parser.add_argument("source", metavar="IN", help=INPUT)
     parser.add_argument("output", metavar="OUT", help=OUTPUT)
     parser.add_argument(

@@ -34,7 +34,7 @@ def sample(database: Database, source: Source, rows: int, seed: int) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = table_parser(__doc__)
+    parser = table_parser("tools.datasets.sample", __doc__)
     parser.add_argument("source", metavar="IN", help=INPUT)
     parser.add_argument("output", metavar="OUT", help=OUTPUT)
     parser.add_argument("--rows", type=int, help="rows to draw; all, where there are fewer")

@@ -21,7 +21,7 @@ def shard_rows(rows: int, shards: int) -> list[int]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = table_parser(__doc__)
+    parser = table_parser("tools.datasets.shard", __doc__)
     parser.add_argument("source", metavar="IN", help=INPUT)
     parser.add_argument("output", metavar="FOLDER", help="folder to write; an older folder of shards is replaced")
     parser.add_argument("--shards", type=int, required=True, help="number of files")

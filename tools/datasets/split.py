@@ -10,8 +10,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from opensora.datasets.table_writer import table_folder
 from opensora.errors import ConfigError, DataError
-from tools.datasets.batch_writer import table_folder
 from tools.datasets.database import Database, Source
 from tools.datasets.draw import RANGE, draw
 from tools.datasets.moved_path import name
@@ -47,7 +47,7 @@ def is_validation(source: Source, column: str, share: float, seed: int) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = table_parser(__doc__)
+    parser = table_parser("tools.datasets.split", __doc__)
     parser.add_argument("source", metavar="IN", help=INPUT)
     parser.add_argument("train", metavar="TRAIN", help=OUTPUT)
     parser.add_argument("validation", metavar="VALIDATION", help="as TRAIN")

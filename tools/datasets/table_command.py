@@ -10,6 +10,7 @@ from opensora.errors import ConfigError, OpenSoraError
 from opensora.files import expand_argument
 from tools.datasets.batch_writer import require_output
 from tools.datasets.database import Database, Source
+from tools.history import extend_history, hash_input, history_metadata, write_history
 
 INPUT = "table (.csv, .parquet, .jsonl) or a folder of its shards"
 OUTPUT = "table to write: .csv, .parquet, .jsonl, or a name without an ending for a folder of Parquet shards"
@@ -17,11 +18,15 @@ OUTPUT = "table to write: .csv, .parquet, .jsonl, or a name without an ending fo
 Work = Callable[[argparse.Namespace], int | None]
 
 
-def table_parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser with the flags that every tool on tables has."""
+def table_parser(tool: str, description: str | None) -> argparse.ArgumentParser:
+    """A parser with the flags that every tool on tables has. tool: its name in the history of what it writes."""
     parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        prog=f"python -m {tool}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
+    parser.set_defaults(tool=tool)
     parser.add_argument(
         "--memory-gb",
         type=float,
@@ -57,11 +62,6 @@ def open_table(database: Database, path: str, options: argparse.Namespace, view:
     return source
 
 
-def arguments_of(options: argparse.Namespace) -> dict[str, Any]:
-    """The flags and words of a command, for the history of its output."""
-    return {key: value for key, value in vars(options).items() if value is not None and key != "memory_gb"}
-
-
 def require_outputs(*paths: str) -> None:
     """Raise ConfigError for an output that is no name of a table, and for two that are one file."""
     for path in paths:
@@ -78,8 +78,17 @@ def write_result(
     output: str = "",
     shards: Sequence[int] | None = None,
 ) -> int:
-    """Write the rows of a query and say how many there are. output: where it is not `options.output`."""
+    """Write the rows of a query with their history, and say how many there are. output: where it is not `options.output`."""
     target = output or options.output
-    rows = database.write(query, target, shards=shards)
+    inputs = [source.path for source in database.sources]
+    history = history_of(options, inputs)
+    rows = database.write(query, target, metadata=history_metadata(target, history), shards=shards)
+    write_history(target, history)
     print(f"{target}: {rows:,} rows", file=sys.stderr)
     return rows
+
+
+def history_of(options: argparse.Namespace, inputs: Sequence[str]) -> list[dict[str, Any]]:
+    """The steps that made the inputs, and this command."""
+    arguments = {key: value for key, value in vars(options).items() if key not in ("memory_gb", "tool")}
+    return extend_history(options.tool, arguments, inputs, [hash_input(path) for path in inputs])
