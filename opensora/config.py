@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from mmengine.registry import Registry
 from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
@@ -30,7 +30,10 @@ from opensora.registry import class_of, constructor, names
 from opensora.run_paths import RECORD, UTF8_ONLY, WRITTEN, Origin, change_paths
 from opensora.schema import FOREIGN_KEYS, UNSUPPORTED, Run, TrainRun
 
-T = TypeVar("T", bound=Run)
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")  # the keys of a config: a Run, or the steps of a data pipeline
 COMMAND_LINE = "command line"
 _WORDS = {"true": True, "false": False, "none": None, "null": None}
 _NEAR = 0.6  # similarity from 0 to 1 above which a name is a likely typo of another

@@ -52,6 +52,7 @@ TOOLS_MAY_MORE = {
     "datasets": {"config", "schema"},  # validate reads the clips of a config
     "weights": {"models", "config", "registry"},  # builds models from key=value
     "caption": {"models", "config", "registry", "platforms"},  # builds captioners from configs, on any device
+    "pipeline": {"config"},  # reads a config of steps
     # does what a training run does before its first step, on its ranks
     "features": {"models", "config", "registry", "schema", "parallel", "platforms", "training", "cli"},
 }

@@ -54,7 +54,7 @@ def demo(out: Path, only_footage: bool = False) -> None:
     stages = Stages(out / "stages.json")
     data, manifest = out / "data", out / "data" / "manifest.csv"
     with stages.time("footage"):
-        footage(data, manifest)
+        footage(data)
     if only_footage:
         return
     with stages.time("autoencoder"):
@@ -84,21 +84,9 @@ def prompts(out: Path, manifest: Path) -> Path:
     return path
 
 
-def footage(data: Path, manifest: Path) -> None:
-    """Real clips -> shots with captions. Each tool skips what it has done."""
-    if manifest.exists():
-        return
-    data.mkdir(parents=True, exist_ok=True)
-    python("tools.datasets.probe", "--demo", str(data / "videos.csv"))
-    python("tools.scene_cut.detect", str(data / "videos.csv"), str(data / "scenes.csv"))
-    python("tools.scene_cut.cut", str(data / "scenes.csv"), str(data / "shots.csv"), "--folder", str(data / "shots"))
-    python(
-        "tools.datasets.caption_table",
-        str(data / "shots.csv"),
-        str(manifest),
-        "--captions",
-        "configs/demo/captions.csv",
-    )
+def footage(data: Path) -> None:
+    """Real clips -> shots with captions."""
+    python("tools.pipeline", "configs/data/demo.py", f"out={data}")
 
 
 def train(config: str, run_dir: Path, manifest: Path, *overrides: str) -> None:
