@@ -98,6 +98,9 @@ def parse(
 
 def _command(module: types.ModuleType | None) -> str:
     name = module.__spec__.name if module is not None and module.__spec__ is not None else "tool"
+    folder, _, last = name.rpartition(".")
+    if folder.endswith(f".{last}"):  # the function of a folder that is itself a command
+        name = folder
     return f"python -m {name}"
 
 

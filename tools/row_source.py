@@ -33,6 +33,7 @@ class RowSource:
     inputs: manifests, folders of their shards, videos, or folders of videos. suffixes: of the files that are listed in
     folders. where: a DuckDB expression; rows for which it is not true are not there. shard: (i, n) keeps every n-th
     row, from the i-th, counted from 1. limit: the number of rows to take, of those that `where` and `shard` leave.
+    needs_files: each row of a table names its file in the column path; otherwise all cells are as the table has them.
     """
 
     def __init__(
@@ -43,8 +44,9 @@ class RowSource:
         where: str | None = None,
         shard: tuple[int, int] | None = None,
         limit: int | None = None,
+        needs_files: bool = True,
     ) -> None:
-        self._streams = [stream for source in inputs for stream in _streams(source, tuple(suffixes))]
+        self._streams = [stream for source in inputs for stream in _streams(source, tuple(suffixes), needs_files)]
         self._shard, self._limit = shard, limit
         self._where: Where | None = None
         if where is not None:
@@ -88,37 +90,39 @@ class RowSource:
             yield from stream()
 
 
-def _streams(source: str, suffixes: tuple[str, ...]) -> list[Callable[[], Iterator[SourceRow]]]:
+def _streams(source: str, suffixes: tuple[str, ...], needs_files: bool) -> list[Callable[[], Iterator[SourceRow]]]:
     """Functions that read an input from its start: one for each of its tables, or one for its files."""
     if os.path.isdir(source):
         shards = sorted(name for name in os.listdir(source) if name.lower().endswith(_TABLES))
         files = files_below(source, suffixes)
         if shards and not files:
-            return [_table_stream(os.path.join(source, name)) for name in shards]
+            return [_table_stream(os.path.join(source, name), needs_files) for name in shards]
         if not files:
             kind = "video or picture" if suffixes[-1] in IMAGE_SUFFIXES else "video"
             raise DataError(f"{source}: found no {kind} below this folder; known endings: {', '.join(suffixes)}")
         return [lambda: _file_rows(files)]
     if source.lower().endswith((*VIDEO_SUFFIXES, *IMAGE_SUFFIXES)):
         return [lambda: _file_rows([source])]
-    return [_table_stream(source)]
+    return [_table_stream(source, needs_files)]
 
 
 def _file_rows(paths: Sequence[str]) -> Iterator[SourceRow]:
     return (SourceRow(path, {"path": os.path.abspath(path)}) for path in paths)
 
 
-def _table_stream(path: str) -> Callable[[], Iterator[SourceRow]]:
+def _table_stream(path: str, needs_files: bool) -> Callable[[], Iterator[SourceRow]]:
     stream = stream_table(path)  # a table that is not there is named before any work
-    if stream.columns or not (is_json(path) or is_parquet(path)):
+    if needs_files and (stream.columns or not (is_json(path) or is_parquet(path))):
         require_columns(path, stream.columns, ("path",))
-    return lambda: _table_rows(path)
+    return lambda: _table_rows(path, needs_files)
 
 
-def _table_rows(path: str) -> Iterator[SourceRow]:
+def _table_rows(path: str, needs_files: bool) -> Iterator[SourceRow]:
     for line, cells, error in stream_table(path).rows:
         try:
-            yield SourceRow(f"{path}:{line}", absolute_paths(path, cells, error))
+            if error is not None:
+                raise error
+            yield SourceRow(f"{path}:{line}", absolute_paths(path, cells) if needs_files else cells)
         except RowError as fault:
             yield SourceRow(f"{path}:{line}", {}, str(fault))
 

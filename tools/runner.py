@@ -53,6 +53,7 @@ class Command:
     check: called once with all rows before the first one; raises an OpenSoraError where they do not fit together.
     suffixes: of the files that are listed in folders.
     batch_size: rows that a class takes at a time. cpus, gpus: that one worker needs on a Ray cluster.
+    needs_files: rows name a file in the column path; otherwise `fn` gets all cells as they are in the table.
     """
 
     fn: Function
@@ -63,6 +64,7 @@ class Command:
     batch_size: int = 1
     cpus: float = 1
     gpus: float = 0
+    needs_files: bool = True
 
 
 def run(fn: Function, *arguments: Any, **settings: Any) -> None:
@@ -92,7 +94,14 @@ def _main(command: Command, argv: Sequence[str]) -> int:
     require_packages(command.packages)
     inputs = [path for name in options.presets for path in presets[name]()] + options.inputs
     tool = Tool(command.fn, options.flags, command.batch_size if isinstance(command.fn, type) else 1)
-    source = RowSource(inputs, command.suffixes, where=options.where, shard=options.shard, limit=options.limit)
+    source = RowSource(
+        inputs,
+        command.suffixes,
+        where=options.where,
+        shard=options.shard,
+        limit=options.limit,
+        needs_files=command.needs_files,
+    )
     if command.check is not None:
         command.check(source.rows(), **options.flags)
     with Journal(options.output, keep=options.resume, read_only=options.dry_run) as journal:
@@ -335,7 +344,7 @@ def _is_done(journal: Journal, key: str, row: Row) -> bool:
     rows = journal.rows(key)
     if rows is None:
         return False
-    made = [each["path"] for each in rows if each.get("path") not in (None, row["path"])]
+    made = [each["path"] for each in rows if each.get("path") not in (None, row.get("path"))]
     return all(os.path.exists(path) for path in made)
 
 

@@ -1,0 +1,1 @@
+"""Files of lists of addresses: `python -m tools.download LIST OUT.csv --folder FOLDER`."""
