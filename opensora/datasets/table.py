@@ -92,7 +92,8 @@ def friendly_io_errors(path: str) -> Iterator[None]:
     except FileNotFoundError:
         raise DataError(f"{path}: no such manifest; a .csv or .parquet file is needed; check the path") from None
     except OSError as error:
-        reason = error.strerror or error  # Arrow leaves strerror empty and describes the damage in the message
+        # Arrow leaves strerror empty and describes the damage in the message, in several lines.
+        reason = " ".join(str(error.strerror or error).split())
         raise DataError(f"{path}: cannot be read ({reason}); check that it is whole, and its permissions") from error
     except pyarrow.ArrowInvalid as error:
         raise DataError(f"{path}: not a Parquet file ({error}); write it again or use .csv") from error

@@ -90,7 +90,7 @@ class Database:
         self.folder = table_folder(output) if output is not None else ""  # that paths in the output belong to
         self.temporary = ""
         self.sources: list[Source] = []  # the tables that were opened
-        self._files: list[str] = []  # Parquet under plain names
+        self._files: dict[str, str] = {}  # Parquet under a plain name -> the table that it is
 
     def __enter__(self) -> "Database":
         import duckdb
@@ -156,7 +156,7 @@ class Database:
     def _part(self, path: str, stem: str) -> "_Part":
         # Under a plain name: DuckDB would take * or [ in a name for a pattern, and a name may hold a line break.
         plain = os.path.join(self.temporary, f"{stem}.parquet")
-        self._files.append(plain)
+        self._files[plain] = path
         with friendly_io_errors(path):
             if is_parquet(path):
                 import pyarrow.parquet
@@ -192,11 +192,11 @@ class Database:
 
     def rows(self, query: str) -> list[tuple[Any, ...]]:
         """All rows of a query, in memory."""
-        with self.friendly_errors("query"):
+        with self.friendly_errors():
             return self.connection.execute(query).fetchall()
 
     def execute(self, statement: str) -> None:
-        with self.friendly_errors("query"):
+        with self.friendly_errors():
             self.connection.execute(statement)
 
     def write(
@@ -225,16 +225,19 @@ class Database:
         return int(rows)
 
     @contextmanager
-    def friendly_errors(self, where: str) -> Iterator[None]:
-        """Raise DataError for an error of DuckDB."""
+    def friendly_errors(self, where: str = "") -> Iterator[None]:
+        """Raise DataError for an error of DuckDB. where: names the table; by default those that were opened."""
         import duckdb
 
         try:
             yield
-        except duckdb.OutOfMemoryException as error:
-            raise DataError(f"{where}: {reason(error)}; {_LIMIT_ADVICE}") from error
         except duckdb.Error as error:
-            raise DataError(f"{where}: {reason(error)}; correct the table or the expression") from error
+            words, where = reason(error), where or ", ".join(source.path for source in self.sources)
+            for plain, path in self._files.items():
+                words = words.replace(plain, path)
+            is_full = isinstance(error, duckdb.OutOfMemoryException)
+            advice = _LIMIT_ADVICE if is_full else "correct the table or the expression"
+            raise DataError(f"{where}: {words}; {advice}") from error
 
 
 @dataclass(frozen=True)

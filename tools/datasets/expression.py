@@ -1,6 +1,9 @@
 """Expressions of a user over the columns of a table."""
 
-from opensora.errors import ConfigError
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from opensora.errors import ConfigError, DataError
 from tools.datasets.database import Database, Source, reason
 
 
@@ -19,6 +22,24 @@ def condition(database: Database, source: Source, expression: str, flag: str) ->
 def value(database: Database, source: Source, expression: str, flag: str) -> str:
     """The expression as SQL of a value of each row; raises ConfigError like `condition`."""
     return _checked(database, source, expression, flag)[0]
+
+
+@contextmanager
+def values_as_written(source: Source) -> Iterator[None]:
+    """Raise ConfigError where an expression that was checked fails on a cell, for example CAST of a text to a number."""
+    import duckdb
+
+    try:
+        yield
+    except DataError as error:
+        if not isinstance(error.__cause__, duckdb.DataError | duckdb.InvalidInputException):
+            raise
+        if "Failed to read file" in str(error):  # a damaged Parquet file
+            raise
+        why = reason(error.__cause__)
+        raise ConfigError(
+            f"{source.path}: an expression fails on a row: {why}; correct it, for example with TRY_CAST for CAST"
+        ) from error
 
 
 def _checked(database: Database, source: Source, expression: str, flag: str) -> tuple[str, str]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from opensora.errors import ConfigError, DataError
 from tools.datasets.database import ROW, Database, Source
 from tools.datasets.draw import draw
-from tools.datasets.expression import condition, value
+from tools.datasets.expression import condition, value, values_as_written
 from tools.datasets.filter_presets import PRESETS, Condition
 from tools.datasets.moved_path import name
 from tools.datasets.table_command import (
@@ -54,9 +54,9 @@ def decide(
     # their numbers, for DuckDB makes joins of queries and lists inside conditions, which change the order.
     columns = [f"{sql} AS c{number}" for number, (_, sql) in enumerate(conditions)]
     columns += [f"{balance[0]} AS value"] if balance is not None else []
-    database.execute(
-        f"CREATE TEMP TABLE decisions AS SELECT {', '.join([f'{name(ROW)} AS n', *columns])} FROM {source.numbered} ORDER BY n"
-    )
+    names = ", ".join([f"{name(ROW)} AS n", *columns])
+    with values_as_written(source):
+        database.execute(f"CREATE TEMP TABLE decisions AS SELECT {names} FROM {source.numbered} ORDER BY n")
     removed = _count(database, [words for words, _ in conditions], source.rows)
     every = " AND ".join(["true", *(f"c{number} IS TRUE" for number in range(len(conditions)))])
     if balance is None:

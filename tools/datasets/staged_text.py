@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from opensora.datasets.csv_rows import csv_rows
 from opensora.datasets.missing_values import WORDS
+from opensora.errors import DataError
+from opensora.files import is_utf8
 
 if TYPE_CHECKING:
     import pyarrow
@@ -53,6 +55,8 @@ def stage_csv(path: str, target: str) -> StagedText:
 
     header, rows = csv_rows(path)
     names = [name or f"column{number}" for number, name in enumerate(header)]
+    if not is_utf8("".join(names)):
+        raise DataError(f"{path}: the names of the columns are not UTF-8; save the file as UTF-8")
     schema = pyarrow.schema([(name, pyarrow.string()) for name in names])
     kinds = {name: _TextKind() for name in names}
     staged = StagedText({})

@@ -2,6 +2,8 @@
 
 import json
 import os
+import random
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pyarrow.parquet
 import pytest
 
 from opensora.datasets.table import write_table
-from opensora.errors import ConfigError, DataError
+from opensora.errors import ConfigError, DataError, OpenSoraError
 from tools.datasets.database import Database
 
 pytest.importorskip("duckdb")
@@ -151,6 +153,35 @@ def test_tables_that_cannot_be_read(tmp_path: Path, name: str, content: str, say
     (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=says):
         contents(tmp_path / name)
+
+
+def test_damaged_parquet_is_named(tmp_path: Path) -> None:
+    """By its own name, not that of the file that DuckDB reads."""
+    table = pyarrow.table({"path": [f"{number}.mp4" for number in range(1000)]})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet", use_dictionary=False)
+    data = bytearray((tmp_path / "a.parquet").read_bytes())
+    data[100:200] = bytes(100)
+    (tmp_path / "a.parquet").write_bytes(data)
+    with pytest.raises(DataError, match=rf"^{tmp_path}/a.parquet: .*{tmp_path}/a.parquet.*; correct the table"):
+        contents(tmp_path / "a.parquet")
+    (tmp_path / "b.csv").write_bytes(b"path,te\xffxt\na.mp4,b\n")
+    with pytest.raises(DataError, match=r"b.csv: the names of the columns are not UTF-8"):
+        contents(tmp_path / "b.csv")
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
+def test_random_damage_is_a_sentence(tmp_path: Path, name: str) -> None:
+    rows = [{"path": f"{n}.mp4", "text": f'clip {n} "q"\nline', "aes": n / 7, "ok": n > 9} for n in range(20)]
+    write_table(str(tmp_path / name), rows)
+    data, rng = (tmp_path / name).read_bytes(), random.Random(0)
+    for _ in range(25):
+        damaged = bytearray(data[: rng.choice([len(data), rng.randrange(1, len(data))])])
+        for _ in range(rng.randint(0, 6)):
+            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+        (tmp_path / name).write_bytes(damaged)
+        with suppress(OpenSoraError), Database() as database:
+            source = database.open(str(tmp_path / name), skip_damaged=True)
+            database.rows(f"SELECT * FROM {source.view}")
 
 
 def test_missing_tables(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The filter: conditions, presets, balanced choice, and the counts that it prints."""
 
+import random
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,8 @@ def test_presets_are_valid_expressions(tmp_path: Path) -> None:
     ("words", "code", "says"),
     [
         (["--keep", "aess > 5"], 2, 'aess" not found'),
+        (["--keep", "CAST(path AS INT) > 5"], 2, "fails on a row: Could not convert string '0.mp4' to INT32"),
+        (["--keep", "aes > 0 OR error('no ' || path)"], 2, "fails on a row: no 0.mp4"),
         (["--keep", "aes > 50"], 1, "not written, no row of 2 is left; 'aes > 50' removes most, 2"),
         ([], 2, "no condition; allowed: --keep, --preset, --balance"),
         (["--balance", "aes"], 2, "--per-value None; allowed: both"),
@@ -149,3 +152,35 @@ def test_lists_and_queries_in_conditions_keep_the_order(tmp_path: Path) -> None:
     assert main([str(folder), str(out), *words]) == 0
     expected = [n for n in range(2 * rows) if n % 100 < 40 and n % 100 % 3 == 0]
     assert pyarrow.parquet.read_table(out)["n"].to_pylist() == expected
+
+
+def test_any_cell_passes_through_every_format(tmp_path: Path) -> None:
+    """Quotes, line breaks, blanks, control characters, formulas, words for empty cells: as they were, in every format."""
+    rng = random.Random(0)
+    pieces = [
+        '"',
+        "'",
+        ",",
+        ";",
+        "\n",
+        "\r",
+        "\r\n",
+        "\t",
+        " ",
+        "=1+1",
+        "-x",
+        "😀",
+        "é",
+        "\\",
+        "NULL",
+        "nan",
+        "\x01",
+        "a",
+    ]
+    texts = ["".join(rng.choices(pieces, k=rng.randint(1, 6))) + "." for _ in range(300)]
+    source = manifest(tmp_path, [{"text": text, "aes": number} for number, text in enumerate(texts)])
+    for name in ("1.parquet", "2.jsonl", "3.csv", "4.parquet"):
+        assert main([source, str(tmp_path / name), "--keep", "aes >= 0"]) == 0
+        source = str(tmp_path / name)
+    assert pyarrow.parquet.read_table(source)["text"].to_pylist() == texts
+    assert [row["text"] for row in read_table(str(tmp_path / "3.csv")).rows] == texts
