@@ -1,6 +1,7 @@
 """Videos of pages, such as those of YouTube, by yt-dlp where it is installed."""
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,17 @@ def fetch_page(url: str, part: Path, limits: Limits) -> None:
     """Write the video of a page, as one mp4 where the site has one, to `part`. Raises BadClip."""
     import yt_dlp
 
+    deadline = time.monotonic() + limits.seconds
+
+    def watch(progress: dict[str, Any]) -> None:
+        """Called by yt-dlp every moment; sites do not always say the size before."""
+        if (progress.get("downloaded_bytes") or 0) > limits.bytes:
+            raise BadClip(
+                f"{url}: is larger than {limits.bytes / 1e6:g} megabytes; raise --max-megabytes or remove the row"
+            )
+        if time.monotonic() > deadline:
+            raise BadClip(f"{url}: not complete after {limits.seconds:g} seconds; see --max-seconds; --resume goes on")
+
     options: dict[str, Any] = {
         "outtmpl": {"default": str(part).replace("%", "%%")},
         "format": "best[ext=mp4]/best",  # one file with sound: joining two needs the program ffmpeg
@@ -34,7 +46,7 @@ def fetch_page(url: str, part: Path, limits: Limits) -> None:
         "nopart": True,
         "quiet": True,
         "no_warnings": True,
-        "progress_hooks": [],
+        "progress_hooks": [watch],
     }
     try:
         with yt_dlp.YoutubeDL(options) as program:

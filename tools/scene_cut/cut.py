@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from opensora import files
-from opensora.datasets.decode import Frames, Video
+from opensora.datasets.decode import FileFacts, Frames, Video
 from opensora.errors import BadClip, ConfigError, DataError
 from tools.datasets.probe import probe
 from tools.runner import LeftOut, Row, Rows, run
@@ -57,7 +57,7 @@ def cut(
         raise BadClip(
             f"{row['path']}: start_frame is {start}, end_frame {end}; frames count from 0, and the end must be later"
         )
-    with Video(row["path"], threads=min(_MOST_THREADS, os.cpu_count() or 1)) as video:
+    with Video(row["path"], _facts(*_version(row["path"])), threads=min(_MOST_THREADS, os.cpu_count() or 1)) as video:
         info = video.info
         shortest, longest = _in_frames(min_seconds, info.rate, up=True), _in_frames(max_seconds, info.rate, up=False)
         wanted = parts(start, end, longest, shortest, even=split == "even")
@@ -169,9 +169,23 @@ def _describe(row: Row, target: str, part: int, frames: tuple[int, int] | None, 
 
 
 def _fingerprint(path: str, *settings: int | str) -> str:
-    file = os.stat(path)
-    contents = _hash_contents(path, file.st_size, file.st_mtime_ns)
-    return hashlib.blake2b(contents + repr(settings).encode(), digest_size=4).hexdigest()
+    return hashlib.blake2b(_hash_contents(*_version(path)) + repr(settings).encode(), digest_size=4).hexdigest()
+
+
+def _version(path: str) -> tuple[str, int, int]:
+    """A file with its size and the time of its last change; zeros for one that is not there."""
+    try:
+        file = os.stat(path)
+        return path, file.st_size, file.st_mtime_ns
+    except OSError:
+        return path, 0, 0
+
+
+@functools.lru_cache(maxsize=4)
+def _facts(path: str, size: int, changed_ns: int) -> FileFacts | None:
+    """Facts that take a pass over the whole film; made once for all its scenes."""
+    with Video(path) as video:
+        return video.facts
 
 
 @functools.lru_cache(maxsize=4)

@@ -395,6 +395,8 @@ def test_pages_of_known_sites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         def download(self, urls: list[str]) -> None:
             if "gone" in urls[0]:
                 raise module.utils.DownloadError("not there")
+            for hook in calls[-1]["progress_hooks"]:
+                hook({"status": "downloading", "downloaded_bytes": len(DATA)})
             Path(calls[-1]["outtmpl"]["default"].replace("%%", "%")).write_bytes(DATA)
 
     site = SimpleNamespace(IE_NAME="site", suitable=lambda url: "site" in url)
@@ -408,6 +410,8 @@ def test_pages_of_known_sites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     done = get({"url": "https://site/watch?v=1", "path": "1.mp4"}, tmp_path, max_megabytes=1.0)
     assert done["sha256"] == SHA256
     assert (calls[0]["noplaylist"], calls[0]["max_filesize"]) == (True, 1_000_000)
+    with pytest.raises(BadClip, match=r"larger than 0\.2 megabytes"):
+        get({"url": "https://site/2"}, tmp_path, max_megabytes=0.2)
     with pytest.raises(BadClip, match="yt-dlp says: not there"):
         get({"url": "https://site/gone"}, tmp_path)
 

@@ -10,7 +10,8 @@ import av
 import numpy as np
 import pytest
 
-from opensora.datasets.decode import Video, probe, read_frames
+from opensora.datasets.decode import FileFacts, Video, probe, read_frames
+from opensora.datasets.video_file import VideoFile
 from opensora.errors import BadClip, ConfigError
 from tests.support.media_files import frame_number, set_display_matrix, write_video
 from tools.runner import LeftOut, Row
@@ -89,6 +90,21 @@ def test_cut_leaves_no_half_clip(tmp_path: Path) -> None:
 def test_cut_needs_frame_numbers(tmp_path: Path, row: dict[str, object]) -> None:
     with pytest.raises(BadClip, match=r"a\.mp4: start_frame"):
         clips({"path": write_video(tmp_path / "a.mp4", 4), **row}, tmp_path)
+
+
+def test_a_film_without_an_index_is_read_once_for_all_scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, passes = write_video(tmp_path / "a.mkv", 24), list[str]()
+    original = VideoFile._read_to_the_end
+
+    def counted(self: VideoFile) -> FileFacts:
+        passes.append(self.path)
+        return original(self)
+
+    monkeypatch.setattr(VideoFile, "_read_to_the_end", counted)
+    for first in (0, 7, 14):
+        [done] = clips({"path": path, "start_frame": first, "end_frame": first + 5}, tmp_path / "clips")
+        assert numbers(done["path"]) == list(range(first, first + 5))
+    assert passes == [path]
 
 
 def numbers(path: str) -> list[int]:
