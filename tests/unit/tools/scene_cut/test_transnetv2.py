@@ -48,7 +48,7 @@ def test_a_transition_is_one_cut() -> None:
 
 def test_a_film_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(detect_module, "_FRAMES_PER_STATE", 100)
-    monkeypatch.setattr(transnetv2, "load", lambda weights: Changes())
+    monkeypatch.setattr(transnetv2, "load", lambda weights, device: Changes())
     row = {"path": color_video(tmp_path / "a.mp4", 60, 39, 10, 50, 60)}
     whole = list(detect(row, detector="transnetv2", weights="w.pth"))
     scenes = [each for each in whole if isinstance(each, dict)]
@@ -104,3 +104,9 @@ def test_wrong_weights_are_named(tmp_path: Path, content: bytes | None) -> None:
         list(detect({"path": "a.mp4"}, detector="transnetv2", weights=str(path)))
     with pytest.raises(ConfigError, match="needs --weights FILE"):
         list(detect({"path": "a.mp4"}, detector="transnetv2"))
+
+
+def test_devices_that_are_not_there(tmp_path: Path) -> None:
+    torch.save(TransNetV2().state_dict(), tmp_path / "w.pth")
+    with pytest.raises(ConfigError, match="--device nowhere: cannot be used"):
+        transnetv2.load(str(tmp_path / "w.pth"), "nowhere")
