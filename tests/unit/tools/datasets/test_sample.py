@@ -32,7 +32,7 @@ def test_sample(tmp_path: Path) -> None:
         (["--rows", "1", "--share", "0.5"], 2, "allowed: --rows or --share"),
         (["--rows", "0"], 2, "allowed: 1 row or more"),
         (["--share", "1.5"], 2, "a share above 0 and up to 1"),
-        (["--share", "0.01"], 1, "no row is samples of 4"),
+        (["--share", "0.01"], 1, "no row is drawn of 4"),
     ],
 )
 def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], code: int, says: str) -> None:
