@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from opensora.datasets.decode import Frames, Video
+from opensora.datasets.missing_values import is_missing
 from opensora.errors import ConfigError
 from tools.clip_frames import clip_part, spread
 from tools.runner import Row, run
@@ -55,7 +56,7 @@ def fingerprint(row: Row, *, frames: int = 8, exact: bool = True) -> Row:
         "bitrate": bitrate,
     }
     hashes = {"frame_hash": digest.hexdigest() if exact else None, "perceptual_hash": perceptual_hash(samples)}
-    return {**measured, **row, **hashes}
+    return {**row, **{name: value for name, value in measured.items() if is_missing(row.get(name))}, **hashes}
 
 
 def reduced(frame: Frames) -> Frames:

@@ -11,13 +11,16 @@ from numpy.typing import NDArray
 
 from opensora.datasets.decode import Frames
 
-_EVEN = 12  # gray levels around the middle value of a bar that lossy coding leaves
+_EVEN_BLACK, _EVEN = (
+    10,
+    4,
+)  # gray levels around the middle value of a bar that coding leaves; a wall or pavement has more
 _EVEN_SHARE = 0.8  # of a bar's pixels; the rest may be subtitles
 _EDGE_SHARE = (
     0.3  # of a bar's length along which the picture next to it differs, in some frame: a night sky has no edge
 )
 _EDGE_LINES = 3  # in which the picture must begin to differ
-_BLACK = 40  # gray levels up to which a bar is black: 16 is the black of video, and coding adds to it
+_BLACK = 24  # gray levels up to which a bar is black: 16 is the black of video, and coding adds to it
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ def find_bars(frames: Frames | Sequence[Frames]) -> Bars:
 def _depth(gray: NDArray[np.uint8]) -> tuple[int, int]:
     """(rows, gray value) of the bar at the top of frames [T, H, W]; (0, 0) where there is none."""
     value = int(np.median(gray[:, 0]))
-    differs = np.abs(gray.astype(np.int16) - value) > _EVEN
+    differs = np.abs(gray.astype(np.int16) - value) > (_EVEN_BLACK if value <= _BLACK else _EVEN)
     even = 1 - differs.mean(axis=(0, 2)) >= _EVEN_SHARE
     if even.all() or not even[0]:
         return 0, 0
