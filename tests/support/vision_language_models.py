@@ -214,6 +214,19 @@ def tiny_internvl(folder: Path, texts: Sequence[str]) -> Path:
     return _save(folder, InternVLForConditionalGeneration, config, processor, tokenizer.eos_token_id)
 
 
+def tiny_llama(folder: Path, texts: Sequence[str]) -> Path:
+    """A language model of two layers, which reads no pictures."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = _llava_tokenizer(folder, texts)
+    tokenizer.chat_template = (
+        "{% for turn in messages %}{{ turn.role.upper() }}: {{ turn.content }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+    )
+    config = LlamaConfig(**_language(tokenizer))
+    return _save(folder, LlamaForCausalLM, config, tokenizer, tokenizer.eos_token_id)
+
+
 def _save(folder: Path, model_class: Any, config: Any, processor: Any, end: int) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)

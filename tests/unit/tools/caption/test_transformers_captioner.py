@@ -13,6 +13,7 @@ from tests.support.vision_language_models import (
     LLAVA_MARKS,
     teach,
     tiny_internvl,
+    tiny_llama,
     tiny_llava,
     tiny_llava_next,
     tiny_qwen2_5_vl,
@@ -126,6 +127,22 @@ def test_configs_run_with_the_class_of_their_model(name: str, tmp_path: Path) ->
     together = model.caption(rows)
     assert all(isinstance(answer, Answer) for answer in together)
     assert together == [model.caption([row])[0] for row in rows]
+
+
+def test_language_model_answers_words_and_reads_no_pictures(tmp_path: Path) -> None:
+    model = captioner(tiny_llama(tmp_path, WORDS), max_new_tokens=4)
+    requests = [Request(PROMPT), Request("A red square moves to the left.", system="Describe")]
+    together = model.answer(requests)
+    assert together == [model.answer([request])[0] for request in requests]
+    assert isinstance(together[0], Answer)
+    with pytest.raises(ConfigError, match=r"reads no pictures; a vision-language model is needed; .* as `refine`"):
+        model.answer([Request(PROMPT, plain((0, 0, 0)))])
+
+
+def test_half_precision(qwen: Path) -> None:
+    model = captioner(qwen, dtype="bf16", max_new_tokens=12)
+    assert model.model.dtype == torch.bfloat16
+    assert model.answer([Request(PROMPT, plain(COLORS["A red square."]), True, 2.0)]) == [Answer("A red square.")]
 
 
 def test_missing_model(tmp_path: Path) -> None:
