@@ -15,7 +15,6 @@ from typing import Literal
 
 from opensora.datasets.missing_values import is_missing
 from opensora.errors import BadClip, ConfigError
-from tools import runner
 from tools.caption.caption_config import CaptionConfig, settings_of
 from tools.caption.captioner import Answer
 from tools.caption.chat_captioner import Request
@@ -24,7 +23,7 @@ from tools.caption.is_english import other_language
 from tools.caption.motion_words import with_motion_words
 from tools.caption.prompting import fill, quotable
 from tools.caption.server import print_cost
-from tools.runner import LeftOut, Row
+from tools.runner import LeftOut, Row, run
 
 BATCH = 16  # rows at a time
 _LONGEST = 4000  # characters of a caption inside the prompt that refines it
@@ -123,18 +122,17 @@ def with_settings(argv: Sequence[str]) -> list[str]:
     return [*argv, f"--settings={settings}"] if settings else list(argv)
 
 
-def main(argv: Sequence[str]) -> int:
-    """The command; returns its exit code."""
+def main() -> None:
+    """The command, with the words in sys.argv."""
     try:
-        words = with_settings(argv)
+        sys.argv[1:] = with_settings(sys.argv[1:])
+        run(Caption, batch_size=BATCH)
     except ConfigError as error:
         print(error, file=sys.stderr)
-        return error.exit_code
-    try:
-        return runner.main(Caption, words, batch_size=BATCH)
+        sys.exit(error.exit_code)
     finally:
         print_cost()
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main()

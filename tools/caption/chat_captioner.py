@@ -11,7 +11,7 @@ from opensora.datasets.decode import Frames
 from opensora.errors import BadClip
 from tools.caption.captioner import Answer, Captioner, Row
 from tools.caption.clean_caption import sentences
-from tools.caption.clip_frames import Window, clip_windows, grid
+from tools.caption.clip_windows import Window, clip_windows, grid
 from tools.caption.prompting import Prompting, fill, quotable
 
 _LONGEST_QUOTE = 2000  # characters of an earlier answer inside a prompt

@@ -11,7 +11,7 @@ from typing import Any
 
 from opensora.datasets.decode import Frames
 from opensora.errors import BadClip, ConfigError
-from tools.caption.clip_frames import clip_windows
+from tools.caption.clip_windows import clip_windows
 from tools.runner import Row, run
 
 PACKAGES = ("rapidocr", "onnxruntime")

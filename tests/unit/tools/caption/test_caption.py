@@ -1,4 +1,5 @@
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from opensora.errors import BadClip, ConfigError
 from tests.support.chat_server import ChatServer, Reply, completion, failure
 from tests.support.media_files import write_video
 from tools.caption.caption import Caption, main, with_settings
+from tools.pipeline import _resumes
 from tools.runner import LeftOut
 
 SERVER = "captioner = dict(type='server', url='{url}', model='tiny', prompting=dict(frames=2), parallel=1)\n"
@@ -78,7 +80,15 @@ def test_second_pass_refines_what_the_first_said(tmp_path: Path) -> None:
     assert len(server.requests) == 5  # the row that was refused in the first pass has no second
 
 
-def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    """Run the command in this process; returns its exit code."""
+    monkeypatch.setattr(sys, "argv", ["caption", *words])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    return int(caught.value.code or 0)
+
+
+def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The whole command in this process: errors, left out rows, history, cost; a changed config makes the rows again."""
     rows = [{"path": write_video(tmp_path / f"{number}.mp4", 4)} for number in range(3)] + [{"path": "missing.mp4"}]
     table, output, config = (str(tmp_path / name) for name in ("clips.csv", "captions.csv", "config.py"))
@@ -89,7 +99,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         return completion("Ein Hund läuft am Strand." if number == 1 else "The video shows a dog.", usage=usage)
 
     def run(*words: str) -> int:
-        return main([table, output, "--captioner", config, *words])
+        return command(monkeypatch, table, output, "--captioner", config, *words)
 
     with ChatServer(reply) as server:
         text = SERVER.format(url=server.url).replace("parallel=1", "parallel=1, price=(2.0, 4.0)")
@@ -123,7 +133,7 @@ def test_key_is_written_nowhere(
 
     with ChatServer(reply) as server:
         config.write_text(SERVER.format(url=server.url))
-        main([str(tmp_path / "clips.csv"), str(tmp_path / "out.parquet"), "--captioner", str(config)])
+        command(monkeypatch, str(tmp_path / "clips.csv"), str(tmp_path / "out.parquet"), "--captioner", str(config))
     assert server.keys == ["Bearer sk-very-secret"] * 2
     written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert b"the key *** is odd" in written
@@ -138,3 +148,13 @@ def test_config_is_part_of_the_command_line(tmp_path: Path) -> None:
     assert json.loads(words[-1].removeprefix("--settings=")) == {"captioner": {"type": "sidecar", "key": "a"}}
     assert with_settings(["in.csv", "out.csv", "--captioner=sidecar"]) == ["in.csv", "out.csv", "--captioner=sidecar"]
     assert with_settings(words) == words
+
+
+def test_pipelines_go_on_with_it_after_a_stop() -> None:
+    assert _resumes("tools.caption.caption")
+    assert _resumes("tools.caption.read_text")
+
+
+def test_unknown_captioner(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(monkeypatch, "in.csv", "out.csv", "--captioner", "qwen.py") == 2
+    assert "qwen.py: no such file" in capsys.readouterr().err

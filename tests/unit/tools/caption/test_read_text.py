@@ -1,4 +1,5 @@
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -38,6 +39,12 @@ def test_text_of_all_frames_once(reader: ReadText, tmp_path: Path) -> None:
     assert results[0] == {**rows[0], "ocr_text": "MAIN STREET / Exit 24"}
     assert isinstance(results[1], BadClip)
     assert results[2] == {**rows[2], "ocr_text": ""}
+
+
+def test_lines_that_are_not_sure_are_left_out(reader: ReadText, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = SimpleNamespace(txts=("EXIT", "q@x"), scores=(0.7, 0.69))
+    monkeypatch.setattr(reader, "_reader", lambda frame: output)
+    assert reader._lines(sign()) == [("EXIT", 0.7)]
 
 
 def test_readings_of_one_line_are_merged() -> None:

@@ -139,7 +139,9 @@ def test_language_model_answers_words_and_reads_no_pictures(tmp_path: Path) -> N
         model.answer([Request(PROMPT, plain((0, 0, 0)))])
 
 
-def test_half_precision(qwen: Path) -> None:
+def test_half_precision(qwen: Path, tmp_path: Path) -> None:
+    small = captioner(tiny_llava(tmp_path, WORDS), dtype="bf16", max_new_tokens=2)
+    assert isinstance(small.answer([Request(PROMPT, plain((0, 0, 0), 1))])[0], Answer)
     model = captioner(qwen, dtype="bf16", max_new_tokens=12)
     assert model.model.dtype == torch.bfloat16
     assert model.answer([Request(PROMPT, plain(COLORS["A red square."]), True, 2.0)]) == [Answer("A red square.")]

@@ -5,7 +5,7 @@ import pytest
 
 from opensora.errors import BadClip
 from tests.support.media_files import frame_number, write_video
-from tools.caption.clip_frames import GRID_GAP, bounds, clip_windows, grid, middles, shrink, window_bounds
+from tools.caption.clip_windows import GRID_GAP, bounds, clip_windows, grid, shrink, window_bounds
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +23,8 @@ def numbers(row: dict[str, object], frames: int, **settings: object) -> list[lis
 def test_middles_of_equal_parts(clip: str) -> None:
     assert numbers({"path": clip}, 4) == [[3, 9, 15, 21]]
     assert numbers({"path": clip}, 1) == [[12]]
-    assert middles(0, 3, 8) == [0, 1, 2]
-    assert middles(10, 11, 8) == [10]
+    assert numbers({"path": clip, "start_frame": 3, "end_frame": 6}, 8) == [[3, 4, 5]]
+    assert numbers({"path": clip, "start_frame": 3, "end_frame": 4}, 8) == [[3]]
 
 
 def test_windows_and_their_times(clip: str) -> None:
@@ -48,7 +48,6 @@ def test_window_bounds_cover_the_clip_once() -> None:
     [
         ({}, (0, 24)),
         ({"start_frame": 4, "end_frame": 8, "start": 0, "end": 1}, (4, 8)),
-        ({"start_frame": "4"}, (4, 24)),
         ({"start": "1.0", "end": 2.0}, (8, 16)),
         ({"start": 1.0, "end": None}, (8, 24)),
         ({"end": 99}, (0, 24)),
@@ -62,9 +61,10 @@ def test_bounds(row: dict[str, object], expected: tuple[int, int]) -> None:
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
-        ({"start_frame": 8, "end_frame": 8}, "from frame 8 to 8 of 24; at least one frame is needed"),
-        ({"start_frame": 24}, "from frame 24 to 24 of 24"),
-        ({"start_frame": -1}, "from frame -1"),
+        ({"start_frame": 8, "end_frame": 8}, "start_frame is 8 and end_frame 8; the file has 24 frames"),
+        ({"start_frame": 8, "end_frame": 25}, "start_frame is 8 and end_frame 25; the file has 24 frames"),
+        ({"start": 3.0}, "from frame 24 to 24 of 24; at least one frame is needed; correct start and end"),
+        ({"start": -1}, "from frame -8"),
         ({"start": "soon"}, "start is 'soon'; a number is needed"),
         ({"end": float("inf")}, "end is inf; a number is needed"),
     ],

@@ -11,6 +11,7 @@ import numpy as np
 from opensora.datasets.decode import Frames, Video
 from opensora.datasets.missing_values import is_missing
 from opensora.errors import BadClip
+from tools.clip_frames import clip_part, spread
 
 GRID_GAP = 4  # white pixels between the frames of a grid
 
@@ -45,7 +46,7 @@ def clip_windows(
         parts = window_bounds(first, stop, info.fps, window_seconds, most_windows)
         chosen: list[list[int]] = []
         for start, end in parts:
-            own = middles(start, end, frames)
+            own = list(dict.fromkeys(spread(range(start, end), frames)))
             chosen.append([chosen[-1][-1], *own] if overlap and chosen else own)
         wanted = sorted({index for indices in chosen for index in indices})
         pictures = dict(zip(wanted, (shrink(frame, max_side) for frame in video.frames(wanted)), strict=True))
@@ -65,17 +66,16 @@ def clip_windows(
 
 def bounds(row: Mapping[str, Any], num_frames: int, fps: float) -> tuple[int, int]:
     """The first frame of a row's clip and the one behind its last. Raises BadClip when there is none between."""
-    first, stop = _number(row, "start_frame"), _number(row, "end_frame")
-    if first is None and stop is None:
-        start, end = _number(row, "start"), _number(row, "end")
-        first = None if start is None else start * fps
-        stop = None if end is None else end * fps
-    begin = 0 if first is None else round(first)
-    behind = num_frames if stop is None else min(round(stop), num_frames)
+    if not any(is_missing(row.get(name)) for name in ("start_frame", "end_frame")):
+        part = clip_part(row, num_frames)
+        return part.start, part.stop
+    start, end = _number(row, "start"), _number(row, "end")
+    begin = 0 if start is None else round(start * fps)
+    behind = num_frames if end is None else min(round(end * fps), num_frames)
     if not 0 <= begin < behind:
         raise BadClip(
             f"{row['path']}: the clip goes from frame {begin} to {behind} of {num_frames}; at least one frame is needed; "
-            "correct start_frame and end_frame, or start and end"
+            "correct start and end"
         )
     return begin, behind
 
@@ -100,12 +100,6 @@ def window_bounds(first: int, stop: int, fps: float, seconds: float | None, most
     count = min(count, length, most_windows)
     edges = [first + length * number // count for number in range(count + 1)]
     return list(itertools.pairwise(edges))
-
-
-def middles(start: int, end: int, count: int) -> list[int]:
-    """The middle frames of `count` equal parts of [start, end); fewer where there are fewer frames."""
-    count = min(count, end - start)
-    return [start + (2 * number + 1) * (end - start) // (2 * count) for number in range(count)]
 
 
 def shrink(frame: Frames, max_side: int) -> Frames:
