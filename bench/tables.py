@@ -99,7 +99,7 @@ def measure(rows: int, folder: str) -> list[dict[str, Any]]:
         ("filter, 3 conditions", ["filter", clips, out, *three]),
         ("filter, balanced", ["filter", clips, out, "--balance", "cmotion", "--per-value", str(max(1, rows // 20))]),
         ("join, left", ["join", clips, scores, out]),
-        ("split", ["split", clips, out, os.path.join(folder, "validation.parquet")]),
+        ("split", ["split", clips, out, "--validation", os.path.join(folder, "validation.parquet")]),
         ("sample", ["sample", clips, out, "--share", "0.1"]),
         ("merge", ["merge", clips, scores, out]),
         ("info", ["info", clips]),

@@ -32,7 +32,7 @@ from tools.datasets import folder_formats, list_formats
 from tools.datasets.batch_writer import write_batches
 from tools.datasets.database import Database
 from tools.datasets.folder_formats import Result, Row
-from tools.datasets.table_command import OUTPUT, history_of, require_outputs, run_command, table_parser
+from tools.datasets.table_command import OUTPUT, add_switch, history_of, require_outputs, run_command, table_parser
 from tools.history import history_metadata, write_history
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("output", metavar="OUT", help=OUTPUT)
     parser.add_argument("--format", choices=list(FORMATS), help="(default: by the files or columns)")
     parser.add_argument("--videos", metavar="FOLDER", help="that a list's videos lie in (default: the list's)")
-    parser.add_argument("--keep-missing", action="store_true", help="keep rows whose file is not there")
+    add_switch(parser, "--keep-missing", "keep rows whose file is not there")
     return run_command(parser, argv, _convert)
 
 

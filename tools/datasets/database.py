@@ -41,6 +41,7 @@ class Source:
 
     types: column -> type of DuckDB. folder: that relative paths in it belong to. damaged: sentences about the first rows that
     cannot be read and are not in the view; damaged_rows: of all of them. empty: columns of text without a single value.
+    odd_cells: column of a CSV -> the cell that makes it text, where most of its cells are numbers.
     """
 
     path: str
@@ -52,6 +53,7 @@ class Source:
     damaged: list[str] = field(default_factory=list)
     damaged_rows: int = 0
     empty: frozenset[str] = frozenset()
+    odd_cells: dict[str, str] = field(default_factory=dict)
 
     @property
     def columns(self) -> list[str]:
@@ -148,8 +150,9 @@ class Database:
             types = self.types_of(f"SELECT * FROM {name(view)}")
         rows = sum(part.rows for part in parts)
         folder = os.path.abspath(path) if os.path.isdir(path) else os.path.dirname(os.path.abspath(path))
+        odd_cells = {column: cell for part in parts for column, cell in part.staged.odd_cells.items()}
         empty = frozenset(column for column in types if all(part.lacks(column) for part in parts))
-        source = Source(path, name(view), numbered, types, folder, rows, damaged, damaged_rows, empty)
+        source = Source(path, name(view), numbered, types, folder, rows, damaged, damaged_rows, empty, odd_cells)
         self.sources.append(source)
         return source
 

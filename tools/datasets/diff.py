@@ -1,7 +1,7 @@
 """Compare two tables: rows added, rows removed, and cells that changed.
 
 Run: python -m tools.datasets.diff old.csv new.parquet
-     python -m tools.datasets.diff old.csv new.csv --on video shot --output changes.csv
+     python -m tools.datasets.diff old.csv new.csv changes.csv --on video shot
 
 Rows are matched by their key. Paths are equal when they name one file, numbers when their values are, whatever the formats.
 """
@@ -17,6 +17,7 @@ from tools.datasets.moved_path import name, text
 from tools.datasets.table_command import (
     INPUT,
     OUTPUT,
+    add_switch,
     open_table,
     require_outputs,
     run_command,
@@ -112,11 +113,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("old", metavar="OLD", help=INPUT)
     parser.add_argument("new", metavar="NEW", help="as OLD")
     parser.add_argument(
-        "--on", metavar="COLUMN", nargs="+", help=f"the key (default: those of {', '.join(KEY)} in both)"
+        "--on",
+        metavar="COLUMN",
+        nargs="+",
+        action="extend",
+        help=f"the key (default: those of {', '.join(KEY)} in both)",
     )
-    parser.add_argument("--output", metavar="OUT", help=f"all changes as a {OUTPUT}")
+    parser.add_argument("output", metavar="OUT", nargs="?", help=f"all changes as a {OUTPUT}")
     parser.add_argument("--shown", type=int, default=10, help="rows of each kind to print (default: %(default)s)")
-    parser.add_argument("--exit-code", action="store_true", help="exit with 1 where the tables differ")
+    add_switch(parser, "--exit-code", "exit with 1 where the tables differ")
     return run_command(parser, argv, _diff)
 
 

@@ -61,7 +61,12 @@ def _checked(database: Database, source: Source, expression: str, flag: str) -> 
 
 def _refusal(source: Source, expression: str, flag: str, why: str) -> ConfigError:
     columns = ", ".join(f"{column} {kind}" for column, kind in source.types.items())
+    odd = "".join(
+        f"; {column} is text because a cell is {cell!r}; correct it"
+        for column, cell in source.odd_cells.items()
+        if column in expression
+    )
     return ConfigError(
         f"{flag} {expression!r}: {why}; allowed: a DuckDB expression such as \"height >= 480 AND text LIKE '%dog%'\"; "
-        f"columns of {source.path}: {columns}"
+        f"columns of {source.path}: {columns}{odd}"
     )

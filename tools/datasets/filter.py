@@ -21,6 +21,7 @@ from tools.datasets.moved_path import name
 from tools.datasets.table_command import (
     INPUT,
     OUTPUT,
+    add_switch,
     open_table,
     require_outputs,
     run_command,
@@ -127,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--balance", metavar="EXPRESSION", help="keep at most --per-value rows of each of its values")
     parser.add_argument("--per-value", metavar="N", type=int, help="most rows of each value of --balance")
     parser.add_argument("--seed", type=int, default=0, help="of the choice that --balance makes (default: %(default)s)")
-    parser.add_argument("--dry-run", action="store_true", help="print the counts and write nothing")
+    add_switch(parser, "--dry-run", "print the counts and write nothing")
     return run_command(parser, argv, _filter)
 
 

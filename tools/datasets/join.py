@@ -18,6 +18,7 @@ from tools.datasets.moved_path import name
 from tools.datasets.table_command import (
     INPUT,
     OUTPUT,
+    add_switch,
     open_table,
     require_outputs,
     run_command,
@@ -82,21 +83,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("left", metavar="LEFT", help=INPUT)
     parser.add_argument("right", metavar="RIGHT", help="as LEFT")
     parser.add_argument("output", metavar="OUT", help=OUTPUT)
-    parser.add_argument("--on", metavar="COLUMN", nargs="+", default=["path"], help="the key (default: path)")
+    parser.add_argument("--on", metavar="COLUMN", nargs="+", action="extend", help="the key (default: path)")
     parser.add_argument("--how", choices=["left", "inner"], default="left", help="inner: only rows with a match")
-    parser.add_argument("--columns", metavar="COLUMN", nargs="+", default=[], help="to add (default: all)")
-    parser.add_argument("--replace", action="store_true", help="take RIGHT's cells for columns that both have")
+    parser.add_argument(
+        "--columns", metavar="COLUMN", nargs="+", action="extend", default=[], help="to add (default: all)"
+    )
+    add_switch(parser, "--replace", "take RIGHT's cells for columns that both have")
     return run_command(parser, argv, _join)
 
 
 def _join(options: argparse.Namespace) -> None:
     require_outputs(options.output)
+    on = options.on or ["path"]
     with Database(options.output, memory_gb=options.memory_gb) as database:
         left, right = (open_table(database, getattr(options, side), options, side) for side in ("left", "right"))
-        left.require(*options.on)
-        right.require(*options.on)
-        columns = added_columns(left, right, options.on, options.columns, options.replace)
-        matches, unused = join(database, left, right, options.on, columns)
+        left.require(*on)
+        right.require(*on)
+        columns = added_columns(left, right, on, options.columns, options.replace)
+        matches, unused = join(database, left, right, on, columns)
         print(
             f"{matches:,} of {left.rows:,} rows of {left.path} have a match; {unused:,} of {right.rows:,} rows of {right.path} "
             "are not used",
@@ -105,7 +109,7 @@ def _join(options: argparse.Namespace) -> None:
         if not matches:
             raise DataError(
                 f"{options.output}: not written, no row of {left.path} has a match in {right.path}; keys look like "
-                f"{_example(database, left, options.on)} and {_example(database, right, options.on)}; change --on"
+                f"{_example(database, left, on)} and {_example(database, right, on)}; change --on"
             )
         write_result(database, join_query(left, columns, database.folder, options.how == "inner"), options)
 

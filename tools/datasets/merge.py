@@ -14,6 +14,7 @@ from tools.datasets.staged_text import EMPTY
 from tools.datasets.table_command import (
     INPUT,
     OUTPUT,
+    add_switch,
     open_table,
     require_outputs,
     run_command,
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = table_parser("tools.datasets.merge", __doc__)
     parser.add_argument("sources", metavar="IN", nargs="+", help=INPUT)
     parser.add_argument("output", metavar="OUT", help=OUTPUT)
-    parser.add_argument("--as-text", action="store_true", help="write columns of different types as text")
+    add_switch(parser, "--as-text", "write columns of different types as text")
     return run_command(parser, argv, _merge)
 
 

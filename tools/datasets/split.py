@@ -1,6 +1,6 @@
 """Split a table into rows for training and for validation, so that clips of one film stay together.
 
-Run: python -m tools.datasets.split clips.parquet train.parquet validation.parquet --share 0.02 --by source_path
+Run: python -m tools.datasets.split clips.parquet train.parquet --validation validation.parquet --by source_path
 
 A row's side depends on its value of --by and the seed alone: further rows change nothing for those before, and the share is
 met on average over the films.
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = table_parser("tools.datasets.split", __doc__)
     parser.add_argument("source", metavar="IN", help=INPUT)
     parser.add_argument("train", metavar="TRAIN", help=OUTPUT)
-    parser.add_argument("validation", metavar="VALIDATION", help="as TRAIN")
+    parser.add_argument("--validation", metavar="TABLE", required=True, help="as TRAIN")
     parser.add_argument("--share", type=float, default=0.02, help="of the films for validation (default: %(default)s)")
     parser.add_argument("--by", metavar="COLUMN", help=f"names the film (default: the first of {', '.join(FILM)})")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")

@@ -34,12 +34,14 @@ class StagedText:
     """A file as Parquet.
 
     types: column -> type of DuckDB; cells are stored as text where the type is another than VARCHAR, and of JSON lines in the
-    type itself. damaged: "line: reason" of the first rows that cannot be read; damaged_rows: of all of them.
+    type itself. odd_cells: column -> the cell that makes text of a column of numbers. damaged: "line: reason" of the first rows
+    that cannot be read; damaged_rows: of all of them.
     """
 
     types: dict[str, str]
     rows: int = 0
     damaged: list[str] = field(default_factory=list)
+    odd_cells: dict[str, str] = field(default_factory=dict)
     damaged_rows: int = 0
 
     def skip(self, line: int, reason: object) -> None:
@@ -76,6 +78,7 @@ def stage_csv(path: str, target: str) -> StagedText:
             writer.write_table(pyarrow.table(arrays, schema=schema))
             staged.rows += len(good)
     staged.types = {name: kind.type for name, kind in kinds.items()}
+    staged.odd_cells = {name: kind.odd_cell for name, kind in kinds.items() if kind.odd_cell is not None}
     return staged
 
 
@@ -91,6 +94,7 @@ class _TextKind:
     def __init__(self) -> None:
         self._possible = list(KINDS)
         self._values = False  # a cell that is neither empty nor a word for it
+        self.odd_cell: str | None = None  # the first that is no number, in a column that mostly holds numbers
 
     def add(self, cells: "pyarrow.StringArray") -> None:
         import pyarrow
@@ -102,6 +106,10 @@ class _TextKind:
         words = compute.is_in(cells, pyarrow.array([*WORDS, ""], pyarrow.string()))
         cells = cells.filter(compute.invert(words))
         self._values = self._values or len(cells) > 0
+        if "DOUBLE" in self._possible:
+            odd = cells.filter(compute.invert(compute.match_substring_regex(cells, _NUMBER)))
+            if 0 < len(odd) <= len(cells) / 2:
+                self.odd_cell = odd[0].as_py()[:40]
         self._possible = [
             kind
             for kind in self._possible

@@ -33,10 +33,14 @@ def table_parser(tool: str, description: str | None) -> argparse.ArgumentParser:
         default=2.0,
         help="of DuckDB; what needs more goes to the disk (default: %(default)s)",
     )
-    parser.add_argument(
-        "--skip-damaged", action="store_true", help="leave out the rows that cannot be read, and name them"
-    )
+    add_switch(parser, "--skip-damaged", "leave out the rows that cannot be read, and name them")
     return parser
+
+
+def add_switch(parser: argparse.ArgumentParser, flag: str, help_text: str, default: bool = False) -> None:
+    """Add --FLAG and --no-FLAG."""
+    shown = f"{help_text} (default: {'on' if default else 'off'})"
+    parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=shown)
 
 
 def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None, work: Work) -> int:
@@ -80,15 +84,16 @@ def write_result(
 ) -> int:
     """Write the rows of a query with their history, and say how many there are. output: where it is not `options.output`."""
     target = output or options.output
-    inputs = [source.path for source in database.sources]
-    history = history_of(options, inputs)
-    rows = database.write(query, target, metadata=history_metadata(target, history), shards=shards)
+    rows = sum(source.rows for source in database.sources)
+    bad = sum(source.damaged_rows for source in database.sources)
+    history = history_of(options, [source.path for source in database.sources], rows=rows, bad=bad)
+    written = database.write(query, target, metadata=history_metadata(target, history), shards=shards)
     write_history(target, history)
-    print(f"{target}: {rows:,} rows", file=sys.stderr)
-    return rows
+    print(f"{target}: {written:,} rows", file=sys.stderr)
+    return written
 
 
-def history_of(options: argparse.Namespace, inputs: Sequence[str]) -> list[dict[str, Any]]:
-    """The steps that made the inputs, and this command."""
+def history_of(options: argparse.Namespace, inputs: Sequence[str], **counts: int) -> list[dict[str, Any]]:
+    """The steps that made the inputs, and this command. counts: rows, bad."""
     arguments = {key: value for key, value in vars(options).items() if key not in ("memory_gb", "tool")}
-    return extend_history(options.tool, arguments, inputs, [hash_input(path) for path in inputs])
+    return extend_history(options.tool, arguments, inputs, [hash_input(path) for path in inputs], **counts)

@@ -22,7 +22,7 @@ from opensora.errors import ConfigError, DataError
 from opensora.files import expand_argument
 from opensora.progress_bar import ProgressBar
 from tools.datasets.manifest_files import PathCheck, Problem, file_problems
-from tools.datasets.table_command import run_command
+from tools.datasets.table_command import add_switch, run_command
 
 _SHOWN = 3  # problems of a reason in the table
 _MOST = 100  # problems of a reason that are kept
@@ -133,17 +133,21 @@ def bucket_plan(path: str, config: str, overrides: Sequence[str], problems: Prob
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.datasets.validate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("manifest", metavar="MANIFEST", help=".csv or .parquet")
+    parser.add_argument("problems", metavar="PROBLEMS", nargs="?", help="the problems as JSON lines: .jsonl")
     parser.add_argument("--config", help="training config whose clips the rows must fill")
-    parser.add_argument("--set", metavar="KEY=VALUE", nargs="+", default=[], help="keys of the config")
-    parser.add_argument("--decode", action="store_true", help="decode every frame of every row")
-    parser.add_argument("--no-headers", action="store_true", help="do not open the files, for millions of rows")
-    parser.add_argument("--no-captions", action="store_true", help="the manifest needs no captions")
+    parser.add_argument("--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], help="keys of the config")
+    add_switch(parser, "--decode", "decode every frame of every row")
+    add_switch(parser, "--headers", "open every file; off: for millions of rows", default=True)
+    add_switch(parser, "--captions", "every row needs a caption", default=True)
     parser.add_argument("--root", metavar="FOLDER", help="below which the files lie (default: the manifest's folder)")
-    parser.add_argument("--allow-outside", action="store_true", help="files may lie anywhere")
+    add_switch(parser, "--allow-outside", "files may lie anywhere")
     parser.add_argument("--workers", type=int, default=1, help="files opened at a time (default: %(default)s)")
-    parser.add_argument("--problems", metavar="FILE", help="write the problems as JSON lines")
     return run_command(parser, argv, _validate)
 
 
@@ -153,12 +157,14 @@ def _validate(options: argparse.Namespace) -> int:
             f"validate: MANIFEST is {options.manifest!r}; allowed: .csv or .parquet, which training reads; write it as one of "
             "them with tools.datasets.merge"
         )
+    if options.problems is not None and not options.problems.lower().endswith((".jsonl", ".ndjson")):
+        raise ConfigError(f"validate: PROBLEMS is {options.problems!r}; allowed: a name that ends in .jsonl")
     problems, usable = validate(
         options.manifest,
-        captions=not options.no_captions,
+        captions=options.captions,
         root=options.root,
         allow_outside=options.allow_outside,
-        headers=not options.no_headers,
+        headers=options.headers,
         decode=options.decode,
         workers=options.workers,
     )

@@ -39,7 +39,7 @@ def test_differences(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         {"path": f"{tmp_path}/d.mp4", "text": "new", "aes": 1, "flow": 1},
         {"path": f"{tmp_path}/c.mp4", "text": "a cow", "aes": 2.5, "flow": 1},
     ]
-    code, lines = run(tmp_path, capsys, new, "--exit-code", "--output", str(tmp_path / "changes.csv"))
+    code, lines = run(tmp_path, capsys, new, str(tmp_path / "changes.csv"), "--exit-code")
     old = tmp_path / "old.parquet"
     assert code == 1
     assert lines == [

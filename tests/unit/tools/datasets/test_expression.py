@@ -109,3 +109,13 @@ def test_value(opened: tuple[Database, Source]) -> None:
     assert database.rows(f"SELECT {sql} FROM {source.view}") == [(8,), (12,), (None,)]
     with pytest.raises(ConfigError, match=r"--balance 'x': .*columns of"):
         value(database, source, "x", "--balance")
+
+
+def test_a_cell_that_makes_text_of_numbers_is_named(tmp_path: Path) -> None:
+    write_table(
+        str(tmp_path / "a.csv"), [{"path": "a.mp4", "aes": cell} for cell in ("4.5", "5", "", "nan", "6,2", "7")]
+    )
+    with Database() as database:
+        source = database.open(str(tmp_path / "a.csv"))
+        with pytest.raises(ConfigError, match=r"; aes is text because a cell is '6,2'; correct it$"):
+            condition(database, source, "aes > 5", "--keep")

@@ -15,7 +15,7 @@ def test_clips_of_a_film_stay_together(tmp_path: Path, capsys: pytest.CaptureFix
     rows = [{"source_path": f"films/{number // 5}.mp4"} for number in range(1000)]
     rows[7] = {"source_path": ""}  # goes by its own path
     train, validation = tmp_path / "train.csv", tmp_path / "sub/validation.csv"
-    words = [str(train), str(validation), "--share", "0.2"]
+    words = [str(train), "--validation", str(validation), "--share", "0.2"]
     assert main([manifest(tmp_path, rows), *words]) == 0
     sides = [numbers(train), numbers(validation)]
     assert sorted(sides[0] + sides[1]) == list(range(1000))
@@ -37,10 +37,14 @@ def test_clips_of_a_film_stay_together(tmp_path: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
-        (["t.csv", "t.csv"], 2, "two outputs are one file"),
-        (["t.csv", "v.csv", "--by", "film"], 2, "no column 'film'; columns: path, x"),
-        (["t.csv", "v.csv", "--share", "1"], 2, "--share 1; allowed: above 0 and below 1"),
-        (["t.csv", "v.csv", "--by", "x"], 1, "validation has no row of 4: column 'x' has 1 different values"),
+        (["t.csv", "--validation", "t.csv"], 2, "two outputs are one file"),
+        (["t.csv", "--validation", "v.csv", "--by", "film"], 2, "no column 'film'; columns: path, x"),
+        (["t.csv", "--validation", "v.csv", "--share", "1"], 2, "--share 1; allowed: above 0 and below 1"),
+        (
+            ["t.csv", "--validation", "v.csv", "--by", "x"],
+            1,
+            "validation has no row of 4: column 'x' has 1 different values",
+        ),
     ],
 )
 def test_mistakes(

@@ -117,7 +117,7 @@ def test_bucket_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         f'_base_ = ["{base}"]\ndataset = dict(_delete_=True, type="VideoTextDataset", data_path="other.csv")\n'
         'bucket_config = dict(_delete_=True, **{"144p": {1: (1.0, 4)}})\nmicro_batches = 1\nimage_ratio = None\n'
     )
-    code = main([str(tmp_path / "train.csv"), "--config", str(config), "--problems", str(tmp_path / "p.jsonl")])
+    code = main([str(tmp_path / "train.csv"), str(tmp_path / "p.jsonl"), "--config", str(config)])
     lines = capsys.readouterr().out.splitlines()
     assert code == 1
     assert any("batch 4: 8 rows, 2 steps, 0 left over" in line for line in lines)
@@ -131,7 +131,7 @@ def test_bucket_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_table(str(tmp_path / "train.csv"), [{"path": f"{n}.mp4", "text": "dog"} for n in range(5)])
-    assert main([str(tmp_path / "train.csv"), "--problems", str(tmp_path / "p.jsonl")]) == 1
+    assert main([str(tmp_path / "train.csv"), str(tmp_path / "p.jsonl")]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"{tmp_path}/train.csv: 0 rows can be used, 5 problems"
     assert lines[1] == "5 x file cannot be opened"
@@ -142,4 +142,5 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "none.csv")]) == 1
     assert "1 x no row" in capsys.readouterr().out
     assert main([str(tmp_path / "a.jsonl")]) == 2
+    assert main([str(tmp_path / "train.csv"), str(tmp_path / "p.csv")]) == 2
     assert main([str(tmp_path / "missing.csv")]) == 1
