@@ -25,6 +25,7 @@ from opensora.models.layers.attention import SHORT_KEYS, softmax_attention
 from opensora.models.layers.kernels import Attention, use_kernels
 from opensora.parallel.activation_checkpointing import checkpoint_activations
 from opensora.planning.meta_autocast import MetaAutocast, run_inside
+from opensora.planning.meta_rules import RULES
 
 _fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
@@ -135,7 +136,8 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(
         self, function: OpOverload, types: Collection[type], args: tuple = (), kwargs: dict | None = None
     ) -> object:
-        result = _RULES.get(function, function)(*args, **(kwargs or {}))
+        with torch._C.DisableTorchFunction():  # torch's rules are Python, and each step of one would pass the modes
+            result = RULES.get(function, function)(*args, **(kwargs or {}))
         if function._overloadpacket in _FLOPS:
             self.flops += _FLOPS[function._overloadpacket](*args, **(kwargs or {}), out_val=result)
         for each in result if isinstance(result, list | tuple) else (result,):
@@ -155,38 +157,6 @@ class LiveBytes(TorchDispatchMode):
     def _remove(self, key: int, _: ref) -> None:
         self.now -= self._sizes.pop(key)
         del self._finalizers[key]
-
-
-def _layer_norm(
-    x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    ones = (1,) * len(shape)
-    mean, rstd = (x.new_empty((*x.shape[: x.dim() - len(shape)], *ones), dtype=torch.float32) for _ in range(2))
-    return torch.empty_like(x, memory_format=torch.contiguous_format), mean, rstd
-
-
-def _layer_norm_backward(
-    grad: Tensor,
-    x: Tensor,
-    shape: Sequence[int],
-    mean: Tensor,
-    rstd: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mask: list[bool],
-) -> tuple[Tensor | None, ...]:
-    return tuple(
-        torch.empty_like(each) if needed and each is not None else None
-        for each, needed in zip((x, weight, bias), mask, strict=True)
-    )
-
-
-# Importing colossalai replaces torch's rules, and its rule for the backward fails on norms without weights.
-# Torch's rule for the forward takes milliseconds, most of the time of a profile.
-_RULES: dict[Any, Callable[..., Any]] = {
-    torch.ops.aten.native_layer_norm.default: _layer_norm,
-    torch.ops.aten.native_layer_norm_backward.default: _layer_norm_backward,
-}
 
 
 def _loss(outputs: Any) -> Tensor:
