@@ -26,7 +26,9 @@ from tools.score.sampled_frames import clip_span, sampled_frames, spread_runs
 PACKAGES = ("cv2",)
 _RUN = 5  # frames of a run
 _POOR = 0.5  # of the places that move alike: below it the frames of a pair may lie too far apart
-_SLOW = 8.0  # percent per second: below it frames further apart measure better
+# Frames of a run further apart measure slow movements better. Lossy coding holds a faint texture still for some frames: a
+# camera at rest shows the same picture after them, too.
+_FARTHER = ((4, 8.0), (15, 2.5))  # steps apart, and the movement in percent per second below which they are compared
 _STATIC = 1.0  # percent of the shorter side per second: a slower steady movement is none
 _RESTLESS = 2.5  # percent per second: less deviation from the steady movement is none
 _MAIN_SHARE = 0.6  # of all movement: makes it the one that is named
@@ -94,12 +96,16 @@ def measure(read: Read, first: int, end: int, fps: float, runs: int) -> CameraMo
     seconds = gap / fps
     rates = [[_rates(step, seconds) for step in each] for each in steps]
     steady = _steady(rates)
-    far = min(_RUN - 1, max(len(each) for each in grays) - 1)
-    if far > 1 and float(np.linalg.norm(steady * _WEIGHTS)) < _SLOW:
-        wide = [[_rates(step, seconds * far) for step in each] for each in _steps(grays, far)]
-        if _known(wide):
-            steady = _steady(wide)
-    return name_motion(steady, rates, seconds)
+    longest, rests = max(len(each) for each in grays) - 1, True
+    for far, slow in _FARTHER:
+        apart = min(far, longest)
+        if apart > 1 and float(np.linalg.norm(steady * _WEIGHTS)) < slow:
+            wide = _steps(grays, apart)
+            rests = _known(wide)
+            if rests:
+                steady = _steady([[_rates(step, seconds * apart) for step in each] for each in wide])
+    motion = name_motion(steady, rates, seconds)
+    return None if motion.kind == "static" and not rests else motion
 
 
 def _read_runs(read: Read, runs: Sequence[Sequence[int]]) -> list[list[Gray]]:

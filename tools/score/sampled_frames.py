@@ -61,7 +61,8 @@ def spread_runs(first: int, end: int, gap: int, runs: int, length: int) -> list[
     if len(one) <= runs * (length - 1) + 1:
         return [one]
     reach = (length - 1) * gap + 1
-    starts = [first + round(part * (end - first - reach) / (runs - 1)) for part in range(runs)]
+    free = end - first - reach
+    starts = [first + round(free * (part / (runs - 1) if runs > 1 else 0.5)) for part in range(runs)]
     return [list(range(start, start + reach, gap)) for start in starts]
 
 

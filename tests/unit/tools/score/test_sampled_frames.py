@@ -1,0 +1,61 @@
+"""Which frames of a row's clip are looked at."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from opensora.datasets.decode import Video, VideoInfo
+from opensora.errors import BadClip
+from tests.support.media_files import frame_number, write_video
+from tools.score.sampled_frames import clip_span, sampled_frames, spread, spread_runs
+
+INFO = VideoInfo("a.mp4", 100, Fraction(25), 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("cells", "span"),
+    [
+        ({}, (0, 100)),
+        ({"start": "", "end": None}, (0, 100)),
+        ({"start": 1.0, "end": "2.0"}, (25, 50)),
+        ({"start": 0.9999, "end": 9}, (25, 100)),
+        ({"start_frame": 10, "end_frame": "20", "start": 3.0, "end": 3.5}, (10, 20)),
+        ({"end": 0.01}, (0, 1)),
+    ],
+)
+def test_span(cells: dict[str, object], span: tuple[int, int]) -> None:
+    assert clip_span({"path": "a.mp4", **cells}, INFO) == span
+
+
+@pytest.mark.parametrize(
+    "cells", [{"start": 4.0}, {"start": 2, "end": 1}, {"start": -1}, {"start": "x"}, {"end": "inf"}]
+)
+def test_a_span_without_frames_is_a_sentence(cells: dict[str, object]) -> None:
+    with pytest.raises(BadClip, match=r"^a\.mp4: .* needed; correct "):
+        clip_span({"path": "a.mp4", **cells}, INFO)
+
+
+def test_spread_takes_the_middles() -> None:
+    assert spread(0, 100, 4) == [12, 37, 62, 87]
+    assert spread(10, 13, 4) == [10, 11, 12]
+    assert spread(5, 6, 1) == [5]
+
+
+def test_runs() -> None:
+    assert spread_runs(0, 100, 2, 3, 5) == [[0, 2, 4, 6, 8], [46, 48, 50, 52, 54], [91, 93, 95, 97, 99]]
+    assert spread_runs(0, 100, 2, 1, 5) == [[46, 48, 50, 52, 54]]
+    assert spread_runs(3, 9, 2, 3, 5) == [[3, 5, 7]]
+    assert spread_runs(3, 4, 1, 3, 5) == [[3]]
+
+
+def test_far_frames_are_reached_by_seeking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, groups = write_video(tmp_path / "a.mp4", 120), []
+    frames = Video.frames
+    monkeypatch.setattr(Video, "frames", lambda self, indices: (groups.append(indices), frames(self, indices))[1])
+    monkeypatch.setattr("tools.score.sampled_frames._DECODE_ON", 20)
+    with Video(path) as video:
+        wanted = [3, 4, 24, 90, 110]
+        assert [frame_number(frame) for frame in sampled_frames(video, wanted)] == wanted
+        assert list(sampled_frames(video, [])) == []
+    assert groups == [[3, 4, 24], [90, 110]]
