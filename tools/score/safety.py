@@ -20,7 +20,7 @@ from opensora.datasets.decode import Frames, Video
 from opensora.errors import BadClip, ConfigError
 from opensora.log import logger
 from tools.packages import INSTALL
-from tools.runner import Row
+from tools.runner import Row, run
 from tools.score.sampled_frames import clip_span, sampled_frames, spread
 
 PACKAGES = ("cv2",)
@@ -141,3 +141,7 @@ def _yunet(path: str) -> Faces:
         return 0 if faces is None else len(faces)
 
     return count
+
+
+if __name__ == "__main__":
+    run(Safety, batch_size=8, packages=PACKAGES)

@@ -24,6 +24,8 @@ _BLOCK = 8  # pixels: JPEG, MPEG, H.264; larger blocks have their edges on the s
 _COMPARED = 3  # the strongest place with the third: with blocks of 4 pixels two places of 8 are strong
 _DARKEST, _BRIGHTEST = 16, 239  # gray levels of 255: darker or brighter pixels show nothing
 _BLACK, _BLACK_SHARE = 25, 0.98  # gray level and share of pixels, as in FFmpeg's blackdetect
+# Twice as large a copy has no more lines: with this power of the sharpness it has about those of the original.
+_SHARPNESS = 3
 _CELL = 16  # pixels of a shrunken frame
 _SAME = 0.3  # gray levels between equal frames
 _CODED_AGAIN = 1.5  # gray levels between equal frames after lossy coding,
@@ -61,7 +63,8 @@ def technical(row: Row, *, runs: int = 5) -> Row:
         "duplicate_frames": count_duplicates(differences) / max(1, len(differences)),
         "black_frames": float(np.mean([is_black(gray) for gray in grays.values()])),
     }
-    values["quality"] = quality(values["blur"], values["blocking"], values["exposure"])
+    side = min(video.info.height, video.info.width)
+    values["quality"] = quality(side, values["blur"], values["blocking"], values["exposure"])
     return {**row, **{name: round(value, 4) for name, value in values.items()}}
 
 
@@ -140,9 +143,12 @@ def count_duplicates(differences: Sequence[float]) -> int:
     return sum(each < max(_SAME, most) for each in differences)
 
 
-def quality(blurred: float, blocked: float, exposed: float) -> float:
-    """0 (worst) to 1, to rank copies of one clip: sharpness, less for blocks, less for pixels that show nothing."""
-    return (1 - blurred) * (1 - blocked / 2) * (1 - exposed / 2)
+def quality(side: int, blurred: float, blocked: float, exposed: float) -> float:
+    """Lines of the frame's shorter `side` (pixels) that show something, to rank copies of one clip: more are better.
+
+    Smaller, blurred and strongly coded copies have fewer, and so have those that were made smaller and large again.
+    """
+    return side * (1 - blurred) ** _SHARPNESS * (1 - blocked / 2) * (1 - exposed / 2)
 
 
 def _gray(frame: Frames) -> Gray:

@@ -1,4 +1,4 @@
-"""Which frames of a row's clip are looked at."""
+"""The frames of a row's clip that are looked at."""
 
 from fractions import Fraction
 from pathlib import Path
