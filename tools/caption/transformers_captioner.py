@@ -93,7 +93,7 @@ class TransformersCaptioner(ChatCaptioner):
 
         inputs = self._inputs(requests).to(self.model.device)
         for name, value in inputs.items():
-            if isinstance(value, torch.Tensor) and value.is_floating_point():
+            if name.startswith("pixel_values"):  # not the times of frames, which half precision would round
                 inputs[name] = value.to(self.model.dtype)
         if "token_type_ids" not in self._accepted:  # some tokenizers write them for models that take none
             inputs.pop("token_type_ids", None)

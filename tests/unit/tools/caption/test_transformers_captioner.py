@@ -1,5 +1,6 @@
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -139,12 +140,20 @@ def test_language_model_answers_words_and_reads_no_pictures(tmp_path: Path) -> N
         model.answer([Request(PROMPT, plain((0, 0, 0)))])
 
 
-def test_half_precision(qwen: Path, tmp_path: Path) -> None:
-    small = captioner(tiny_llava(tmp_path, WORDS), dtype="bf16", max_new_tokens=2)
-    assert isinstance(small.answer([Request(PROMPT, plain((0, 0, 0), 1))])[0], Answer)
+def test_half_precision(qwen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures have the model's precision, and the times of frames their own."""
     model = captioner(qwen, dtype="bf16", max_new_tokens=12)
-    assert model.model.dtype == torch.bfloat16
+    kinds: dict[str, torch.dtype] = {}
+    generate = model.model.generate
+
+    def recording(**inputs: Any) -> torch.Tensor:
+        kinds.update({name: value.dtype for name, value in inputs.items() if isinstance(value, torch.Tensor)})
+        return generate(**inputs)
+
+    monkeypatch.setattr(model.model, "generate", recording)
     assert model.answer([Request(PROMPT, plain(COLORS["A red square."]), True, 2.0)]) == [Answer("A red square.")]
+    assert model.model.dtype == kinds["pixel_values_videos"] == torch.bfloat16
+    assert kinds["second_per_grid_ts"] == torch.float32
 
 
 def test_missing_model(tmp_path: Path) -> None:
