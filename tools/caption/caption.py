@@ -79,7 +79,9 @@ class Caption:
         return results
 
     def _texts(self, rows: Sequence[Row]) -> list[str | BadClip]:
-        results = [self._finish(row, answer) for row, answer in zip(rows, self._captioner.caption(rows), strict=True)]
+        clean = self._clean and not self._captioner.is_clean
+        answers = self._captioner.caption(rows)
+        results = [self._finish(row, answer, clean) for row, answer in zip(rows, answers, strict=True)]
         if self._refiner is not None:
             usable = [number for number, text in enumerate(results) if isinstance(text, str)]
             prompts = [
@@ -87,15 +89,15 @@ class Caption:
             ]
             answers = self._refiner.answer([Request(prompt) for prompt in prompts]) if prompts else []
             for number, answer in zip(usable, answers, strict=True):
-                results[number] = self._finish(rows[number], answer)
+                results[number] = self._finish(rows[number], answer, self._clean)
         return results
 
-    def _finish(self, row: Row, answer: Answer | BadClip) -> str | BadClip:
+    def _finish(self, row: Row, answer: Answer | BadClip, clean: bool) -> str | BadClip:
         """The caption after cleaning, or why it is not used."""
         if isinstance(answer, BadClip):
             return answer
         try:
-            text = clean_caption(answer.text, answer.finished) if self._clean else answer.text.strip()
+            text = clean_caption(answer.text, answer.finished) if clean else answer.text.strip()
         except BadClip as error:
             return error
         if not text:

@@ -21,6 +21,7 @@ class Answer:
 class Captioner(abc.ABC):
     """Built once per worker from `dict(type=NAME, **arguments)` of a config."""
 
+    is_clean: bool = False  # True: its texts need no cleaning
     label: str  # of the column `captioner`: the registry's name, and the model's where there is one
 
     @abc.abstractmethod
