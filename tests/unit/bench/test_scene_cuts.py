@@ -1,12 +1,15 @@
 """The script that compares detectors on a film."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from bench.scene_cuts import disagreements, main
+from tests.support.command import ROOT
 from tests.unit.tools.scene_cut.test_detect import color_video
+from tools.scene_cut.accuracy import read_cuts
 
 
 def test_a_film_with_true_cuts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -33,3 +36,9 @@ def test_a_film_with_true_cuts(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_disagreements() -> None:
     assert disagreements({"a": [10, 20, 30], "b": [11, 30, 50]}) == {20: ["a"], 50: ["b"]}
     assert disagreements({"a": [10]}) == {}
+
+
+def test_the_list_of_a_film_is_read() -> None:
+    cuts = read_cuts(str(ROOT / "bench" / "big_buck_bunny_cuts.txt"))
+    assert (len(cuts), cuts[0], cuts[-1]) == (126, 285, 13942)
+    assert min(after - before for before, after in pairwise(cuts)) >= 7
