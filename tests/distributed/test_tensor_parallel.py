@@ -1,5 +1,6 @@
 """Ranks that share the heads and hidden units of each block have the losses, norms and checkpoints of one rank."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,12 @@ def train(
     return {"losses": losses, "norms": norms, "weights": engine.gather_state_dict(), "kept": kept, "start": start}
 
 
+@functools.cache
+def train_alone(name: str) -> dict[str, Any]:
+    """The same run on one rank without tensor parallelism."""
+    return run_ranks(train, 1, name, 1, 1, "ddp", False)[0]
+
+
 def assert_same(results: list[dict[str, Any]], alone: dict[str, Any]) -> None:
     for result in results:
         torch.testing.assert_close(result["losses"], alone["losses"], rtol=1e-5, atol=1e-6)
@@ -93,12 +100,11 @@ def assert_same(results: list[dict[str, Any]], alone: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", FAMILY)
 def test_two_ranks_share_each_block(name: str) -> None:
-    alone = run_ranks(train, 1, name, 1, 1, "ddp", False)[0]
-    assert_same(run_ranks(train, 2, name, 2, 1, "hybrid", True), alone)
+    assert_same(run_ranks(train, 2, name, 2, 1, "hybrid", True), train_alone(name))
 
 
 def test_bf16_runs_under_autocast() -> None:
-    exact = run_ranks(train, 1, "STDiT2", 1, 1, "ddp", False)[0]["losses"]
+    exact = train_alone("STDiT2")["losses"]
     for result in run_ranks(train, 2, "STDiT2", 2, 1, "hybrid", False, "bf16"):
         torch.testing.assert_close(result["losses"], exact, rtol=2e-2, atol=2e-3)
         assert result["losses"] != exact
@@ -108,8 +114,8 @@ def test_bf16_runs_under_autocast() -> None:
 @pytest.mark.parametrize(("tp_size", "sp_size"), [(2, 1), (4, 1), (2, 2)])
 def test_four_ranks_in_a_mesh(tp_size: int, sp_size: int) -> None:
     """data x tensor x sequence: 2 x 2 x 1, 1 x 4 x 1 and 1 x 2 x 2."""
-    alone = run_ranks(train, 1, "STDiT3-XL/2-v1.3", 1, 1, "ddp", False)[0]
-    assert_same(run_ranks(train, 4, "STDiT3-XL/2-v1.3", tp_size, sp_size, "hybrid", False), alone)
+    results = run_ranks(train, 4, "STDiT3-XL/2-v1.3", tp_size, sp_size, "hybrid", False)
+    assert_same(results, train_alone("STDiT3-XL/2-v1.3"))
 
 
 def group_timeouts() -> tuple[set[float], float]:

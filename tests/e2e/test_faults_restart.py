@@ -48,6 +48,7 @@ def run_rank(run_dir: str) -> None:
     from opensora.training import build
 
     rank, restarts = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+    trouble = Path(run_dir) / f"trouble-{restarts}"
     torch.set_num_threads(1)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a fork has the launcher's handler
     os.dup2(os.open(Path(run_dir) / f"rank-{rank}-{restarts}.log", os.O_WRONLY | os.O_CREAT), 2)
@@ -60,6 +61,7 @@ def run_rank(run_dir: str) -> None:
 
     def in_trouble(batch: Any) -> Any:
         if rank == 1 and batch.step + 1 == TROUBLE_AT.get(restarts):
+            trouble.write_text(str(os.getpid()))
             os.kill(os.getpid(), SIGNALS[restarts])
         return batch
 
@@ -67,6 +69,8 @@ def run_rank(run_dir: str) -> None:
     options = [f"run_dir={run_dir}", f"steps={STEPS}", f"timeout_seconds={TIMEOUT}", "save_every=1", "keep_last=9"]
     code = command.main([DEBUG, *options])
     if code:  # if the function returned, the launcher would wait for its result
+        if rank == 0 and SIGNALS[restarts] == signal.SIGSTOP:
+            os.kill(int(trouble.read_text()), signal.SIGKILL)  # or the launcher would wait 30 s for it to stop
         exit_process(code)
 
 
