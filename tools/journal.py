@@ -6,15 +6,13 @@ until every row is done; it is not read into memory.
 """
 
 import fcntl
-import inspect
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, Any
 
-from opensora import files
 from opensora.errors import DataError
 
 _TABLES = """
@@ -22,12 +20,6 @@ CREATE TABLE IF NOT EXISTS done (key TEXT PRIMARY KEY, rows TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS states (key TEXT PRIMARY KEY, state TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS unused (key TEXT PRIMARY KEY, reason TEXT, left_out INTEGER) WITHOUT ROWID;
 """
-
-
-def job_key(fn: Callable[..., Any], flags: dict[str, Any], row: dict[str, Any]) -> str:
-    name = f"{os.path.basename(inspect.getsourcefile(fn) or '')}:{fn.__qualname__}"  # __module__ may be __main__
-    text = json.dumps([name, flags, row], sort_keys=True, default=str)
-    return files.hash_text(text, 12)
 
 
 class Journal:

@@ -1,13 +1,16 @@
 """Tool: a function of one row, or a class whose objects take a batch of rows, and what becomes of each row."""
 
+import functools
 import inspect
+import json
+import os
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from opensora import files
 from opensora.errors import BadClip, ConfigError, DataError
-from tools.journal import job_key
 from tools.packages import missing_package
 
 Row = dict[str, Any]
@@ -71,7 +74,17 @@ class Tool:
         return self.__dict__ | {"_loaded": None}
 
     def key(self, row: Row) -> str:
-        return job_key(self.fn, self.flags, row)
+        """Names (function, flags, row) in the journal."""
+        return files.hash_text(self._name + json.dumps(row, sort_keys=True, default=str), 12)
+
+    @functools.cached_property
+    def _name(self) -> str:
+        name = f"{os.path.basename(inspect.getsourcefile(self.fn) or '')}:{self.fn.__qualname__}"  # not __main__
+        return json.dumps([name, self.flags], sort_keys=True, default=str)
+
+    @functools.cached_property
+    def _takes_state(self) -> bool:
+        return "state" in inspect.signature(self.fn).parameters
 
     def work(self, jobs: Sequence[Job], report: Report = lambda job, progress: None) -> list[Outcome]:
         """Run the tool on a batch, in this process."""
@@ -95,8 +108,7 @@ class Tool:
 
     def _work_on_row(self, job: Job, report: Report) -> Outcome:
         try:
-            takes_state = "state" in inspect.signature(self.fn).parameters
-            if job.state is not None and takes_state:
+            if job.state is not None and self._takes_state:
                 result = self.fn(job.row, job.state, **self.flags)
             else:
                 result = self.fn(job.row, **self.flags)

@@ -61,17 +61,17 @@ def write_rows(
         for row in rows():
             yield {**row, **{name: relative_path(str(row[name]), folder) for name in PATHS if row.get(name)}}
 
-    names = list(columns) if columns is not None else _columns(movable())
     with files.write_errors_as(DataError, path, "choose a writable place with free space"):
         if is_folder_name(path):
-            return _write_folder(path, movable, names, metadata or {})
+            return _write_folder(path, movable, _schema(movable(), columns, metadata or {}))
         counted = _Counted(movable)
         if is_parquet(path):
-            schema = _schema(movable(), names, metadata or {})
+            schema = _schema(movable(), columns, metadata or {})
             files.atomic_write(path, lambda part: _write_parquet(part, counted, schema))
         elif is_json(path):
-            files.atomic_write(path, lambda part: _write_json(part, counted, names))
+            files.atomic_write(path, lambda part: _write_json(part, counted, columns))
         else:
+            names = list(columns) if columns is not None else _columns(movable())
             files.atomic_write(path, lambda part: _write_csv(part, counted, names))
     return counted.rows
 
@@ -122,10 +122,10 @@ def _write_csv(path: Path, rows: Iterable[Cells], columns: list[str]) -> None:
             (quoting if odd else writer).writerow(cells)
 
 
-def _write_json(path: Path, rows: Iterable[Cells], columns: list[str]) -> None:
+def _write_json(path: Path, rows: Iterable[Cells], columns: Sequence[str] | None) -> None:
     with open(path, "w", encoding="utf-8") as file:
         for row in rows:
-            cells = {name: row[name] for name in columns if name in row}
+            cells = row if columns is None else {name: row[name] for name in columns if name in row}
             file.write(json.dumps(cells, ensure_ascii=False, default=str) + "\n")
 
 
@@ -146,16 +146,18 @@ def _array(rows: Sequence[Cells], field: "pyarrow.Field") -> "pyarrow.Array":
     return pyarrow.array(cells, field.type)
 
 
-def _schema(rows: Iterable[Cells], columns: list[str], metadata: Mapping[str, str]) -> "pyarrow.Schema":
+def _schema(rows: Iterable[Cells], columns: Sequence[str] | None, metadata: Mapping[str, str]) -> "pyarrow.Schema":
     """A type for each column that all its cells have; text where they differ, and where there is none."""
     import pyarrow
 
-    types: dict[str, Any] = dict.fromkeys(columns, pyarrow.null())
+    types: dict[str, Any] = dict.fromkeys(columns or (), pyarrow.null())
     for some in batches(rows, _ROWS_AT_A_TIME):
-        for name in columns:
+        if columns is None:
+            types |= dict.fromkeys((name for name in _columns(some) if name not in types), pyarrow.null())
+        for name in types:
             types[name] = _common(types[name], [row.get(name) for row in some])
-    kinds = [pyarrow.string() if pyarrow.types.is_null(types[name]) else types[name] for name in columns]
-    return pyarrow.schema(list(zip(columns, kinds)), metadata=dict(metadata) or None)
+    kinds = [pyarrow.string() if pyarrow.types.is_null(kind) else kind for kind in types.values()]
+    return pyarrow.schema(list(zip(types, kinds)), metadata=dict(metadata) or None)
 
 
 def _common(kind: "pyarrow.DataType", cells: list[Any]) -> "pyarrow.DataType":
@@ -169,9 +171,7 @@ def _common(kind: "pyarrow.DataType", cells: list[Any]) -> "pyarrow.DataType":
         return pyarrow.string()
 
 
-def _write_folder(
-    path: str, rows: Callable[[], Iterable[Cells]], columns: list[str], metadata: Mapping[str, str]
-) -> int:
+def _write_folder(path: str, rows: Callable[[], Iterable[Cells]], schema: "pyarrow.Schema") -> int:
     """Shards in a new folder, which then takes the place of an old folder of shards."""
     target = Path(os.path.abspath(path))
     foreign = [name for name in sorted(os.listdir(target)) if not _is_shard(name)] if target.is_dir() else []
@@ -180,7 +180,7 @@ def _write_folder(
             f"{path}: is a folder that holds {foreign[0]}; a folder of shards is written to a new place; choose another name, "
             "or a name that ends in .csv, .parquet or .jsonl"
         )
-    schema, count = _schema(rows(), columns, metadata), 0
+    count = 0
     part = target.with_name(f".{target.name[:64]}.{uuid.uuid4().hex}.part")
     part.mkdir(parents=True)
     try:
