@@ -14,6 +14,7 @@ from opensora.training.loop import train
 from opensora.training.metrics import read
 from tests.dist import run_ranks
 from tests.support.media_files import write_picture, write_video
+from tests.support.text_models import shared_bert
 
 ROOT = Path(__file__).resolve().parents[2]
 DEBUG = str(ROOT / "configs/stdit2/train/debug_buckets.py")
@@ -55,7 +56,8 @@ def config(manifest: str) -> str:
 
 def train_to(config: str, run_dir: str, *arguments: str, until: int = STEPS) -> list[list[tuple[int, int]]]:
     """Train; stop after step `until` without saving. Returns (sample id, row) of this rank's samples of each step."""
-    run = load(config, [f"run_dir={run_dir!r}", f"steps={STEPS}", "save_every=2", *arguments], TrainRun).run
+    keys = [f"run_dir={run_dir!r}", f"steps={STEPS}", "save_every=2", f"text_encoder.from_pretrained={shared_bert()!r}"]
+    run = load(config, [*keys, *arguments], TrainRun).run
     training = build_training(run, world.current(), config)
     samples: dict[int, list[tuple[int, int]]] = {}
     task_loss = training.task.loss
@@ -108,12 +110,12 @@ def together(ranks: list[list[list[tuple[int, int]]]]) -> list[list[tuple[int, i
 
 def test_resume_across_buckets_on_other_ranks(tmp_path: Path, config: str) -> None:
     """Runs on 1 rank, on 2 ranks, and on 1, 2, 1 ranks with kills in between have equal losses and samples."""
-    [alone] = run_ranks(train_to, 1, config, str(tmp_path / "one"))
+    [alone] = run_ranks(train_to, 1, config, str(tmp_path / "one"), "save_every=0")
     expected = records(tmp_path / "one")
     assert len({tokens for tokens, _, _ in expected}) > 1  # buckets change
     assert all(row not in (4, 12) for step in alone for _, row in step)
 
-    on_two = together(run_ranks(train_to, 2, config, str(tmp_path / "two")))
+    on_two = together(run_ranks(train_to, 2, config, str(tmp_path / "two"), "save_every=0"))
     assert on_two == alone
     run_ranks(kill_after_three, 1, config, str(tmp_path / "cut"))  # saved after 2
     after_two = together(run_ranks(kill_after_five, 2, config, str(tmp_path / "cut")))  # saved after 4
@@ -128,7 +130,7 @@ def test_resume_across_buckets_on_other_ranks(tmp_path: Path, config: str) -> No
 def test_warming_up_changes_nothing(tmp_path: Path) -> None:
     """Losses and weights are bit-equal with and without it, on two ranks."""
     for warm in ("true", "false"):
-        run_ranks(train_to, 2, DEBUG, str(tmp_path / warm), "plugin=zero2", f"warmup_buckets={warm}")
+        run_ranks(train_to, 2, DEBUG, str(tmp_path / warm), "plugin=zero2", "save_every=0", f"warmup_buckets={warm}")
     assert records(tmp_path / "true") == records(tmp_path / "false")
     weights = [next((tmp_path / warm).rglob("step-00000006/weights/model/*.safetensors")) for warm in ("true", "false")]
     assert weights[0].read_bytes() == weights[1].read_bytes()

@@ -18,7 +18,7 @@ PROGRAMS = ("opensora", "torchrun", "python", "printf", "pip", "make")
 # Run by `make demo` or by CI, or not run because they would install into the environment of this test.
 ELSEWHERE = ("make demo", "make test", "make lint", "pip install", "python -m venv")
 # the README's runs take minutes
-SHORTER = {"steps=300": "steps=1 scheduler.num_sampling_steps=2", "steps=2000": "steps=1"}
+SHORTER = {"steps=300": "steps=1 batch_size=1 scheduler.num_sampling_steps=2", "steps=2000": "steps=1 batch_size=1"}
 PLACEHOLDERS = {"FOLDER": "footage", "CONFIG": "configs/stdit/train/debug.py"}
 
 
