@@ -46,7 +46,9 @@ PRESETS: dict[str, list[Condition]] = {
         Condition("flow BETWEEN 2 AND 200", ("flow",), "tools.score.motion"),
         Condition("jitter <= 60", ("jitter",), "tools.score.motion"),
         Condition("text_area <= 0.02", ("text_area",), "tools.score.text_area"),
-        Condition("TRY_CAST(watermark AS DOUBLE) < 0.5", ("watermark",), "tools.score.text_area"),
+        Condition("watermark <= 0.002", ("watermark",), "tools.score.text_area"),  # share of the frame
+        Condition("letterbox <= 0.05", ("letterbox",), "tools.score.text_area"),
+        Condition("border <= 0.05", ("border",), "tools.score.text_area"),
         Condition("match >= 0.2", ("match",), "tools.score.match"),  # [B]: cosine, of which Open-Sora writes 100 times
         Condition("length(trim(text)) >= 20", ("text",), "tools.caption"),
     ],
@@ -57,7 +59,9 @@ PRESETS: dict[str, list[Condition]] = {
         Condition("flow BETWEEN 3 AND 150", ("flow",), "tools.score.motion"),
         Condition("jitter <= 30", ("jitter",), "tools.score.motion"),
         Condition("text_area <= 0.005", ("text_area",), "tools.score.text_area"),
-        Condition("TRY_CAST(watermark AS DOUBLE) < 0.5", ("watermark",), "tools.score.text_area"),
+        Condition("watermark <= 0.0005", ("watermark",), "tools.score.text_area"),
+        Condition("letterbox <= 0.01", ("letterbox",), "tools.score.text_area"),
+        Condition("border <= 0.01", ("border",), "tools.score.text_area"),
         Condition("match >= 0.22", ("match",), "tools.score.match"),
         Condition("length(trim(text)) >= 40", ("text",), "tools.caption"),
     ],
