@@ -78,7 +78,7 @@ def measure_file(row: Row, runs: int) -> CameraMotion | None:
         first, end = clip_span(row, video.info)
         if end - first < 2:
             raise BadClip(f"{row['path']}: has one frame; motion needs at least two; remove the row")
-        return measure(lambda indices: sampled_frames(video, indices), first, end, video.info.fps, runs)
+        return measure(lambda indices: sampled_frames(video, indices, SIDE), first, end, video.info.fps, runs)
 
 
 def measure(read: Read, first: int, end: int, fps: float, runs: int) -> CameraMotion | None:

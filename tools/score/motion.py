@@ -14,7 +14,7 @@ import numpy as np
 from opensora.datasets.decode import Video
 from opensora.errors import BadClip, ConfigError
 from tools.runner import Row, run
-from tools.score.optical_flow import SECONDS_BETWEEN, Gray, optical_flow, per_second, shrink
+from tools.score.optical_flow import SECONDS_BETWEEN, SIDE, Gray, optical_flow, per_second, shrink
 from tools.score.sampled_frames import clip_span, sampled_frames, spread_runs
 
 PACKAGES = ("cv2",)
@@ -48,7 +48,7 @@ def motion(row: Row, *, runs: int = 6) -> Row:
         gap = min(max(1, round(video.info.fps * SECONDS_BETWEEN)), end - first - 1)
         chosen = spread_runs(first, end, gap, runs, _RUN)
         wanted = sorted({index for each in chosen for index in each})
-        grays = {index: shrink(frame) for index, frame in zip(wanted, sampled_frames(video, wanted), strict=True)}
+        grays = {index: shrink(frame) for index, frame in zip(wanted, sampled_frames(video, wanted, SIDE), strict=True)}
         amount = measure([[grays[index] for index in each] for each in chosen], gap / video.info.fps)
     return {
         **row,

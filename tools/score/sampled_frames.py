@@ -66,11 +66,16 @@ def spread_runs(first: int, end: int, gap: int, runs: int, length: int) -> list[
     return [list(range(start, start + reach, gap)) for start in starts]
 
 
-def sampled_frames(video: Video, indices: Sequence[int]) -> Iterator[Frames]:
-    """Frames [H, W, 3] at ascending indices, one in memory at a time; far ones are reached by seeking."""
+def sampled_frames(video: Video, indices: Sequence[int], shorter_side: int | None = None) -> Iterator[Frames]:
+    """Frames [H, W, 3] at ascending indices, one in memory at a time; far ones are reached by seeking.
+
+    shorter_side: shrink larger frames to this many pixels.
+    """
+    height, width = video.info.height, video.info.width
+    widest = None if shorter_side is None else max(1, round(shorter_side * width / min(height, width)))
     group: list[int] = []
     for index, after in pairwise([*indices, None]):
         group.append(index)  # type: ignore[arg-type]
         if after is None or after - index > _DECODE_ON:  # type: ignore[operator]
-            yield from video.frames(group)
+            yield from video.frames(group, widest)
             group = []

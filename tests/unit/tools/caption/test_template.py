@@ -39,7 +39,8 @@ def test_the_motion_of_sixty_clips_is_named_truthfully() -> None:
     assert len(wrong) <= 3, wrong
     for clip, row in rows:
         text = describe(row)
-        assert row["cmotion"] == "mixed" or movements(text) == {row["cmotion"]}, (clip.name, text)
+        measured = {row["cmotion"]} - {None}  # without a measure no words
+        assert measured == {"mixed"} or movements(text) == measured, (clip.name, text)
 
 
 def test_a_whole_description() -> None:

@@ -52,10 +52,18 @@ def test_runs() -> None:
 def test_far_frames_are_reached_by_seeking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, groups = write_video(tmp_path / "a.mp4", 120), []
     frames = Video.frames
-    monkeypatch.setattr(Video, "frames", lambda self, indices: (groups.append(indices), frames(self, indices))[1])
+    monkeypatch.setattr(
+        Video, "frames", lambda self, indices, widest: (groups.append(indices), frames(self, indices, widest))[1]
+    )
     monkeypatch.setattr("tools.score.sampled_frames._DECODE_ON", 20)
     with Video(path) as video:
         wanted = [3, 4, 24, 90, 110]
         assert [frame_number(frame) for frame in sampled_frames(video, wanted)] == wanted
         assert list(sampled_frames(video, [])) == []
     assert groups == [[3, 4, 24], [90, 110]]
+
+
+def test_large_frames_come_shrunken(tmp_path: Path) -> None:
+    for size, shown in (((64, 96), (32, 48)), ((96, 64), (48, 32)), ((24, 96), (24, 96))):
+        with Video(write_video(tmp_path / "a.mp4", 3, size=size)) as video:
+            assert [frame.shape[:2] for frame in sampled_frames(video, [0, 2], 32)] == [shown] * 2
