@@ -32,8 +32,11 @@ def spread(part: range, count: int) -> list[int]:
     return [part[(2 * piece + 1) * len(part) // (2 * count)] for piece in range(count)]
 
 
-def sample_frames(row: Mapping[str, Any], count: int) -> Iterator[Frames]:
-    """At most `count` different frames [H, W, 3] of the clip, spread evenly. Raises BadClip."""
+def sample_frames(row: Mapping[str, Any], count: int, widest: int | None = None) -> Iterator[Frames]:
+    """At most `count` different frames [H, W, 3] of the clip, spread evenly. Raises BadClip.
+
+    widest: wider frames are shrunk to this many pixels.
+    """
     with Video(str(row["path"])) as video:
         indices = spread(clip_part(row, video.info.num_frames), count)
-        yield from video.frames(list(dict.fromkeys(indices)))
+        yield from video.frames(list(dict.fromkeys(indices)), widest)

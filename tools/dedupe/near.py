@@ -27,14 +27,17 @@ _UNITED_AT_ONCE = 1 << 22
 
 def unite_near(codes: Codes, groups: Groups, distance: float) -> None:
     """Unite the clips whose hashes differ in at most `distance` of 64 bits, in the mean over their frames."""
+    # Clips without a frame that shows something have no duplicates here.
+    shows: NDArray[np.bool_] = np.any(codes, axis=1)
     order = np.argsort(mixed(codes), kind="stable")
-    order = order[codes[order].any(axis=1)]  # clips without a frame that shows something have no duplicates here
+    order = order[shows[order]]
     if len(order) < 2:
         return
     equal = equal_to_next(codes, order)
     groups.unite(order[:-1][equal], order[1:][equal])
     rows = order[np.concatenate([[True], ~equal])]  # one of each
     different = codes[rows]
+    del codes, order, shows, equal  # of ten million clips the hashes are 640 MB
     one, other, waiting = [], [], 0
     for a, b in _candidates(different, rows, groups, distance):
         near = mean_distance(different[a], different[b]) <= distance

@@ -71,7 +71,8 @@ class Source:
         import pyarrow.parquet
 
         if is_parquet(self.path):
-            with friendly_io_errors(self.path), pyarrow.parquet.ParquetFile(self.path) as file:
+            # Read ahead, the columns of all row groups would be in memory.
+            with friendly_io_errors(self.path), pyarrow.parquet.ParquetFile(self.path, pre_buffer=False) as file:
                 yield from file.iter_batches(_ROWS_AT_ONCE, columns=columns)
             return
         names = self.columns if columns is None else columns

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PACKAGES = ("torch", "transformers")
+_WIDEST = 1024  # pixels of frames; models take 224 to 512, and the frames of a batch are in memory together
 DEFAULT_MODEL = "openai/clip-vit-large-patch14"  # the one of LAION's aesthetic heads
 
 
@@ -59,7 +60,7 @@ class ClipEncoder:
         clips: list[list[Frames] | BadClip] = []
         for row in rows:
             try:
-                clips.append(list(sample_frames(row, count)))
+                clips.append(list(sample_frames(row, count, _WIDEST)))
             except BadClip as error:
                 clips.append(error)
         every = [frame for clip in clips if not isinstance(clip, BadClip) for frame in clip]

@@ -20,6 +20,8 @@ PACKAGES = ("rapidocr", "onnxruntime", "cv2")
 # Windows, plates and faces look like text to the detector, but text is longer than high.
 _OBLONG = 1.5  # of a box's longer side by its shorter one, at least
 _UPRIGHT_SCORE = 0.8  # of a column of letters, at least
+_NARROWEST, _LONGEST_ASPECT = 32, 16  # of frames for the detector: pixels, and the longer side by the shorter one
+_WIDEST = 1920  # pixels of the frames that are measured; wider ones are shrunk, for all are in memory
 _LONGEST = 640  # pixels of the longer side in which marks are looked for
 _OVERLAP = 0.5  # of two boxes' common area by their whole area: they are at one place
 
@@ -50,7 +52,7 @@ class TextArea:
         results: list[Row | BadClip] = []
         for row in rows:
             try:
-                frames = list(sample_frames(row, 2 * self._frames))  # watermarks need more, and cost less
+                frames = list(sample_frames(row, 2 * self._frames, _WIDEST))  # watermarks need more, and cost less
             except BadClip as error:
                 results.append(error)
             else:
@@ -86,6 +88,10 @@ class TextDetector:
         if scale < 1:  # the detector enlarges small frames, and leaves large ones
             size = round(frame.shape[1] * scale), round(frame.shape[0] * scale)
             frame = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
+        height, width = frame.shape[:2]
+        least = max(_NARROWEST, max(height, width) // _LONGEST_ASPECT)
+        if min(height, width) < least:  # the detector fails at narrower ones
+            frame = np.pad(frame, ((0, max(0, least - height)), (0, max(0, least - width)), (0, 0)), mode="edge")
         output: Any = self._engine(np.ascontiguousarray(frame[..., ::-1]))
         if output.boxes is None:
             return np.zeros((0, 4, 2), np.float32)

@@ -36,3 +36,4 @@ def test_samples_are_different_frames(tmp_path: Path) -> None:
         4,
         5,
     ]
+    assert [frame.shape for frame in sample_frames({"path": path}, 1, widest=32)] == [(16, 32, 3)]

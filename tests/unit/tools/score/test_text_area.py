@@ -26,8 +26,8 @@ CLEAN = [
 
 
 @cache
-def detector() -> TextDetector:
-    return TextDetector(side=320, score=0.7, threads=1)
+def detector(side: int = 256) -> TextDetector:
+    return TextDetector(side, score=0.7, threads=1)
 
 
 def resized(frames: list[Frames], height: int) -> list[Frames]:
@@ -64,7 +64,7 @@ def test_real_footage_has_text_only_where_it_is_written(row: dict[str, object]) 
 def test_a_name_that_stays_is_a_watermark(tmp_path: Path) -> None:
     frames = resized(list(sample_frames(CLEAN[0], 8)), 136)
     named = [written(frame, "CHANNEL 5", (0.6, 0.05), 1 / 8) for frame in frames]
-    tool = TextArea(frames=4, side=320)
+    tool = TextArea(frames=4, side=160)
     rows = [
         {"path": write_video(tmp_path / "named.mp4", named, codec_options={"crf": "12"}), "text": "kept"},
         {"path": str(tmp_path / "none.mp4")},
@@ -99,6 +99,14 @@ def test_a_letterbox_is_measured_after_coding(rows: int, columns: int, tmp_path:
     scores = measure(white, [np.zeros((0, 4, 2), np.float32)])
     assert scores["border"] == pytest.approx(share(0), abs=1e-4)
     assert scores["letterbox"] == 0
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (7, 13), (1, 600), (600, 1)])
+def test_odd_sizes_are_scored(height: int, width: int) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    for frame in (noise, np.zeros_like(noise)):
+        scores = measure([frame], [detector(64)(frame)])
+        assert (scores["ocr"], scores["watermark"]) == (0, 0)
 
 
 def test_text_area_is_the_mean_of_the_union_and_ocr_the_most_boxes() -> None:
