@@ -84,24 +84,29 @@ class Where:
 
 
 def _cells(cells: list[Any]) -> "pyarrow.Array":
-    """As numbers where all of them are, as their own type, or as text; an empty text is no cell."""
+    """As numbers where all of them are, as their own type, or as text; an empty text and NaN are no cells."""
     import pyarrow
-    import pyarrow.compute
 
     try:
-        array = pyarrow.array([None if cell == "" else cell for cell in cells])
+        array = pyarrow.array([None if cell == "" else cell for cell in cells], from_pandas=True)  # NaN: null
     except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError):
         return pyarrow.array([None if cell is None or cell == "" else str(cell) for cell in cells], pyarrow.string())
-    if not pyarrow.types.is_string(array.type):
-        return array
-    if pyarrow.compute.any(pyarrow.compute.match_substring_regex(array, _LEADING_ZERO)).as_py():
-        return array
+    return _numbers(array) if pyarrow.types.is_string(array.type) else array
+
+
+def _numbers(texts: "pyarrow.Array") -> "pyarrow.Array":
+    import pyarrow
+    from pyarrow import compute
+
+    if compute.any(compute.match_substring_regex(texts, _LEADING_ZERO)).as_py():
+        return texts
     for kind in (pyarrow.int64(), pyarrow.float64()):
         try:
-            return pyarrow.compute.utf8_trim_whitespace(array).cast(kind)
+            numbers = compute.utf8_trim_whitespace(texts).cast(kind)
         except pyarrow.ArrowInvalid:
             continue
-    return array
+        return compute.if_else(compute.is_nan(numbers), None, numbers)  # DuckDB takes NaN for the greatest number
+    return texts
 
 
 def _common(one: "pyarrow.DataType", other: "pyarrow.DataType") -> "pyarrow.DataType":

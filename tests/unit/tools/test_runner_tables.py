@@ -95,6 +95,13 @@ def test_rows_by_expression(work: Path) -> None:
     assert names("out.csv") == ["a", "d"]
 
 
+@pytest.mark.parametrize("ending", [".csv", ".parquet"])
+def test_nan_is_no_number(work: Path, ending: str) -> None:
+    make(f"in{ending}", ["a", "b", "c"], aes=[float("nan"), 6.0, 4.0])
+    assert go(f"in{ending}", "out.csv", "--where", "aes > 5") == 0
+    assert names("out.csv") == ["b"]
+
+
 @pytest.mark.parametrize(
     "expression",
     ["aes >", "nothing = 1", "1; select 1", "count(*) > 1", "path in (select content from read_text('/etc/passwd'))",
