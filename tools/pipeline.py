@@ -26,6 +26,7 @@ from opensora.errors import ConfigError, DataError, OpenSoraError
 from tools import runner
 from tools.history import hash_input, read_history
 
+_ROOT = Path(__file__).resolve().parents[1]  # holds the package `tools`, which is not installed
 _PARTS = ("tool", "inputs", "output")  # keys of a step that are no flags of its tool
 
 
@@ -55,7 +56,7 @@ class Step:
         """A hash of what decides its output: the command, the bytes of its inputs and of the files that flags name."""
         values = [word.partition("=")[2] for word in self.words if word.startswith("--")]
         read = [*self.inputs, *filter(os.path.isfile, values)]
-        hashes = [hash_input(path) if os.path.exists(path) else None for path in dict.fromkeys(read)]
+        hashes = [_hash(path) for path in dict.fromkeys(read)]
         return files.hash_text(json.dumps([opensora.__version__, self.tool, self.words, hashes]), 16)
 
     @property
@@ -111,6 +112,14 @@ def _step(where: str, each: Mapping[str, Any], out: str, before: list[str]) -> S
     return Step(module, inputs, output, [*inputs, output, *flags])
 
 
+def _hash(path: str) -> str | None:
+    if not os.path.exists(path):
+        return None
+    if path.endswith(".py"):  # a config counts with those that it is based on
+        return files.hash_text(json.dumps(config.read(path)[0], sort_keys=True, default=str), 16)
+    return hash_input(path)
+
+
 def _exists(module: str) -> bool:
     try:
         return find_spec(module) is not None
@@ -148,7 +157,9 @@ def run_steps(steps: Sequence[Step], dry_run: bool = False) -> None:
         if dry_run:
             continue
         began = time.monotonic()
-        done = subprocess.run(step.command())
+        # Tools are found wherever the pipeline was; the folder that it runs in is the user's, whose paths are relative to it.
+        places = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        done = subprocess.run(step.command(), env={**os.environ, "PYTHONPATH": os.pathsep.join(places)})
         if done.returncode:
             if done.returncode in (130, -2):
                 raise KeyboardInterrupt

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from opensora.datasets.table_writer import batches
-from opensora.errors import ConfigError, DataError
+from opensora.errors import ConfigError, DataError, OpenSoraError
 from tools.packages import require_packages
 from tools.work import Job, Outcome, Tool
 
@@ -90,7 +90,7 @@ def _outcomes(
                 results = ray.get(reference)
             except ray.exceptions.RayTaskError as error:
                 cause = error.cause
-                raise cause if isinstance(cause, ConfigError) else error from error
+                raise cause if isinstance(cause, OpenSoraError) else error from error
             except ray.exceptions.RayActorError as error:
                 labels = ", ".join(job.label for job in some)
                 raise DataError(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from opensora import files
-from opensora.errors import BadClip, ConfigError, DataError
+from opensora.errors import BadClip, DataError, OpenSoraError
 from tools.packages import missing_package
 
 Row = dict[str, Any]
@@ -96,11 +96,11 @@ class Tool:
             results = list(self._loaded([job.row for job in jobs]))
             if len(results) != len(jobs):
                 raise RuntimeError(f"{self.fn.__name__} gave {len(results)} results for {len(jobs)} rows")
-        except ConfigError:  # a wrong flag is wrong for every row
-            raise
         except ImportError as error:  # a package that is not installed is missing for every row
             raise missing_package(error) from error
         except Exception as error:
+            if _is_for_every_row(error) or (self._loaded is None and isinstance(error, OpenSoraError)):
+                raise
             if len(jobs) == 1 or self._loaded is None:
                 return [_failed(error)] * len(jobs)
             return [outcome for job in jobs for outcome in self.work([job], report)]  # one of them may be odd
@@ -121,12 +121,17 @@ class Tool:
                 else:
                     rows.append(each)
             return Outcome(rows)
-        except ConfigError:
-            raise
         except ImportError as error:
             raise missing_package(error) from error
         except Exception as error:  # one odd file must not end a run of days; the exit code is 1
+            if _is_for_every_row(error):
+                raise
             return _failed(error)
+
+
+def _is_for_every_row(error: Exception) -> bool:
+    """True for a wrong flag or missing weights, as against a row that cannot be used."""
+    return isinstance(error, OpenSoraError) and not isinstance(error, DataError)
 
 
 def _outcome(result: Any) -> Outcome:

@@ -55,7 +55,7 @@ def test_a_step_is_repeated_when_what_it_reads_changes(work: Path, monkeypatch: 
     path = config(first, second)
     calls: list[str] = []
 
-    def call(command: list[str]) -> subprocess.CompletedProcess[bytes]:
+    def call(command: list[str], env: dict[str, str]) -> subprocess.CompletedProcess[bytes]:
         from tools.datasets.caption_table import caption, caption_table
         from tools.runner import main as run_tool
 
@@ -77,7 +77,10 @@ def test_a_step_is_repeated_when_what_it_reads_changes(work: Path, monkeypatch: 
     assert calls[4:] == ["made/two.csv"]
 
 
-def test_a_failed_step_ends_the_pipeline(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_step_ends_the_pipeline(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("PYTHONPATH", raising=False)
     path = config(
         {"tool": "datasets.probe", "inputs": "none.csv", "output": "a.csv"}, {"tool": "datasets.probe", "output": "b"}
     )

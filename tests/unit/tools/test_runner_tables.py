@@ -176,6 +176,12 @@ def test_batches(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "in.csv:7: unexpected KeyError: 'surprise'" in stderr
 
 
+def test_a_tool_that_cannot_be_loaded_ends_the_command(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make("in.csv", ["a", "b"])
+    assert main(Batches, ["in.csv", "out.csv", "--log", "no weights"], batch_size=1) == 1
+    assert capsys.readouterr().err == "no weights: they are not there\n"
+
+
 def test_batches_in_workers(work: Path) -> None:
     make("in.csv", [f"n{number}" for number in range(12)])
     assert main(Batches, ["in.csv", "out.csv", "--workers", "2", "--log", "log"], batch_size=2) == 0

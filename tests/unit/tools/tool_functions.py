@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-from opensora.errors import BadClip, ConfigError
+from opensora.errors import BadClip, ConfigError, WeightsError
 from tools.runner import Progress, Row, Rows
 
 
@@ -74,6 +74,8 @@ class Batches:
     loaded = 0
 
     def __init__(self, *, log: str | None = None) -> None:
+        if log == "no weights":
+            raise WeightsError("no weights: they are not there")
         Batches.loaded += 1
         self.log, self.calls = log, 0
 
