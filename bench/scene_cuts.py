@@ -9,6 +9,7 @@ two frames on each side, for people to judge.
 """
 
 import argparse
+import resource
 import subprocess
 import sys
 import tempfile
@@ -39,8 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
     if arguments.time:
-        for name, seconds in command_seconds(arguments.film, arguments.time).items():
-            print(f"{name}: {min(seconds):.2f} s at best of {[round(each, 2) for each in seconds]}")
+        for name, runs in command_seconds(arguments.film, arguments.time).items():
+            wall, cpu = (min(each) for each in zip(*runs))
+            print(f"{name}: {wall:.2f} s, {cpu:.2f} s of CPU, at best of {len(runs)} runs")
         return 0
     cuts = {}
     for name in arguments.detectors:
@@ -95,8 +97,8 @@ def draw(film: str, cuts: dict[int, list[str]], path: str) -> None:
     sheet.save(path)
 
 
-def command_seconds(film: str, repeats: int) -> dict[str, list[float]]:
-    """Wall-clock seconds of whole commands on a film, start of Python included; they take turns."""
+def command_seconds(film: str, repeats: int) -> dict[str, list[tuple[float, float]]]:
+    """Seconds by the clock and of CPU of whole commands on a film, start of Python included; they take turns."""
     with tempfile.TemporaryDirectory() as folder:
         commands = {
             "scenedetect detect-content": [
@@ -112,13 +114,18 @@ def command_seconds(film: str, repeats: int) -> dict[str, list[float]]:
             ],
             "tools.scene_cut.detect": ["-m", "tools.scene_cut.detect", film, str(Path(folder) / "scenes.csv")],
         }
-        seconds: dict[str, list[float]] = {name: [] for name in commands}
+        seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
         for _ in range(repeats):
             for name, words in commands.items():
-                began = time.perf_counter()
+                began, before = time.perf_counter(), _cpu_of_children()
                 subprocess.run([sys.executable, *words], check=True, capture_output=True)
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append((time.perf_counter() - began, _cpu_of_children() - before))
     return seconds
+
+
+def _cpu_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 if __name__ == "__main__":

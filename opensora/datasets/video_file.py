@@ -125,8 +125,7 @@ class VideoFile:
     def packets(self, first: int, last: int) -> "list[Packet[VideoStream]] | None":
         """The packets of frames `first` to `last` (exclusive), in the order of the file.
 
-        None where they do not begin with a key frame and lie together, or have no times that say so. They are of use until
-        frames are read again, which may close the file.
+        None where they do not begin with a key frame and lie together. They are of use until frames are read again.
         """
         import av
 
@@ -379,7 +378,8 @@ class VideoFile:
                     interpolation=interpolation,
                     threads=1,  # a forked process has no others
                 )
-            pixels: Frames = np.asarray(frame.to_ndarray(format=target), np.uint8)
+            array = frame.to_ndarray() if frame.format.name == target else frame.to_ndarray(format=target)
+            pixels: Frames = np.asarray(array, np.uint8)
         except OSError as error:
             raise BadClip(
                 f"{self.path}: pixel format {frame.format.name} is not read ({error.strerror}); convert it or remove the row"
