@@ -123,12 +123,12 @@ class Journal:
 
     def add(self, key: str, rows: list[dict[str, Any]]) -> None:
         """Keep the rows of one finished job; once this returns, a kill cannot lose them."""
-        self._write("REPLACE INTO done VALUES (?, ?)", key, json.dumps(rows))
+        self._write("REPLACE INTO done VALUES (?, ?)", key, json.dumps(rows, default=_plain))
         self._write("DELETE FROM states WHERE key = ?", key)
 
     def add_state(self, key: str, state: dict[str, Any]) -> None:
         """Keep where an unfinished job can go on."""
-        self._write("REPLACE INTO states VALUES (?, ?)", key, json.dumps(state))
+        self._write("REPLACE INTO states VALUES (?, ?)", key, json.dumps(state, default=_plain))
 
     def add_unused(self, key: str, reason: str, left_out: bool) -> None:
         """Keep why a row gave no result; the next run tries it again."""
@@ -156,3 +156,8 @@ class Journal:
             raise DataError(
                 f"{self.path}: not the journal of an earlier run, or damaged ({error}); remove it, or run without --resume"
             ) from error
+
+
+def _plain(value: Any) -> Any:
+    """Numbers and arrays of NumPy as JSON knows them; dates and the like as text."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)

@@ -34,13 +34,19 @@ _PARTS = ("tool", "inputs", "output")  # keys of a step that are no flags of its
 class DataPipeline:
     """The keys of a config.
 
-    out: folder of all tables. steps: dict(tool="score.motion", output="motion.csv", inputs=..., FLAG=VALUE, ...). `inputs` is
-    a path or several; a name of an earlier output means that; left out, it is the output of the step before. `{out}` in a
-    flag stands for the folder.
+    videos: files, folder or list that the first step reads. out: folder of all tables. steps: each a
+    dict(tool="score.motion", output="motion.csv", inputs=..., FLAG=VALUE). `inputs` is a path or several; a name of an earlier
+    output means that; left out, it is the output of the step before. `{out}` and `{videos}` in inputs and flags stand for
+    those keys.
     """
 
     steps: list[dict[str, Any]] = field(default_factory=list)
     out: str = "outputs/data"
+    videos: str = ""
+
+    def fill_in(self, text: str) -> str:
+        """The text with the keys that it names."""
+        return text.replace("{out}", self.out).replace("{videos}", self.videos)
 
 
 @dataclass(frozen=True)
@@ -91,24 +97,28 @@ def read_steps(path: str, overrides: Sequence[str]) -> list[Step]:
         raise ConfigError(f"{path}: key 'steps': empty; allowed: a list of dict(tool=..., output=...); add a step")
     steps: list[Step] = []
     for number, each in enumerate(pipeline.steps):
-        steps.append(_step(f"{path}: steps[{number}]", each, pipeline.out, [step.output for step in steps]))
+        steps.append(_step(f"{path}: steps[{number}]", each, pipeline, [step.output for step in steps]))
     return steps
 
 
-def _step(where: str, each: Mapping[str, Any], out: str, before: list[str]) -> Step:
+def _step(where: str, each: Mapping[str, Any], pipeline: DataPipeline, before: list[str]) -> Step:
     for name in ("tool", "output"):
         if not isinstance(each.get(name), str) or not each[name]:
             raise ConfigError(f"{where}: {name} is {each.get(name)!r}; allowed: a text, such as tool='datasets.probe'")
     module = f"tools.{each['tool'].removeprefix('tools.')}"
     if not _exists(module):
         raise ConfigError(f"{where}: no tool {each['tool']!r}; allowed: a module below tools/, such as 'score.motion'")
-    output = os.path.join(out, each["output"])
+    output = os.path.join(pipeline.out, each["output"])
     if output in before:
         raise ConfigError(f"{where}: output {each['output']!r} is that of an earlier step; choose another name")
     inputs = each.get("inputs", before[-1:])
     inputs = [inputs] if isinstance(inputs, str) else list(inputs)
-    inputs = [path if (path := os.path.join(out, name)) in before else name for name in inputs]
-    flags = [word for name, value in each.items() if name not in _PARTS for word in _words(where, name, value, out)]
+    inputs = [
+        path if (path := os.path.join(pipeline.out, name)) in before else pipeline.fill_in(name) for name in inputs
+    ]
+    flags = [
+        word for name, value in each.items() if name not in _PARTS for word in _words(where, name, value, pipeline)
+    ]
     return Step(module, inputs, output, [*inputs, output, *flags])
 
 
@@ -127,14 +137,14 @@ def _exists(module: str) -> bool:
         return False
 
 
-def _words(where: str, name: str, value: Any, out: str) -> Iterator[str]:
+def _words(where: str, name: str, value: Any, pipeline: DataPipeline) -> Iterator[str]:
     """A flag of a command line: True is --name, False --no-name, None nothing, a list the flag several times."""
     flag = f"--{name.replace('_', '-')}"
     for each in value if isinstance(value, (list, tuple)) else [value]:
         if isinstance(each, bool):
             yield flag if each else f"--no-{flag[2:]}"
         elif isinstance(each, (str, int, float)):
-            yield f"{flag}={str(each).replace('{out}', out)}"
+            yield f"{flag}={pipeline.fill_in(str(each))}"
         elif each is not None:
             raise ConfigError(
                 f"{where}: {name} is {each!r}; allowed: text, numbers, True, False, None and lists of them"

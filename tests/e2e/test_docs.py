@@ -79,7 +79,7 @@ def test_commands_run_as_printed(workplace: Path, document: str, warm: str) -> N
     for printed in printed_commands:
         command = printed
         for word, replacement in {**PLACEHOLDERS, **SHORTER}.items():
-            command = re.sub(rf"(?<!\S){re.escape(word)}(?!\S)", replacement, command)
+            command = re.sub(rf"(?<![^\s=]){re.escape(word)}(?!\S)", replacement, command)
         redirect = command.partition(" > ")
         program, *words = shlex.split(redirect[0])
         done = subprocess.run(

@@ -51,6 +51,9 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None, wor
     except KeyboardInterrupt:
         print("stopped; no output was written", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OpenSoraError as error:
         print(error, file=sys.stderr)
         return error.exit_code

@@ -1,7 +1,9 @@
 """A journal keeps what an earlier run finished, and begins afresh over a file that is none."""
 
+from datetime import date
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from opensora.errors import DataError
@@ -26,6 +28,13 @@ def test_kept_until_it_is_complete(tmp_path: Path) -> None:
         assert journal.rows("a") is None
         journal.complete = True
     assert list(tmp_path.iterdir()) == []
+
+
+def test_values_that_json_does_not_know(tmp_path: Path) -> None:
+    row = {"faces": np.int64(2), "flow": np.float32(0.5), "embedding": np.zeros(2), "day": date(2026, 1, 2)}
+    with Journal(str(tmp_path / "out.csv"), keep=True) as journal:
+        journal.add("a", [row])
+        assert journal.rows("a") == [{"faces": 2, "flow": 0.5, "embedding": [0.0, 0.0], "day": "2026-01-02"}]
 
 
 def test_afresh_without_keep(tmp_path: Path) -> None:
