@@ -42,7 +42,7 @@ test: install-test ## run all tests (WORKERS=2 processes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 WHAT ?= models
-bench: install-demo ## measure speed and memory: WHAT=models, engine, tokens, buckets or faults
+bench: install-demo ## measure speed and memory: WHAT=models, engine, tokens, buckets, data or faults
 	$(BIN)/opensora bench $(WHAT)
 
 lint: install-test ## ruff lint and format check, mypy

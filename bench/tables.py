@@ -74,19 +74,23 @@ def write_scores(path: str, rows: int) -> None:
     writer.close()
 
 
+# A process begins with the peak of the one that started it. This one is small, where a bench has torch in memory.
+_SMALL_PARENT = """
+import resource, subprocess, sys
+code = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(code)
+"""
+
+
 def run_tool(module: str, *arguments: str) -> tuple[float, int]:
     """Seconds and peak bytes of `python -m module arguments`. Raises OpenSoraError when it fails."""
     begin = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, "-m", module, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
-    assert process.stderr is not None
-    words = process.stderr.read().decode(errors="replace")
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise OpenSoraError(f"bench: python -m {module} {' '.join(arguments)}: {words.strip().splitlines()[-1:]}")
-    return time.perf_counter() - begin, usage.ru_maxrss * 1024
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run([sys.executable, "-S", "-c", _SMALL_PARENT, *command], capture_output=True, text=True)
+    if done.returncode:
+        raise OpenSoraError(f"bench: {' '.join(command[1:])}: {done.stderr.strip().splitlines()[-1:]}")
+    return time.perf_counter() - begin, int(done.stdout) * 1024
 
 
 def measure(rows: int, folder: str) -> list[dict[str, Any]]:

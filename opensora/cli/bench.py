@@ -17,6 +17,7 @@ from opensora.errors import ConfigError
 
 BENCHES = {
     "buckets": "ten million manifest rows to a plan of optimizer steps by buckets: seconds and memory",
+    "data": "the data tools: scene cuts, seeks, workers, rows and tables of ten million rows, duplicates",
     "engine": "training under each plugin on one rank and on two; the loop, the loader, a save",
     "faults": "kill -9 at random moments of training runs: what is lost, and what changes",
     "models": "training and sampling steps, kernels, memory",
