@@ -18,7 +18,7 @@ steps = [
     dict(tool="score.text_area", output="text_area.csv", workers=2),
     dict(tool="dedupe.fingerprint", output="fingerprints.csv", workers=2),
     dict(tool="dedupe.find", output="unique.csv", drop=True),
-    dict(tool="caption.caption", output="captions.csv", captioner="template"),
+    dict(tool="caption.caption", output="captions.csv", captioner="template", workers=2),
     # Neither black nor the credits.
     dict(tool="datasets.filter", output="train.csv", keep=["black_frames < 0.5", "text_area < 0.05"]),
     dict(tool="datasets.validate", output="problems.jsonl", decode=True),

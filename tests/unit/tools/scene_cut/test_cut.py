@@ -15,6 +15,7 @@ from opensora.datasets.video_file import VideoFile
 from opensora.errors import BadClip, ConfigError
 from tests.support.media_files import frame_number, set_display_matrix, write_video
 from tools.runner import LeftOut, Row
+from tools.scene_cut import stream_copy
 from tools.scene_cut.cut import _even_size, _fingerprint, _lower, cut, parts, sampled
 
 
@@ -160,6 +161,24 @@ def test_a_copy_that_differs_is_thrown_away(tmp_path: Path, monkeypatch: pytest.
     assert numbers(done["path"]) == list(range(7, 12))
     assert kinds(done["path"]).startswith("I")
     assert len(list((tmp_path / "clips").iterdir())) == 1
+
+
+def test_a_copy_that_a_strict_reader_refuses_is_thrown_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if its frames referred to frames before the cut."""
+
+    class CarefulVideo(Video):
+        def __enter__(self) -> Video:
+            if self._strict:
+                raise BadClip(f"{self.path}: refers to a frame that is not there")
+            return super().__enter__()
+
+    path = write_video(tmp_path / "a.mp4", 30, codec_options={"x264-params": "bframes=0:keyint=6:scenecut=0"})
+    row = {"path": path, "start_frame": 6, "end_frame": 12}
+    [copied] = clips(row, tmp_path / "copied")
+    monkeypatch.setattr(stream_copy, "Video", CarefulVideo)
+    [encoded] = clips(row, tmp_path / "encoded")
+    assert numbers(encoded["path"]) == numbers(copied["path"]) == list(range(6, 12))
+    assert Path(encoded["path"]).read_bytes() != Path(copied["path"]).read_bytes()
 
 
 def test_a_copy_is_shown_as_the_film(tmp_path: Path) -> None:
