@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from opensora.datasets.table_writer import common_type
 from opensora.errors import ConfigError
 from tools.packages import require_packages
 
@@ -28,7 +29,7 @@ class ColumnTypes:
         for name in dict.fromkeys(name for row in rows for name in row):
             kind = _cells([row.get(name) for row in rows]).type
             before = self._types.get(name, pyarrow.null())
-            self._types[name] = _common(before, kind)
+            self._types[name] = common_type(before, kind)
 
     def arrow_table(self, rows: Sequence[Row]) -> "pyarrow.Table":
         """The rows with the types of all rows that were looked at."""
@@ -107,14 +108,3 @@ def _numbers(texts: "pyarrow.Array") -> "pyarrow.Array":
             continue
         return compute.if_else(compute.is_nan(numbers), None, numbers)  # DuckDB takes NaN for the greatest number
     return texts
-
-
-def _common(one: "pyarrow.DataType", other: "pyarrow.DataType") -> "pyarrow.DataType":
-    import pyarrow
-
-    try:
-        fields = [pyarrow.schema([("", kind)]) for kind in (one, other)]
-        both: pyarrow.DataType = pyarrow.unify_schemas(fields, promote_options="permissive").field(0).type
-        return both
-    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError):
-        return pyarrow.string()

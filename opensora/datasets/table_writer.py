@@ -155,16 +155,26 @@ def _schema(rows: Iterable[Cells], columns: Sequence[str] | None, metadata: Mapp
         if columns is None:
             types |= dict.fromkeys((name for name in _columns(some) if name not in types), pyarrow.null())
         for name in types:
-            types[name] = _common(types[name], [row.get(name) for row in some])
+            types[name] = common_type(types[name], _type_of([row.get(name) for row in some]))
     kinds = [pyarrow.string() if pyarrow.types.is_null(kind) else kind for kind in types.values()]
     return pyarrow.schema(list(zip(types, kinds)), metadata=dict(metadata) or None)
 
 
-def _common(kind: "pyarrow.DataType", cells: list[Any]) -> "pyarrow.DataType":
+def _type_of(cells: list[Any]) -> "pyarrow.DataType":
     import pyarrow
 
     try:
-        fields = [pyarrow.schema([("", each)]) for each in (kind, pyarrow.array(cells).type)]
+        return pyarrow.array(cells).type
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError):
+        return pyarrow.string()
+
+
+def common_type(one: "pyarrow.DataType", other: "pyarrow.DataType") -> "pyarrow.DataType":
+    """The type that cells of both types fit in: text where there is no other."""
+    import pyarrow
+
+    try:
+        fields = [pyarrow.schema([("", kind)]) for kind in (one, other)]
         both: pyarrow.DataType = pyarrow.unify_schemas(fields, promote_options="permissive").field(0).type
         return both
     except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError):
