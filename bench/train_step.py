@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.timing import alternate, measure
 from opensora.models.layers.attention import choose_kernel
-from opensora.models.layers.text_context import TextCache
+from opensora.models.layers.clip_cache import ClipCache
 from opensora.models.stdit.stdit import STDiT
 from opensora.platforms import Platform
 
@@ -109,9 +109,9 @@ def sampling_step(case: Case, platform: Platform, dtype: torch.dtype, counted_to
     def plain() -> Tensor:
         return torch.cat([uncached(**kwargs), uncached(**null)])
 
-    cache = TextCache()
-    difference = (model(**doubled, text_cache=cache) - plain()).abs().max().item()
-    twice, cached = alternate([plain, lambda: model(**doubled, text_cache=cache)], platform)
+    cache = ClipCache()
+    difference = (model(**doubled, clip_cache=cache) - plain()).abs().max().item()
+    twice, cached = alternate([plain, lambda: model(**doubled, clip_cache=cache)], platform)
     return {
         **asdict(case),
         "dtype": str(dtype).removeprefix("torch."),

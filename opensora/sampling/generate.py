@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 from opensora.errors import ConfigError, OpenSoraError
 from opensora.interfaces import Autoencoder, Denoiser, Scheduler
 from opensora.models.codec import Codec
-from opensora.models.layers.text_context import TextCache
+from opensora.models.layers.clip_cache import ClipCache
 from opensora.rng import generator
 from opensora.sampling.mask_strategy import frames_of_latents
 from opensora.sampling.model_inputs import make_model_inputs
@@ -91,11 +91,11 @@ def _generate_clip(
     shape = latent_shape(size, sampler)
     noise_BCTHW = [initial_noise(request, shape, loop) for request in requests]
     inputs = make_model_inputs(requests, model, scheduler, codec, references, noise_BCTHW, loop, guidance_scale)
-    forward, text, text_cache = sampler.forward or model, inputs.text, TextCache()
+    forward, text, clip_cache = sampler.forward or model, inputs.text, ClipCache()
 
     def denoise(x: Tensor, t_B: Tensor, x_mask: Tensor | None = None) -> Tensor:
         return forward(
-            x, t_B, text.text_B1LC, mask=text.mask_BL, x_mask=x_mask, text_cache=text_cache, **inputs.model_kwargs
+            x, t_B, text.text_B1LC, mask=text.mask_BL, x_mask=x_mask, clip_cache=clip_cache, **inputs.model_kwargs
         )
 
     z_BCTHW = scheduler.sample(

@@ -6,14 +6,17 @@ only by `test_denoisers_build_on_meta`.
 
 import copy
 import inspect
+from collections import Counter
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from opensora.models.clip_conditioning import clip_conditioning
+from opensora.models.layers.clip_cache import ClipCache
 from opensora.models.layers.seam import Seam
-from opensora.models.layers.text_context import TextCache
 from opensora.models.shape_checks import ShapeError
 from opensora.models.vae.gaussian import Gaussian
 from opensora.parallel.activation_checkpointing import checkpoint_activations
@@ -28,6 +31,7 @@ from tests.support.small_models import (
     inputs,
     no_caption,
     one_of,
+    open_gates,
     rngs,
     small,
     vae,
@@ -254,7 +258,7 @@ def test_vae_in_bf16(name: str) -> None:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @torch.no_grad()
 def test_denoiser_embeds_text_once_per_clip(name: str) -> None:
-    """With a TextCache the outputs are equal, and each layer over the text runs once per caption."""
+    """With a ClipCache the outputs are equal, and each layer over the text runs once per caption."""
     model = denoiser(name).eval()
     batch = inputs(model)
     timesteps = [batch["timestep"], batch["timestep"] / 2, batch["timestep"] / 3]
@@ -264,14 +268,52 @@ def test_denoiser_embeds_text_once_per_clip(name: str) -> None:
         if hasattr(module, "keys_values"):
             original = module.keys_values
             module.keys_values = lambda *args, original=original: (calls.append(id(original)), original(*args))[1]
-    cache = TextCache()
-    cached = [model(**{**batch, "timestep": t}, text_cache=cache) for t in timesteps]
+    cache = ClipCache()
+    cached = [model(**{**batch, "timestep": t}, clip_cache=cache) for t in timesteps]
     calls_of_first_clip = len(calls)
-    model(**batch, text_cache=cache)
+    model(**batch, clip_cache=cache)
     torch.testing.assert_close(cached, plain, rtol=1e-5, atol=1e-5)
     assert len(calls) == calls_of_first_clip
     captions = 2 if model.conditioned else 1  # the caption, and the null caption of conditioning frames
     assert len(calls) == captions * sum(hasattr(module, "keys_values") for module in model.modules())
+
+
+class CountedOperations(TorchDispatchMode):
+    """Counts the operations that torch runs, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counts[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@torch.no_grad()
+def test_denoiser_computes_what_steps_share_once(name: str) -> None:
+    """A later step looks at no caption, size or given frame again, computes no positions, and changes no bit."""
+    more = {"use_rope": True} if name == "LatteT2V" else {}
+    torch.manual_seed(0)
+    model = open_gates(build(MODELS, small(name, **more))).eval()
+    first, cache = inputs(model), ClipCache()
+    of_step = {"x", "timestep"}
+    if model.takes_x_mask:
+        first["x_mask"] = torch.arange(model.input_size[0]).expand(2, -1) > 0
+        of_step.add("x_mask")
+    later = first | {"x": first["x"] / 2, "timestep": first["timestep"] / 2}
+    wrong = {
+        key: value if key in of_step or not isinstance(value, Tensor) else torch.zeros_like(value)
+        for key, value in later.items()
+    }
+    model(**first, clip_cache=cache)
+    expected = model(**later, clip_cache=ClipCache())
+    with CountedOperations() as ran:
+        kept = model(**wrong, clip_cache=cache)
+    assert torch.equal(kept, expected)
+    assert (ran.counts["cos"], ran.counts["sin"]) == (1, 1)  # of the timestep
+    assert not torch.equal(kept, model(**wrong, clip_cache=ClipCache()))
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

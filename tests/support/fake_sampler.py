@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from opensora.models.layers.text_context import TextCache
+from opensora.models.layers.clip_cache import ClipCache
 from opensora.models.stdit.stdit import STDiT
 from opensora.rng import generator
 from opensora.sampling.generate import Sampler
@@ -47,7 +47,7 @@ class FakeDenoiser(nn.Module):
         y: Tensor,
         mask: Tensor | None = None,
         x_mask: Tensor | None = None,
-        text_cache: TextCache | None = None,
+        clip_cache: ClipCache | None = None,
     ) -> Tensor:
         assert not self.training
         assert not torch.is_grad_enabled()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from opensora.errors import ConfigError
 from opensora.models.layers.attention import SelfAttention
+from opensora.models.layers.clip_cache import ClipCache
 from opensora.models.layers.embed import (
     CaptionEmbedder,
     LabelEmbedder,
@@ -28,7 +29,7 @@ from opensora.models.layers.mlp import Mlp
 from opensora.models.layers.modulation import AdaFinalLayer, gated_residual
 from opensora.models.layers.norm import norm_modulate
 from opensora.models.layers.seam import Seam
-from opensora.models.layers.text_context import TextCache, text_context
+from opensora.models.layers.text_context import text_context
 from opensora.models.patch_denoiser import PatchDenoiser
 from opensora.models.shape_checks import ShapeError
 from opensora.registry import MODELS, register_preset
@@ -148,16 +149,16 @@ class DiT(PatchDenoiser):
         mask: Tensor | None = None,
         x_mask: Tensor | None = None,
         drop_B: Tensor | None = None,
-        text_cache: TextCache | None = None,
+        clip_cache: ClipCache | None = None,
     ) -> Tensor:
         """Denoiser output [B, out_channels, T, H, W], at least float32.
 
         x [B, C, T, H, W]; timestep [B], fractions allowed; y as `condition` defines it; mask: ignored, since one token
         always counts; x_mask: None, or ShapeError; drop_B bool [B], True = replace the condition by "none";
-        text_cache: keeps the embedded condition from step to step of sampling.
+        clip_cache: keeps the embedded condition from step to step of sampling.
         """
         x_BTSD = self.embed_patches(x, x_mask).flatten(2, 3) + self.pos_embed_spatial
-        text = text_context(partial(self.embed_text, y, mask, drop_B), text_cache)
+        text = text_context(partial(self.embed_text, y, mask, drop_B), clip_cache)
         c_BD = self.t_embedder(timestep) + text.y_BLD.squeeze(1)
         x_BTSD = self.gather_seq(self.final_layer(self.run_blocks(x_BTSD, c_BD), c_BD))
         return self.to_latents(x_BTSD.flatten(1, 2), x.shape[2:])

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from opensora.models.latte_t2v.positions import sincos_patches
+from opensora.models.layers.clip_cache import ClipCache, keep
 from opensora.models.layers.embed import normal_init_, timestep_features
 from opensora.models.shape_checks import exact_div
 
@@ -33,11 +34,13 @@ class PatchEmbed(nn.Module):
         rows, columns = (exact_div("LatteT2V: latents over patch_size", n, self.patch_size) for n in x_BCTHW.shape[3:])
         return rows, columns
 
-    def forward(self, x_BCTHW: Tensor) -> Tensor:
-        """[B, C, T, H, W] -> [B, T, S, D]."""
+    def forward(self, x_BCTHW: Tensor, cache: ClipCache | None = None) -> Tensor:
+        """[B, C, T, H, W] -> [B, T, S, D]; cache: keeps the positions of a grid other than the stored one."""
         grid = self.grid_of(x_BCTHW)
         patches = self.proj(x_BCTHW.transpose(1, 2).flatten(0, 1)).flatten(2).transpose(1, 2)
-        table = self.pos_embed if grid == self.grid else self._table(*grid).to(patches)
+        table = self.pos_embed
+        if grid != self.grid:
+            table = keep(cache, "positions", lambda: self._table(*grid).to(patches))
         return (patches + table).unflatten(0, (len(x_BCTHW), -1))
 
     def _table(self, rows: int, columns: int) -> Tensor:

@@ -25,12 +25,13 @@ from opensora.models.latte_t2v.positions import (
     sincos_frames,
 )
 from opensora.models.latte_t2v.validation import check_config, check_inputs, clip_and_native_size
+from opensora.models.layers.clip_cache import ClipCache, keep
 from opensora.models.layers.embed import any_true, text_mask, zero_init_
 from opensora.models.layers.modulation import ScaleShiftTable
 from opensora.models.layers.norm import norm_modulate
 from opensora.models.layers.patch import at_least_float32, unpatchify
 from opensora.models.layers.seam import Seam
-from opensora.models.layers.text_context import TextCache, text_context
+from opensora.models.layers.text_context import text_context
 from opensora.models.shape_checks import ShapeError, exact_div
 from opensora.registry import MODELS, register_preset
 
@@ -171,7 +172,7 @@ class LatteT2V(ScaleShiftTable, Denoiser):
         use_image_num: int = 0,
         attention_mask: Tensor | None = None,
         enable_temporal_attentions: bool | None = None,
-        text_cache: TextCache | None = None,
+        clip_cache: ClipCache | None = None,
     ) -> Tensor:
         """Denoiser output [B, out_channels, T, H, W], at least float32.
 
@@ -181,7 +182,7 @@ class LatteT2V(ScaleShiftTable, Denoiser):
         attention_mask [B, T, H, W]: 0 = padding, which no patch of the frame attends to.
         enable_temporal_attentions: None = for clips of two frames and more; images skip temporal blocks in sampling, as
         they do in training.
-        text_cache: keeps the embedded captions from step to step of sampling.
+        clip_cache: keeps the embedded captions, and all else that steps do not change, from step to step of sampling.
         """
         frames = x.shape[2] - use_image_num
         use_temporal = frames > 1 if enable_temporal_attentions is None else enable_temporal_attentions
@@ -196,9 +197,9 @@ class LatteT2V(ScaleShiftTable, Denoiser):
         )
         grid = self.pos_embed.grid_of(x)
         e_BD, time_B6D = self.adaln_single(timestep)
-        text = text_context(partial(self.embed_text, y, mask, drop_B), text_cache)
-        within, along = self._rotations(grid, frames, x.device) if self.use_rope else (None, None)
-        x_BTSD = self.split_seq(self.pos_embed(x.to(self.proj_out.weight.dtype)))
+        text = text_context(partial(self.embed_text, y, mask, drop_B), clip_cache)
+        within, along = keep(clip_cache, "rotations", lambda: self._rotations(grid, frames, x.device))
+        x_BTSD = self.split_seq(self.pos_embed(x.to(self.proj_out.weight.dtype), clip_cache))
         masks = self._patch_masks(attention_mask, grid)
 
         blocks = zip(self.transformer_blocks, self.temporal_transformer_blocks, self.factors, strict=True)
@@ -217,8 +218,12 @@ class LatteT2V(ScaleShiftTable, Denoiser):
         x_BTSD = self.gather_seq(self.proj_out(norm_modulate(x_BTSD, shift, scale)))
         return at_least_float32(unpatchify(x_BTSD.unflatten(2, grid), self.patch_size, self.out_channels))
 
-    def _rotations(self, grid: tuple[int, int], frames: int, device: torch.device) -> tuple[Rotate, Rotate]:
+    def _rotations(
+        self, grid: tuple[int, int], frames: int, device: torch.device
+    ) -> tuple[Rotate, Rotate] | tuple[None, None]:
         """The rotations within a frame and along time."""
+        if not self.use_rope:
+            return None, None
         rows, columns = grid
         row_S = torch.arange(rows, device=device).repeat_interleave(columns)
         column_S = torch.arange(columns, device=device).repeat(rows)

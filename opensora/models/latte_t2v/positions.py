@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from opensora.models.layers.embed import sincos_1d, sincos_2d
-from opensora.models.layers.rope import rope_frequencies, rotate_halves
+from opensora.models.layers.rope import half_rotation, rope_frequencies
 
 Rotate = Callable[[Tensor], Tensor]  # of queries or keys [..., h, N, d]
 
@@ -48,7 +48,8 @@ def rotation_1d(positions_N: Tensor, width: int, scale: float = 1.0) -> Rotate:
     Divided positions are rounded down, so that `scale` neighbors share one: the release was trained so.
     """
     angles_Nk = (positions_N / scale).floor()[:, None] * rope_frequencies(width).to(positions_N.device)
-    return lambda x: rotate_halves(x, angles_Nk).to(x.dtype)
+    rotate = half_rotation(angles_Nk)
+    return lambda x: rotate(x).to(x.dtype)
 
 
 def rotation_2d(rows_N: Tensor, columns_N: Tensor, width: int, scale: float = 1.0) -> Rotate:

@@ -45,8 +45,17 @@ def rotate_pairs(x: Tensor, angles_Nk: Tensor) -> Tensor:
     return pair_rotation(angles_Nk)(x)
 
 
+def half_rotation(angles_Nk: Tensor) -> Callable[[Tensor], Tensor]:
+    """`rotate_halves` by fixed angles, with sines and cosines computed once."""
+    cos, sin = torch.cat([angles_Nk.cos()] * 2, dim=-1), torch.cat([angles_Nk.sin()] * 2, dim=-1)
+
+    def rotate(x: Tensor) -> Tensor:
+        first, second = x.chunk(2, dim=-1)
+        return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+    return rotate
+
+
 def rotate_halves(x: Tensor, angles_Nk: Tensor) -> Tensor:
     """Rotate entry k against entry k + d/2 of x [..., N, d] by the angles [..., N, d / 2]."""
-    cos, sin = torch.cat([angles_Nk.cos()] * 2, dim=-1), torch.cat([angles_Nk.sin()] * 2, dim=-1)
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
+    return half_rotation(angles_Nk)(x)

@@ -1,4 +1,4 @@
-"""Embedded text as cross-attention reads it, and its cache over the denoising steps of one clip.
+"""Embedded text as cross-attention reads it.
 
 Shapes: B captions, L text tokens, D width, h heads, d width of a head.
 """
@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor
+
+from opensora.models.layers.clip_cache import ClipCache
 
 EmbeddedText = tuple[Tensor, Tensor | None]  # [B, L, D], and which tokens count, bool [B, L]; None = all
 
@@ -37,27 +39,15 @@ class TextContext:
         return self._kept[layer]
 
 
-class TextCache:
-    """The embedded texts of one clip, filled by a denoiser's first forward and read by the later ones; no gradients.
+def text_context(embed: Callable[[], EmbeddedText], cache: ClipCache | None, name: str = "caption") -> TextContext:
+    """The context of the text that `embed` gives, from the cache if there is one.
 
-    Every clip needs a cache of its own: a forward that finds its text here does not look at its captions again.
-    Trailing tokens that count in no caption are cut off, so that attention needs no mask when all captions are
-    equally long.
+    In a cache, trailing tokens that count in no caption are cut off, so that attention needs no mask when all captions
+    are equally long.
     """
-
-    def __init__(self) -> None:
-        self._contexts: dict[str, TextContext] = {}
-
-    def context(self, name: str, embed: Callable[[], EmbeddedText]) -> TextContext:
-        """The text of this name; `embed` is called the first time."""
-        if name not in self._contexts:
-            self._contexts[name] = TextContext(*_trim(*embed()), keep=True)
-        return self._contexts[name]
-
-
-def text_context(embed: Callable[[], EmbeddedText], cache: TextCache | None, name: str = "caption") -> TextContext:
-    """The context of the text that `embed` gives, from the cache if there is one."""
-    return TextContext(*embed()) if cache is None else cache.context(name, embed)
+    if cache is None:
+        return TextContext(*embed())
+    return cache.keep(name, lambda: TextContext(*_trim(*embed()), keep=True))
 
 
 def _trim(y_BLD: Tensor, mask_BL: Tensor | None) -> EmbeddedText:

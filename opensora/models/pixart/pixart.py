@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from opensora.models.layers.attention import CrossAttention, SelfAttention
+from opensora.models.layers.clip_cache import ClipCache, keep
 from opensora.models.layers.embed import (
     SizeEmbedder,
     sincos_spatial,
@@ -23,7 +24,7 @@ from opensora.models.layers.embed import (
 from opensora.models.layers.mlp import DropPath, Mlp
 from opensora.models.layers.modulation import FinalLayer, ScaleShiftTable, gated_residual
 from opensora.models.layers.norm import norm_modulate
-from opensora.models.layers.text_context import TextCache, TextContext, text_context
+from opensora.models.layers.text_context import TextContext, text_context
 from opensora.models.shape_checks import ShapeError, exact_div
 from opensora.models.stdit.base import SpaceTimeDenoiser, drop_rates, project_modulation
 from opensora.registry import MODELS, register_preset
@@ -121,15 +122,15 @@ class PixArt(SpaceTimeDenoiser):
         mask: Tensor | None = None,
         x_mask: Tensor | None = None,
         drop_B: Tensor | None = None,
-        text_cache: TextCache | None = None,
+        clip_cache: ClipCache | None = None,
     ) -> Tensor:
         """Denoiser output [B, out_channels, T, H, W], at least float32.
 
         x [B, C, T, H, W]; timestep [B], fractions allowed; y [B, 1, L, C]; mask [B or a divisor of B, L] or
         [b, 1, 1, L], 1 = token counts; x_mask: None, or ShapeError; drop_B bool [B], True = replace the caption by the
-        null caption; text_cache: keeps the embedded captions from step to step of sampling.
+        null caption; clip_cache: keeps the embedded captions from step to step of sampling.
         """
-        return self._denoise(x, self.t_embedder(timestep), self.pos_embed, y, mask, x_mask, drop_B, text_cache)
+        return self._denoise(x, self.t_embedder(timestep), self.pos_embed, y, mask, x_mask, drop_B, clip_cache)
 
     def _denoise(
         self,
@@ -140,13 +141,13 @@ class PixArt(SpaceTimeDenoiser):
         mask: Tensor | None,
         x_mask: Tensor | None,
         drop_B: Tensor | None,
-        text_cache: TextCache | None,
+        clip_cache: ClipCache | None,
     ) -> Tensor:
         x_BTSD = self.embed_patches(x, x_mask).flatten(2, 3) + position_1SD
         if not self.no_temporal_pos_emb:
             x_BTSD = x_BTSD + self.pos_embed_temporal[:, :, None]
         time_B6D = project_modulation(self.t_block, t_BD, 6)
-        text = text_context(functools.partial(self.embed_text, y, mask, drop_B), text_cache)
+        text = text_context(functools.partial(self.embed_text, y, mask, drop_B), clip_cache)
 
         x_B1ND = self.split_seq(x_BTSD.flatten(1, 2).unsqueeze(1))
         for block in self.blocks:
@@ -184,7 +185,7 @@ class PixArtMS(PixArt):
         mask: Tensor | None = None,
         x_mask: Tensor | None = None,
         drop_B: Tensor | None = None,
-        text_cache: TextCache | None = None,
+        clip_cache: ClipCache | None = None,
         *,
         height: Tensor,
         width: Tensor,
@@ -199,15 +200,19 @@ class PixArtMS(PixArt):
                 f"PixArtMS: {x.shape[2]} latent frames; this model was built for {self.input_size[0]}, of any rows and "
                 "columns; change input_size or the length of the clips"
             )
-        sides_BD = self.csize_embedder.embed(torch.stack([height, width], dim=-1), len(x))
-        size_BD = torch.cat([sides_BD, self.ar_embedder.embed(ar, len(x))], dim=-1)
+        size_BD = keep(clip_cache, "size", lambda: self._embed_size(len(x), height, width, ar))
         rows, columns = (-(-n // p) for n, p in zip(x.shape[3:], self.patch_size[1:], strict=True))
         position_SD = cached_sincos_spatial(
             self.hidden_size, rows, columns, self.space_scale, self.base_size, self.dtype, x.device
         )
         return self._denoise(
-            x, self.t_embedder(timestep) + size_BD, position_SD[None], y, mask, x_mask, drop_B, text_cache
+            x, self.t_embedder(timestep) + size_BD, position_SD[None], y, mask, x_mask, drop_B, clip_cache
         )
+
+    def _embed_size(self, batch: int, height: Tensor, width: Tensor, ar: Tensor) -> Tensor:
+        """[B, D]."""
+        sides_BD = self.csize_embedder.embed(torch.stack([height, width], dim=-1), batch)
+        return torch.cat([sides_BD, self.ar_embedder.embed(ar, batch)], dim=-1)
 
 
 @functools.lru_cache(maxsize=8)  # runs alternate between a few sizes; the table of 1024x1024 pixels has 19 MB

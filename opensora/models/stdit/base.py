@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from opensora.errors import ConfigError
+from opensora.models.layers.clip_cache import ClipCache, keep
 from opensora.models.layers.embed import (
     CaptionEmbedder,
     TimestepEmbedder,
@@ -74,10 +75,11 @@ class SpaceTimeDenoiser(PatchDenoiser):
         """Embedded captions [B, L, D] and their mask, bool [B, L]; independent of latents and timestep."""
         return embed_captions(self.y_embedder, y.to(self.dtype), mask, drop_B)
 
-    def embed_times(self, timestep: Tensor, x_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Embeddings [B, D] of the timestep, and of timestep 0 for conditioning frames; None without `x_mask`."""
-        t_BD = self.t_embedder(timestep)
-        return t_BD, None if x_mask is None else self.t_embedder(torch.zeros_like(timestep))
+    def embed_time0(self, timestep: Tensor, x_mask: Tensor | None, cache: ClipCache | None) -> Tensor | None:
+        """The embedding [B, D] of timestep 0, for conditioning frames; None without `x_mask`."""
+        if x_mask is None:
+            return None
+        return keep(cache, "t0", lambda: self.t_embedder(torch.zeros_like(timestep)))
 
 
 class AnySizeDenoiser(SpaceTimeDenoiser):
@@ -95,11 +97,9 @@ class AnySizeDenoiser(SpaceTimeDenoiser):
         """sqrt(height * width) / input_sq_size of the first sample, for the whole batch: weights were trained so."""
         return (height[0] * width[0]).float().sqrt() / self.input_sq_size
 
-    def add_positions(self, x_BTHWD: Tensor, scale: Tensor) -> Tensor:
-        """Tokens [B, T, S, D] plus the sine-cosine table of their grid."""
-        rows, columns = x_BTHWD.shape[2:4]
-        table = sincos_any_size(self.hidden_size, rows, columns, scale, self.dtype, x_BTHWD.device)
-        return x_BTHWD.flatten(2, 3) + table
+    def position_table(self, grid: Sequence[int], scale: Tensor) -> Tensor:
+        """The sine-cosine table [S, D] of a grid (frames, rows, columns)."""
+        return sincos_any_size(self.hidden_size, grid[1], grid[2], scale, self.dtype, scale.device)
 
     def time_rotation(self, frames: int, device: torch.device) -> Callable[[Tensor], Tensor]:
         """Rotates queries and keys [..., T, d] by their frame number."""
@@ -113,6 +113,13 @@ def drop_rates(drop_path: float, depth: int) -> list[float]:
     return [drop_path * i / max(depth - 1, 1) for i in range(depth)]
 
 
-def project_modulation(layer: nn.Module, time_BD: Tensor | None, rows: int) -> Tensor | None:
-    """Modulation vectors [B, rows, D] that `layer` projects from a time embedding; None stays None."""
-    return None if time_BD is None else layer(time_BD).unflatten(1, (rows, -1))
+def project_modulation(layer: nn.Module, time_BD: Tensor, rows: int) -> Tensor:
+    """Modulation vectors [B, rows, D] that `layer` projects from a time embedding."""
+    return layer(time_BD).unflatten(1, (rows, -1))
+
+
+def project_time0(
+    layer: nn.Module, time0_BD: Tensor | None, rows: int, cache: ClipCache | None, name: str = "time0"
+) -> Tensor | None:
+    """The same for timestep 0, which no step changes; None stays None. name: of the vectors in the cache."""
+    return None if time0_BD is None else keep(cache, name, lambda: project_modulation(layer, time0_BD, rows))

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from opensora.models.layers.attention import CrossAttention, SelfAttention
+from opensora.models.layers.clip_cache import ClipCache
 from opensora.models.layers.embed import sincos_spatial, sincos_temporal, zero_init_
 from opensora.models.layers.mlp import DropPath, Mlp
 from opensora.models.layers.modulation import FinalLayer, ScaleShiftTable, gated_residual
 from opensora.models.layers.norm import norm_modulate
-from opensora.models.layers.text_context import TextCache, text_context
+from opensora.models.layers.text_context import text_context
 from opensora.models.stdit.attention import FrameText, SpatialAttention, temporal_attention
-from opensora.models.stdit.base import SpaceTimeDenoiser, drop_rates, project_modulation
+from opensora.models.stdit.base import SpaceTimeDenoiser, drop_rates, project_modulation, project_time0
 from opensora.registry import MODELS, register_preset
 
 
@@ -118,19 +119,20 @@ class STDiT(SpaceTimeDenoiser):
         mask: Tensor | None = None,
         x_mask: Tensor | None = None,
         drop_B: Tensor | None = None,
-        text_cache: TextCache | None = None,
+        clip_cache: ClipCache | None = None,
     ) -> Tensor:
         """Denoiser output [B, out_channels, T, H, W], at least float32.
 
         x [B, C, T, H, W]; timestep [B], fractions allowed; y [B, 1, L, C]; mask [B or a divisor of B, L] or
         [b, 1, 1, L], 1 = token counts; x_mask bool [B, frames after patching], False = a conditioning frame;
-        drop_B bool [B], True = replace the caption by the null caption; text_cache: keeps the embedded captions
-        from step to step of sampling.
+        drop_B bool [B], True = replace the caption by the null caption; clip_cache: keeps the embedded captions,
+        and all else that steps do not change, from step to step of sampling.
         """
         x_BTSD = self.embed_patches(x, x_mask).flatten(2, 3) + self.pos_embed
-        t_BD, t0_BD = self.embed_times(timestep, x_mask)
-        time_B6D, time0_B6D = (project_modulation(self.t_block, time_BD, 6) for time_BD in (t_BD, t0_BD))
-        text = FrameText(text_context(partial(self.embed_text, y, mask, drop_B), text_cache))
+        t_BD, t0_BD = self.t_embedder(timestep), self.embed_time0(timestep, x_mask, clip_cache)
+        time_B6D = project_modulation(self.t_block, t_BD, 6)
+        time0_B6D = project_time0(self.t_block, t0_BD, 6, clip_cache)
+        text = FrameText(text_context(partial(self.embed_text, y, mask, drop_B), clip_cache))
 
         x_BTSD = self.split_seq(x_BTSD)
         for i, block in enumerate(self.blocks):

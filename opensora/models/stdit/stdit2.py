@@ -14,15 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from opensora.models.layers.attention import CrossAttention, SelfAttention
+from opensora.models.layers.clip_cache import ClipCache, keep
 from opensora.models.layers.embed import SizeEmbedder, normal_init_, zero_init_
 from opensora.models.layers.mlp import DropPath, Mlp
 from opensora.models.layers.modulation import FinalLayer, ScaleShiftTable, gated_residual, modulation_vectors
 from opensora.models.layers.norm import norm_modulate
 from opensora.models.layers.rope import RotaryEmbedding
-from opensora.models.layers.text_context import TextCache, text_context
+from opensora.models.layers.text_context import text_context
 from opensora.models.shape_checks import exact_div
 from opensora.models.stdit.attention import FrameText, Rotate, SpatialAttention, temporal_attention
-from opensora.models.stdit.base import AnySizeDenoiser, drop_rates, project_modulation
+from opensora.models.stdit.base import AnySizeDenoiser, drop_rates, project_modulation, project_time0
 from opensora.registry import MODELS, register_preset
 
 
@@ -131,7 +132,7 @@ class STDiT2(AnySizeDenoiser):
         mask: Tensor | None = None,
         x_mask: Tensor | None = None,
         drop_B: Tensor | None = None,
-        text_cache: TextCache | None = None,
+        clip_cache: ClipCache | None = None,
         *,
         num_frames: Tensor,
         height: Tensor,
@@ -143,29 +144,30 @@ class STDiT2(AnySizeDenoiser):
 
         x [B, C, T, H, W]; timestep [B], fractions allowed; y [B, 1, L, C]; mask [B or a divisor of B, L] or
         [b, 1, 1, L], 1 = token counts; x_mask bool [B, frames after patching], False = a conditioning frame;
-        drop_B bool [B], True = replace the caption by the null caption; text_cache: keeps the embedded captions
-        from step to step of sampling. The clip in pixels, each [B or a divisor of B]:
+        drop_B bool [B], True = replace the caption by the null caption; clip_cache: keeps the embedded captions,
+        and all else that steps do not change, from step to step of sampling. The clip in pixels, each [B or a divisor of B]:
         num_frames, height, width, ar = height / width, fps (120 for images).
         """
-        b = len(x)
         x_BTHWD = self.embed_patches(x, x_mask)
-        x_BTSD = self.add_positions(x_BTHWD, self.position_scale(height, width))
-        rotate = self.time_rotation(x_BTSD.shape[1], x.device)
-        t_BD, t0_BD = self.embed_times(timestep, x_mask)
-        size_BD = torch.cat(
-            [self.csize_embedder.embed(torch.stack([height, width], dim=1), b), self.ar_embedder.embed(ar, b)], dim=1
+        grid = x_BTHWD.shape[1:4]
+        scale = keep(clip_cache, "scale", lambda: self.position_scale(height, width))
+        position_SD = keep(clip_cache, "positions", lambda: self.position_table(grid, scale))
+        x_BTSD = x_BTHWD.flatten(2, 3) + position_SD
+        rotate = keep(clip_cache, "rotation", lambda: self.time_rotation(grid[0], x.device))
+        t_BD, t0_BD = self.t_embedder(timestep), self.embed_time0(timestep, x_mask, clip_cache)
+        size_BD, speed_BD = keep(
+            clip_cache, "size", lambda: self._embed_size(len(x), num_frames, height, width, ar, fps)
         )
-        speed_BD = self.fl_embedder.embed(num_frames, b) + self.fps_embedder.embed(fps, b)
         t0_size_BD = None if t0_BD is None else t0_BD + size_BD
         t0_speed_BD = None if t0_BD is None else t0_BD + speed_BD
         modulation = (
             project_modulation(self.t_block, t_BD + size_BD, 6),
             project_modulation(self.t_block_temp, t_BD + speed_BD, 3),
             x_mask,
-            project_modulation(self.t_block, t0_size_BD, 6),
-            project_modulation(self.t_block_temp, t0_speed_BD, 3),
+            project_time0(self.t_block, t0_size_BD, 6, clip_cache),
+            project_time0(self.t_block_temp, t0_speed_BD, 3, clip_cache, "time0 along time"),
         )
-        text = FrameText(text_context(partial(self.embed_text, y, mask, drop_B), text_cache))
+        text = FrameText(text_context(partial(self.embed_text, y, mask, drop_B), clip_cache))
 
         x_BTSD = self.split_seq(x_BTSD)
         for block in self.blocks:
@@ -173,6 +175,14 @@ class STDiT2(AnySizeDenoiser):
         # Only conditioning frames get the size embedding here: wrong, but weights were trained so.
         x_BTSD = self.gather_seq(self.final_layer(x_BTSD, t_BD, x_mask, t0_size_BD))
         return self.to_latents(x_BTSD.flatten(1, 2), x.shape[2:])
+
+    def _embed_size(
+        self, batch: int, num_frames: Tensor, height: Tensor, width: Tensor, ar: Tensor, fps: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The clip's rows and columns, and its length and rate, each embedded [B, D]."""
+        sides_BD = self.csize_embedder.embed(torch.stack([height, width], dim=1), batch)
+        size_BD = torch.cat([sides_BD, self.ar_embedder.embed(ar, batch)], dim=1)
+        return size_BD, self.fl_embedder.embed(num_frames, batch) + self.fps_embedder.embed(fps, batch)
 
 
 register_preset(

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from opensora.models.layers.attention import CrossAttention, SelfAttention
+from opensora.models.layers.clip_cache import ClipCache, keep
 from opensora.models.layers.embed import SizeEmbedder, text_mask
 from opensora.models.layers.mlp import DropPath, Mlp
 from opensora.models.layers.modulation import FinalLayer, ScaleShiftTable, gated_residual
 from opensora.models.layers.norm import norm_modulate
 from opensora.models.layers.patch import PatchEmbed3D
 from opensora.models.layers.rope import RotaryEmbedding
-from opensora.models.layers.text_context import TextCache, text_context
+from opensora.models.layers.text_context import text_context
 from opensora.models.shape_checks import ShapeError, exact_div
 from opensora.models.stdit.attention import (
     FrameIndices,
@@ -30,7 +31,7 @@ from opensora.models.stdit.attention import (
     per_sample_frames,
     temporal_attention,
 )
-from opensora.models.stdit.base import AnySizeDenoiser, drop_rates, project_modulation
+from opensora.models.stdit.base import AnySizeDenoiser, drop_rates, project_modulation, project_time0
 from opensora.models.stdit.windows import WindowAttention, Windows, rotation_3d, window_size
 from opensora.registry import MODELS, register_preset
 
@@ -184,7 +185,7 @@ class STDiT3(AnySizeDenoiser):
         mask: Tensor | None = None,
         x_mask: Tensor | None = None,
         drop_B: Tensor | None = None,
-        text_cache: TextCache | None = None,
+        clip_cache: ClipCache | None = None,
         *,
         height: Tensor,
         width: Tensor,
@@ -198,8 +199,8 @@ class STDiT3(AnySizeDenoiser):
 
         x [B, C, T, H, W]; timestep [B], fractions allowed; y [B, 1, L, C]; mask [B or a divisor of B, L] or
         [b, 1, 1, L], 1 = token counts; x_mask bool [B, frames after patching], False = a conditioning frame;
-        drop_B bool [B], True = replace the caption by the null caption; text_cache: keeps the embedded captions
-        from step to step of sampling. The clip in pixels, each [B or a divisor of B]:
+        drop_B bool [B], True = replace the caption by the null caption; clip_cache: keeps the embedded captions,
+        and all else that steps do not change, from step to step of sampling. The clip in pixels, each [B or a divisor of B]:
         height, width, fps (120 for images).
         Of a conditioned model: cond, cond_mask shaped as x: conditioning latents, and 1 where they are; mask_index: their
         frames, which attend to the caption y_null (shaped as y) instead: one list for all, or one per sample; None = no
@@ -207,22 +208,21 @@ class STDiT3(AnySizeDenoiser):
         """
         x_BTHWD = self.embed_patches(x, x_mask)
         grid = (x_BTHWD.shape[1], x_BTHWD.shape[2], x_BTHWD.shape[3])
-        scale = self.position_scale(height, width)
-        x_BTSD = self.add_positions(x_BTHWD, scale)
-        fps_BD = self.fps_embedder.embed(fps, len(x))
-        t_BD, t0_BD = self.embed_times(timestep, x_mask)
-        t_BD, t0_BD = t_BD + fps_BD, None if t0_BD is None else t0_BD + fps_BD
-        time_B6D, time0_B6D = (project_modulation(self.t_block, time_BD, 6) for time_BD in (t_BD, t0_BD))
-        text = FrameText(text_context(partial(self.embed_text, y, mask, drop_B), text_cache))
+        scale = keep(clip_cache, "scale", lambda: self.position_scale(height, width))
+        position_SD = keep(clip_cache, "positions", lambda: self.position_table(grid, scale))
+        x_BTSD = x_BTHWD.flatten(2, 3) + position_SD
+        fps_BD = keep(clip_cache, "fps", lambda: self.fps_embedder.embed(fps, len(x)))
+        t_BD, t0_BD = self.t_embedder(timestep) + fps_BD, self.embed_time0(timestep, x_mask, clip_cache)
+        t0_BD = None if t0_BD is None else t0_BD + fps_BD
+        time_B6D = project_modulation(self.t_block, t_BD, 6)
+        time0_B6D = project_time0(self.t_block, t0_BD, 6, clip_cache)
+        text = FrameText(text_context(partial(self.embed_text, y, mask, drop_B), clip_cache))
         if mask_index is not None:
-            x_BTSD = x_BTSD + self._embed_conditioning(cond, cond_mask, x.shape)
-            text = self._with_null(text, mask_index, y_null, mask, grid[0], text_cache)
-        space_positions = rotation_3d(self.rope, (1, *grid[1:]), scale) if self.use_spatial_rope else None
-        time_positions = (
-            self.time_rotation(grid[0], x.device)
-            if self.kernel_size is None
-            else Windows.of_grid(len(x), grid, self.kernel_size, self.rope, scale)
-        )
+            conditioning = partial(self._embed_conditioning, cond, cond_mask, x.shape)
+            x_BTSD = x_BTSD + keep(clip_cache, "conditioning frames", conditioning)
+            with_null = partial(self._with_null, text, mask_index, y_null, mask, grid[0], clip_cache)
+            text = keep(clip_cache, "text of each frame", with_null)
+        space_positions, time_positions = keep(clip_cache, "rotations", lambda: self._positions(len(x), grid, scale))
 
         x_BTSD = self.split_seq(x_BTSD)
         for i, spatial in enumerate(self.spatial_blocks):
@@ -231,6 +231,17 @@ class STDiT3(AnySizeDenoiser):
                 x_BTSD = self.temporal_blocks[i](x_BTSD, text, time_positions, time_B6D, x_mask, time0_B6D)
         x_BTSD = self.gather_seq(self.final_layer(x_BTSD, t_BD, x_mask, t0_BD))
         return self.to_latents(x_BTSD.flatten(1, 2), x.shape[2:])
+
+    def _positions(
+        self, batch: int, grid: tuple[int, int, int], scale: Tensor
+    ) -> tuple[Rotate | None, Rotate | Windows]:
+        """Of spatial and of temporal blocks."""
+        along_time = (
+            self.time_rotation(grid[0], scale.device)
+            if self.kernel_size is None
+            else Windows.of_grid(batch, grid, self.kernel_size, self.rope, scale)
+        )
+        return rotation_3d(self.rope, (1, *grid[1:]), scale) if self.use_spatial_rope else None, along_time
 
     def _embed_conditioning(self, cond: Tensor | None, cond_mask: Tensor | None, shape: torch.Size) -> Tensor:
         """Embedded conditioning latents plus their mask, [B, T, S, D]. Raises ShapeError."""
@@ -255,13 +266,13 @@ class STDiT3(AnySizeDenoiser):
         y_null: Tensor | None,
         mask: Tensor | None,
         frames: int,
-        text_cache: TextCache | None,
+        clip_cache: ClipCache | None,
     ) -> FrameText:
         if not any(per_sample_frames(mask_index)):
             return text
         if y_null is None:
             raise ShapeError("STDiT3: mask_index without y_null; give the caption that conditioning frames attend to")
-        null = text_context(partial(self.embed_text, y_null, mask), text_cache, "null")
+        null = text_context(partial(self.embed_text, y_null, mask), clip_cache, "null")
         return text.with_null(null, frames, mask_index)
 
 

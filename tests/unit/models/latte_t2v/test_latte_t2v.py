@@ -10,7 +10,7 @@ from opensora.errors import ConfigError
 from opensora.models.latte_t2v.latte_t2v import LatteT2V
 from opensora.models.latte_t2v.positions import frame_scale, sincos_frames, sincos_patches
 from opensora.models.latte_t2v.validation import ALLOWED
-from opensora.models.layers.text_context import TextCache
+from opensora.models.layers.clip_cache import ClipCache
 from opensora.models.shape_checks import ShapeError
 from opensora.registry import MODELS, build
 from opensora.rng import generator
@@ -140,8 +140,8 @@ def test_sampling_computes_keys_of_the_prompt_once() -> None:
     block: Any = model.transformer_blocks[0]
     block.attn2.to_k.register_forward_hook(lambda *_: calls.update(text=calls["text"] + 1))
     block.attn1.to_k.register_forward_hook(lambda *_: calls.update(within=calls["within"] + 1))
-    cache = TextCache()
-    cached = [model(x, t, y, mask, text_cache=cache) for x in steps]
+    cache = ClipCache()
+    cached = [model(x, t, y, mask, clip_cache=cache) for x in steps]
     torch.testing.assert_close(cached, plain)
     assert calls == {"text": 1, "within": 3}
 

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from opensora.models.layers.attention import CrossAttention
-from opensora.models.layers.text_context import TextCache, TextContext
+from opensora.models.layers.clip_cache import ClipCache
+from opensora.models.layers.text_context import TextContext, text_context
 from opensora.models.stdit.stdit import STDiT
 from opensora.rng import generator
 
@@ -39,11 +40,11 @@ def calls_of(model: STDiT) -> dict[str, int]:
 
 @torch.no_grad()
 def test_cache_computes_text_once_per_clip() -> None:
-    model, text, cache = denoiser(), captions(), TextCache()
+    model, text, cache = denoiser(), captions(), ClipCache()
     x, times = torch.randn(2, 4, 2, 4, 4), [torch.full((2,), t) for t in (900.0, 500.0, 100.0)]
     plain = [model(x, t, **text) for t in times]
     counts = calls_of(model)
-    cached = [model(x, t, **text, text_cache=cache) for t in times]
+    cached = [model(x, t, **text, clip_cache=cache) for t in times]
     torch.testing.assert_close(cached, plain, rtol=1e-5, atol=1e-5)
     assert counts == {"text": 1, "kv": 2, "q": 6}
 
@@ -53,11 +54,11 @@ def test_each_cache_holds_its_own_captions() -> None:
     model, text = denoiser(), captions()
     x, t = torch.randn(2, 4, 2, 4, 4), torch.full((2,), 500.0)
     other = {**text, "y": text["y"] + 1.0}
-    one, two = TextCache(), TextCache()
-    first = model(x, t, **text, text_cache=one)
-    second = model(x, t, **other, text_cache=two)
-    assert torch.equal(model(x, t, **text, text_cache=one), first)
-    assert torch.equal(model(x, t, **other, text_cache=two), second)
+    one, two = ClipCache(), ClipCache()
+    first = model(x, t, **text, clip_cache=one)
+    second = model(x, t, **other, clip_cache=two)
+    assert torch.equal(model(x, t, **text, clip_cache=one), first)
+    assert torch.equal(model(x, t, **other, clip_cache=two), second)
     assert not torch.allclose(first, second)
     torch.testing.assert_close(second, model(x, t, **other), rtol=1e-5, atol=1e-5)
 
@@ -65,12 +66,12 @@ def test_each_cache_holds_its_own_captions() -> None:
 @torch.no_grad()
 def test_cache_cuts_padding_and_drops_full_mask() -> None:
     model, text = denoiser(), captions()
-    context = TextCache().context("caption", lambda: model.embed_text(text["y"], text["mask"]))
+    context = text_context(lambda: model.embed_text(text["y"], text["mask"]), ClipCache())
     assert context.y_BLD.shape == (2, 5, 24)
     assert context.mask_BL is not None
     assert context.mask_BL.sum(1).tolist() == [3, 5]
     same = text["mask"][1:].repeat(2, 1)
-    context = TextCache().context("caption", lambda: model.embed_text(text["y"], same))
+    context = text_context(lambda: model.embed_text(text["y"], same), ClipCache())
     assert (context.y_BLD.shape[1], context.mask_BL) == (5, None)
 
 

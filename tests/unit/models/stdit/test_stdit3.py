@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from opensora.models.frame_conditioning import frame_conditioning
-from opensora.models.layers.text_context import TextCache
+from opensora.models.layers.clip_cache import ClipCache
 from opensora.models.shape_checks import ShapeError
 from opensora.models.stdit.stdit3 import STDiT3
 from opensora.rng import generator
@@ -124,9 +124,9 @@ def test_given_frames_attend_to_the_other_caption() -> None:
 def test_kept_captions_give_the_same_numbers() -> None:
     """Two captions per prompt, the null one for given frames: each is kept for itself."""
     model, inputs = opened(**OF_1_3), arguments(**GIVEN, mask_index=[1], y_null=torch.randn(2, 1, 3, 6))
-    cache = TextCache()
+    cache = ClipCache()
     with torch.no_grad():
-        first, second = model(**inputs, text_cache=cache), model(**inputs, text_cache=cache)
+        first, second = model(**inputs, clip_cache=cache), model(**inputs, clip_cache=cache)
     torch.testing.assert_close(first, call(model, **inputs))
     assert torch.equal(first, second)
 
@@ -205,9 +205,9 @@ def test_mask_index_is_per_sample(conditioned: STDiT3) -> None:
     arguments = conditioned_arguments([[0], [], [0, 2]])
     alone = torch.cat([conditioned(**one_sample(arguments, i)) for i in range(3)])
     torch.testing.assert_close(conditioned(**arguments), alone, rtol=1e-5, atol=1e-5)
-    cache = TextCache()
+    cache = ClipCache()
     for _ in range(2):
-        torch.testing.assert_close(conditioned(**arguments, text_cache=cache), alone, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(conditioned(**arguments, clip_cache=cache), alone, rtol=1e-5, atol=1e-5)
     swapped = conditioned(**{**arguments, "mask_index": [[1], [], [0, 2]]})
     assert (swapped[0] - alone[0]).abs().max() > 1e-3
     torch.testing.assert_close(swapped[1:], alone[1:], rtol=1e-5, atol=1e-5)
