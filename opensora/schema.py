@@ -339,9 +339,24 @@ class SampleRun:
     )
     negative_prompt: str = key("", "the unconditional text; empty: the null caption the model was trained with")
     num_sample: int = key(1, "videos of each prompt", unit="videos", range=POSITIVE)
-    num_frames: int | None = key(None, "length; None: as trained", unit="frames", range=POSITIVE)
+    num_frames: int | str | None = key(
+        None, 'length, or seconds such as "4s"; None: as trained', unit="frames", range=POSITIVE
+    )
     image_size: Sequence[int] | None = key(None, "height and width; None: as trained", unit="pixels", range=POSITIVE)
-    fps: float | None = key(None, "rate of the mp4; None: as trained", unit="frames per second", range=POSITIVE)
+    resolution: str | int | None = key(
+        None, "in place of image_size: 144p, 240p, 360p, 480p, 720p, 1080p, 2k, 4k, 256, 512, 1024; docs/sampling.md"
+    )
+    aspect_ratio: str | None = key(
+        None, 'width:height such as "16:9", or with marked sides "h9:w16"; None: as trained', unit="ratio"
+    )
+    fps: float | None = key(None, "rate of the video; None: as trained", unit="frames per second", range=POSITIVE)
+    frame_interval: int = key(1, "every n-th frame of a video at `fps` is made", unit="frames", range=POSITIVE)
+    save_fps: float | None = key(
+        None,
+        "rate of the file; None: fps / frame_interval, which plays at true speed",
+        unit="frames per second",
+        range=POSITIVE,
+    )
     aes: float | None = key(None, "aesthetic score added to the prompts, in Open-Sora 1.2's words", unit="1 to 10")
     flow: float | None = key(None, "motion score added to the prompts")
     camera_motion: str | None = key(None, 'camera motion added to the prompts, for example "pan left"')

@@ -81,3 +81,4 @@ class SampleRequest:
     fps: float
     seed: int
     conditioning: VideoConditioning | None = None  # None: a video from noise alone
+    save_fps: float | None = None  # of the file; None: `fps`, at which the video plays at true speed

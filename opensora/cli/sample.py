@@ -25,8 +25,15 @@ FLAGS: dict[str, tuple[str, str]] = {
     "--load": ("load", "run folder, checkpoint or weights folder of the denoiser"),
     "--prompt-path": ("prompt_path", "text file with a prompt per line, or a CSV / Parquet with a column `text`"),
     "--negative-prompt": ("negative_prompt", "what to steer away from"),
-    "--num-frames": ("num_frames", "frames per video; 1 writes a png"),
-    "--fps": ("fps", "frames per second of the mp4"),
+    "--resolution": (
+        "resolution",
+        "144p, 240p, 360p, 480p, 720p, 1080p, 2K, 4K, 256, 512 or 1024: pixels by Open-Sora's table",
+    ),
+    "--aspect-ratio": ("aspect_ratio", "width:height, 16:9 is wide; h9:w16 in Open-Sora's order is the same"),
+    "--num-frames": ("num_frames", "frames per video, or seconds such as 4s; 1 writes a png"),
+    "--fps": ("fps", "frames per second of the video"),
+    "--frame-interval": ("frame_interval", "make every n-th frame of a video at --fps"),
+    "--save-fps": ("save_fps", "frames per second of the file, if it is to play slower or faster"),
     "--seed": ("seed", "another seed, another video"),
     "--num-sample": ("num_sample", "videos per prompt"),
     "--reference-path": ("reference_path", "pictures or videos to build on, joined by ;"),
@@ -40,6 +47,8 @@ FLAGS: dict[str, tuple[str, str]] = {
 ONE_PER_PROMPT = ("--reference-path", "--mask-strategy")  # may be given once, or once for each prompt
 TEXTS = (
     "load",
+    "resolution",
+    "aspect_ratio",
     "prompt_path",
     "negative_prompt",
     "save_dir",

@@ -107,19 +107,35 @@ def check_image_size(where: str, image_size: Sequence[int], vae: Autoencoder, mo
     """
     if class_of(MODELS, model["type"]).pads:
         return
-    parameters = inspect.signature(constructor(MODELS, model["type"])).parameters
-    patch = model.get("patch_size", parameters["patch_size"].default)
-    patches = (patch, patch) if isinstance(patch, int) else tuple(patch)[-2:]
+    patches = _patches(model)
     latents = vae.latent_size((1, image_size[0], image_size[1]))[1:]
     if any(n < 1 or n % p for n, p in zip(latents, patches, strict=True)):
-        scales = vae.compression[1:]
-        steps = [scale * p for scale, p in zip(scales, patches, strict=True)]
+        scales, steps = vae.compression[1:], pixel_steps(vae, model)
         nearest = tuple(max(1, round(side / step)) * step for side, step in zip(image_size, steps, strict=True))
         multiples = " and ".join(
             f"multiples of {step} (autoencoder {scale} x patch {p})"
             for step, scale, p in dict.fromkeys(zip(steps, scales, patches, strict=True))
         )
         raise ConfigError(f"{where}: found {tuple(image_size)}; allowed: {multiples}; nearest: {nearest}; change it")
+
+
+def pixel_steps(vae: Autoencoder, model: Mapping[str, Any]) -> tuple[int, int]:
+    """Rows and columns of pixels of which the sizes of a clip are multiples: the autoencoder's, times the patches' if the
+    model does not pad them. model: its config.
+    """
+    rows, columns = vae.compression[1:]
+    if class_of(MODELS, model["type"]).pads:
+        return rows, columns
+    patches = _patches(model)
+    return rows * patches[0], columns * patches[1]
+
+
+def _patches(model: Mapping[str, Any]) -> tuple[int, int]:
+    """Rows and columns of latents in a patch of the model with this config."""
+    parameters = inspect.signature(constructor(MODELS, model["type"])).parameters
+    patch = model.get("patch_size", parameters["patch_size"].default)
+    rows, columns = (patch, patch) if isinstance(patch, int) else tuple(patch)[-2:]
+    return rows, columns
 
 
 def build_autoencoder(config: Mapping[str, Any], *, seed: int = 0) -> Autoencoder:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,6 +10,7 @@ import torch
 
 from opensora.config import check_component
 from opensora.errors import ConfigError
+from opensora.interfaces import Autoencoder
 from opensora.models.build import (
     build_autoencoder,
     build_denoiser,
@@ -17,6 +18,7 @@ from opensora.models.build import (
     fill_model_config,
     inferred_model_args,
     load_autoencoder,
+    pixel_steps,
 )
 from opensora.models.codec import Codec
 from opensora.models.frame_conditioning import conditioning_mode
@@ -30,6 +32,7 @@ from opensora.sampling.prompt_check import check_cleaning, warn_of_cut_prompts
 from opensora.sampling.prompt_syntax import add_scores
 from opensora.sampling.reference_frames import ReferenceKeys, require_whole_edits
 from opensora.sampling.requests import collect_requests
+from opensora.sampling.size_words import clip_size, warn_of_cut_size
 from opensora.schema import SampleRun
 from opensora.training.checkpoint import resolve_part, resolve_weights
 from opensora.types import DTYPES, SampleRequest, VideoConditioning
@@ -62,16 +65,24 @@ def plan_sampling(run: SampleRun, where: str) -> SamplePlan:
             recorded["model"] = config
     parts = {name: _part(name, getattr(run, name), recorded.get(name), where, run) for name in PARTS}
     _require_present(parts, absent, f"{where}: load={run.load!r}")
-    sizes = {
-        name: _configured_or_recorded(getattr(run, name), recorded.get(name), name, where, run)
-        for name in ("num_frames", "image_size", "fps")
-    }
+
+    def value_of(name: str) -> Any:
+        return _configured_or_recorded(getattr(run, name), recorded.get(name), name, where, run)
+
+    @cache
+    def vae() -> Autoencoder:
+        with torch.device("meta"):  # its sizes are needed here, not its weights
+            return build_autoencoder(parts["vae"])
+
+    size = clip_size(run, value_of, vae, parts["model"])
     requests = collect_requests(
         run.prompt,
         run.prompt_path,
-        num_frames=sizes["num_frames"],
-        image_size=sizes["image_size"],
-        fps=sizes["fps"],
+        num_frames=size.num_frames,
+        image_size=size.image_size,
+        fps=size.fps,
+        frame_interval=run.frame_interval,
+        save_fps=run.save_fps,
         seed=run.seed,
         negative_prompt=run.negative_prompt,
         num_sample=run.num_sample,
@@ -151,6 +162,7 @@ def build_sampler(plan: SamplePlan, device: torch.device) -> tuple[Sampler, Gene
     config = fill_model_config(parts["model"], {key: value for key, value in inferred.items() if key not in decided})
     for size in {(request.height, request.width) for request in plan.requests}:
         check_image_size("config: key 'image_size'", size, vae, config)
+        warn_of_cut_size(size, pixel_steps(vae, config))
     model = build_denoiser(config, pretrained=parts["model"].get("from_pretrained"))
     if plan.weights is not None:
         load_weights(model, plan.weights)

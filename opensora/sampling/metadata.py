@@ -115,6 +115,8 @@ def _pixel_fields(request: SampleRequest) -> dict[str, Any]:
     """The parts of a request that decide the pixels; reference files count by their contents, wherever they lie."""
     fields = asdict(request)
     del fields["index"]
+    if fields["save_fps"] is None:  # hashes of older videos are without it
+        del fields["save_fps"]
     conditioning = fields.pop("conditioning")
     if conditioning is not None:
         del conditioning["references"]

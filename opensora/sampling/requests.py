@@ -33,6 +33,7 @@ TABLES = (".csv", ".tsv", ".parquet", ".pq")
 NOT_READ = (".json", ".jsonl", ".xls", ".xlsx", ".ods")  # tables that would pass for lines of text
 EXACT = 2**53  # a float above it may stand for another whole number
 SLOWEST, FASTEST = 0.1, 240  # frames per second a video file can say
+LONGEST = 10_000  # frames of one clip; longer videos are made in loops
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ def collect_requests(
     image_size: Sequence[int],
     fps: float,
     seed: int,
+    frame_interval: int = 1,
+    save_fps: float | None = None,
     negative_prompt: str = "",
     num_sample: int = 1,
     reference_keys: ReferenceKeys = ReferenceKeys(),
@@ -66,7 +69,8 @@ def collect_requests(
 ) -> list[SampleRequest]:
     """All requests of a run: prompts given directly, then those of the file, `num_sample` videos each.
 
-    image_size: (height, width) in pixels. `index` is the prompt's place in the list, `repeat` the video of that prompt.
+    image_size: (height, width) in pixels. fps: of a video of which every `frame_interval`-th frame is made. save_fps: of
+    the file, None = as made. `index` is the prompt's place in the list, `repeat` the video of that prompt.
     reference_keys: the run's keys for reference frames. change: applied to the words of every prompt and loop.
     Raises ConfigError when there is no prompt or a value cannot be used.
     """
@@ -82,6 +86,8 @@ def collect_requests(
     if len(image_size) != 2:
         raise ConfigError(f"image_size: {tuple(image_size)} has {len(image_size)} numbers; it is (height, width)")
     sizes = dict(num_frames=num_frames, height=image_size[0], width=image_size[1], fps=fps, seed=seed)
+    if save_fps is not None and not SLOWEST <= save_fps <= FASTEST:
+        raise ConfigError(f"save_fps: {save_fps}; it is {SLOWEST} to {FASTEST} frames per second")
     requests = []
     for index, (prompt, (path, strategy)) in enumerate(
         zip(parsed, reference_keys.of_prompts(len(parsed)), strict=True)
@@ -99,7 +105,11 @@ def collect_requests(
             )
         prompt = replace(prompt, text=map_loops(prompt.text, change))
         requests += [
-            replace(_request(prompt, index, repeat, negative_prompt, sizes), conditioning=conditioning)
+            replace(
+                _request(prompt, index, repeat, negative_prompt, sizes, frame_interval),
+                conditioning=conditioning,
+                save_fps=save_fps,
+            )
             for repeat in range(num_sample)
         ]
     return requests
@@ -227,14 +237,24 @@ def _number(name: str, value: str | float, where: str) -> float | int:
 
 
 def _request(
-    prompt: Prompt, index: int, repeat: int, negative_prompt: str, defaults: Mapping[str, float | int]
+    prompt: Prompt,
+    index: int,
+    repeat: int,
+    negative_prompt: str,
+    defaults: Mapping[str, float | int],
+    frame_interval: int,
 ) -> SampleRequest:
     own = {name: getattr(prompt, name) for name in defaults}
     size: dict[str, Any] = {name: defaults[name] if value is None else value for name, value in own.items()}
     for name in ("num_frames", "height", "width", "fps"):
         if not (math.isfinite(size[name]) and size[name] > 0):
             raise ConfigError(f"{prompt.where}: {name} is {size[name]}; it is more than 0")
-    size["fps"] = float(size["fps"])  # 8 and 8.0 are one request
+    if size["num_frames"] > LONGEST:
+        raise ConfigError(
+            f"{prompt.where}: num_frames is {size['num_frames']}; it is 1 to {LONGEST} frames in one clip; set fewer, and "
+            "loop=N for a video of N such clips"
+        )
+    size["fps"] = float(size["fps"]) / frame_interval  # 8 and 8.0 are one request
     if not SLOWEST <= size["fps"] <= FASTEST:
         raise ConfigError(f"{prompt.where}: fps is {size['fps']}; it is {SLOWEST} to {FASTEST} frames per second")
     negative = negative_prompt if prompt.negative_prompt is None else prompt.negative_prompt

@@ -35,7 +35,7 @@ def write_sample(
     note = path.with_suffix(".json")
     with _write_errors(path):
         note.unlink(missing_ok=True)  # the old record must not outlive the video it describes
-    written = write_video(video_CTHW, path, request.fps)
+    written = write_video(video_CTHW, path, request.save_fps or request.fps)
     text = json.dumps(record(request, settings, **written), indent=2, ensure_ascii=False) + "\n"
     # Paths of references may hold bytes that are not UTF-8. Python carries them as lone surrogates; as an escape of JSON
     # a reader gets the same text back.
