@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c requirements/constraints.txt
 # Processes that run tests, each with one thread; the tests of a file stay together in one of them.
 WORKERS ?= 2
+# The browser that tests of pages drive; Debian and Ubuntu, as root.
+CHROMIUM := { apt-get update -qq && apt-get install -y -qq chromium chromium-driver; } >/dev/null 2>&1
 LISTS := $(wildcard requirements/*.txt) setup.py
 
 .PHONY: help install install-demo install-test demo test lint bench clean
@@ -28,7 +30,8 @@ $(VENV)/.demo: $(VENV)/.runtime
 
 $(VENV)/.test: $(VENV)/.demo
 	$(PIP) -r requirements/test.txt -r requirements/ray.txt
-	$(PIP) --no-deps -r requirements/onnx.txt
+	$(PIP) --no-deps -r requirements/onnx.txt -r requirements/web.txt
+	@command -v chromedriver >/dev/null || $(CHROMIUM) || echo "no chromium and chromium-driver: the tests of pages are skipped"
 	@touch $@
 
 install: $(VENV)/.runtime ## create .venv with what the commands need

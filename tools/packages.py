@@ -8,12 +8,14 @@ from opensora.errors import ConfigError
 
 TOOLS = "pip install -e '.[tools]'"
 DEMO = "pip install --no-deps -r requirements/demo.txt"
+WEB = "pip install --no-deps -r requirements/web.txt"
 ONNX = "pip install --no-deps -r requirements/onnx.txt"
 INSTALL = {  # module -> command
     "scenedetect": TOOLS,
     "cv2": TOOLS,
     "duckdb": TOOLS,
     "faiss": TOOLS,
+    "gradio": WEB,
     "httpx": TOOLS,
     "imagehash": TOOLS,
     "onnxruntime": ONNX,
