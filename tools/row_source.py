@@ -7,15 +7,14 @@ from typing import Any
 
 from opensora.datasets.csv_rows import RowError
 from opensora.datasets.decode import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from opensora.datasets.table import absolute_paths, require_columns, stream_table
-from opensora.datasets.table_writer import batches, is_json, is_parquet
+from opensora.datasets.table import absolute_paths, require_columns, stream_table, table_files
+from opensora.datasets.table_writer import TABLES, batches, is_json, is_parquet
 from opensora.errors import DataError
 from tools.where import ColumnTypes, Where
 
 Row = dict[str, Any]
 
 _ROWS_AT_A_TIME = 1000  # for --where
-_TABLES = (".csv", ".parquet", ".pq", ".jsonl", ".ndjson")
 
 
 @dataclass(frozen=True)
@@ -93,10 +92,9 @@ class RowSource:
 def _streams(source: str, suffixes: tuple[str, ...], needs_files: bool) -> list[Callable[[], Iterator[SourceRow]]]:
     """Functions that read an input from its start: one for each of its tables, or one for its files."""
     if os.path.isdir(source):
-        shards = sorted(name for name in os.listdir(source) if name.lower().endswith(_TABLES))
         files = files_below(source, suffixes)
-        if shards and not files:
-            return [_table_stream(os.path.join(source, name), needs_files) for name in shards]
+        if not files and any(name.lower().endswith(TABLES) for name in os.listdir(source)):
+            return [_table_stream(shard, needs_files) for shard in table_files(source)]
         if not files:
             kind = "video or picture" if suffixes[-1] in IMAGE_SUFFIXES else "video"
             raise DataError(f"{source}: found no {kind} below this folder; known endings: {', '.join(suffixes)}")

@@ -1,10 +1,10 @@
-"""Manifests: tables of clips as CSV or Parquet, one row per clip.
+"""Manifests: tables of clips as CSV, Parquet, JSON lines or a folder of such shards, one row per clip.
 
 Columns (Open-Sora's words): path, text; optional num_frames, height, width (pixels), fps; optional start, end (seconds
 from the first frame) when a row is one shot of a longer video. Other columns are kept for tools and ignored by training.
 Paths are absolute or relative to the manifest's folder.
 
-Both formats are read block by block into Arrow columns, and one set of rules checks the columns. A row becomes a Python
+All formats are read block by block into Arrow columns, and one set of rules checks the columns. A row becomes a Python
 object when it is read. Checking costs no Python per row: only refused rows are looked at one by one, and of those
 the first `MAX_MESSAGES` of each reason.
 """
@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from opensora.datasets.duplicate_rows import first_of_equals
 from opensora.datasets.missing_values import blank_mask, is_missing, word_mask
 from opensora.datasets.row_blocks import RowBlock, misspelled_columns, read_blocks
+from opensora.datasets.row_places import RowPlaces
 from opensora.datasets.row_report import Dropped, DroppedRows
-from opensora.datasets.table import friendly_io_errors
+from opensora.datasets.table import friendly_io_errors, table_files
 from opensora.datasets.table_writer import is_parquet, relative_path
 from opensora.errors import DataError
 from opensora.files import expand_home
@@ -79,18 +80,18 @@ class Columns:
 class Rows(Sequence[ManifestRow]):
     """Usable rows of a manifest, kept as columns; an item is made when it is read.
 
-    texts: path (relative to the manifest's folder where it lies below it) and text, of all rows of the file.
-    lines: first line of all rows of the file; None for Parquet, whose rows are counted from 1.
+    texts: path (relative to the manifest's folder where it lies below it) and text, of all rows of the manifest.
+    places: of all rows.
     """
 
     def __init__(
-        self, path: str, texts: dict[str, "pyarrow.ChunkedArray"], lines: NDArray[np.int64] | None, columns: Columns
+        self, path: str, texts: dict[str, "pyarrow.ChunkedArray"], places: RowPlaces, columns: Columns
     ) -> None:
         self.path = path
-        self.folder = os.path.dirname(os.path.abspath(path))
+        self.folder = os.path.abspath(path) if os.path.isdir(path) else os.path.dirname(os.path.abspath(path))
         self.columns = columns
         self._texts = texts
-        self._lines = lines
+        self._places = places
 
     def __len__(self) -> int:
         return len(self.columns.index)
@@ -107,7 +108,7 @@ class Rows(Sequence[ManifestRow]):
         columns, index = self.columns, int(self.columns.index[position])
         return ManifestRow(
             index,
-            f"{self.path}:{_line(self._lines, index)}",
+            self._places.location(index),
             os.path.normpath(os.path.join(self.folder, self._text("path", index))),
             self._text("text", index),
             int(columns.num_frames[position]) or None,
@@ -120,7 +121,7 @@ class Rows(Sequence[ManifestRow]):
 
     def take(self, positions: NDArray[np.integer]) -> "Rows":
         """The rows at these positions only."""
-        return Rows(self.path, self._texts, self._lines, self.columns.take(positions))
+        return Rows(self.path, self._texts, self._places, self.columns.take(positions))
 
     def texts(self) -> "pyarrow.LargeStringArray":
         """The captions of these rows."""
@@ -156,33 +157,36 @@ def read_manifest(path: str, captions: bool = True, block_rows: int | None = Non
 
     captions: False makes the text column optional, as for an autoencoder; captions are then empty.
     block_rows: rows read at a time; by default a number that keeps memory flat.
-    Raises DataError when the file cannot be read or a column is missing.
+    Raises DataError when a file cannot be read or a column is missing.
     """
     import pyarrow
 
     names = TEXTS if captions else TEXTS[:1]
-    dropped = DroppedRows()
+    dropped, places, notes = DroppedRows(), RowPlaces(), list[str]()
     parts: list[_Checked] = []
-    with friendly_io_errors(path):
-        notes = misspelled_columns(path, tuple(LOWEST))
-        for block in read_blocks(path, names, tuple(LOWEST), block_rows):
-            parts.append(_check(path, block, names, dropped))
+    for file in table_files(path):
+        with friendly_io_errors(file):
+            notes = notes or misspelled_columns(file, tuple(LOWEST))  # shards have one header
+            blocks = read_blocks(file, names, tuple(LOWEST), block_rows)
+            checked = [_check(file, block, names, dropped) for block in blocks]
+        lines = None if is_parquet(file) else np.concatenate([np.zeros(0, np.int64), *(each.lines for each in checked)])
+        places.add(file, sum(len(each.usable) for each in checked), lines)
+        parts += checked
     texts = {
         name: pyarrow.chunked_array([part.texts[name] for part in parts], pyarrow.large_string()) for name in names
     }
     usable = np.concatenate([np.zeros(0, dtype=np.bool_), *(part.usable for part in parts)])
-    numbers = {name: _joined(name, [part.numbers for part in parts], len(usable)) for name in LOWEST}
-    lines = None if is_parquet(path) else np.concatenate([np.zeros(0, np.int64), *(part.lines for part in parts)])
+    numbers = {name: _joined(name, parts, len(usable)) for name in LOWEST}
     first = first_of_equals(texts["path"], numbers["start"], numbers["end"], usable)
     repeats = np.flatnonzero(first != np.arange(len(first)))
 
     def message(index: int) -> str:
-        line = _line(lines, int(first[index]))
-        return f"{path}:{_line(lines, index)}: repeats the path, start and end of line {line}; remove one of them"
+        other = places.location_from(int(first[index]), index)
+        return f"{places.location(index)}: repeats the path, start and end of {other}; remove one of them"
 
     dropped.add("duplicate row", repeats, message)
     usable[repeats] = False
-    rows = Rows(path, texts, lines, Columns(np.arange(len(usable)), **numbers))
+    rows = Rows(path, texts, places, Columns(np.arange(len(usable)), **numbers))
     return Manifest(path, rows if usable.all() else rows.take(np.flatnonzero(usable)), dropped.rows, notes)
 
 
@@ -334,11 +338,12 @@ def _float(cell: object) -> float:
         return -np.inf
 
 
-def _joined(name: str, parts: Sequence[dict[str, NDArray[Any]]], rows: int) -> NDArray[Any]:
-    """The column over all blocks; one that the file does not have takes no memory."""
-    if parts and name in parts[0]:
-        return np.concatenate([part[name] for part in parts])
-    return np.broadcast_to(np.array(0, dtype=np.int32) if name in WHOLE else np.array(np.nan), rows)
+def _joined(name: str, parts: Sequence[_Checked], rows: int) -> NDArray[Any]:
+    """The column over all blocks; one that no file has takes no memory."""
+    none = np.array(0, dtype=np.int32) if name in WHOLE else np.array(np.nan)
+    if not any(name in part.numbers for part in parts):
+        return np.broadcast_to(none, rows)
+    return np.concatenate([part.numbers.get(name, np.broadcast_to(none, len(part.usable))) for part in parts])
 
 
 def _relative_paths(paths: "pyarrow.LargeStringArray", folder: str) -> "pyarrow.LargeStringArray":
@@ -367,11 +372,6 @@ def _relative_paths(paths: "pyarrow.LargeStringArray", folder: str) -> "pyarrow.
         relative_path(os.path.normpath(os.path.join(folder, path)), folder) for path in paths.filter(odd).to_pylist()
     ]
     return compute.replace_with_mask(paths, odd, pyarrow.array(normal, pyarrow.large_string()))
-
-
-def _line(lines: NDArray[np.int64] | None, index: int) -> int:
-    """Line of the CSV, or row of the Parquet from 1."""
-    return index + 1 if lines is None else int(lines[index])
 
 
 def _number_or_none(value: np.floating[Any]) -> float | None:

@@ -3,28 +3,29 @@
 import re
 from collections.abc import Iterator, Sequence
 from itertools import islice, zip_longest
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from opensora.datasets.csv_rows import RowError, csv_rows, require_different
-from opensora.datasets.table import require_columns
-from opensora.datasets.table_writer import is_parquet
+from opensora.datasets.table import require_columns, stream_table
+from opensora.datasets.table_writer import is_json, is_parquet
+from opensora.files import is_utf8
 
 if TYPE_CHECKING:
     import pyarrow
 
 _PARQUET_ROWS = 1 << 17
-_CSV_ROWS = 1 << 14  # fewer, since the cells are Python strings until their block is in columns
+_TEXT_ROWS = 1 << 14  # fewer, since the cells are Python strings until their block is in columns
 
 
 class RowBlock(NamedTuple):
     """Some consecutive rows, not checked yet."""
 
     table: "pyarrow.Table"
-    lines: Sequence[int] | NDArray[np.int64]  # first line of each row in the CSV; row of the Parquet from 1
-    errors: dict[int, RowError]  # by position: CSV rows that are not UTF-8 or have more cells than the header
+    lines: Sequence[int] | NDArray[np.int64]  # first line of each row in the file; row of the Parquet from 1
+    errors: dict[int, RowError]  # by position: rows that are not UTF-8, have more cells than the header, or are no JSON
 
 
 def read_blocks(
@@ -32,15 +33,17 @@ def read_blocks(
 ) -> Iterator[RowBlock]:
     """Yield the file's rows with the needed and optional columns; `rows` at a time.
 
-    Raises DataError when a needed column is missing or the file is no CSV.
+    Raises DataError when a needed column is missing, or a file by the name of a CSV is none.
     """
     if is_parquet(path):
         return _parquet_blocks(path, needed, optional, rows or _PARQUET_ROWS)
-    return _csv_blocks(path, needed, optional, rows or _CSV_ROWS)
+    return (_json_blocks if is_json(path) else _csv_blocks)(path, needed, optional, rows or _TEXT_ROWS)
 
 
 def misspelled_columns(path: str, optional: Sequence[str]) -> list[str]:
     """`misspelled` of the columns of a file."""
+    if is_json(path):
+        return misspelled(path, stream_table(path).columns, optional)
     if not is_parquet(path):
         return misspelled(path, csv_rows(path)[0], optional)
     import pyarrow.parquet
@@ -98,3 +101,43 @@ def _csv_blocks(path: str, needed: Sequence[str], optional: Sequence[str], rows:
         names = [name for name in (*needed, *optional) if name in columns]
         table = pyarrow.table({name: pyarrow.array(columns[name][1:], pyarrow.large_string()) for name in names})
         yield RowBlock(table, np.array([line for line, _, _ in block]), errors)
+
+
+def _json_blocks(path: str, needed: Sequence[str], optional: Sequence[str], rows: int) -> Iterator[RowBlock]:
+    """Cells as text, as those of a CSV are; the rules for both are one. Rows may have different columns."""
+    import pyarrow
+
+    reader, names = stream_table(path).rows, (*needed, *optional)
+    begun = named = False
+    while block := list(islice(reader, rows)):
+        errors = {position: error for position, (_, _, error) in enumerate(block) if error is not None}
+        here = {name for _, cells, _ in block for name in cells}
+        if here and not named:
+            require_columns(path, sorted(here), needed)
+        begun, named = True, named or bool(here)
+        texts: dict[str, list[str | None]] = {name: [] for name in names if name in (*needed, *here)}
+        for position, (_, cells, _) in enumerate(block):
+            for name, column in texts.items():
+                try:
+                    column.append(_cell_text(name, cells.get(name)))
+                except RowError as error:
+                    errors.setdefault(position, error)
+                    column.append(None)
+        table = pyarrow.table({name: pyarrow.array(column, pyarrow.large_string()) for name, column in texts.items()})
+        yield RowBlock(table, np.array([line for line, _, _ in block]), errors)
+    if not begun:
+        require_columns(path, [], needed)
+
+
+def _cell_text(name: str, cell: Any) -> str | None:
+    """A value of JSON as the cell of a CSV; None for an empty one. Raises RowError for one that cannot be any."""
+    if cell is None:
+        return None
+    if isinstance(cell, (list, dict)):
+        raise RowError(
+            "not a text", f"{name} holds a JSON {type(cell).__name__}; a text or number is needed; correct it"
+        )
+    text = f"{cell:.0f}" if isinstance(cell, float) and cell.is_integer() else str(cell)
+    if not is_utf8(text):
+        raise RowError("not UTF-8", f"{name} holds half a character; correct it")
+    return text

@@ -13,7 +13,7 @@ from typing import Any
 
 from opensora.datasets.csv_rows import RowError, csv_rows, require_different
 from opensora.datasets.missing_values import is_missing
-from opensora.datasets.table_writer import PATHS, Cells, is_json, is_parquet, write_rows
+from opensora.datasets.table_writer import PATHS, TABLES, Cells, is_json, is_parquet, write_rows
 from opensora.errors import DataError
 from opensora.files import expand_home
 
@@ -45,6 +45,23 @@ class TableStream:
     path: str
     columns: list[str]
     rows: Iterator[tuple[int, Cells, RowError | None]]
+
+
+def table_files(path: str) -> list[str]:
+    """The files of a table: itself, or all tables in a folder, in the order of their names. Raises DataError for none."""
+    if not os.path.isdir(path):
+        return [path]
+    names = sorted(name for name in os.listdir(path) if _is_shard(name))
+    if not names:
+        raise DataError(
+            f"{path}: found a folder without tables; allowed: files that end in {', '.join(TABLES)}; name another folder"
+        )
+    return [os.path.join(path, name) for name in names]
+
+
+def _is_shard(name: str) -> bool:
+    """False for what tools write next to a table: hidden files, and the list of bad rows."""
+    return name.lower().endswith(TABLES) and not name.startswith(".") and not name.endswith(".errors.jsonl")
 
 
 def read_table(path: str) -> Table:
@@ -87,10 +104,12 @@ def friendly_io_errors(path: str) -> Iterator[None]:
 
     try:
         if os.path.isdir(path):
-            raise DataError(f"{path}: found a folder; a manifest is a .csv or .parquet file; name the file")
+            raise DataError(f"{path}: found a folder; a .csv, .parquet or .jsonl file is needed; name the file")
         yield
     except FileNotFoundError:
-        raise DataError(f"{path}: no such manifest; a .csv or .parquet file is needed; check the path") from None
+        raise DataError(
+            f"{path}: no such manifest; a .csv, .parquet or .jsonl file is needed; check the path"
+        ) from None
     except OSError as error:
         # Arrow leaves strerror empty and describes the damage in the message, in several lines.
         reason = " ".join(str(error.strerror or error).split())

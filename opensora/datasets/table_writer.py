@@ -19,6 +19,7 @@ from opensora.errors import DataError
 if TYPE_CHECKING:
     import pyarrow
 
+TABLES = (".csv", ".parquet", ".pq", ".jsonl", ".ndjson")  # endings of tables
 PATHS = ("path", "source_path")  # columns of file names
 ROWS_PER_SHARD = 1_000_000
 _ROWS_AT_A_TIME = 10_000

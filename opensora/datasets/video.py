@@ -58,7 +58,7 @@ class _Decoded:
 class VideoTextDataset:
     """Clips of `num_frames` frames of `image_size` pixels, cut out of the videos of a manifest.
 
-    data_path: the manifest, CSV or Parquet; see `datasets/manifest.py` for its columns.
+    data_path: the manifest, a table or a folder of shards; see `datasets/manifest.py` for its columns.
     image_size: (height, width) in pixels; frames are resized until they cover it, then cropped. A run with `bucket_config`
     leaves both out: then every clip is requested at the size of its bucket.
     frame_interval: take every n-th frame. fps: first bring each video to this rate by dropping or repeating frames;

@@ -177,9 +177,13 @@ class VideoFile:
         self._container = self._stack.enter_context(container)
         self._stream = self._film()
         context = self._stream.codec_context
-        if self._strict or context.name == "mjpeg":  # half a picture would be filled up with gray
+        # To that option commands of H.264 on frames before the file, which players pass over, are damage as well.
+        if (
+            self._strict and context.name != "h264"
+        ) or context.name == "mjpeg":  # half a picture would be filled with gray
             context.options = {"err_detect": "explode"}
-        if self._threads > 1:
+        # Threads that share a frame do not mark it where parts are missing.
+        if self._threads > 1 or self._strict:
             context.thread_type, context.thread_count = ThreadType.FRAME, self._threads
 
     def _film(self) -> "VideoStream":

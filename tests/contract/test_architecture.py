@@ -50,7 +50,7 @@ ALLOWED = {
 TOOLS_MAY = {"datasets", "errors", "log", "rng", "types", "interfaces", "files", "progress_bar"}
 TOOLS_MAY_MORE = {
     "datasets": {"config", "schema"},  # validate reads the clips of a config
-    "score": {"platforms"},  # models that score run on any device
+    "score": {"models", "platforms"},  # models that score are read as text encoders are, and run on any device
     "weights": {"models", "config", "registry"},  # builds models from key=value
     "caption": {"models", "config", "registry", "platforms"},  # builds captioners from configs, on any device
     "pipeline": {"config"},  # reads a config of steps

@@ -79,7 +79,7 @@ class TransformersCaptioner(ChatCaptioner):
         }
 
     def answer(self, requests: Sequence[Request]) -> list[Result]:
-        from opensora.models.text.transformers_encoder import quiet_transformers
+        from opensora.models.hub import quiet_transformers
 
         results: dict[int, Result] = {}
         with quiet_transformers():
@@ -177,7 +177,7 @@ def _load(source: str, device: str | None, dtype: Dtype, trust_remote_code: bool
     import torch
     from safetensors import SafetensorError
 
-    from opensora.models.text.transformers_encoder import quiet_transformers
+    from opensora.models.hub import read_pretrained
     from opensora.platforms import select
 
     platform = select(device)
@@ -185,21 +185,13 @@ def _load(source: str, device: str | None, dtype: Dtype, trust_remote_code: bool
     kind = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[words]
     unreadable = (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError)
     try:
-        with quiet_transformers():
-            try:
-                processor, model, report = _read(source, kind, trust_remote_code, local_files_only=True)
-            except OSError:
-                if Path(source).is_dir():
-                    raise
-                processor, model, report = _read(source, kind, trust_remote_code, local_files_only=False)
+        processor, model, report = read_pretrained(
+            source, lambda local: _read(source, kind, trust_remote_code, local_files_only=local)
+        )
     except ImportError as error:
         raise ConfigError(f"transformers: {source} needs a package ({_first_line(error)}); install it") from error
     except unreadable as error:
-        what = (
-            "in this folder"
-            if Path(source).is_dir()
-            else "neither a folder, nor in the local hub cache, nor at the hub"
-        )
+        what = "in this folder" if Path(source).is_dir() else "by this name of the hub"
         raise ConfigError(
             f"transformers: {source} could not be read, {what} ({_first_line(error)}); config.json, weights, tokenizer and "
             f"processor files are needed; correct the path, or fetch the model with `hf download {source}`"

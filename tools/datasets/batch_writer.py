@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from opensora import files
-from opensora.datasets.table_writer import ROWS_PER_SHARD, is_folder_name, is_json, is_parquet
+from opensora.datasets.table_writer import ROWS_PER_SHARD, TABLES, is_folder_name, is_json, is_parquet
 from opensora.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     import pyarrow
-
-TABLES = (".csv", ".parquet", ".pq", ".jsonl", ".ndjson")
 
 
 def require_output(path: str, flag: str = "OUT") -> None:

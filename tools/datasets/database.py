@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from opensora import files
 from opensora.datasets.csv_rows import require_different
-from opensora.datasets.table import friendly_io_errors
-from opensora.datasets.table_writer import PATHS, is_json, is_parquet, table_folder
+from opensora.datasets.table import friendly_io_errors, table_files
+from opensora.datasets.table_writer import PATHS, TABLES, is_json, is_parquet, table_folder
 from opensora.errors import ConfigError, DataError
-from tools.datasets.batch_writer import TABLES, write_batches
+from tools.datasets.batch_writer import write_batches
 from tools.datasets.moved_path import moved_path, name, text
 from tools.datasets.staged_text import EMPTY, StagedText, stage_csv, stage_json
 from tools.packages import require_packages
@@ -275,18 +275,11 @@ def _batches(path: str) -> "tuple[pyarrow.Schema, Iterator[pyarrow.RecordBatch]]
 
 def shards(path: str) -> list[str]:
     """The files of a table: itself, or in a folder all tables in the order of their names. Raises DataError."""
-    if not os.path.isdir(path):
-        if not path.lower().endswith(TABLES):
-            raise DataError(
-                f"{path}: not the name of a table; allowed: a file that ends in {', '.join(TABLES)}, or a folder of them"
-            )
-        return [path]
-    names = sorted(each for each in os.listdir(path) if each.lower().endswith(TABLES) and not each.startswith("."))
-    if not names:
+    if not os.path.isdir(path) and not path.lower().endswith(TABLES):
         raise DataError(
-            f"{path}: a folder without tables; allowed: files that end in {', '.join(TABLES)}; name another folder"
+            f"{path}: not the name of a table; allowed: a file that ends in {', '.join(TABLES)}, or a folder of them"
         )
-    return [os.path.join(path, each) for each in names]
+    return table_files(path)
 
 
 def _require_names(path: str, names: Sequence[str]) -> None:

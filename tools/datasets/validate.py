@@ -18,11 +18,12 @@ from typing import Any
 from opensora import files
 from opensora.datasets.manifest import read_manifest
 from opensora.datasets.row_report import Report
+from opensora.datasets.table_writer import TABLES
 from opensora.errors import ConfigError, DataError
 from opensora.files import expand_argument
 from opensora.progress_bar import ProgressBar
 from tools.datasets.manifest_files import PathCheck, Problem, file_problems
-from tools.datasets.table_command import add_switch, run_command
+from tools.datasets.table_command import INPUT, add_switch, run_command
 
 _SHOWN = 3  # problems of a reason in the table
 _MOST = 100  # problems of a reason that are kept
@@ -78,7 +79,7 @@ def validate(
     manifest = read_manifest(path, captions)
     problems = Problems()
     problems.add_report(Report.of(path, len(manifest.rows), manifest.dropped))
-    folder = None if allow_outside else root or os.path.dirname(os.path.abspath(path))
+    folder = None if allow_outside else root or manifest.rows.folder
     rows, checked = manifest.rows, 0
     with ProgressBar("files", len(rows), lines=5) as bar:
         found_here = file_problems(
@@ -138,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("manifest", metavar="MANIFEST", help=".csv or .parquet")
+    parser.add_argument("manifest", metavar="MANIFEST", help=INPUT)
     parser.add_argument("problems", metavar="PROBLEMS", nargs="?", help="the problems as JSON lines: .jsonl")
     parser.add_argument("--config", help="training config whose clips the rows must fill")
     parser.add_argument("--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], help="keys of the config")
@@ -152,10 +153,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _validate(options: argparse.Namespace) -> int:
-    if not options.manifest.lower().endswith((".csv", ".parquet", ".pq")):
+    if not os.path.isdir(options.manifest) and not options.manifest.lower().endswith(TABLES):
         raise ConfigError(
-            f"validate: MANIFEST is {options.manifest!r}; allowed: .csv or .parquet, which training reads; write it as one of "
-            "them with tools.datasets.merge"
+            f"validate: MANIFEST is {options.manifest!r}; allowed: a file that ends in {', '.join(TABLES)}, or a folder of them"
         )
     if options.problems is not None and not options.problems.lower().endswith((".jsonl", ".ndjson")):
         raise ConfigError(f"validate: PROBLEMS is {options.problems!r}; allowed: a name that ends in .jsonl")

@@ -65,7 +65,7 @@ def _times(shown: list[int]) -> list[tuple[int, int]]:
 
 def _compare(path: Path, video: Video, first: int, last: int) -> None:
     try:
-        # Strictly: commands on frames before the cut, which are not there, look like damage to careful readers.
+        # Strictly: a copy must not hold damage that decoders cover up.
         with Video(str(path), strict=True) as clip:
             if clip.info.num_frames != last - first or abs(clip.info.fps / video.info.fps - 1) > _RATE:
                 raise _Differs

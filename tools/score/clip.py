@@ -4,8 +4,6 @@ Shapes: T frames, B texts, D numbers of a vector.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from opensora.datasets.decode import Frames
@@ -98,14 +96,10 @@ def _read(model: str) -> tuple[Any, Any, Any]:
     """Network, image processor and tokenizer, from the hub where they are neither in a folder nor cached."""
     from safetensors import SafetensorError
 
+    from opensora.models.hub import read_pretrained
+
     try:
-        with _quiet():
-            try:
-                parts = _parts(model, local_files_only=True)
-            except OSError:
-                if Path(model).is_dir():
-                    raise
-                parts = _parts(model, local_files_only=False)
+        parts = read_pretrained(model, lambda local: _parts(model, local_files_only=local))
     # Raised by transformers for files that are missing, truncated or of another model; TypeError: no vocabulary.
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
@@ -134,19 +128,3 @@ def _parts(model: str, **options: Any) -> tuple[Any, Any, Any]:
             f"{len(report['missing_keys'])} tensors are missing, such as {sorted(report['missing_keys'])[0]}"
         )
     return network, images, AutoTokenizer.from_pretrained(model, **options)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars and warnings of transformers."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

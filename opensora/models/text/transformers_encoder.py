@@ -4,9 +4,8 @@ Shapes: B captions, L = model_max_length tokens (padded), C = output_dim.
 """
 
 import abc
-import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from opensora.errors import ConfigError, WeightsError
+from opensora.models.hub import read_pretrained
 from opensora.models.read_weights import lfs_pointers
 from opensora.models.text.lost_words import Cut
 from opensora.types import EncodedText
@@ -110,13 +110,7 @@ class PretrainedEncoder(abc.ABC):
         # Raised by transformers for files that are missing, truncated or of another model; TypeError: no vocabulary.
         unreadable = (OSError, ValueError, RuntimeError, TypeError, SafetensorError)
         try:
-            with quiet_transformers():
-                try:
-                    tokenizer, model, report = self._read(local_files_only=True)
-                except OSError:
-                    if Path(self.from_pretrained).is_dir():
-                        raise
-                    tokenizer, model, report = self._read(local_files_only=False)
+            tokenizer, model, report = read_pretrained(self.from_pretrained, self._read)
         except unreadable as error:
             pointers = lfs_pointers(self.from_pretrained)
             if pointers:
@@ -225,22 +219,6 @@ def _cached(hub_id: str) -> Path | None:
     except HFValidationError:  # a path with several slashes cannot be a hub id
         return None
     return Path(path) if isinstance(path, str) else None
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Silence progress bars and all but errors of transformers; its settings are restored afterwards."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _first_line(error: Exception) -> str:

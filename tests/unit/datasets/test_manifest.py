@@ -49,7 +49,7 @@ def test_byte_order_mark_and_spaces_in_the_header(tmp_path: Path) -> None:
     assert [row.text for row in read_manifest(path).rows] == ["ein Käfer"]
 
 
-@pytest.mark.parametrize("name", ["train.csv", "train.parquet"])
+@pytest.mark.parametrize("name", ["train.csv", "train.parquet", "train.jsonl"])
 def test_missing_column(tmp_path: Path, name: str) -> None:
     path = str(tmp_path / name)
     write_table(path, [{"file": "a.mp4", "text": "x"}])
@@ -57,9 +57,10 @@ def test_missing_column(tmp_path: Path, name: str) -> None:
         read_manifest(path)
 
 
-def test_empty_file(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"train\.csv: .*column.*'path', 'text'.*none"):
-        read_manifest(write(tmp_path, ""))
+@pytest.mark.parametrize("name", ["train.csv", "train.jsonl"])
+def test_empty_file(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match=r"train\.\w+: .*column.*'path', 'text'.*none|train\.jsonl: .*none"):
+        read_manifest(write(tmp_path, "", name))
 
 
 def test_captions_are_optional_for_an_autoencoder(tmp_path: Path) -> None:
@@ -106,7 +107,7 @@ def test_shots_of_one_video_are_not_duplicates(tmp_path: Path) -> None:
     ("make", "says"),
     [
         (lambda path: None, "no such manifest"),
-        (lambda path: path.mkdir(), "found a folder"),
+        (lambda path: path.mkdir(), "found a folder without tables; allowed: files that end in .csv"),
     ],
 )
 def test_unreadable_manifest(tmp_path: Path, make: object, says: str) -> None:
@@ -259,7 +260,7 @@ def test_take_rows(tmp_path: Path) -> None:
     assert len(part) == 2
 
 
-@pytest.mark.parametrize("name", ["train.csv", "train.parquet"])
+@pytest.mark.parametrize("name", ["train.csv", "train.parquet", "train.jsonl"])
 def test_many_refused_rows_are_counted(tmp_path: Path, name: str) -> None:
     path = str(tmp_path / name)
     write_table(path, [{"path": f"{n}.mp4", "text": "" if n % 2 else "x"} for n in range(500)])
@@ -306,7 +307,7 @@ def test_damaged_parquet(tmp_path: Path) -> None:
         read_manifest(str(path))
 
 
-@pytest.mark.parametrize("name", ["train.csv", "train.parquet"])
+@pytest.mark.parametrize("name", ["train.csv", "train.parquet", "train.jsonl"])
 def test_words_and_characters_that_stand_for_an_empty_cell(tmp_path: Path, name: str) -> None:
     words = ["nan", "NaN", "None", "null", "N/A", "<NA>", " NA ", "\u200b", "\ufeff\u200d", "\x01", "\u3000"]
     captions = ["a nan", "none of it", "\u200bcat", "红", "\u0301", "\U0001f600", "a", "-", "0"]
@@ -397,7 +398,7 @@ def test_path_with_a_null_byte(tmp_path: Path) -> None:
     assert [row.reason for row in manifest.dropped] == ["empty path", "bad path"]
 
 
-@pytest.mark.parametrize("name", ["train.csv", "train.parquet"])
+@pytest.mark.parametrize("name", ["train.csv", "train.parquet", "train.jsonl"])
 def test_columns_that_are_almost_named_right(tmp_path: Path, name: str) -> None:
     path = str(tmp_path / name)
     row = {"path": "a.mp4", "text": "x", "Start": 1, "num frames": 2, "FPS": 3, "fps": 4, "height_cm": 5}

@@ -14,7 +14,6 @@ from opensora.errors import ConfigError, WeightsError
 from opensora.models.text import hugging_face
 from opensora.models.text.hugging_face import EMBEDDED_PACKAGE, HuggingFaceEncoder
 from opensora.models.text.t5 import T5Encoder
-from opensora.models.text.transformers_encoder import quiet_transformers
 from opensora.registry import TEXT_ENCODERS, build
 from tests.support.text_models import CAPTIONS, tiny_bert, tiny_t5
 
@@ -167,16 +166,6 @@ def test_dtype_set_before_loading_is_kept(bert: Path) -> None:
     encoder = HuggingFaceEncoder(str(bert), 16).to("cpu", torch.bfloat16).load()
     assert encoder.encode(["a red circle"]).text_B1LC.dtype == torch.bfloat16
     assert encoder.to("cpu", torch.float32).encode(["a red circle"]).text_B1LC.dtype == torch.float32
-
-
-def test_settings_of_transformers_come_back() -> None:
-    from transformers.utils import logging
-
-    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    with quiet_transformers():
-        assert logging.get_verbosity() == logging.ERROR
-        assert not logging.is_progress_bar_enabled()
-    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
 
 
 def test_embedded_encoder_missing_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

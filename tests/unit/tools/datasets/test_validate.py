@@ -104,6 +104,19 @@ def test_decoding_finds_damage_in_the_middle(tmp_path: Path) -> None:
     assert check(tmp_path, rows, decode=True)[0] == {"file cannot be decoded": 1}
 
 
+@pytest.mark.parametrize("name", ["train.csv", "train.parquet", "train.jsonl", "shards"])
+def test_every_form_of_a_table(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Files lie below the folder of the table, which of shards is their own."""
+    picture(tmp_path / "shards" / "a.png")
+    rows = [{"path": str(tmp_path / "shards" / "a.png"), "text": "dog"}, {"path": str(tmp_path / "b.png"), "text": " "}]
+    write_table(str(tmp_path / name / "part-00000.parquet" if name == "shards" else tmp_path / name), rows)
+    assert main([str(tmp_path / name)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [f"{tmp_path / name}: 1 rows can be used, 1 problems", "1 x empty caption"]
+    place = {"train.csv": "train.csv:3", "shards": "shards/part-00000.parquet:2"}.get(name, f"{name}:2")
+    assert lines[2].startswith(f"    {tmp_path}/{place}: the caption is empty")
+
+
 def test_bucket_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = Path("configs/stdit2/train/debug_buckets.py").resolve()
     rows = []
@@ -141,6 +154,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "none.csv").write_text("path,text\n")
     assert main([str(tmp_path / "none.csv")]) == 1
     assert "1 x no row" in capsys.readouterr().out
-    assert main([str(tmp_path / "a.jsonl")]) == 2
+    assert main([str(tmp_path / "a.txt")]) == 2
+    assert "MANIFEST is" in capsys.readouterr().err
     assert main([str(tmp_path / "train.csv"), str(tmp_path / "p.csv")]) == 2
     assert main([str(tmp_path / "missing.csv")]) == 1

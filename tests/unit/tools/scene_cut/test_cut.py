@@ -164,12 +164,12 @@ def test_a_copy_that_differs_is_thrown_away(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_copy_that_a_strict_reader_refuses_is_thrown_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if its frames referred to frames before the cut."""
+    """As if parts of its frames were missing."""
 
     class CarefulVideo(Video):
         def __enter__(self) -> Video:
             if self._strict:
-                raise BadClip(f"{self.path}: refers to a frame that is not there")
+                raise BadClip(f"{self.path}: damaged data")
             return super().__enter__()
 
     path = write_video(tmp_path / "a.mp4", 30, codec_options={"x264-params": "bframes=0:keyint=6:scenecut=0"})

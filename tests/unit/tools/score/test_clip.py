@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import huggingface_hub.utils
 import numpy as np
 import pytest
 import torch
@@ -65,6 +66,16 @@ def test_models_that_cannot_be_read_are_sentences(folder: str, tmp_path: Path, m
         ClipEncoder(str(damaged), "cpu")
     with pytest.raises(ConfigError, match="platform: 'abacus' is unknown; allowed: cpu"):
         ClipEncoder(folder, "abacus")
+
+
+def test_a_model_that_is_neither_here_nor_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes one question to the hub, not retries for half a minute."""
+    monkeypatch.setattr(huggingface_hub.utils, "get_session", lambda: None)
+    with pytest.raises(
+        ConfigError,
+        match=r"^--model someone/a-model: cannot be read \(it is not in the local hub .* cannot be reached\); ",
+    ):
+        ClipEncoder("someone/a-model", "cpu")
 
 
 def test_missing_weights_are_not_made_up(tmp_path: Path) -> None:
