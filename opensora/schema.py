@@ -368,6 +368,18 @@ class SampleRun:
     mask_strategy: str | int | tuple[int | float, ...] | list[str] = key(
         "", "placement of the references' latent frames; docs/sampling.md"
     )
+    first_frame: str | None = key(None, "picture, or clip whose first frame, the video begins with", path=True)
+    last_frame: str | None = key(None, "picture, or clip whose first frame, the video ends with", path=True)
+    extend: str | None = key(None, "clip whose end the video begins with", path=True)
+    backward: bool = key(False, "the video ends with the beginning of `extend`, and shows what came before")
+    connect: Sequence[str] | None = key(None, "two pictures or clips: the video leads from the first to the second")
+    edit: str | None = key(None, "clip that is made anew, starting from it with noise", path=True)
+    strength: float | None = key(
+        None, "of an edit: how much noise; None: 0.5", unit="above 0, up to 1", range=Range(0, 1, above_low=True)
+    )
+    keep: str | None = key(
+        None, 'of an edit: frames that stay, as ranges "0-8,24-32" counted from 0', unit="frames of the clip"
+    )
     align: int | None = key(
         None,
         "round placements to multiples of it (Open-Sora 1.2: 5); None: no rounding",

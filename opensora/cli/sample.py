@@ -38,6 +38,12 @@ FLAGS: dict[str, tuple[str, str]] = {
     "--num-sample": ("num_sample", "videos per prompt"),
     "--reference-path": ("reference_path", "pictures or videos to build on, joined by ;"),
     "--mask-strategy": ("mask_strategy", "which of their latent frames go where; without one, their first begins it"),
+    "--first-frame": ("first_frame", "picture that the video begins with"),
+    "--last-frame": ("last_frame", "picture that the video ends with"),
+    "--extend": ("extend", "clip that the video continues; with --backward, that it leads up to"),
+    "--edit": ("edit", "clip that is made anew, starting from it with noise"),
+    "--strength": ("strength", "how much noise an edit starts with, above 0 and up to 1; default 0.5"),
+    "--keep": ("keep", "frames of the edited clip that stay, such as 0-8,24-32"),
     "--loop": ("loop", "clips that are made one after the other and joined"),
     "--steps": ("scheduler.num_sampling_steps", "denoising steps"),
     "--guidance-scale": ("scheduler.cfg_scale", "how strongly the prompt steers; 1 = no guidance"),
@@ -48,6 +54,11 @@ ONE_PER_PROMPT = ("--reference-path", "--mask-strategy")  # may be given once, o
 TEXTS = (
     "load",
     "resolution",
+    "first_frame",
+    "last_frame",
+    "extend",
+    "edit",
+    "keep",
     "aspect_ratio",
     "prompt_path",
     "negative_prompt",
@@ -67,6 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--prompt", action="append", default=[], help="what to show; may be given several times")
     parser.add_argument("--size", metavar="HEIGHTxWIDTH", help="pixels, for example 64x96")
+    parser.add_argument("--backward", action="store_true", help="--extend a clip by what came before it")
+    parser.add_argument("--connect", nargs=2, metavar=("FROM", "TO"), help="two pictures or clips to lead from and to")
     for flag, (_, purpose) in FLAGS.items():
         parser.add_argument(flag, help=purpose, action="append" if flag in ONE_PER_PROMPT else "store")
     arguments = parser.read(join_dashed(sys.argv[1:] if argv is None else argv))
@@ -95,6 +108,10 @@ def overrides_of(arguments: argparse.Namespace) -> list[str]:
         if value is not None:
             quoted = repr(value) if key in TEXTS else value
             overrides.append(f"{key}={quoted}")
+    if arguments.backward:
+        overrides.append("backward=True")
+    if arguments.connect is not None:
+        overrides.append(f"connect={arguments.connect!r}")
     if arguments.size is not None:
         size = re.fullmatch(r"(\d+)[xX×](\d+)", arguments.size)
         if size is None:

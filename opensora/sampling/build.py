@@ -26,11 +26,12 @@ from opensora.models.frame_counts import require_frame_counts
 from opensora.models.weights import CONFIG_FILE, load_weights, read_config, require_kind
 from opensora.registry import MODELS, SCHEDULERS, TEXT_ENCODERS, build, class_of
 from opensora.run_paths import Origin, change_paths, run_of_weights
+from opensora.sampling.conditions import Conditions
 from opensora.sampling.generate import Sampler
 from opensora.sampling.metadata import GenerationSettings, generation_settings, hash_config, weights_id
 from opensora.sampling.prompt_check import check_cleaning, warn_of_cut_prompts
 from opensora.sampling.prompt_syntax import add_scores
-from opensora.sampling.reference_frames import ReferenceKeys, require_whole_edits
+from opensora.sampling.reference_frames import ReferenceKeys, is_edited_as_a_whole, require_whole_edits, warn_of_changes
 from opensora.sampling.requests import collect_requests
 from opensora.sampling.size_words import clip_size, warn_of_cut_size
 from opensora.schema import SampleRun
@@ -75,6 +76,11 @@ def plan_sampling(run: SampleRun, where: str) -> SamplePlan:
             return build_autoencoder(parts["vae"])
 
     size = clip_size(run, value_of, vae, parts["model"])
+    conditions = Conditions.of(run, where)
+
+    def latent_frames(num_frames: int) -> int:
+        return vae().latent_size((num_frames, size.image_size[0], size.image_size[1]))[0]
+
     requests = collect_requests(
         run.prompt,
         run.prompt_path,
@@ -93,13 +99,20 @@ def plan_sampling(run: SampleRun, where: str) -> SamplePlan:
             run.loop,
             run.condition_frame_length,
             run.condition_frame_edit,
+            None if conditions is None else lambda num_frames: conditions.words(num_frames, latent_frames),
         ),
         change=partial(add_scores, aes=run.aes, flow=run.flow, camera_motion=run.camera_motion),
     )
     check_cleaning(requests, parts["text_encoder"])
-    _check_conditioning(
-        parts, [request.conditioning for request in requests if request.conditioning is not None], where
-    )
+    conditionings = [
+        request.conditioning
+        for request in requests
+        if request.conditioning is not None
+        and not is_edited_as_a_whole(request.conditioning, latent_frames(request.num_frames))
+    ]
+    _check_conditioning(parts, conditionings, where)
+    for request in {request.conditioning: request for request in requests}.values():
+        warn_of_changes(request)
     return SamplePlan(run, parts, weights, requests)
 
 
@@ -135,7 +148,10 @@ def _require_present(parts: Mapping[str, Any], absent: Mapping[str, str], where:
 
 
 def _check_conditioning(parts: dict[str, dict[str, Any]], conditionings: list[VideoConditioning], where: str) -> None:
-    """ConfigError unless model and scheduler can take the requests' reference frames and loops."""
+    """ConfigError unless model and scheduler can take the requests' reference frames and loops.
+
+    conditionings: without clips that are edited as a whole, which every model and scheduler can do.
+    """
     if not conditionings:
         return
     key = f"{where}: keys 'reference_path', 'loop'"

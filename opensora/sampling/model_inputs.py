@@ -18,6 +18,7 @@ from opensora.models.codec import Codec
 from opensora.models.frame_conditioning import frame_conditioning
 from opensora.sampling.prompt_syntax import text_of_loop
 from opensora.sampling.reference_frames import ReferenceFrames, initial_latents, reference_latents
+from opensora.schedulers.masking import edited_share
 from opensora.types import EncodedText, SampleRequest
 
 
@@ -58,11 +59,13 @@ def make_model_inputs(
     """Encode the requests' captions and place their reference frames for one loop; all tensors on the codec's device.
 
     A conditioned model gets reference frames as latents of their own, and all its frames start from noise. Then the
-    frames have their own guidance scale, the scheduler's `image_cfg_scale`; without reference frames it is left out.
+    frames have their own guidance scale, the scheduler's `image_cfg_scale`; without reference frames it is left out. A clip
+    that is edited as a whole starts from itself with noise, for this model like for any other.
     """
     sampler_kwargs: dict[str, Any] = {}
     copies, order = (1, "cond") if guidance_scale == 1 else (2, scheduler.text_order)
-    if model.conditioned:
+    initial, mask_BT = initial_latents(references, noise_BCTHW, loop)
+    if model.conditioned and edited_share(mask_BT) is None:
         initial = torch.stack(list(noise_BCTHW))
         latents, frame_numbers = reference_latents(references, noise_BCTHW, loop)
         image_scale = float(scheduler.image_cfg_scale) if any(frame_numbers) else 1.0
@@ -71,7 +74,7 @@ def make_model_inputs(
             sampler_kwargs["image_guidance_scale"] = image_scale
             copies, order = 3, scheduler.image_text_order
     else:
-        initial, mask_BT = initial_latents(references, noise_BCTHW, loop)
+        latents, frame_numbers = torch.zeros_like(initial), [[]] * len(requests)  # no separate latents
         if mask_BT is not None:
             sampler_kwargs["mask_BT"] = mask_BT.to(codec.device)
 

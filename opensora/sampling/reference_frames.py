@@ -6,17 +6,18 @@ Layout: C channels, T frames, H W rows and columns.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from opensora.datasets.decode import probe
+from opensora.datasets.decode import VideoInfo, probe
 from opensora.errors import BadClip, ConfigError
 from opensora.files import expand_home
 from opensora.interfaces import Autoencoder
+from opensora.log import logger
 from opensora.models.codec import Codec
 from opensora.sampling.mask_strategy import (
     check_pastes,
@@ -30,6 +31,8 @@ from opensora.sampling.metadata import weights_id
 from opensora.types import SampleRequest, VideoConditioning
 
 LONGEST_OVERLAP = 5  # latent frames that a further loop repeats by default
+LONGEST_REFERENCE = 10_000  # frames
+LOSS_MENTIONED = 0.05  # share of a picture, or of a rate
 FIRST_FRAME = "0"  # the strategy of a reference that comes without one
 
 Strategy = str | int | float | Sequence[int | float]  # as the command line may have read it
@@ -45,6 +48,7 @@ class ReferenceKeys:
     loop: int = 1
     condition_frame_length: int | None = None
     condition_frame_edit: float = 0.0
+    words: Callable[[int], tuple[str, str]] | None = None  # frames of a clip -> both texts, in place of the two keys
 
     def of_prompts(self, count: int) -> list[tuple[str, str]]:
         """(reference_path, mask_strategy) of each prompt; ConfigError when a list has another length."""
@@ -71,17 +75,45 @@ class ReferenceKeys:
                     "set loop or correct it"
                 )
         for path in paths:
-            if not Path(path).exists():
-                raise ConfigError(
-                    f"{where}: reference_path: {path}: no such file (looked for {Path(path).absolute()}); correct the path"
-                )
-            try:
-                probe(path)
-            except BadClip as error:
-                raise ConfigError(f"{where}: reference_path: {error}") from None
+            probe_reference(path, f"{where}: reference_path")
         contents = weights_id(*paths) if paths else ""
         rest = (self.align, self.loop, self.condition_frame_length, self.condition_frame_edit)
         return VideoConditioning(paths, contents, strategy, *rest)
+
+
+def probe_reference(path: str, where: str) -> VideoInfo:
+    """Size and length of a picture or clip to build on; ConfigError for one that is missing, unreadable or far too long."""
+    if not Path(path).exists():
+        raise ConfigError(f"{where}: {path}: no such file (looked for {Path(path).absolute()}); correct the path")
+    try:
+        info = probe(path)
+    except BadClip as error:
+        raise ConfigError(f"{where}: {error}") from None
+    if info.num_frames > LONGEST_REFERENCE:
+        raise ConfigError(
+            f"{where}: {path} has {info.num_frames} frames, which would all be read; allowed: up to {LONGEST_REFERENCE}; "
+            "cut out the part that you want"
+        )
+    return info
+
+
+def warn_of_changes(request: SampleRequest) -> None:
+    """A warning for each reference that is cut to the video's ratio of sides or plays at another rate than in its file."""
+    for path in () if request.conditioning is None else request.conditioning.references:
+        info = probe(path)
+        wide = info.width * request.height / (info.height * request.width)
+        lost = 1 - min(wide, 1 / wide)
+        if lost > LOSS_MENTIONED:
+            logger().warning(
+                "%s: %d rows of %d pixels become %d of %d: %.0f%% of it, at the %s, is cut off",
+                path, info.height, info.width, request.height, request.width, 100 * lost,
+                "left and right" if wide > 1 else "top and bottom",
+            )  # fmt: skip
+        if info.num_frames > 1 and abs(info.fps / request.fps - 1) > LOSS_MENTIONED:
+            logger().warning(
+                "%s: has %g frames per second, the video %g; its frames are taken one by one, so they play %s here",
+                path, info.fps, request.fps, "slower" if info.fps > request.fps else "faster",
+            )  # fmt: skip
 
 
 def strategy_text(value: object) -> str | list[str]:
@@ -189,6 +221,19 @@ def reference_latents(
     pairs = [frames.paste(torch.zeros_like(noise), loop) for frames, noise in zip(references, noise_BCTHW, strict=True)]
     latents_BCTHW = torch.stack([latents for latents, _ in pairs])
     return latents_BCTHW, [(mask_T == 0).nonzero().flatten().tolist() for _, mask_T in pairs]
+
+
+def is_edited_as_a_whole(conditioning: VideoConditioning, latent_frames: int) -> bool:
+    """True if all frames of the clip start from one reference with the same share of noise, so that none is clean."""
+    if conditioning.loop > 1:
+        return False
+    edits = parse_strategy(conditioning.mask_strategy)
+    return (
+        len(edits) == 1
+        and 0 < edits[0].edit_ratio < 1
+        and edits[0].target_start in (0, -latent_frames)
+        and edits[0].length >= latent_frames
+    )
 
 
 def require_whole_edits(conditioning: VideoConditioning, where: str) -> None:

@@ -92,6 +92,8 @@ def collect_requests(
     for index, (prompt, (path, strategy)) in enumerate(
         zip(parsed, reference_keys.of_prompts(len(parsed)), strict=True)
     ):
+        if reference_keys.words is not None:
+            path, strategy = reference_keys.words(num_frames if prompt.num_frames is None else prompt.num_frames)
         conditioning = reference_keys.for_prompt(
             path if prompt.reference_path is None else prompt.reference_path,
             strategy if prompt.mask_strategy is None else prompt.mask_strategy,

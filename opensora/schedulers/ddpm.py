@@ -17,7 +17,7 @@ from opensora.errors import ConfigError
 from opensora.registry import SCHEDULERS
 from opensora.schedulers.guidance import Guidance, TextOrder
 from opensora.schedulers.likelihood import binned_normal_log_likelihood, normal_kl
-from opensora.schedulers.masking import choose_frames, mean_over_frames
+from opensora.schedulers.masking import choose_frames, edited_share, mean_over_frames
 from opensora.schedulers.tables import DiffusionTables, NoiseSchedule, keep_timesteps, make_betas, make_tables
 from opensora.schedulers.timesteps import (
     Denoise,
@@ -199,12 +199,18 @@ class IDDPM:
         # The step at which a frame joins: steps are counted down, a frame of mask 1 is there from the first, and one of
         # mask 0 goes through the very last step, where a_bar is 0.9999, as in Open-Sora 1.1.
         joins_BT = None if mask_BT is None else (mask_BT.to(x.device) * tables.num_timesteps).int()
+        edited = edited_share(mask_BT) is not None
         for step in reversed(range(tables.num_timesteps)):
             index_B = torch.full((len(x),), step)
             start, active_BT = x, None
             if joins_BT is not None:
                 x = choose_frames(joins_BT == step, _noised(tables, x, step_noise(x), index_B), x)
                 active_BT = joins_BT > step
+                if edited:
+                    active_BT = None  # all frames are noised alike
+                    if int(joins_BT.max()) < step:
+                        yield x, x
+                        continue
             t_B = tables.timestep_map[index_B].to(x.device, torch.float32)
             prediction, values = self._split(predict(x, t_B, active_BT), channels)
             back = self._step_back(tables, x, index_B, prediction, values, self.clip_denoised)

@@ -15,10 +15,10 @@ from torch import Generator, Tensor
 
 from opensora.errors import ConfigError
 from opensora.registry import SCHEDULERS, register_preset
-from opensora.schedulers.epsilon_sampler import EpsilonSampler
+from opensora.schedulers.epsilon_sampler import EpsilonSampler, first_step
 from opensora.schedulers.guidance import Predict
 from opensora.schedulers.tables import NoiseSchedule
-from opensora.schedulers.timesteps import TrainingLoss
+from opensora.schedulers.timesteps import TrainingLoss, draw_noise
 
 NAMES = (
     "DDIM",  # one model call per step, unless a comment gives another number
@@ -86,7 +86,9 @@ class DiffusersSampler(EpsilonSampler):
             )
         return super().training_loss(*args, **kwargs)
 
-    def iter_latents(self, predict: Predict, noise_BCTHW: Tensor, rngs: Sequence[Generator]) -> Iterator[Tensor]:
+    def iter_latents(
+        self, predict: Predict, noise_BCTHW: Tensor, rngs: Sequence[Generator], start: float = 1.0
+    ) -> Iterator[Tensor]:
         """The latents after every call of the model, at the scale of diffusers' class."""
         solver = copy.deepcopy(self.template)  # they remember their last sample
         options: dict[str, Any] = {}
@@ -95,8 +97,14 @@ class DiffusersSampler(EpsilonSampler):
             options["generator"] = list(rngs)
         if "eta" in accepted:
             options["eta"] = self.eta
-        x = noise_BCTHW * float(solver.init_noise_sigma)
-        for t in solver.timesteps:
+        if start < 1:
+            solver, timesteps = self._started(solver, start)
+            x = solver.add_noise(noise_BCTHW, draw_noise(noise_BCTHW, rngs), timesteps[:1].expand(len(noise_BCTHW)))
+            for _ in range(self.num_model_calls - len(timesteps)):
+                yield x
+        else:
+            x, timesteps = noise_BCTHW * float(solver.init_noise_sigma), solver.timesteps
+        for t in timesteps:
             t_B = x.new_full((len(x),), float(t))
             prediction = predict(solver.scale_model_input(x, t), t_B, None)
             states = [rng.get_state() for rng in rngs] if self.name == "KDPM2AncestralDiscrete" else []
@@ -107,7 +115,22 @@ class DiffusersSampler(EpsilonSampler):
                     torch.randn(sample.shape, generator=rng)
             yield x
 
-    def _build(self) -> Any:
+    def _started(self, solver: Any, start: float) -> tuple[Any, Tensor]:
+        """diffusers' scheduler, ready for the step at which a clip noised to `start` joins, and the timesteps from there."""
+        if (
+            self.name == "PNDM"
+        ):  # its Runge-Kutta warm-up belongs to pure noise; the steps that follow repeat their second
+            solver = self._build(skip_prk_steps=True)
+            distinct = torch.unique(solver.timesteps).flip(0)
+            kept = distinct[first_step(distinct.tolist(), start * self.num_timesteps) :]
+            return solver, torch.cat([kept[:2], kept[1:]])
+        order = getattr(solver, "order", 1)  # model calls per step: the first step has one, the others `order`
+        first = order * first_step(solver.timesteps[::order].tolist(), start * self.num_timesteps)
+        if hasattr(solver, "set_begin_index"):
+            solver.set_begin_index(first)
+        return solver, solver.timesteps[first:]
+
+    def _build(self, **changes: Any) -> Any:
         """diffusers' scheduler, ready for the first step; ConfigError for a config it does not take."""
         import diffusers
 
@@ -126,7 +149,7 @@ class DiffusersSampler(EpsilonSampler):
                 " the model's second half is dropped here; use type='iddpm' to sample with a learned variance"
             )
         try:
-            solver = cls(**self.config)
+            solver = cls(**self.config | changes)
             solver.set_timesteps(self.num_sampling_steps)
         except (ValueError, NotImplementedError, ImportError, TypeError) as error:
             raise ConfigError(

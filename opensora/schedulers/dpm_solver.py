@@ -12,9 +12,10 @@ from torch import Generator, Tensor
 
 from opensora.errors import ConfigError
 from opensora.registry import SCHEDULERS
-from opensora.schedulers.epsilon_sampler import EpsilonSampler, interpolate, log_ratio, sigma
+from opensora.schedulers.epsilon_sampler import EpsilonSampler, first_step, interpolate, log_ratio, sigma
 from opensora.schedulers.guidance import Predict
 from opensora.schedulers.tables import NoiseSchedule
+from opensora.schedulers.timesteps import draw_noise
 
 SMALLEST_LOG_RATIO = -5.1  # beyond it the cosine schedule's ratio falls too fast for steps even in time
 
@@ -48,16 +49,24 @@ class DPMSolver(EpsilonSampler):
         """The start of every step and the end of the last, falling to 0: float64 [num_sampling_steps + 1]."""
         return torch.linspace(self.reached - 1, 0, self.num_sampling_steps + 1, dtype=torch.float64)
 
-    def iter_latents(self, predict: Predict, noise_BCTHW: Tensor, rngs: Sequence[Generator]) -> Iterator[Tensor]:
-        """The latents after every step; nothing is drawn."""
+    def iter_latents(
+        self, predict: Predict, noise_BCTHW: Tensor, rngs: Sequence[Generator], start: float = 1.0
+    ) -> Iterator[Tensor]:
+        """The latents after every step; nothing is drawn but the noise of a clip that is edited."""
         x, steps = noise_BCTHW, self.num_sampling_steps
         times = self.sampling_timesteps()
         log_alphas = interpolate(self.log_alpha[: self.reached], times)
         alphas, sigmas = log_alphas.exp().tolist(), sigma(log_alphas).tolist()
         lambdas = log_ratio(log_alphas).tolist()
         x0_predictions: list[Tensor] = []  # the newest first
+        first = first_step(times[:-1].tolist(), start * (self.reached - 1))
         for step in range(steps):
+            if step < first:
+                yield x
+                continue
             t_B = x.new_full((len(x),), times[step].item())
+            if step == first and start < 1:
+                x = self.add_noise(x, draw_noise(x, rngs), t_B)
             x0 = (x - sigmas[step] * predict(x, t_B, None)) / alphas[step]
             x0_predictions = [x0, *x0_predictions[: self.order - 1]]
             order = min(len(x0_predictions), steps - step) if steps < 10 else len(x0_predictions)

@@ -9,6 +9,7 @@ from torch import Generator, Tensor
 from opensora.errors import ConfigError
 from opensora.schedulers.ddpm import IDDPM
 from opensora.schedulers.guidance import Guidance, Predict, TextOrder
+from opensora.schedulers.masking import edited_share
 from opensora.schedulers.tables import NoiseSchedule
 from opensora.schedulers.timesteps import Denoise, Progress, SampleRng, TrainingLoss
 
@@ -93,12 +94,14 @@ class EpsilonSampler(ABC):
 
         guidance_scale: None or 1 = the model's own prediction; otherwise `denoise` gets the doubled batch, text stacked as
             `text_order` says, which is not the order of `iddpm`.
+        mask_BT: one share between 0 and 1 for all frames, to which `noise_BCTHW` is a clip that is noised first.
         rngs: one per sample, for the noise of the steps, where there is any. size: not used.
-        progress: called for every finished step, which may take several model calls. ConfigError for a mask_BT.
+        progress: called for every finished step, which may take several model calls. ConfigError for another mask_BT.
         """
-        if mask_BT is not None:
+        start = 1.0 if mask_BT is None else edited_share(mask_BT)
+        if start is None:
             raise ConfigError(
-                f"scheduler: {self.name} with a frame mask; it samples whole clips only; use iddpm, which samples the"
+                f"scheduler: {self.name} with a frame mask; it samples and edits whole clips only; use iddpm, which samples the"
                 " same models and takes masks"
             )
         channels = noise_BCTHW.shape[1]
@@ -108,7 +111,7 @@ class EpsilonSampler(ABC):
             return predict_all(x_BCTHW, t_B, x_mask_BT)[:, :channels]
 
         latents_BCTHW, reported = noise_BCTHW, 0
-        steps = self.iter_latents(predict, noise_BCTHW.float(), rngs)
+        steps = self.iter_latents(predict, noise_BCTHW.float(), rngs, start)
         for calls, latents_BCTHW in enumerate(steps, start=1):  # noqa: B007 - the last one is the result
             done = calls * self.num_sampling_steps // self.num_model_calls
             if progress is not None and done > reported:
@@ -117,8 +120,19 @@ class EpsilonSampler(ABC):
         return latents_BCTHW
 
     @abstractmethod
-    def iter_latents(self, predict: Predict, noise_BCTHW: Tensor, rngs: Sequence[Generator]) -> Iterator[Tensor]:
-        """The latents after every call of the model; `predict` returns the guided noise [B, C, T, H, W]."""
+    def iter_latents(
+        self, predict: Predict, noise_BCTHW: Tensor, rngs: Sequence[Generator], start: float = 1.0
+    ) -> Iterator[Tensor]:
+        """The latents after every call of the model; `predict` returns the guided noise [B, C, T, H, W].
+
+        start: below 1, `noise_BCTHW` is a clip, noised at the first step at or below that share of the process. The steps
+        before it call nothing.
+        """
+
+
+def first_step(times: Sequence[float], start: float) -> int:
+    """The number of the first of falling `times` that is at or below `start`; the last one where none is."""
+    return next((step for step, time in enumerate(times) if time <= start), len(times) - 1)
 
 
 def interpolate(table: Tensor, position: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 A training mask [B, T] is bool: True = noised and trained, False = given as a condition, not part of the loss.
 A sampling mask [B, T] is float: 0 = keep as it is, 1 = generate, between = start from the given frame, noised to that
-share of the way.
+share of the way. Where that share is the same for all frames, a clip is edited as a whole (Meng et al. 2021,
+arXiv:2108.01073): sampling begins at the noise of that share, no frame is clean, and the model needs no mask.
 """
 
 import torch
@@ -19,6 +20,14 @@ def choose_frames(mask_BT: Tensor | None, where_true_BCTHW: Tensor, where_false_
     if mask_BT is None:
         return where_true_BCTHW
     return torch.where(over_frames(mask_BT.bool()), where_true_BCTHW, where_false_BCTHW)
+
+
+def edited_share(mask_BT: Tensor | None) -> float | None:
+    """The share to which all frames of all clips are noised, between 0 and 1; None unless the clips are edited as a whole."""
+    if mask_BT is None:
+        return None
+    share = float(mask_BT.flatten()[0])
+    return share if 0 < share < 1 and bool((mask_BT == mask_BT.flatten()[0]).all()) else None
 
 
 def mean_over_frames(values_BCTHW: Tensor, mask_BT: Tensor | None) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 from opensora.errors import ConfigError
 from opensora.registry import SCHEDULERS
 from opensora.schedulers.guidance import Guidance, TextOrder, predict_copies
-from opensora.schedulers.masking import choose_frames, mean_over_frames
+from opensora.schedulers.masking import choose_frames, edited_share, mean_over_frames
 from opensora.schedulers.timesteps import (
     Denoise,
     Progress,
@@ -221,6 +221,9 @@ class RectifiedFlow:
         # A frame whose start lies below the current t waits; it is noised once, at the step that reaches it.
         start_BT = None if mask_BT is None else mask_BT.to(x.device) * self.num_timesteps
         noised_BT = None if mask_BT is None else mask_BT.to(x.device) == 1
+        edited = edited_share(mask_BT) is not None
+        if edited and start_BT is not None:
+            start_BT = start_BT.clamp(min=times[-2].item())  # one step at the least
         for step, (now, then) in enumerate(zip(times[:-1].tolist(), times[1:].tolist())):
             t_B = x.new_full((len(x),), now)
             active_BT, waiting = None, x
@@ -229,6 +232,10 @@ class RectifiedFlow:
                 fresh = self.add_noise(x, step_noise(x), t_B)
                 x = choose_frames(active_BT & ~noised_BT, fresh, x)
                 noised_BT = active_BT
+                if edited and not bool(active_BT.any()):
+                    yield x
+                    continue
+                active_BT = None if edited else active_BT  # all frames of an edited clip are noised alike
             predictions = predict_copies(denoise, guidance.copies, x, t_B, active_BT)
             velocities = tuple(prediction[:, : x.shape[1]] for prediction in predictions)
             velocity = guidance.combine(velocities, step, self.num_sampling_steps)

@@ -138,6 +138,30 @@ def test_oracle_samples_the_data(case: Case) -> None:
         assert oracle.batches == [batch] * CALLS.get(case.name, STEPS), guidance_scale
 
 
+def test_a_clip_is_edited_as_a_whole(case: Case) -> None:
+    """Denoising starts from the noised clip, and the model sees no mask: it may be trained without any."""
+    x0, scheduler = clip(), case.scheduler
+    noise_levels: list[float] = []
+
+    def denoise(x: Tensor, t_B: Tensor, x_mask: Tensor | None = None) -> Tensor:
+        assert x_mask is None
+        noise_levels.append(float(t_B[0]))
+        return Oracle(scheduler, x0)(x, t_B)
+
+    def edit(start: Tensor, share: float, model: Any) -> Tensor:
+        noise_levels.clear()
+        rngs = [generator(0, "sample", i) for i in range(3)]
+        return scheduler.sample(model, start, rngs, mask_BT=torch.full((3, 2), share), size=SIZE)
+
+    left_over = 1.5 * LEFT_OVER.get(case.name, 1e-3)  # the noise that stays is another draw
+    torch.testing.assert_close(edit(clip("other"), 0.5, denoise), x0, rtol=1e-3, atol=left_over)
+    assert len(noise_levels) <= 0.75 * CALLS.get(case.name, STEPS)
+    assert max(noise_levels) <= 500 + scheduler.num_timesteps / STEPS
+    if not getattr(scheduler, "predict_xstart", False):  # a model of noise or velocity that sees none changes little
+        edited = edit(x0, 0.02, lambda x, t_B, x_mask=None: torch.zeros_like(torch.cat([x, x], 1)))
+        assert 0 < (edited - x0).abs().mean() < 0.4
+
+
 def test_oracle_has_the_least_loss(process: Any) -> None:
     x0 = clip()
     knowing = process.training_loss(Oracle(process, x0), x0, draws(), size=SIZE)
