@@ -72,12 +72,22 @@ ARGUMENTS = {
     "eta": SHARE,
     "guidance_rescale": SHARE,
     "force_num": NOT_NEGATIVE,
+    # caches of sampling
+    "threshold": NOT_NEGATIVE,
+    "noise_levels": SHARE,
     # data sets
     "fps": POSITIVE,
     "time_range": SHARE,
     "cache_megabytes": NOT_NEGATIVE,
 }
-LENGTHS = {"betas": 2, "time_range": 2, "image_size": 2, "input_size": 3, "patch_size": 3}  # of a list of that name
+LENGTHS = {
+    "betas": 2,
+    "time_range": 2,
+    "noise_levels": 2,
+    "image_size": 2,
+    "input_size": 3,
+    "patch_size": 3,
+}  # of a list of that name
 
 
 def range_of(argument: str, counts: bool) -> Range:

@@ -24,6 +24,7 @@ DATASETS = Registry("dataset", scope="opensora", locations=["opensora.datasets"]
 OPTIMIZERS = Registry("optimizer", scope="opensora", locations=["opensora.training"])
 LR_SCHEDULERS = Registry("lr_scheduler", scope="opensora", locations=["opensora.training"])
 PLUGINS = Registry("plugin", scope="opensora", locations=["opensora.parallel.plugins"])
+CACHES = Registry("cache", scope="opensora", locations=["opensora.sampling.caches"])
 PLATFORMS = Registry("platform", scope="opensora", locations=["opensora.platforms"])
 
 CAPTIONERS = Registry("captioner", scope="opensora", locations=["tools.caption"])

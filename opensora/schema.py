@@ -397,6 +397,18 @@ class SampleRun:
     )
     condition_frame_edit: float = key(0.0, "0 keeps those frames, 1 generates them anew", unit="0 to 1", range=SHARE)
 
+    # shortcuts for speed; docs/sampling.md
+    guidance_interval: Sequence[float] | None = key(
+        None,
+        "lowest and highest noise level at which guidance acts, half the work elsewhere; None: at all",
+        unit="0 (data) to 1 (noise)",
+        range=SHARE,
+    )
+    null_every: int = key(
+        1, "calls for which one answer of the model without the caption serves", unit="model calls", range=POSITIVE
+    )
+    cache: Component | None = component(registry.CACHES, None, "reuse of blocks or attention from step to step")
+
     # the run
     seed: int = key(42, "key of every random draw")
     sp_size: int = key(

@@ -19,7 +19,9 @@ from torch.autograd.function import FunctionCtx
 
 from opensora.errors import ConfigError
 from opensora.models.layers.seam import Seam
+from opensora.parallel import collectives
 
+TOKENS = 2  # the dimension that models split between their blocks
 Mode = Literal["dsp", "ulysses"]
 _AXIS: dict[str, str] = {"dsp": "frames", "ulysses": "heads"}  # that the ranks split inside attention
 
@@ -67,8 +69,25 @@ def bytes_sent(model: nn.Module) -> int:
 
     What a rank keeps for itself is not counted, padding is.
     """
+    sharding = _sharding_of(model)
+    return 0 if sharding is None else sharding.sent
+
+
+def own_tokens(model: nn.Module, x: Tensor) -> Tensor:
+    """Tokens [..., T, S, D] of the blocks of `model` without those that pad this rank's share."""
+    sharding = _sharding_of(model)
+    return x if sharding is None else sharding.without_padding(x, -2)
+
+
+def sum_over_sharing_ranks(model: nn.Module, x: Tensor) -> Tensor:
+    """The sum of the `x` of the ranks that share the tokens of `model`, on all of them."""
+    sharding = _sharding_of(model)
+    return x if sharding is None else collectives.sum_over_ranks(x, sharding.group)
+
+
+def _sharding_of(model: nn.Module) -> "SequenceSharding | None":
     ops = (module.op for module in model.modules() if isinstance(module, Seam))
-    return next((op.sharding.sent for op in ops if isinstance(op, SeamExchange)), 0)
+    return next((op.sharding for op in ops if isinstance(op, SeamExchange)), None)
 
 
 class SequenceSharding:
@@ -101,6 +120,14 @@ class SequenceSharding:
         return (
             _padded(piece, dim, shard) if stop - start < shard else piece.clone(memory_format=torch.contiguous_format)
         )
+
+    def without_padding(self, piece: Tensor, dim: int) -> Tensor:
+        """This rank's tokens, which lie along `dim`, without the padding behind them; an axis that is whole stays."""
+        length = self.full_lengths[TOKENS]
+        shard = self.shard_length(length)
+        if piece.shape[dim] != shard:
+            return piece
+        return piece.narrow(dim, 0, min(max(length - self.rank * shard, 0), shard))
 
     def gather(self, piece: Tensor, dim: int, length: int) -> Tensor:
         """The inverse of `split`, on every rank."""

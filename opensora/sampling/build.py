@@ -33,6 +33,7 @@ from opensora.sampling.prompt_check import check_cleaning, warn_of_cut_prompts
 from opensora.sampling.prompt_syntax import add_scores
 from opensora.sampling.reference_frames import ReferenceKeys, is_edited_as_a_whole, require_whole_edits, warn_of_changes
 from opensora.sampling.requests import collect_requests
+from opensora.sampling.shortcuts import chosen, shortcuts_of
 from opensora.sampling.size_words import clip_size, warn_of_cut_size
 from opensora.schema import SampleRun
 from opensora.training.checkpoint import resolve_part, resolve_weights
@@ -169,7 +170,7 @@ def build_sampler(plan: SamplePlan, device: torch.device) -> tuple[Sampler, Gene
     """Build and load all parts on `device`; WeightsError when weights do not fit."""
     run, parts = plan.run, plan.parts
     dtype = DTYPES[run.dtype]
-    scheduler = build(SCHEDULERS, parts["scheduler"])
+    scheduler, shortcuts = build(SCHEDULERS, parts["scheduler"]), shortcuts_of(run)
     vae, text = build_autoencoder(parts["vae"]), build(TEXT_ENCODERS, parts["text_encoder"])
     require_frame_counts(vae, _lengths(plan.requests), "sampling")
     first = plan.requests[0]
@@ -187,12 +188,12 @@ def build_sampler(plan: SamplePlan, device: torch.device) -> tuple[Sampler, Gene
     settings = generation_settings(
         scheduler,
         dtype=run.dtype,
-        config_hash=hash_config({**parts, "model": config}),
+        config_hash=hash_config({**parts, "model": config, **chosen(run)}),
         weights=weights_id(
             *[path for path in (plan.weights, parts["model"].get("from_pretrained")) if path is not None]
         ),
     )
-    return Sampler(model.to(device, dtype), scheduler, codec), settings
+    return Sampler(model.to(device, dtype), scheduler, codec, shortcuts=shortcuts), settings
 
 
 def _lengths(requests: Sequence[SampleRequest]) -> Iterator[tuple[str, int]]:

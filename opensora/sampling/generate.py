@@ -15,12 +15,14 @@ from torch import Generator, Tensor
 
 from opensora.errors import ConfigError, OpenSoraError
 from opensora.interfaces import Autoencoder, Denoiser, Scheduler
+from opensora.log import logger
 from opensora.models.codec import Codec
-from opensora.models.layers.clip_cache import ClipCache
 from opensora.rng import generator
+from opensora.sampling.bound_denoiser import bound_denoiser
 from opensora.sampling.mask_strategy import frames_of_latents
 from opensora.sampling.model_inputs import make_model_inputs
 from opensora.sampling.reference_frames import ReferenceFrames, num_loops, overlap_frames
+from opensora.sampling.shortcuts import Shortcuts
 from opensora.types import SampleRequest
 
 
@@ -32,6 +34,7 @@ class Sampler:
     scheduler: Scheduler
     codec: Codec
     forward: Callable[..., Tensor] | None = None  # calls the model, as an engine does; None = the model itself
+    shortcuts: Shortcuts = Shortcuts()
 
 
 def generate(
@@ -91,22 +94,20 @@ def _generate_clip(
     shape = latent_shape(size, sampler)
     noise_BCTHW = [initial_noise(request, shape, loop) for request in requests]
     inputs = make_model_inputs(requests, model, scheduler, codec, references, noise_BCTHW, loop, guidance_scale)
-    forward, text, clip_cache = sampler.forward or model, inputs.text, ClipCache()
-
-    def denoise(x: Tensor, t_B: Tensor, x_mask: Tensor | None = None) -> Tensor:
-        return forward(
-            x, t_B, text.text_B1LC, mask=text.mask_BL, x_mask=x_mask, clip_cache=clip_cache, **inputs.model_kwargs
+    calls = getattr(scheduler, "num_model_calls", scheduler.num_sampling_steps)
+    forward, timesteps = sampler.forward or model, scheduler.num_timesteps
+    with bound_denoiser(model, forward, inputs, sampler.shortcuts, timesteps, calls) as denoise:
+        z_BCTHW = scheduler.sample(
+            denoise,
+            inputs.initial_BCTHW,
+            [_rng(request, "sample steps", loop) for request in requests],
+            guidance_scale=guidance_scale,
+            size=size,
+            progress=progress,
+            **inputs.sampler_kwargs,
         )
-
-    z_BCTHW = scheduler.sample(
-        denoise,
-        inputs.initial_BCTHW,
-        [_rng(request, "sample steps", loop) for request in requests],
-        guidance_scale=guidance_scale,
-        size=size,
-        progress=progress,
-        **inputs.sampler_kwargs,
-    )
+    if summary := denoise.summary():
+        logger().info("sampling: %s", summary)
     return codec.decode_video(z_BCTHW, size[0])
 
 

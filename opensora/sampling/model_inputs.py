@@ -5,7 +5,7 @@ B requests, L tokens, C caption channels. Guidance runs the model on several cop
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -44,6 +44,21 @@ class ModelInputs:
     text: EncodedText  # of all copies
     model_kwargs: dict[str, Any]  # of `model.forward` besides latents, timestep, text and mask, of all copies
     sampler_kwargs: dict[str, Any]  # of the scheduler's `sample`, about reference frames
+    copies: tuple[str, ...] = ("cond",)  # the words of the scheduler's order, each standing for B rows
+
+    def of_copies(self, wanted: Sequence[int]) -> "ModelInputs":
+        """The inputs of some copies only, by their places in `copies`."""
+        rows = len(self.text.text_B1LC) // len(self.copies)
+        spans = [(place * rows, (place + 1) * rows) for place in wanted]
+
+        def part(value: Any) -> Any:
+            pieces = [value[start:stop] for start, stop in spans]
+            return torch.cat(pieces) if isinstance(value, Tensor) else [row for piece in pieces for row in piece]
+
+        mask_BL = self.text.mask_BL
+        text = EncodedText(part(self.text.text_B1LC), None if mask_BL is None else part(mask_BL))
+        model_kwargs = {name: part(value) for name, value in self.model_kwargs.items()}
+        return replace(self, text=text, model_kwargs=model_kwargs, copies=tuple(self.copies[place] for place in wanted))
 
 
 def make_model_inputs(
@@ -92,7 +107,7 @@ def make_model_inputs(
         repeated = latents.to(codec.device).repeat(copies, 1, 1, 1, 1)
         uncond = len(requests) if copies == 3 else 0
         model_kwargs |= frame_conditioning(repeated, frame_numbers * copies, y_null.to(text.text_B1LC), uncond)
-    return ModelInputs(initial.to(codec.device), text, model_kwargs, sampler_kwargs)
+    return ModelInputs(initial.to(codec.device), text, model_kwargs, sampler_kwargs, tuple(order.split(",")))
 
 
 def encode_guided(

@@ -5,6 +5,7 @@ import copy
 import io
 import os
 import socket
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,15 @@ from opensora.errors import BadClip, OpenSoraError
 from opensora.parallel import world
 from opensora.parallel.tile_parallel import shard_tiles
 from opensora.sampling import sample as sample_module
-from opensora.sampling.generate import Sampler
+from opensora.sampling.caches import first_block_cache, tea_cache
+from opensora.sampling.caches.base import relative_change
+from opensora.sampling.caches.first_block_cache import FirstBlockCache
+from opensora.sampling.caches.tea_cache import TeaCache
+from opensora.sampling.generate import Sampler, generate
 from opensora.sampling.sample import apply_sequence_parallel, sample
+from opensora.sampling.shortcuts import Shortcuts
 from opensora.sampling.video_writer import WriteError
+from opensora.schedulers.rectified_flow import RectifiedFlow
 from tests.dist import run_ranks
 from tests.support.fake_sampler import SETTINGS, request, stdit_sampler
 from tests.support.short_runs import DEBUG, ROOT
@@ -97,6 +104,41 @@ def test_sampled_video_equals_one_rank(tmp_path: Path, ranks: int, sp_size: int,
         for z, z_alone in zip(latents, group_latents, strict=True):
             torch.testing.assert_close(z, z_alone, rtol=1e-5, atol=1e-5)
     assert_same_videos(tmp_path / "one", tmp_path / "many", len(REQUESTS))
+
+
+def sample_with_caches(sp_size: int) -> list[tuple[list[float], list[bool], Tensor]]:
+    """For each cache: the changes that it measured, in which calls the last block ran, and the latents."""
+    results = []
+    for module, cache in ((first_block_cache, FirstBlockCache(1.3)), (tea_cache, TeaCache(0.8))):
+        sampler, _ = shared_sampler(sp_size)
+        scheduler = RectifiedFlow(num_sampling_steps=6)
+        sampler = replace(sampler, scheduler=scheduler, shortcuts=Shortcuts(cache=cache))
+        sampler.codec.decode_video = lambda z, num_frames: z
+        changes: list[float] = []
+        calls: list[bool] = []
+        sampler.model.x_embedder.register_forward_hook(lambda *_, calls=calls: calls.append(False))
+        sampler.model.blocks[-1].mlp.register_forward_hook(lambda *_, calls=calls: calls.__setitem__(-1, True))
+
+        def measure(*arguments: Any, changes: list[float] = changes) -> Tensor:
+            result = relative_change(*arguments)
+            changes.extend(result.tolist())
+            return result
+
+        with mock.patch.object(module, "relative_change", measure):
+            (z,) = generate([REQUESTS[0]], sampler, 3.0)
+        results.append((changes, calls, z))
+    return results
+
+
+def test_caches_decide_alike_on_all_ranks() -> None:
+    """The third of three ranks holds padding only, which does not count."""
+    (alone,) = run_ranks(sample_with_caches, 1, 1)
+    for results in run_ranks(sample_with_caches, 3, 3):
+        for (changes, calls, z), (changes_alone, calls_alone, z_alone) in zip(results, alone, strict=True):
+            assert changes == pytest.approx(changes_alone, rel=1e-4)
+            assert calls == calls_alone
+            assert set(calls[1:-1]) == {True, False}
+            torch.testing.assert_close(z, z_alone, rtol=1e-4, atol=1e-4)
 
 
 def fail_together(folder: str, kind: str) -> str:

@@ -1,12 +1,21 @@
+from dataclasses import replace
+
 import pytest
 import torch
+from torch import Tensor
 
 from opensora.errors import ConfigError, OpenSoraError
 from opensora.models.dit.dit import DiT
 from opensora.models.text.classes import ClassLabels
 from opensora.rng import generator
+from opensora.sampling.caches.first_block_cache import FirstBlockCache
+from opensora.sampling.caches.tea_cache import TeaCache
 from opensora.sampling.generate import Sampler, check_size, generate, initial_noise
+from opensora.sampling.shortcuts import Shortcuts
 from opensora.schedulers.ddpm import IDDPM
+from opensora.schedulers.rectified_flow import RectifiedFlow
+from opensora.schedulers.timesteps import Denoise
+from opensora.types import VideoConditioning
 from tests.support.fake_sampler import FakeCodec, fake_sampler, request, stdit_sampler
 
 
@@ -115,3 +124,38 @@ def test_classes_are_prompts_and_negative_prompts() -> None:
     torch.testing.assert_close(both[1], walk, rtol=1e-4, atol=1e-5)
     with pytest.raises(OpenSoraError, match=r"'jump'.*class"):
         generate([request("jump")], class_sampler(), 3.0)
+
+
+def test_shortcuts_begin_anew_with_every_clip_and_video() -> None:
+    """Neither the video before nor the clip before of the same video leaves a state behind."""
+    shortcuts = Shortcuts((0.2, 0.9), 2, FirstBlockCache(1e9))
+    sampler = replace(stdit_sampler(), shortcuts=shortcuts)
+    conditioning = VideoConditioning(loop=2, condition_frame_length=1)
+    for changes in ({}, {"conditioning": conditioning}):
+        cat, dog = request("a cat", **changes), request("a small dog", **changes)
+        first, _, again = (generate([one], sampler, 3.0)[0] for one in (cat, dog, cat))
+        assert torch.equal(first, again)
+        assert not torch.equal(first, generate([cat], stdit_sampler(), 3.0)[0])
+
+
+class TwoCalls(RectifiedFlow):
+    """Calls the model twice a step."""
+
+    num_model_calls = 6
+
+    def sample(self, denoise: Denoise, noise: Tensor, *rest: object, **options: object) -> Tensor:
+        return super().sample(
+            lambda *args, **more: (denoise(*args, **more), denoise(*args, **more))[1], noise, *rest, **options
+        )
+
+
+def test_last_call_of_a_scheduler_that_calls_twice_a_step_runs_whole() -> None:
+    sampler = replace(
+        stdit_sampler(), scheduler=TwoCalls(num_sampling_steps=3), shortcuts=Shortcuts(cache=TeaCache(1e9))
+    )
+    blocks: list[int] = []
+    calls: list[int] = []
+    sampler.model.blocks[1].mlp.register_forward_hook(lambda *_: blocks.append(len(calls)))
+    sampler.model.x_embedder.register_forward_hook(lambda *_: calls.append(1))
+    generate([request()], sampler, 3.0)
+    assert (len(calls), blocks) == (6, [1, 6])
