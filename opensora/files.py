@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -80,6 +81,27 @@ def atomic_write(path: str | Path, fill: Callable[[Path], object]) -> None:
     except BaseException:  # an interrupt too must not leave half a file
         part.unlink(missing_ok=True)
         raise
+
+
+def atomic_folder(path: str | Path, fill: Callable[[Path], object]) -> None:
+    """Let `fill` make a hidden folder next to `path` and rename it; an older folder of that name goes.
+
+    Whatever is raised, the hidden folder is gone.
+    """
+    path = Path(path)
+    part = path.with_name(f".{os.fsencode(path.name)[:_PART_BYTES].decode(errors='ignore')}.{uuid.uuid4().hex}.part")
+    try:
+        fill(part)
+        shutil.rmtree(path, ignore_errors=True)
+        part.replace(path)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files below a folder."""
+    return path.stat().st_size if not path.is_dir() else sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
 
 
 @contextmanager

@@ -357,6 +357,11 @@ class SampleRun:
         unit="frames per second",
         range=POSITIVE,
     )
+    save_format: Literal["mp4", "hevc", "webm", "av1", "gif", "png"] = key(
+        "mp4", "H.264 in mp4, HEVC in mp4, VP9 or AV1 in webm, GIF, or a folder of pngs"
+    )
+    watermark: str = key("", "text over the lower right corner")
+    grid: bool = key(False, "write all videos of the run side by side as one more file")
     aes: float | None = key(None, "aesthetic score added to the prompts, in Open-Sora 1.2's words", unit="1 to 10")
     flow: float | None = key(None, "motion score added to the prompts")
     camera_motion: str | None = key(None, 'camera motion added to the prompts, for example "pan left"')
@@ -426,7 +431,7 @@ class SampleRun:
         unit="seconds",
         range=SECONDS,
     )
-    save_dir: str = key("outputs/samples", "folder of the mp4s", path=True)
+    save_dir: str = key("outputs/samples", "folder of the videos", path=True)
 
 
 Run = TrainRun | SampleRun

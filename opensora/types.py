@@ -82,3 +82,5 @@ class SampleRequest:
     seed: int
     conditioning: VideoConditioning | None = None  # None: a video from noise alone
     save_fps: float | None = None  # of the file; None: `fps`, at which the video plays at true speed
+    save_format: str = "mp4"  # see sampling/video_formats.py
+    watermark: str = ""  # text over the lower right corner

@@ -15,6 +15,7 @@ COMMANDS = {
     "replay": "make one optimizer step of a run again: same weights, data and noise",
     "sample": "generate mp4s from prompts",
     "tune-batch": "find micro-batch sizes per bucket for a step time, and write them into a config",
+    "show": "the settings inside a generated video, and the command that makes it again",
     "train": "train; on N devices: opensora train --ranks N CONFIG",
 }
 

@@ -16,6 +16,7 @@ from opensora.cli.run_main import report_on_main_rank_only, run_main
 from opensora.config import load
 from opensora.errors import ConfigError
 from opensora.parallel.watchdog.process_exit import exit_process
+from opensora.sampling.remake import run_command
 from opensora.schema import SampleRun
 
 NO_TIMEOUT = timedelta(days=365)
@@ -34,6 +35,8 @@ FLAGS: dict[str, tuple[str, str]] = {
     "--fps": ("fps", "frames per second of the video"),
     "--frame-interval": ("frame_interval", "make every n-th frame of a video at --fps"),
     "--save-fps": ("save_fps", "frames per second of the file, if it is to play slower or faster"),
+    "--save-format": ("save_format", "mp4 (H.264), hevc, webm (VP9), av1, gif, or png: a folder of pictures"),
+    "--watermark": ("watermark", "text over the lower right corner"),
     "--seed": ("seed", "another seed, another video"),
     "--num-sample": ("num_sample", "videos per prompt"),
     "--reference-path": ("reference_path", "pictures or videos to build on, joined by ;"),
@@ -60,6 +63,7 @@ TEXTS = (
     "edit",
     "keep",
     "aspect_ratio",
+    "watermark",
     "prompt_path",
     "negative_prompt",
     "save_dir",
@@ -78,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--prompt", action="append", default=[], help="what to show; may be given several times")
     parser.add_argument("--size", metavar="HEIGHTxWIDTH", help="pixels, for example 64x96")
+    parser.add_argument("--grid", action="store_true", help="write all videos side by side as one more file")
     parser.add_argument("--backward", action="store_true", help="--extend a clip by what came before it")
     parser.add_argument("--connect", nargs=2, metavar=("FROM", "TO"), help="two pictures or clips to lead from and to")
     for flag, (_, purpose) in FLAGS.items():
@@ -108,8 +113,7 @@ def overrides_of(arguments: argparse.Namespace) -> list[str]:
         if value is not None:
             quoted = repr(value) if key in TEXTS else value
             overrides.append(f"{key}={quoted}")
-    if arguments.backward:
-        overrides.append("backward=True")
+    overrides += [f"{name}=True" for name in ("backward", "grid") if getattr(arguments, name)]
     if arguments.connect is not None:
         overrides.append(f"connect={arguments.connect!r}")
     if arguments.size is not None:
@@ -131,10 +135,10 @@ def sample_command(config: str, overrides: Sequence[str], prompts: Sequence[str]
     with report_on_main_rank_only():
         loaded = load(config, overrides, SampleRun)
     with loaded.naming_origins():
-        return _sample(loaded.run, config)
+        return _sample(loaded.run, config, run_command(config, overrides, loaded.written))
 
 
-def _sample(run: SampleRun, config: str) -> int:
+def _sample(run: SampleRun, config: str, command: Sequence[str]) -> int:
     # These imports take seconds; a typo in the config is reported before them.
     from opensora.cli.session import session, set_up_rank
     from opensora.parallel.world import check_sequence_size, set_timeout
@@ -154,7 +158,16 @@ def _sample(run: SampleRun, config: str) -> int:
         # Groups finish at different times, however far apart: the watchdog sees which of them still make progress.
         set_timeout(NO_TIMEOUT)
         sampler = apply_sequence_parallel(sampler, ranks.world, run.sp_mode)
-        sample(plan.requests, sampler, ranks.world, run.save_dir, settings, step=ranks.watch.count_step)
+        sample(
+            plan.requests,
+            sampler,
+            ranks.world,
+            run.save_dir,
+            settings,
+            step=ranks.watch.count_step,
+            run_command=command,
+            grid=run.grid,
+        )
     return 0
 
 

@@ -35,6 +35,7 @@ from opensora.sampling.reference_frames import ReferenceKeys, is_edited_as_a_who
 from opensora.sampling.requests import collect_requests
 from opensora.sampling.shortcuts import chosen, shortcuts_of
 from opensora.sampling.size_words import clip_size, warn_of_cut_size
+from opensora.sampling.watermark import draw_watermark
 from opensora.schema import SampleRun
 from opensora.training.checkpoint import resolve_part, resolve_weights
 from opensora.types import DTYPES, SampleRequest, VideoConditioning
@@ -90,6 +91,8 @@ def plan_sampling(run: SampleRun, where: str) -> SamplePlan:
         fps=size.fps,
         frame_interval=run.frame_interval,
         save_fps=run.save_fps,
+        save_format=run.save_format,
+        watermark=run.watermark,
         seed=run.seed,
         negative_prompt=run.negative_prompt,
         num_sample=run.num_sample,
@@ -104,6 +107,8 @@ def plan_sampling(run: SampleRun, where: str) -> SamplePlan:
         ),
         change=partial(add_scores, aes=run.aes, flow=run.flow, camera_motion=run.camera_motion),
     )
+    for height, width in {(request.height, request.width) for request in requests} if run.watermark else ():
+        draw_watermark(run.watermark, height, width)
     check_cleaning(requests, parts["text_encoder"])
     conditionings = [
         request.conditioning

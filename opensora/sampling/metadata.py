@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from opensora.errors import ConfigError
-from opensora.files import hash_text
+from opensora.files import hash_text, size_of
 from opensora.interfaces import Scheduler
+from opensora.sampling.video_formats import FORMATS
 from opensora.types import SampleRequest
 
 SLUG_LENGTH = 48  # characters; with index and hash a name stays far below the 255 bytes of common file systems
@@ -91,8 +92,9 @@ def file_stem(request: SampleRequest) -> str:
 
 
 def output_path(save_dir: str | Path, request: SampleRequest) -> Path:
-    """The path of a video: `.png` for one frame, else `.mp4`; its metadata lie next to it as `.json`."""
-    return Path(save_dir) / f"{file_stem(request)}.{'png' if request.num_frames == 1 else 'mp4'}"
+    """The path of a video, by its format: `.png` for one frame; its metadata lie next to it as `.json`."""
+    ending = ".png" if request.num_frames == 1 else FORMATS[request.save_format].ending
+    return Path(save_dir) / f"{file_stem(request)}{ending}"
 
 
 def record(request: SampleRequest, settings: GenerationSettings, **written: object) -> dict[str, Any]:
@@ -106,7 +108,7 @@ def is_done(path: Path, request: SampleRequest, settings: GenerationSettings) ->
     """True if `path` is complete and was made by this request with these settings."""
     try:
         known = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        return known["request_hash"] == request_hash(request, settings) and known["bytes"] == path.stat().st_size
+        return known["request_hash"] == request_hash(request, settings) and known["bytes"] == size_of(path)
     except (OSError, ValueError, KeyError, TypeError):  # no record, a damaged one, or no video: not done
         return False
 
@@ -115,8 +117,9 @@ def _pixel_fields(request: SampleRequest) -> dict[str, Any]:
     """The parts of a request that decide the pixels; reference files count by their contents, wherever they lie."""
     fields = asdict(request)
     del fields["index"]
-    if fields["save_fps"] is None:  # hashes of older videos are without it
-        del fields["save_fps"]
+    for name, default in (("save_fps", None), ("save_format", "mp4"), ("watermark", "")):
+        if fields[name] == default:  # hashes of older videos are without them
+            del fields[name]
     conditioning = fields.pop("conditioning")
     if conditioning is not None:
         del conditioning["references"]

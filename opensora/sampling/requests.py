@@ -62,6 +62,8 @@ def collect_requests(
     seed: int,
     frame_interval: int = 1,
     save_fps: float | None = None,
+    save_format: str = "mp4",
+    watermark: str = "",
     negative_prompt: str = "",
     num_sample: int = 1,
     reference_keys: ReferenceKeys = ReferenceKeys(),
@@ -70,7 +72,8 @@ def collect_requests(
     """All requests of a run: prompts given directly, then those of the file, `num_sample` videos each.
 
     image_size: (height, width) in pixels. fps: of a video of which every `frame_interval`-th frame is made. save_fps: of
-    the file, None = as made. `index` is the prompt's place in the list, `repeat` the video of that prompt.
+    the file, None = as made. save_format, watermark: see SampleRequest.
+    `index` is the prompt's place in the list, `repeat` the video of that prompt.
     reference_keys: the run's keys for reference frames. change: applied to the words of every prompt and loop.
     Raises ConfigError when there is no prompt or a value cannot be used.
     """
@@ -111,6 +114,8 @@ def collect_requests(
                 _request(prompt, index, repeat, negative_prompt, sizes, frame_interval),
                 conditioning=conditioning,
                 save_fps=save_fps,
+                save_format=save_format,
+                watermark=watermark,
             )
             for repeat in range(num_sample)
         ]

@@ -7,7 +7,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from torch import Tensor
+
 from opensora.errors import BadClip, ConfigError, OpenSoraError
+from opensora.files import hash_text
 from opensora.log import logger
 from opensora.parallel.collectives import broadcast_object, gather_objects
 from opensora.parallel.group_leader import run_on_leader
@@ -16,12 +19,14 @@ from opensora.parallel.tile_parallel import shard_tiles
 from opensora.parallel.world import World
 from opensora.progress_bar import ProgressBar
 from opensora.sampling.generate import Sampler, check_size, generate, shape_key
+from opensora.sampling.grid import make_grid, read_frames_of
 from opensora.sampling.metadata import GenerationSettings, is_done, output_path
 from opensora.sampling.reference_frames import overlap_frames, with_condition_frame_length
-from opensora.sampling.video_writer import WriteError, prepare_folder, write_sample
+from opensora.sampling.video_writer import WriteError, prepare_folder, write_rgb, write_sample
 from opensora.types import SampleRequest
 
 LINES = 4  # plain progress lines per batch of videos
+Write = Callable[[Tensor, SampleRequest], Path]  # writes a video, returns its path
 RequestBatch = list[SampleRequest]  # requests of one size that go through the model together
 
 
@@ -40,10 +45,13 @@ def sample(
     save_dir: str | Path,
     settings: GenerationSettings,
     step: Callable[[], object] = lambda: None,
+    run_command: Sequence[str] = (),
+    grid: bool = False,
 ) -> list[Path]:
     """Write every request's video below `save_dir`, a folder all ranks see; the main rank prints the paths.
 
-    step: called after each of this rank's denoising steps.
+    step: called after each of this rank's denoising steps. run_command: kept in the files, see `write_sample`.
+    grid: write all videos side by side as one more file, once none is missing.
     Returns the paths in the order of `requests`, on every rank. A failing batch is logged and the others go on; a disk
     that refuses ends this rank's share. Raises ConfigError before any work when a size does not fit the model or the
     folder cannot be used, OpenSoraError at the end when a video is missing.
@@ -68,7 +76,11 @@ def sample(
             world.size,
         )
     share = todo[world.data_rank :: world.data_size]
-    messages = gather_objects(_generate_share(share, sampler, folder, settings, world, step))
+
+    def write(video_CTHW: Tensor, request: SampleRequest) -> Path:
+        return write_sample(video_CTHW, request, settings, folder, run_command)
+
+    messages = gather_objects(_generate_share(share, sampler, folder, settings, world, step, write))
     failed = [message for of_rank in messages[:: world.sequence_size] for message in of_rank]  # one rank per group
     if world.is_main:
         for path, request in zip(paths, requests, strict=True):
@@ -79,7 +91,17 @@ def sample(
             f"sampling: {len(failed)} of {len(requests)} videos are missing; "
             f"{'; '.join(dict.fromkeys(failed[:3]))}; fix the cause and run again, finished videos are skipped"
         )
+    if grid and world.is_main:
+        print(write_grid(paths, requests[0], folder))
     return paths
+
+
+def write_grid(paths: Sequence[Path], first: SampleRequest, folder: Path) -> Path:
+    """Write the videos side by side, in the format and at the rate of the first one; returns the path."""
+    frames_THWC = make_grid([read_frames_of(path) for path in paths])
+    name = f"grid-{hash_text(' '.join(path.name for path in paths), 4)}{paths[0].suffix}"
+    write_rgb(frames_THWC, folder / name, first.save_fps or first.fps, first.save_format)
+    return folder / name
 
 
 def make_batches(requests: Sequence[SampleRequest], batch_size: int) -> list[RequestBatch]:
@@ -106,6 +128,7 @@ def _generate_share(
     settings: GenerationSettings,
     world: World,
     step: Callable[[], object],
+    write: Write,
 ) -> list[str]:
     """Generate this rank's batches, with the others of its group; returns one message per missing video."""
     failed: list[str] = []
@@ -113,7 +136,7 @@ def _generate_share(
     with ProgressBar("sampling", len(batches), visible=world.is_main, lines=lines, log=logger().info) as bar:
         for number, batch in enumerate(batches):
             progress = partial(report_step, bar, step, number)
-            message, fatal = _generate_batch(batch, sampler, folder, settings, world, progress)
+            message, fatal = _generate_batch(batch, sampler, folder, settings, world, progress, write)
             if message is not None and fatal:
                 return failed + [message] * sum(map(len, batches[number:]))
             if message is not None:
@@ -128,6 +151,7 @@ def _generate_batch(
     settings: GenerationSettings,
     world: World,
     progress: Callable[[int, int], None],
+    write: Write,
 ) -> tuple[str | None, bool]:
     """Generate and write one batch; returns its error, if any, and if every later batch would fail by the same."""
     message: str | None = None
@@ -136,7 +160,7 @@ def _generate_batch(
         videos = generate(batch, sampler, settings.guidance_scale, progress)
         for video_CTHW, request in zip(videos, batch, strict=True) if world.is_group_leader else ():
             if not is_done(output_path(folder, request), request, settings):
-                logger().info("sampling: wrote %s", write_sample(video_CTHW, request, settings, folder))
+                logger().info("sampling: wrote %s", write(video_CTHW, request))
     except (WriteError, ConfigError) as error:
         message, fatal = str(error), True
         logger().error("%s", error)

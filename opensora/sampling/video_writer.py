@@ -1,13 +1,12 @@
-"""Write a video as H.264 in mp4, or one frame as png, with its metadata as json next to it.
+"""Write a video in its format, or one frame as png, with its metadata inside and as json next to it.
 
 Both are written atomically, the json last: if the json exists, the video it describes is complete.
 """
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,10 @@ from opensora import files
 from opensora.datasets.transforms import to_uint8
 from opensora.errors import OpenSoraError
 from opensora.sampling.metadata import GenerationSettings, output_path, record
+from opensora.sampling.remake import command_of
+from opensora.sampling.video_formats import FORMATS, write_frames, write_png
+from opensora.sampling.watermark import add_watermark
 from opensora.types import SampleRequest
-
-CRF = 18  # x264's constant quality, 0 (lossless) to 51; 18 is commonly taken as visually lossless
 
 
 class WriteError(OpenSoraError):
@@ -28,15 +28,26 @@ class WriteError(OpenSoraError):
 
 
 def write_sample(
-    video_CTHW: Tensor, request: SampleRequest, settings: GenerationSettings, save_dir: str | Path
+    video_CTHW: Tensor,
+    request: SampleRequest,
+    settings: GenerationSettings,
+    save_dir: str | Path,
+    run_command: Sequence[str] = (),
 ) -> Path:
-    """Write one finished video and its record; returns the video's path. WriteError when the disk refuses."""
+    """Write one finished video and its record; returns the video's path. WriteError when the disk refuses.
+
+    run_command: the command of the run without what a request holds; with it, the record has the command of this video.
+    """
     path = output_path(save_dir, request)
     note = path.with_suffix(".json")
     with _write_errors(path):
         note.unlink(missing_ok=True)  # the old record must not outlive the video it describes
-    written = write_video(video_CTHW, path, request.save_fps or request.fps)
-    text = json.dumps(record(request, settings, **written), indent=2, ensure_ascii=False) + "\n"
+    command = {"command": command_of(run_command, request, settings)} if run_command else {}
+    inside = record(request, settings, **command)
+    written = write_video(
+        video_CTHW, path, request.save_fps or request.fps, request.save_format, inside, request.watermark
+    )
+    text = json.dumps(record(request, settings, **written, **command), indent=2, ensure_ascii=False) + "\n"
     # Paths of references may hold bytes that are not UTF-8. Python carries them as lone surrogates; as an escape of JSON
     # a reader gets the same text back.
     text = text.encode(errors="backslashreplace").decode()
@@ -45,24 +56,54 @@ def write_sample(
     return path
 
 
-def write_video(video_CTHW: Tensor, path: str | Path, fps: float) -> dict[str, Any]:
-    """Write [-1, 1] RGB frames to `path`, H.264 mp4 or, when its ending says so, the first frame as png.
+def write_video(
+    video_CTHW: Tensor,
+    path: str | Path,
+    fps: float,
+    save_format: str = "mp4",
+    settings: Mapping[str, Any] | None = None,
+    watermark: str = "",
+) -> dict[str, Any]:
+    """Write [-1, 1] RGB frames to `path` in one of FORMATS or, when its ending says so, the first frame as png.
 
-    H.264 with halved color planes needs even sides: an odd one gets its last row or column twice.
+    settings: kept inside the file. watermark: a text over the frames.
     Returns {"file", "bytes", "stored_height", "stored_width"}. Raises WriteError; then no part of a file is left.
     """
-    path = Path(path)
     frames_THWC = rgb_frames(video_CTHW)
-    as_png = path.suffix == ".png"
-    if not as_png:
+    return write_rgb(frames_THWC, path, fps, save_format, settings, watermark)
+
+
+def write_rgb(
+    frames_THWC: np.ndarray,
+    path: str | Path,
+    fps: float,
+    save_format: str = "mp4",
+    settings: Mapping[str, Any] | None = None,
+    watermark: str = "",
+) -> dict[str, Any]:
+    """`write_video` for frames of RGB bytes.
+
+    Codecs with halved color planes need even sides: an odd one gets its last row or column twice.
+    """
+    path = Path(path)
+    if watermark:
+        frames_THWC = add_watermark(frames_THWC, watermark)
+    as_picture = path.suffix == ".png"
+    if not as_picture and FORMATS[save_format].codec:
         _, height, width, _ = frames_THWC.shape
         frames_THWC = np.pad(frames_THWC, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    write = files.atomic_folder if save_format == "png" and not as_picture else files.atomic_write
     with _write_errors(path):
-        files.atomic_write(
-            path, lambda part: _save_png(frames_THWC[0], part) if as_png else _encode(frames_THWC, part, fps)
+        write(
+            path,
+            lambda part: (
+                write_png(frames_THWC[0], part, settings)
+                if as_picture
+                else write_frames(frames_THWC, part, save_format, fps, settings)
+            ),
         )
     stored = dict(stored_height=frames_THWC.shape[1], stored_width=frames_THWC.shape[2])
-    return {"file": path.name, "bytes": path.stat().st_size, **stored}
+    return {"file": path.name, "bytes": files.size_of(path), **stored}
 
 
 def rgb_frames(video_CTHW: Tensor) -> np.ndarray:
@@ -99,29 +140,3 @@ def _write_errors(path: Path) -> Iterator[None]:
             raise WriteError(
                 f"{path}: cannot be encoded ({error}); give another size, frame rate or save_dir"
             ) from error
-
-
-def _save_png(frame_HWC: np.ndarray, part: Path) -> None:
-    from PIL import Image
-
-    Image.fromarray(frame_HWC).save(part, format="PNG")
-
-
-def _encode(frames_THWC: np.ndarray, part: Path, fps: float) -> None:
-    import av
-    from av.video.reformatter import Colorspace
-
-    _, height, width, _ = frames_THWC.shape
-    # One thread, for x264's decisions depend on how many there are; no macroblock tree, which with B frames gives
-    # other bytes now and then for the same frames. So the same video is the same file, on every rank.
-    options = {"crf": str(CRF), "threads": "1", "x264-params": "mbtree=0"}
-    with av.open(files.ffmpeg_path(part), "w", format="mp4", options={"movflags": "faststart"}) as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        # BT.601 and said so: players read the tag, and readers that ignore it (OpenCV) assume just that.
-        context = stream.codec_context
-        context.color_range, context.colorspace = 1, 6
-        for frame_HWC in frames_THWC:
-            frame = av.VideoFrame.from_ndarray(frame_HWC, format="rgb24")
-            container.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU601)))
-        container.mux(stream.encode())

@@ -1,11 +1,13 @@
 """Animate a picture: `opensora train ... mask_ratios=...`, then `opensora sample ... --reference-path`."""
 
 import json
+import shlex
 from pathlib import Path
 
 import av
 import pytest
 
+from opensora.datasets.decode import Video
 from tests.support.command import ROOT, TRAIN
 from tests.support.media_files import write_picture
 
@@ -49,6 +51,18 @@ def test_train_with_masks_and_sample_with_reference_frames(
     longer = Path(capsys.readouterr().out.strip())
     with av.open(str(longer)) as container:  # 5 frames, then 5 of which 1 repeats
         assert sum(1 for _ in container.decode(video=0)) == 9
+
+    assert opensora(*sampling, "--loop", "2", "condition_frame_length=1", "--save-format", "webm", "--grid") == 0
+    film, grid = map(Path, capsys.readouterr().out.split())
+    with Video(str(grid)) as video:
+        assert (video.info.num_frames, video.info.height, video.info.width) == (9, 16, 16)
+    contents = film.read_bytes()
+    assert opensora("show", str(film)) == 0
+    *_, command = capsys.readouterr().out.splitlines()  # it makes the very same file again
+    film.unlink()
+    assert opensora(*shlex.split(command)[1:], f"save_dir={out}") == 0
+    assert film.read_bytes() == contents
+    capsys.readouterr()
 
     assert opensora(*sampling, "mask_strategy=0,1") == 2
     assert "reference 1" in capsys.readouterr().err
