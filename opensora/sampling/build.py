@@ -33,7 +33,7 @@ from opensora.sampling.prompt_check import check_cleaning, warn_of_cut_prompts
 from opensora.sampling.prompt_syntax import add_scores
 from opensora.sampling.reference_frames import ReferenceKeys, is_edited_as_a_whole, require_whole_edits, warn_of_changes
 from opensora.sampling.requests import collect_requests
-from opensora.sampling.shortcuts import chosen, shortcuts_of
+from opensora.sampling.shortcuts import Shortcuts, chosen, shortcuts_of
 from opensora.sampling.size_words import clip_size, warn_of_cut_size
 from opensora.sampling.watermark import draw_watermark
 from opensora.schema import SampleRun
@@ -52,10 +52,12 @@ class SamplePlan:
     parts: dict[str, dict[str, Any]]  # model, vae, text_encoder, scheduler
     weights: Path | None  # of the denoiser
     requests: list[SampleRequest]
+    shortcuts: Shortcuts = Shortcuts()
 
 
 def plan_sampling(run: SampleRun, where: str) -> SamplePlan:
     """Fill the gaps from the checkpoint's record and read the prompts; ConfigError when something is still missing."""
+    shortcuts = shortcuts_of(run)
     weights = resolve_weights(run.load, ema=run.ema) if run.load is not None else None
     recorded: dict[str, Any] = {}
     absent: dict[str, str] = {}
@@ -119,7 +121,7 @@ def plan_sampling(run: SampleRun, where: str) -> SamplePlan:
     _check_conditioning(parts, conditionings, where)
     for request in {request.conditioning: request for request in requests}.values():
         warn_of_changes(request)
-    return SamplePlan(run, parts, weights, requests)
+    return SamplePlan(run, parts, weights, requests, shortcuts)
 
 
 def _located(recorded: dict[str, Any], weights: Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -175,7 +177,7 @@ def build_sampler(plan: SamplePlan, device: torch.device) -> tuple[Sampler, Gene
     """Build and load all parts on `device`; WeightsError when weights do not fit."""
     run, parts = plan.run, plan.parts
     dtype = DTYPES[run.dtype]
-    scheduler, shortcuts = build(SCHEDULERS, parts["scheduler"]), shortcuts_of(run)
+    scheduler = build(SCHEDULERS, parts["scheduler"])
     vae, text = build_autoencoder(parts["vae"]), build(TEXT_ENCODERS, parts["text_encoder"])
     require_frame_counts(vae, _lengths(plan.requests), "sampling")
     first = plan.requests[0]
@@ -198,7 +200,7 @@ def build_sampler(plan: SamplePlan, device: torch.device) -> tuple[Sampler, Gene
             *[path for path in (plan.weights, parts["model"].get("from_pretrained")) if path is not None]
         ),
     )
-    return Sampler(model.to(device, dtype), scheduler, codec, shortcuts=shortcuts), settings
+    return Sampler(model.to(device, dtype), scheduler, codec, shortcuts=plan.shortcuts), settings
 
 
 def _lengths(requests: Sequence[SampleRequest]) -> Iterator[tuple[str, int]]:

@@ -11,6 +11,7 @@ from mmengine.config import Config
 
 from opensora.errors import ConfigError
 from opensora.sampling.build import build_sampler, plan_sampling
+from opensora.sampling.shortcuts import Shortcuts
 from opensora.schema import SampleRun
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -109,3 +110,18 @@ def test_other_classes_than_the_model_was_trained_on_are_refused() -> None:
     run = SampleRun(**{**GIVEN, **parts})  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"'model\.condition'.*label_3.*label_2"):
         build_sampler(plan_sampling(run, "sample.py"), torch.device("cpu"))
+
+
+def test_shortcuts_are_checked_with_the_plan_and_change_the_settings() -> None:
+    vae = Config.fromfile(str(ROOT / "configs/_base_/tiny_vae.py")).vae.to_dict()
+    model = {"type": "STDiT", "hidden_size": 24, "depth": 1, "num_heads": 2}
+    keys = {**GIVEN, "vae": vae, "model": model, "dtype": "fp32"}
+    changes = {"null_every": 2, "cache": {"type": "TeaCache"}, "guidance_interval": (0.2, 0.8)}
+    plans = [plan_sampling(SampleRun(**keys, **more), "sample.py") for more in ({}, changes)]  # type: ignore[arg-type]
+    (exact, exact_settings), (fast, settings) = (build_sampler(plan, torch.device("cpu")) for plan in plans)
+    assert exact.shortcuts == Shortcuts()
+    assert fast.shortcuts is plans[1].shortcuts
+    assert settings == replace(exact_settings, config_hash=settings.config_hash)
+    assert settings.config_hash != exact_settings.config_hash
+    with pytest.raises(ConfigError, match=r"guidance_interval.*\(0.8, 0.2\)"):
+        plan_sampling(SampleRun(**keys, guidance_interval=(0.8, 0.2)), "sample.py")  # type: ignore[arg-type]
