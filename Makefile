@@ -41,8 +41,9 @@ install-test: $(VENV)/.test ## and what tests and lint need
 demo: install-demo ## train on real footage and sample videos (outputs/demo)
 	$(BIN)/python -m tools.demo.run
 
+# The bytecode of tests with their assertions rewritten is kept: without it, that takes each of the processes seconds.
 test: install-test ## run all tests (WORKERS=2 processes)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 WHAT ?= models
 bench: install-demo ## measure speed and memory: WHAT=models, engine, tokens, buckets, data or faults

@@ -4,6 +4,7 @@ A denoiser is built small through the constructor arguments it shares with `SMAL
 `SMALL_VAES`.
 """
 
+import functools
 import inspect
 from typing import Any
 
@@ -75,6 +76,7 @@ def small(name: str, **more: Any) -> dict[str, Any]:
     return named | {key: value for key, value in {**SMALL, **own, **more}.items() if key in known}
 
 
+@functools.cache
 def architectures() -> list[str]:
     """One name for each network that the registered ones are at `SMALL` sizes: aliases are other sizes of it."""
     with torch.device("meta"):
