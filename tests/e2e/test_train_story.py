@@ -3,13 +3,15 @@
 import os
 import re
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from opensora.training.metrics import read
-from tests.support.command import ROOT, SAMPLE, TORCHRUN, TRAIN, running
+from tests.support.command import ROOT, SAMPLE, TORCHRUN, running
+from tests.support.short_runs import DEBUG
 
 STEPS = 14
 PROMPTS = ("a red circle moves left", "a blue square moves up")
@@ -17,7 +19,7 @@ PROMPTS = ("a red circle moves left", "a blue square moves up")
 
 def train_command(run_dir: Path) -> list[str]:
     options = [f"run_dir={run_dir}", f"steps={STEPS}", "keep_last=20"]
-    return [*TORCHRUN, "-m", "opensora.cli.train", TRAIN, *options]
+    return [*TORCHRUN, "-m", "opensora.cli.train", DEBUG, *options]
 
 
 def records(run_dir: Path) -> list[dict[str, Any]]:
@@ -48,17 +50,17 @@ def whole(tmp_path_factory: pytest.TempPathFactory, warm: str) -> Path:
 def disturbed(tmp_path_factory: pytest.TempPathFactory, warm: str) -> Path:
     """The same command, run three times: killed, stopped through torchrun, stopped through one rank.
 
-    The first two start cold: their ranks notice that the parent is gone, and get signals as a process group.
+    Ranks that are to notice that their parent is gone start cold.
     """
     run_dir = tmp_path_factory.mktemp("disturbed")
-    kill_torchrun(run_dir)
-    terminate_torchrun(run_dir)
+    kill_torchrun(run_dir, warm)
+    terminate_torchrun(run_dir, warm)
     terminate_one_rank(run_dir, warm)
     return run_dir
 
 
-def kill_torchrun(run_dir: Path) -> None:
-    with running(*train_command(run_dir)) as command:
+def kill_torchrun(run_dir: Path, warm: str) -> None:
+    with running(*train_command(run_dir), python=warm, ranks=sys.executable) as command:
         command.read_until("step 2 saved")
         os.kill(command.process.pid, signal.SIGKILL)
         # returns only after the ranks have exited too, because they hold the pipe
@@ -66,9 +68,11 @@ def kill_torchrun(run_dir: Path) -> None:
         assert not command.lines_with("done:")
 
 
-def terminate_torchrun(run_dir: Path) -> None:
+def terminate_torchrun(run_dir: Path, warm: str) -> None:
     """torchrun forwards the signal and exits with its own error; the ranks save first."""
-    with running(*train_command(run_dir), "num_workers=1") as command:  # loader workers get the signal as well
+    with running(
+        *train_command(run_dir), "num_workers=1", python=warm
+    ) as command:  # loader workers get the signal as well
         command.read_until(" saved: ")
         assert command.lines_with("resumed from")
         command.process.terminate()
@@ -106,7 +110,7 @@ def test_interruptions_leave_no_trace_in_the_numbers(whole: Path, disturbed: Pat
 
 def test_one_rank_resumes_a_run_of_two(whole: Path, disturbed: Path, opensora) -> None:
     options = [f"run_dir={disturbed}", f"steps={STEPS}", "keep_last=20"]
-    assert opensora("train", str(ROOT / TRAIN), *options) == 0
+    assert opensora("train", DEBUG, *options) == 0
     for one, two in zip(records(disturbed), records(whole), strict=True):
         assert (one["step"], one["tokens"], one["lr"]) == (two["step"], two["tokens"], two["lr"])
         assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)

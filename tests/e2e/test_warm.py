@@ -34,6 +34,12 @@ print("here", flush=True)
 while True:
     signal.pause()
 """
+PARENT = """
+import os, time
+os.fork()
+print("here", flush=True)
+time.sleep(60)
+"""
 
 
 @pytest.fixture
@@ -83,6 +89,21 @@ def test_signals_reach_the_program(warm: str, folder: Path) -> None:
             assert process.wait(30) == code
 
 
+def test_signals_to_a_group_reach_its_other_processes(warm: str, folder: Path) -> None:
+    """torchrun sends them to the group of each rank, in which the workers of its loader are."""
+    (folder / "parent.py").write_text(PARENT)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [warm, "-m", "parent"], cwd=folder, env=environment, stdout=subprocess.PIPE, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        assert [process.stdout.readline() for _ in range(2)] == [b"here\n"] * 2
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == -signal.SIGTERM
+        assert select.select([process.stdout], [], [], 30)[0], "the child goes on without its parent"
+        assert process.stdout.read() == b""
+
+
 def test_killing_the_caller_ends_the_program(warm: str, folder: Path) -> None:
     """Its output ends like that of a killed program."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -95,7 +116,7 @@ def test_killing_the_caller_ends_the_program(warm: str, folder: Path) -> None:
 
 def test_caller_that_ends_before_the_program_starts_ends_it(warm: str, folder: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    request = {"arguments": ["-m", "waiting"], "folder": str(folder), "environment": environment}
+    request = {"arguments": ["-m", "waiting"], "folder": str(folder), "environment": environment, "leads": False}
     message = json.dumps(request).encode()
     read, write = os.pipe()
     with socket.socket(socket.AF_UNIX) as connection:

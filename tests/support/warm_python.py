@@ -3,7 +3,8 @@
 What `warm_python` gives is called as the interpreter is: with `-m MODULE ...` or a script, by a test or by
 torchrun (PYTHON_EXEC). The program has the arguments, folder, environment and standard streams of its caller, ends as a
 Python program does, and its exit code or signal is passed on. Signals that ask are passed to it, and it is killed when
-its caller kills what it called. Not the same: who its parent is. What is about that, or about starting, starts cold.
+its caller kills what it called. Called as the leader of a process group, as torchrun starts ranks, it leads one as well,
+which gets the signals. Not the same: who its parent is. What is about that, or about starting, starts cold.
 """
 
 import atexit
@@ -82,6 +83,8 @@ def keep(connection: socket.socket) -> list[str]:
     with connection.makefile("rb") as file:
         request = json.loads(file.read(int.from_bytes(size, "big")))
     program = os.fork()
+    if request["leads"]:
+        os.setpgid(program, program)  # in both processes, whichever is first
     if program:
         for stream in streams:
             os.close(stream)
@@ -142,14 +145,18 @@ def run_to_the_end(arguments: list[str]) -> NoReturn:
 
 def start(address: str, arguments: list[str]) -> int:
     """The caller's side: have the program started, pass signals on; its exit code."""
-    request = json.dumps({"arguments": arguments, "folder": os.getcwd(), "environment": dict(os.environ)}).encode()
+    leads = os.getpgrp() == os.getpid()
+    request = json.dumps(
+        {"arguments": arguments, "folder": os.getcwd(), "environment": dict(os.environ), "leads": leads}
+    ).encode()
+    send = os.killpg if leads else os.kill
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(address)
         socket.send_fds(connection, [len(request).to_bytes(4, "big")], [0, 1, 2])
         connection.sendall(request)
         program = int.from_bytes(receive(connection), "big")
         for number in PASSED_ON:
-            signal.signal(number, lambda number, _: os.kill(program, number))
+            signal.signal(number, lambda number, _: send(program, number))
         code = int.from_bytes(receive(connection), "big", signed=True)
     if code < 0:
         with contextlib.suppress(OSError):  # of a signal that has no other action
