@@ -2,12 +2,15 @@
 
 import errno
 import logging
+import multiprocessing
 import os
-import subprocess
-import sys
+import resource
+import signal
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,16 +36,29 @@ from tests.dist import one_rank
 ROOT = Path(__file__).resolve().parents[3]
 RUN = load(str(ROOT / "configs/stdit/train/debug.py"), [], TrainRun).run
 
-HOLD = """
-import resource, sys
-from pathlib import Path
-from opensora.training.run_folder import lock
-if len(sys.argv) > 2:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # no byte can be written, as on a full disk
-held, holder = lock(Path(sys.argv[1]))
-print("held" if held is not None and holder is None else "refused", flush=True)
-sys.stdin.read()
-"""
+
+def hold(folder: Path, full: bool, answers: Any) -> None:
+    """Lock a folder and stay."""
+    if full:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # no byte can be written, as on a full disk
+    file, holder = keep_module.lock(folder)
+    answers.send("held" if file is not None and holder is None else "refused")
+    signal.pause()
+
+
+@contextmanager
+def another_process(folder: Path, full: bool = False) -> Iterator[BaseProcess]:
+    """A process that has the folder; a fork, because importing everything again takes seconds."""
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=hold, args=(folder, full, theirs))
+    process.start()
+    theirs.close()
+    try:
+        assert ours.recv() == "held"
+        yield process
+    finally:
+        process.kill()
+        process.join()
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -156,26 +172,13 @@ def test_an_average_switched_on_or_off_between_starts(tmp_path: Path) -> None:
         open_folder(tmp_path / "without").resume()
 
 
-@pytest.fixture
-def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process that has the folder."""
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "held\n"
-        yield process
-        process.kill()
-
-
-def test_folder_is_locked_by_one_run(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+def test_folder_is_locked_by_one_run(tmp_path: Path) -> None:
     partial = tmp_path / "checkpoints/.partial-step-00000001"
     partial.mkdir(parents=True)  # what the other run is saving
-    with pytest.raises(CheckpointError, match=rf"{tmp_path}: .*process {holder.pid} on "):
-        open_folder(tmp_path)
-    assert partial.exists()
-    holder.kill()
-    holder.wait()
+    with another_process(tmp_path) as holder:
+        with pytest.raises(CheckpointError, match=rf"{tmp_path}: .*process {holder.pid} on "):
+            open_folder(tmp_path)
+        assert partial.exists()
     open_folder(tmp_path)
     assert not partial.exists()
 
@@ -348,9 +351,8 @@ def test_the_last_good_checkpoint_is_the_one_being_written(tmp_path: Path, monke
 
 
 def test_full_disk_does_not_stop_the_lock(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", HOLD, str(tmp_path), "full"]
-    done = subprocess.run(command, input="", capture_output=True, text=True, cwd=ROOT)
-    assert done.stdout == "held\n", done.stderr
+    with another_process(tmp_path, full=True):
+        pass
 
 
 def test_file_system_without_locks_warns(
