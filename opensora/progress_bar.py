@@ -1,6 +1,7 @@
 """Progress on stderr: a bar on a terminal, plain lines elsewhere."""
 
 import sys
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Self
 
@@ -37,8 +38,10 @@ class ProgressBar:
         self.log = log
         self._bar: Progress | None = None
         self._task: TaskID | None = None
+        self._started, self._before = time.monotonic(), completed
 
     def start(self) -> Self:
+        self._started, self._before = time.monotonic(), self.completed
         if self.visible and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import (
@@ -79,6 +82,15 @@ class ProgressBar:
         """One more row is done."""
         done = self.completed + 1
         self.update(done, line=f"{self.title}: {done} of {self.total} rows")
+
+    def time_left(self, completed: float) -> str:
+        """Hours, minutes and seconds until `total` at the speed since the start, such as "0:12"; "" where nothing is done yet."""
+        done = completed - self._before
+        if done <= 0:
+            return ""
+        left = round((time.monotonic() - self._started) * (self.total - completed) / done)
+        minutes, seconds = divmod(left, 60)
+        return f"{minutes}:{seconds:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
     def print(self, message: str) -> None:
         """Print above the bar; without a bar to stderr, on every rank."""

@@ -14,8 +14,11 @@ from opensora.parallel.openmp import wait_passively
 WAIT_SECONDS = 20  # for the launcher to end this rank because the main rank has left
 
 
-def run_main(command: Callable[[], int]) -> int:
-    """Run `command`; an error the user can act on is one line on stderr, anything else keeps its traceback."""
+def run_main(command: Callable[[], int], interrupted: str = "") -> int:
+    """Run `command`; an error the user can act on is one line on stderr, anything else keeps its traceback.
+
+    interrupted: the rest of the line after Ctrl-C.
+    """
     wait_passively()
     if isinstance(sys.stdout, io.TextIOWrapper):  # paths are printed with the bytes they have, UTF-8 or not
         sys.stdout.reconfigure(errors="surrogateescape")
@@ -29,7 +32,7 @@ def run_main(command: Callable[[], int]) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return error.exit_code
     except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
+        print(f"error: interrupted{interrupted}", file=sys.stderr)
         return 130
     except Exception:
         traceback.print_exc()

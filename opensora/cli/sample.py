@@ -88,7 +88,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for flag, (_, purpose) in FLAGS.items():
         parser.add_argument(flag, help=purpose, action="append" if flag in ONE_PER_PROMPT else "store")
     arguments = parser.read(join_dashed(sys.argv[1:] if argv is None else argv))
-    return run_main(lambda: sample_command(arguments.config, overrides_of(arguments), arguments.prompt))
+    return run_main(
+        lambda: sample_command(arguments.config, overrides_of(arguments), arguments.prompt),
+        interrupted=": finished videos are kept; the same command makes the others",
+    )
 
 
 def join_dashed(argv: Sequence[str]) -> list[str]:

@@ -177,5 +177,5 @@ def _generate_batch(
 def report_step(bar: ProgressBar, each: Callable[[], object], batch: int, done: int, steps: int) -> None:
     """Count one denoising step of this rank's batch number `batch`."""
     each()
-    text = f"batch {batch + 1} of {bar.total}, step {done} of {steps}"
-    bar.update(batch + done / steps, text, f"sampling: {text}")
+    text, completed = f"batch {batch + 1} of {bar.total}, step {done} of {steps}", batch + done / steps
+    bar.update(completed, text, f"sampling: {text}, {bar.time_left(completed)} left")

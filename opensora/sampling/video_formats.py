@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 CRF = 18  # x264's constant quality, 0 (lossless) to 51; 18 is commonly taken as visually lossless
 KEY = "opensora"  # of the settings in a picture
 STEP = 10  # milliseconds, in which GIF counts
+PALETTE_FRAMES = 16  # of a video, from which the colors of its GIF are taken
 SHORTEST = 20  # milliseconds; browsers slow down a GIF of shorter frames
 
 
@@ -145,15 +146,16 @@ def _encode(
 
 
 def _write_gif(frames_THWC: np.ndarray, path: Path, fps: float, settings: Mapping[str, Any] | None) -> None:
-    """256 colors for each frame. Times are rounded so that the whole lasts as long as it should, if frames are not too short."""
+    """256 colors for the whole video. Times are rounded so that their sum stays right, unless frames are too short."""
     from PIL import Image
 
     times = [round(1000 / fps * number / STEP) * STEP for number in range(len(frames_THWC) + 1)]
     lengths = [max(SHORTEST, end - start) for start, end in pairwise(times)]
-    first, *rest = (
-        Image.fromarray(frame_HWC).quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.FLOYDSTEINBERG)
-        for frame_HWC in frames_THWC
-    )
+    pictures = [Image.fromarray(frame_HWC) for frame_HWC in frames_THWC]
+    # One palette for the whole video: with one for each frame, still parts would flicker.
+    sampled = frames_THWC[:: max(1, len(frames_THWC) // PALETTE_FRAMES)]
+    palette = Image.fromarray(sampled.reshape(-1, *sampled.shape[2:])).quantize(256)
+    first, *rest = (picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for picture in pictures)
     first.save(
         path,
         format="GIF",

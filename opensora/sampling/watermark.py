@@ -50,6 +50,14 @@ def draw_watermark(text: str, height: int, width: int) -> np.ndarray:
     """The text, white with a dark edge, [h, w, 4], no larger than a video of these pixels; ConfigError where it cannot be."""
     from PIL import Image, ImageDraw, ImageFont
 
+    font = ImageFont.load_default(SMALLEST)
+    absent = font.getmask("\uffff")
+    lacking = [letter for letter in text if not letter.isspace() and bytes(font.getmask(letter)) == bytes(absent)]
+    if lacking or not text.isprintable() or not text.strip():
+        raise ConfigError(
+            f"config: key 'watermark': found {text!r}, of which {', '.join(map(repr, lacking)) or 'something'} cannot be "
+            "drawn; allowed: letters, digits and signs of English; change the text"
+        )
     for size in range(max(SMALLEST, height // SHARE), SMALLEST - 1, -1):
         font, edge = ImageFont.load_default(size), max(1, size // 12)
         left, top, right, bottom = font.getbbox(text, stroke_width=edge)

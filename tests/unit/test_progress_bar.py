@@ -23,6 +23,17 @@ def test_every_update_has_its_line_without_a_number_of_lines() -> None:
     assert lines == ["step 1/100", "step 2/100"]
 
 
+def test_time_left_at_the_speed_since_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("opensora.progress_bar.time.monotonic", lambda: now[0])
+    with ProgressBar("sampling", 10, completed=2) as bar:
+        assert bar.time_left(2) == ""
+        now[0] += 20
+        assert bar.time_left(4) == "1:00"
+        now[0] += 7200
+        assert bar.time_left(6) == "2:00:20"
+
+
 @pytest.mark.parametrize(("total", "visible"), [(3, False), (0, True)])
 def test_invisible_bar_prints_messages_only(capsys: pytest.CaptureFixture[str], total: int, visible: bool) -> None:
     with ProgressBar("cut", total, visible=visible) as bar:

@@ -1,6 +1,8 @@
 import logging
+import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,8 +11,9 @@ from opensora.errors import ConfigError, OpenSoraError
 from opensora.parallel.world import World
 from opensora.progress_bar import ProgressBar
 from opensora.sampling import sample as sample_module
+from opensora.sampling import video_writer
 from opensora.sampling.generate import Sampler
-from opensora.sampling.metadata import is_done
+from opensora.sampling.metadata import is_done, output_path
 from opensora.sampling.sample import LINES, make_batches, pending_batches, report_step, sample
 from opensora.sampling.video_writer import WriteError
 from tests.support.fake_sampler import SETTINGS, fake_sampler, request
@@ -51,6 +54,31 @@ def test_done_ones_are_skipped_and_changed_settings_are_redone(tmp_path: Path) -
     assert sample(requests(), other, ALONE, tmp_path, replace(SETTINGS, guidance_scale=5.0)) == paths
     assert batches_run(other) == 3
     assert [path.read_bytes() for path in paths] != first
+
+
+@pytest.mark.parametrize("save_format", ["mp4", "png"])
+def test_an_interrupt_leaves_finished_files_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_format: str
+) -> None:
+    """Ctrl-C while the second video is written; the same command then makes what is missing."""
+    write, written = video_writer.write_frames, []
+
+    def interrupt(*arguments: Any) -> None:
+        write(*arguments)
+        written.append(arguments[1])
+        if len(written) == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(video_writer, "write_frames", interrupt)
+    each = [replace(one, save_format=save_format) for one in requests()]
+    with pytest.raises(KeyboardInterrupt):
+        sample(each, fake_sampler(), ALONE, tmp_path, SETTINGS)
+    first = output_path(tmp_path, each[0])
+    assert sorted(tmp_path.iterdir()) == sorted([first, first.with_suffix(".json")])
+    assert is_done(first, each[0], SETTINGS)
+    again = fake_sampler()
+    assert all(path.exists() for path in sample(each, again, ALONE, tmp_path, SETTINGS))
+    assert batches_run(again) == 2
 
 
 def test_one_failure_does_not_lose_the_others(
@@ -112,6 +140,6 @@ def test_progress_is_a_few_plain_lines(caplog: pytest.LogCaptureFixture, monkeyp
             for done in range(1, 31):
                 report_step(bar, lambda: steps.append(1), batch, done, 30)
     assert len(steps) == 60
-    assert [record.message for record in caplog.records] == [
+    assert [record.message.rpartition(", ")[0] for record in caplog.records] == [
         f"sampling: batch {batch} of 2, step {done} of 30" for batch in (1, 2) for done in (8, 15, 23, 30)
     ]

@@ -19,6 +19,12 @@ def test_text_lies_over_the_lower_right_corner() -> None:
     assert np.array_equal(marked[:, :40], frames[:, :40])
 
 
+@pytest.mark.parametrize("text", ["日本", "Größe", "a\nb", "a\0b", "  "])
+def test_letters_that_the_font_lacks(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"'watermark': found .* cannot be drawn; allowed: letters, digits"):
+        draw_watermark(text, 64, 96)
+
+
 def test_text_that_does_not_fit() -> None:
     with pytest.raises(
         ConfigError, match=r"'watermark': 'made by me' needs \d+ columns .* the video has 16 of 16 rows"
