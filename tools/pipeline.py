@@ -4,7 +4,7 @@ Run: python -m tools.pipeline configs/data/demo.py
      python -m tools.pipeline configs/data/demo.py out=outputs/other --dry-run
 
 Each step is a command that is printed before it runs. Run it again after a stop, and it goes on; a step whose command, inputs
-and files are those of last time is not repeated.
+and files are those of last time is not repeated, unless files that it made below its --folder are gone.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,6 +26,7 @@ from opensora import config, files
 from opensora.errors import ConfigError, DataError, OpenSoraError
 from tools import runner
 from tools.history import hash_input, read_history
+from tools.row_source import RowSource
 
 _ROOT = Path(__file__).resolve().parents[1]  # holds the package `tools`, which is not installed
 _PARTS = ("tool", "inputs", "output")  # keys of a step that are no flags of its tool
@@ -77,6 +79,17 @@ class Step:
         except (OSError, ValueError):
             return False
         return os.path.exists(self.output) and kept == self.key()
+
+    def missing_files(self) -> list[str]:
+        """Files below its own --folder that its output names and that are not there."""
+        folder = next((word.partition("=")[2] for word in self.words if word.startswith("--folder=")), None)
+        if folder is None:
+            return []
+        below = os.path.abspath(folder) + os.sep
+        with suppress(DataError):  # of an output that is damaged; the step that reads it says so
+            paths = (str(row["path"]) for row in RowSource([self.output]).rows())
+            return [path for path in paths if path.startswith(below) and not os.path.exists(path)]
+        return []
 
     def keep(self) -> None:
         """Record that it has finished."""
@@ -161,8 +174,11 @@ def run_steps(steps: Sequence[Step], dry_run: bool = False) -> None:
     for number, step in enumerate(steps, start=1):
         command = ["python", *step.command()[1:]]
         if step.is_up_to_date():
-            print(f"\n[{number}/{len(steps)}] up to date: {step.output}", flush=True)
-            continue
+            missing = step.missing_files()
+            if not missing:
+                print(f"\n[{number}/{len(steps)}] up to date: {step.output}", flush=True)
+                continue
+            print(f"\n{step.output} names {len(missing):,} files that are gone, the first: {missing[0]}; made again:")
         print(f"\n[{number}/{len(steps)}] $ {subprocess.list2cmdline(command)}", flush=True)
         if dry_run:
             continue

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,15 +39,16 @@ def write_batches(
     metadata: Mapping[str, str] | None = None,
     shards: Sequence[int] | None = None,
     json_columns: Sequence[str] = (),
+    where: str = "",
 ) -> int:
     """Write a table and return its rows. Raises DataError when it cannot be written.
 
-    metadata: what Parquet files carry in their schema. shards: rows of each file of a folder, in order. json_columns: whose
+    where: its name in messages, if that is not `path`. metadata: what Parquet files carry in their schema. shards: rows of each file of a folder, in order. json_columns: whose
     text is JSON, which JSON lines hold as it is.
     """
     schema = schema.with_metadata(dict(metadata) if metadata else None)
     counted = _Counted(batches)
-    with files.write_errors_as(DataError, path, "choose a writable place with free space"):
+    with files.write_errors_as(DataError, where or path, "choose a writable place with free space"):
         if is_folder_name(path):
             _write_folder(Path(os.path.abspath(path)), schema, counted, shards)
         elif is_parquet(path):
@@ -109,6 +110,26 @@ def _write_folder(
     target: Path, schema: "pyarrow.Schema", batches: "Iterable[pyarrow.RecordBatch]", shards: Sequence[int] | None
 ) -> None:
     """Shards in a new folder, which then takes the place of an old folder of shards."""
+
+    def fill(part: Path) -> None:
+        part.mkdir()
+        for number, some in enumerate(_cut(batches, shards)):
+            _write_parquet(part / f"part-{number:05d}.parquet", schema, some)
+        for file in (*sorted(part.iterdir()), part):
+            files.flush(file)
+
+    _replace_folder(target, fill)
+
+
+def move_table(written: str, target: str) -> None:
+    """Let a whole table at `written` take the place of `target`, which may be on another file system."""
+    if is_folder_name(target):
+        _replace_folder(Path(os.path.abspath(target)), lambda part: shutil.move(written, part))
+    else:
+        files.atomic_write(target, lambda part: shutil.move(written, part))
+
+
+def _replace_folder(target: Path, fill: Callable[[Path], object]) -> None:
     foreign = [name for name in sorted(os.listdir(target)) if not _is_shard(name)] if target.is_dir() else []
     if foreign:
         raise DataError(
@@ -116,12 +137,9 @@ def _write_folder(
             "name, or a name that ends in .csv, .parquet or .jsonl"
         )
     part = target.with_name(f".{target.name[:64]}.{uuid.uuid4().hex}.part")
-    part.mkdir(parents=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        for number, some in enumerate(_cut(batches, shards)):
-            _write_parquet(part / f"part-{number:05d}.parquet", schema, some)
-        for file in (*sorted(part.iterdir()), part):
-            files.flush(file)
+        fill(part)
         if target.is_dir():
             shutil.rmtree(target)
         part.replace(target)

@@ -7,23 +7,20 @@ An expression of a user sees the columns and nothing else: `lock` shuts files, e
 """
 
 import os
-import shutil
-import tempfile
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from opensora import files
 from opensora.datasets.csv_rows import require_different
 from opensora.datasets.table import friendly_io_errors, table_files
-from opensora.datasets.table_writer import PATHS, TABLES, is_json, is_parquet, table_folder
+from opensora.datasets.table_writer import PATHS, TABLES, is_folder_name, is_json, is_parquet, table_folder
 from opensora.errors import ConfigError, DataError
-from tools.datasets.batch_writer import write_batches
+from tools.datasets.batch_writer import move_table, write_batches
 from tools.datasets.moved_path import moved_path, name, text
+from tools.datasets.scratch_folder import ScratchFolder
 from tools.datasets.staged_text import EMPTY, StagedText, stage_csv, stage_json
 from tools.packages import require_packages
 
@@ -97,7 +94,8 @@ class Database:
     def __enter__(self) -> "Database":
         import duckdb
 
-        self.temporary = self._temporary_folder()
+        self._scratch = ScratchFolder(self.output)
+        self.temporary = self._scratch.path
         self.connection = duckdb.connect(
             ":memory:",
             config={
@@ -113,20 +111,11 @@ class Database:
         )
         return self
 
-    def _temporary_folder(self) -> str:
-        if self.output is None:
-            return os.path.realpath(tempfile.mkdtemp(prefix="opensora-"))
-        target = Path(os.path.abspath(self.output))
-        folder = target.with_name(f".{target.name[:64]}.{uuid.uuid4().hex}.tmp")
-        with files.write_errors_as(DataError, self.output, "choose a writable place with free space"):
-            folder.mkdir(parents=True)
-        return os.path.realpath(folder)
-
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.connection.close()
-        shutil.rmtree(self.temporary, ignore_errors=True)
+        self._scratch.close()
 
     def open(self, path: str, view: str = "manifest", *, skip_damaged: bool = False) -> Source:
         """Open a table. Raises DataError when it cannot be read, and for damaged rows unless `skip_damaged`."""
@@ -220,11 +209,20 @@ class Database:
         ):
             # To a file first: rows that DuckDB streams to Python come in any order.
             [rows] = self.row(f"COPY ({query}) TO {text(written)} ({options})")
-            if shards is None and is_parquet(output):
-                files.atomic_write(output, lambda part: os.replace(written, part))
-            else:
+            if shards is not None or not is_parquet(output):
                 json_columns = [column for column, kind in self.types_of(query).items() if kind == "JSON"]
-                write_batches(output, *_batches(written), metadata=metadata, shards=shards, json_columns=json_columns)
+                batches = _batches(written)
+                ending = "" if is_folder_name(output) else os.path.splitext(output)[1]
+                written = os.path.join(self.temporary, f"written{ending}")
+                write_batches(
+                    written,
+                    *batches,
+                    metadata=metadata,
+                    shards=shards,
+                    json_columns=json_columns,
+                    where=output,
+                )
+            move_table(written, output)
         return int(rows)
 
     @contextmanager

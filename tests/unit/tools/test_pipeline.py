@@ -77,6 +77,42 @@ def test_a_step_is_repeated_when_what_it_reads_changes(work: Path, monkeypatch: 
     assert calls[4:] == ["made/two.csv"]
 
 
+def test_files_that_are_gone_are_made_again(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those that a step itself made; the steps behind it have nothing to do, for its table is the same."""
+    write_table("scenes.csv", [{"path": "film.mp4"}])
+    clips = [work / "made/clips/a.mp4", work / "made/clips/b.mp4"]
+    calls: list[str] = []
+
+    def call(command: list[str], env: dict[str, str]) -> subprocess.CompletedProcess[bytes]:
+        calls.append(command[2])
+        if command[2] == "tools.scene_cut.cut":
+            clips[0].parent.mkdir(parents=True, exist_ok=True)
+            for clip in clips:
+                clip.touch()
+        write_table(command[4], [{"path": str(path)} for path in (*clips, "/elsewhere/film.mp4")])
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(pipeline.subprocess, "run", call)
+    path = config(
+        {"tool": "scene_cut.cut", "inputs": "scenes.csv", "output": "clips.csv", "folder": "{out}/clips"},
+        {"tool": "score.motion", "output": "motion.csv"},
+    )
+    assert main([path]) == 0
+    assert main([path]) == 0
+    assert calls == ["tools.scene_cut.cut", "tools.score.motion"]
+    clips[1].unlink()
+    capsys.readouterr()
+    assert main([path, "--dry-run"]) == 0
+    assert f"made/clips.csv names 1 files that are gone, the first: {clips[1]}; made again" in capsys.readouterr().out
+    assert main([path]) == 0
+    assert calls[2:] == ["tools.scene_cut.cut"]
+    Path("made/clips.csv").write_text("damaged")
+    assert main([path]) == 0
+    assert calls[3:] == ["tools.score.motion"]
+
+
 def test_a_failed_step_ends_the_pipeline(
     work: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -224,6 +225,19 @@ def test_nothing_is_left_behind(tmp_path: Path) -> None:
     assert os.listdir(out.parent) == ["out.parquet"]
     assert out.read_bytes() == before
     assert pyarrow.parquet.read_table(out).to_pylist() == [{"path": f"{tmp_path}/a.mp4"}]
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="needs a second file system, /dev/shm")
+@pytest.mark.parametrize("name", ["b.parquet", "b.csv", "b"])
+def test_an_output_on_another_file_system(tmp_path: Path, name: str) -> None:
+    """As the second one of tools.datasets.split."""
+    write_table(str(tmp_path / "a.csv"), [{"path": "/a.mp4"}])
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as other, Database(str(tmp_path / "out.parquet")) as database:
+        source = database.open(str(tmp_path / "a.csv"))
+        for _ in range(2):  # the second takes the place of the first
+            assert database.write(f"SELECT * FROM {source.view}", f"{other}/{name}") == 1
+        assert os.listdir(other) == [name]
+        assert contents(Path(other, name))[1] == [("/a.mp4",)]
 
 
 def test_many_rows_keep_their_order(tmp_path: Path) -> None:
