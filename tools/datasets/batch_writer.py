@@ -43,8 +43,8 @@ def write_batches(
 ) -> int:
     """Write a table and return its rows. Raises DataError when it cannot be written.
 
-    where: its name in messages, if that is not `path`. metadata: what Parquet files carry in their schema. shards: rows of each file of a folder, in order. json_columns: whose
-    text is JSON, which JSON lines hold as it is.
+    where: its name in messages, if that is not `path`. metadata: what Parquet files carry in their schema. shards: rows of
+    each file of a folder, in order. json_columns: whose text is JSON, which JSON lines hold as it is.
     """
     schema = schema.with_metadata(dict(metadata) if metadata else None)
     counted = _Counted(batches)
