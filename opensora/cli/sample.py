@@ -16,7 +16,9 @@ from opensora.cli.run_main import report_on_main_rank_only, run_main
 from opensora.config import load
 from opensora.errors import ConfigError
 from opensora.parallel.watchdog.process_exit import exit_process
+from opensora.sampling.conditions import Conditions
 from opensora.sampling.remake import run_command
+from opensora.sampling.size_words import check_words
 from opensora.schema import SampleRun
 
 NO_TIMEOUT = timedelta(days=365)
@@ -138,6 +140,9 @@ def sample_command(config: str, overrides: Sequence[str], prompts: Sequence[str]
     with report_on_main_rank_only():
         loaded = load(config, overrides, SampleRun)
     with loaded.naming_origins():
+        with report_on_main_rank_only():  # before torch is imported
+            check_words(loaded.run)
+            Conditions.of(loaded.run, config)
         return _sample(loaded.run, config, run_command(config, overrides, loaded.written))
 
 

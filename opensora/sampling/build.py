@@ -1,6 +1,6 @@
 """From a sampling config to loaded parts; the checkpoint's record is the default for keys that the config leaves out."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache, partial
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from opensora.config import check_component
+from opensora.datasets.decode import probe
 from opensora.errors import ConfigError
 from opensora.interfaces import Autoencoder
 from opensora.models.build import (
@@ -26,15 +27,17 @@ from opensora.models.frame_counts import require_frame_counts
 from opensora.models.weights import CONFIG_FILE, load_weights, read_config, require_kind
 from opensora.registry import MODELS, SCHEDULERS, TEXT_ENCODERS, build, class_of
 from opensora.run_paths import Origin, change_paths, run_of_weights
+from opensora.sampling.clip_size import clip_size, warn_of_cut_size
 from opensora.sampling.conditions import Conditions
 from opensora.sampling.generate import Sampler
+from opensora.sampling.mask_strategy import check_pastes, parse_strategy
 from opensora.sampling.metadata import GenerationSettings, generation_settings, hash_config, weights_id
 from opensora.sampling.prompt_check import check_cleaning, warn_of_cut_prompts
 from opensora.sampling.prompt_syntax import add_scores
 from opensora.sampling.reference_frames import ReferenceKeys, is_edited_as_a_whole, require_whole_edits, warn_of_changes
 from opensora.sampling.requests import collect_requests
 from opensora.sampling.shortcuts import Shortcuts, chosen, shortcuts_of
-from opensora.sampling.size_words import clip_size, warn_of_cut_size
+from opensora.sampling.size_words import check_words
 from opensora.sampling.watermark import draw_watermark
 from opensora.schema import SampleRun
 from opensora.training.checkpoint import resolve_part, resolve_weights
@@ -79,6 +82,7 @@ def plan_sampling(run: SampleRun, where: str) -> SamplePlan:
         with torch.device("meta"):  # its sizes are needed here, not its weights
             return build_autoencoder(parts["vae"])
 
+    check_words(run)
     size = clip_size(run, value_of, vae, parts["model"])
     conditions = Conditions.of(run, where)
 
@@ -119,6 +123,7 @@ def plan_sampling(run: SampleRun, where: str) -> SamplePlan:
         and not is_edited_as_a_whole(request.conditioning, latent_frames(request.num_frames))
     ]
     _check_conditioning(parts, conditionings, where)
+    _check_places(requests, latent_frames, where)
     for request in {request.conditioning: request for request in requests}.values():
         warn_of_changes(request)
     return SamplePlan(run, parts, weights, requests, shortcuts)
@@ -153,6 +158,19 @@ def _require_present(parts: Mapping[str, Any], absent: Mapping[str, str], where:
         return path
 
     change_paths(parts, (), require)
+
+
+def _check_places(requests: Sequence[SampleRequest], latent_frames: Callable[[int], int], where: str) -> None:
+    """ConfigError where a strategy names a frame that a reference or the clip does not have."""
+    places: dict[tuple[VideoConditioning, int], None] = {
+        (request.conditioning, request.num_frames): None for request in requests if request.conditioning is not None
+    }
+    for conditioning, num_frames in places:
+        total, loops = latent_frames(num_frames), range(conditioning.loop)
+        lengths = [latent_frames(probe(path).num_frames) for path in conditioning.references]
+        for loop in loops:  # each clip is one more reference for the clips behind it
+            check_pastes(parse_strategy(conditioning.mask_strategy), lengths, total, loop, f"{where}: mask_strategy")
+            lengths.append(total)
 
 
 def _check_conditioning(parts: dict[str, dict[str, Any]], conditionings: list[VideoConditioning], where: str) -> None:

@@ -6,12 +6,13 @@ Each choice becomes references and a mask strategy (mask_strategy.py); nothing e
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from opensora.errors import ConfigError
-from opensora.sampling.mask_strategy import FramePlacement, frames_of_latents
-from opensora.sampling.reference_frames import LONGEST_OVERLAP, probe_reference
 from opensora.schema import SampleRun
+
+if TYPE_CHECKING:  # the import takes seconds, and contradictions are found without it
+    from opensora.sampling.mask_strategy import FramePlacement
 
 LatentFrames = Callable[[int], int]  # pixel frames -> latent frames of the autoencoder
 HALF = 0.5  # the strength of an edit that names none
@@ -84,6 +85,9 @@ class Conditions:
 
     def words(self, num_frames: int, latent_frames: LatentFrames) -> ReferenceWords:
         """References and strategy for a clip of `num_frames`; ConfigError for a file that cannot serve, or is too short."""
+        from opensora.sampling.mask_strategy import FramePlacement
+        from opensora.sampling.reference_frames import LONGEST_OVERLAP, probe_reference
+
         files: list[str] = []
         groups: list[FramePlacement] = []
         total = latent_frames(num_frames)
@@ -125,8 +129,11 @@ class Conditions:
             if path is not None:
                 yield key, path, at_end
 
-    def _edited(self, path: str, num_frames: int, latent_frames: LatentFrames) -> Iterator[FramePlacement]:
+    def _edited(self, path: str, num_frames: int, latent_frames: LatentFrames) -> "Iterator[FramePlacement]":
         """The whole clip at its strength, then the frames that stay."""
+        from opensora.sampling.mask_strategy import FramePlacement, frames_of_latents
+        from opensora.sampling.reference_frames import probe_reference
+
         frames = probe_reference(path, f"{self.where}: key 'edit'").num_frames
         if frames < num_frames:
             raise ConfigError(

@@ -77,14 +77,20 @@ def paste_references(
     return z_CTHW, mask_T
 
 
-def check_pastes(pastes: Sequence[FramePlacement], reference_frames: Sequence[int], frames: int, loop: int = 0) -> None:
+def check_pastes(
+    pastes: Sequence[FramePlacement],
+    reference_frames: Sequence[int],
+    frames: int,
+    loop: int = 0,
+    where: str = "mask_strategy",
+) -> None:
     """ConfigError when a group of this loop names a missing reference or frame; all lengths in latent frames."""
     for paste in pastes:
         if paste.loop != loop:
             continue
         if paste.reference >= len(reference_frames):
             raise ConfigError(
-                f"mask_strategy: reference {paste.reference} in loop {loop}; there are {len(reference_frames)}, counted "
+                f"{where}: reference {paste.reference} in loop {loop}; there are {len(reference_frames)}, counted "
                 "from 0; give more in reference_path, joined by ';'"
             )
         reference = f"reference {paste.reference}"
@@ -94,7 +100,7 @@ def check_pastes(pastes: Sequence[FramePlacement], reference_frames: Sequence[in
         ):
             if not -length <= start < length:
                 raise ConfigError(
-                    f"mask_strategy: start {start} in {what}, which has {length} latent frames; allowed: {-length} to "
+                    f"{where}: start {start} in {what}, which has {length} latent frames; allowed: {-length} to "
                     f"{length - 1}; correct it"
                 )
 

@@ -6,63 +6,35 @@ Open-Sora 2 as width:height: "16:9" is a wide picture here, and "h9:w16" or "w16
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
 
 from opensora.datasets import aspect
 from opensora.datasets.aspect import Size
 from opensora.errors import ConfigError
-from opensora.interfaces import Autoencoder
-from opensora.log import logger
-from opensora.models.build import pixel_steps
-from opensora.models.frame_counts import nearest_frame_counts
 from opensora.schema import SampleRun
 
 OPEN_SORA_FPS = 24.0  # of its releases: their "2s" are 51 frames
 NEAR, FAR = 0.03, 0.25  # a table's ratio that differs by more is mentioned, or refused
 
 
-class ClipSize(NamedTuple):
-    """The size of a run's clips."""
-
-    num_frames: int
-    image_size: Sequence[int]  # height, width in pixels
-    fps: float  # frames per second of a video of which every `frame_interval`-th frame is made
-
-
-def clip_size(
-    run: SampleRun,
-    value_of: Callable[[str], Any],
-    vae: Callable[[], Autoencoder],
-    model: Mapping[str, Any],
-) -> ClipSize:
-    """The run's size in numbers. Words are rounded to what the autoencoder and the patches hold, and a line says so.
-
-    value_of: num_frames, image_size or fps from the run or, where it leaves one out, as the model was trained; raises
-    ConfigError where both do. vae: builds the autoencoder. model: its config. Numbers stay as they are: what does not fit
-    is refused where it is used. Raises ConfigError for words that mean nothing or contradict each other.
-    """
-    fps, image_size, num_frames = float(value_of("fps")), run.image_size, value_of("num_frames")
-    if run.resolution is None and run.aspect_ratio is None:
-        image_size = value_of("image_size")
-    else:
-        if image_size is not None:
+def check_words(run: SampleRun) -> None:
+    """ConfigError for words of a run that mean nothing, or that contradict each other; imports nothing heavy."""
+    if run.image_size is not None and (run.resolution is not None or run.aspect_ratio is not None):
+        raise ConfigError(
+            f"config: keys 'image_size', 'resolution', 'aspect_ratio': found {tuple(run.image_size)}, {run.resolution!r} and "
+            f"{run.aspect_ratio!r}; allowed: pixels, or a resolution and a ratio; remove one of them"
+        )
+    if run.aspect_ratio is not None:
+        ratio_of(run.aspect_ratio)
+    if run.resolution is not None:
+        name = str(run.resolution).lower()
+        if name not in aspect.tables() and not re.fullmatch(r"[1-9]\d*x[1-9]\d*", name):
+            names = ", ".join(name for name in aspect.tables() if not name.endswith("_16d"))
             raise ConfigError(
-                f"config: keys 'image_size', 'resolution', 'aspect_ratio': found {tuple(image_size)}, {run.resolution!r} and "
-                f"{run.aspect_ratio!r}; allowed: pixels, or a resolution and a ratio; remove one of them"
+                f"config: key 'resolution': found {run.resolution!r}; allowed: {names}, or HEIGHTxWIDTH; name one of them"
             )
-        size, remark = pixel_size(run.resolution, run.aspect_ratio, lambda: value_of("image_size"))
-        steps = pixel_steps(vae(), model)
-        image_size = fit_to_steps(size, steps)
-        named = [str(word) for word in (run.resolution, run.aspect_ratio) if word is not None]
-        logger().info("sampling: %s", _size_remark(" at ".join(named), size, image_size, steps, remark))
-    frames = _frames_of_words(num_frames, fps / run.frame_interval)
-    if frames is not None:
-        rate, text = fps / run.frame_interval, num_frames
-        num_frames = frames if vae().holds_frames(frames) else _nearest(nearest_frame_counts(vae(), frames), frames)
-        rounding = "" if num_frames == frames else f"; the autoencoder holds {num_frames}, so the video has these"
-        logger().info("sampling: %s is %d frames at %g frames per second%s", text, frames, rate, rounding)
-    return ClipSize(num_frames, image_size, fps)
+    if run.num_frames is not None:
+        frames_of_words(run.num_frames, OPEN_SORA_FPS)
 
 
 def ratio_of(written: str) -> float:
@@ -110,7 +82,7 @@ def pixel_size(
     return size, remark
 
 
-def _frames_of_words(num_frames: str | int, fps: float) -> int | None:
+def frames_of_words(num_frames: str | int, fps: float) -> int | None:
     """Frames of "4s" at `fps`, or of "2x", which is 2 times 51 frames; None for a plain number.
 
     At 24 frames per second Open-Sora's names mean the lengths its models were trained at: 2s is 51 frames, 4s 102, and so
@@ -129,25 +101,13 @@ def _frames_of_words(num_frames: str | int, fps: float) -> int | None:
     return max(1, round(float(seconds[1]) * fps))
 
 
-def _nearest(counts: Sequence[int], frames: int) -> int:
-    """The count next to `frames`, the larger of two that are equally near."""
-    return min(reversed(counts), key=lambda count: abs(count - frames))
-
-
 def fit_to_steps(size: Size, steps: Sequence[int]) -> Size:
     """The size cut down to multiples of `steps` (rows, columns), as Open-Sora cuts it, and at least one of each."""
     height, width = (max(step, side // step * step) for side, step in zip(size, steps, strict=True))
     return height, width
 
 
-def warn_of_cut_size(size: Size, steps: Sequence[int]) -> None:
-    """A warning where the video will be smaller than the (height, width) of the request."""
-    fitted = fit_to_steps(size, steps)
-    if fitted != size:
-        logger().warning("sampling: %s", _size_remark("image_size", size, fitted, steps))
-
-
-def _size_remark(words: str, size: Size, fitted: Size, steps: Sequence[int], reason: str = "") -> str:
+def size_remark(words: str, size: Size, fitted: Size, steps: Sequence[int], reason: str = "") -> str:
     """The sentence that names the size a run makes, and the reason where that is not the size of the table."""
     parts = [f"{words} is {_size_text(size)}"]
     if reason:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from opensora import files
 from opensora.datasets.transforms import to_uint8
-from opensora.errors import OpenSoraError
+from opensora.errors import ConfigError, OpenSoraError
 from opensora.sampling.metadata import GenerationSettings, output_path, record
 from opensora.sampling.remake import command_of
 from opensora.sampling.video_formats import FORMATS, write_frames, write_png
@@ -25,6 +25,12 @@ from opensora.types import SampleRequest
 
 class WriteError(OpenSoraError):
     """The folder cannot be written to or the disk is full; every later video would fail as well."""
+
+
+class UnusableFolder(WriteError, ConfigError):
+    """The folder refuses before any work: the user's mistake."""
+
+    exit_code = ConfigError.exit_code
 
 
 def write_sample(
@@ -112,13 +118,16 @@ def rgb_frames(video_CTHW: Tensor) -> np.ndarray:
 
 
 def prepare_folder(save_dir: str | Path) -> Path:
-    """Make the folder and try it, before hours of work go into what cannot be saved; WriteError when it refuses."""
+    """Make the folder and try it, before hours of work go into what cannot be saved; UnusableFolder when it refuses."""
     folder = Path(save_dir)
     probe = folder / f".writable-{os.getpid()}.part"
-    with _write_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"x")
-        probe.unlink()
+    try:
+        with _write_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(b"x")
+            probe.unlink()
+    except WriteError as error:
+        raise UnusableFolder(str(error)) from error
     return folder
 
 

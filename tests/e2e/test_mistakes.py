@@ -97,7 +97,12 @@ def test_mistakes_on_the_command_line(error_of) -> None:
 
 SAMPLE_OVERRIDES = [
     ("modle=3", r"command line .*: key 'modle': unknown; nearest: 'model'"),
-    ("num_frames=many", r"key 'num_frames': found 'many' \(str\); allowed: int or None"),
+    ("num_frames=many", r"key 'num_frames': found 'many'; allowed: a number of frames, or seconds such as 4s"),
+    ("resolution=481p", r"command line .*: key 'resolution': found '481p'; allowed: 144p, 240p, .*, or HEIGHTxWIDTH"),
+    ("aspect_ratio=16x9", r"key 'aspect_ratio': found '16x9'; allowed: WIDTH:HEIGHT such as 16:9 for a wide picture"),
+    ("save_format=avi", r"key 'save_format': found 'avi' \(str\); allowed: 'mp4' or 'hevc' or "),
+    ("strength=0", r"key 'strength': found 0; allowed: a number above 0, up to 1"),
+    ("keep=0-3", r"command line .*: key 'keep': belongs to 'edit'; set edit=CLIP as well"),
     ("load=none", r"key 'model': missing, and no checkpoint \(key 'load'\) does not record it; add model = "),
 ]
 
@@ -143,6 +148,8 @@ def test_mistakes_are_answered_without_torch(tmp_path: Path) -> None:
         ["check", CONFIG, "save_every=-1"],
         ["sample", str(ROOT / SAMPLE), "--fps=0"],
         ["sample", str(ROOT / SAMPLE), "--size=64"],
+        ["sample", str(ROOT / SAMPLE), "--aspect-ratio=wide"],
+        ["sample", str(ROOT / SAMPLE), "--first-frame=a.png", "--extend=b.mp4"],
         ["replay", CONFIG, "step=1"],
     ]
     script = (

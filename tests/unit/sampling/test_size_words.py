@@ -9,7 +9,8 @@ from mmengine.config import Config
 
 from opensora.errors import ConfigError
 from opensora.sampling.build import plan_sampling
-from opensora.sampling.size_words import fit_to_steps, pixel_size, ratio_of, warn_of_cut_size
+from opensora.sampling.clip_size import warn_of_cut_size
+from opensora.sampling.size_words import fit_to_steps, pixel_size, ratio_of
 from opensora.schema import SampleRun
 
 ROOT = Path(__file__).resolve().parents[3]
