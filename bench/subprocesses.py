@@ -15,7 +15,7 @@ from opensora import __version__
 from opensora.errors import OpenSoraError
 from opensora.platforms import Platform
 
-_CHECKOUT = Path(__file__).resolve().parents[1]
+CHECKOUT = Path(__file__).resolve().parents[1]
 _TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 
 
@@ -27,11 +27,11 @@ def run_module(module: str, *arguments: str, ranks: int | None = None) -> dict[s
     """
     launcher = [] if ranks is None else [*_TORCHRUN, str(ranks)]
     command = [*launcher, "-m", module, *arguments]
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=_CHECKOUT)
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=CHECKOUT)
     results = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode or not results:
         raise OpenSoraError(
-            f"bench: {_reason(done.stderr, done.returncode)}; to see more, run `python {' '.join(command)}` in {_CHECKOUT}"
+            f"bench: {_reason(done.stderr, done.returncode)}; to see more, run `python {' '.join(command)}` in {CHECKOUT}"
         )
     return json.loads(results[-1])
 

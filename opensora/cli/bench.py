@@ -21,6 +21,7 @@ BENCHES = {
     "engine": "training under each plugin on one rank and on two; the loop, the loader, a save",
     "faults": "kill -9 at random moments of training runs: what is lost, and what changes",
     "models": "training and sampling steps, kernels, memory",
+    "sample": "videos: stages, shortcuts and their error, few steps, batches; trains on MovingShapes first",
     "tokens": "a training step of a million tokens of one sample, by one rank and shared by two",
 }
 MODULES = {"faults": "crash_resume", "tokens": "long_sequence"}  # files of bench/ that are not named after their WHAT
