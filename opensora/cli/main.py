@@ -16,6 +16,7 @@ COMMANDS = {
     "sample": "generate mp4s from prompts",
     "tune-batch": "find micro-batch sizes per bucket for a step time, and write them into a config",
     "show": "the settings inside a generated video, and the command that makes it again",
+    "web": "a page in the browser to sample from",
     "train": "train; on N devices: opensora train --ranks N CONFIG",
 }
 

@@ -11,7 +11,7 @@ import torch
 from opensora.config import check_component
 from opensora.datasets.decode import probe
 from opensora.errors import ConfigError
-from opensora.interfaces import Autoencoder
+from opensora.interfaces import Autoencoder, Denoiser, TextEncoder
 from opensora.models.build import (
     build_autoencoder,
     build_denoiser,
@@ -193,32 +193,63 @@ def _check_conditioning(parts: dict[str, dict[str, Any]], conditionings: list[Vi
 
 def build_sampler(plan: SamplePlan, device: torch.device) -> tuple[Sampler, GenerationSettings]:
     """Build and load all parts on `device`; WeightsError when weights do not fit."""
-    run, parts = plan.run, plan.parts
-    dtype = DTYPES[run.dtype]
-    scheduler = build(SCHEDULERS, parts["scheduler"])
-    vae, text = build_autoencoder(parts["vae"]), build(TEXT_ENCODERS, parts["text_encoder"])
-    require_frame_counts(vae, _lengths(plan.requests), "sampling")
-    first = plan.requests[0]
-    inferred = inferred_model_args(vae, text, (first.num_frames, first.height, first.width))
-    decided = parts["model"].keys() - {"condition"}  # a model may sample other sizes, but no other classes
-    config = fill_model_config(parts["model"], {key: value for key, value in inferred.items() if key not in decided})
-    for size in {(request.height, request.width) for request in plan.requests}:
-        check_image_size("config: key 'image_size'", size, vae, config)
-        warn_of_cut_size(size, pixel_steps(vae, config))
-    model = build_denoiser(config, pretrained=parts["model"].get("from_pretrained"))
-    if plan.weights is not None:
-        load_weights(model, plan.weights)
-    codec = Codec(load_autoencoder(vae, parts["vae"]), text.to("cpu", dtype).load(), device, dtype)
-    warn_of_cut_prompts(plan.requests, text)
-    settings = generation_settings(
-        scheduler,
-        dtype=run.dtype,
-        config_hash=hash_config({**parts, "model": config, **chosen(run)}),
-        weights=weights_id(
-            *[path for path in (plan.weights, parts["model"].get("from_pretrained")) if path is not None]
-        ),
-    )
-    return Sampler(model.to(device, dtype), scheduler, codec, shortcuts=plan.shortcuts), settings
+    return SamplerBuilder(device).build(plan)
+
+
+@dataclass(frozen=True)
+class _Networks:
+    """Loaded networks, and the configs that they were made of."""
+
+    model: Denoiser
+    codec: Codec
+    weights: str  # their hash
+    made_of: tuple[Any, ...]
+
+
+class SamplerBuilder:
+    """Builds samplers one after the other; where only scheduler, clip size or prompts change, the networks stay."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._networks: _Networks | None = None
+
+    def build(self, plan: SamplePlan) -> tuple[Sampler, GenerationSettings]:
+        """Check that the sizes of the requests fit, and load what is not loaded yet. Raises WeightsError, ConfigError."""
+        parts = plan.parts
+        scheduler = build(SCHEDULERS, parts["scheduler"])
+        vae, text = build_autoencoder(parts["vae"]), build(TEXT_ENCODERS, parts["text_encoder"])
+        require_frame_counts(vae, _lengths(plan.requests), "sampling")
+        first = plan.requests[0]
+        inferred = inferred_model_args(vae, text, (first.num_frames, first.height, first.width))
+        decided = parts["model"].keys() - {"condition"}  # a model may sample other sizes, but no other classes
+        config = fill_model_config(
+            parts["model"], {key: value for key, value in inferred.items() if key not in decided}
+        )
+        for size in {(request.height, request.width) for request in plan.requests}:
+            check_image_size("config: key 'image_size'", size, vae, config)
+            warn_of_cut_size(size, pixel_steps(vae, config))
+        networks = self._load(plan, config, vae, text)
+        warn_of_cut_prompts(plan.requests, networks.codec.text_encoder)
+        config_hash = hash_config({**parts, "model": config, **chosen(plan.run)})
+        settings = generation_settings(
+            scheduler, dtype=plan.run.dtype, config_hash=config_hash, weights=networks.weights
+        )
+        return Sampler(networks.model, scheduler, networks.codec, shortcuts=plan.shortcuts), settings
+
+    def _load(self, plan: SamplePlan, config: dict[str, Any], vae: Autoencoder, text: TextEncoder) -> _Networks:
+        parts, dtype = plan.parts, DTYPES[plan.run.dtype]
+        made_of = (config, parts["vae"], parts["text_encoder"], plan.weights, dtype)
+        if self._networks is not None and self._networks.made_of == made_of:
+            return self._networks
+        self._networks = None  # the old ones leave before new ones come
+        pretrained = parts["model"].get("from_pretrained")
+        model = build_denoiser(config, pretrained=pretrained)
+        if plan.weights is not None:
+            load_weights(model, plan.weights)
+        codec = Codec(load_autoencoder(vae, parts["vae"]), text.to("cpu", dtype).load(), self._device, dtype)
+        weights = weights_id(*[path for path in (plan.weights, pretrained) if path is not None])
+        self._networks = _Networks(model.to(self._device, dtype), codec, weights, made_of)
+        return self._networks
 
 
 def _lengths(requests: Sequence[SampleRequest]) -> Iterator[tuple[str, int]]:

@@ -44,7 +44,8 @@ ALLOWED = {
     "planning": BASE | PARTS | {"training"},  # takes the step of a run that it does not train
     "training": BASE | PARTS | {"evaluation"},
     "sampling": BASE | PARTS | {"evaluation", "training"},  # reads what training saved
-    "cli": BASE | PARTS | JOBS,
+    "web": BASE | PARTS | {"sampling", "training"},
+    "cli": BASE | PARTS | JOBS | {"web"},
 }
 # folder of tools/ -> what it may import; the demo calls the other commands as programs and is free
 TOOLS_MAY = {"datasets", "errors", "log", "rng", "types", "interfaces", "files", "progress_bar"}
@@ -53,6 +54,7 @@ TOOLS_MAY_MORE = {
     "score": {"models", "platforms"},  # models that score are read as text encoders are, and run on any device
     "weights": {"models", "config", "registry"},  # builds models from key=value
     "caption": {"models", "config", "registry", "platforms"},  # builds captioners from configs, on any device
+    "browse": {"web"},  # the server that pages share
     "pipeline": {"config"},  # reads a config of steps
     # does what a training run does before its first step, on its ranks
     "features": {"models", "config", "registry", "schema", "parallel", "platforms", "training", "cli"},

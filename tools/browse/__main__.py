@@ -45,7 +45,8 @@ def _browse(options: argparse.Namespace) -> None:
         MarkedManifest(options.source, memory_gb=options.memory_gb, discard=options.discard) as manifest,
     ):
         require_packages(["gradio"])
-        from tools.browse.server import build_app, serve
+        from opensora.web.serve import serve
+        from tools.browse.server import build_app
 
         if manifest.resumed:
             print(f"{manifest.resumed} changes of before are not saved yet", file=sys.stderr)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from opensora.datasets.decode import IMAGE_SUFFIXES
 from opensora.datasets.missing_values import is_missing
 from opensora.errors import BadClip, OpenSoraError
+from opensora.web.serve import literal_html
 from tools.browse.clip_preview import ClipPreview
 from tools.browse.marked_manifest import Mark, MarkedManifest
 
@@ -64,11 +65,11 @@ def build_page(manifest: MarkedManifest, preview: ClipPreview, page_size: int) -
         return (
             view,
             -1 if row is None else row,
-            _literal(_summary(manifest, view)),
-            _literal(_clips([(number, manifest.row(number)) for number in view.page(page_size)], row)),
-            _literal(_player(row, cells, preview)),
+            literal_html(_summary(manifest, view)),
+            literal_html(_clips([(number, manifest.row(number)) for number in view.page(page_size)], row)),
+            literal_html(_player(row, cells, preview)),
             "" if is_missing(text) else str(text),
-            _literal(_cells({**cells, "path": _below(str(cells["path"]), manifest.folder)} if cells else {})),
+            literal_html(_cells({**cells, "path": _below(str(cells["path"]), manifest.folder)} if cells else {})),
             message,
         )
 
@@ -174,15 +175,6 @@ def build_page(manifest: MarkedManifest, preview: ClipPreview, page_size: int) -
         clips.select(pick, here, shown, show_progress="hidden")
         caption.blur(lambda row, caption: keep(int(row), caption), [row, caption], message, show_progress="hidden")
     return blocks
-
-
-# Gradio takes the content of gradio.HTML for a template as well: ${...} in a caption would be run as JavaScript.
-_LITERAL = str.maketrans({sign: f"&#{ord(sign)};" for sign in "$`\\{}"})
-
-
-def _literal(content: str) -> str:
-    """HTML without a sign that templates know."""
-    return content.translate(_LITERAL)
 
 
 _PICK = """element.addEventListener("click", (event) => {

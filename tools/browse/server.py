@@ -1,11 +1,11 @@
 """The server of the page: loopback only, with the clips by the numbers of their rows."""
 
 import io
-import os
 from typing import TYPE_CHECKING
 
 from opensora.datasets.decode import Frames
-from opensora.errors import BadClip, ConfigError
+from opensora.errors import BadClip
+from opensora.web.serve import LOOPBACK, make_app, mount
 from tools.browse.clip_preview import ClipPreview
 from tools.browse.marked_manifest import MarkedManifest
 from tools.browse.page import build_page, page_head, page_style
@@ -13,20 +13,15 @@ from tools.browse.page import build_page, page_head, page_style
 if TYPE_CHECKING:
     import fastapi
 
-HOST = "127.0.0.1"
-_NAMES = [HOST, "localhost"]  # a page of another site that names this machine otherwise is refused
 _THUMBNAIL, _PICTURE = 240, 1280  # pixels
 
 
 def build_app(manifest: MarkedManifest, folder: str, page_size: int) -> "fastapi.FastAPI":
     """The page at / and what it shows at /thumbnail/ROW, /picture/ROW and /clip/ROW. folder: private, for copies of clips."""
     import fastapi
-    import gradio
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     preview = ClipPreview(folder)
-    app = fastapi.FastAPI(openapi_url=None)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=_NAMES)
+    app = make_app()
 
     def picture(row: int, widest: int) -> fastapi.Response:
         try:
@@ -57,27 +52,7 @@ def build_app(manifest: MarkedManifest, folder: str, page_size: int) -> "fastapi
         return fastapi.responses.FileResponse(path, headers={"Cache-Control": "no-store"})
 
     page = build_page(manifest, preview, page_size)
-    return gradio.mount_gradio_app(
-        app, page, path="/", server_name=HOST, footer_links=[], head=page_head(), css=page_style()
-    )
-
-
-def serve(app: "fastapi.FastAPI", port: int) -> None:
-    """Serve until Ctrl-C. Raises ConfigError when the port is taken."""
-    import socket
-
-    import uvicorn
-
-    listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((HOST, port))
-    except OSError as error:
-        raise ConfigError(
-            f"--port {port}: {os.strerror(error.errno or 0)}; choose another, or 0 for a free one"
-        ) from error
-    print(f"http://{HOST}:{listener.getsockname()[1]}", flush=True)
-    uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)).run([listener])
+    return mount(app, page, server_name=LOOPBACK, footer_links=[], head=page_head(), css=page_style())
 
 
 def _jpeg(frame: Frames) -> bytes:

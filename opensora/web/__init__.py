@@ -1,0 +1,1 @@
+"""Pages in the browser: the server that they share, and the page of `opensora web`."""
