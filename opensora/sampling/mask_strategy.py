@@ -72,7 +72,8 @@ def paste_references(
         source = _start(paste.reference_start, reference.shape[1], align)
         target = _start(paste.target_start, z_CTHW.shape[1], align)
         length = max(0, min(paste.length, z_CTHW.shape[1] - target, reference.shape[1] - source))
-        z_CTHW[:, target : target + length] = reference[:, source : source + length].to(z_CTHW)
+        if paste.edit_ratio < 1:  # a frame that is made anew starts from its noise
+            z_CTHW[:, target : target + length] = reference[:, source : source + length].to(z_CTHW)
         mask_T[target : target + length] = paste.edit_ratio
     return z_CTHW, mask_T
 

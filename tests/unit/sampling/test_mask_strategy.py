@@ -37,6 +37,7 @@ def test_a_strategy_names_what_goes_where() -> None:
     assert pasted("1,0") == ([0] * 6, [1] * 6)
     assert pasted("1,0", loop=1) == ([10, 0, 0, 0, 0, 0], [0, 1, 1, 1, 1, 1])
     assert pasted("0,0,1,0,9") == ([11, 12, 0, 0, 0, 0], [0, 0, 1, 1, 1, 1])
+    assert pasted("0,1,0,0,3,1;0,1,1,1,1,0") == ([0, 21, 0, 0, 0, 0], [1, 0, 1, 1, 1, 1])  # 1 is made anew, from noise
     assert pasted("0,1,2,2,1", align=3) == ([0, 0, 0, 23, 0, 0], [1, 1, 1, 0, 1, 1])
 
 
