@@ -7,16 +7,17 @@ that share a fresh process group, and returns the return value of each.
 import atexit
 import contextlib
 import multiprocessing
+import os
 import pickle
 import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerContext
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+
+from tests.support.processes import Process
 
 _LEAVE = b"leave"
 GRACE_SECONDS = 20  # time for the other ranks to fail too after one failed, before they are killed
@@ -30,8 +31,7 @@ class Pool:
     """Rank processes, started when first needed and started again after a failure that may have left them stuck."""
 
     def __init__(self) -> None:
-        self._ranks: list[tuple[BaseProcess, Connection]] = []
-        self._context: ForkServerContext | None = None
+        self._ranks: list[tuple[Process, Connection]] = []
 
     def run(self, function: Callable[..., Any], world_size: int, arguments: tuple, timeout: float) -> list[Any]:
         self._start(world_size)
@@ -53,16 +53,10 @@ class Pool:
         self._ranks = []
 
     def _start(self, world_size: int) -> None:
-        if self._context is None:
-            self._context = multiprocessing.get_context("forkserver")
-            # one import for all ranks; they share the memory
-            self._context.set_forkserver_preload(["tests.dist_imports"])
         while len(self._ranks) < world_size:
-            ours, theirs = self._context.Pipe()
-            process = self._context.Process(target=_serve, args=(theirs,), daemon=True)
-            process.start()
-            theirs.close()
-            self._ranks.append((process, ours))
+            ours, theirs = multiprocessing.Pipe()
+            with theirs:
+                self._ranks.append((Process(_serve, stdin=theirs.fileno()), ours))
 
     def _collect(self, world_size: int, timeout: float) -> tuple[dict[int, Any], dict[int, str]]:
         waiting = {self._ranks[rank][1]: rank for rank in range(world_size)}
@@ -116,11 +110,12 @@ def one_rank() -> Iterator[Any]:
         world.shutdown()
 
 
-def _serve(connection: Connection) -> None:
-    """Run jobs until the connection closes: join the group of each, send its result, leave the group."""
+def _serve() -> None:
+    """Run the jobs that come in by standard input until it closes: join the group of each, send its result, leave."""
     import torch
 
     torch.set_num_threads(1)
+    connection = Connection(os.dup(0))
     while True:
         try:
             job = connection.recv_bytes()

@@ -3,6 +3,7 @@
 import gc
 
 import av  # noqa: F401
+import pytest  # noqa: F401
 import rich.logging  # noqa: F401
 import torch.distributed.checkpoint
 import torch.distributed.launcher.api

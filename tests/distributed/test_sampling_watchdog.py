@@ -1,17 +1,16 @@
 """Ranks that sample together: all end with the number of a rank that dies or hangs; a slow rank is waited for."""
 
-import multiprocessing
 import os
 import re
 import signal
 import threading
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.distributed.test_watchdog import PATIENCE, die, free_port, hang
+from tests.support.processes import Process
 from tests.support.short_runs import ROOT
 
 TIMEOUT = 4  # seconds
@@ -61,14 +60,8 @@ def run_rank(rank: int, port: int, folder: str, sp_size: int, trouble: Any) -> N
 def sample_on_two_ranks(folder: Path, sp_size: int, trouble: Any) -> tuple[list[int | None], str]:
     """(exit codes, the log of rank 0)."""
     (folder / "config.py").write_text(CONFIG)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.dist_imports"])
     port = free_port()
-    ranks: list[BaseProcess] = [
-        context.Process(target=run_rank, args=(rank, port, str(folder), sp_size, trouble)) for rank in range(2)
-    ]
-    for process in ranks:
-        process.start()
+    ranks = [Process(run_rank, rank, port, str(folder), sp_size, trouble) for rank in range(2)]
     try:
         for process in ranks:
             process.join(PATIENCE)

@@ -1,16 +1,15 @@
 """If a rank dies or hangs, the others end within the timeout with an error that names it."""
 
-import multiprocessing
 import os
 import re
 import signal
 import socket
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.processes import Process
 from tests.support.short_runs import DEBUG
 
 TIMEOUT = 4  # seconds
@@ -102,14 +101,8 @@ def free_port() -> int:
 def test_other_ranks_end_and_name_the_rank(
     tmp_path: Path, where: str, trouble: Any, verdict: str, options: list[str]
 ) -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.dist_imports"])
     port = free_port()
-    ranks: list[BaseProcess] = [
-        context.Process(target=run_rank, args=(rank, port, str(tmp_path), where, trouble, options)) for rank in range(2)
-    ]
-    for process in ranks:
-        process.start()
+    ranks = [Process(run_rank, rank, port, str(tmp_path), where, trouble, options) for rank in range(2)]
     try:
         ranks[0].join(PATIENCE)
         assert ranks[0].exitcode == 1

@@ -14,10 +14,9 @@ Opensora = Callable[..., int]
 
 
 @pytest.fixture(scope="session")
-def warm() -> Iterator[str]:
+def warm() -> str:
     """An executable that starts programs as `python` does, without the seconds that imports take."""
-    with warm_python() as executable:
-        yield executable
+    return warm_python()
 
 
 @pytest.fixture

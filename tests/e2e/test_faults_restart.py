@@ -5,7 +5,6 @@ everything three times.
 """
 
 import itertools
-import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 
 from opensora.training.metrics import read
+from tests.support.processes import Process
 from tests.support.short_runs import DEBUG
 
 STEPS, TIMEOUT = 8, 8  # of a collective, in seconds
@@ -78,10 +78,7 @@ def run_rank(run_dir: str) -> None:
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that was restarted twice."""
     folder = tmp_path_factory.mktemp("restarted")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.dist_imports"])
-    process = context.Process(target=launch, args=(str(folder),))
-    process.start()
+    process = Process(launch, str(folder))
     process.join(300)
     process.kill()
     assert process.exitcode == 0, "\n".join(path.read_text() for path in sorted(folder.glob("*.log")))

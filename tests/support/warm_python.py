@@ -9,6 +9,8 @@ which gets the signals. Not the same: who its parent is. What is about that, or 
 
 import atexit
 import contextlib
+import fcntl
+import functools
 import json
 import os
 import runpy
@@ -30,50 +32,104 @@ ROOT = Path(__file__).resolve().parents[2]
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
+@functools.cache
+def warm_python() -> str:
+    """The executable. The processes of a test session share a server, which the first to call this starts and which ends
+    with the last of them. The interpreter itself, with a warning, where the server cannot run.
+    """
+    folder = Path(tempfile.gettempdir(), f"opensora-tests-{os.getuid()}")
+    folder.mkdir(exist_ok=True)
+    session = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+    address, executable = folder / f"{session[:12]}-server", folder / f"{session[:12]}-python"
+    with lock(folder):
+        if not join_session(address):
+            server = subprocess.Popen(
+                [sys.executable, "-m", "tests.support.warm_python", "serve", str(address)],
+                cwd=ROOT,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                text=True,
+                start_new_session=True,  # an interrupt from the keyboard is for the programs
+            )
+            assert server.stdout is not None
+            if server.stdout.readline() != "ready\n" or not join_session(address):
+                warnings.warn("the server of warm starts does not run; every program starts cold", stacklevel=2)
+                return sys.executable
+        executable.write_text(f"#!/bin/sh\nexec '{sys.executable}' -I -S '{__file__}' start '{address}' \"$@\"\n")
+        executable.chmod(0o755)
+    return str(executable)
+
+
 @contextmanager
-def warm_python() -> Iterator[str]:
-    """The executable, while the server runs. The interpreter itself, with a warning, where the server cannot run."""
-    with tempfile.TemporaryDirectory(prefix="warm-") as folder, contextlib.ExitStack() as stack:
-        address, executable = Path(folder, "server"), Path(folder, "python")
-        server = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.warm_python", "serve", str(address)],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdin=subprocess.PIPE,  # its end informs the server that this process is gone
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,  # an interrupt from the keyboard is for the programs
-        )
-        stack.enter_context(server)  # waits
-        stack.callback(server.kill)
-        assert server.stdout is not None
-        if server.stdout.readline() == "ready\n":
-            executable.write_text(f"#!/bin/sh\nexec '{sys.executable}' -I -S '{__file__}' start '{address}' \"$@\"\n")
-            executable.chmod(0o755)
-            yield str(executable)
-        else:
-            warnings.warn("the server of warm starts does not run; every program starts cold", stacklevel=2)
-            yield sys.executable
+def lock(folder: Path) -> Iterator[None]:
+    """One process at a time looks if a server runs, and starts or ends one."""
+    with (folder / "warm.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+_session: list[socket.socket] = []  # the connection that holds the server; it is closed with this process
+
+
+def join_session(address: Path) -> bool:
+    """Hold the server while this process lives. False if none runs."""
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.connect(f"{address}-sessions")
+    except OSError:
+        connection.close()
+        return False
+    _session.append(connection)
+    return True
 
 
 def serve(address: str) -> list[str]:
-    """Fork a program for each caller. Returns in the programs only: their arguments."""
+    """Fork a program for each caller, while a test process holds the server. Returns in the programs only: their arguments."""
     import tests.dist_imports  # noqa: F401
 
     threads = os.listdir("/proc/self/task")
     assert len(threads) == 1, f"a fork has one thread, {len(threads)} run after the imports"
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(address)
-        listener.listen()
-        print("ready", flush=True)
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the children that `keep` runs in end by themselves
-        while listener in select.select([listener, sys.stdin], [], [])[0]:
-            connection, _ = listener.accept()
-            with connection:
-                if os.fork() == 0:
-                    listener.close()
+    programs, sessions = listener(address), listener(f"{address}-sessions")
+    print("ready", flush=True)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the children that `keep` runs in end by themselves
+    holders = [accept(sessions)] if select.select([sessions], [], [], 60)[0] else []
+    while holders or not end(address, sessions):
+        ready = select.select([programs, sessions, *holders], [], [])[0]
+        if sessions in ready:
+            holders.append(accept(sessions))
+        if programs in ready:
+            connection = accept(programs)
+            if os.fork() == 0:
+                for each in (programs, sessions, *holders):
+                    each.close()
+                with connection:
                     return keep(connection)
+            connection.close()
+        holders = [each for each in holders if each not in ready]  # they send nothing: they have ended
     sys.exit()
+
+
+def listener(address: str) -> socket.socket:
+    Path(address).unlink(missing_ok=True)  # of a server that was killed
+    made = socket.socket(socket.AF_UNIX)
+    made.bind(address)
+    made.listen()
+    return made
+
+
+def accept(listener: socket.socket) -> socket.socket:
+    return listener.accept()[0]
+
+
+def end(address: str, sessions: socket.socket) -> bool:
+    """Remove the files of the server, unless a process has joined in the meantime."""
+    with lock(Path(address).parent):
+        if select.select([sessions], [], [], 0)[0]:
+            return False
+        for path in (address, f"{address}-sessions", f"{address.removesuffix('server')}python"):
+            Path(path).unlink(missing_ok=True)
+        return True
 
 
 def keep(connection: socket.socket) -> list[str]:
@@ -145,6 +201,7 @@ def run_to_the_end(arguments: list[str]) -> NoReturn:
 
 def start(address: str, arguments: list[str]) -> int:
     """The caller's side: have the program started, pass signals on; its exit code."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)  # until the program is there
     leads = os.getpgrp() == os.getpid()
     request = json.dumps(
         {"arguments": arguments, "folder": os.getcwd(), "environment": dict(os.environ), "leads": leads}
@@ -157,6 +214,7 @@ def start(address: str, arguments: list[str]) -> int:
         program = int.from_bytes(receive(connection), "big")
         for number in PASSED_ON:
             signal.signal(number, lambda number, _: send(program, number))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
         code = int.from_bytes(receive(connection), "big", signed=True)
     if code < 0:
         with contextlib.suppress(OSError):  # of a signal that has no other action
