@@ -196,6 +196,14 @@ class Scheduler(Protocol):
         """
 
     @property
+    def add_noise(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """(x0_BCTHW, noise_BCTHW, t_B) -> x_t, linear in the first two."""
+
+    @property
+    def target(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """(x0_BCTHW, noise_BCTHW) -> the answer that the model is trained to give, linear in both."""
+
+    @property
     def sample(self) -> Callable[..., Tensor]:
         """(denoise, noise_BCTHW, rngs, *, guidance_scale, mask_BT, size, progress, step_noise) -> latents [B, C, t, h, w].
 

@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--users", metavar="FILE", help="who may sign in: a line NAME:PASSWORD for each user")
     parser.add_argument("--models", metavar="FOLDER", help="offer the trained runs below it as models, too")
     parser.add_argument("--per-user", type=int, default=3, help="videos that one user may have in the queue")
+    parser.add_argument("--previews", type=int, default=5, help="looks into each video while it is made; 0: none")
     arguments = parser.read(argv)
     return run_main(
         lambda: web_command(
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             users=arguments.users,
             models=arguments.models,
             per_user=arguments.per_user,
+            previews=arguments.previews,
         )
     )
 
@@ -53,11 +55,13 @@ def web_command(
     users: str | None = None,
     models: str | None = None,
     per_user: int = 3,
+    previews: int = 5,
 ) -> int:
     """Serve the page until Ctrl-C; returns the exit code."""
-    if not 0 <= port <= 65535 or per_user < 1:
+    if not 0 <= port <= 65535 or per_user < 1 or previews < 0:
         raise ConfigError(
-            f"command line: --port {port} --per-user {per_user}; allowed: ports 0 to 65535, 1 video or more per user"
+            f"command line: --port {port} --per-user {per_user} --previews {previews}; allowed: ports 0 to 65535, 1 video "
+            "or more per user, 0 previews or more"
         )
     accounts = read_users(users) if users is not None else None
     loaded = load(config, overrides, SampleRun)
@@ -79,7 +83,7 @@ def web_command(
             from opensora.web.site import build_site
 
             runs = trained_runs(models) if models is not None else []
-            service = SampleService(config, overrides, ranks.world.device, setup.run.dtype, runs)
+            service = SampleService(config, overrides, ranks.world.device, setup.run.dtype, runs, previews)
             queue = JobQueue(service.sample, per_user=per_user)
             with contextlib.suppress(KeyboardInterrupt):  # the way to end it
                 serve(build_site(service, queue, host, accounts), port, host)

@@ -17,11 +17,15 @@ from opensora.sampling.caches.base import CacheState, Call
 from opensora.sampling.model_inputs import ModelInputs
 from opensora.sampling.shortcuts import Shortcuts
 
+Look = Callable[[int, Tensor, Tensor, Tensor, Tensor | None], None]
+
 
 class BoundDenoiser:
     """Calls a model on the copies of the batch that are needed; the answers for the others follow from earlier calls.
 
     Every clip needs one of its own. calls: of the model in the whole clip. num_timesteps: of the scheduler.
+    look: called after each call with its number, the noisy latents [B, C, T, H, W], the answer with the caption, timesteps
+    and frame mask of the videos.
     """
 
     def __init__(
@@ -32,9 +36,10 @@ class BoundDenoiser:
         state: CacheState | None,
         num_timesteps: int,
         calls: int,
+        look: Look | None = None,
     ):
         self.forward, self.shortcuts, self.state = forward, shortcuts, state
-        self.num_timesteps, self.calls = num_timesteps, calls
+        self.num_timesteps, self.calls, self.look = num_timesteps, calls, look
         self.all_copies = tuple(range(len(inputs.copies)))
         self.with_caption = inputs.copies.index("cond")
         self._inputs = {self.all_copies: inputs}
@@ -54,6 +59,11 @@ class BoundDenoiser:
         call = Call(self.number, self.number == self.calls - 1, wanted, level)
         with self.state.calling(call) if self.state is not None else nullcontext():
             answers = self._call(wanted, x, t_B, x_mask)
+        if self.look is not None:
+            answer = answers.chunk(len(wanted))[wanted.index(self.with_caption)]
+            caption = (self.with_caption,)
+            mask = None if x_mask is None else self._rows(caption, x_mask)
+            self.look(call.number, self._rows(caption, x), answer, self._rows(caption, t_B), mask)
         self.number += 1
         self.copies_seen += len(wanted)
         if wanted == self.all_copies:
@@ -106,7 +116,8 @@ def bound_denoiser(
     shortcuts: Shortcuts,
     num_timesteps: int,
     calls: int,
+    look: Look | None = None,
 ) -> Iterator[BoundDenoiser]:
     """A BoundDenoiser whose cache, if any, is installed on `model`. forward: calls the model, as an engine does."""
     with shortcuts.cache.installed(model) if shortcuts.cache is not None else nullcontext() as state:
-        yield BoundDenoiser(forward, inputs, shortcuts, state, num_timesteps, calls)
+        yield BoundDenoiser(forward, inputs, shortcuts, state, num_timesteps, calls, look)

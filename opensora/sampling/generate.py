@@ -19,10 +19,12 @@ from opensora.log import logger
 from opensora.models.codec import Codec
 from opensora.rng import generator
 from opensora.sampling.bound_denoiser import bound_denoiser
+from opensora.sampling.clean_estimate import Preview, clean_estimate
 from opensora.sampling.mask_strategy import frames_of_latents
 from opensora.sampling.model_inputs import make_model_inputs
 from opensora.sampling.reference_frames import ReferenceFrames, num_loops, overlap_frames
 from opensora.sampling.shortcuts import Shortcuts
+from opensora.schedulers.masking import choose_frames
 from opensora.types import SampleRequest
 
 
@@ -42,6 +44,7 @@ def generate(
     sampler: Sampler,
     guidance_scale: float,
     progress: Callable[[int, int], None] | None = None,
+    preview: Preview | None = None,
 ) -> list[Tensor]:
     """One video per request, float32 [3, T, H, W] on the CPU, about [-1, 1]; the requests share one size.
 
@@ -50,6 +53,7 @@ def generate(
 
     guidance_scale: 1 switches guidance off and halves the work.
     progress: called with (steps done, steps) after every denoising step.
+    preview: shows the videos as they would be if the model were right at once; the result does not depend on it.
     Raises OpenSoraError when a video is not finite. `check_size` finds sizes that do not fit the model.
     """
     model = sampler.model
@@ -63,7 +67,7 @@ def generate(
             references = [ReferenceFrames(request, sampler.codec) for request in requests]
             for loop in range(clips):
                 clip_progress = None if progress is None else partial(_of_all_loops, progress, loop, clips)
-                clip_BCTHW = _generate_clip(requests, sampler, references, loop, guidance_scale, clip_progress)
+                clip_BCTHW = _generate_clip(requests, sampler, references, loop, guidance_scale, clip_progress, preview)
                 parts.append(clip_BCTHW[:, :, repeated if loop else 0 :])
                 if loop + 1 < clips:
                     for frames, clip_CTHW in zip(references, clip_BCTHW, strict=True):
@@ -87,6 +91,7 @@ def _generate_clip(
     loop: int,
     guidance_scale: float,
     progress: Callable[[int, int], None] | None,
+    preview: Preview | None,
 ) -> Tensor:
     """The clips [B, 3, T, H, W] of one loop, float32 on the CPU."""
     model, scheduler, codec = sampler.model, sampler.scheduler, sampler.codec
@@ -96,7 +101,14 @@ def _generate_clip(
     inputs = make_model_inputs(requests, model, scheduler, codec, references, noise_BCTHW, loop, guidance_scale)
     calls = getattr(scheduler, "num_model_calls", scheduler.num_sampling_steps)
     forward, timesteps = sampler.forward or model, scheduler.num_timesteps
-    with bound_denoiser(model, forward, inputs, sampler.shortcuts, timesteps, calls) as denoise:
+
+    def look(number: int, x: Tensor, answer: Tensor, t_B: Tensor, mask_BT: Tensor | None) -> None:
+        if preview is not None and number % preview.every == preview.every - 1:
+            estimate = choose_frames(mask_BT, clean_estimate(scheduler, x, answer, t_B), x)
+            preview.show(codec.decode_video(estimate, size[0]))
+
+    looking = look if preview is not None else None
+    with bound_denoiser(model, forward, inputs, sampler.shortcuts, timesteps, calls, looking) as denoise:
         z_BCTHW = scheduler.sample(
             denoise,
             inputs.initial_BCTHW,

@@ -11,8 +11,6 @@ from typing import Any, Literal
 from opensora.errors import OpenSoraError
 from opensora.log import logger
 
-Report = Callable[[int, int], None]  # (steps done, steps); raises Cancelled when the job is to end
-Work = Callable[[Any, Report], Any]  # a request to its result
 State = Literal["waiting", "running", "done", "failed", "cancelled"]
 
 
@@ -35,6 +33,7 @@ class Job:
     done: int = 0  # steps
     steps: int = 0  # of the whole job, 0 until it is known
     began: float = 0.0  # seconds of time.monotonic
+    preview: Any = None  # the latest look into the result, as `Report.show` got it
     result: Any = None
     error: str = ""  # a sentence, of a failed job
     stop: threading.Event = field(default_factory=threading.Event)
@@ -45,6 +44,30 @@ class Job:
         if not self.done or self.state != "running":
             return None
         return (time.monotonic() - self.began) / self.done * (self.steps - self.done)
+
+
+class Report:
+    """Progress of a job, for its `work`. Both raise Cancelled when the job is to end."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+
+    def step(self, done: int, steps: int) -> None:
+        """So many steps of all are done."""
+        self._job.done, self._job.steps = done, steps
+        self._leave_if_cancelled()
+
+    def show(self, preview: Any) -> None:
+        """A look into what is being made."""
+        self._job.preview = preview
+        self._leave_if_cancelled()
+
+    def _leave_if_cancelled(self) -> None:
+        if self._job.stop.is_set():
+            raise Cancelled("cancelled")
+
+
+Work = Callable[[Any, Report], Any]  # a request to its result
 
 
 class JobQueue:
@@ -136,7 +159,7 @@ class JobQueue:
         while (job := self._next()) is not None:
             state: State = "failed"
             try:
-                job.result = self._work(job.request, _reporter(job))
+                job.result = self._work(job.request, Report(job))
                 state = "done"
             except Cancelled:
                 state = "cancelled"
@@ -148,15 +171,6 @@ class JobQueue:
             with self._changed:
                 self._running = None
             _end(job, state)
-
-
-def _reporter(job: Job) -> Report:
-    def report(done: int, steps: int) -> None:
-        job.done, job.steps = done, steps
-        if job.stop.is_set():
-            raise Cancelled("cancelled")
-
-    return report
 
 
 def _end(job: Job, state: State) -> None:

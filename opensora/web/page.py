@@ -1,6 +1,7 @@
 """The page of `opensora web`: a form, the video that is being made, and the videos made before."""
 
 import asyncio
+import base64
 import html
 import time
 from collections.abc import AsyncIterator
@@ -69,10 +70,13 @@ def build_page(service: SampleService, queue: JobQueue, limits: UploadLimits = U
         except OpenSoraError as error:
             raise gradio.Error(str(error), print_exception=False) from error
         jobs[session] = job
-        began = time.monotonic()
+        began, shown = time.monotonic(), ""
         try:
             while not job.finished.is_set():
-                yield literal_html(_job_words(job, queue.before(job))), gradio.skip(), gradio.skip()
+                words = literal_html(_job_words(job, queue.before(job)))
+                if words != shown:
+                    yield words, gradio.skip(), gradio.skip()
+                shown = words
                 await asyncio.sleep(_POLL)
         except (asyncio.CancelledError, GeneratorExit):  # the visitor left
             queue.cancel(job)
@@ -294,4 +298,8 @@ def _job_words(job: Job, before: int) -> str:
     left = job.seconds_left()
     words = f"step {job.done} of {job.steps}" + ("" if left is None else f", {left:.0f} s left")
     share = 100 * job.done / job.steps
-    return f'<p class="job">{words}</p><div class="progress"><div style="width:{share:.0f}%"></div></div>'
+    bar = f'<p class="job">{words}</p><div class="progress"><div style="width:{share:.0f}%"></div></div>'
+    if job.preview is None:
+        return bar
+    picture = base64.b64encode(job.preview).decode()
+    return f'{bar}<img class="preview" alt="preview" src="data:image/jpeg;base64,{picture}">'

@@ -1,5 +1,6 @@
 """SampleService: the values of a form to a video, through the very config that `opensora sample` reads."""
 
+import io
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -8,18 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from opensora.config import load
 from opensora.errors import ConfigError
 from opensora.files import write_errors_as
 from opensora.registry import SCHEDULERS, build
 from opensora.sampling.build import SamplePlan, SamplerBuilder, plan_sampling
+from opensora.sampling.clean_estimate import Preview
 from opensora.sampling.generate import check_size, generate
 from opensora.sampling.metadata import is_done, output_path
 from opensora.sampling.prompt_syntax import split_json
 from opensora.sampling.reference_frames import overlap_frames, with_condition_frame_length
 from opensora.sampling.remake import run_command
-from opensora.sampling.video_writer import WriteError, prepare_folder, write_sample
+from opensora.sampling.video_writer import WriteError, prepare_folder, rgb_frames, write_sample
 from opensora.schema import Precision, SampleRun
 from opensora.training.checkpoint import has_checkpoint
 from opensora.web.job_queue import Report
@@ -30,6 +33,7 @@ FORM_KEYS = (
     "scheduler.cfg_scale", "load", "first_frame", "last_frame", "extend", "backward", "edit", "strength",
 )  # fmt: skip
 HISTORY = ".history.jsonl"
+_PREVIEW_PIXELS = 480  # of its longer side
 _MOST_RUNS, _DEPTH = 50, 3  # run folders that are offered, and folders below the one that is searched
 
 Form = Mapping[str, Any]  # key of FORM_KEYS -> value; a key that is missing takes the config's
@@ -49,7 +53,7 @@ class SampleService:
     """Holds the networks of the last video, so that the next one starts at once. One thread calls `sample`.
 
     config, overrides: of `opensora sample`. device, dtype: of the networks. runs: folders of trained models that a form may
-    name as `load`. Raises ConfigError for a config that is wrong.
+    name as `load`. previews: looks into each video while it is made. Raises ConfigError for a config that is wrong.
     """
 
     def __init__(
@@ -59,7 +63,9 @@ class SampleService:
         device: torch.device,
         dtype: Precision,
         runs: Sequence[str] = (),
+        previews: int = 5,
     ) -> None:
+        self._previews = previews
         self.config, self.runs = config, runs
         self.run = load(config, overrides, SampleRun).run  # what a form does not say
         self._overrides, self._dtype = list(overrides), dtype
@@ -103,7 +109,11 @@ class SampleService:
         path = output_path(folder, request)
         if is_done(path, request, settings):
             return path
-        [video_CTHW] = generate([request], sampler, settings.guidance_scale, report)
+        preview = None
+        if self._previews:
+            every = max(1, round(sampler.scheduler.num_sampling_steps / (self._previews + 1)))
+            preview = Preview(every, lambda video_BCTHW: report.show(_middle_frame(video_BCTHW[0])))
+        [video_CTHW] = generate([request], sampler, settings.guidance_scale, report.step, preview)
         return write_sample(video_CTHW, request, settings, folder, command)
 
     def remember(self, made: Made) -> None:
@@ -128,6 +138,18 @@ class SampleService:
             if len(made_before) == most:
                 break
         return list(made_before.values())
+
+
+def _middle_frame(video_CTHW: Tensor) -> bytes:
+    """The middle frame as JPEG."""
+    from PIL import Image
+
+    middle = video_CTHW.shape[1] // 2
+    image = Image.fromarray(rgb_frames(video_CTHW[:, middle : middle + 1])[0])
+    image.thumbnail((_PREVIEW_PIXELS, _PREVIEW_PIXELS))
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=80)
+    return file.getvalue()
 
 
 def _made(line: str, folder: Path) -> Made | None:

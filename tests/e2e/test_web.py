@@ -111,6 +111,7 @@ def test_in_a_browser(folder: Path, site: tuple["subprocess.Popen[str]", str], t
         steps.send_keys(Keys.END, "000")
         driver.find_element("css selector", "#generate").click()
         wait_until(driver, "progress", lambda: "of 4000" in text(driver, "#state"))
+        wait_until(driver, "a preview", lambda: driver.find_element("css selector", "#state img.preview"))
         driver.find_element("css selector", "#cancel").click()
         wait_until(driver, "the end", lambda: text(driver, "#state") == "cancelled")
         steps.send_keys(Keys.BACKSPACE * 3)

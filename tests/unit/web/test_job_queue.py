@@ -25,7 +25,7 @@ class Worker:
         self.started.set()
         assert self.go.wait(SECONDS)
         for step in range(3):
-            report(step + 1, 3)
+            report.step(step + 1, 3)
         return f"made {request}"
 
 
