@@ -38,6 +38,7 @@ from opensora.sampling.reference_frames import ReferenceKeys, is_edited_as_a_who
 from opensora.sampling.requests import collect_requests
 from opensora.sampling.shortcuts import Shortcuts, chosen, shortcuts_of
 from opensora.sampling.size_words import check_words
+from opensora.sampling.video_formats import check_encoder
 from opensora.sampling.watermark import draw_watermark
 from opensora.schema import SampleRun
 from opensora.training.checkpoint import resolve_part, resolve_weights
@@ -113,6 +114,7 @@ def plan_sampling(run: SampleRun, where: str) -> SamplePlan:
         ),
         change=partial(add_scores, aes=run.aes, flow=run.flow, camera_motion=run.camera_motion),
     )
+    check_encoder(run.save_format)
     for height, width in {(request.height, request.width) for request in requests} if run.watermark else ():
         draw_watermark(run.watermark, height, width)
     check_cleaning(requests, parts["text_encoder"])

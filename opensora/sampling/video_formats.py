@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from opensora import files
-from opensora.errors import DataError
+from opensora.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from PIL.PngImagePlugin import PngInfo
@@ -53,6 +53,21 @@ FORMATS = {
     "gif": VideoFormat(".gif"),
     "png": VideoFormat(""),
 }
+
+
+def check_encoder(save_format: str) -> None:
+    """ConfigError where this machine's FFmpeg lacks the encoder: PyAV's wheels have all, a system's FFmpeg may not."""
+    from av.codec import Codec
+
+    name = FORMATS[save_format].codec
+    try:
+        if name:
+            Codec(name, "w")
+    except ValueError:  # av.codec.codec.UnknownCodecError
+        raise ConfigError(
+            f"config: key 'save_format': {save_format!r} needs the encoder {name}, which the FFmpeg of this PyAV lacks; allowed: "
+            "gif and png always; take one of them, or install PyAV from its wheel: pip install --force-reinstall av"
+        ) from None
 
 
 def write_frames(

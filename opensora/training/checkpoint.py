@@ -130,8 +130,8 @@ def find(run_dir: Path | str, up_to: int | None = None) -> Checkpoint | None:
         raise CheckpointError(f"{root}: {failed.text}; the checkpoints could not be read; see to the disk") from None
     if steps:
         raise CheckpointError(
-            f"{root}: all {len(steps)} checkpoints are damaged; one whole checkpoint is needed to resume; restore one "
-            "from a copy, or choose a new run_dir"
+            f"{root}: all {len(steps)} checkpoints are damaged; one whole checkpoint is needed; restore one "
+            "from a copy, or name another run"
         )
     return None
 

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from opensora.datasets.decode import Video
-from opensora.errors import DataError
+from opensora.errors import ConfigError, DataError
 from opensora.evaluation.psnr import psnr
 from opensora.sampling.grid import read_frames_of
 from opensora.sampling.metadata import is_done, output_path
-from opensora.sampling.video_formats import FORMATS, read_settings
+from opensora.sampling.video_formats import FORMATS, VideoFormat, check_encoder, read_settings
 from opensora.sampling.video_writer import rgb_frames, write_sample, write_video
 from tests.support.fake_sampler import SETTINGS, request
 from tests.unit.sampling.test_video_writer import smooth_video
@@ -80,6 +80,16 @@ def test_a_gif_lasts_as_long_as_the_video(tmp_path: Path) -> None:
             lengths.append(image.info["duration"])
     assert sum(lengths) == 1000
     assert {40, 50} <= set(lengths)  # equal frames are one, which lasts longer
+
+
+def test_an_encoder_that_the_machine_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for save_format in FORMATS:
+        check_encoder(save_format)
+    monkeypatch.setitem(FORMATS, "av1", VideoFormat(".webm", "librav1e-of-a-system"))
+    with pytest.raises(
+        ConfigError, match="'save_format': 'av1' needs the encoder librav1e-of-a-system, which the FFmpeg"
+    ):
+        check_encoder("av1")
 
 
 def test_files_without_settings(tmp_path: Path) -> None:
