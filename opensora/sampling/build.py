@@ -1,7 +1,7 @@
 """From a sampling config to loaded parts; the checkpoint's record is the default for keys that the config leaves out."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,7 +35,7 @@ from opensora.sampling.metadata import GenerationSettings, generation_settings, 
 from opensora.sampling.prompt_check import check_cleaning, warn_of_cut_prompts
 from opensora.sampling.prompt_syntax import add_scores
 from opensora.sampling.reference_frames import ReferenceKeys, is_edited_as_a_whole, require_whole_edits, warn_of_changes
-from opensora.sampling.requests import collect_requests
+from opensora.sampling.requests import Prompt, collect_requests
 from opensora.sampling.shortcuts import Shortcuts, chosen, shortcuts_of
 from opensora.sampling.size_words import check_words
 from opensora.sampling.video_formats import check_encoder
@@ -87,6 +87,13 @@ def plan_sampling(run: SampleRun, where: str) -> SamplePlan:
     size = clip_size(run, value_of, vae, parts["model"])
     conditions = Conditions.of(run, where)
 
+    def size_of(prompt: Prompt) -> tuple[int, int, int]:
+        words = replace(run, resolution=prompt.resolution, aspect_ratio=prompt.aspect_ratio, image_size=None)
+        check_words(words)
+        values = {"num_frames": prompt.num_frames or size.num_frames, "image_size": size.image_size}
+        own = clip_size(words, (values | {"fps": prompt.fps or size.fps}).__getitem__, vae, parts["model"])
+        return own.num_frames, own.image_size[0], own.image_size[1]
+
     def latent_frames(num_frames: int) -> int:
         return vae().latent_size((num_frames, size.image_size[0], size.image_size[1]))[0]
 
@@ -112,6 +119,7 @@ def plan_sampling(run: SampleRun, where: str) -> SamplePlan:
             run.condition_frame_edit,
             None if conditions is None else lambda num_frames: conditions.words(num_frames, latent_frames),
         ),
+        size_of=size_of,
         change=partial(add_scores, aes=run.aes, flow=run.flow, camera_motion=run.camera_motion),
     )
     check_encoder(run.save_format)

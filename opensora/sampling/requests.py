@@ -1,8 +1,8 @@
 """The list of SampleRequest of a run, from prompts of flags, a text file or a table.
 
 A text file holds one prompt per line; blank lines are skipped. A `.csv`, `.tsv` or `.parquet` table needs the column `text`
-and may hold `negative_prompt`, `seed`, `num_frames`, `height`, `width`, `fps`, `reference_path` (relative to the table)
-and `mask_strategy`; an empty cell takes the run's value. A prompt may end in JSON, see prompt_syntax.py.
+and may hold `negative_prompt`, `seed`, `num_frames`, `height`, `width`, `resolution`, `aspect_ratio`, `fps`, `reference_path`
+(relative to the table) and `mask_strategy`; an empty cell takes the run's value. A prompt may end in JSON, see prompt_syntax.py.
 Whatever is wrong is a ConfigError that names the file and the line, raised before any weight is read.
 """
 
@@ -26,9 +26,10 @@ from opensora.sampling.reference_frames import ReferenceKeys, resolve
 from opensora.types import SampleRequest
 
 COLUMNS = (
-    "text", "negative_prompt", "seed", "num_frames", "height", "width", "fps", "reference_path", "mask_strategy"
+    "text", "negative_prompt", "seed", "num_frames", "height", "width", "fps", "reference_path", "mask_strategy", "resolution",
+    "aspect_ratio",
 )  # fmt: skip
-TEXTS = ("text", "negative_prompt", "reference_path", "mask_strategy")
+TEXTS = ("text", "negative_prompt", "reference_path", "mask_strategy", "resolution", "aspect_ratio")
 TABLES = (".csv", ".tsv", ".parquet", ".pq")
 NOT_READ = (".json", ".jsonl", ".xls", ".xlsx", ".ods")  # tables that would pass for lines of text
 EXACT = 2**53  # a float above it may stand for another whole number
@@ -44,10 +45,12 @@ class Prompt:
     where: str  # flag, or file and line, for messages
     negative_prompt: str | None = None
     seed: int | None = None
-    num_frames: int | None = None
+    num_frames: int | str | None = None  # or seconds, such as "4s"
     height: int | None = None  # pixels
     width: int | None = None  # pixels
     fps: float | None = None
+    resolution: str | None = None  # with aspect_ratio in place of height and width, see size_words.py
+    aspect_ratio: str | None = None
     reference_path: str | None = None  # files, joined by ";"
     mask_strategy: str | None = None
 
@@ -67,6 +70,7 @@ def collect_requests(
     negative_prompt: str = "",
     num_sample: int = 1,
     reference_keys: ReferenceKeys = ReferenceKeys(),
+    size_of: Callable[[Prompt], tuple[int, int, int]] | None = None,
     change: Callable[[str], str] = lambda text: text,
 ) -> list[SampleRequest]:
     """All requests of a run: prompts given directly, then those of the file, `num_sample` videos each.
@@ -74,7 +78,8 @@ def collect_requests(
     image_size: (height, width) in pixels. fps: of a video of which every `frame_interval`-th frame is made. save_fps: of
     the file, None = as made. save_format, watermark: see SampleRequest.
     `index` is the prompt's place in the list, `repeat` the video of that prompt.
-    reference_keys: the run's keys for reference frames. change: applied to the words of every prompt and loop.
+    reference_keys: the run's keys for reference frames. size_of: frames, height and width of a prompt with size words of its
+    own; None: such words are refused. change: applied to the words of every prompt and loop.
     Raises ConfigError when there is no prompt or a value cannot be used.
     """
     parsed = [direct_prompt(text, f"prompt {place}") for place, text in enumerate(prompts or [], start=1)]
@@ -95,8 +100,10 @@ def collect_requests(
     for index, (prompt, (path, strategy)) in enumerate(
         zip(parsed, reference_keys.of_prompts(len(parsed)), strict=True)
     ):
+        if prompt.resolution or prompt.aspect_ratio or isinstance(prompt.num_frames, str):
+            prompt = _in_numbers(prompt, size_of)
         if reference_keys.words is not None:
-            path, strategy = reference_keys.words(num_frames if prompt.num_frames is None else prompt.num_frames)
+            path, strategy = reference_keys.words(num_frames if prompt.num_frames is None else int(prompt.num_frames))
         conditioning = reference_keys.for_prompt(
             path if prompt.reference_path is None else prompt.reference_path,
             strategy if prompt.mask_strategy is None else prompt.mask_strategy,
@@ -120,6 +127,21 @@ def collect_requests(
             for repeat in range(num_sample)
         ]
     return requests
+
+
+def _in_numbers(prompt: Prompt, size_of: Callable[[Prompt], tuple[int, int, int]] | None) -> Prompt:
+    """The prompt with numbers for its size words; ConfigError for words that mean nothing."""
+    if size_of is None or ((prompt.resolution or prompt.aspect_ratio) and (prompt.height or prompt.width)):
+        raise ConfigError(
+            f"{prompt.where}: a size in words next to height and width, or where only numbers are taken; keep one of them"
+        )
+    try:
+        num_frames, height, width = size_of(prompt)
+    except ConfigError as error:
+        raise ConfigError(f"{prompt.where}: {str(error).removeprefix('config: ')}") from None
+    if not (prompt.resolution or prompt.aspect_ratio):
+        return replace(prompt, num_frames=num_frames)
+    return replace(prompt, num_frames=num_frames, height=height, width=width)
 
 
 def direct_prompt(text: str, where: str) -> Prompt:
@@ -209,8 +231,9 @@ def _row_prompt(row: Mapping[str, Any], where: str, folder: Path) -> Prompt:
         )
     texts = {name: _text(name, cells.pop(name), where) for name in TEXTS if name in cells}
     prompt = direct_prompt(texts.get("text", ""), where)
-    negative, reference_path, mask_strategy = map(texts.get, TEXTS[1:])
+    negative, reference_path, mask_strategy, *_ = map(texts.get, TEXTS[1:])
     own: dict[str, Any] = {name: _number(name, value, where) for name, value in cells.items()}
+    own |= {name: texts[name] for name in ("resolution", "aspect_ratio") if name in texts}
     if prompt.reference_path is None and reference_path is not None:
         own["reference_path"] = resolve(reference_path, folder)
     if prompt.mask_strategy is None and mask_strategy is not None:
@@ -227,7 +250,9 @@ def _text(name: str, cell: object, where: str) -> str:
     raise ConfigError(f"{where}: {name} is {cell!r}; it is text; write the table again")
 
 
-def _number(name: str, value: str | float, where: str) -> float | int:
+def _number(name: str, value: str | float, where: str) -> float | int | str:
+    if name == "num_frames" and isinstance(value, str) and re.fullmatch(r"\s*[\d.]+\s*[sx]\w*\s*", value.lower()):
+        return value  # seconds
     try:
         if isinstance(value, bool) or (isinstance(value, float) and abs(value) > EXACT):
             raise ValueError

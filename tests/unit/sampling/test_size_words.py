@@ -142,6 +142,31 @@ def test_words_that_cannot_be(words: dict[str, Any], message: str) -> None:
         plan_sampling(SampleRun(**{**RUN, **words}), "s.py")
 
 
+def test_each_row_of_a_table_has_its_own_words(tmp_path: Path) -> None:
+    """Words, numbers and empty cells in one column."""
+    (tmp_path / "p.csv").write_text(
+        "text,resolution,aspect_ratio,num_frames,fps\n"
+        "a,144p,16:9,2s,\n"
+        "b,,9:16,,\n"
+        "c,,,9,4\n"
+        "d,,,1s,16\n"
+    )  # fmt: skip
+    keys = {**RUN, "prompt": [], "prompt_path": str(tmp_path / "p.csv"), "image_size": (16, 16)}
+    plan = plan_sampling(SampleRun(**keys), "s.py")
+    assert [(one.num_frames, one.height, one.width, one.fps) for one in plan.requests] == [
+        (17, 144, 256, 8.0), (5, 20, 12, 8.0), (9, 16, 16, 4.0), (17, 16, 16, 16.0)
+    ]  # fmt: skip
+    for header, row, message in (
+        ("resolution", "481p", "line 2: key 'resolution': found '481p'; allowed: 144p"),
+        ("aspect_ratio", "wide", "line 2: key 'aspect_ratio': found 'wide'"),
+        ("aspect_ratio,height", "16:9,64", "line 2: a size in words next to height and width"),
+        ("num_frames", "soon", "line 2: num_frames is 'soon'; it is a whole number"),
+    ):
+        (tmp_path / "p.csv").write_text(f"text,{header}\na,{row}\n")
+        with pytest.raises(ConfigError, match=message):
+            plan_sampling(SampleRun(**keys), "s.py")
+
+
 def test_rows_that_the_autoencoder_cuts_off_are_mentioned(caplog: pytest.LogCaptureFixture) -> None:
     """A padding model takes any latents, and the autoencoder's are of whole blocks."""
     warn_of_cut_size((240, 424), (8, 8))
