@@ -11,7 +11,9 @@ out = "outputs/film"
 steps = [
     dict(tool="datasets.probe", inputs="{videos}", output="videos.csv"),
     dict(tool="scene_cut.detect", output="scenes.csv"),
-    dict(tool="scene_cut.cut", output="clips.csv", folder="{out}/clips", min_seconds=1.0, workers=2),
+    # Prints recall and precision of the cuts.
+    dict(tool="scene_cut.accuracy", output="cuts.json", true="bench/big_buck_bunny_cuts.txt"),
+    dict(tool="scene_cut.cut", inputs="scenes.csv", output="clips.csv", folder="{out}/clips", min_seconds=1.0, workers=2),
     dict(tool="score.motion", output="motion.csv", workers=2),
     dict(tool="score.camera", output="camera.csv", workers=2),
     dict(tool="score.technical", output="technical.csv", workers=2),

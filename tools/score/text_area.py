@@ -20,6 +20,7 @@ PACKAGES = ("rapidocr", "onnxruntime", "cv2")
 # Windows, plates and faces look like text to the detector, but text is longer than high.
 _OBLONG = 1.5  # of a box's longer side by its shorter one, at least
 _UPRIGHT_SCORE = 0.8  # of a column of letters, at least
+_LARGEST = 0.5  # share of the frame: where sky or fog fills a picture, the detector may take all of it for one word
 _NARROWEST, _LONGEST_ASPECT = 32, 16  # of frames for the detector: pixels, and the longer side by the shorter one
 _WIDEST = 1920  # pixels of the frames that are measured; wider ones are shrunk, for all are in memory
 _LONGEST = 640  # pixels of the longer side in which marks are looked for
@@ -96,10 +97,16 @@ class TextDetector:
         if output.boxes is None:
             return np.zeros((0, 4, 2), np.float32)
         boxes, scores = np.asarray(output.boxes, np.float32), np.asarray(output.scores)
-        width, height = np.ptp(boxes[..., 0], axis=1), np.ptp(boxes[..., 1], axis=1)
-        lines = width >= _OBLONG * height
-        columns = (height >= _OBLONG * width) & (scores >= _UPRIGHT_SCORE)
-        return boxes[lines | columns] / min(scale, 1)
+        return boxes[_is_text(boxes, scores, frame.shape[0] * frame.shape[1])] / min(scale, 1)
+
+
+def _is_text(boxes: NDArray[np.float32], scores: NDArray[np.float32], pixels: int) -> NDArray[np.bool_]:
+    """False for boxes [boxes, 4, 2] that text does not fill. pixels: of the frame."""
+    width, height = np.ptp(boxes[..., 0], axis=1), np.ptp(boxes[..., 1], axis=1)
+    lines = width >= _OBLONG * height
+    columns = (height >= _OBLONG * width) & (scores >= _UPRIGHT_SCORE)
+    is_text: NDArray[np.bool_] = (lines | columns) & (width * height <= _LARGEST * pixels)
+    return is_text
 
 
 def measure(frames: Sequence[Frames], texts: Sequence[NDArray[np.float32]]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from tools.datasets.probe import demo_videos
 from tools.dedupe.find import main
 from tools.dedupe.fingerprint import NOTHING, fingerprint, perceptual_hash, reduced
 from tools.dedupe.near import mean_distance
+from tools.score.technical import technical
 
 pytest.importorskip("imagehash", reason="ImageHash is not installed; run pip install -e '.[tools]'")
 
@@ -61,11 +62,14 @@ def test_copies_of_real_footage_are_groups_and_other_shots_alone(copies: dict[st
     clean, distorted, other = (
         str(FOOTAGE / f"{name}.mp4") for name in ("carphone_pristine", "carphone_distorted", "bigbuckbunny")
     )
-    rows += [{"path": distorted, "quality": 0.2}, {"path": clean, "quality": 0.9}, {"path": other}]
+    rows += [technical({"path": distorted}), technical({"path": clean}), {"path": other}]
     table, out = str(tmp_path / "in.csv"), str(tmp_path / "out.csv")
     write_table(table, [fingerprint(row, exact=False) for row in rows])
     assert main([table, out]) == 0
-    marked = [(row["path"], row["duplicate_of"], row["duplicate_kind"]) for row in read_table(out).rows]
+    made = read_table(out).rows
+    ranks = {row["path"]: row["quality_rank"] for row in made}
+    assert (ranks[clean], ranks[distorted]) == ("1", "2")
+    marked = [(row["path"], row["duplicate_of"], row["duplicate_kind"]) for row in made]
     assert [row for row in marked if row[1]] == [
         *((path, SHOT["path"], "near") for path in copies.values()),
         (distorted, clean, "near"),

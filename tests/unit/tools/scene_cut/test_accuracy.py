@@ -1,12 +1,13 @@
 """Recall and precision count each cut once."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from opensora.datasets.table import write_table
 from opensora.errors import DataError
-from tools.scene_cut.accuracy import CutAccuracy, cut_accuracy, read_cuts
+from tools.scene_cut.accuracy import CutAccuracy, cut_accuracy, main, read_cuts
 
 
 @pytest.mark.parametrize(
@@ -39,3 +40,20 @@ def test_lists_of_cuts(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("30\n1:20\n")
     with pytest.raises(DataError, match=r"a\.txt:2: found '1:20'"):
         read_cuts(str(tmp_path / "a.txt"))
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scenes, true, out = (str(tmp_path / name) for name in ("scenes.csv", "cuts.txt", "new/cuts.json"))
+    write_table(scenes, [{"path": "a.mp4", "start_frame": frame} for frame in (0, 31, 90)])
+    Path(true).write_text("30\n76\n137\n")
+    assert main([scenes, out, f"--true={true}"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "2 cuts: recall 0.3333, precision 0.5",
+        "  missed: [76, 137]",
+        "  no cuts: [90]",
+    ]
+    made = json.loads(Path(out).read_text())
+    assert made == {"recall": 0.3333, "precision": 0.5, "hits": [30], "missed": [76, 137], "extra": [90]}
+    assert main([scenes, out, "--true=none.txt"]) == 1
+    assert "none.txt: cannot be read" in capsys.readouterr().err
+    assert main([scenes, "out.csv", f"--true={true}"]) == 2

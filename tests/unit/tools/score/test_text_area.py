@@ -11,7 +11,7 @@ from opensora.errors import BadClip, ConfigError
 from tests.support.media_files import write_video
 from tools.clip_frames import sample_frames
 from tools.datasets.probe import demo_videos
-from tools.score.text_area import TextArea, TextDetector, measure, steady_boxes
+from tools.score.text_area import TextArea, TextDetector, _is_text, measure, steady_boxes
 
 pytest.importorskip("rapidocr", reason="rapidocr is not installed; run pip install --no-deps -r requirements/onnx.txt")
 
@@ -78,6 +78,13 @@ def test_a_name_that_stays_is_a_watermark(tmp_path: Path) -> None:
     assert marked["ocr"] == 1
     assert 0.5 * marked["text_area"] < marked["watermark"] < 2 * marked["text_area"]
     assert (clean["ocr"], clean["text_area"], clean["watermark"]) == (0, 0, 0)
+
+
+def test_a_box_of_most_of_the_frame_is_no_text() -> None:
+    """As of a shot before the sky, in one of 360x640 pixels; a title may fill half of the frame."""
+    corners = [[0, 0, 639, 359], [40, 18, 592, 359], [92, 29, 639, 359], [155, 48, 497, 229], [20, 90, 620, 270]]
+    boxes = np.array([[[a, b], [c, b], [c, d], [a, d]] for a, b, c, d in corners], np.float32)
+    assert _is_text(boxes, np.full(5, 0.9, np.float32), 360 * 640).tolist() == [False, False, False, True, True]
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(20, 0), (0, 30), (10, 16)])
