@@ -2,11 +2,13 @@
 
 import gc
 import logging
+import sys
 from collections.abc import Generator, Iterator
 
 import pytest
 
 from opensora.parallel.openmp import wait_passively
+from tests.support.warm_python import warm_python
 
 wait_passively()  # before torch: threads of tests that run at the same time do not spin against each other
 logging.getLogger("torch.distributed").setLevel(logging.WARNING)  # at DEBUG it names every file of every checkpoint
@@ -31,3 +33,16 @@ def restored_log() -> Iterator[None]:
     handlers, propagate, level = log.handlers[:], log.propagate, log.level
     yield
     log.handlers[:], log.propagate, log.level = handlers, propagate, level
+
+
+@pytest.fixture(scope="session")
+def warm() -> str:
+    """An executable that starts programs as `python` does, without the seconds that imports take."""
+    return warm_python()
+
+
+@pytest.fixture
+def warm_children(warm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs that a test starts with `sys.executable` start warm."""
+    monkeypatch.setattr(sys, "executable", warm)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -8,15 +8,8 @@ import pytest
 from opensora.cli.main import main
 from opensora.parallel import world
 from tests.e2e.odd_inputs.case import table
-from tests.support.warm_python import warm_python
 
 Opensora = Callable[..., int]
-
-
-@pytest.fixture(scope="session")
-def warm() -> str:
-    """An executable that starts programs as `python` does, without the seconds that imports take."""
-    return warm_python()
 
 
 @pytest.fixture

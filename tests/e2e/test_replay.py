@@ -22,6 +22,7 @@ from opensora.training.task import MicroBatchLoss
 from opensora.types import Batch
 from tests.dist import run_ranks
 from tests.support.command import ROOT, TRAIN
+from tests.support.text_models import shared_bert
 
 STEPS = 6
 BUCKETS = "configs/stdit2/train/debug_buckets.py"
@@ -42,6 +43,7 @@ def train_here(folder: str, config: str = TRAIN, *overrides: str) -> None:
     # everything random is on: several rows per micro-batch, dropped captions and frame masks
     keys = [
         f"run_dir={folder!r}",
+        f"text_encoder.from_pretrained={shared_bert()!r}",
         "keep_last=9",
         "mask_ratios={'image_head': 0.5}",
         "model.class_dropout_prob=0.5",

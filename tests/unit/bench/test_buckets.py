@@ -15,6 +15,7 @@ from opensora.schema import TrainRun
 from tests.support.command import ROOT
 
 
+@pytest.mark.usefixtures("warm_children")
 def test_every_row_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "buckets" in bench.BENCHES
     monkeypatch.setattr(buckets, "QUICK_ROWS", 20_000)
@@ -44,6 +45,7 @@ def test_manifest_has_images_and_videos(tmp_path: Path) -> None:
     assert len({row.path for row in rows}) == len(rows) > 4_900
 
 
+@pytest.mark.usefixtures("warm_children")
 def test_failing_process_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(buckets, "write_manifest", lambda path, rows: Path(path).write_text("path,text\n"))
     with pytest.raises(OpenSoraError, match=r"manifest.parquet: not a Parquet file"):

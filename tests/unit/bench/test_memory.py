@@ -42,6 +42,7 @@ def test_measured_process_returns_freed_memory() -> None:
     assert int(added) == pytest.approx(24 * 2**20, rel=0.1)
 
 
+@pytest.mark.usefixtures("warm_children")
 def test_failing_case_is_one_sentence() -> None:
     with pytest.raises(OpenSoraError, match=r"bench: .*nonsense.*bench.memory training nonsense=1`"):
         memory.measured("training", nonsense=1)
