@@ -115,6 +115,13 @@ def test_each_copy_has_its_own_state(cache: StepCache) -> None:
     assert skipped == 3 * parts  # calls 1, 3 and 4
 
 
+@pytest.mark.parametrize("cache", [FirstBlockCache(0.1), TeaCache(0.1), PyramidAttentionBroadcast()])
+def test_a_copy_that_joins_later_has_no_state_yet(cache: StepCache) -> None:
+    """Guidance that begins in the middle of a clip."""
+    results, _ = answers(cache, [{0: 1.0}, {0: 1.0, 1: 50.0}, {0: 1.0, 1: 50.0}])
+    assert results == [[exact(1.0)], *[pytest.approx([exact(1.0), exact(50.0)])] * 2]
+
+
 def test_one_video_of_a_batch_is_enough_to_run_all_blocks() -> None:
     model = Cubic()
     first, second = (torch.tensor([1.0, value]).view(-1, 1, 1, 1).expand(-1, 1, 2, 2) for value in (1.0, 2.0))
