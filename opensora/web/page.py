@@ -32,6 +32,7 @@ CONDITIONS: dict[str, tuple[str, ...]] = {
     "edit a clip": ("edit",),
 }
 _POLL = 0.2  # seconds between looks at a job
+_MOST_VISITORS = 400  # who wait for a video at a time; more than the queue of jobs takes
 _OWN_MODEL = "the config's"
 
 
@@ -199,6 +200,9 @@ def build_page(service: SampleService, queue: JobQueue, limits: UploadLimits = U
             api_visibility="private",
             show_progress="hidden",
         )
+    # Visitors who wait take no thread. With gradio's own 40, the others would wait in its queue, where the order is not fair.
+    blocks.max_threads = _MOST_VISITORS
+    blocks.queue()
     return blocks
 
 
