@@ -27,6 +27,7 @@ class HostSnapshot:
 
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
+        self._sharded: dict[str, tuple[tuple, DTensor]] = {}  # layout, and the DTensor around a buffer: slow to make
         self._meshes: dict[int, DeviceMesh] = {}
 
     @torch.no_grad()
@@ -37,14 +38,14 @@ class HostSnapshot:
     def _copy_entry(self, key: str, value: Tensor) -> Tensor:
         if not isinstance(value, DTensor):
             return self._copy_tensor(key, value)
-        return DTensor.from_local(
-            self._copy_tensor(key, value.to_local()),
-            self._host_mesh(value.device_mesh),
-            value.placements,
-            run_check=False,
-            shape=value.shape,
-            stride=value.stride(),
-        )
+        buffer, mesh = self._copy_tensor(key, value.to_local()), self._host_mesh(value.device_mesh)
+        layout = (mesh, value.placements, value.shape, value.stride(), value.dtype)
+        if key not in self._sharded or self._sharded[key][0] != layout:
+            sharded = DTensor.from_local(
+                buffer, mesh, value.placements, run_check=False, shape=value.shape, stride=value.stride()
+            )
+            self._sharded[key] = layout, sharded
+        return self._sharded[key][1]
 
     def _copy_tensor(self, key: str, source: Tensor) -> Tensor:
         buffer = self._buffers.get(key)
