@@ -88,7 +88,7 @@ def test_resume_is_bit_for_bit(tmp_path: Path, plugin: str, dtype: str) -> None:
         "dataset.image_size=(8, 8)",
     )  # a processor may take seconds for a convolution in bfloat16
     overrides = (f"plugin={plugin}", f"dtype={dtype}", "disc_start=1", *small)
-    run_ranks(train_to, 2, DEBUG, str(tmp_path / "whole"), *overrides)
+    run_ranks(train_to, 2, DEBUG, str(tmp_path / "whole"), *overrides, "save_every=0")
     run_ranks(kill_after_three, 2, DEBUG, str(tmp_path / "cut"), *overrides)
     assert [record["step"] for record in records(tmp_path / "cut")] == [1, 2, 3]
     run_ranks(train_to, 2, DEBUG, str(tmp_path / "cut"), *overrides)

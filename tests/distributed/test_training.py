@@ -50,7 +50,7 @@ def test_a_sharded_text_encoder_changes_nothing(tmp_path: Path, alone: list[floa
 def test_resume_on_the_same_ranks_is_bit_for_bit(tmp_path: Path, plugin: str, dtype: str) -> None:
     """The run is killed after step 3, one step after the checkpoint: repeated and later steps are bit-equal."""
     overrides = (f"plugin={plugin}", f"dtype={dtype}")
-    run_ranks(train_to, 2, DEBUG, str(tmp_path / "whole"), *overrides)
+    run_ranks(train_to, 2, DEBUG, str(tmp_path / "whole"), *overrides, "save_every=0")
     run_ranks(kill_after_three, 2, DEBUG, str(tmp_path / "cut"), *overrides)
     assert [record["step"] for record in read(tmp_path / "cut" / "metrics.jsonl") if "loss" in record] == [1, 2, 3]
     run_ranks(train_to, 2, DEBUG, str(tmp_path / "cut"), *overrides)
