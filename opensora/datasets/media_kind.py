@@ -1,14 +1,19 @@
 """The kind of a file by its first bytes, whatever its name says, and words for a file that cannot be read."""
 
 import os
-from typing import BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from opensora.errors import BadClip
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".gif")
 
 _PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
+_DRAWN_TEXT = ("tty",)  # FFmpeg's readers that draw text
+_TEXT = "is a text file, not a video; correct the path or remove the row"
 _MOTION_JPEG = (".mjpeg", ".mjpg")  # JPEGs one after the other
 
 
@@ -26,6 +31,20 @@ def open_file(path: str) -> BinaryIO:
         raise BadClip(f"{path}: is a folder; a video or image file is needed; correct the path") from None
     except OSError as error:
         raise BadClip(f"{path}: cannot be opened ({error.strerror}); check its permissions") from error
+
+
+def open_container(file: BinaryIO, **settings: Any) -> "InputContainer":
+    """FFmpeg on an open file, and on that file alone: playlists (HLS, DASH, concat) would have it open files and
+    addresses that they name. settings: of av.open. Raises av.FFmpegError, and BadClip for text with control bytes, which
+    FFmpeg would draw as a film.
+    """
+    import av
+
+    container = av.open(file, mode="r", container_options={"protocol_whitelist": "none"}, **settings)
+    if container.format.name in _DRAWN_TEXT:
+        container.close()
+        raise BadClip(f"{file.name}: {_TEXT}")
+    return container
 
 
 def is_picture(path: str, file: BinaryIO) -> bool:
@@ -72,6 +91,6 @@ def unreadable(file: BinaryIO, error: Exception) -> str:
     if head.startswith(b"version https://git-lfs"):
         return "is a Git LFS pointer, not the video itself; run `git lfs pull`"
     if all(byte in b"\t\n\r\f" or 32 <= byte < 127 for byte in head):
-        return "is a text file, not a video; correct the path or remove the row"
+        return _TEXT
     reason = getattr(error, "strerror", None) or str(error)
     return f"is not a readable video ({reason}); it is truncated or of another kind; copy it again or remove the row"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from opensora.datasets.frame_times import DEPTH, PacketTimes, first_of, in_order, likely_rate, uneven
-from opensora.datasets.media_kind import has_fragments, unreadable
+from opensora.datasets.media_kind import has_fragments, open_container, unreadable
 from opensora.datasets.orientation import Orientation
 from opensora.datasets.video_info import (
     FileFacts,
@@ -171,7 +171,7 @@ class VideoFile:
         self._file.seek(0)
         try:
             # Titles may be in any encoding; nothing here reads them.
-            container = av.open(self._file, mode="r", buffer_size=_BUFFER_BYTES, metadata_errors="replace")
+            container = open_container(self._file, buffer_size=_BUFFER_BYTES, metadata_errors="replace")
         except av.FFmpegError as error:
             raise BadClip(f"{self.path}: {unreadable(self._file, error)}") from error
         self._container = self._stack.enter_context(container)

@@ -4,8 +4,8 @@ import os
 from dataclasses import dataclass
 
 from opensora.datasets.decode import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from opensora.datasets.media_kind import open_container
 from opensora.errors import BadClip
-from opensora.files import ffmpeg_path
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,12 @@ def _video_size(path: str, name: str) -> tuple[int, int, int, float]:
     """Width, height, frames and seconds, as the header has them."""
     import av
 
-    try:
-        with av.open(ffmpeg_path(path)) as container:
+    with open(path, "rb") as file:
+        try:
+            container = open_container(file)
+        except (av.FFmpegError, BadClip, OSError, ValueError) as error:
+            raise BadClip(f"{name}: no video that can be read; send another file") from error
+        with container:
             if not container.streams.video:
                 raise BadClip(f"{name}: has no pictures, only sound or text; send another file")
             stream = container.streams.video[0]
@@ -81,5 +85,3 @@ def _video_size(path: str, name: str) -> tuple[int, int, int, float]:
             seconds = max(lengths, default=0.0)
             frames = stream.frames or round(seconds * float(stream.average_rate or 0))
             return stream.width, stream.height, frames, seconds
-    except (av.FFmpegError, OSError, ValueError) as error:
-        raise BadClip(f"{name}: no video that can be read; send another file") from error

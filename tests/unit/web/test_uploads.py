@@ -31,10 +31,12 @@ def test_what_does_not_fit_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "large.png").write_bytes(b"\x89PNG" + bytes(600_000))
     (tmp_path / "text.mp4").write_text("hello")
     (tmp_path / "text.png").write_text("hello")
+    (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile b.mp4\n")
     (tmp_path / "page.html").write_text("<script>")
     cases = {
         str(tmp_path / "large.png"): "has 1 MB; at most 0 are allowed",
         str(tmp_path / "text.mp4"): "no video that can be read",
+        str(tmp_path / "list.mp4"): "no video that can be read",
         str(tmp_path / "text.png"): "no picture that can be read",
         str(tmp_path / "page.html"): "not the name of a picture or video",
         picture(tmp_path / "wide.png", 4097, 1): "has 4097x1 pixels; at most 4,096",
