@@ -4,7 +4,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,13 +27,12 @@ ALONE = ("text alone", None, None, 0.5)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trained model and a sampling config for it."""
-    from opensora.cli.main import main
-
+def folder(tmp_path_factory: pytest.TempPathFactory, warm: str) -> Path:
+    """A trained model and a sampling config for it. Trained in a process of its own, which takes its handlers with it."""
     folder = tmp_path_factory.mktemp("web")
     masks = "mask_ratios={'image_head': 0.5}"
-    assert main(["train", str(ROOT / TRAIN), f"run_dir={folder / 'run'}", "steps=2", "plugin=ddp", masks]) == 0
+    command = ["train", str(ROOT / TRAIN), f"run_dir={folder / 'run'}", "steps=2", "plugin=ddp", masks]
+    subprocess.run([warm, "-m", "opensora.cli.main", *command], check=True)
     (folder / "sample.py").write_text(
         f"load = {str(folder / 'run')!r}\ndtype = 'fp32'\nsave_dir = {str(folder / 'made')!r}\nprompt = ['an example']\n"
     )
@@ -78,7 +77,9 @@ def open_page(driver: "Chrome", address: str) -> None:
 
 
 @pytest.mark.skipif(bool(missing_browser()), reason=missing_browser())
-def test_in_a_browser(folder: Path, site: tuple["subprocess.Popen[str]", str], tmp_path: Path) -> None:
+def test_in_a_browser(
+    folder: Path, site: tuple["subprocess.Popen[str]", str], tmp_path: Path, opensora: Callable[..., int]
+) -> None:
     from selenium.webdriver.common.keys import Keys
 
     _, address = site
@@ -102,9 +103,7 @@ def test_in_a_browser(folder: Path, site: tuple["subprocess.Popen[str]", str], t
 
         # The file is that of the command with the same settings.
         command = [str(folder / "sample.py"), "--prompt", PROMPT, "--save-dir", str(tmp_path)]
-        from opensora.cli.main import main
-
-        assert main(["sample", *command]) == 0
+        assert opensora("sample", *command) == 0
         assert (folder / "made" / name).read_bytes() == (tmp_path / name).read_bytes()
 
         steps = driver.find_element("css selector", "input[aria-label='Steps']")
