@@ -25,7 +25,7 @@ from tools.datasets.probe import demo_videos
 _RATE = 24
 _FRAMES = 16  # that are read from the middle of the film
 _SIZES: dict[bool, dict[str, int]] = {  # quick or not
-    False: {"minutes": 10, "rows": 1_000_000, "table_rows": 10_000_000, "copies": 64, "repeats": 5},
+    False: {"minutes": 10, "rows": 1_000_000, "table_rows": 10_000_000, "copies": 192, "repeats": 5},
     True: {"minutes": 1, "rows": 20_000, "table_rows": 100_000, "copies": 4, "repeats": 1},
 }
 
