@@ -58,7 +58,7 @@ def test_done_ones_are_skipped_and_changed_settings_are_redone(tmp_path: Path) -
 
 @pytest.mark.parametrize("save_format", ["mp4", "png"])
 def test_an_interrupt_leaves_finished_files_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_format: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, save_format: str
 ) -> None:
     """Ctrl-C while the second video is written; the same command then makes what is missing."""
     write, written = video_writer.write_frames, []
@@ -70,6 +70,8 @@ def test_an_interrupt_leaves_finished_files_only(
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(video_writer, "write_frames", interrupt)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # training in this process may have left its own
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     each = [replace(one, save_format=save_format) for one in requests()]
     with pytest.raises(KeyboardInterrupt):
         sample(each, fake_sampler(), ALONE, tmp_path, SETTINGS)
