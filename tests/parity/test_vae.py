@@ -122,9 +122,10 @@ def test_causal_inner_outputs(golden: Golden) -> None:
     for path in inner:
         model.get_submodule(path).register_forward_hook(lambda _m, _i, out, path=path: outputs.update({path: out}))
     decoded, _ = model(recorded["x"])
+    # Through both networks in float32 the recorded values are up to 4e-6 from float64 ones, and ours 7e-6 with AVX2 kernels.
     for path, expected in inner.items():
-        assert_parity(outputs[path], expected, what=path)
-    assert_parity(decoded, recorded["dec"])
+        assert_parity(outputs[path], expected, tolerance=2e-5, what=path)
+    assert_parity(decoded, recorded["dec"], tolerance=2e-5)
 
 
 def is_modules(golden: Golden) -> bool:
