@@ -16,9 +16,9 @@ from opensora.config import load
 from opensora.errors import ConfigError
 from opensora.log import logger
 from opensora.schema import SampleRun
+from opensora.web.serve import LOOPBACK, serve
 
 INSTALL = "pip install --no-deps -r requirements/web.txt"
-LOOPBACK = "127.0.0.1"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,7 +57,7 @@ def web_command(
     per_user: int = 3,
     previews: int = 5,
 ) -> int:
-    """Serve the page until Ctrl-C; returns the exit code."""
+    """Serve the page until Ctrl-C or SIGTERM; returns the exit code."""
     if not 0 <= port <= 65535 or per_user < 1 or previews < 0:
         raise ConfigError(
             f"command line: --port {port} --per-user {per_user} --previews {previews}; allowed: ports 0 to 65535, 1 video "
@@ -79,7 +79,6 @@ def web_command(
         try:
             from opensora.web.job_queue import JobQueue
             from opensora.web.sample_service import SampleService, trained_runs
-            from opensora.web.serve import serve
             from opensora.web.site import build_site
 
             runs = trained_runs(models) if models is not None else []

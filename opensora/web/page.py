@@ -58,7 +58,7 @@ def build_page(service: SampleService, queue: JobQueue, limits: UploadLimits = U
         strength: float,
         request: gradio.Request,
     ) -> AsyncIterator[tuple[Any, ...]]:
-        """Make one video. Yields its state, the file once it is done, and the videos made before."""
+        """Make one video. Yields its state, and once it is done the file, the videos made before, and the file of a picture."""
         user, session = _user(request), str(request.session_hash)
         try:
             form = form_of(
@@ -71,12 +71,12 @@ def build_page(service: SampleService, queue: JobQueue, limits: UploadLimits = U
         except OpenSoraError as error:
             raise gradio.Error(str(error), print_exception=False) from error
         jobs[session] = job
-        began, shown = time.monotonic(), ""
+        began, shown, unchanged = time.monotonic(), "", [gradio.skip()] * 3
         try:
             while not job.finished.is_set():
                 words = literal_html(_job_words(job, queue.before(job)))
                 if words != shown:
-                    yield words, gradio.skip(), gradio.skip()
+                    yield words, *unchanged
                 shown = words
                 await asyncio.sleep(_POLL)
         except (asyncio.CancelledError, GeneratorExit):  # the visitor left
@@ -88,12 +88,16 @@ def build_page(service: SampleService, queue: JobQueue, limits: UploadLimits = U
         if job.state == "failed":
             raise gradio.Error(job.error, print_exception=False)
         if job.state == "cancelled":
-            yield literal_html('<p class="job">cancelled</p>'), gradio.skip(), gradio.skip()
+            yield literal_html('<p class="job">cancelled</p>'), *unchanged
             return
         seconds = time.monotonic() - began
-        service.remember(Made(job.result, form, user, seconds))
-        words = f'<p class="job">made in {seconds:.1f} s: {html.escape(job.result.name)}</p>'
-        yield literal_html(words), str(job.result), _gallery(service, user)
+        words = f"made in {seconds:.1f} s: {job.result.name}"
+        try:
+            service.remember(Made(job.result, form, user, seconds))
+        except OpenSoraError as error:  # the video is there all the same
+            words += f"; not among those made before: {error}"
+        video, picture = _shown(job.result)
+        yield literal_html(f'<p class="job">{html.escape(words)}</p>'), video, _gallery(service, user), picture
 
     def cancel(request: gradio.Request) -> None:
         job = jobs.get(str(request.session_hash))
@@ -108,9 +112,10 @@ def build_page(service: SampleService, queue: JobQueue, limits: UploadLimits = U
         """Show a video of before with its settings; they are kept by the page for the buttons."""
         shown = service.history(_user(request))
         if not 0 <= event.index < len(shown):
-            return gradio.skip(), gradio.skip()
+            return gradio.skip(), gradio.skip(), gradio.skip()
         made = shown[event.index]
-        return str(made.path), made.form
+        video, picture = _shown(made.path)
+        return video, picture, made.form
 
     def same_settings(form: dict[str, Any]) -> tuple[Any, ...]:
         """The values of the form's fields; files are not among them."""
@@ -173,6 +178,9 @@ def build_page(service: SampleService, queue: JobQueue, limits: UploadLimits = U
                         interactive=False,
                         min_width=240,
                     )
+                with gradio.Row():  # in place of videos of one frame, and of gif
+                    picture = gradio.Image(label="Picture", visible=False, elem_id="picture", interactive=False)
+                    other_picture = gradio.Image(label="Chosen below", visible=False, interactive=False)
                 before = gradio.Gallery(
                     label="Made before", columns=4, elem_id="before", allow_preview=False, interactive=False, height=240
                 )
@@ -183,7 +191,7 @@ def build_page(service: SampleService, queue: JobQueue, limits: UploadLimits = U
             [make.click],
             generate,
             [*fields, condition, first_file, second_file, strength],
-            [state, video, before],
+            [state, video, before, picture],
             api_name="generate",
             concurrency_limit=None,  # they wait in the queue of jobs, whose order is fair
             show_progress="hidden",
@@ -191,7 +199,7 @@ def build_page(service: SampleService, queue: JobQueue, limits: UploadLimits = U
         )
         stop.click(cancel, api_name="cancel", queue=False)
         blocks.load(opened, None, [before, make], api_visibility="private", show_progress="hidden")
-        before.select(pick, None, [other, picked], api_visibility="private", show_progress="hidden")
+        before.select(pick, None, [other, other_picture, picked], api_visibility="private", show_progress="hidden")
         again.click(same_settings, picked, fields, api_visibility="private", show_progress="hidden")
         condition.change(
             fields_of_condition,
@@ -204,15 +212,6 @@ def build_page(service: SampleService, queue: JobQueue, limits: UploadLimits = U
     blocks.max_threads = _MOST_VISITORS
     blocks.queue()
     return blocks
-
-
-def page_head() -> str:
-    """The script of the keys."""
-    return f"<script>{Path(__file__).with_name('page.js').read_text(encoding='utf-8')}</script>"
-
-
-def page_style() -> str:
-    return Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 
 
 def form_of(
@@ -290,7 +289,26 @@ def _user(request: "gradio.Request") -> str:
 
 
 def _gallery(service: SampleService, user: str) -> list[tuple[str, str]]:
-    return [(str(made.path), str(made.form.get("prompt", ""))) for made in service.history(user)]
+    return [(_copy(made.path), str(made.form.get("prompt", ""))) for made in service.history(user)]
+
+
+def _copy(path: Path) -> str:
+    """A copy in gradio's private folder, under a name that holds a hash: visitors reach no file of save_dir by its name."""
+    from gradio.processing_utils import save_file_to_cache
+
+    return save_file_to_cache(path, upload_folder())
+
+
+def _shown(path: Path) -> tuple[Any, Any]:
+    """Updates of the fields for a video and for a picture, of which one is shown."""
+    import gradio
+
+    is_picture = path.suffix in (".png", ".gif")
+    copy = _copy(path)
+    return (
+        gradio.update(value=None if is_picture else copy, visible=not is_picture),
+        gradio.update(value=copy if is_picture else None, visible=is_picture),
+    )
 
 
 def _job_words(job: Job, before: int) -> str:

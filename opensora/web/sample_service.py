@@ -2,6 +2,7 @@
 
 import io
 import json
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ FORM_KEYS = (
     "prompt", "negative_prompt", "resolution", "aspect_ratio", "num_frames", "fps", "seed", "scheduler.num_sampling_steps",
     "scheduler.cfg_scale", "load", "first_frame", "last_frame", "extend", "backward", "edit", "strength",
 )  # fmt: skip
+FORMATS = ("mp4", "webm", "av1", "gif")  # values of save_format that browsers show
 HISTORY = ".history.jsonl"
 _PREVIEW_PIXELS = 480  # of its longer side
 _MOST_RUNS, _DEPTH = 50, 3  # run folders that are offered, and folders below the one that is searched
@@ -68,6 +70,12 @@ class SampleService:
         self._previews = previews
         self.config, self.runs = config, runs
         self.run = load(config, overrides, SampleRun).run  # what a form does not say
+        if self.run.save_format not in FORMATS:
+            raise ConfigError(
+                f"{config}: key 'save_format': found {self.run.save_format!r}, which browsers do not show; allowed on a page: "
+                f"{', '.join(FORMATS)}; change it"
+            )
+        self._planning = threading.Lock()  # requests come in many threads, and a config is a program
         self._overrides, self._dtype = list(overrides), dtype
         self._builder = SamplerBuilder(device)
         scheduler = build(SCHEDULERS, self.plan({"prompt": "any"}).parts["scheduler"])
@@ -90,9 +98,10 @@ class SampleService:
             raise ConfigError(f"model: {form['load']!r} is not in the list of this page; choose one of them")
         values = {**form, "prompt": [text]}
         words = [*self._overrides, *(f"{key}={value!r}" for key, value in values.items())]
-        loaded = load(self.config, words, SampleRun)
-        with loaded.naming_origins():
-            plan = plan_sampling(replace(loaded.run, dtype=self._dtype), self.config)
+        with self._planning:
+            loaded = load(self.config, words, SampleRun)
+            with loaded.naming_origins():
+                plan = plan_sampling(replace(loaded.run, dtype=self._dtype), self.config)
         return plan, run_command(self.config, words, loaded.written)
 
     def sample(self, form: Form, report: Report) -> Path:

@@ -1,11 +1,11 @@
 """The page of `opensora web` as an application that a server serves."""
 
-import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from opensora.web.job_queue import JobQueue
-from opensora.web.page import build_page, page_head, page_style
+from opensora.web.page import build_page
 from opensora.web.sample_service import SampleService
 from opensora.web.serve import make_app, mount
 from opensora.web.uploads import UploadLimits
@@ -25,12 +25,9 @@ def build_site(
     return mount(
         make_app(host),
         build_page(service, queue, limits),
+        Path(__file__).parent,
         server_name=host,
         footer_links=["api"],
         auth=list(users) if users is not None else None,
-        # Files of the private folder and of this one are shown, and no others.
-        allowed_paths=[os.path.abspath(service.run.save_dir)],
         max_file_size=f"{limits.megabytes:.0f}mb",
-        head=page_head(),
-        css=page_style(),
     )

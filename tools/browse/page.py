@@ -4,13 +4,12 @@ import html
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from opensora.datasets.decode import IMAGE_SUFFIXES
 from opensora.datasets.missing_values import is_missing
-from opensora.errors import BadClip, OpenSoraError
-from opensora.web.serve import literal_html
+from opensora.errors import BadClip
+from opensora.web.serve import literal_html, sentences
 from tools.browse.clip_preview import ClipPreview
 from tools.browse.marked_manifest import Mark, MarkedManifest
 
@@ -80,10 +79,7 @@ def build_page(manifest: MarkedManifest, preview: ClipPreview, page_size: int) -
 
     def choose(row: int, caption: str, expression: str, sort: str, descending: bool) -> tuple[Any, ...]:
         message = keep(int(row), caption)
-        try:
-            rows = manifest.select(expression, "" if sort == _TABLE_ORDER else sort, descending)
-        except OpenSoraError as error:
-            raise gradio.Error(str(error), print_exception=False) from error
+        rows = manifest.select(expression, "" if sort == _TABLE_ORDER else sort, descending)
         return show(View(rows).at(int(row)), message)
 
     def go(view: View, row: int, caption: str, steps: int) -> tuple[Any, ...]:
@@ -104,10 +100,7 @@ def build_page(manifest: MarkedManifest, preview: ClipPreview, page_size: int) -
 
     def save(view: View, row: int, caption: str) -> tuple[Any, ...]:
         keep(int(row), caption)
-        try:
-            changed = manifest.save()
-        except OpenSoraError as error:
-            raise gradio.Error(str(error), print_exception=False) from error
+        changed = manifest.save()
         return show(
             view.at(int(row)), f"saved {changed} changed rows in {manifest.path}" if changed else "nothing has changed"
         )
@@ -155,7 +148,7 @@ def build_page(manifest: MarkedManifest, preview: ClipPreview, page_size: int) -
         here = [view, row, caption]
         gradio.on(
             [blocks.load, expression.submit, sort.input, descending.input],
-            choose,
+            sentences(choose),
             chosen,
             shown,
             show_progress="hidden",
@@ -165,15 +158,17 @@ def build_page(manifest: MarkedManifest, preview: ClipPreview, page_size: int) -
             def called(view: View, row: int, caption: str) -> tuple[Any, ...]:
                 return work(view, row, caption, *values)
 
-            button.click(called, here, shown, show_progress="hidden")
+            button.click(sentences(called), here, shown, show_progress="hidden")
 
         for button, steps in ((previous, -1), (following, 1), (earlier, -page_size), (later, page_size)):
             on_click(button, go, steps)
         for button, value in ((good, "good"), (bad, "bad"), (unmark, "")):
             on_click(button, mark, value)
         on_click(save_button, save)
-        clips.select(pick, here, shown, show_progress="hidden")
-        caption.blur(lambda row, caption: keep(int(row), caption), [row, caption], message, show_progress="hidden")
+        clips.select(sentences(pick), here, shown, show_progress="hidden")
+        caption.blur(
+            sentences(lambda row, caption: keep(int(row), caption)), [row, caption], message, show_progress="hidden"
+        )
     return blocks
 
 
@@ -187,15 +182,6 @@ def _html(elem_id: str, js_on_load: str | None = None) -> "gradio.HTML":
     import gradio
 
     return gradio.HTML(elem_id=elem_id, js_on_load=js_on_load)
-
-
-def page_head() -> str:
-    """The script of the keys."""
-    return f"<script>{Path(__file__).with_name('page.js').read_text(encoding='utf-8')}</script>"
-
-
-def page_style() -> str:
-    return Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 
 
 def _summary(manifest: MarkedManifest, view: View) -> str:

@@ -1,6 +1,7 @@
 """The server of the page: loopback only, with the clips by the numbers of their rows."""
 
 import io
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from opensora.datasets.decode import Frames
@@ -8,7 +9,7 @@ from opensora.errors import BadClip
 from opensora.web.serve import LOOPBACK, make_app, mount
 from tools.browse.clip_preview import ClipPreview
 from tools.browse.marked_manifest import MarkedManifest
-from tools.browse.page import build_page, page_head, page_style
+from tools.browse.page import build_page
 
 if TYPE_CHECKING:
     import fastapi
@@ -52,7 +53,7 @@ def build_app(manifest: MarkedManifest, folder: str, page_size: int) -> "fastapi
         return fastapi.responses.FileResponse(path, headers={"Cache-Control": "no-store"})
 
     page = build_page(manifest, preview, page_size)
-    return mount(app, page, server_name=LOOPBACK, footer_links=[], head=page_head(), css=page_style())
+    return mount(app, page, Path(__file__).parent, server_name=LOOPBACK, footer_links=[])
 
 
 def _jpeg(frame: Frames) -> bytes:

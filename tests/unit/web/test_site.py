@@ -11,10 +11,13 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
+from PIL import Image
 
 from opensora.errors import ConfigError
 from opensora.web.job_queue import Job, JobQueue, Report
-from opensora.web.sample_service import Form, Made
+from opensora.web.sample_service import Form, Made, SampleService
+from opensora.web.serve import sentences
 
 pytest.importorskip("gradio")
 USERS = [(name, f"{name}'s password") for name in ("ann", "bob", "eve", "joe", "kim")]
@@ -39,6 +42,10 @@ class Service:
         assert self.go.wait(60)
         self.order.append(form["prompt"])
         report.step(1, 1)
+        if form["prompt"] == "a picture":
+            path = self.folder / "picture.gif"
+            Image.new("RGB", (8, 8)).save(path)
+            return path
         path = self.folder / f"{form['prompt']}.mp4"
         path.write_bytes(b"video")
         return path
@@ -132,8 +139,38 @@ def test_many_at_once_lose_none_and_take_turns(site: tuple[Service, str]) -> Non
     # Users take turns: in each five after the first, which began at once, everybody is there once.
     names = [prompt.split()[0] for prompt in service.order[1:]]
     assert all(len(set(names[start : start + 5])) == 5 for start in range(0, 40, 5))
+    for name in ("ann 0.mp4", ".history.jsonl"):  # save_dir holds the files of all users
+        (service.folder / name).touch()
+        assert visitors["eve"].get(f"/gradio_api/file={service.folder / name}").status_code == 403
     last = json.loads(results["eve 9"].rpartition("data: ")[2])
     assert {entry["caption"].split()[0] for entry in last[2]} == {"eve"}  # a user sees own videos alone
     gc.collect()
     left = [each for each in gc.get_objects() if isinstance(each, Job)]
     assert len(left) <= 1, left  # finished jobs are not kept
+
+
+def test_pictures_are_shown_as_such(site: tuple[Service, str]) -> None:
+    service, address = site
+    service.go.set()
+    client = visitor(address, *USERS[4])
+    event = client.post("/gradio_api/call/generate", json=values("a picture")).json()["event_id"]
+    answer = client.get(f"/gradio_api/call/generate/{event}").text
+    _, video, _, picture = json.loads(answer.rpartition("data: ")[2])
+    assert (video["value"], video["visible"], picture["visible"]) == (None, False, True)
+    assert client.get(picture["value"]["url"]).content == (service.folder / "picture.gif").read_bytes()
+
+
+def test_formats_that_browsers_do_not_show_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "sample.py").write_text("save_format = 'hevc'\n")
+    with pytest.raises(ConfigError, match="'hevc', which browsers do not show; allowed on a page: mp4, webm, av1, gif"):
+        SampleService(str(tmp_path / "sample.py"), [], torch.device("cpu"), "fp32")
+
+
+def test_errors_of_handlers_are_sentences() -> None:
+    import gradio
+
+    def handler(value: str) -> str:
+        raise ConfigError(f"{value}: is wrong")
+
+    with pytest.raises(gradio.Error, match="size: is wrong"):
+        sentences(handler)("size")
