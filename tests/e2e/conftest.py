@@ -1,7 +1,6 @@
-"""Commands called inside the test process leave nothing behind: no process group, no signal handlers."""
+"""Commands called inside the test process leave no process group behind; tests/conftest.py restores handlers."""
 
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -13,9 +12,8 @@ Opensora = Callable[..., int]
 
 
 @pytest.fixture
-def opensora() -> Iterator[Opensora]:
+def opensora() -> Opensora:
     """`opensora("check", "config.py", ...)` runs the command like the console script and returns its exit code."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
 
     def call(*arguments: str) -> int:
         try:
@@ -23,9 +21,7 @@ def opensora() -> Iterator[Opensora]:
         finally:
             world.shutdown()
 
-    yield call
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return call
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
