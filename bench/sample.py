@@ -1,6 +1,7 @@
-"""`opensora bench sample`: the cost of a video by stage and batch, shortcuts next to their error, few steps next to many.
+"""`opensora bench sample`: the cost of a video by stage and batch, shortcuts next to their error, few steps next to
+many, negative prompts, conditioning frames.
 
-The first run trains an autoencoder and two denoisers on MovingShapes, in outputs/bench-sample below the working folder; later
+The first run trains an autoencoder and three denoisers on MovingShapes, in outputs/bench-sample below the working folder; later
 runs find them there. --quick trains nothing to speak of: its errors and adherence mean nothing, only that all of it runs.
 """
 
@@ -12,6 +13,7 @@ from typing import Any
 
 from rich.table import Column, Table
 
+from bench.sample_conditions import frame_rows, negative_rows
 from bench.sample_figures import STAGES, adherence, errors, sample, sample_each, stage_shares
 from bench.sample_models import train, trained_sampler, with_scheduler, xl_sampler
 from bench.subprocesses import heading, machine
@@ -63,7 +65,17 @@ def run(platform: Platform, quick: bool) -> dict[str, Any]:
         },
         "few_steps": few_step_rows(runs, requests[:2] if quick else twice, platform, quick),
         "batches": batch_rows(sampler, requests, platform, quick),
+        "negative_prompts": negative_rows(sampler, few if quick else twice, platform),
+        "conditioning_frames": frame_rows(
+            masked_sampler(runs["masked"], platform, quick), few if quick else twice, platform
+        ),
     }
+
+
+def masked_sampler(run: Path, platform: Platform, quick: bool) -> Sampler:
+    """The sampler of the model that was trained with frame masks."""
+    sampler, _, _ = trained_sampler(run, platform)
+    return with_scheduler(sampler, "rflow", 4 if quick else STEPS)
 
 
 def shortcut_rows(sampler: Sampler, requests: Sequence[SampleRequest], platform: Platform) -> list[dict[str, Any]]:
@@ -159,7 +171,24 @@ def tables(results: dict[str, Any]) -> list[Table | str]:
     batches = Table("batch", "s per video", title="Prompts in one batch")
     for row in results["batches"]:
         batches.add_row(str(row["batch"]), f"{row['seconds']:.2f}")
-    return [*shown, steps, batches]
+    return [*shown, steps, batches, *_condition_tables(results)]
+
+
+def _condition_tables(results: dict[str, Any]) -> list[Table]:
+    drawing = "PSNR to the drawing, dB"
+    negative = Table("guidance scale", "negative prompt", "adherence", drawing, title="Negative prompts")
+    for row in results["negative_prompts"]:
+        scale, text = f"{row['guidance_scale']:g}", row["negative_prompt"]
+        negative.add_row(scale, text, f"{row['adherence']:.2f}", f"{row['drawing_psnr']:.1f}")
+    frames = Table(
+        "conditioning frames", "their PSNR, dB", "worst", "by the autoencoder alone", "direction", "adherence", drawing,
+        title="Conditioning frames, a model trained with mask_ratios",
+    )  # fmt: skip
+    for row in results["conditioning_frames"]:
+        decibels = [f"{row[key]:.1f}" if key in row else "" for key in ("psnr", "worst_psnr", "codec_psnr")]
+        shares = (f"{row['direction']:.2f}", f"{row['adherence']:.2f}", f"{row['drawing_psnr']:.1f}")
+        frames.add_row(row["given"], *decibels, *shares)
+    return [negative, frames]
 
 
 def _shortcut_table(model: str, steps: int, rows: list[dict[str, Any]]) -> Table:

@@ -1,4 +1,4 @@
-"""The models that `opensora bench sample` samples: two trained on MovingShapes, and blocks of XL width with random weights."""
+"""The models that `opensora bench sample` samples: three trained on MovingShapes, and blocks of XL width with random weights."""
 
 import os
 import subprocess
@@ -23,7 +23,12 @@ from opensora.types import SampleRequest
 
 FOLDER = Path("outputs/bench-sample")  # of the trained models, below the working folder; they are trained once
 STEPS = 700  # of each denoiser: about four minutes on 2 cores
-SCHEDULERS_TRAINED = {"rflow": [], "iddpm": ["scheduler={'_delete_': True, 'type': 'iddpm', 'learn_sigma': False}"]}
+# Run -> config and overrides. Every run trains STDiT; "masked" learns conditioning frames as well.
+DENOISERS: dict[str, tuple[str, list[str]]] = {
+    "rflow": ("shapes", []),
+    "iddpm": ("shapes", ["scheduler={'_delete_': True, 'type': 'iddpm', 'learn_sigma': False}"]),
+    "masked": ("shapes_masked", []),
+}
 # Without training: a tiny model of the same kind, for a look.
 QUICK = ["model.hidden_size=32", "model.depth=2", "dataset.clips=64", "steps=1", "batch_size=2"]
 XL = {"hidden_size": 1152, "num_heads": 16, "depth": 4}
@@ -32,19 +37,20 @@ XL_SIZE = (9, 64, 64)  # frames, rows, columns in pixels: 192 tokens
 
 
 def train(quick: bool, platform: Platform) -> dict[str, Path]:
-    """Train the autoencoder and both denoisers where they are not there yet; returns the runs, by their scheduler."""
+    """Train the autoencoder and the denoisers where they are not there yet; returns the runs of `DENOISERS`."""
     folder = FOLDER / ("quick" if quick else "trained")
-    vae = "assets/vae-small"
+    vae = str(
+        CHECKOUT / "assets/vae-small"
+    )  # the configs name it below the checkout, which need not be the working folder
     if not quick:
+        _train("configs/vae/train/shapes.py", folder / "vae", [f"vae.from_pretrained={vae}"], platform)
         vae = str(folder / "vae")
-        _train("configs/vae/train/shapes.py", Path(vae), [], platform)
     runs = {}
-    for name, overrides in SCHEDULERS_TRAINED.items():
+    for name, (config, overrides) in DENOISERS.items():
         runs[name] = folder / name
         length = QUICK if quick else [f"steps={STEPS}"]
-        _train(
-            "configs/stdit/train/shapes.py", runs[name], [f"vae.from_pretrained={vae}", *overrides, *length], platform
-        )
+        changes = [f"vae.from_pretrained={vae}", *overrides, *length]
+        _train(f"configs/stdit/train/{config}.py", runs[name], changes, platform)
     return runs
 
 
@@ -55,7 +61,8 @@ def _train(config: str, run: Path, overrides: list[str], platform: Platform) -> 
     command += [f"run_dir={run}", *overrides]
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
     if done.returncode:
-        reason = (done.stderr.strip() or "no message").splitlines()[-1]
+        errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+        reason = errors[0] if errors else (done.stderr.strip() or "no message").splitlines()[-1]
         raise OpenSoraError(f"bench: {reason}; to see more, run `python {' '.join(command)}`")
 
 

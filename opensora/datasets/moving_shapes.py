@@ -63,6 +63,8 @@ SHAPES: dict[str, Callable[[Array, Array], Array]] = {
 }
 _REACH = 1.56  # farthest any outline gets from the centroid (a corner of the triangle), in radii
 
+RADII = (0.18, 0.22)  # least and largest, of the shorter side
+WAYS = (0.2, 0.28)  # covered in a whole clip, of the shorter side
 UNCLEAR = "unclear"
 TEMPLATES = ("a {color} {shape} moves {direction}", "a {color} {shape} moving {direction}")
 
@@ -165,8 +167,8 @@ class MovingShapes:
         what = self.attributes(row)
         height, width = self.image_size
         short = min(height, width)
-        radius = short * _uniform(draw.rng("size"), 0.18, 0.22)
-        way = short * _uniform(draw.rng("speed"), 0.2, 0.28)
+        radius = short * _uniform(draw.rng("size"), *RADII)
+        way = short * _uniform(draw.rng("speed"), *WAYS)
         step_x, step_y = DIRECTIONS[what.direction]
         start = draw.rng("start")
         edge = radius * _REACH + 0.5  # the antialiased rim

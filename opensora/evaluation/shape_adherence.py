@@ -10,11 +10,13 @@ Layout: B clips, C colors (red, green, blue) in [-1, 1], T frames, H W rows and 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from opensora.datasets.moving_shapes import COLORS, DIRECTIONS, SHAPES, UNCLEAR, Attributes, coverage
+from opensora.datasets.moving_shapes import COLORS, DIRECTIONS, RADII, SHAPES, UNCLEAR, WAYS, Attributes, coverage
 
 NOTHING = Attributes(UNCLEAR, UNCLEAR, UNCLEAR)
 _MIN_CONTRAST = 0.2  # of the full range: below, a frame is empty
@@ -39,24 +41,64 @@ class Accuracy:
 def detect_attributes(video_CTHW: Tensor) -> Attributes:
     """The attributes of the one object in the clip; all unclear when there is not one object in every frame."""
     pixels = (video_CTHW.detach().float().cpu().numpy().clip(-1, 1) + 1) / 2
-    background_C = np.median(pixels, axis=(1, 2, 3))
-    contrast_THW = np.abs(pixels - background_C[:, None, None, None]).max(axis=0)
+    blob = _find_blob(pixels)
+    if blob is None:
+        return NOTHING
+    return Attributes(
+        color=_read_color(pixels, blob.inside_THW),
+        shape=_read_shape(blob),
+        direction=_read_direction(blob.x_T, blob.y_T, min(pixels.shape[2:])),
+    )
+
+
+class _Blob(NamedTuple):
+    """The one object of a clip: how far each pixel belongs to it, 0 to 1, its center and its area."""
+
+    inside_THW: np.ndarray
+    x_T: np.ndarray
+    y_T: np.ndarray
+    area_T: np.ndarray
+
+
+def _find_blob(pixels_CTHW: np.ndarray) -> _Blob | None:
+    """None when there is not one object in every frame."""
+    background_C = np.median(pixels_CTHW, axis=(1, 2, 3))
+    contrast_THW = np.abs(pixels_CTHW - background_C[:, None, None, None]).max(axis=0)
     peak_T = np.percentile(contrast_THW, 97, axis=(1, 2))
     if peak_T.min() < _MIN_CONTRAST:
-        return NOTHING
+        return None
     inside_THW = np.clip(contrast_THW / peak_T[:, None, None], 0, 1)
     inside_THW = np.where(inside_THW < 0.25, 0.0, inside_THW)  # noise and ringing of the background
     area_T = inside_THW.sum(axis=(1, 2))
     height, width = inside_THW.shape[1:]
     if area_T.min() < _MIN_AREA * height * width or area_T.max() > _MAX_AREA * height * width:
-        return NOTHING
+        return None
     x_T = (inside_THW.sum(axis=1) * (np.arange(width) + 0.5)).sum(axis=1) / area_T
     y_T = (inside_THW.sum(axis=2) * (np.arange(height) + 0.5)).sum(axis=1) / area_T
-    return Attributes(
-        color=_read_color(pixels, inside_THW),
-        shape=_read_shape(inside_THW, x_T, y_T, area_T),
-        direction=_read_direction(x_T, y_T, min(height, width)),
-    )
+    return _Blob(inside_THW, x_T, y_T, area_T)
+
+
+def ideal_clip(video_CTHW: Tensor, wanted: Attributes) -> Tensor:
+    """The clip that MovingShapes would draw of `wanted` at the place and size of the video's object; its shape, [-1, 1].
+
+    Size and way are held within those of MovingShapes; without an object in every frame, the drawing is of middle size, in
+    the middle. So the distance to it grows with every wrong color, outline, direction and unsteady step.
+    """
+    pixels_CTHW = (video_CTHW.detach().float().cpu().numpy().clip(-1, 1) + 1) / 2
+    frames, height, width = pixels_CTHW.shape[1:]
+    short, (step_x, step_y) = min(height, width), DIRECTIONS[wanted.direction]
+    blob = _find_blob(pixels_CTHW)
+    x, y, radius, way = width / 2, height / 2, np.mean(RADII) * short, np.mean(WAYS) * short
+    if blob is not None:
+        x, y = blob.x_T.mean(), blob.y_T.mean()
+        radius = np.sqrt(blob.area_T.mean() / np.pi).clip(*(side * short for side in RADII))
+        along_T = blob.x_T * step_x + blob.y_T * step_y
+        slope = np.polyfit(np.arange(frames), along_T, 1)[0] if frames > 1 else 0.0
+        way = np.clip(slope * (frames - 1), *(side * short for side in WAYS))
+    step_T = np.linspace(-way / 2, way / 2, frames) if frames > 1 else np.zeros(1)
+    inside_THW = coverage(wanted.shape, (height, width), x + step_x * step_T, y + step_y * step_T, radius)
+    drawn_CTHW = np.array(COLORS[wanted.color])[:, None, None, None] * inside_THW[None] * 2 - 1
+    return torch.from_numpy(drawn_CTHW.astype(np.float32))
 
 
 def _read_color(pixels_CTHW: np.ndarray, inside_THW: np.ndarray) -> str:
@@ -66,7 +108,8 @@ def _read_color(pixels_CTHW: np.ndarray, inside_THW: np.ndarray) -> str:
     return name if distances[name] < _MAX_COLOR_DISTANCE else UNCLEAR
 
 
-def _read_shape(inside_THW: np.ndarray, x_T: np.ndarray, y_T: np.ndarray, area_T: np.ndarray) -> str:
+def _read_shape(blob: _Blob) -> str:
+    inside_THW, x_T, y_T, area_T = blob
     overlaps = {}
     for name in SHAPES:
         outline_THW = coverage(name, inside_THW.shape[1:], x_T, y_T, np.sqrt(area_T / np.pi))

@@ -70,6 +70,14 @@ def test_tables_show_goal_and_steps(monkeypatch: pytest.MonkeyPatch, capsys: pyt
             }
         ],
         "batches": bench.batch_rows(stdit_sampler(), REQUESTS, platform, quick=True),
+        "negative_prompts": [
+            {"guidance_scale": 2.5, "negative_prompt": "rain", "adherence": 0.75, "drawing_psnr": 21.3}
+        ],
+        "conditioning_frames": [
+            {"given": "none", "direction": 0.5, "adherence": 0.25, "drawing_psnr": 11.1},
+            {"given": "first", "direction": 0.8, "adherence": 0.7, "drawing_psnr": 22.2}
+            | {"psnr": 33.3, "worst_psnr": 30.1, "codec_psnr": 34.4},
+        ],
     }
     console = Console(width=140)
     for table in bench.tables(results):
@@ -81,3 +89,10 @@ def test_tables_show_goal_and_steps(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     (met,) = [line for line in printed.splitlines() if " met " in line]
     assert "cache=TeaCache(threshold=1000000000.0)" in met
     assert "2.50" in met
+    cells = [
+        line.split("│")[1:-1] for line in printed.splitlines() if "│" in line and ("rain" in line or "first" in line)
+    ]
+    assert [[cell.strip() for cell in row] for row in cells] == [
+        ["2.5", "rain", "0.75", "21.3"],
+        ["first", "33.3", "30.1", "34.4", "0.80", "0.70", "22.2"],
+    ]

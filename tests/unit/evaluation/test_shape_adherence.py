@@ -1,10 +1,19 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from opensora.datasets.moving_shapes import UNCLEAR, Attributes, MovingShapes
-from opensora.evaluation.shape_adherence import NOTHING, accuracy, attributes_in_prompt, detect_attributes
+from opensora.evaluation.psnr import psnr
+from opensora.evaluation.shape_adherence import (
+    NOTHING,
+    accuracy,
+    attributes_in_prompt,
+    detect_attributes,
+    ideal_clip,
+)
 from opensora.rng import Draw, generator
 
 
@@ -83,3 +92,28 @@ def test_prompt_must_name_one_of_each() -> None:
             attributes_in_prompt(prompt)
     with pytest.raises(ValueError, match="one prompt per clip"):
         accuracy([], [])
+
+
+def test_the_ideal_clip_is_the_drawing_itself_and_far_for_every_wrong_attribute() -> None:
+    clips, captions = clips_of("holdout", 32)
+    for clip, caption in zip(clips, captions, strict=True):
+        wanted = attributes_in_prompt(caption)
+        right = psnr(clip[None], ideal_clip(clip, wanted)[None]).item()
+        wrong = [
+            replace(wanted, color="white" if wanted.color != "white" else "red"),
+            replace(wanted, shape="cross" if wanted.shape != "cross" else "circle"),
+            replace(wanted, direction={"left": "right", "right": "left", "up": "down", "down": "up"}[wanted.direction]),
+        ]
+        others = [psnr(clip[None], ideal_clip(clip, each)[None]).item() for each in wrong]
+        assert right > 30
+        assert max(others) < right - 8
+
+
+def test_without_an_object_the_ideal_clip_is_a_drawing_in_the_middle() -> None:
+    empty = torch.full((3, 9, 32, 32), -1.0)
+    ideal = ideal_clip(empty, Attributes("red", "circle", "left"))
+    assert detect_attributes(ideal) == Attributes("red", "circle", "left")
+    middle = ideal[0].clamp(min=-1) + 1
+    columns = (middle.sum(1) * (torch.arange(32) + 0.5)).sum(1) / middle.sum((1, 2))
+    assert columns.mean() == pytest.approx(16, abs=0.1)
+    assert columns[0] - columns[-1] == pytest.approx(0.24 * 32, abs=0.1)
