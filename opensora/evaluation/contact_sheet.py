@@ -46,7 +46,7 @@ def contact_sheet(rows: Sequence[SheetRow], path: str | Path, *, frames: int = 4
     row_height = frame_height + 2 * LINE + MARGIN
     width = 3 * MARGIN + 2 * column
     sheet = Image.new("RGB", (width, 2 * MARGIN + LINE + len(rows) * row_height), PAPER)
-    draw, plain, bold = ImageDraw.Draw(sheet), _font(12), _font(12, bold=True)
+    draw, plain, bold = ImageDraw.Draw(sheet), sheet_font(12), sheet_font(12, bold=True)
     left, right = MARGIN, 2 * MARGIN + column
     draw.text((left, MARGIN), "generated", INK, bold)
     draw.text((right, MARGIN), "nearest real clip", INK, bold)
@@ -83,7 +83,7 @@ def strip(clip_CTHW: Tensor, frames: int, frame_height: int) -> "Image.Image":
     return image
 
 
-def _font(size: int, bold: bool = False) -> "ImageFont.FreeTypeFont":
+def sheet_font(size: int, bold: bool = False) -> "ImageFont.FreeTypeFont":
     """DejaVu Sans as matplotlib ships it: Pillow's own font lacks most letters outside English."""
     import matplotlib
     from PIL import ImageFont
