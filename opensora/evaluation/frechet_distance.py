@@ -16,7 +16,8 @@ _TINY = 1e-10  # singular values below are left as they are, as in the FVD figur
 def frechet_distance(a_NF: Tensor, b_NF: Tensor) -> float:
     """|mean a - mean b|^2 + trace(A + B - 2 sqrt(A B)) of the covariances A and B.
 
-    ValueError for fewer than two samples or different features: there is no covariance then.
+    ValueError for fewer than two samples or different features, which leave no covariance, and for features that are not
+    finite.
     """
     if min(len(a_NF), len(b_NF)) < 2 or a_NF.shape[1:] != b_NF.shape[1:] or a_NF.ndim != 2:
         raise ValueError(
@@ -24,6 +25,13 @@ def frechet_distance(a_NF: Tensor, b_NF: Tensor) -> float:
             "with the same features are needed"
         )
     a_NF, b_NF = a_NF.double(), b_NF.double()
+    for what, x_NF in (("first", a_NF), ("second", b_NF)):
+        bad = int((~x_NF.isfinite()).any(1).sum())
+        if bad:
+            raise ValueError(
+                f"frechet: {bad} of {len(x_NF)} samples of the {what} set hold NaN or infinity; finite features are needed; "
+                "leave those samples out, or compute them again"
+            )
     cov_a, cov_b = (torch.atleast_2d(torch.cov(x_NF.T)) for x_NF in (a_NF, b_NF))
     root_a = _root(cov_a)
     # trace sqrt(A B) = trace sqrt(sqrt(A) B sqrt(A)), which is symmetric

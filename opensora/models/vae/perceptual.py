@@ -1,13 +1,15 @@
-"""LPIPS: perceptual distance of two frames, a weighted distance of VGG16 features. Frozen; a term of a loss.
+"""LPIPS: perceptual distance of two frames, a weighted distance of the features of VGG16 or AlexNet. Frozen.
+
+VGG16 is usual as a term of a loss, AlexNet as a figure of merit; their distances do not compare.
 
 Shapes: N frames, C channels, H W rows/columns; frames [N, 3, H, W] in [-1, 1].
-Source: Zhang et al. 2018, arXiv:1801.03924, eq. 1 and section 3 (the linear head on VGG).
+Source: Zhang et al. 2018, arXiv:1801.03924, eq. 1 and section 3 (the linear heads).
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,43 +20,76 @@ from opensora.models.shape_checks import ShapeError
 from opensora.models.weights import load_state
 from opensora.registry import PERCEPTUAL
 
-# VGG16's convolutions by torchvision's numbers: (number, channels in, channels out), one list per resolution.
-# A rectifier follows each; a 2 x 2 max-pool opens every slice but the first.
+Net = Literal["vgg", "alex"]
+
+
+class Conv(NamedTuple):
+    """A convolution with a rectifier behind it; number: of torchvision."""
+
+    number: int
+    before: int
+    after: int
+    size: int = 3
+    stride: int = 1
+    padding: int = 1
+
+
+class Trunk(NamedTuple):
+    """A network of torchvision up to its last features. slices: one per resolution or layer whose features count."""
+
+    slices: tuple[tuple[Conv, ...], ...]
+    pools: tuple[int, ...]  # a max-pool at stride 2 opens the slices of these numbers, counted from 1
+    pool_size: int
+    smallest: int  # rows and columns of a frame that leave something to the last pool
+
+
 SLICES = (
-    ((0, 3, 64), (2, 64, 64)),
-    ((5, 64, 128), (7, 128, 128)),
-    ((10, 128, 256), (12, 256, 256), (14, 256, 256)),
-    ((17, 256, 512), (19, 512, 512), (21, 512, 512)),
-    ((24, 512, 512), (26, 512, 512), (28, 512, 512)),
+    (Conv(0, 3, 64), Conv(2, 64, 64)),
+    (Conv(5, 64, 128), Conv(7, 128, 128)),
+    (Conv(10, 128, 256), Conv(12, 256, 256), Conv(14, 256, 256)),
+    (Conv(17, 256, 512), Conv(19, 512, 512), Conv(21, 512, 512)),
+    (Conv(24, 512, 512), Conv(26, 512, 512), Conv(28, 512, 512)),
 )
+ALEX_SLICES = (
+    (Conv(0, 3, 64, 11, 4, 2),),
+    (Conv(3, 64, 192, 5, 1, 2),),
+    (Conv(6, 192, 384),),
+    (Conv(8, 384, 256),),
+    (Conv(10, 256, 256),),
+)
+TRUNKS: dict[str, Trunk] = {
+    "vgg": Trunk(SLICES, pools=(2, 3, 4, 5), pool_size=2, smallest=16),
+    "alex": Trunk(ALEX_SLICES, pools=(2, 3), pool_size=3, smallest=31),
+}
 _IN_LIGHTNING = "loss.perceptual_loss."  # where checkpoints of Open-Sora-Plan's trainer keep it
 
 
-class VGGSlice(nn.Module):
-    """The convolutions of one resolution, by torchvision's numbers."""
+class Slice(nn.Module):
+    """The convolutions up to the next features, by torchvision's numbers. pool: size of the max-pool before them; 0: none."""
 
-    def __init__(self, pool: bool, convolutions: Sequence[tuple[int, int, int]]):
+    def __init__(self, pool: int, convolutions: Sequence[Conv]):
         super().__init__()
         self.pool = pool
-        for number, before, after in convolutions:
-            self.add_module(str(number), nn.Conv2d(before, after, 3, padding=1))
+        for number, before, after, size, stride, padding in convolutions:
+            self.add_module(str(number), nn.Conv2d(before, after, size, stride, padding))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.pool:
-            x = nn.functional.max_pool2d(x, 2)
+            x = nn.functional.max_pool2d(x, self.pool, 2)
         for convolution in self.children():
             x = convolution(x).relu()
         return x
 
 
-class VGG(nn.Module):
-    def __init__(self) -> None:
+class Features(nn.Module):
+    """The features of each slice: of VGG16 relu1_2, relu2_2, relu3_3, relu4_3, relu5_3; of AlexNet relu1 to relu5."""
+
+    def __init__(self, trunk: Trunk) -> None:
         super().__init__()
-        for n, convolutions in enumerate(SLICES, start=1):
-            self.add_module(f"slice{n}", VGGSlice(n > 1, convolutions))
+        for n, convolutions in enumerate(trunk.slices, start=1):
+            self.add_module(f"slice{n}", Slice(trunk.pool_size if n in trunk.pools else 0, convolutions))
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """relu1_2, relu2_2, relu3_3, relu4_3, relu5_3."""
         features = []
         for part in self.children():
             x = part(x)
@@ -63,7 +98,7 @@ class VGG(nn.Module):
 
 
 class InputScaling(nn.Module):
-    """From [-1, 1] to the statistics that VGG was trained on."""
+    """From [-1, 1] to the statistics that both networks were trained on."""
 
     shift: Tensor
     scale: Tensor
@@ -90,19 +125,24 @@ class LinHead(nn.Module):
 
 @PERCEPTUAL.register_module()
 class LPIPS(nn.Module):
-    """weights: one or several files that together hold everything: torchvision's VGG16, the linear heads
+    """weights: one or several files that together hold everything: torchvision's VGG16 or AlexNet, the linear heads
     (`lin<n>.model.1.weight`), an LPIPS module's state, a checkpoint of Open-Sora-Plan's trainer. Only `load()` reads
-    them."""
+    them. net: "vgg" or "alex", the network of these files."""
 
-    def __init__(self, weights: str | Sequence[str]):
+    def __init__(self, weights: str | Sequence[str], net: Net = "vgg"):
         super().__init__()
         self.files = [weights] if isinstance(weights, str) else list(weights)
         if not self.files:
-            raise ConfigError("LPIPS: weights names no file; allowed: one file or several; give VGG16's and the heads'")
+            raise ConfigError(
+                "LPIPS: weights names no file; allowed: one file or several; give those of the network and of the heads"
+            )
+        if net not in TRUNKS:
+            raise ConfigError(f"LPIPS: net={net!r}; allowed: {', '.join(map(repr, TRUNKS))}; correct it")
+        self.trunk = TRUNKS[net]
         self.scaling_layer = InputScaling()
-        self.net = VGG()
-        for n, convolutions in enumerate(SLICES):
-            self.add_module(f"lin{n}", LinHead(convolutions[-1][2]))
+        self.net = Features(self.trunk)
+        for n, convolutions in enumerate(self.trunk.slices):
+            self.add_module(f"lin{n}", LinHead(convolutions[-1].after))
         self.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> Self:
@@ -113,14 +153,18 @@ class LPIPS(nn.Module):
         """Read the weights; WeightsError unless the files hold all of them and nothing else."""
         state: dict[str, Tensor] = dict(self.scaling_layer.state_dict(prefix="scaling_layer."))
         for file in self.files:
-            state.update(to_own_keys(read_weights(file)))
+            state.update(to_own_keys(read_weights(file), self.trunk))
         load_state(self, state, ", ".join(str(Path(file)) for file in self.files))
         return self
 
     def forward(self, x_NCHW: Tensor, y_NCHW: Tensor) -> Tensor:
-        """The distance of each pair, float32 [N]. Raises ShapeError for frames of fewer than 16 rows or columns."""
-        if min(x_NCHW.shape[2:]) < 2 ** (len(SLICES) - 1):
-            raise ShapeError(f"LPIPS: frames of {list(x_NCHW.shape[2:])}; at least 16 rows and columns are needed")
+        """The distance of each pair, float32 [N]. Raises ShapeError for frames of fewer than 16 rows or columns,
+        31 with AlexNet."""
+        smallest = self.trunk.smallest
+        if min(x_NCHW.shape[2:]) < smallest:
+            raise ShapeError(
+                f"LPIPS: frames of {list(x_NCHW.shape[2:])}; at least {smallest} rows and columns are needed"
+            )
         total = torch.zeros(len(x_NCHW), device=x_NCHW.device)
         for n, (x, y) in enumerate(
             zip(*(self.net(self.scaling_layer(frames)) for frames in (x_NCHW, y_NCHW)), strict=True)
@@ -136,15 +180,15 @@ def unit_normalize(x_NCHW: Tensor) -> Tensor:
     return x_NCHW / (torch.linalg.vector_norm(x_NCHW, dim=1, keepdim=True) + 1e-10)
 
 
-def to_own_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def to_own_keys(state: Mapping[str, Tensor], trunk: Trunk = TRUNKS["vgg"]) -> dict[str, Tensor]:
     """The tensors of a file that LPIPS uses, under its own keys."""
     inside = {k.removeprefix(_IN_LIGHTNING): v for k, v in state.items() if k.startswith(_IN_LIGHTNING)}
-    slices = {number: n for n, convolutions in enumerate(SLICES, start=1) for number, _, _ in convolutions}
+    slices = {each.number: n for n, convolutions in enumerate(trunk.slices, start=1) for each in convolutions}
     own = {}
     for name, tensor in (inside or state).items():
-        vgg = re.fullmatch(r"features\.(\d+)\.(weight|bias)", name)
-        if vgg and int(vgg[1]) in slices:
-            own[f"net.slice{slices[int(vgg[1])]}.{vgg[1]}.{vgg[2]}"] = tensor
-        elif not name.startswith(("classifier.", "lins.")):  # VGG's labels; the same heads a second time
+        layer = re.fullmatch(r"features\.(\d+)\.(weight|bias)", name)
+        if layer and int(layer[1]) in slices:
+            own[f"net.slice{slices[int(layer[1])]}.{layer[1]}.{layer[2]}"] = tensor
+        elif not name.startswith(("classifier.", "lins.")):  # the labels of the network; the same heads a second time
             own[name] = tensor
     return own

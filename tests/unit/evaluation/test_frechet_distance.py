@@ -28,6 +28,14 @@ def test_few_or_unequal_features_are_a_sentence() -> None:
             frechet_distance(a, b)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_features_that_are_no_numbers_are_a_sentence(value: float) -> None:
+    good, bad = torch.randn(4, 2, generator=generator(1)), torch.randn(4, 2, generator=generator(2))
+    bad[1, 1] = value
+    with pytest.raises(ValueError, match="1 of 4 samples of the second set hold NaN or infinity"):
+        frechet_distance(good, bad)
+
+
 def test_clips_are_cut_to_a_square_of_the_network() -> None:
     video = torch.arange(12.0).expand(1, 3, 2, 6, 12) / 16
     cut = clip_for_features(video, size=6)

@@ -50,8 +50,8 @@ def lpips(files: Path) -> LPIPS:
     return LPIPS(str(files / "whole.pt")).load()
 
 
-def frames(seed: int) -> Tensor:
-    return torch.rand(2, 3, 32, 24, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+def frames(seed: int, height: int = 32, width: int = 24) -> Tensor:
+    return torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
 def by_formula(state: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
@@ -96,6 +96,40 @@ def test_the_distance_is_that_of_the_lpips_package(lpips: LPIPS, state: dict[str
     theirs.load_state_dict(state, strict=False)
     x, y = frames(1), frames(2)
     torch.testing.assert_close(lpips(x, y), theirs(x, y).flatten())
+
+
+@torch.no_grad()
+def test_the_distance_over_alexnet(tmp_path: Path) -> None:
+    """torchvision's network, its features behind each rectifier; its file and the heads' belong together."""
+    from torchvision.models import alexnet
+
+    state = random_state(LPIPS("none", net="alex"))
+    theirs = alexnet(weights=None).features.eval()
+    layers = {name.split(".", 2)[2]: each for name, each in state.items() if name.startswith("net.")}
+    theirs.load_state_dict(layers)
+    torch.save({f"features.{name}": each for name, each in layers.items()}, tmp_path / "alexnet.pth")
+    torch.save({name: each for name, each in state.items() if name.startswith("lin")}, tmp_path / "alex.pth")
+    x, y = frames(1, 64, 48), frames(2, 64, 48)
+    scaling, total = LPIPS("none", net="alex").scaling_layer, torch.zeros(2)
+    a, b, head = scaling(x), scaling(y), 0
+    for layer in theirs[:-1]:  # not the pool behind the last features
+        a, b = layer(a), layer(b)
+        if isinstance(layer, nn.ReLU):
+            difference = (unit_normalize(a) - unit_normalize(b)).square()
+            total += (difference * state[f"lin{head}.model.1.weight"].view(-1, 1, 1)).sum(1).mean((1, 2))
+            head += 1
+    lpips = LPIPS([str(tmp_path / "alexnet.pth"), str(tmp_path / "alex.pth")], net="alex").load()
+    torch.testing.assert_close(lpips(x, y), total)
+    assert head == 5
+    assert total.min() > 0.1
+    assert lpips(frames(1, 31, 31), frames(2, 31, 31)).isfinite().all()
+    with pytest.raises(ShapeError, match=r"\[30, 31\]; at least 31 rows"):
+        lpips(frames(1, 30, 31), frames(2, 30, 31))
+
+
+def test_a_network_that_lpips_lacks() -> None:
+    with pytest.raises(ConfigError, match="net='squeeze'; allowed: 'vgg', 'alex'"):
+        LPIPS("none", net="squeeze")  # type: ignore[arg-type]
 
 
 @torch.no_grad()
@@ -145,4 +179,4 @@ def test_names_that_are_not_its_own_stay_to_be_refused() -> None:
         "other",
         "net.slice2.7.bias",
     }
-    assert [number for convolutions in SLICES for number, _, _ in convolutions][-1] == 28
+    assert [each.number for convolutions in SLICES for each in convolutions][-1] == 28
