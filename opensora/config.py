@@ -129,6 +129,9 @@ def load(path: str, overrides: Sequence[str], schema: type[T]) -> LoadedConfig[T
             continue
         if "registry" in field.metadata and not ("type" not in value and field.metadata["partial"]):
             check_component(field.metadata["registry"], value, name, where, supplied=field.metadata["supplied"])
+        elif "entries_registry" in field.metadata:
+            for entry, config in value.items():
+                check_component(field.metadata["entries_registry"], config, f"{name}.{entry}", where)
         elif "arguments_registry" in field.metadata:
             named_by = field.metadata["named_by"]
             typed = {"type": getattr(run, named_by), **value}

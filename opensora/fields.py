@@ -50,6 +50,11 @@ def component(
     return _field(default, metadata | {"doc": doc, "unit": "", "resume_safe": resume_safe})
 
 
+def components(of: Registry, doc: str = "") -> Any:
+    """A field that holds registered components by names of the user's choice, `dict(NAME=dict(type=..., ...), ...)`."""
+    return _field({}, {"entries_registry": of, "doc": doc, "unit": "", "resume_safe": False})
+
+
 def arguments_of(of: Registry, named_by: str, doc: str) -> Any:
     """A field that holds the arguments of the component that another key names, as `plugin_config` does for `plugin`."""
     return _field({}, {"arguments_registry": of, "named_by": named_by, "doc": doc, "unit": "", "resume_safe": False})

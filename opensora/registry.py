@@ -25,6 +25,8 @@ OPTIMIZERS = Registry("optimizer", scope="opensora", locations=["opensora.traini
 LR_SCHEDULERS = Registry("lr_scheduler", scope="opensora", locations=["opensora.training"])
 PLUGINS = Registry("plugin", scope="opensora", locations=["opensora.parallel.plugins"])
 CACHES = Registry("cache", scope="opensora", locations=["opensora.sampling.caches"])
+METRICS = Registry("metric", scope="opensora", locations=["opensora.evaluation.metrics", "opensora.training"])
+EXTRACTORS = Registry("extractor", scope="opensora", locations=["opensora.evaluation.extractors"])
 PLATFORMS = Registry("platform", scope="opensora", locations=["opensora.platforms"])
 
 CAPTIONERS = Registry("captioner", scope="opensora", locations=["tools.caption"])

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from opensora import registry
 from opensora.errors import ConfigError
-from opensora.fields import arguments_of, component, key
+from opensora.fields import arguments_of, component, components, key
 from opensora.ranges import BELOW_1, NOT_NEGATIVE, POSITIVE, SECONDS, SHARE, Range
 
 Component = dict[str, Any]
@@ -434,7 +434,21 @@ class SampleRun:
     save_dir: str = key("outputs/samples", "folder of the videos", path=True)
 
 
-Run = TrainRun | SampleRun
+@dataclass(frozen=True)
+class EvaluateRun:
+    """The keys of an evaluation config, for `opensora evaluate CONFIG`."""
+
+    metrics: dict[str, Component] = components(registry.METRICS, "what is measured, each under a name for the report")
+    videos: str | None = key(None, "folder of videos, best with the json that `opensora sample` writes", path=True)
+    references: str | None = key(
+        None, "folder of videos, or manifest of clips, to compare with: of the same names, or as a set", path=True
+    )
+    compare: str | None = key(None, "a second folder of videos, shown next to the first", path=True)
+    max_videos: int | None = key(None, "of each folder, the first by name; None: all", unit="videos", range=POSITIVE)
+    report_dir: str = key("outputs/evaluation", "folder of report.html and metrics.json", path=True)
+
+
+Run = TrainRun | SampleRun | EvaluateRun
 
 
 def keys_of(schema: type[Run]) -> list[str]:

@@ -9,7 +9,7 @@ import typing
 from collections.abc import Iterator, Sequence
 
 from opensora.config import type_name
-from opensora.schema import Run, SampleRun, TrainRun
+from opensora.schema import EvaluateRun, Run, SampleRun, TrainRun
 
 HEAD = """# Keys of a config
 
@@ -28,7 +28,8 @@ def main(argv: Sequence[str]) -> int:
 
 def page() -> str:
     """The whole page, in Markdown."""
-    return "\n".join([HEAD, *_table("Training", TrainRun), "", *_table("Sampling", SampleRun)])
+    tables = [_table("Training", TrainRun), _table("Sampling", SampleRun), _table("Evaluation", EvaluateRun)]
+    return "\n".join([HEAD, *"\n\n".join("\n".join(table) for table in tables).split("\n")])
 
 
 def _table(title: str, schema: type[Run]) -> Iterator[str]:
@@ -48,6 +49,8 @@ def _table(title: str, schema: type[Run]) -> Iterator[str]:
 def _type(field: dataclasses.Field, hint: object) -> str:
     if "registry" in field.metadata:
         return f"{field.metadata['registry'].name}, a component"
+    if "entries_registry" in field.metadata:
+        return f"dict of {field.metadata['entries_registry'].name}s, components"
     return type_name(hint)
 
 

@@ -51,7 +51,8 @@ ALLOWED = {
 TOOLS_MAY = {"datasets", "errors", "log", "rng", "types", "interfaces", "files", "progress_bar"}
 TOOLS_MAY_MORE = {
     "datasets": {"config", "schema"},  # validate reads the clips of a config
-    "score": {"models", "platforms"},  # models that score are read as text encoders are, and run on any device
+    # models that score are read as text encoders are, and run on any device; motion and CLIP are measured as in evaluation
+    "score": {"models", "platforms", "evaluation"},
     "weights": {"models", "config", "registry"},  # builds models from key=value
     "caption": {"models", "config", "registry", "platforms"},  # builds captioners from configs, on any device
     "browse": {"web"},  # the server that pages share

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from opensora.datasets.decode import Frames, Video
 from opensora.datasets.missing_values import is_missing
+from opensora.datasets.sampled_frames import sampled_frames, spread
 from tools.runner import Row
-from tools.score.sampled_frames import clip_span, sampled_frames, spread
+from tools.score.clip_span import clip_span
 
 CAPTIONER = "template"  # the cell of the column `captioner`
 _FRAMES = 4  # looked at for light and colors

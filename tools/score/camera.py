@@ -17,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opensora.datasets.decode import Frames, Video
+from opensora.datasets.sampled_frames import sampled_frames, spread_runs
 from opensora.errors import BadClip, ConfigError
+from opensora.evaluation.optical_flow import SECONDS_BETWEEN, SIDE, Gray, shrink
 from tools.runner import Row, run
 from tools.score.camera_step import Step, camera_step
-from tools.score.optical_flow import SECONDS_BETWEEN, SIDE, Gray, shrink
-from tools.score.sampled_frames import clip_span, sampled_frames, spread_runs
+from tools.score.clip_span import clip_span
 
 PACKAGES = ("cv2",)
 _RUN = 5  # frames of a run

@@ -1,7 +1,7 @@
 """The camera's movement between two frames: a similarity fitted to the optical flow of textured places.
 
 A moving object in front of a background does not count, and where too little texture shows there is no answer.
-Units: pixels of shrunken frames (tools/score/optical_flow.py), about the middle of the frame.
+Units: pixels of shrunken frames (opensora/evaluation/optical_flow.py), about the middle of the frame.
 """
 
 import math
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tools.score.optical_flow import Flow, Gray, optical_flow
+from opensora.evaluation.optical_flow import Flow, Gray, optical_flow
 
 _CELL = 8  # pixels: of each cell the most textured place counts
 _TEXTURE = 4e-6  # smaller eigenvalue of the structure tensor; below it there is nothing but rounding

@@ -2,39 +2,19 @@
 
 Run: python -m tools.score.motion clips.csv moving.csv
 
-All three depend neither on the size nor on the frame rate of the video. A picture without texture does not flow.
+opensora/evaluation/motion_amount.py defines the three.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-
-import numpy as np
-
 from opensora.datasets.decode import Video
-from opensora.errors import BadClip, ConfigError
+from opensora.errors import ConfigError
+from opensora.evaluation.motion_amount import RUNS, motion_of
 from tools.runner import Row, run
-from tools.score.optical_flow import SECONDS_BETWEEN, SIDE, Gray, optical_flow, per_second, shrink
-from tools.score.sampled_frames import clip_span, sampled_frames, spread_runs
+from tools.score.clip_span import clip_span
 
 PACKAGES = ("cv2",)
-_RUN = 5  # frames of a run
-_AT_REST = 2.0  # percent of the shorter side per second: a sixth of a pixel of a shrunken frame
 
 
-@dataclass(frozen=True)
-class MotionAmount:
-    """flow: mean length of the optical flow, in percent of the frame's shorter side per second.
-    static_share: part of the frame that rests, 0 to 1, on average.
-    jitter: change of the whole frame's movement from one step to the next, in the unit of flow; a steady pan has none.
-    """
-
-    flow: float
-    static_share: float
-    jitter: float
-
-
-def motion(row: Row, *, runs: int = 6) -> Row:
+def motion(row: Row, *, runs: int = RUNS) -> Row:
     """The row with flow, static_share and jitter.
 
     runs: places in the clip that are looked at, each for a third of a second
@@ -42,37 +22,13 @@ def motion(row: Row, *, runs: int = 6) -> Row:
     if runs < 1:
         raise ConfigError(f"motion: --runs {runs}; at least 1 is needed")
     with Video(row["path"]) as video:
-        first, end = clip_span(row, video.info)
-        if end - first < 2:
-            raise BadClip(f"{row['path']}: has one frame; motion needs at least two; remove the row")
-        gap = min(max(1, round(video.info.fps * SECONDS_BETWEEN)), end - first - 1)
-        chosen = spread_runs(first, end, gap, runs, _RUN)
-        wanted = sorted({index for each in chosen for index in each})
-        grays = {index: shrink(frame) for index, frame in zip(wanted, sampled_frames(video, wanted, SIDE), strict=True)}
-        amount = measure([[grays[index] for index in each] for each in chosen], gap / video.info.fps)
+        amount = motion_of(video, *clip_span(row, video.info), runs)
     return {
         **row,
         "flow": round(amount.flow, 3),
         "static_share": round(amount.static_share, 4),
         "jitter": round(amount.jitter, 3),
     }
-
-
-def measure(grays: Sequence[Sequence[Gray]], seconds: float) -> MotionAmount:
-    """The motion in runs of shrunken frames, `seconds` from one to the next."""
-    lengths: list[float] = []
-    rests: list[float] = []
-    changes: list[float] = []
-    for run_grays in grays:
-        whole = []
-        for before, after in pairwise(run_grays):
-            flow = per_second(optical_flow(before, after), seconds)
-            length = np.linalg.norm(flow, axis=2)
-            lengths.append(float(length.mean()))
-            rests.append(float((length < _AT_REST).mean()))
-            whole.append(np.median(flow, axis=(0, 1)))
-        changes += [float(np.linalg.norm(after - before)) for before, after in pairwise(whole)]
-    return MotionAmount(float(np.mean(lengths)), float(np.mean(rests)), float(np.mean(changes)) if changes else 0.0)
 
 
 if __name__ == "__main__":

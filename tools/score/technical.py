@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opensora.datasets.decode import Frames, Video
+from opensora.datasets.sampled_frames import sampled_frames, spread_runs
 from opensora.errors import ConfigError
+from opensora.evaluation.optical_flow import Gray, shrink
 from tools.runner import Row, run
-from tools.score.optical_flow import Gray, shrink
-from tools.score.sampled_frames import clip_span, sampled_frames, spread_runs
+from tools.score.clip_span import clip_span
 
 PACKAGES = ("cv2",)
 _RUN = 5  # frames one after the other

@@ -1,39 +1,12 @@
-"""The frames of a row's clip that are looked at."""
+"""Frames that stand for a part of a video."""
 
-from fractions import Fraction
 from pathlib import Path
 
 import pytest
 
-from opensora.datasets.decode import Video, VideoInfo
-from opensora.errors import BadClip
+from opensora.datasets.decode import Video
+from opensora.datasets.sampled_frames import sampled_frames, spread, spread_runs
 from tests.support.media_files import frame_number, write_video
-from tools.score.sampled_frames import clip_span, sampled_frames, spread, spread_runs
-
-INFO = VideoInfo("a.mp4", 100, Fraction(25), 64, 64)
-
-
-@pytest.mark.parametrize(
-    ("cells", "span"),
-    [
-        ({}, (0, 100)),
-        ({"start": "", "end": None}, (0, 100)),
-        ({"start": 1.0, "end": "2.0"}, (25, 50)),
-        ({"start": 0.9999, "end": 9}, (25, 100)),
-        ({"start_frame": 10, "end_frame": "20", "start": 3.0, "end": 3.5}, (10, 20)),
-        ({"end": 0.01}, (0, 1)),
-    ],
-)
-def test_span(cells: dict[str, object], span: tuple[int, int]) -> None:
-    assert clip_span({"path": "a.mp4", **cells}, INFO) == span
-
-
-@pytest.mark.parametrize(
-    "cells", [{"start": 4.0}, {"start": 2, "end": 1}, {"start": -1}, {"start": "x"}, {"end": "inf"}]
-)
-def test_a_span_without_frames_is_a_sentence(cells: dict[str, object]) -> None:
-    with pytest.raises(BadClip, match=r"^a\.mp4: .* needed; correct "):
-        clip_span({"path": "a.mp4", **cells}, INFO)
 
 
 def test_spread_takes_the_middles() -> None:
@@ -55,7 +28,7 @@ def test_far_frames_are_reached_by_seeking(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(
         Video, "frames", lambda self, indices, widest: (groups.append(indices), frames(self, indices, widest))[1]
     )
-    monkeypatch.setattr("tools.score.sampled_frames._DECODE_ON", 20)
+    monkeypatch.setattr("opensora.datasets.sampled_frames._DECODE_ON", 20)
     with Video(path) as video:
         wanted = [3, 4, 24, 90, 110]
         assert [frame_number(frame) for frame in sampled_frames(video, wanted)] == wanted

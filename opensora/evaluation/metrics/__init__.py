@@ -1,0 +1,1 @@
+"""What `opensora evaluate CONFIG` measures: one metric per file, registered in METRICS; see evaluation/metric.py."""
