@@ -1,5 +1,6 @@
 """Length and size that the clips of each row can have, as columns; buckets are chosen by them."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,12 @@ from opensora.datasets.manifest import Columns
 
 ROUNDING = 1e-3  # frames: times are written with few digits, and must not move a boundary by one
 NO_FRAMES = -1  # frames of a row whose start, end or time_range leave none
+
+
+def frames_between(start: float | None, end: float | None, fps: float, num_frames: int) -> tuple[int, int]:
+    """First frame and end (exclusive) of the seconds from `start` to `end` of a file; None: from its start, to its end."""
+    first = 0 if start is None else math.ceil(start * fps - ROUNDING)
+    return first, num_frames if end is None else min(num_frames, math.ceil(end * fps - ROUNDING))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from opensora.datasets import transforms
 from opensora.datasets.base import ClipSize, Dataset
-from opensora.datasets.clip_sizes import ROUNDING, ClipSizes, frames_at_rate, usable_frames
+from opensora.datasets.clip_sizes import ROUNDING, ClipSizes, frames_at_rate, frames_between, usable_frames
 from opensora.datasets.decode import IMAGE_SUFFIXES, FileFacts, Video, VideoInfo, probe
 from opensora.datasets.manifest import MAX_INT32, ManifestRow, read_manifest
 from opensora.datasets.manifest_mismatch import mismatch
@@ -330,8 +330,7 @@ class VideoTextDataset:
 
     def _span(self, row: ManifestRow, num_frames: int, fps: float) -> _Span:
         """The frames that the row's start and end and `time_range` leave."""
-        first = 0 if row.start is None else math.ceil(row.start * fps - ROUNDING)
-        stop = num_frames if row.end is None else min(num_frames, math.ceil(row.end * fps - ROUNDING))
+        first, stop = frames_between(row.start, row.end, fps, num_frames)
         length = max(0, stop - first)
         if num_frames == length == 1:  # an image cannot be divided
             return _Span(first, stop, fps)

@@ -1,7 +1,7 @@
 """EvaluatedVideo: a video or picture of a folder, with what is known of how it was made."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from opensora.datasets.decode import Frames, Video, probe
+from opensora.datasets.clip_sizes import frames_between
+from opensora.datasets.decode import Frames, Video, probe, read_frames
 from opensora.datasets.media_kind import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from opensora.errors import BadClip, DataError
 
@@ -46,6 +47,11 @@ class EvaluatedVideo:
         with Video(str(self.path)) as video:
             for frames in batched(video.frames(wanted), size):
                 yield np.ascontiguousarray(np.stack(frames)[:, : self.height, : self.width])
+
+    def read(self, frames: Sequence[int]) -> Frames:
+        """The frames at these ascending numbers, [n, H, W, 3]. Raises BadClip."""
+        shown = read_frames(str(self.path), [self.first_frame + frame for frame in frames])
+        return np.ascontiguousarray(shown[:, : self.height, : self.width])
 
     def whole(self) -> Frames:
         """All frames at once, [T, H, W, 3]."""
@@ -113,11 +119,17 @@ def read_references(path: Path, limit: int | None = None) -> list[EvaluatedVideo
     from opensora.datasets.manifest import read_manifest
 
     clips = []
-    for row in read_manifest(str(path))[:limit]:
+    for row in read_manifest(str(path), captions=False).rows[:limit]:
         try:
             info = probe(row.path)
         except BadClip as error:
             raise DataError(f"{path}: {error}") from None
-        first, end = row.start_frame or 0, row.end_frame or info.num_frames
-        clips.append(EvaluatedVideo(Path(row.path), end - first, info.height, info.width, info.fps, row.text, first))
+        first, end = frames_between(row.start, row.end, info.fps, info.num_frames)
+        clips.append(
+            EvaluatedVideo(Path(row.path), end - first, info.height, info.width, info.fps, row.text or None, first)
+        )
+    if not clips:
+        raise DataError(
+            f"{path}: found no usable row; allowed: a manifest of clips; `python -m tools.datasets.validate` says why"
+        )
     return clips

@@ -1,4 +1,4 @@
-"""How much moves in a clip: mean optical flow, the share of the picture that rests, jitter.
+"""The motion of a clip: mean optical flow, the share of the picture that rests, jitter.
 
 All three depend neither on the size nor on the frame rate of the video. A picture without texture does not flow.
 """

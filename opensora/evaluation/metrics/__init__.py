@@ -1,1 +1,1 @@
-"""What `opensora evaluate CONFIG` measures: one metric per file, registered in METRICS; see evaluation/metric.py."""
+"""The measures of `opensora evaluate CONFIG`: one metric per file, registered in METRICS; see evaluation/metric.py."""
