@@ -414,6 +414,14 @@ class SampleRun:
     )
     cache: Component | None = component(registry.CACHES, None, "reuse of blocks or attention from step to step")
 
+    # memory; docs/sampling.md
+    model_cpu_offload: bool = key(
+        False, "text encoder, denoiser and autoencoder wait on the host, and each is on the device for its stage only"
+    )
+    caption_cache: str | None = key(
+        None, "folder of encoded captions: a run whose captions are all there loads no text encoder", path=True
+    )
+
     # the run
     seed: int = key(42, "key of every random draw")
     sp_size: int = key(

@@ -52,6 +52,7 @@ FLAGS: dict[str, tuple[str, str]] = {
     "--loop": ("loop", "clips that are made one after the other and joined"),
     "--steps": ("scheduler.num_sampling_steps", "denoising steps"),
     "--guidance-scale": ("scheduler.cfg_scale", "how strongly the prompt steers; 1 = no guidance"),
+    "--caption-cache": ("caption_cache", "folder that keeps encoded captions from run to run"),
     "--save-dir": ("save_dir", "where the videos go"),
 }
 
@@ -68,6 +69,7 @@ TEXTS = (
     "watermark",
     "prompt_path",
     "negative_prompt",
+    "caption_cache",
     "save_dir",
     "reference_path",
     "mask_strategy",
@@ -86,6 +88,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", metavar="HEIGHTxWIDTH", help="pixels, for example 64x96")
     parser.add_argument("--grid", action="store_true", help="write all videos side by side as one more file")
     parser.add_argument("--backward", action="store_true", help="--extend a clip by what came before it")
+    parser.add_argument(
+        "--model-cpu-offload", action="store_true", help="keep networks on the host, each on the device for its stage"
+    )
     parser.add_argument("--connect", nargs=2, metavar=("FROM", "TO"), help="two pictures or clips to lead from and to")
     for flag, (_, purpose) in FLAGS.items():
         parser.add_argument(flag, help=purpose, action="append" if flag in ONE_PER_PROMPT else "store")
@@ -118,7 +123,7 @@ def overrides_of(arguments: argparse.Namespace) -> list[str]:
         if value is not None:
             quoted = repr(value) if key in TEXTS else value
             overrides.append(f"{key}={quoted}")
-    overrides += [f"{name}=True" for name in ("backward", "grid") if getattr(arguments, name)]
+    overrides += [f"{name}=True" for name in ("backward", "grid", "model_cpu_offload") if getattr(arguments, name)]
     if arguments.connect is not None:
         overrides.append(f"connect={arguments.connect!r}")
     if arguments.size is not None:

@@ -187,14 +187,14 @@ class FeatureStore:
         from safetensors import SafetensorError, safe_open
 
         try:
-            with safe_open(self._item(key), "pt"):
+            with safe_open(self.item_path(key), "pt"):
                 return True
         except (OSError, SafetensorError):
             return False
 
     def write(self, key: str, tensors: Mapping[str, Tensor], **metadata: str) -> None:
         on_host = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
-        _write(self._item(key), lambda part: files.write_tensors(part, on_host, metadata))
+        _write(self.item_path(key), lambda part: files.write_tensors(part, on_host, metadata))
         self._bad_item(key).unlink(missing_ok=True)
 
     def read(self, key: str) -> tuple[dict[str, Tensor], dict[str, str]] | None:
@@ -202,7 +202,7 @@ class FeatureStore:
         from safetensors import SafetensorError, safe_open
 
         try:
-            with safe_open(self._item(key), "pt") as file:
+            with safe_open(self.item_path(key), "pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
         except (OSError, SafetensorError):
             return None
@@ -219,11 +219,12 @@ class FeatureStore:
     def _clips_file(self, dataset: CacheableDataset) -> Path:
         return self.path / f"clips-{digest(dataset.settings())}.json"
 
-    def _item(self, key: str) -> Path:
+    def item_path(self, key: str) -> Path:
+        """The file of an item, whether it is there or not."""
         return self.path / key[:2] / f"{key[2:]}.safetensors"
 
     def _bad_item(self, key: str) -> Path:
-        return self._item(key).with_suffix(".bad")
+        return self.item_path(key).with_suffix(".bad")
 
 
 def _nearest(here: Mapping[str, Any], others: Sequence[Mapping[str, Any]], default: str) -> str:

@@ -4,13 +4,15 @@ Shapes: B batch, C channels, T H W frames, rows, columns; L tokens. Videos lie i
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch
 from torch import Generator, Tensor
 
 from opensora.interfaces import Autoencoder, TextEncoder
+from opensora.models.offload import HOST, Offload
 from opensora.types import EncodedText
 
 CACHE_BYTES = 256 * 2**20
@@ -30,6 +32,8 @@ class Codec:
         encoding goes through it; each rank decodes for itself.
     max_over_text_ranks: the largest of the numbers that the ranks pass in. Given where ranks hold the text encoder
         together: each rank encodes its own captions, but all run the encoder equally often.
+    offload: brings each network to the device for its work; None = both stay there.
+    captions: in place of a cache of `cache_bytes`.
     """
 
     def __init__(
@@ -42,12 +46,16 @@ class Codec:
         *,
         run_on_leader: Callable[[Callable[[], Any]], Any] = call,
         max_over_text_ranks: Callable[[int], int] | None = None,
+        offload: Offload | None = None,
+        captions: "CaptionCache | None" = None,
     ):
-        self.vae = vae.to(device=device, dtype=dtype).eval().requires_grad_(False)
-        self.text_encoder = text_encoder.to(device, dtype)
+        home = device if offload is None else HOST
+        self.vae = vae.to(device=home, dtype=dtype).eval().requires_grad_(False)
+        self.text_encoder = text_encoder.to(home, dtype)
         self.device = torch.device(device)
         self.dtype = dtype
-        self.captions = CaptionCache(cache_bytes)
+        self.captions = CaptionCache(cache_bytes) if captions is None else captions
+        self._offload = offload
         self._run_on_leader = run_on_leader
         self._max_over_text_ranks = max_over_text_ranks
         # A stand-in without weights draws from stored moments, which keep their precision.
@@ -56,9 +64,10 @@ class Codec:
     @torch.no_grad()
     def encode_video(self, video_BCTHW: Tensor, rngs: Sequence[Generator] | None = None) -> Tensor:
         """Normalized latents [B, C, t, h, w], float32. rngs: one per sample to draw from the posterior; None = mode."""
-        return self._run_on_leader(
-            lambda: self.vae.encode(video_BCTHW.to(self.device, self._video_dtype), rngs).float()
-        )
+        with self.on_device(self.vae):
+            return self._run_on_leader(
+                lambda: self.vae.encode(video_BCTHW.to(self.device, self._video_dtype), rngs).float()
+            )
 
     @torch.no_grad()
     def encode_moments(self, video_BCTHW: Tensor, rngs: Sequence[Generator]) -> Tensor:
@@ -82,7 +91,8 @@ class Codec:
         Of an autoencoder that decodes in windows, each window leaves the device before the next is made.
         """
         z_BCTHW = z_BCTHW.to(self.device)  # the autoencoder rescales in float32, then casts
-        return torch.cat([window.float().cpu() for window in self.vae.decode_windows(z_BCTHW, num_frames)], dim=2)
+        with self.on_device(self.vae):
+            return torch.cat([window.float().cpu() for window in self.vae.decode_windows(z_BCTHW, num_frames)], dim=2)
 
     def encode_text(self, captions: Sequence[str]) -> EncodedText:
         """Token states [B, 1, L, C] in the codec's type and mask [B, L], or class labels [B], on the device.
@@ -93,6 +103,19 @@ class Codec:
         if self._max_over_text_ranks is not None:
             return self._encode_text(captions)
         return self._run_on_leader(lambda: self._encode_text(captions))
+
+    def encode_ahead(self, captions: Iterable[str]) -> None:
+        """Encode captions until the cache is full, so that the text encoder works once and not again."""
+        for caption in captions:
+            if self.captions.get(caption) is None:
+                size = self.captions.size
+                self.encode_text([caption])
+                if not self.captions.keeps_all and self.captions.size <= size:  # full: an earlier one had to leave
+                    return
+
+    def on_device(self, network: Any) -> AbstractContextManager[None]:
+        """Inside, `network` is on the device, as it always is without offload."""
+        return nullcontext() if self._offload is None else self._offload.on_device(network)
 
     def _encode_text(self, captions: Sequence[str]) -> EncodedText:
         cached = {caption: self.captions.get(caption) for caption in captions}
@@ -111,7 +134,8 @@ class Codec:
 
     def _encode_caption(self, caption: str) -> EncodedText:
         """Encode one caption and cache it on the host."""
-        condition = self.text_encoder.encode([caption])
+        with self.on_device(self.text_encoder):
+            condition = self.text_encoder.encode([caption])
         text, mask_1L = condition.text_B1LC.cpu(), condition.mask_BL
         if text.is_floating_point():  # class labels stay whole
             text = text.to(self.dtype)
@@ -131,6 +155,8 @@ def draw_latents(moments_BCTHW: Tensor, rngs: Sequence[Generator] | None) -> Ten
 
 class CaptionCache:
     """Encoded captions by caption, at most `limit` bytes; drops the least recently used first."""
+
+    keeps_all = False  # True: those that are dropped can be read again
 
     def __init__(self, limit: int):
         self.limit = limit

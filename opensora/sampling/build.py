@@ -12,6 +12,7 @@ from opensora.config import check_component
 from opensora.datasets.decode import probe
 from opensora.errors import ConfigError
 from opensora.interfaces import Autoencoder, Denoiser, TextEncoder
+from opensora.log import logger
 from opensora.models.build import (
     build_autoencoder,
     build_denoiser,
@@ -24,7 +25,9 @@ from opensora.models.build import (
 from opensora.models.codec import Codec
 from opensora.models.frame_conditioning import conditioning_mode
 from opensora.models.frame_counts import require_frame_counts
+from opensora.models.offload import HOST, Offload
 from opensora.models.weights import CONFIG_FILE, load_weights, read_config, require_kind
+from opensora.platforms import select
 from opensora.registry import MODELS, SCHEDULERS, TEXT_ENCODERS, build, class_of
 from opensora.run_paths import Origin, change_paths, run_of_weights
 from opensora.sampling.clip_size import clip_size, warn_of_cut_size
@@ -38,6 +41,7 @@ from opensora.sampling.reference_frames import ReferenceKeys, is_edited_as_a_who
 from opensora.sampling.requests import Prompt, collect_requests
 from opensora.sampling.shortcuts import Shortcuts, chosen, shortcuts_of
 from opensora.sampling.size_words import check_words
+from opensora.sampling.stored_captions import StoredCaptions, captions_of
 from opensora.sampling.video_formats import check_encoder
 from opensora.sampling.watermark import draw_watermark
 from opensora.schema import SampleRun
@@ -206,14 +210,27 @@ def build_sampler(plan: SamplePlan, device: torch.device) -> tuple[Sampler, Gene
     return SamplerBuilder(device).build(plan)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Networks:
     """Loaded networks, and the configs that they were made of."""
 
     model: Denoiser
     codec: Codec
+    offload: Offload | None
     weights: str  # their hash
     made_of: tuple[Any, ...]
+    text_loaded: bool
+
+    def require_text(self, captions: Sequence[str]) -> None:
+        """Load the text encoder, unless it was loaded or all captions are stored."""
+        stored = self.codec.captions
+        if self.text_loaded or not isinstance(stored, StoredCaptions):
+            return
+        if stored.has_all(captions):
+            logger().info("caption_cache: all captions are in %s; the text encoder is not loaded", stored.store.path)
+            return
+        self.codec.text_encoder.load()
+        self.text_loaded = True
 
 
 class SamplerBuilder:
@@ -239,16 +256,26 @@ class SamplerBuilder:
             check_image_size("config: key 'image_size'", size, vae, config)
             warn_of_cut_size(size, pixel_steps(vae, config))
         networks = self._load(plan, config, vae, text)
+        networks.require_text(captions_of(plan.requests, networks.model, float(scheduler.cfg_scale)))
         warn_of_cut_prompts(plan.requests, networks.codec.text_encoder)
         config_hash = hash_config({**parts, "model": config, **chosen(plan.run)})
         settings = generation_settings(
             scheduler, dtype=plan.run.dtype, config_hash=config_hash, weights=networks.weights
         )
-        return Sampler(networks.model, scheduler, networks.codec, shortcuts=plan.shortcuts), settings
+        sampler = Sampler(
+            networks.model,
+            scheduler,
+            networks.codec,
+            shortcuts=plan.shortcuts,
+            offload=networks.offload,
+            encodes_ahead=networks.offload is not None or networks.codec.captions.keeps_all,
+        )
+        return sampler, settings
 
     def _load(self, plan: SamplePlan, config: dict[str, Any], vae: Autoencoder, text: TextEncoder) -> _Networks:
-        parts, dtype = plan.parts, DTYPES[plan.run.dtype]
-        made_of = (config, parts["vae"], parts["text_encoder"], plan.weights, dtype)
+        parts, run, dtype = plan.parts, plan.run, DTYPES[plan.run.dtype]
+        placing = (run.model_cpu_offload, run.caption_cache)
+        made_of = (config, parts["vae"], parts["text_encoder"], plan.weights, dtype, placing)
         if self._networks is not None and self._networks.made_of == made_of:
             return self._networks
         self._networks = None  # the old ones leave before new ones come
@@ -256,10 +283,27 @@ class SamplerBuilder:
         model = build_denoiser(config, pretrained=pretrained)
         if plan.weights is not None:
             load_weights(model, plan.weights)
-        codec = Codec(load_autoencoder(vae, parts["vae"]), text.to("cpu", dtype).load(), self._device, dtype)
+        offload = self._offload(run)
+        model = model.to(self._device if offload is None else HOST, dtype)
+        captions, text = None, text.to(HOST, dtype)
+        if run.caption_cache is not None:
+            captions = StoredCaptions.open(run.caption_cache, parts["text_encoder"], text, run.dtype)
+        if captions is None:
+            text = text.load()
+        codec = Codec(
+            load_autoencoder(vae, parts["vae"]), text, self._device, dtype, offload=offload, captions=captions
+        )
         weights = weights_id(*[path for path in (plan.weights, pretrained) if path is not None])
-        self._networks = _Networks(model.to(self._device, dtype), codec, weights, made_of)
+        self._networks = _Networks(model, codec, offload, weights, made_of, text_loaded=captions is None)
         return self._networks
+
+    def _offload(self, run: SampleRun) -> Offload | None:
+        if not run.model_cpu_offload:
+            return None
+        if self._device == HOST:
+            logger().warning("model_cpu_offload: the networks are computed on the host, so there is nothing to move")
+            return None
+        return Offload(self._device, select(self._device.type).release_memory)
 
 
 def _lengths(requests: Sequence[SampleRequest]) -> Iterator[tuple[str, int]]:

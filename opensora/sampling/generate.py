@@ -7,6 +7,7 @@ of matrix products, so the batch size is part of the metadata of a video.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,6 +18,7 @@ from opensora.errors import ConfigError, OpenSoraError
 from opensora.interfaces import Autoencoder, Denoiser, Scheduler
 from opensora.log import logger
 from opensora.models.codec import Codec
+from opensora.models.offload import Offload
 from opensora.rng import generator
 from opensora.sampling.bound_denoiser import bound_denoiser
 from opensora.sampling.clean_estimate import Preview, clean_estimate
@@ -30,13 +32,15 @@ from opensora.types import SampleRequest
 
 @dataclass(frozen=True)
 class Sampler:
-    """The networks and the scheduler of a sampling run, weights loaded and on their device."""
+    """The networks and the scheduler of a sampling run, weights loaded, and on their device unless there is an offload."""
 
     model: Denoiser
     scheduler: Scheduler
     codec: Codec
     forward: Callable[..., Tensor] | None = None  # calls the model, as an engine does; None = the model itself
     shortcuts: Shortcuts = Shortcuts()
+    offload: Offload | None = None  # brings the model to the device for its steps, as the codec's does for the others
+    encodes_ahead: bool = False  # all captions before the first video, so that the text encoder works once
 
 
 def generate(
@@ -108,7 +112,10 @@ def _generate_clip(
             preview.show(codec.decode_video(estimate, size[0]))
 
     looking = look if preview is not None else None
-    with bound_denoiser(model, forward, inputs, sampler.shortcuts, timesteps, calls, looking) as denoise:
+    with (
+        nullcontext() if sampler.offload is None else sampler.offload.on_device(model),
+        bound_denoiser(model, forward, inputs, sampler.shortcuts, timesteps, calls, looking) as denoise,
+    ):
         z_BCTHW = scheduler.sample(
             denoise,
             inputs.initial_BCTHW,

@@ -4,6 +4,7 @@ The ranks of a sequence group make each of their videos together, and its first 
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from opensora.sampling.generate import Sampler, check_size, generate, shape_key
 from opensora.sampling.grid import make_grid, read_frames_of
 from opensora.sampling.metadata import GenerationSettings, is_done, output_path
 from opensora.sampling.reference_frames import overlap_frames, with_condition_frame_length
+from opensora.sampling.stored_captions import captions_of
 from opensora.sampling.video_writer import WriteError, prepare_folder, write_rgb, write_sample
 from opensora.types import SampleRequest
 
@@ -132,6 +134,10 @@ def _generate_share(
 ) -> list[str]:
     """Generate this rank's batches, with the others of its group; returns one message per missing video."""
     failed: list[str] = []
+    if sampler.encodes_ahead:
+        with suppress(Exception):  # the batch of a caption that fails reports it
+            requests = [request for batch in batches for request in batch]
+            sampler.codec.encode_ahead(captions_of(requests, sampler.model, settings.guidance_scale))
     lines = LINES * len(batches)
     with ProgressBar("sampling", len(batches), visible=world.is_main, lines=lines, log=logger().info) as bar:
         for number, batch in enumerate(batches):

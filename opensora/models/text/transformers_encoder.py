@@ -151,11 +151,12 @@ class PretrainedEncoder(abc.ABC):
         return self.normalize_caption(caption)
 
     def cut(self, caption: str) -> Cut | None:
-        """The words that are cut off a caption; None if it is not too long. The tokenizer must have been read."""
-        assert self.tokenizer is not None
+        """The words that are cut off a caption; None if it is not too long. Needs no weights."""
         text = self.prepare(caption)
         if text.isascii() and len(text) + 4 <= self.max_tokens:  # each letter a token, and those of begin and end
             return None
+        if self.tokenizer is None:
+            self.tokenizer = read_pretrained(self.from_pretrained, self._read_tokenizer)
         tokens = len(self.tokenizer(text, verbose=False)["input_ids"])
         if tokens <= self.max_tokens:
             return None
@@ -186,13 +187,16 @@ class PretrainedEncoder(abc.ABC):
         return EncodedText(output.last_hidden_state.unsqueeze(1), mask_BL)
 
     def _read(self, local_files_only: bool) -> tuple[Any, nn.Module, dict[str, Any]]:
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(self.from_pretrained, local_files_only=local_files_only)
+        tokenizer = self._read_tokenizer(local_files_only)
         model, report = self.read_model(
             local_files_only=local_files_only, torch_dtype=self.dtype or "auto", output_loading_info=True
         )
         return tokenizer, model, report
+
+    def _read_tokenizer(self, local_files_only: bool) -> "PreTrainedTokenizerBase":
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self.from_pretrained, local_files_only=local_files_only)
 
 
 def read_config(source: str) -> dict[str, Any] | None:
