@@ -15,6 +15,7 @@ from opensora.evaluation.evaluated_video import EvaluatedVideo
 Better = Literal["higher", "lower", "neither"]
 Needs = Literal["nothing", "videos", "references", "pairs"]
 BLOCK = 16  # frames that are in memory at once
+BLOCK_PIXELS = 2**20  # of these frames together: a network's first features take 256 bytes and more for each
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,11 @@ def mean_figure(
 
 
 def frame_blocks(video: EvaluatedVideo, size: int = BLOCK) -> Iterator[Tensor]:
-    """The frames in order, at most `size` at a time: [n, C, H, W] in [0, 1], so that a long video does not fill memory."""
-    for frames_THWC in video.blocks(size):
+    """The frames in order, at most `size` and BLOCK_PIXELS at a time, one at least: [n, C, H, W] in [0, 1].
+
+    So neither a long video nor a large one fills memory.
+    """
+    for frames_THWC in video.blocks(min(size, max(1, BLOCK_PIXELS // (video.height * video.width)))):
         yield torch.from_numpy(frames_THWC).permute(0, 3, 1, 2).float() / 255
 
 

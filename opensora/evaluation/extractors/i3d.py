@@ -1,5 +1,6 @@
 """I3D: the network of FVD, as a TorchScript file."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -9,9 +10,10 @@ from torch import Tensor
 from opensora.errors import DataError, WeightsError
 from opensora.evaluation.evaluated_video import EvaluatedVideo
 from opensora.evaluation.frechet_distance import clip_for_features
-from opensora.evaluation.metric import whole_clip
+from opensora.evaluation.metric import frame_blocks
 from opensora.registry import EXTRACTORS
 
+FEATURES = 400  # classes of Kinetics-400
 SHORTEST = 9  # frames; the network halves time three times and pools what is left
 
 
@@ -49,12 +51,27 @@ class I3D:
 
     @torch.no_grad()
     def features(self, video: EvaluatedVideo) -> Tensor:
-        """[1, 400]. DataError for a video with fewer frames."""
+        """[1, 400]. DataError for a video with fewer frames, WeightsError for a network that is not I3D."""
         if video.num_frames < self.num_frames:
             raise DataError(
                 f"{video.path}: has {video.num_frames} frames; FVD was to be measured on {self.num_frames}; make longer videos, "
                 "or set num_frames of the extractor for all"
             )
-        clip_CTHW = whole_clip(video)[:, : self.num_frames] / 2 + 0.5
-        clip_BCTHW = clip_for_features(clip_CTHW[None]).to(self._device)
-        return self._network(clip_BCTHW, rescale=False, resize=False, return_features=True).float().cpu()
+        blocks = frame_blocks(replace(video, num_frames=self.num_frames))
+        clip_BCTHW = torch.cat([clip_for_features(each.transpose(0, 1)[None]) for each in blocks], dim=2)
+        try:
+            features = self._network(clip_BCTHW.to(self._device), rescale=False, resize=False, return_features=True)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # of TorchScript: a network with other arguments, or for clips of another size
+            raise self._not_i3d(str(error).strip().splitlines()[-1]) from error
+        if not isinstance(features, Tensor) or features.shape != (1, FEATURES):
+            answer = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
+            raise self._not_i3d(f"its answer is {answer} instead of [1, {FEATURES}]")
+        return features.float().cpu()
+
+    def _not_i3d(self, finding: str) -> WeightsError:
+        return WeightsError(
+            f"I3D: {self.path}: is not the network of FVD ({finding}); allowed: i3d_torchscript.pt of FVD; "
+            "give that file"
+        )

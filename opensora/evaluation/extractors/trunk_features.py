@@ -47,6 +47,6 @@ class TrunkFeatures:
         return torch.cat([frames_TC.mean(0), change_C])[None]
 
     def _scaled(self, frames_NCHW: Tensor) -> Tensor:
-        return functional.interpolate(
-            frames_NCHW, scale_factor=self._size / min(frames_NCHW.shape[2:]), mode="bilinear", antialias=True
-        )
+        short = min(frames_NCHW.shape[2:])
+        size = [round(side * self._size / short) for side in frames_NCHW.shape[2:]]
+        return functional.interpolate(frames_NCHW, size=size, mode="bilinear", antialias=True)

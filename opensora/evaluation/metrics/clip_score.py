@@ -30,7 +30,7 @@ class CLIPScore:
         self, videos: Sequence[EvaluatedVideo], references: Sequence[EvaluatedVideo], device: torch.device
     ) -> Measurement:
         for video in videos:
-            if not video.prompt:
+            if not (video.prompt or "").strip():
                 raise DataError(
                     f"{video.path}: has no prompt for the CLIP score; allowed: videos with the json that `opensora sample` "
                     "writes; remove the metric, or the file"

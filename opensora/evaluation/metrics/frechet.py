@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from opensora.config import check_component
 from opensora.errors import DataError
 from opensora.evaluation.evaluated_video import EvaluatedVideo
 from opensora.evaluation.frechet_distance import frechet_distance
@@ -42,12 +43,13 @@ class FrechetDistance:
     needs: ClassVar[Needs] = "references"
 
     def __init__(self, extractor: dict[str, Any]) -> None:
-        self.extractor = extractor
+        check_component(EXTRACTORS, extractor, "extractor", lambda _: "metric FrechetDistance")
+        self._extractor: Extractor = build(EXTRACTORS, extractor)
 
     def measure(
         self, videos: Sequence[EvaluatedVideo], references: Sequence[EvaluatedVideo], device: torch.device
     ) -> Measurement:
-        extractor: Extractor = build(EXTRACTORS, self.extractor).load(device)
+        extractor = self._extractor.load(device)
         made, real = (torch.cat(list(_features(extractor, each))) for each in (videos, references))
         try:
             distance = frechet_distance(made, real)

@@ -62,11 +62,13 @@ class Motion:
 
 @METRICS.register_module()
 class Flicker:
-    """Change from frame to frame, of 255 gray levels: as it stands, and where the movement is taken out.
+    """Change from frame to frame: as it stands, and where the movement is taken out.
 
-    change: mean absolute difference of frames next to each other, on the whole picture; 255 times 1 minus VBench's
-    temporal flickering (Huang et al. 2023, arXiv:2311.17982). Motion counts as well.
-    flicker: the same after the later frame was moved back along the optical flow.
+    temporal_flickering: of VBench (Huang et al. 2023, arXiv:2311.17982), (255 - change) / 255; 1 = a still picture. Motion
+    lowers it as well, so VBench measures it on prompts of still scenes.
+    change: mean absolute difference of all frames next to each other, over all colors and pixels, of 255 levels.
+    flicker: the same of gray frames of 128 pixels after the later one was moved back along the optical flow, so that steady
+    motion counts little; at up to 32 places of the video.
     """
 
     needs: ClassVar[Needs] = "videos"
@@ -74,17 +76,35 @@ class Flicker:
     def measure(
         self, videos: Sequence[EvaluatedVideo], references: Sequence[EvaluatedVideo], device: torch.device
     ) -> Measurement:
-        pairs = [flicker_of(video) for video in videos]
-        changes, flickers = (list(column) for column in zip(*pairs, strict=True))
-        levels = "of 255 gray levels"
-        return Measurement([mean_figure("change", changes, levels), mean_figure("flicker", flickers, levels, "lower")])
+        for video in videos:
+            _require_two_frames(video, "flicker")
+        changes = [change_of(video) for video in videos]
+        stable = [(255 - change) / 255 for change in changes]
+        return Measurement(
+            [
+                mean_figure("temporal_flickering", stable, "", "higher", "VBench's definition, which counts motion"),
+                mean_figure("change", changes, "of 255 levels"),
+                mean_figure("flicker", [flicker_of(video) for video in videos], "of 255 gray levels", "lower"),
+            ]
+        )
 
 
-def flicker_of(each: EvaluatedVideo) -> tuple[float, float]:
-    """Mean absolute difference of frames next to each other, and the same along the flow; gray frames of 128 pixels."""
+def change_of(video: EvaluatedVideo) -> float:
+    """Mean absolute difference of neighboring frames over all colors and pixels, of 255 levels."""
+    differences = []
+    before = None
+    for [frame_HWC] in video.blocks(1):
+        if before is not None:
+            # bytes wrap around: the smaller one is taken from the larger one
+            differences.append(float((np.maximum(frame_HWC, before) - np.minimum(frame_HWC, before)).mean()))
+        before = frame_HWC
+    return float(np.mean(differences))
+
+
+def flicker_of(each: EvaluatedVideo) -> float:
+    """Mean absolute difference of neighboring gray frames of 128 pixels along the optical flow, of 255 levels."""
     import cv2
 
-    _require_two_frames(each, "flicker")
     starts = np.unique(np.linspace(0, each.num_frames - 2, PAIRS).round().astype(int))
     wanted = sorted({int(frame) for start in starts for frame in (start, start + 1)})
     with Video(str(each.path)) as video:
@@ -92,7 +112,7 @@ def flicker_of(each: EvaluatedVideo) -> tuple[float, float]:
         grays = {
             number: shrink(frame[: each.height, : each.width]) for number, frame in zip(wanted, frames, strict=True)
         }
-    changes, flickers = [], []
+    flickers = []
     for start in starts.tolist():
         before, after = grays[start], grays[start + 1]
         flow = optical_flow(before, after)
@@ -100,9 +120,8 @@ def flicker_of(each: EvaluatedVideo) -> tuple[float, float]:
         moved = cv2.remap(
             after, columns + flow[..., 0], rows + flow[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
         )
-        changes.append(float(np.abs(after.astype(np.float32) - before).mean()))
         flickers.append(float(np.abs(moved.astype(np.float32) - before).mean()))
-    return float(np.mean(changes)), float(np.mean(flickers))
+    return float(np.mean(flickers))
 
 
 def _require_two_frames(video: EvaluatedVideo, what: str) -> None:
