@@ -8,16 +8,16 @@ import torch
 from opensora.config import load
 from opensora.models.build import assemble
 from opensora.registry import VAES, build
-from opensora.schema import SampleRun, TrainRun
+from opensora.schema import EvaluateRun, SampleRun, TrainRun
 from opensora.training.build import build_scheduler
 from opensora.training.clip_plan import build_buckets
 
 ROOT = Path(__file__).resolve().parents[2]
-OF_TOOLS = ("caption", "data")  # folders whose configs are no training or sampling runs
+OTHERS = ("caption", "data", "evaluate")  # folders whose configs are no training or sampling runs
 CONFIGS = sorted(
     path
     for path in (ROOT / "configs").rglob("*.py")
-    if "_base_" not in path.parts and path.relative_to(ROOT / "configs").parts[0] not in OF_TOOLS
+    if "_base_" not in path.parts and path.relative_to(ROOT / "configs").parts[0] not in OTHERS
 )
 
 
@@ -62,6 +62,12 @@ def test_sample_configs_are_valid() -> None:
     runs = {short(path): load(str(path), [], SampleRun).run for path in paths}
     assert runs
     assert [name for name, run in runs.items() if not (run.load or run.model)] == []
+
+
+def test_evaluation_configs_are_valid() -> None:
+    runs = [load(str(path), [], EvaluateRun).run for path in sorted((ROOT / "configs" / "evaluate").glob("*.py"))]
+    assert {config["type"] for run in runs for config in run.metrics.values()} >= {"PSNR", "Motion", "ShapeAdherence"}
+    assert len({run.report_dir for run in runs}) == len(runs)
 
 
 def recipes(use: str) -> list[Path]:

@@ -58,3 +58,55 @@ def test_adherence_of_no_videos_is_an_error(tmp_path: Path, capsys: pytest.Captu
     assert main(["adherence", str(tmp_path)]) == 1
     with pytest.raises(SystemExit, match="2"):
         main(["adherence", str(tmp_path), str(tmp_path)])
+
+
+def test_a_config_writes_a_report(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for folder, level in (("a", 0.0), ("b", -0.5)):
+        write_clip(tmp_path / folder / "clip.mp4", level)
+    config = tmp_path / "evaluate.py"
+    config.write_text("metrics = dict(psnr=dict(type='PSNR'), ssim=dict(type='SSIM'))")
+    words = [f"videos={tmp_path / 'a'}", f"references={tmp_path / 'b'}", f"report_dir={tmp_path / 'out'}"]
+    assert main([str(config), *words]) == 0
+    psnr, ssim, *paths = capsys.readouterr().out.splitlines()
+    assert float(psnr.removeprefix("psnr ").removesuffix(" dB")) == pytest.approx(12.0, abs=0.2)
+    assert ssim.startswith("ssim 0.8")
+    assert paths == [str(tmp_path / "out" / "metrics.json"), str(tmp_path / "out" / "report.html")]
+    folders = json.loads((tmp_path / "out" / "metrics.json").read_text())["folders"]
+    assert folders[0]["per_video"][0]["psnr"] == pytest.approx(12.0, abs=0.2)
+
+
+@pytest.mark.parametrize(
+    ("written", "words", "sentence"),
+    [
+        ("metrics = dict(a=dict(type='PSNRR'))", [], "key 'metrics.a.type': found 'PSNRR'; nearest: 'PSNR'"),
+        (
+            "metrics = dict(a=dict(type='Motion', turns=2))",
+            [],
+            "key 'metrics.a.turns': unknown for Motion; nearest: 'runs'",
+        ),
+        ("metrics = dict(a=dict(type='PSNR'))", ["metrics.a.type=SSIM", "videos=v"], "key 'references': missing"),
+        ("metrics = dict(a='PSNR')", [], "key 'metrics': found {'a': 'PSNR'}"),
+    ],
+)
+def test_mistakes_in_a_config_end_with_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture, written: str, words: list[str], sentence: str
+) -> None:
+    (tmp_path / "evaluate.py").write_text(written)
+    assert main([str(tmp_path / "evaluate.py"), *words]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_word_that_is_neither_is_a_sentence(capsys: pytest.CaptureFixture) -> None:
+    assert main(["qualty", "a", "b"]) == 2
+    assert "found 'qualty'; allowed: a config ending in .py or .json, or quality, frechet" in capsys.readouterr().err
+
+
+def test_vbench_prints_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    write_clip(tmp_path / "a" / "clip.mp4", 0.0)
+    (tmp_path / "a" / "clip.json").write_text(json.dumps({"file": "clip.mp4", "prompt": "a cat"}))
+    (tmp_path / "all.txt").write_text("a cat\n")
+    assert main(["vbench", str(tmp_path / "a"), str(tmp_path / "all.txt"), str(tmp_path / "out")]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "videos": 1, "prompts": 1, "incomplete": ["a cat"], "out": str(tmp_path / "out"),
+    }  # fmt: skip
+    assert (tmp_path / "out" / "a cat-0.mp4").is_file()
