@@ -91,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--model-cpu-offload", action="store_true", help="keep networks on the host, each on the device for its stage"
     )
+    parser.add_argument("--enable-tiling", action="store_true", help="decode in tiles: vae.use_tiling=True")
     parser.add_argument("--connect", nargs=2, metavar=("FROM", "TO"), help="two pictures or clips to lead from and to")
     for flag, (_, purpose) in FLAGS.items():
         parser.add_argument(flag, help=purpose, action="append" if flag in ONE_PER_PROMPT else "store")
@@ -124,6 +125,8 @@ def overrides_of(arguments: argparse.Namespace) -> list[str]:
             quoted = repr(value) if key in TEXTS else value
             overrides.append(f"{key}={quoted}")
     overrides += [f"{name}=True" for name in ("backward", "grid", "model_cpu_offload") if getattr(arguments, name)]
+    if arguments.enable_tiling:
+        overrides.append("vae.use_tiling=True")
     if arguments.connect is not None:
         overrides.append(f"connect={arguments.connect!r}")
     if arguments.size is not None:

@@ -34,17 +34,22 @@ from opensora.types import EncodedText
 VIDEO, TEXT = "video", "text"
 _PATH_ARGUMENTS = ("from_pretrained", "names")  # may name a file or folder even without a separator
 _NEUTRAL_ARGUMENTS = ("micro_batch_size",)  # frames or clips coded at a time, each by itself
+# Arguments, off by default, that networks did not have when the first features were stored.
+_NEWER_SWITCHES = {"VideoAutoencoderKL": ("use_tiling",), "OpenSoraVAE_V1_2": ("use_tiling",)}
 _SHOWN_LETTERS = 60  # of a caption in a message
 
 
 def network_fingerprint(of: Registry, config: Mapping[str, Any], dtype: str, file_hashes: FileHashes) -> dict[str, Any]:
     """All that decides a network's features, as plain values: its config and type; files count by their bytes.
 
-    Arguments that the config leaves out are those of the constructor, so that writing one down changes nothing. A name
-    that is no file and has no recorded hash, such as a hub id, counts as itself.
+    Arguments that the config leaves out are those of the constructor, so that writing one down changes nothing; newer ones
+    count where they are set. A name that is no file and has no recorded hash, such as a hub id, counts as itself.
     """
     parameters = inspect.signature(constructor(of, config["type"])).parameters.values()
     defaults = {each.name: each.default for each in parameters if each.default is not each.empty}
+    for name in _NEWER_SWITCHES.get(config["type"], ()):
+        del defaults[name]
+        config = {key: value for key, value in config.items() if key != name or value}
     return {"config": _with_hashes({**defaults, **config}, "", file_hashes), "dtype": dtype}
 
 

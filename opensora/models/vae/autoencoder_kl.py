@@ -49,7 +49,9 @@ class VideoAutoencoderKL(VideoAutoencoder):
         from_pretrained: str | None = None,  # folder in diffusers' layout or written by save_weights, or a hub id
         config: dict[str, Any] | None = None,  # arguments of diffusers' class, to build without a folder or the hub
         subfolder: str | None = None,  # of from_pretrained
-        micro_batch_size: int | None = None,  # frames coded at a time; None = all
+        micro_batch_size: int | None = None,  # frames coded at a time; None = all, with tiles 1
+        # Code frames in tiles of the sample_size in diffusers' config; neighbors overlap and are blended.
+        use_tiling: bool = False,
         # Diffusion works on (z - shift) * scale. The factor in diffusers' config is ignored: Open-Sora uses 0.18215 always.
         scaling_factor: float = 0.18215,  # the scale, unless latent_scale is given
         latent_shift: Sequence[float] | None = None,  # one number per latent channel
@@ -58,6 +60,7 @@ class VideoAutoencoderKL(VideoAutoencoder):
         arguments: dict[str, Any] = {
             "config": config,
             "micro_batch_size": micro_batch_size,
+            "use_tiling": use_tiling,
             "scaling_factor": scaling_factor,
             "latent_shift": latent_shift,
             "latent_scale": latent_scale,
@@ -82,6 +85,8 @@ class VideoAutoencoderKL(VideoAutoencoder):
         self.module.to(torch.empty(0).device)  # diffusers makes some factors by a call that ignores torch.device(...)
         self.config: dict[str, Any] = {"type": self._name, **arguments}  # rebuilds this without a folder
         self.micro_batch_size = check_micro_batch_size(self._name, arguments["micro_batch_size"])
+        if arguments["use_tiling"]:
+            self._enable_tiling()
         self.tile_map = TileMap()
         self.latents = LatentScale(arguments["scaling_factor"], arguments["latent_shift"], arguments["latent_scale"])
         self.in_channels: int = self.module.config.in_channels
@@ -99,6 +104,10 @@ class VideoAutoencoderKL(VideoAutoencoder):
     @property
     def _name(self) -> str:
         return type(self).__name__
+
+    def _enable_tiling(self) -> None:
+        self.module.enable_tiling()
+        self.micro_batch_size = self.micro_batch_size or 1
 
     def _folder(self) -> Path:
         return Path(str(self.from_pretrained)) / (self.subfolder or "")
@@ -243,6 +252,12 @@ class VideoAutoencoderKLTemporalDecoder(VideoAutoencoderKL):
         from diffusers import AutoencoderKLTemporalDecoder
 
         return AutoencoderKLTemporalDecoder
+
+    def _enable_tiling(self) -> None:
+        raise ConfigError(
+            f"{self._name}: use_tiling: found True; allowed: False, its decoder has no tiles; micro_batch_size=N codes N frames "
+            "at a time"
+        )
 
     @property
     def last_layer(self) -> nn.Parameter:

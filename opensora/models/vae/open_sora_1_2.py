@@ -36,6 +36,7 @@ SD_LAYOUT = {
 }
 # VAE_Temporal does not scale its latents: OpenSoraVAE_V1_2 does.
 Part = TypeVar("Part", bound=VideoAutoencoder)
+_SPLITTING = ("micro_batch_size", "use_tiling")  # arguments of the spatial part that the whole has
 UNSCALED: dict[str, Any] = {"scaling_factor": 1.0, "latent_shift": None, "latent_scale": None}
 
 
@@ -57,6 +58,7 @@ class OpenSoraVAE_V1_2(VideoAutoencoder):
         temporal: dict[str, Any] | None = None,  # layout arguments of VAE_Temporal, without `type`
         micro_frame_size: int | None = 17,  # frames the temporal part codes, and pads, at a time; None = all
         micro_batch_size: int | None = 4,  # frames the spatial part codes at a time; None = all
+        use_tiling: bool = False,  # the spatial part codes frames in tiles, see VideoAutoencoderKL
         # Diffusion works on (z - shift) / scale; these are buffers, which weights overwrite.
         shift: float | Sequence[float] = (-0.10, 0.34, 0.27, 0.98),  # one number, or one per latent channel
         scale: float | Sequence[float] = (3.85, 2.32, 2.33, 3.06),  # one number, or one per latent channel
@@ -77,7 +79,7 @@ class OpenSoraVAE_V1_2(VideoAutoencoder):
         self.config: dict[str, Any] = {
             "type": "OpenSoraVAE_V1_2",
             **arguments,
-            "spatial": _config_without(self.spatial_vae.config, without=["micro_batch_size"]),
+            "spatial": _config_without(self.spatial_vae.config, without=_SPLITTING),
             "temporal": _config_without(self.temporal_vae.config, without=UNSCALED),
         }
 
@@ -90,8 +92,8 @@ class OpenSoraVAE_V1_2(VideoAutoencoder):
         spatial, temporal = config["spatial"] or {}, config["temporal"] or {}
         if "config" not in spatial and spatial.get("from_pretrained") is None:
             spatial = {"config": SD_LAYOUT, **spatial}
-        micro_batch_size = config["micro_batch_size"]
-        self.spatial_vae = _build_part(VideoAutoencoderKL, "spatial", spatial, micro_batch_size=micro_batch_size)
+        splitting = {name: config[name] for name in _SPLITTING}
+        self.spatial_vae = _build_part(VideoAutoencoderKL, "spatial", spatial, **splitting)
         channels = self.spatial_vae.latent_channels
         self.temporal_vae = _build_part(VAE_Temporal, "temporal", temporal, **UNSCALED)
         if self.temporal_vae.in_channels != channels:

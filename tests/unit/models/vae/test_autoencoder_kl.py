@@ -170,3 +170,33 @@ def test_temporal_decoder_in_groups() -> None:
     torch.testing.assert_close(parts.decode(z), expected)
     assert not torch.allclose(whole.decode(z), expected)
     assert torch.equal(whole.decode(z, num_frames=2), whole.decode(z)[:, :, :2])
+
+
+@torch.no_grad()
+def test_tiles_of_one_frame_at_a_time() -> None:
+    """diffusers' tiles are of its sample_size; a frame that fits one tile is coded whole."""
+    torch.manual_seed(0)
+    whole, tiled = (
+        VideoAutoencoderKL(config={**CONFIG, "sample_size": 8}, use_tiling=tiles).eval() for tiles in (False, True)
+    )
+    tiled.load_state_dict(whole.state_dict())
+    x = video()  # 8 x 12 pixels
+    rows: list[torch.Tensor] = []
+    tiled.module.decoder.register_forward_pre_hook(lambda _, arguments: rows.append(arguments[0]))
+    torch.testing.assert_close(tiled.encode(x[..., :8]), whole.encode(x[..., :8]))
+    z = whole.encode(x)
+    made = tiled.decode(z)
+    assert {tuple(each.shape) for each in rows} <= {(1, 4, 4, 4), (1, 4, 4, 3), (1, 4, 1, 4), (1, 4, 1, 3)}
+    assert made.shape == x.shape
+    by_frame = [whole.module.tiled_decode(whole.latents.restore(z)[:, :, n]).sample for n in range(3)]
+    torch.testing.assert_close(made, torch.stack(by_frame, dim=2))
+    assert not torch.allclose(made, whole.decode(z), atol=1e-3)
+    assert tiled.config["use_tiling"] is True
+
+
+def test_a_decoder_of_clips_has_no_tiles() -> None:
+    config = {"block_out_channels": [32, 32], "down_block_types": ["DownEncoderBlock2D"] * 2, "layers_per_block": 2}
+    with pytest.raises(
+        ConfigError, match=r"TemporalDecoder: use_tiling: found True; allowed: False.*micro_batch_size=N"
+    ):
+        VideoAutoencoderKLTemporalDecoder(config=config, use_tiling=True)

@@ -127,3 +127,14 @@ def test_v1_2_what_does_not_fit() -> None:
         v1_2(scale=[1.0] * 3)
     with pytest.raises(ConfigError, match="micro_frame_size: 0"):
         v1_2(micro_frame_size=0)
+
+
+def test_v1_2_tiles_are_those_of_its_spatial_part(tmp_path: Path) -> None:
+    tiled = v1_2(use_tiling=True, micro_batch_size=None)
+    assert tiled.spatial_vae.module.use_tiling
+    assert tiled.spatial_vae.micro_batch_size == 1
+    save_weights(tmp_path, v1_2().state_dict(), v1_2().config)  # trained without: tiles are no part of the layout
+    assert OpenSoraVAE_V1_2(from_pretrained=str(tmp_path), use_tiling=True).spatial_vae.module.use_tiling
+    assert not OpenSoraVAE_V1_2(from_pretrained=str(tmp_path)).spatial_vae.module.use_tiling
+    with pytest.raises(ConfigError, match="spatial: unknown key 'use_tiling'"):
+        v1_2(spatial={"config": SPATIAL, "use_tiling": True})

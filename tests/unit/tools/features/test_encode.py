@@ -288,6 +288,13 @@ def test_neutral_settings_keep_keys(tmp_path: Path) -> None:
 
     assert network() == network(micro_batch_size=1)
     assert network() != network(scaling_factor=1.0)
+    kl = [
+        network_fingerprint(VAES, {"type": "VideoAutoencoderKL", **more}, "fp32", FileHashes(store))["config"]
+        for more in ({}, {"use_tiling": False}, {"use_tiling": True})
+    ]
+    assert (
+        kl[0] == kl[1] == {key: value for key, value in kl[2].items() if key != "use_tiling"}
+    )  # older than the switch
 
 
 def test_fixed_validation_with_random_training_clips(tmp_path: Path) -> None:
