@@ -20,14 +20,17 @@ from opensora.rng import Draw
 from opensora.sampling.conditions import Conditions
 from opensora.sampling.generate import Sampler
 from opensora.sampling.reference_frames import ReferenceKeys
+from opensora.sampling.video_writer import rgb_frames, write_rgb
 from opensora.types import SampleRequest
 
 OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
+# choice -> the keys of a config that it sets
 GIVEN = {
     "none": (),
-    "first": ("first_frame",),
-    "last": ("last_frame",),
-    "first and last": ("first_frame", "last_frame"),
+    "first frame": ("first_frame",),
+    "last frame": ("last_frame",),
+    "first and last frame": ("first_frame", "last_frame"),
+    "a clip to extend": ("extend",),
 }
 SCALES = (1.5, 2.5, 4.0)
 
@@ -67,15 +70,17 @@ def _conditioned(
     """The request with its pictures, as `--first-frame` and `--last-frame` give them."""
     if not keys:
         return request
-    pictures: dict[str, str] = {}
+    files: dict[str, Any] = {}
     for key in keys:
-        frame_HWC = clip_CTHW[:, 0 if key == "first_frame" else -1].permute(1, 2, 0)
-        pictures[key] = f"{stem}-{key}.png"
-        Image.fromarray(((frame_HWC + 1) * 127.5).round().byte().numpy()).save(pictures[key])
+        frames_THWC = rgb_frames(clip_CTHW)
+        if key == "extend":
+            files[key] = f"{stem}.mp4"
+            write_rgb(frames_THWC, Path(files[key]), request.fps, "mp4")
+        else:
+            files[key] = f"{stem}-{key}.png"
+            Image.fromarray(frames_THWC[0 if key == "first_frame" else -1]).save(files[key])
     vae, size = sampler.codec.vae, (request.height, request.width)
-    words = Conditions("bench", pictures.get("first_frame"), pictures.get("last_frame")).words(
-        request.num_frames, lambda frames: vae.latent_size((frames, *size))[0]
-    )
+    words = Conditions("bench", **files).words(request.num_frames, lambda frames: vae.latent_size((frames, *size))[0])
     return replace(request, conditioning=ReferenceKeys().for_prompt(*words, "bench"))
 
 
@@ -85,11 +90,13 @@ def _frame_row(
     shown = accuracy(list(sampled.videos), [request.prompt for request in requests])
     row: dict[str, Any] = {"direction": shown.direction, "adherence": shown.all, **distance(sampled, requests)}
     if keys:
-        places = [0 if key == "first_frame" else -1 for key in keys]
+        # (place in the video, place in the clip) of each conditioning frame
+        places = [(0 if key in ("first_frame", "extend") else -1, 0 if key == "first_frame" else -1) for key in keys]
+        wanted = [clips[:, :, [of_clip]] for _, of_clip in places]
+        shown_frames = [sampled.videos[:, :, [of_video]] for of_video, _ in places]
         codec = sampler.codec
-        shortest = [codec.decode_video(codec.encode_video(clips[:, :, [place]]), 1) for place in places]
-        decibels = torch.stack([psnr(sampled.videos[:, :, [place]], clips[:, :, [place]]) for place in places])
-        limits = torch.stack([psnr(frame, clips[:, :, [place]]) for frame, place in zip(shortest, places, strict=True)])
+        limits = torch.stack([psnr(codec.decode_video(codec.encode_video(frame), 1), frame) for frame in wanted])
+        decibels = torch.stack([psnr(*pair) for pair in zip(shown_frames, wanted, strict=True)])
         row |= {"psnr": decibels.mean().item(), "worst_psnr": decibels.min().item(), "codec_psnr": limits.mean().item()}
     return row
 

@@ -69,8 +69,8 @@ def paste_references(
         if paste.loop != loop:
             continue
         reference = references[paste.reference]
-        source = _start(paste.reference_start, reference.shape[1], align)
-        target = _start(paste.target_start, z_CTHW.shape[1], align)
+        source = start_of(paste.reference_start, reference.shape[1], align)
+        target = start_of(paste.target_start, z_CTHW.shape[1], align)
         length = max(0, min(paste.length, z_CTHW.shape[1] - target, reference.shape[1] - source))
         if paste.edit_ratio < 1:  # a frame that is made anew starts from its noise
             z_CTHW[:, target : target + length] = reference[:, source : source + length].to(z_CTHW)
@@ -143,6 +143,7 @@ def read_reference(path: str, height: int, width: int) -> Tensor:
     return transforms.to_range(cut_TCHW.transpose(0, 1).contiguous())
 
 
-def _start(start: int, frames: int, align: int | None) -> int:
+def start_of(start: int, frames: int, align: int | None) -> int:
+    """A start of a strategy as a place from 0 among `frames` latent frames."""
     position = start + frames if start < 0 else start
     return position if align is None else nearest_multiple(position, align, frames)

@@ -20,12 +20,14 @@ from opensora.interfaces import Autoencoder
 from opensora.log import logger
 from opensora.models.codec import Codec
 from opensora.sampling.mask_strategy import (
+    FramePlacement,
     check_pastes,
     continue_from_previous,
     frames_of_latents,
     parse_strategy,
     paste_references,
     read_reference,
+    start_of,
 )
 from opensora.sampling.metadata import weights_id
 from opensora.types import SampleRequest, VideoConditioning
@@ -142,23 +144,49 @@ class ReferenceFrames:
         self.conditioning = request.conditioning or VideoConditioning()
         self.codec = codec
         self.pastes = parse_strategy(self.conditioning.mask_strategy)
-        size = (request.height, request.width)
-        self.references = [self._encode(read_reference(path, *size)) for path in self.conditioning.references]
+        self.references: list[Tensor] = []  # latents: of the files and the loops, which strategies count
+        self._parts: dict[FramePlacement, Tensor] = {}  # latents of parts that begin a clip
+        for path in self.conditioning.references:
+            self._append(read_reference(path, request.height, request.width))
 
     def paste(self, noise_CTHW: Tensor, loop: int) -> tuple[Tensor, Tensor]:
         """Noise with this loop's reference frames, [C, T, H, W], and its mask [T]: all ones without such frames."""
         check_pastes(self.pastes, [latents.shape[1] for latents in self.references], noise_CTHW.shape[1], loop)
-        return paste_references(noise_CTHW, self.references, self.pastes, loop, self.conditioning.align)
+        pastes, references = list(self.pastes), list(self.references)
+        for place, paste in enumerate(pastes):
+            if paste in self._parts:
+                pastes[place] = paste._replace(reference=len(references), reference_start=0)
+                references.append(self._parts[paste])
+        return paste_references(noise_CTHW, references, pastes, loop, self.conditioning.align)
 
     def append_clip(self, video_CTHW: Tensor, loop: int) -> None:
         """Begin `loop` with the end of the clip before it."""
-        self.references.append(self._encode(video_CTHW))
-        reference, keys = len(self.references) - 1, self.conditioning
-        self.pastes.append(
-            continue_from_previous(
-                loop, reference, condition_frame_length(self.request, self.codec.vae), keys.condition_frame_edit
-            )
-        )
+        length, edit = condition_frame_length(self.request, self.codec.vae), self.conditioning.condition_frame_edit
+        self.pastes.append(continue_from_previous(loop, len(self.references), length, edit))
+        self._append(video_CTHW)
+
+    def _append(self, video_CTHW: Tensor) -> None:
+        """Encode one more reference. A part of it that begins a clip is encoded as a clip of its own.
+
+        The first latent frame of a causal autoencoder is one picture, each later one is several: the last of a clip is no
+        beginning of another. Where frames are coded one by one, or in chunks that the part consists of, nothing changes.
+        """
+        number, latents_CTHW = len(self.references), self._encode(video_CTHW)
+        self.references.append(latents_CTHW)
+        clip, total = self._latent_frames(self.request.num_frames), latents_CTHW.shape[1]
+        for paste in self.pastes:
+            starts = [
+                start_of(start, frames, self.conditioning.align)
+                for start, frames in ((paste.target_start, clip), (paste.reference_start, total))
+            ]
+            if paste.reference == number and starts[0] == 0 and 0 < starts[1] < total:
+                length = min(paste.length, total - starts[1], clip)
+                end = frames_of_latents(starts[1] + length, self._latent_frames)
+                begin = max(0, end - frames_of_latents(length, self._latent_frames))
+                self._parts[paste] = self._encode(video_CTHW[:, begin:end])
+
+    def _latent_frames(self, num_frames: int) -> int:
+        return self.codec.vae.latent_size((num_frames, self.request.height, self.request.width))[0]
 
     def _encode(self, video_CTHW: Tensor) -> Tensor:
         return self.codec.encode_video(video_CTHW[None])[0]  # the mode: the same frames are the same latents
