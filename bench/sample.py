@@ -186,8 +186,8 @@ def _condition_tables(results: dict[str, Any]) -> list[Table]:
     )  # fmt: skip
     for row in results["conditioning_frames"]:
         decibels = [f"{row[key]:.1f}" if key in row else "" for key in ("psnr", "worst_psnr", "codec_psnr")]
-        shares = (f"{row['direction']:.2f}", f"{row['adherence']:.2f}", f"{row['drawing_psnr']:.1f}")
-        frames.add_row(row["given"], *decibels, *shares)
+        shares = [f"{row[key]:.2f}" if key in row else "" for key in ("direction", "adherence")]
+        frames.add_row(row["given"], *decibels, *shares, f"{row['drawing_psnr']:.1f}" if "drawing_psnr" in row else "")
     return [negative, frames]
 
 

@@ -41,7 +41,8 @@ def frame_rows(
     """Videos that begin or end with a frame of a clip of their combination, drawn anew; one row for each choice.
 
     psnr: of the given frames in the video, mean and worst, dB. codec_psnr: the same after the autoencoder alone, which no
-    sampler can exceed by much.
+    sampler can exceed by much. direction: the place of an object decides much of where it goes, for the drawn clips stay inside
+    the picture; so a clip to extend has no figures of what follows, which would leave it.
     """
     clips = torch.stack([_clip_of(request, seed, number) for number, request in enumerate(requests)])
     rows = []
@@ -87,8 +88,10 @@ def _conditioned(
 def _frame_row(
     sampled: Sampled, requests: Sequence[SampleRequest], clips: Tensor, keys: Sequence[str], sampler: Sampler
 ) -> dict[str, Any]:
-    shown = accuracy(list(sampled.videos), [request.prompt for request in requests])
-    row: dict[str, Any] = {"direction": shown.direction, "adherence": shown.all, **distance(sampled, requests)}
+    row: dict[str, Any] = {}
+    if "extend" not in keys:
+        shown = accuracy(list(sampled.videos), [request.prompt for request in requests])
+        row |= {"direction": shown.direction, "adherence": shown.all, **distance(sampled, requests)}
     if keys:
         # (place in the video, place in the clip) of each conditioning frame
         places = [(0 if key in ("first_frame", "extend") else -1, 0 if key == "first_frame" else -1) for key in keys]

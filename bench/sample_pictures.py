@@ -53,16 +53,17 @@ REFERENCES: dict[str, tuple[Attributes, slice]] = {
     "B.png": (Attributes("yellow", "square", "up"), slice(FRAMES - 1, FRAMES)),
     "A.mp4": (Attributes("red", "circle", "left"), slice(0, FRAMES)),
 }
+# Drawn clips stay inside the picture, so what comes after one goes back.
 MODES = (
     Mode("a yellow square moves up"),
     Mode("a yellow square moves up", ("--first-frame", "A.png")),
     Mode("a yellow square moves up", ("--last-frame", "B.png")),
     Mode("a yellow square moves up", ("--connect", "A.png", "B.png")),
-    Mode("a red circle moves left", ("--extend", "A.mp4")),
-    Mode("a red circle moves left", ("--extend", "A.mp4", "--backward")),
+    Mode("a red circle moves right", ("--extend", "A.mp4")),
+    Mode("a red circle moves right", ("--extend", "A.mp4", "--backward")),
     Mode("a purple circle moves left", ("--edit", "A.mp4", "--strength", "0.9")),
     Mode("a red circle moves left", ("--edit", "A.mp4", "--strength", "0.9", "--keep", "0")),
-    Mode("a red circle moves left", ("--loop", "2")),
+    Mode("|0|a red circle moves left|1|a red circle moves right", ("--loop", "2")),
 )
 
 

@@ -74,6 +74,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "docs/weights.md",
         "docs/models.md",
         "docs/numbers.md",
+        "docs/evaluation.md",
     ],
 )
 def test_commands_run_as_printed(workplace: Path, document: str, warm: str) -> None:

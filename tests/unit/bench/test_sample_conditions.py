@@ -23,6 +23,7 @@ def test_a_kept_frame_is_as_good_as_the_autoencoder_shows_it() -> None:
         assert row["psnr"] == pytest.approx(row["codec_psnr"], abs=0.01)  # the pictures are bytes
         assert row["worst_psnr"] <= row["psnr"]
     assert none["drawing_psnr"] != first["drawing_psnr"]
+    assert set(extend) == {"given", "psnr", "worst_psnr", "codec_psnr"}
     assert extend["psnr"] == pytest.approx(extend["codec_psnr"], abs=1)  # the clip is an mp4
 
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from opensora.sampling.generate import Sampler, generate
 from opensora.sampling.mask_strategy import read_reference
 from opensora.sampling.metadata import file_stem, record, request_hash
 from opensora.sampling.reference_frames import (
+    ReferenceFrames,
     ReferenceKeys,
     condition_frame_length,
     overlap_frames,
@@ -223,3 +225,56 @@ def test_name_of_a_file_that_holds_a_semicolon(tmp_path: Path, text: str, paths:
     (tmp_path / "a;b.png").touch()
     absolute = tuple(str(tmp_path / path) for path in paths)
     assert split_paths(text, tmp_path) == split_paths(resolve(text, tmp_path)) == absolute
+
+
+class CountingCodec:
+    """Latents hold the mean of the frames that they code: of a causal autoencoder one frame, then four each."""
+
+    def __init__(self, causal: bool) -> None:
+        self.causal = causal
+        self.vae = SimpleNamespace(latent_size=lambda size: ((size[0] - 1) // 4 + 1 if causal else size[0], 4, 4))
+
+    def encode_video(self, video_BCTHW: Tensor) -> Tensor:
+        if not self.causal:
+            return video_BCTHW[:, :1]
+        first, rest = video_BCTHW[:, :1, :1], video_BCTHW[:, :1, 1:]
+        return torch.cat([first, *[group.mean(2, keepdim=True) for group in rest.split(4, dim=2)]], dim=2)
+
+
+def numbered(frames: int) -> Tensor:
+    """A video whose frames hold their numbers."""
+    return torch.arange(float(frames)).view(1, frames, 1, 1).expand(3, frames, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("causal", "strategy", "placed"),
+    [
+        (True, "0,0,-1,0,1", {0: 8.0}),  # the last frame, not the mean of the last four
+        (True, "0,0,-2,0,2", {0: 4.0, 1: 6.5}),
+        (True, "0,0,1,0,1", {0: 4.0}),  # of a part within the clip, its last frames
+        (True, "0,0,0,0,2", {0: 0.0, 1: 2.5}),  # the beginning is a clip of its own already
+        (True, "0,0,-1,1,1", {1: 6.5}),  # no beginning of a clip
+        (True, "0,0,-1,-3,1", {0: 8.0}),
+        (False, "0,0,-1,0,1", {0: 8.0}),
+        (False, "0,0,-3,0,3", {0: 6.0, 1: 7.0, 2: 8.0}),
+    ],
+)
+def test_a_part_that_begins_a_clip_is_encoded_as_a_clip(
+    monkeypatch: pytest.MonkeyPatch, causal: bool, strategy: str, placed: dict[int, float]
+) -> None:
+    monkeypatch.setattr("opensora.sampling.reference_frames.read_reference", lambda path, height, width: numbered(9))
+    conditioning = VideoConditioning(references=("a.mp4",), mask_strategy=strategy)
+    frames = ReferenceFrames(request(num_frames=9, conditioning=conditioning), CountingCodec(causal))
+    latents, mask_T = frames.paste(torch.full((1, 3 if causal else 9, 4, 4), -1.0), 0)
+    shown = {place: latents[0, place, 0, 0].item() for place in (mask_T == 0).nonzero().flatten().tolist()}
+    assert shown == placed
+
+
+def test_a_further_loop_begins_with_the_last_frames_as_a_clip() -> None:
+    conditioning = VideoConditioning(loop=3, condition_frame_length=2)
+    frames = ReferenceFrames(request(num_frames=9, conditioning=conditioning), CountingCodec(causal=True))
+    for loop, expected in ((1, [4.0, 6.5, -1.0]), (2, [14.0, 16.5, -1.0])):
+        frames.append_clip(numbered(9) + 10 * (loop - 1), loop)
+        latents, mask_T = frames.paste(torch.full((1, 3, 4, 4), -1.0), loop)
+        assert latents[0, :, 0, 0].tolist() == expected
+        assert mask_T.tolist() == [0, 0, 1]
