@@ -24,11 +24,13 @@ class MotionAmount:
     """flow: mean length of the optical flow, in percent of the frame's shorter side per second.
     static_share: part of the frame that rests, 0 to 1, on average.
     jitter: change of the whole frame's movement from one step to the next, in the unit of flow; a steady pan has none.
+    changes: how many of them it is the mean of; with none, in a clip of one step, jitter is 0 and says nothing.
     """
 
     flow: float
     static_share: float
     jitter: float
+    changes: int
 
 
 def motion_of(video: Video, first: int, end: int, runs: int = RUNS) -> MotionAmount:
@@ -56,4 +58,5 @@ def measure(grays: Sequence[Sequence[Gray]], seconds: float) -> MotionAmount:
             rests.append(float((length < _AT_REST).mean()))
             whole.append(np.median(flow, axis=(0, 1)))
         changes += [float(np.linalg.norm(after - before)) for before, after in pairwise(whole)]
-    return MotionAmount(float(np.mean(lengths)), float(np.mean(rests)), float(np.mean(changes)) if changes else 0.0)
+    jitter = float(np.mean(changes)) if changes else 0.0
+    return MotionAmount(float(np.mean(lengths)), float(np.mean(rests)), jitter, len(changes))

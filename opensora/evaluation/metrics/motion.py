@@ -21,7 +21,8 @@ PAIRS = 32  # frames next to each other that flicker is measured on, spread over
 @METRICS.register_module()
 class Motion:
     """flow: mean length of the optical flow. static: part of the picture that rests. jitter: change of the whole picture's
-    movement from one step to the next. With references, flow_ratio: of the videos' flow to that of the references.
+    movement from one step to the next, of the videos that are long enough for two steps of a fifteenth of a second. With
+    references, flow_ratio: of the videos' flow to that of the references.
 
     runs: places in each video that are looked at; see evaluation/motion_amount.py.
     """
@@ -41,8 +42,13 @@ class Motion:
         figures = [
             flow,
             mean_figure("static", [each.static_share for each in amounts], "share"),
-            mean_figure("jitter", [each.jitter for each in amounts], FLOW, "lower"),
         ]
+        shaken = [each.jitter for each in amounts if each.changes]
+        if len(shaken) == len(amounts):
+            figures.append(mean_figure("jitter", shaken, FLOW, "lower"))
+        elif shaken:
+            note = f"of {len(shaken)} of {len(amounts)} videos; the others are too short"
+            figures.append(Figure("jitter", float(np.mean(shaken)), FLOW, "lower", note=note))
         if references:
             trained = float(np.mean([each.flow for each in self._amounts(references)]))
             figures.append(Figure("flow of references", trained, FLOW))

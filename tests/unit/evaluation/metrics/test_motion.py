@@ -46,6 +46,19 @@ def test_still_references_have_no_ratio(tmp_path: Path) -> None:
     assert values(Motion().measure([still], [], CPU)) == {"flow": 0, "static": 1, "jitter": 0}
 
 
+def test_jitter_is_of_the_videos_that_are_long_enough(tmp_path: Path) -> None:
+    """Of two frames nothing is known of how the movement changes: no jitter is not a jitter of 0."""
+    frames = panned(1)
+    shaken = evaluated(tmp_path / "a", [frames[number] for number in (0, 2, 0, 2, 0, 2)], fps=FPS)
+    short = evaluated(tmp_path / "b", frames[:2], fps=FPS)
+    [alone] = [figure for figure in Motion().measure([shaken], [], CPU).figures if figure.name == "jitter"]
+    assert alone.value == pytest.approx(4 * 100 * FPS / SIDE, rel=0.1)  # from 2 pixels one way to 2 the other
+    [among] = [figure for figure in Motion().measure([shaken, short], [], CPU).figures if figure.name == "jitter"]
+    assert (among.value, among.per_video) == (alone.value, ())
+    assert among.note == "of 1 of 2 videos; the others are too short"
+    assert list(values(Motion().measure([short], [], CPU))) == ["flow", "static"]
+
+
 def test_flicker_of_a_still_picture_is_the_change_of_its_brightness(tmp_path: Path) -> None:
     """Brightness that goes up and down by 10 changes by 20 from one frame to the next."""
     flickering = evaluated(tmp_path / "a", panned(0, offsets=(10, -10)))
