@@ -92,6 +92,8 @@ def shortcut_rows(sampler: Sampler, requests: Sequence[SampleRequest], platform:
             "seconds": sampled.seconds / len(requests),
             "speedup": exact.seconds / sampled.seconds,
             "denoiser_speedup": exact.stages["denoiser"] / sampled.stages["denoiser"],
+            "copies_left_out": 1 - sampled.model_rows / exact.model_rows,
+            "last_blocks_skipped": 1 - sampled.block_rows / sampled.model_rows,
             **errors(sampled, exact),
         }
         for name, sampled in zip(["none", *map(describe, SHORTCUTS)], [exact, *fast], strict=True)
@@ -193,7 +195,8 @@ def _condition_tables(results: dict[str, Any]) -> list[Table]:
 
 def _shortcut_table(model: str, steps: int, rows: list[dict[str, Any]]) -> Table:
     table = Table(
-        Column("shortcut", no_wrap=True), "s", "speed-up", "of the denoiser", "relative L2", "PSNR, dB", "worst", "goal",
+        Column("shortcut", no_wrap=True), "s", "speed-up", "of the denoiser", "copies left out", "blocks skipped",
+        "relative L2", "PSNR, dB", "worst", "goal",
         title=f"{model}, {steps} steps; goal: {GOAL['speedup']:g} times at {GOAL['psnr']:g} dB",
     )  # fmt: skip
     for row in rows:
@@ -203,6 +206,8 @@ def _shortcut_table(model: str, steps: int, rows: list[dict[str, Any]]) -> Table
             f"{row['seconds']:.2f}",
             f"{row['speedup']:.2f}",
             f"{row['denoiser_speedup']:.2f}",
+            f"{row['copies_left_out']:.0%}",
+            f"{row['last_blocks_skipped']:.0%}",
             f"{row['relative_l2']:.4f}",
             f"{row['psnr']:.1f}",
             f"{row['worst_psnr']:.1f}",

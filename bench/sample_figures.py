@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from opensora.evaluation.psnr import psnr
 from opensora.evaluation.shape_adherence import accuracy
@@ -24,12 +24,17 @@ STAGES = ("text encoder", "denoiser", "decoder", "writing")
 
 @dataclass(frozen=True)
 class Sampled:
-    """Videos [B, 3, T, H, W] in [-1, 1], their latents, and the seconds of making them, in all and by stage."""
+    """Videos [B, 3, T, H, W] in [-1, 1], their latents, and the seconds of making them, in all and by stage.
+
+    model_rows: videos and copies of them that the denoiser saw, in all calls. block_rows: that its last block saw.
+    """
 
     videos: Tensor
     latents: Tensor
     seconds: float
     stages: dict[str, float]
+    model_rows: int = 0
+    block_rows: int = 0
 
 
 def sample(sampler: Sampler, requests: Sequence[SampleRequest], platform: Platform) -> Sampled:
@@ -52,13 +57,25 @@ def sample(sampler: Sampler, requests: Sequence[SampleRequest], platform: Platfo
         return decode_video(z, num_frames)
 
     decode_video, model = codec.decode_video, sampler.model
-    with _replaced(codec, encode_text=timed(STAGES[0], codec.encode_text), decode_video=timed(STAGES[2], decode)):
+    rows = {"model": 0, "block": 0}
+
+    def forward(x: Tensor, *arguments: Any, **options: Any) -> Any:
+        rows["model"] += len(x)
+        return model(x, *arguments, **options)
+
+    def count(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        rows["block"] += len(arguments[0])
+
+    with (
+        model.checkpoint_blocks()[-1].register_forward_pre_hook(count),
+        _replaced(codec, encode_text=timed(STAGES[0], codec.encode_text), decode_video=timed(STAGES[2], decode)),
+    ):
         start = time.perf_counter()
         videos = generate(
-            requests, replace(sampler, forward=timed(STAGES[1], model)), float(sampler.scheduler.cfg_scale)
+            requests, replace(sampler, forward=timed(STAGES[1], forward)), float(sampler.scheduler.cfg_scale)
         )
         seconds = time.perf_counter() - start
-    return Sampled(torch.stack(videos), torch.cat(latents), seconds, dict(spent))
+    return Sampled(torch.stack(videos), torch.cat(latents), seconds, dict(spent), rows["model"], rows["block"])
 
 
 @contextmanager
@@ -81,6 +98,8 @@ def sample_each(sampler: Sampler, requests: Sequence[SampleRequest], platform: P
         torch.cat([one.latents for one in each]),
         sum(one.seconds for one in each),
         stages,
+        sum(one.model_rows for one in each),
+        sum(one.block_rows for one in each),
     )
 
 

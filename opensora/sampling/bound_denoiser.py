@@ -23,7 +23,8 @@ Look = Callable[[int, Tensor, Tensor, Tensor, Tensor | None], None]
 class BoundDenoiser:
     """Calls a model on the copies of the batch that are needed; the answers for the others follow from earlier calls.
 
-    Every clip needs one of its own. calls: of the model in the whole clip. num_timesteps: of the scheduler.
+    Every clip needs one of its own. calls: of the model in the whole clip, which caches need; else None. num_timesteps: of the
+    scheduler.
     look: called after each call with its number, the noisy latents [B, C, T, H, W], the answer with the caption, timesteps
     and frame mask of the videos.
     """
@@ -35,7 +36,7 @@ class BoundDenoiser:
         shortcuts: Shortcuts,
         state: CacheState | None,
         num_timesteps: int,
-        calls: int,
+        calls: int | None,
         look: Look | None = None,
     ):
         self.forward, self.shortcuts, self.state = forward, shortcuts, state
@@ -56,7 +57,7 @@ class BoundDenoiser:
         reuses = self._differences is not None and self.number - self._answered < self.shortcuts.null_every
         if not guided or reuses:
             wanted = (self.with_caption,)
-        call = Call(self.number, self.number == self.calls - 1, wanted, level)
+        call = Call(self.number, self.number + 1 == self.calls, wanted, level)
         with self.state.calling(call) if self.state is not None else nullcontext():
             answers = self._call(wanted, x, t_B, x_mask)
         if self.look is not None:
@@ -115,7 +116,7 @@ def bound_denoiser(
     inputs: ModelInputs,
     shortcuts: Shortcuts,
     num_timesteps: int,
-    calls: int,
+    calls: int | None,
     look: Look | None = None,
 ) -> Iterator[BoundDenoiser]:
     """A BoundDenoiser whose cache, if any, is installed on `model`. forward: calls the model, as an engine does."""

@@ -53,6 +53,9 @@ def test_tables_show_goal_and_steps(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     monkeypatch.setattr(bench, "SHORTCUTS", ({"cache": {"type": "TeaCache", "threshold": 1e9}}, {"null_every": 1}))
     rows = bench.shortcut_rows(stdit_sampler(), REQUESTS, platform)
     assert [row["relative_l2"] == 0 for row in rows] == [True, False, True]
+    # three calls for each video, of which the first and the last run all blocks
+    assert [row["last_blocks_skipped"] for row in rows] == pytest.approx([0, 1 / 3, 0])
+    assert [row["copies_left_out"] for row in rows] == [0, 0, 0]
     rows[1] |= {"speedup": 2.5, "psnr": 31.0}
     results = {
         "machine": bench.machine(platform),

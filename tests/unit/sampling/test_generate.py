@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 from opensora.errors import ConfigError, OpenSoraError
 from opensora.models.dit.dit import DiT
 from opensora.models.text.classes import ClassLabels
+from opensora.registry import SCHEDULERS, build
 from opensora.rng import generator
 from opensora.sampling.caches.first_block_cache import FirstBlockCache
 from opensora.sampling.caches.tea_cache import TeaCache
@@ -17,6 +19,7 @@ from opensora.schedulers.rectified_flow import RectifiedFlow
 from opensora.schedulers.timesteps import Denoise
 from opensora.types import VideoConditioning
 from tests.support.fake_sampler import FakeCodec, fake_sampler, request, stdit_sampler
+from tests.support.media_files import write_video
 
 
 def test_a_video_does_not_depend_on_its_batch_or_its_place() -> None:
@@ -159,3 +162,25 @@ def test_last_call_of_a_scheduler_that_calls_twice_a_step_runs_whole() -> None:
     sampler.model.x_embedder.register_forward_hook(lambda *_: calls.append(1))
     generate([request()], sampler, 3.0)
     assert (len(calls), blocks) == (6, [1, 6])
+
+
+@pytest.mark.parametrize("scheduler", ["rflow", "iddpm", "dpm-solver", "EulerDiscrete", "HeunDiscrete"])
+@pytest.mark.parametrize("share", [0.3, 0.95, None])
+def test_the_last_call_of_an_edit_runs_whole_as_well(tmp_path: Path, scheduler: str, share: float | None) -> None:
+    """An edit begins at the step that reaches its noise, so it calls the model less often."""
+    config = {"type": scheduler, "num_sampling_steps": 9, "cfg_scale": 3.0}
+    learned = {} if scheduler == "rflow" else {"learn_sigma": False}
+    sampler = replace(
+        stdit_sampler(), scheduler=build(SCHEDULERS, config | learned), shortcuts=Shortcuts(cache=TeaCache(1e9))
+    )
+    path = write_video(tmp_path / "a.mp4", 4, size=(16, 16))
+    conditioning = VideoConditioning((path,), "", f"0,0,0,0,4,{share}") if share is not None else None
+    blocks: list[int] = []
+    calls: list[int] = []
+    sampler.model.blocks[1].mlp.register_forward_hook(lambda *_: blocks.append(len(calls)))
+    sampler.model.x_embedder.register_forward_hook(lambda *_: calls.append(1))
+    generate([request(conditioning=conditioning)], sampler, 3.0)
+    assert blocks == [1, len(calls)]
+    whole = 17 if scheduler == "HeunDiscrete" else 9
+    assert len(calls) == whole if share is None else 1 < len(calls) <= whole
+    assert share != 0.3 or len(calls) < whole / 2
