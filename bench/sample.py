@@ -93,7 +93,7 @@ def shortcut_rows(sampler: Sampler, requests: Sequence[SampleRequest], platform:
             "speedup": exact.seconds / sampled.seconds,
             "denoiser_speedup": exact.stages["denoiser"] / sampled.stages["denoiser"],
             "copies_left_out": 1 - sampled.model_rows / exact.model_rows,
-            "last_blocks_skipped": 1 - sampled.block_rows / sampled.model_rows,
+            "last_blocks_skipped": 1 - sampled.block_work / sampled.model_rows / (exact.block_work / exact.model_rows),
             **errors(sampled, exact),
         }
         for name, sampled in zip(["none", *map(describe, SHORTCUTS)], [exact, *fast], strict=True)

@@ -26,7 +26,7 @@ STAGES = ("text encoder", "denoiser", "decoder", "writing")
 class Sampled:
     """Videos [B, 3, T, H, W] in [-1, 1], their latents, and the seconds of making them, in all and by stage.
 
-    model_rows: videos and copies of them that the denoiser saw, in all calls. block_rows: that its last block saw.
+    model_rows: videos and copies of them that the denoiser saw, in all calls. block_work: numbers that its last block saw.
     """
 
     videos: Tensor
@@ -34,7 +34,7 @@ class Sampled:
     seconds: float
     stages: dict[str, float]
     model_rows: int = 0
-    block_rows: int = 0
+    block_work: int = 0
 
 
 def sample(sampler: Sampler, requests: Sequence[SampleRequest], platform: Platform) -> Sampled:
@@ -57,17 +57,19 @@ def sample(sampler: Sampler, requests: Sequence[SampleRequest], platform: Platfo
         return decode_video(z, num_frames)
 
     decode_video, model = codec.decode_video, sampler.model
-    rows = {"model": 0, "block": 0}
+    counts = {"model": 0, "block": 0}
 
     def forward(x: Tensor, *arguments: Any, **options: Any) -> Any:
-        rows["model"] += len(x)
+        counts["model"] += len(x)
         return model(x, *arguments, **options)
 
     def count(module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        rows["block"] += len(arguments[0])
+        counts["block"] += arguments[0].numel()
 
+    # Caches replace the forward of blocks, so a module inside the last one is counted.
+    last_linear = [module for module in model.checkpoint_blocks()[-1].modules() if isinstance(module, nn.Linear)][-1]
     with (
-        model.checkpoint_blocks()[-1].register_forward_pre_hook(count),
+        last_linear.register_forward_pre_hook(count),
         _replaced(codec, encode_text=timed(STAGES[0], codec.encode_text), decode_video=timed(STAGES[2], decode)),
     ):
         start = time.perf_counter()
@@ -75,7 +77,7 @@ def sample(sampler: Sampler, requests: Sequence[SampleRequest], platform: Platfo
             requests, replace(sampler, forward=timed(STAGES[1], forward)), float(sampler.scheduler.cfg_scale)
         )
         seconds = time.perf_counter() - start
-    return Sampled(torch.stack(videos), torch.cat(latents), seconds, dict(spent), rows["model"], rows["block"])
+    return Sampled(torch.stack(videos), torch.cat(latents), seconds, dict(spent), counts["model"], counts["block"])
 
 
 @contextmanager
@@ -99,7 +101,7 @@ def sample_each(sampler: Sampler, requests: Sequence[SampleRequest], platform: P
         sum(one.seconds for one in each),
         stages,
         sum(one.model_rows for one in each),
-        sum(one.block_rows for one in each),
+        sum(one.block_work for one in each),
     )
 
 
