@@ -27,6 +27,7 @@ PLUGINS = Registry("plugin", scope="opensora", locations=["opensora.parallel.plu
 CACHES = Registry("cache", scope="opensora", locations=["opensora.sampling.caches"])
 METRICS = Registry("metric", scope="opensora", locations=["opensora.evaluation.metrics", "opensora.training"])
 EXTRACTORS = Registry("extractor", scope="opensora", locations=["opensora.evaluation.extractors"])
+REFINERS = Registry("refine", scope="opensora", locations=["opensora.sampling.refiners"])
 PLATFORMS = Registry("platform", scope="opensora", locations=["opensora.platforms"])
 
 CAPTIONERS = Registry("captioner", scope="opensora", locations=["tools.caption"])

@@ -362,6 +362,9 @@ class SampleRun:
     )
     watermark: str = key("", "text over the lower right corner")
     grid: bool = key(False, "write all videos of the run side by side as one more file")
+    refine: Component | None = component(
+        registry.REFINERS, None, "rewrites every prompt in more words before it is sampled; docs/sampling.md"
+    )
     aes: float | None = key(None, "aesthetic score added to the prompts, in Open-Sora 1.2's words", unit="1 to 10")
     flow: float | None = key(None, "motion score added to the prompts")
     camera_motion: str | None = key(None, 'camera motion added to the prompts, for example "pan left"')

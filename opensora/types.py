@@ -84,3 +84,4 @@ class SampleRequest:
     save_fps: float | None = None  # of the file; None: `fps`, at which the video plays at true speed
     save_format: str = "mp4"  # see sampling/video_formats.py
     watermark: str = ""  # text over the lower right corner
+    original_prompt: str = ""  # as the user wrote it, where `prompt` was rewritten

@@ -9,6 +9,7 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 
 from opensora.cli.command_parser import CommandParser, run_on_ranks
@@ -28,6 +29,11 @@ FLAGS: dict[str, tuple[str, str]] = {
     "--load": ("load", "run folder, checkpoint or weights folder of the denoiser"),
     "--prompt-path": ("prompt_path", "text file with a prompt per line, or a CSV / Parquet with a column `text`"),
     "--negative-prompt": ("negative_prompt", "what to steer away from"),
+    "--refine": (
+        "refine.url",
+        "chat server that rewrites prompts, such as http://127.0.0.1:8000/v1; see --refine-model",
+    ),
+    "--refine-model": ("refine.model", "model of that server"),
     "--resolution": (
         "resolution",
         "144p, 240p, 360p, 480p, 720p, 1080p, 2K, 4K, 256, 512 or 1024: pixels by Open-Sora's table",
@@ -58,6 +64,8 @@ FLAGS: dict[str, tuple[str, str]] = {
 
 ONE_PER_PROMPT = ("--reference-path", "--mask-strategy")  # may be given once, or once for each prompt
 TEXTS = (
+    "refine.url",
+    "refine.model",
     "load",
     "resolution",
     "first_frame",
@@ -125,6 +133,8 @@ def overrides_of(arguments: argparse.Namespace) -> list[str]:
             quoted = repr(value) if key in TEXTS else value
             overrides.append(f"{key}={quoted}")
     overrides += [f"{name}=True" for name in ("backward", "grid", "model_cpu_offload") if getattr(arguments, name)]
+    if arguments.refine is not None:
+        overrides.append("refine.type=ChatRefiner")
     if arguments.enable_tiling:
         overrides.append("vae.use_tiling=True")
     if arguments.connect is not None:
@@ -157,6 +167,7 @@ def sample_command(config: str, overrides: Sequence[str], prompts: Sequence[str]
 def _sample(run: SampleRun, config: str, command: Sequence[str]) -> int:
     # These imports take seconds; a typo in the config is reported before them.
     from opensora.cli.session import session, set_up_rank
+    from opensora.parallel.collectives import broadcast_object
     from opensora.parallel.world import check_sequence_size, set_timeout
     from opensora.sampling.build import build_sampler, plan_sampling
     from opensora.sampling.sample import apply_sequence_parallel, sample
@@ -170,6 +181,8 @@ def _sample(run: SampleRun, config: str, command: Sequence[str]) -> int:
     with report_on_main_rank_only():
         plan = plan_sampling(run, config)
     with session(setup) as ranks:
+        if run.refine is not None:  # the main rank alone has asked for other words
+            plan = replace(plan, requests=broadcast_object(plan.requests))
         sampler, settings = build_sampler(plan, ranks.world.device)
         # Groups finish at different times, however far apart: the watchdog sees which of them still make progress.
         set_timeout(NO_TIMEOUT)

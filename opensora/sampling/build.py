@@ -38,6 +38,7 @@ from opensora.sampling.metadata import GenerationSettings, generation_settings, 
 from opensora.sampling.prompt_check import check_cleaning, warn_of_cut_prompts
 from opensora.sampling.prompt_syntax import add_scores
 from opensora.sampling.reference_frames import ReferenceKeys, is_edited_as_a_whole, require_whole_edits, warn_of_changes
+from opensora.sampling.refiners.base import refine_on_main_rank
 from opensora.sampling.requests import Prompt, collect_requests
 from opensora.sampling.shortcuts import Shortcuts, chosen, shortcuts_of
 from opensora.sampling.size_words import check_words
@@ -124,6 +125,7 @@ def plan_sampling(run: SampleRun, where: str) -> SamplePlan:
             None if conditions is None else lambda num_frames: conditions.words(num_frames, latent_frames),
         ),
         size_of=size_of,
+        refine=None if run.refine is None else partial(refine_on_main_rank, run.refine, Path(run.save_dir)),
         change=partial(add_scores, aes=run.aes, flow=run.flow, camera_motion=run.camera_motion),
     )
     check_encoder(run.save_format)

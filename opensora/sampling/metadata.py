@@ -99,7 +99,10 @@ def output_path(save_dir: str | Path, request: SampleRequest) -> Path:
 
 def record(request: SampleRequest, settings: GenerationSettings, **written: object) -> dict[str, Any]:
     """The json next to a video; `written` describes its file."""
-    fields = {name: value for name, value in asdict(request).items() if name != "conditioning"}
+    fields = asdict(request)
+    del fields["conditioning"]
+    if not request.original_prompt:  # sampled as written
+        del fields["original_prompt"]
     conditioning = {} if request.conditioning is None else asdict(request.conditioning)
     return {**fields, **conditioning, **asdict(settings), **written, "request_hash": request_hash(request, settings)}
 
@@ -116,7 +119,7 @@ def is_done(path: Path, request: SampleRequest, settings: GenerationSettings) ->
 def _pixel_fields(request: SampleRequest) -> dict[str, Any]:
     """The parts of a request that decide the pixels; reference files count by their contents, wherever they lie."""
     fields = asdict(request)
-    del fields["index"]
+    del fields["index"], fields["original_prompt"]
     for name, default in (("save_fps", None), ("save_format", "mp4"), ("watermark", "")):
         if fields[name] == default:  # hashes of older videos are without them
             del fields[name]

@@ -47,6 +47,11 @@ def map_loops(text: str, change: Callable[[str], str]) -> str:
     return "".join(f"|{number}|{change(words)}" for number, words in segments) if segments else change(text)
 
 
+def words_of(text: str) -> list[str]:
+    """The words of every loop, or those of a prompt that is the same in all."""
+    return [words for _, words in _segments(text)] or [text]
+
+
 def last_loop(text: str) -> int:
     """The last loop, counted from 0, that the prompt has words of its own for."""
     return max((number for number, _ in _segments(text)), default=0)

@@ -23,9 +23,11 @@ OF_REQUEST = (
 
 def run_command(config: str, overrides: Sequence[str], written: Collection[str]) -> list[str]:
     """The words of the command without what a request holds. written: keys that the config file sets."""
-    kept = [override for override in overrides if override.partition("=")[0] not in OF_REQUEST]
+    kept = [override for override in overrides if override.partition("=")[0].split(".")[0] != "refine"]
+    kept = [override for override in kept if override.partition("=")[0] not in OF_REQUEST]
     defaults = {field.name: field.default for field in dataclasses.fields(SampleRun)}
-    resets = [f"{key}={defaults[key]}" for key in OF_REQUEST if key in written and key in _RESET]
+    resets = ["refine=None"] if "refine" in written else []  # a file holds the words that were sampled
+    resets += [f"{key}={defaults[key]}" for key in OF_REQUEST if key in written and key in _RESET]
     return ["opensora", "sample", config, *kept, *resets]
 
 

@@ -21,7 +21,7 @@ from opensora.datasets.table_writer import is_parquet
 from opensora.errors import ConfigError, DataError
 from opensora.files import expand_home
 from opensora.log import logger
-from opensora.sampling.prompt_syntax import last_loop, map_loops, split_json
+from opensora.sampling.prompt_syntax import last_loop, map_loops, split_json, words_of
 from opensora.sampling.reference_frames import ReferenceKeys, resolve
 from opensora.types import SampleRequest
 
@@ -71,6 +71,7 @@ def collect_requests(
     num_sample: int = 1,
     reference_keys: ReferenceKeys = ReferenceKeys(),
     size_of: Callable[[Prompt], tuple[int, int, int]] | None = None,
+    refine: Callable[[Sequence[str]], Mapping[str, str]] | None = None,
     change: Callable[[str], str] = lambda text: text,
 ) -> list[SampleRequest]:
     """All requests of a run: prompts given directly, then those of the file, `num_sample` videos each.
@@ -79,7 +80,7 @@ def collect_requests(
     the file, None = as made. save_format, watermark: see SampleRequest.
     `index` is the prompt's place in the list, `repeat` the video of that prompt.
     reference_keys: the run's keys for reference frames. size_of: frames, height and width of a prompt with size words of its
-    own; None: such words are refused. change: applied to the words of every prompt and loop.
+    own; None: such words are refused. refine: rewrites the words of all prompts and loops. change: applied to them then.
     Raises ConfigError when there is no prompt or a value cannot be used.
     """
     parsed = [direct_prompt(text, f"prompt {place}") for place, text in enumerate(prompts or [], start=1)]
@@ -96,6 +97,7 @@ def collect_requests(
     sizes = dict(num_frames=num_frames, height=image_size[0], width=image_size[1], fps=fps, seed=seed)
     if save_fps is not None and not SLOWEST <= save_fps <= FASTEST:
         raise ConfigError(f"save_fps: {save_fps}; it is {SLOWEST} to {FASTEST} frames per second")
+    refined = {} if refine is None else refine([words for prompt in parsed for words in words_of(prompt.text)])
     requests = []
     for index, (prompt, (path, strategy)) in enumerate(
         zip(parsed, reference_keys.of_prompts(len(parsed)), strict=True)
@@ -115,7 +117,8 @@ def collect_requests(
                 f"{reference_keys.loop}, loops are "
                 "counted from 0; set loop or correct the prompt"
             )
-        prompt = replace(prompt, text=map_loops(prompt.text, change))
+        original, text = prompt.text, map_loops(prompt.text, lambda words: refined.get(words, words))
+        prompt = replace(prompt, text=map_loops(text, change))
         requests += [
             replace(
                 _request(prompt, index, repeat, negative_prompt, sizes, frame_interval),
@@ -123,6 +126,7 @@ def collect_requests(
                 save_fps=save_fps,
                 save_format=save_format,
                 watermark=watermark,
+                original_prompt=original if refine is not None else "",
             )
             for repeat in range(num_sample)
         ]

@@ -245,7 +245,7 @@ def _build_task(
 ) -> Task:
     if run.task == "autoencoder":
         return _autoencoder_task(run, world, clips, where)
-    return _diffusion_task(run, world, clips, masks, where)
+    return build_diffusion_task(run, world, clips, masks, where)
 
 
 def _autoencoder_task(run: TrainRun, world: World, clips: ClipPlan, where: str) -> AutoencoderTask:
@@ -274,7 +274,7 @@ def _statistics_clips(run: TrainRun, clips: ClipPlan) -> Iterator[Batch]:
     return single_clip_batches(clips, seed=key_seed(run.seed, "latent statistics"), micro_batches=STATISTICS_CLIPS)
 
 
-def _diffusion_task(
+def build_diffusion_task(
     run: TrainRun, world: World, clips: ClipPlan, masks: FrameMasks | FrameConditions | None, where: str
 ) -> DiffusionTask:
     dataset = clips.dataset

@@ -155,20 +155,25 @@ def check_latents(clips: ClipPlan, vae: Autoencoder, model: Denoiser | None, whe
             )
 
 
-def single_clip_batches(clips: ClipPlan, *, seed: int, micro_batches: int) -> Iterator[Batch]:
-    """The batches of one optimizer step, each of one clip of the planned size; bad rows are skipped as in training."""
-    order = None if clips.order is None else _SingleBucketOrder(clips, seed, micro_batches)
+def single_clip_batches(
+    clips: ClipPlan, *, seed: int, micro_batches: int, size: ClipSize | None = None
+) -> Iterator[Batch]:
+    """The batches of one optimizer step, each of one clip; bad rows are skipped as in training.
+
+    size: one of `clips.sizes`; None: the planned one.
+    """
+    order = None if clips.order is None else _SingleBucketOrder(clips, size or clips.size, seed, micro_batches)
     return build_loader(clips.dataset, seed=seed, batch_size=1, micro_batches=micro_batches, steps=1, order=order)
 
 
 class _SingleBucketOrder:
-    """An order of the rows that the first epoch puts into the bucket of the planned size."""
+    """An order of the rows that the first epoch puts into the buckets of one size."""
 
-    def __init__(self, clips: ClipPlan, seed: int, micro_batches: int) -> None:
+    def __init__(self, clips: ClipPlan, size: ClipSize, seed: int, micro_batches: int) -> None:
         assert clips.order is not None
-        numbers = [n for n in range(len(clips.order.buckets)) if clips.order.size(n) == clips.size]
+        numbers = [n for n in range(len(clips.order.buckets)) if clips.order.size(n) == size]
         self.rows = np.flatnonzero(np.isin(clips.order.choices(0), numbers))
-        self._order = EpochOrder(len(self.rows), seed, 1, micro_batches, clips.size)
+        self._order = EpochOrder(len(self.rows), seed, 1, micro_batches, size)
 
     def request(self, step: int, micro_batch: int) -> Request:
         request = self._order.request(step, micro_batch)

@@ -27,6 +27,8 @@ BASE = {
     "files",
     "run_paths",
     "progress_bar",
+    "chat_client",
+    "rate_limit",
 }
 SEAM = "opensora.models.layers.seam"  # where a model may be cut: what models and parallel agree on
 PARTS = {"models", "schedulers", "datasets", "parallel", "platforms"}
@@ -48,7 +50,18 @@ ALLOWED = {
     "cli": BASE | PARTS | JOBS | {"web"},
 }
 # folder of tools/ -> what it may import; the demo calls the other commands as programs and is free
-TOOLS_MAY = {"datasets", "errors", "log", "rng", "types", "interfaces", "files", "progress_bar"}
+TOOLS_MAY = {
+    "chat_client",
+    "rate_limit",
+    "datasets",
+    "errors",
+    "log",
+    "rng",
+    "types",
+    "interfaces",
+    "files",
+    "progress_bar",
+}
 TOOLS_MAY_MORE = {
     "datasets": {"config", "schema"},  # validate reads the clips of a config
     # models that score are read as text encoders are, and run on any device; motion and CLIP are measured as in evaluation

@@ -13,10 +13,10 @@ import sys
 from collections.abc import Sequence
 from typing import Literal
 
+from opensora.chat_client import Answer
 from opensora.datasets.missing_values import is_missing
 from opensora.errors import BadClip, ConfigError
 from tools.caption.caption_config import CaptionConfig, settings_of
-from tools.caption.captioner import Answer
 from tools.caption.chat_captioner import Request
 from tools.caption.clean_caption import clean_caption
 from tools.caption.is_english import other_language

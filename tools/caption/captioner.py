@@ -2,20 +2,12 @@
 
 import abc
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from opensora.chat_client import Answer
 from opensora.errors import BadClip
 
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A text, as its writer gave it. finished: False if it stops where the writer ran out of tokens."""
-
-    text: str
-    finished: bool = True
 
 
 class Captioner(abc.ABC):

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from opensora.chat_client import Answer
 from opensora.datasets.decode import Frames
 from opensora.errors import BadClip
-from tools.caption.captioner import Answer, Captioner, Row
+from tools.caption.captioner import Captioner, Row
 from tools.caption.clean_caption import sentences
 from tools.caption.clip_windows import Window, clip_windows, grid
 from tools.caption.prompting import Prompting, fill, quotable

@@ -9,12 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.util import Finalize
 from typing import Any
 
+from opensora.chat_client import ChatClient
 from opensora.datasets.decode import Frames
 from opensora.errors import BadClip, ConfigError
+from opensora.rate_limit import RateLimit
 from opensora.registry import CAPTIONERS
 from tools.caption.chat_captioner import ChatCaptioner, Request, Result
-from tools.caption.chat_client import ChatClient
-from tools.caption.rate_limit import RateLimit
 
 _AT_END: list[Finalize] = []  # of the captioners of this process; each prints its cost once
 _RESERVED = ("messages", "model", "stream")
@@ -69,7 +69,8 @@ class ServerCaptioner(ChatCaptioner):
         self.client = ChatClient(
             url,
             os.environ.get(key_variable, "").strip() if key_variable else "",
-            key_variable,
+            f"the environment variable {key_variable}",
+            again="try again later with --resume",
             timeout=timeout,
             retries=retries,
             limit=RateLimit(requests_per_minute),

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from opensora.chat_client import Answer
 from opensora.datasets.csv_rows import encoding_of
 from opensora.datasets.missing_values import is_missing
 from opensora.errors import BadClip, ConfigError, DataError
 from opensora.registry import CAPTIONERS
-from tools.caption.captioner import Answer, Captioner, Row
+from tools.caption.captioner import Captioner, Row
 
 _LARGEST = 1 << 20  # bytes of a sidecar
 _KEYS = ("caption", "text", "description", "prompt", "cap")

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
+from opensora.chat_client import Answer
 from opensora.errors import BadClip
 from opensora.registry import CAPTIONERS
-from tools.caption.captioner import Answer, Captioner, Row
+from tools.caption.captioner import Captioner, Row
 from tools.caption.template import describe, measure
 
 

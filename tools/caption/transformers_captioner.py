@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from opensora.chat_client import Answer
 from opensora.errors import ConfigError
 from opensora.registry import CAPTIONERS
-from tools.caption.captioner import Answer
 from tools.caption.chat_captioner import ChatCaptioner, Request, Result
 
 if TYPE_CHECKING:

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from opensora.chat_client import Answer
 from opensora.errors import BadClip, ConfigError
 from tests.support.media_files import write_video
-from tools.caption.captioner import Answer
 from tools.caption.chat_captioner import ChatCaptioner, Request, Result, join
 from tools.caption.prompting import Prompting, fill, quotable
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from opensora.chat_client import Answer
 from opensora.errors import BadClip, ConfigError
 from tests.support.chat_server import ChatServer, Reply, completion, failure
 from tests.support.media_files import frame_number, write_video
-from tools.caption.captioner import Answer
 from tools.caption.chat_captioner import Request
 from tools.caption.server import ServerCaptioner, _print_usage, messages
 

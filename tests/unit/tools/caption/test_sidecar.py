@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from opensora.chat_client import Answer
 from opensora.errors import BadClip, ConfigError
-from tools.caption.captioner import Answer
 from tools.caption.sidecar import SidecarCaptioner
 
 TEXT = "Zwei Männer in einem Café \u2013 \u201cgut\u201d."

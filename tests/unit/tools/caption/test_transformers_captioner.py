@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
+from opensora.chat_client import Answer
 from opensora.errors import ConfigError
 from tests.support.media_files import write_video
 from tests.support.vision_language_models import (
@@ -20,7 +21,6 @@ from tests.support.vision_language_models import (
     tiny_qwen2_5_vl,
 )
 from tools.caption.caption_config import CaptionConfig
-from tools.caption.captioner import Answer
 from tools.caption.chat_captioner import Request
 from tools.caption.transformers_captioner import TransformersCaptioner
 

@@ -4,11 +4,10 @@ from email.utils import formatdate
 
 import pytest
 
+from opensora.chat_client import Answer, ChatClient, Usage, retry_after
 from opensora.errors import BadClip, ConfigError
+from opensora.rate_limit import RateLimit
 from tests.support.chat_server import ChatServer, Reply, completion, failure
-from tools.caption.captioner import Answer
-from tools.caption.chat_client import ChatClient, Usage, retry_after
-from tools.caption.rate_limit import RateLimit
 
 KEY = "sk-very-secret"
 BODY = {"model": "tiny", "messages": []}
@@ -67,7 +66,7 @@ def test_retry_after_may_be_a_date() -> None:
 
 def test_one_row_is_bad_when_all_tries_fail() -> None:
     with replies(failure(503, "overloaded")) as server:
-        with pytest.raises(BadClip, match=r"answered 503 \(overloaded\), after 3 tries; try again later with --resume"):
+        with pytest.raises(BadClip, match=r"answered 503 \(overloaded\), after 3 tries; try again later"):
             client(server, [], retries=2).ask(BODY)
         assert len(server.requests) == 3
 

@@ -11,12 +11,19 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from opensora.errors import BadClip, ConfigError
-from tools.caption.captioner import Answer
-from tools.caption.rate_limit import RateLimit
+from opensora.rate_limit import RateLimit
 
 _AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)  # these may go away by themselves
 _LONGEST_WAIT = 120.0  # seconds between two tries, also where the server says more
 _SHOWN = 200  # characters of a server's own words in a message
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A text, as its writer gave it. finished: False if it stops where the writer ran out of tokens."""
+
+    text: str
+    finished: bool = True
 
 
 @dataclass
@@ -59,7 +66,7 @@ class ChatClient:
     """Posts to `url`/chat/completions. Safe to use from several threads.
 
     url: up to and with the version, such as http://127.0.0.1:8000/v1.
-    key, key_variable: the key, "" for none, and the variable it comes from, for messages.
+    key: "" for none. key_from, advice: where it comes from and how to give the right one, for messages. again: what to do later.
     timeout: seconds without a byte from the server. retries: further tries of one request.
     Raises ConfigError where no request can succeed: a refused key, an unknown address or model.
     """
@@ -68,8 +75,10 @@ class ChatClient:
         self,
         url: str,
         key: str,
-        key_variable: str,
+        key_from: str,
         *,
+        advice: str = "export the right key",
+        again: str = "try again later",
         timeout: float = 120.0,
         retries: int = 5,
         limit: RateLimit | None = None,
@@ -78,7 +87,8 @@ class ChatClient:
     ) -> None:
         import httpx
 
-        self.url, self._key, self._variable = _checked(url), key, key_variable
+        self.url, self._key, self._key_from = _checked(url), key, key_from
+        self._advice, self._again = advice, again
         self._retries, self._sleep = retries, sleep
         self._limit = limit or RateLimit(None)
         self.usage = Usage(price)
@@ -90,7 +100,7 @@ class ChatClient:
                 headers=headers, timeout=timeout, limits=httpx.Limits(max_connections=None), verify=verify
             )
         except UnicodeEncodeError:
-            raise ConfigError(f"server: the key in {key_variable} has letters that no key has; copy it again") from None
+            raise ConfigError(f"server: the key in {key_from} has letters that no key has; copy it again") from None
 
     def close(self) -> None:
         self._http.close()
@@ -106,7 +116,7 @@ class ChatClient:
             fault, wait = outcome
             if attempt < self._retries:
                 self._pause(attempt, wait)
-        raise BadClip(f"{self.url}: {fault}, after {self._retries + 1} tries; try again later with --resume")
+        raise BadClip(f"{self.url}: {fault}, after {self._retries + 1} tries; {self._again}")
 
     def _pause(self, attempt: int, wait: float | None) -> None:
         """Wait before the next try: for as long as the server said, else longer each time."""
@@ -143,11 +153,9 @@ class ChatClient:
         where, words = f"server: {self.url} answered {status}", self._words(text)
         if status in (401, 403):
             state = "is not set" if not self._key else "holds a key that the server refuses"
-            return ConfigError(
-                f"{where} ({words}); the environment variable {self._variable} {state}; export the right key"
-            )
+            return ConfigError(f"{where} ({words}); {self._key_from} {state}; {self._advice}")
         if status in (402, 429):
-            return ConfigError(f"{where} ({words}); the account has no credit left; add some, then --resume")
+            return ConfigError(f"{where} ({words}); the account has no credit left; add some, then {self._again}")
         if status == 404:
             return ConfigError(
                 f"{where} ({words}); the address or the model is unknown there; correct url (it ends in /v1) or model"
@@ -226,7 +234,7 @@ def _checked(url: str) -> str:
         raise ConfigError(f"server: url is {url!r}; allowed: http://HOST:PORT/v1 or https://HOST/v1; correct it")
     if parts.username or parts.password or parts.query:
         raise ConfigError(
-            "server: url holds a user, a password or a query; allowed: none, for a url is written into the output's history; "
-            "put the key into the environment variable that key_variable names"
+            "server: url holds a user, a password or a query; allowed: none, for a url is written into records; "
+            "give the key apart from it"
         )
     return url.rstrip("/").removesuffix("/chat/completions")

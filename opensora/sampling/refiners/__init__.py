@@ -1,0 +1,1 @@
+"""Components of REFINERS, which rewrite prompts; see base.py."""
