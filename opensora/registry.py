@@ -28,6 +28,7 @@ CACHES = Registry("cache", scope="opensora", locations=["opensora.sampling.cache
 METRICS = Registry("metric", scope="opensora", locations=["opensora.evaluation.metrics", "opensora.training"])
 EXTRACTORS = Registry("extractor", scope="opensora", locations=["opensora.evaluation.extractors"])
 REFINERS = Registry("refine", scope="opensora", locations=["opensora.sampling.refiners"])
+SAFETY_FILTERS = Registry("safety_filter", scope="opensora", locations=["opensora.sampling.safety_filters"])
 PLATFORMS = Registry("platform", scope="opensora", locations=["opensora.platforms"])
 
 CAPTIONERS = Registry("captioner", scope="opensora", locations=["tools.caption"])

@@ -365,6 +365,9 @@ class SampleRun:
     refine: Component | None = component(
         registry.REFINERS, None, "rewrites every prompt in more words before it is sampled; docs/sampling.md"
     )
+    safety_filter: Component | None = component(
+        registry.SAFETY_FILTERS, None, "refuses prompts before they are sampled, and videos before they are written"
+    )
     aes: float | None = key(None, "aesthetic score added to the prompts, in Open-Sora 1.2's words", unit="1 to 10")
     flow: float | None = key(None, "motion score added to the prompts")
     camera_motion: str | None = key(None, 'camera motion added to the prompts, for example "pan left"')

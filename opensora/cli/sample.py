@@ -8,14 +8,15 @@ With sp_size=N, N ranks make one video together.
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 
 from opensora.cli.command_parser import CommandParser, run_on_ranks
 from opensora.cli.run_main import report_on_main_rank_only, run_main
 from opensora.config import load
-from opensora.errors import ConfigError
+from opensora.errors import CheckpointError, ConfigError, WeightsError
 from opensora.parallel.watchdog.process_exit import exit_process
 from opensora.sampling.conditions import Conditions
 from opensora.sampling.remake import run_command
@@ -164,6 +165,15 @@ def sample_command(config: str, overrides: Sequence[str], prompts: Sequence[str]
         return _sample(loaded.run, config, run_command(config, overrides, loaded.written))
 
 
+@contextmanager
+def _named_by_user() -> Iterator[None]:
+    """Weights that are missing, damaged or of another model were named by config or command line: exit code 2."""
+    try:
+        yield
+    except (WeightsError, CheckpointError) as error:
+        raise ConfigError(str(error)) from error
+
+
 def _sample(run: SampleRun, config: str, command: Sequence[str]) -> int:
     # These imports take seconds; a typo in the config is reported before them.
     from opensora.cli.session import session, set_up_rank
@@ -178,12 +188,13 @@ def _sample(run: SampleRun, config: str, command: Sequence[str]) -> int:
 
     setup = set_up_rank(run, sequence_size)
     run = setup.run
-    with report_on_main_rank_only():
+    with report_on_main_rank_only(), _named_by_user():
         plan = plan_sampling(run, config)
     with session(setup) as ranks:
         if run.refine is not None:  # the main rank alone has asked for other words
             plan = replace(plan, requests=broadcast_object(plan.requests))
-        sampler, settings = build_sampler(plan, ranks.world.device)
+        with _named_by_user():
+            sampler, settings = build_sampler(plan, ranks.world.device)
         # Groups finish at different times, however far apart: the watchdog sees which of them still make progress.
         set_timeout(NO_TIMEOUT)
         sampler = apply_sequence_parallel(sampler, ranks.world, run.sp_mode)

@@ -28,7 +28,7 @@ from opensora.models.frame_counts import require_frame_counts
 from opensora.models.offload import HOST, Offload
 from opensora.models.weights import CONFIG_FILE, load_weights, read_config, require_kind
 from opensora.platforms import select
-from opensora.registry import MODELS, SCHEDULERS, TEXT_ENCODERS, build, class_of
+from opensora.registry import MODELS, SAFETY_FILTERS, SCHEDULERS, TEXT_ENCODERS, build, class_of
 from opensora.run_paths import Origin, change_paths, run_of_weights
 from opensora.sampling.clip_size import clip_size, warn_of_cut_size
 from opensora.sampling.conditions import Conditions
@@ -40,6 +40,7 @@ from opensora.sampling.prompt_syntax import add_scores
 from opensora.sampling.reference_frames import ReferenceKeys, is_edited_as_a_whole, require_whole_edits, warn_of_changes
 from opensora.sampling.refiners.base import refine_on_main_rank
 from opensora.sampling.requests import Prompt, collect_requests
+from opensora.sampling.safety_filters.base import SafetyFilter, check_prompts
 from opensora.sampling.shortcuts import Shortcuts, chosen, shortcuts_of
 from opensora.sampling.size_words import check_words
 from opensora.sampling.stored_captions import StoredCaptions, captions_of
@@ -62,11 +63,13 @@ class SamplePlan:
     weights: Path | None  # of the denoiser
     requests: list[SampleRequest]
     shortcuts: Shortcuts = Shortcuts()
+    safety_filter: SafetyFilter | None = None
 
 
 def plan_sampling(run: SampleRun, where: str) -> SamplePlan:
     """Fill the gaps from the checkpoint's record and read the prompts; ConfigError when something is still missing."""
     shortcuts = shortcuts_of(run)
+    safety_filter = None if run.safety_filter is None else build(SAFETY_FILTERS, run.safety_filter)
     weights = resolve_weights(run.load, ema=run.ema) if run.load is not None else None
     recorded: dict[str, Any] = {}
     absent: dict[str, str] = {}
@@ -128,6 +131,8 @@ def plan_sampling(run: SampleRun, where: str) -> SamplePlan:
         refine=None if run.refine is None else partial(refine_on_main_rank, run.refine, Path(run.save_dir)),
         change=partial(add_scores, aes=run.aes, flow=run.flow, camera_motion=run.camera_motion),
     )
+    if safety_filter is not None:
+        check_prompts(safety_filter, requests)
     check_encoder(run.save_format)
     for height, width in {(request.height, request.width) for request in requests} if run.watermark else ():
         draw_watermark(run.watermark, height, width)
@@ -142,7 +147,7 @@ def plan_sampling(run: SampleRun, where: str) -> SamplePlan:
     _check_places(requests, latent_frames, where)
     for request in {request.conditioning: request for request in requests}.values():
         warn_of_changes(request)
-    return SamplePlan(run, parts, weights, requests, shortcuts)
+    return SamplePlan(run, parts, weights, requests, shortcuts, safety_filter)
 
 
 def _located(recorded: dict[str, Any], weights: Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -269,6 +274,7 @@ class SamplerBuilder:
             scheduler,
             networks.codec,
             shortcuts=plan.shortcuts,
+            safety_filter=plan.safety_filter,
             offload=networks.offload,
             encodes_ahead=networks.offload is not None or networks.codec.captions.keeps_all,
         )

@@ -25,7 +25,9 @@ from opensora.sampling.clean_estimate import Preview, clean_estimate
 from opensora.sampling.mask_strategy import frames_of_latents
 from opensora.sampling.model_inputs import ModelInputs, make_model_inputs
 from opensora.sampling.reference_frames import ReferenceFrames, num_loops, overlap_frames
+from opensora.sampling.safety_filters.base import SafetyFilter, check_video
 from opensora.sampling.shortcuts import Shortcuts
+from opensora.sampling.video_writer import rgb_frames
 from opensora.schedulers.masking import choose_frames
 from opensora.types import SampleRequest
 
@@ -39,6 +41,7 @@ class Sampler:
     codec: Codec
     forward: Callable[..., Tensor] | None = None  # calls the model, as an engine does; None = the model itself
     shortcuts: Shortcuts = Shortcuts()
+    safety_filter: SafetyFilter | None = None
     offload: Offload | None = None  # brings the model to the device for its steps, as the codec's does for the others
     encodes_ahead: bool = False  # all captions before the first video, so that the text encoder works once
 
@@ -58,9 +61,11 @@ def generate(
     guidance_scale: 1 switches guidance off and halves the work.
     progress: called with (steps done, steps) after every denoising step.
     preview: shows the videos as they would be if the model were right at once; the result does not depend on it.
-    Raises OpenSoraError when a video is not finite. `check_size` finds sizes that do not fit the model.
+    Raises OpenSoraError when a video is not finite, or the safety filter refuses it; with one, there is no preview.
+    `check_size` finds sizes that do not fit the model.
     """
     model = sampler.model
+    preview = None if sampler.safety_filter is not None else preview
     clips = num_loops(requests[0])
     repeated = overlap_frames(requests[0], sampler.codec.vae)
     was_training = model.training
@@ -85,6 +90,8 @@ def generate(
                 f"prompt {request.prompt!r}: the model produced NaN or infinite pixels; try dtype='fp32', "
                 "a lower guidance scale, or an earlier checkpoint"
             )
+        if sampler.safety_filter is not None:
+            check_video(sampler.safety_filter, rgb_frames(video_CTHW), request)
     return list(video_BCTHW)
 
 

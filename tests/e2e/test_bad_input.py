@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from opensora.training.build import build_training
 from opensora.training.loop import train
 from opensora.training.metrics import read
 from tests.dist import run_ranks
-from tests.support.command import ROOT, TRAIN
+from tests.support.command import ROOT, SAMPLE, TRAIN
 from tests.support.media_files import write_audio, write_video
 
 CONFIG = str(ROOT / TRAIN)
@@ -213,6 +214,21 @@ def test_weights_and_checkpoints_of_another_model(tmp_path: Path, opensora, caps
 
     assert opensora("train", CONFIG, f"run_dir={tmp_path / 'none'}", f"load={tmp_path / 'nowhere'}", *options) == 1
     assert f"{tmp_path / 'nowhere'}: " in error_line(capsys.readouterr().err)
+
+    half = tmp_path / "half"
+    shutil.copytree(next((tmp_path / "small").glob("checkpoints/*")), half)
+    for file in half.glob("weights/*/model.safetensors"):
+        os.truncate(file, file.stat().st_size // 2)
+    for words, sentence in (
+        ([f"load={tmp_path / 'small'}", "model.hidden_size=48"], "instead of [48"),
+        ([f"load={half}"], "model.safetensors"),
+        ([f"load={tmp_path / 'nowhere'}"], "no such file or folder"),
+        ([f"load={ROOT / 'assets/vae-small'}"], "autoencoder"),
+    ):
+        videos = tmp_path / "videos"
+        assert opensora("sample", str(ROOT / SAMPLE), *words, "--prompt", "a cat", f"save_dir={videos}") == 2
+        assert sentence in error_line(capsys.readouterr().err)
+        assert not videos.exists()
 
     assert opensora("train", CONFIG, f"run_dir={tmp_path / 'none'}", "load=assets/vae-small", *options) == 2
     line = error_line(capsys.readouterr().err)

@@ -1,0 +1,1 @@
+"""Components of SAFETY_FILTERS, which refuse prompts and videos; see base.py."""
