@@ -191,7 +191,7 @@ def _sample(run: SampleRun, config: str, command: Sequence[str]) -> int:
     with report_on_main_rank_only(), _named_by_user():
         plan = plan_sampling(run, config)
     with session(setup) as ranks:
-        if run.refine is not None:  # the main rank alone has asked for other words
+        if run.refine is not None:  # the words that the main rank alone got
             plan = replace(plan, requests=broadcast_object(plan.requests))
         with _named_by_user():
             sampler, settings = build_sampler(plan, ranks.world.device)

@@ -20,10 +20,10 @@ INSTRUCTION = (
 
 @REFINERS.register_module()
 class ChatRefiner:
-    """Asks `url`/chat/completions for each prompt, several at a time. vLLM, llama.cpp, Ollama and OpenAI serve that.
+    """Sends each prompt to `url`/chat/completions, several at a time. vLLM, llama.cpp, Ollama and OpenAI serve that.
 
     url: up to and with the version, such as http://127.0.0.1:8000/v1. model: its name there.
-    instruction: the system message. temperature: 0 asks for the likeliest words. max_tokens: of an answer; one that is cut off
+    instruction: the system message. temperature: 0 takes the likeliest words. max_tokens: of an answer; one that is cut off
     is an error. key_file: a file that holds the key, for servers that want one. timeout: seconds. retries: of a busy server.
     parallel: requests at a time.
     """

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from opensora.cli.keys import main, page
-from opensora.schema import SampleRun, TrainRun
+from opensora.schema import EvaluateRun, SampleRun, TrainRun
 
 PAGE = Path(__file__).parents[3] / "docs" / "config.md"
 
@@ -18,7 +18,7 @@ def test_page_is_current() -> None:
 def test_every_key_has_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     lines = capsys.readouterr().out.splitlines()
-    fields = [*dataclasses.fields(TrainRun), *dataclasses.fields(SampleRun)]
+    fields = [field for run in (TrainRun, SampleRun, EvaluateRun) for field in dataclasses.fields(run)]
     rows = [line for line in lines if line.startswith("| `")]
     assert len(rows) == len(fields)
     assert all(field.metadata["doc"] for field in fields)

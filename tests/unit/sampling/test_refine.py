@@ -1,4 +1,4 @@
-"""Prompts rewritten by a chat server: what is asked, what is kept, what is refused."""
+"""Prompts rewritten by a chat server: what is requested, what is kept, what is refused."""
 
 import json
 from pathlib import Path
@@ -107,10 +107,10 @@ def test_settings_that_cannot_be_are_sentences(tmp_path: Path) -> None:
 
 
 def test_words_of_loops_are_refined_and_scores_follow() -> None:
-    asked: list[str] = []
+    requested: list[str] = []
 
     def refine(texts: list[str]) -> dict[str, str]:
-        asked.extend(texts)
+        requested.extend(texts)
         return {text: text.upper() for text in texts}
 
     run = RUN | {"refine": refine, "change": lambda text: f"{text} aesthetic score: 6.5."}
@@ -120,7 +120,7 @@ def test_words_of_loops_are_refined_and_scores_follow() -> None:
 
     (two,) = collect_requests(["|0|a cat|1|a dog"], None, reference_keys=ReferenceKeys(loop=2), **run)
     assert two.prompt == "|0|A CAT aesthetic score: 6.5.|1|A DOG aesthetic score: 6.5."
-    assert asked == ["a cat", "a cat", "a dog"]
+    assert requested == ["a cat", "a cat", "a dog"]
     (plain,) = collect_requests(["a cat"], None, **RUN)
     assert plain.original_prompt == ""
 
@@ -134,7 +134,7 @@ def test_the_words_alone_decide_the_video() -> None:
     assert "original_prompt" not in record(written, SETTINGS)
 
 
-def test_the_command_of_a_file_asks_nobody() -> None:
+def test_the_command_of_a_file_needs_no_server() -> None:
     words = ["refine.url=http://x/v1", "refine.type=ChatRefiner", "load=a"]
     assert run_command("c.py", words, {"refine"}) == ["opensora", "sample", "c.py", "load=a", "refine=None"]
     assert run_command("c.py", words, set()) == ["opensora", "sample", "c.py", "load=a"]

@@ -77,7 +77,7 @@ class DarkVideos:
         return "too dark" if frames_THWC.mean() < 200 else None
 
 
-def test_a_refused_video_is_returned_to_nobody_and_not_previewed() -> None:
+def test_a_refused_video_is_neither_returned_nor_previewed() -> None:
     shown: list[torch.Tensor] = []
     dark = DarkVideos()
     sampler = replace(fake_sampler(), safety_filter=dark)

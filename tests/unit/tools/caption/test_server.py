@@ -120,5 +120,5 @@ def test_arguments_that_are_refused(arguments: dict[str, object], expected: str)
 
 def test_key_with_letters_of_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_KEY", "clé")
-    with pytest.raises(ConfigError, match="the key in SOME_KEY has letters that no key has"):
+    with pytest.raises(ConfigError, match="the key in the environment variable SOME_KEY has letters that no key has"):
         ServerCaptioner("http://host/v1", "tiny", key_variable="SOME_KEY")
