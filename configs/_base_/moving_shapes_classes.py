@@ -2,8 +2,8 @@
 text_encoder = dict(
     type="classes",
     names=[
-        f"a {colour} {shape} {moves} {direction}"
-        for colour in ("red", "green", "blue", "yellow", "purple", "white")
+        f"a {color} {shape} {moves} {direction}"
+        for color in ("red", "green", "blue", "yellow", "purple", "white")
         for shape in ("circle", "square", "triangle", "cross")
         for moves in ("moves", "moving")
         for direction in ("left", "right", "up", "down")

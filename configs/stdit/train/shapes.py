@@ -1,11 +1,11 @@
-"""Does it learn? A small STDiT on MovingShapes: colour, shape and direction of combinations it never saw.
+"""Does it learn? A small STDiT on MovingShapes: color, shape and direction of combinations it never saw.
 
 Run:    torchrun --nproc_per_node 2 -m opensora.cli.train configs/vae/train/shapes.py
         torchrun --nproc_per_node 2 -m opensora.cli.train configs/stdit/train/shapes.py vae.from_pretrained=outputs/shapes-vae
         then the three lines of configs/stdit/sample/shapes.py
 Cost:   736 s for both trainings on 2 CPU cores (AMD EPYC, AVX-512 bf16), start-up included; the autoencoder starts from
         assets/vae-small, whose own training on real footage is not counted
-Expect: accuracy 1.0 for colour, 1.0 for shape, 1.0 for direction on 64 clips of the 16 held-out combinations
+Expect: accuracy 1.0 for color, 1.0 for shape, 1.0 for direction on 64 clips of the 16 held-out combinations
 """
 
 vae = dict(type="CausalVAEModel", from_pretrained="assets/vae-small")  # the tuned one is named on the command line
