@@ -31,7 +31,7 @@ from opensora.platforms import select
 from opensora.registry import MODELS, SAFETY_FILTERS, SCHEDULERS, TEXT_ENCODERS, build, class_of
 from opensora.run_paths import Origin, change_paths, run_of_weights
 from opensora.sampling.clip_size import clip_size, warn_of_cut_size
-from opensora.sampling.conditions import Conditions
+from opensora.sampling.conditions import Conditions, references_of_prompts
 from opensora.sampling.generate import Sampler
 from opensora.sampling.mask_strategy import check_pastes, parse_strategy
 from opensora.sampling.metadata import GenerationSettings, generation_settings, hash_config, weights_id
@@ -93,7 +93,7 @@ def plan_sampling(run: SampleRun, where: str) -> SamplePlan:
 
     check_words(run)
     size = clip_size(run, value_of, vae, parts["model"])
-    conditions = Conditions.of(run, where)
+    Conditions.of(run, where)
 
     def size_of(prompt: Prompt) -> tuple[int, int, int]:
         words = replace(run, resolution=prompt.resolution, aspect_ratio=prompt.aspect_ratio, image_size=None)
@@ -125,8 +125,8 @@ def plan_sampling(run: SampleRun, where: str) -> SamplePlan:
             run.loop,
             run.condition_frame_length,
             run.condition_frame_edit,
-            None if conditions is None else lambda num_frames: conditions.words(num_frames, latent_frames),
         ),
+        references_of=references_of_prompts(run, where, latent_frames),
         size_of=size_of,
         refine=None if run.refine is None else partial(refine_on_main_rank, run.refine, Path(run.save_dir)),
         change=partial(add_scores, aes=run.aes, flow=run.flow, camera_motion=run.camera_motion),

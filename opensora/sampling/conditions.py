@@ -4,7 +4,7 @@ Each choice becomes references and a mask strategy (mask_strategy.py); nothing e
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,6 +13,7 @@ from opensora.schema import SampleRun
 
 if TYPE_CHECKING:  # the import takes seconds, and contradictions are found without it
     from opensora.sampling.mask_strategy import FramePlacement
+    from opensora.sampling.requests import Prompt, ReferencesOf
 
 LatentFrames = Callable[[int], int]  # pixel frames -> latent frames of the autoencoder
 HALF = 0.5  # the strength of an edit that names none
@@ -158,6 +159,24 @@ class Conditions:
             numbers = list(run)
             if stay:
                 yield FramePlacement(reference_start=numbers[0], target_start=numbers[0], length=len(numbers))
+
+
+def references_of_prompts(run: SampleRun, where: str, latent_frames: LatentFrames) -> "ReferencesOf":
+    """The function that gives a prompt its references and strategy: a cell of its row counts, an empty one takes the run's.
+
+    It raises ConfigError, which names the row where that says something of its own, as `Conditions` does.
+    """
+
+    def references_of(prompt: "Prompt", reference_path: str, mask_strategy: str, num_frames: int) -> tuple[str, str]:
+        cells = {name: getattr(prompt, name) for name in ("reference_path", "mask_strategy", "loop")}
+        own = {name: value for name, value in cells.items() if value is not None} | dict(prompt.choices)
+        values = {"reference_path": reference_path, "mask_strategy": mask_strategy} | own
+        conditions = Conditions.of(replace(run, **values), prompt.where if own else where)
+        if conditions is None:
+            return values["reference_path"], values["mask_strategy"]
+        return conditions.words(num_frames, latent_frames)
+
+    return references_of
 
 
 def frames_in(ranges: str, num_frames: int, where: str) -> set[int]:

@@ -6,7 +6,7 @@ Layout: C channels, T frames, H W rows and columns.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -50,7 +50,6 @@ class ReferenceKeys:
     loop: int = 1
     condition_frame_length: int | None = None
     condition_frame_edit: float = 0.0
-    words: Callable[[int], tuple[str, str]] | None = None  # frames of a clip -> both texts, in place of the two keys
 
     def of_prompts(self, count: int) -> list[tuple[str, str]]:
         """(reference_path, mask_strategy) of each prompt; ConfigError when a list has another length."""

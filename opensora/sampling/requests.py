@@ -1,15 +1,16 @@
 """The list of SampleRequest of a run, from prompts of flags, a text file or a table.
 
 A text file holds one prompt per line; blank lines are skipped. A `.csv`, `.tsv` or `.parquet` table needs the column `text`
-and may hold `negative_prompt`, `seed`, `num_frames`, `height`, `width`, `resolution`, `aspect_ratio`, `fps`, `reference_path`
-(relative to the table) and `mask_strategy`; an empty cell takes the run's value. A prompt may end in JSON, see prompt_syntax.py.
+and may hold `negative_prompt`, `seed`, `num_frames`, `height`, `width`, `resolution`, `aspect_ratio`, `fps`, `loop`,
+`reference_path` and `mask_strategy`, or the plain choices of conditions.py; files are relative to the table, and an empty cell
+takes the run's value. A prompt may end in JSON, see prompt_syntax.py.
 Whatever is wrong is a ConfigError that names the file and the line, raised before any weight is read.
 """
 
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +23,21 @@ from opensora.errors import ConfigError, DataError
 from opensora.files import expand_home
 from opensora.log import logger
 from opensora.sampling.prompt_syntax import last_loop, map_loops, split_json, words_of
-from opensora.sampling.reference_frames import ReferenceKeys, resolve
+from opensora.sampling.reference_frames import ReferenceKeys, resolve, split_paths
 from opensora.types import SampleRequest
 
+FILES = ("first_frame", "last_frame", "extend", "edit")
+CHOICES = (*FILES, "connect", "backward", "strength", "keep")  # of conditions.py
 COLUMNS = (
     "text", "negative_prompt", "seed", "num_frames", "height", "width", "fps", "reference_path", "mask_strategy", "resolution",
-    "aspect_ratio",
+    "aspect_ratio", "loop", *CHOICES,
 )  # fmt: skip
 TEXTS = ("text", "negative_prompt", "reference_path", "mask_strategy", "resolution", "aspect_ratio")
 TABLES = (".csv", ".tsv", ".parquet", ".pq")
 NOT_READ = (".json", ".jsonl", ".xls", ".xlsx", ".ods")  # tables that would pass for lines of text
 EXACT = 2**53  # a float above it may stand for another whole number
 SLOWEST, FASTEST = 0.1, 240  # frames per second a video file can say
+BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 LONGEST = 10_000  # frames of one clip; longer videos are made in loops
 
 
@@ -53,6 +57,12 @@ class Prompt:
     aspect_ratio: str | None = None
     reference_path: str | None = None  # files, joined by ";"
     mask_strategy: str | None = None
+    loop: int | None = None
+    choices: Mapping[str, Any] = field(default_factory=dict)  # those of CHOICES, with values of SampleRun
+
+
+# The run's reference_path and mask_strategy for a prompt, and the frames of its clip -> both, by its own choices as well.
+ReferencesOf = Callable[[Prompt, str, str, int], tuple[str, str]]
 
 
 def collect_requests(
@@ -70,6 +80,7 @@ def collect_requests(
     negative_prompt: str = "",
     num_sample: int = 1,
     reference_keys: ReferenceKeys = ReferenceKeys(),
+    references_of: ReferencesOf | None = None,
     size_of: Callable[[Prompt], tuple[int, int, int]] | None = None,
     refine: Callable[[Sequence[str]], Mapping[str, str]] | None = None,
     change: Callable[[str], str] = lambda text: text,
@@ -79,8 +90,9 @@ def collect_requests(
     image_size: (height, width) in pixels. fps: of a video of which every `frame_interval`-th frame is made. save_fps: of
     the file, None = as made. save_format, watermark: see SampleRequest.
     `index` is the prompt's place in the list, `repeat` the video of that prompt.
-    reference_keys: the run's keys for reference frames. size_of: frames, height and width of a prompt with size words of its
-    own; None: such words are refused. refine: rewrites the words of all prompts and loops. change: applied to them then.
+    reference_keys: the run's keys for reference frames. references_of: turns plain choices into them; None: such are refused.
+    size_of: frames, height and width of a prompt with size words of its own; None: such words are refused. refine: rewrites
+    the words of all prompts and loops. change: applied to them then.
     Raises ConfigError when there is no prompt or a value cannot be used.
     """
     parsed = [direct_prompt(text, f"prompt {place}") for place, text in enumerate(prompts or [], start=1)]
@@ -104,24 +116,21 @@ def collect_requests(
     ):
         if prompt.resolution or prompt.aspect_ratio or isinstance(prompt.num_frames, str):
             prompt = _in_numbers(prompt, size_of)
-        if reference_keys.words is not None:
-            path, strategy = reference_keys.words(num_frames if prompt.num_frames is None else int(prompt.num_frames))
-        conditioning = reference_keys.for_prompt(
-            path if prompt.reference_path is None else prompt.reference_path,
-            strategy if prompt.mask_strategy is None else prompt.mask_strategy,
-            prompt.where,
-        )
-        if last_loop(prompt.text) >= reference_keys.loop:
+        keys = reference_keys if prompt.loop is None else replace(reference_keys, loop=prompt.loop)
+        base = _request(prompt, index, negative_prompt, sizes, frame_interval)
+        words = _reference_words(prompt, path, strategy, base.num_frames, references_of)
+        conditioning = keys.for_prompt(*words, prompt.where)
+        if last_loop(prompt.text) >= keys.loop:
             raise ConfigError(
-                f"{prompt.where}: {prompt.text!r} has words for a loop that is not made; loop is "
-                f"{reference_keys.loop}, loops are "
+                f"{prompt.where}: {prompt.text!r} has words for a loop that is not made; loop is {keys.loop}, loops are "
                 "counted from 0; set loop or correct the prompt"
             )
         original, text = prompt.text, map_loops(prompt.text, lambda words: refined.get(words, words))
-        prompt = replace(prompt, text=map_loops(text, change))
         requests += [
             replace(
-                _request(prompt, index, repeat, negative_prompt, sizes, frame_interval),
+                base,
+                prompt=map_loops(text, change),
+                repeat=repeat,
                 conditioning=conditioning,
                 save_fps=save_fps,
                 save_format=save_format,
@@ -131,6 +140,18 @@ def collect_requests(
             for repeat in range(num_sample)
         ]
     return requests
+
+
+def _reference_words(
+    prompt: Prompt, path: str, strategy: str, num_frames: int, references_of: ReferencesOf | None
+) -> tuple[str, str]:
+    """reference_path and mask_strategy of a prompt, from those of the run and all that the prompt says of its own."""
+    if references_of is not None:
+        return references_of(prompt, path, strategy, num_frames)
+    if prompt.choices:
+        raise ConfigError(f"{prompt.where}: {', '.join(prompt.choices)}: not taken here; give reference_path instead")
+    own = prompt.reference_path, prompt.mask_strategy
+    return path if own[0] is None else own[0], strategy if own[1] is None else own[1]
 
 
 def _in_numbers(prompt: Prompt, size_of: Callable[[Prompt], tuple[int, int, int]] | None) -> Prompt:
@@ -236,13 +257,38 @@ def _row_prompt(row: Mapping[str, Any], where: str, folder: Path) -> Prompt:
     texts = {name: _text(name, cells.pop(name), where) for name in TEXTS if name in cells}
     prompt = direct_prompt(texts.get("text", ""), where)
     negative, reference_path, mask_strategy, *_ = map(texts.get, TEXTS[1:])
+    choices = {name: _choice(name, cells.pop(name), where, folder) for name in CHOICES if name in cells}
     own: dict[str, Any] = {name: _number(name, value, where) for name, value in cells.items()}
     own |= {name: texts[name] for name in ("resolution", "aspect_ratio") if name in texts}
     if prompt.reference_path is None and reference_path is not None:
         own["reference_path"] = resolve(reference_path, folder)
     if prompt.mask_strategy is None and mask_strategy is not None:
         own["mask_strategy"] = mask_strategy
-    return replace(prompt, negative_prompt=negative, **own)
+    if own.get("loop", 1) < 1:
+        raise ConfigError(f"{where}: loop is {own['loop']}; it is 1 or more clips, or empty for the run's own")
+    return replace(prompt, negative_prompt=negative, choices=choices, **own)
+
+
+def _choice(name: str, cell: object, where: str, folder: Path) -> Any:
+    """The cell of a plain choice as the value of its key; files are relative to `folder`."""
+    if name == "strength":
+        try:
+            strength = float(cell)  # type: ignore[arg-type]
+        except (TypeError, ValueError, OverflowError):
+            strength = math.nan
+        if isinstance(cell, bool) or not 0 < strength <= 1:
+            raise ConfigError(
+                f"{where}: strength is {cell!r}; it is a number above 0 and up to 1, or empty for the run's own"
+            )
+        return strength
+    text = _text(name, cell, where).strip()
+    if name == "backward":
+        if text.lower() not in BOOLEANS:
+            raise ConfigError(f"{where}: backward is {cell!r}; it is true or false, or empty for the run's own")
+        return BOOLEANS[text.lower()]
+    if name == "connect":
+        return split_paths(text, folder)
+    return str(folder / expand_home(text)) if name in FILES else text
 
 
 def _text(name: str, cell: object, where: str) -> str:
@@ -275,7 +321,6 @@ def _number(name: str, value: str | float, where: str) -> float | int | str:
 def _request(
     prompt: Prompt,
     index: int,
-    repeat: int,
     negative_prompt: str,
     defaults: Mapping[str, float | int],
     frame_interval: int,
@@ -294,4 +339,4 @@ def _request(
     if not SLOWEST <= size["fps"] <= FASTEST:
         raise ConfigError(f"{prompt.where}: fps is {size['fps']}; it is {SLOWEST} to {FASTEST} frames per second")
     negative = negative_prompt if prompt.negative_prompt is None else prompt.negative_prompt
-    return SampleRequest(prompt.text, negative.strip(), index, repeat, **size)
+    return SampleRequest(prompt.text, negative.strip(), index, repeat=0, **size)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from opensora.datasets.table import write_table
 from opensora.errors import ConfigError
 from opensora.sampling.build import plan_sampling
 from opensora.sampling.conditions import Conditions, frames_in
@@ -182,3 +183,86 @@ def test_a_reference_of_another_rate_is_mentioned(media: dict[str, str], caplog:
         "clip.mp4: has 8 frames per second, the video 4; its frames are taken one by one, so they play slower"
         in caplog.text
     )
+
+
+MASKED: dict[str, Any] = {
+    "scheduler": {"type": "rflow"},
+    "model": {"type": "STDiT", "hidden_size": 48, "depth": 1, "num_heads": 2},
+}
+
+
+def strategies(run: SampleRun) -> list[tuple[list[str], str, int]]:
+    """The names of the references, the strategy and the loops of each request."""
+    rows = []
+    for one in plan_sampling(run, "s.py").requests:
+        frames = one.conditioning or VideoConditioning()
+        rows.append(([Path(path).name for path in frames.references], frames.mask_strategy, frames.loop))
+    return rows
+
+
+def test_rows_of_a_table_choose_for_themselves(media: dict[str, str]) -> None:
+    """Files lie next to the table; a cell that is empty takes the run's value."""
+    table = Path(media["A"]).parent / "p.csv"
+    table.write_text(
+        "text,first_frame,last_frame,extend,backward,edit,strength,keep,loop,connect\n"
+        "a,a.png,,,,,,,,\n"
+        "b,a.png,b.png,,,,,,2,\n"
+        "c,,,clip.mp4,TRUE,,,,,\n"
+        "d,,,clip.mp4,no,,,,,\n"
+        "e,,,,,clip.mp4,0.3,0,,\n"
+        "f,,,,,,,,,a.png;b.png\n"
+        "g,,,,,,,,,\n"
+    )
+    rows = [dict.fromkeys(("first_frame", "extend", "backward", "loop", "strength")) | {"text": "h"} for _ in range(2)]
+    rows[0] |= {"extend": "clip.mp4", "backward": True, "loop": 2}
+    write_table(str(table.with_suffix(".parquet")), rows)
+    assert strategies(run(**MASKED, prompt=[], prompt_path=str(table.with_suffix(".parquet")))) == [
+        (["clip.mp4"], "1,0,0,-1,1,0", 2),
+        ([], "", 1),
+    ]
+    assert strategies(run(**MASKED, prompt=[], prompt_path=str(table))) == [
+        (["a.png"], "0,0,0,0,1,0", 1),
+        (["a.png", "b.png"], "0,0,0,0,1,0;1,1,0,-1,1,0", 2),
+        (["clip.mp4"], "0,0,0,-1,1,0", 1),
+        (["clip.mp4"], "0,0,-1,0,1,0", 1),
+        (["clip.mp4"], "0,0,0,0,3,0.3;0,0,0,0,1,0", 1),
+        (["a.png", "b.png"], "0,0,-1,0,1,0;0,1,0,-1,1,0", 1),
+        ([], "", 1),
+    ]
+
+
+def test_rows_add_to_the_choices_of_the_run(media: dict[str, str]) -> None:
+    table = Path(media["A"]).parent / "q.csv"
+    table.write_text("text,strength\na,0.3\nb,\n")
+    edit = run(**MASKED, prompt=["c"], prompt_path=str(table), edit=media["CLIP"], strength=0.7)
+    assert [strategy for _, strategy, _ in strategies(edit)] == ["0,0,0,0,3,0.7", "0,0,0,0,3,0.3", "0,0,0,0,3,0.7"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "cells", "message"),
+    [
+        ("first_frame,extend", "a.png,clip.mp4", "r.csv, line 2: keys 'first_frame', 'extend': each says how"),
+        ("first_frame", "none.png", "r.csv, line 2: key 'first_frame': .*none.png: no such file"),
+        ("strength", "0.5", "r.csv, line 2: key 'strength': belongs to 'edit'"),
+        ("edit,keep", "clip.mp4,0-99", "r.csv, line 2: key 'keep': found '0-99' .* frames from 0 to 4"),
+        ("connect", "a.png", "r.csv, line 2: key 'connect': found 1 files"),
+        ("edit,mask_strategy", "clip.mp4,0", "r.csv, line 2: keys 'edit', 'mask_strategy': both say"),
+        ("first_frame,num_frames", "a.png,0", "r.csv, line 2: num_frames is 0; it is more than 0"),
+        ("edit,num_frames", "short.mp4,9", "r.csv, line 2: key 'edit': .*short.mp4 has 5 frames, the video 9"),
+    ],
+)
+def test_rows_that_contradict_themselves_are_named(
+    media: dict[str, str], columns: str, cells: str, message: str
+) -> None:
+    table = Path(media["A"]).parent / "r.csv"
+    table.write_text(f"text,{columns}\na,{cells}\n")
+    with pytest.raises(ConfigError, match=message):
+        plan_sampling(run(**MASKED, prompt=[], prompt_path=str(table)), "s.py")
+
+
+def test_a_row_with_references_contradicts_choices_of_the_run(media: dict[str, str]) -> None:
+    """Its file would take the place of the clip in the strategy for that clip."""
+    table = Path(media["A"]).parent / "s.csv"
+    table.write_text("text,reference_path\na,a.png\n")
+    with pytest.raises(ConfigError, match=r"s.csv, line 2: keys 'extend', 'reference_path': both say"):
+        plan_sampling(run(**MASKED, prompt=[], prompt_path=str(table), extend=media["CLIP"]), "s.py")

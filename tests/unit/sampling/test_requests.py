@@ -7,6 +7,7 @@ import pytest
 from opensora.datasets.table import write_table
 from opensora.errors import ConfigError
 from opensora.sampling.metadata import file_stem
+from opensora.sampling.reference_frames import ReferenceKeys
 from opensora.sampling.requests import collect_requests, read_prompts
 
 RUN = dict(num_frames=16, image_size=(32, 48), fps=8.0, seed=42)
@@ -117,12 +118,25 @@ def test_odd_cells_of_a_parquet(tmp_path: Path, column: str, value: object, mess
         ("p.jsonl", '{"text": "a"}\n', r"\.jsonl.*csv"),
         ("p.csv", "PK\x03\x04", "zip archive"),
         ("p.csv", "text,fps\na,9999\n", "line 2: fps.*9999.0.*0.1 to 240"),
+        ("p.csv", "text,loop\na,0\n", "line 2: loop is 0; it is 1 or more clips"),
+        ("p.csv", "text,loop\na,twice\n", "line 2: loop is 'twice'; it is a whole number"),
+        ("p.csv", "text,strength\na,1.5\n", "line 2: strength is '1.5'; it is a number above 0 and up to 1"),
+        ("p.csv", "text,strength\na,\nb,strong\n", "line 3: strength is 'strong'; it is a number above 0"),
+        ("p.csv", "text,backward\na,maybe\n", "line 2: backward is 'maybe'; it is true or false"),
+        ("p.csv", "text,first_frame\na,b.png\n", "line 2: first_frame: not taken here"),
         ("p.parquet", "text\n", "not a Parquet file"),
     ],
 )
 def test_bad_files_are_sentences_with_a_line(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         collect_requests(None, write(tmp_path / name, content), **RUN)
+
+
+def test_every_row_has_a_loop_of_its_own(tmp_path: Path) -> None:
+    file = write(tmp_path / "p.csv", "text,loop\n|0|a cat|1|a dog,2\na fish,\n")
+    two, one = collect_requests(None, file, reference_keys=ReferenceKeys(loop=1), **RUN)
+    assert two.conditioning is not None
+    assert (two.conditioning.loop, one.conditioning) == (2, None)
 
 
 def test_whole_and_broken_fps_are_one_request() -> None:
