@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -18,6 +18,7 @@ from opensora.log import logger
 from opensora.registry import METRICS, build, class_of
 from opensora.schema import EvaluateRun
 
+Named = TypeVar("Named", Figure, Curve)
 RESULTS, REPORT = "metrics.json", "report.html"
 
 
@@ -31,16 +32,17 @@ class Evaluated:
 
     def figures(self) -> list[tuple[str, Figure]]:
         """(name, figure): the name is the figure's own, behind its metric's name where two share it."""
-        pairs = [(metric, figure) for metric, result in self.measured.items() for figure in result.figures]
-        own = [figure.name for _, figure in pairs]
-        return [
-            (f"{metric}.{figure.name}" if own.count(figure.name) > 1 else figure.name, figure)
-            for metric, figure in pairs
-        ]
+        return _with_names([(metric, each) for metric, result in self.measured.items() for each in result.figures])
 
-    def curves(self) -> list[Curve]:
-        """The curves of all metrics."""
-        return [curve for result in self.measured.values() for curve in result.curves]
+    def curves(self) -> list[tuple[str, Curve]]:
+        """(name, curve), as for figures."""
+        return _with_names([(metric, each) for metric, result in self.measured.items() for each in result.curves])
+
+
+def _with_names(pairs: Sequence[tuple[str, Named]]) -> list[tuple[str, Named]]:
+    """The own name in place of the metric's, behind it where two share one."""
+    own = [each.name for _, each in pairs]
+    return [(f"{metric}.{each.name}" if own.count(each.name) > 1 else each.name, each) for metric, each in pairs]
 
 
 def evaluate(run: EvaluateRun, where: str, device: torch.device) -> list[Evaluated]:
@@ -129,7 +131,7 @@ def results(run: EvaluateRun, evaluated: Sequence[Evaluated]) -> dict[str, Any]:
                     | {name: figure.per_video[number] for name, figure in each.figures() if figure.per_video}
                     for number, video in enumerate(each.videos)
                 ],
-                "curves": [dataclasses.asdict(curve) for curve in each.curves()],
+                "curves": [{**dataclasses.asdict(curve), "name": name} for name, curve in each.curves()],
             }
             for each in evaluated
         ],

@@ -117,11 +117,11 @@ def number(value: float) -> str:
 
 
 def _curves(evaluated: Sequence[Evaluated]) -> Iterator[str]:
-    curves = [(each, curve) for each in evaluated for curve in each.curves()]
+    curves = [(each, *named) for each in evaluated for named in each.curves()]
     if curves:
         yield "<h2>Curves</h2>"
-    for each, curve in curves:
-        name = curve.name if len(evaluated) == 1 else f"{curve.name}, {each.folder}"
+    for each, own_name, curve in curves:
+        name = own_name if len(evaluated) == 1 else f"{own_name}, {each.folder}"
         yield f"<figure><img alt='{escape(name, quote=True)}' style='image-rendering:auto' src='{plot(curve, name)}'></figure>"
 
 

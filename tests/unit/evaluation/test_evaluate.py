@@ -126,6 +126,8 @@ def test_figures_of_one_name_carry_that_of_their_metric(tmp_path: Path) -> None:
     once, twice = each.figures()
     assert (once[0], twice[0]) == ("once.length", "twice.length")
     assert twice[1].value == 2 * once[1].value
+    assert [name for name, _ in each.curves()] == ["once.lengths", "twice.lengths"]
+    assert "alt='twice.lengths'" in report_page(EvaluateRun(metrics, str(folder)), [each])
 
 
 def test_a_run_may_be_measured_without_videos() -> None:
