@@ -75,6 +75,10 @@ ARGUMENTS = {
     # caches of sampling
     "threshold": NOT_NEGATIVE,
     "noise_levels": SHARE,
+    # metrics
+    "seed": FINITE,
+    "temperature": NOT_NEGATIVE,
+    "retries": NOT_NEGATIVE,
     # data sets
     "fps": POSITIVE,
     "time_range": SHARE,

@@ -175,6 +175,8 @@ def test_looking_marking_and_saving(manifest: Path, server: tuple[subprocess.Pop
         page.wait("the second page", lambda: len(page.clips()) == 2)
         page.driver.find_element("css selector", ".clips button[data-row='13']").click()
         page.shows(14)
+        # The page is written part by part, and a key that comes between two parts may find no button.
+        page.wait("all of clip 14", lambda: "clip 13.mp4" in page.text("#cells") and page.play_state())
         press_control(driver, "s")
         page.message("saved 3 changed rows")
         folder = os.environ.get("OPENSORA_SCREENSHOTS")
