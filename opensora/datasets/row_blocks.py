@@ -1,5 +1,6 @@
 """A manifest as blocks of rows in Arrow columns, so that memory does not grow with the cells of a file."""
 
+import difflib
 import re
 from collections.abc import Iterator, Sequence
 from itertools import islice, zip_longest
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 _PARQUET_ROWS = 1 << 17
+_NEAR = 0.85  # similarity of names, 0 to 1: "seeds" and "strenght" are near, "weight" is not to be "height"
 _TEXT_ROWS = 1 << 14  # fewer, since the cells are Python strings until their block is in columns
 
 
@@ -53,12 +55,15 @@ def misspelled_columns(path: str, optional: Sequence[str]) -> list[str]:
 
 
 def misspelled(path: str, columns: Sequence[str], optional: Sequence[str]) -> list[str]:
-    """A sentence for each column that only letter case, blanks, - or _ keep from being an optional one."""
+    """A sentence for each column that letter case, blanks, - or _, or a slip of the pen keep from being an optional one."""
     plain = {_plain(name): name for name in optional if name not in columns}
+    unread = {
+        name: difflib.get_close_matches(_plain(name), plain, 1, _NEAR) for name in columns if name not in optional
+    }
     return [
-        f"{path}: column {name!r} is not read; its name would be {plain[_plain(name)]!r}; rename it if that is meant"
-        for name in columns
-        if _plain(name) in plain
+        f"{path}: column {name!r} is not read; its name would be {plain[nearest[0]]!r}; rename it if that is meant"
+        for name, nearest in unread.items()
+        if nearest
     ]
 
 
