@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from opensora.datasets.decode import read_frames
 from opensora.datasets.video import VideoTextDataset
 from opensora.evaluation.contact_sheet import SheetRow, contact_sheet
 from opensora.evaluation.loss_plot import plot_loss
+from opensora.evaluation.motion_ratio import ENOUGH, TOO_MUCH, mean_flow, motion_ratio, moves_alike
 from opensora.evaluation.retrieval import retrieval_accuracy
 from opensora.rng import Draw
 from opensora.training.metrics import read
@@ -46,9 +47,10 @@ def write_report(out: Path, manifest: Path, stages: Stages) -> dict[str, Any]:
     generated = [read_video(out / "videos" / video["file"], **size) for video in videos]
     prompts = [video["prompt"] for video in videos]
     retrieval = retrieval_accuracy(generated, prompts, [clip for clip, _ in shots], [caption for _, caption in shots])
+    motion = motion_of(generated, prompts, shots)
     rows = [
-        SheetRow(video, shots[near][0], prompt, shots[near][1], float(retrieval.distances_GR[i, near]))
-        for i, (video, prompt, near) in enumerate(zip(generated, prompts, retrieval.nearest))
+        SheetRow(video, shots[near][0], prompt, shots[near][1], float(retrieval.distances_GR[i, near]), moved["ratio"])
+        for i, (video, prompt, near, moved) in enumerate(zip(generated, prompts, retrieval.nearest, motion["clips"]))
     ]
     contact_sheet(rows, out / "contact.png")
     losses = {name: read(out / name / "metrics.jsonl") for name in ("autoencoder", "diffusion")}
@@ -65,9 +67,37 @@ def write_report(out: Path, manifest: Path, stages: Stages) -> dict[str, Any]:
             {"prompt": prompt, "nearest": shots[near][1], "hit": hit}
             for prompt, near, hit in zip(prompts, retrieval.nearest, retrieval.hits)
         ],
+        "motion": motion,
     }
     (out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return report
+
+
+def motion_of(
+    generated: Sequence[Tensor], prompts: Sequence[str], shots: Sequence[tuple[Tensor, str]]
+) -> dict[str, Any]:
+    """The motion of each generated clip next to that of the shot of its prompt.
+
+    clips: mean optical flow of both in pixels per frame and their ratio, None where the shot rests or is gone. within: how
+    many ratios lie in `range`.
+    """
+    flows = {caption: mean_flow(clip) for clip, caption in shots}
+    measured: list[dict[str, Any]] = []
+    for clip, prompt in zip(generated, prompts, strict=True):
+        flow, shot_flow = mean_flow(clip), flows.get(prompt)
+        ratio = None if shot_flow is None else motion_ratio(flow, shot_flow)
+        measured.append({"prompt": prompt, "flow": flow, "shot_flow": shot_flow, "ratio": ratio})
+    within = sum(moves_alike(each["ratio"]) for each in measured)
+    return {"within": within, "range": [ENOUGH, TOO_MUCH], "unit": "pixels per frame", "clips": measured}
+
+
+def motion_sentence(motion: dict[str, Any]) -> str:
+    """The figures of `motion_of` in one line."""
+    low, high = motion["range"]
+    ratios = [each["ratio"] for each in motion["clips"] if each["ratio"] is not None]
+    spread = f" (optical flow: {min(ratios):.2f} to {max(ratios):.2f} times)" if ratios else ""
+    count = f"{motion['within']} of {len(motion['clips'])}"
+    return f"motion: {count} generated clips move {low:g} to {high:g} times as much as the shot of their prompt{spread}"
 
 
 def clips(manifest: Path, num_frames: int, image_size: tuple[int, int], fps: float) -> list[tuple[Tensor, str]]:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from opensora.datasets.manifest import read_manifest
 from opensora.errors import OpenSoraError
-from tools.demo.report import Stages, write_report
+from tools.demo.report import Stages, motion_sentence, write_report
 from tools.packages import require_files_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,6 +70,7 @@ def demo(out: Path, only_footage: bool = False) -> None:
     print(
         f"retrieval: {report['retrieval_hits']} of {report['prompts']} generated clips are nearest to a shot of their prompt"
     )
+    print(motion_sentence(report["motion"]))
     print("what this is: a small model that memorised eight shots. It proves that every part works, not quality.")
     print(f"seconds per stage: {report['seconds']}")
     print(f"videos:   {(out / 'videos').resolve()}/*.mp4")

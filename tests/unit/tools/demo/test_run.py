@@ -11,8 +11,9 @@ import pytest
 
 from opensora.datasets.table import write_table
 from tests.support.media_files import write_video
+from tests.unit.evaluation.test_motion_ratio import panned
 from tools.demo import run
-from tools.demo.report import Stages, clips
+from tools.demo.report import Stages, clips, motion_of, motion_sentence
 
 
 def test_seconds_add_up_over_interruptions(tmp_path: Path) -> None:
@@ -71,3 +72,24 @@ def test_prompts_are_the_captions_in_order(tmp_path: Path) -> None:
     pairs = clips(tmp_path / "manifest.csv", num_frames=5, image_size=(16, 32), fps=8.0)
     assert [caption for _, caption in pairs] == ["clip a", "clip b"]
     assert pairs[0][0].shape == (3, 5, 16, 32)
+
+
+def test_motion_compares_each_clip_with_the_shot_of_its_prompt() -> None:
+    shots = [(panned(2), "fast"), (panned(1), "slow"), (panned(0), "still")]
+    generated = {"slow": panned(1.5), "fast": panned(0.5), "still": panned(1), "of no shot": panned(1)}
+    motion = motion_of(list(generated.values()), list(generated), shots)
+    assert [each["prompt"] for each in motion["clips"]] == list(generated)
+    assert [each["flow"] for each in motion["clips"]] == pytest.approx([1.5, 0.5, 1, 1], rel=0.05)
+    assert [each["ratio"] for each in motion["clips"][:2]] == pytest.approx([1.5, 0.25], rel=0.05)
+    assert [each["ratio"] for each in motion["clips"][2:]] == [None, None]
+    assert [each["shot_flow"] for each in motion["clips"][2:]] == [0, None]
+    assert (motion["within"], motion["range"], motion["unit"]) == (1, [0.5, 2.0], "pixels per frame")
+
+
+def test_motion_is_one_sentence() -> None:
+    clip = {"prompt": "a", "flow": 1.0, "shot_flow": 2.0}
+    motion = {"within": 1, "range": [0.5, 2.0], "clips": [{**clip, "ratio": ratio} for ratio in (0.5, 0.123, None)]}
+    start = "motion: 1 of 3 generated clips move 0.5 to 2 times as much as the shot of their prompt"
+    assert motion_sentence(motion) == f"{start} (optical flow: 0.12 to 0.50 times)"
+    motion["clips"] = [{**clip, "ratio": None}] * 3
+    assert motion_sentence(motion) == start
