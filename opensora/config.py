@@ -25,10 +25,11 @@ from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from opensora import files
 from opensora.errors import ConfigError
+from opensora.foreign_keys import FOREIGN_KEYS, UNSUPPORTED
 from opensora.ranges import LENGTHS, Range, numbers_in, range_of
 from opensora.registry import class_of, constructor, names
 from opensora.run_paths import RECORD, UTF8_ONLY, WRITTEN, Origin, change_paths
-from opensora.schema import FOREIGN_KEYS, UNSUPPORTED, Run, TrainRun
+from opensora.schema import Run, TrainRun
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

@@ -16,45 +16,6 @@ Component = dict[str, Any]
 Where = Callable[[str], str]  # key -> the file and line, or the command line, that has the last word on it
 Precision = Literal["auto", "bf16", "fp32"]  # the dtype that a model computes with; DTYPES in types.py has torch's
 
-# Keys of other trainers -> their names here.
-FOREIGN_KEYS = {
-    "ckpt_every": "save_every",
-    "save_interval": "save_every",
-    "checkpointing_steps": "save_every",
-    "outputs": "run_dir",
-    "output_dir": "run_dir",
-    "log_interval": "log_every",
-    "epochs": "steps",
-    "max_train_steps": "steps",
-    "lr": "optimizer.lr",
-    "learning_rate": "optimizer.lr",
-    "adam_eps": "optimizer.eps",
-    "weight_decay": "optimizer.weight_decay",
-    "gradient_accumulation_steps": "micro_batches",
-    "accumulation_steps": "micro_batches",
-    "gradient_checkpointing": "grad_checkpoint",
-    "max_grad_norm": "grad_clip",
-    "mixed_precision": "dtype",
-    "train_batch_size": "batch_size",
-    "resume_from_checkpoint": "run_dir (the same command resumes what it finds there)",
-    "resume": "run_dir (the same command resumes what it finds there)",
-    "data_path": "dataset.data_path",
-    "num_frames": "dataset.num_frames",
-    "image_size": "dataset.image_size",
-    "frame_interval": "dataset.frame_interval",
-    "wandb_project": "wandb",
-    "total_limit": "keep_last",
-    "checkpoints_total_limit": "keep_last",
-    "sequence_parallel_size": "sp_size",
-    "enable_sequence_parallelism": "sp_size (above 1 switches it on)",
-}
-
-# Names of the field that this version does not offer: key and name -> the reason, and the alternative.
-UNSUPPORTED = {
-    "plugin gemini": "ColossalAI's Gemini trains wrongly on the CPU, and this version has not been tried with it on "
-    "devices, so it offers none; use 'fsdp', or 'zero2' with plugin_config=dict(cpu_offload=True)",
-}
-
 # Arguments that the run passes to the model; a config need not repeat them, and must agree where it does.
 MODEL_ARGUMENTS = ("input_size", "in_channels", "caption_channels", "model_max_length")
 
@@ -125,6 +86,9 @@ class TrainRun:
         registry.LR_SCHEDULERS, {"type": "constant"}, "the learning rate over time", supplied=("steps", "warmup_steps")
     )
     warmup_steps: int = key(0, "linear warm-up of the learning rate from 0", unit="optimizer steps", range=NOT_NEGATIVE)
+    lr_groups: dict[str, float] = key(
+        {}, "part of a name -> learning rate of the weights with that part in their names", range=NOT_NEGATIVE
+    )
     grad_clip: float = key(1.0, "largest global gradient norm; 0: no clipping", range=NOT_NEGATIVE)
     ema_decay: float | None = key(
         0.9999, "average of the weights, in fp32; None: no average", unit="per optimizer step", range=BELOW_1
@@ -179,6 +143,14 @@ class TrainRun:
     )
 
     # task autoencoder only
+    tail_init: str | None = key(
+        None,
+        "start CausalVAEModel from this image autoencoder: a run folder, a folder, a file or a hub id; docs/training.md",
+        path=True,
+    )
+    reset_mix_factor: float | None = key(
+        None, "start with this mix_factor in every mixing of a fixed and a learned branch; None: as it is"
+    )
     reconstruction_loss: Literal["l1", "l2"] = key("l1", "distance of pixels")
     kl_weight: float = key(
         1e-6,
@@ -195,6 +167,10 @@ class TrainRun:
     disc_weight: float = key(0.5, "weight of the adversarial loss, times the adaptive weight", range=NOT_NEGATIVE)
     disc_optimizer: Component | None = component(
         registry.OPTIMIZERS, None, "the discriminator's optimizer; None: as `optimizer`", supplied=("params",)
+    )
+
+    validation_perceptual: Component | None = component(
+        registry.PERCEPTUAL, None, "a distance of frames to measure in validation", resume_safe=True
     )
 
     # what is kept and shown
@@ -268,10 +244,16 @@ class TrainRun:
         trains_autoencoder = self.task == "autoencoder"
         other = "diffusion" if trains_autoencoder else "autoencoder"
         of_diffusion = ["preview_every", "text_encoder_parallel", "mask_ratios"]
-        of_autoencoder = ["perceptual", "discriminator"]
+        of_autoencoder = ["perceptual", "discriminator", "tail_init", "reset_mix_factor", "validation_perceptual"]
         for name in of_diffusion if trains_autoencoder else of_autoencoder:
             if getattr(self, name) not in (None, 0):
                 raise ConfigError(f"{where(name)}: key '{name}': belongs to task '{other}'; remove the key")
+        self._check_tail_init(where)
+        if self.validation_perceptual is not None and self.validation_dataset is None:
+            raise ConfigError(
+                f"{where('validation_perceptual')}: key 'validation_perceptual': found without validation_dataset; set that as "
+                "well, or remove the key"
+            )
         for name in ("model", "text_encoder", "scheduler") if self.task == "diffusion" else ():
             if getattr(self, name) is None:
                 raise ConfigError(
@@ -291,6 +273,20 @@ class TrainRun:
             raise ConfigError(
                 f"{where('plugin')}: key 'plugin': found {self.plugin!r} for task {self.task!r}, which it cannot train: "
                 f"{refused[self.plugin]}; allowed: {allowed}; choose one of them"
+            )
+
+    def _check_tail_init(self, where: Where) -> None:
+        if self.tail_init is None:
+            return
+        if self.vae.get("type") != "CausalVAEModel":
+            raise ConfigError(
+                f"{where('tail_init')}: key 'tail_init': found with vae.type {self.vae.get('type')!r}; allowed: "
+                "'CausalVAEModel', whose kernels hold those of an image autoencoder; change vae.type or remove the key"
+            )
+        if self.load is not None or self.vae.get("from_pretrained") is not None:
+            other = "load" if self.load is not None else "vae.from_pretrained"
+            raise ConfigError(
+                f"{where('tail_init')}: keys 'tail_init', '{other}': both name the weights to start from; remove one of the two"
             )
 
     def _check_stored(self, where: Where) -> None:

@@ -83,7 +83,8 @@ class Engine(EngineState):
     def _set_optimizer(self, optimizer: Optimizer) -> None:
         """Every engine calls it once, with the optimizer that updates the masters."""
         self.optimizer = optimizer
-        self.base_lr: float = optimizer.param_groups[0]["lr"]  # as configured, before any schedule
+        self._base_lrs: list[float] = [group["lr"] for group in optimizer.param_groups]
+        self.base_lr = self._base_lrs[0]  # as configured, before any schedule; logged for the whole
 
     @abstractmethod
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
@@ -106,7 +107,7 @@ class Engine(EngineState):
         return self._norm
 
     def update(self, lr_factor: float = 1.0) -> None:
-        """Clip by the norm that `grad_norm` returned, step with `lr_factor * base_lr`, clear. All ranks call.
+        """Clip by the norm that `grad_norm` returned, step with `lr_factor` times each group's rate, clear. All ranks call.
 
         Raises ValueError when that norm is not finite, or was not measured in this step.
         """
@@ -131,8 +132,8 @@ class Engine(EngineState):
         return squared_norm(self._gradients())
 
     def _set_lr(self, lr_factor: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.base_lr * lr_factor
+        for group, base_lr in zip(self.optimizer.param_groups, self._base_lrs, strict=True):
+            group["lr"] = base_lr * lr_factor
 
 
 def broadcast_and_move(model: nn.Module, device: torch.device) -> None:

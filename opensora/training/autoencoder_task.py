@@ -6,11 +6,13 @@ Source: Rombach et al. 2022, arXiv:2112.10752, section 3.1 and appendix G (KL-re
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
+from torch import Tensor
 
 from opensora.evaluation.psnr import psnr
+from opensora.evaluation.ssim import TAPS, ssim_frames
 from opensora.interfaces import Autoencoder
 from opensora.rng import Draw
 from opensora.training.autoencoder_losses import Distance, perceptual_error, reconstruction_error
@@ -32,6 +34,9 @@ class AutoencoderTask:
     perceptual: Distance | None = None
     perceptual_weight: float = 1.0  # of the perceptual distance, next to a mean over pixels
     discriminator: DiscriminatorTrainer | None = None
+    validation_distance: tuple[str, Distance] | None = None  # its name in the metrics of validation
+
+    measures_weights: ClassVar[bool] = True
 
     @property
     def autoencoder(self) -> Autoencoder:
@@ -58,13 +63,29 @@ class AutoencoderTask:
 
     @torch.no_grad()
     def validate(self, model: Callable[..., Any], batches: Iterable[Batch]) -> dict[str, tuple[float, int]]:
-        """PSNR in decibels of reconstructions from the posterior's mode, (sum, clips)."""
-        values = []
+        """Reconstructions from the posterior's mode against the clips, (sum, clips) of each.
+
+        PSNR in decibels, SSIM where frames hold its window, and the distance of `validation_distance`.
+        """
+        values: dict[str, list[Tensor]] = {}
         for batch in batches:
-            output, _ = model(batch.video_BCTHW.to(self.device), None)
-            values.append(psnr(output.float().cpu(), batch.video_BCTHW))
-        psnr_B = torch.cat(values).double()
-        return {"psnr": (psnr_B.sum().item(), len(psnr_B))}
+            video = batch.video_BCTHW.to(self.device)
+            output = model(video, None)[0].float()
+            for name, value_B in self._measure(video, output).items():
+                values.setdefault(name, []).append(value_B.double().cpu())
+        return {name: (torch.cat(parts).sum().item(), sum(map(len, parts))) for name, parts in values.items()}
+
+    def _measure(self, video_BCTHW: Tensor, output_BCTHW: Tensor) -> dict[str, Tensor]:
+        """Figures of each clip, [B]."""
+        video, output = video_BCTHW.cpu(), output_BCTHW.cpu()  # some devices have no float64
+        figures = {"psnr": psnr(output, video)}
+        if min(video.shape[3:]) >= TAPS:
+            frames = ((clip.clamp(-1, 1).transpose(1, 2) + 1) / 2 for clip in (output, video))
+            figures["ssim"] = ssim_frames(*frames).mean(1)
+        if self.validation_distance is not None:
+            name, distance = self.validation_distance
+            figures[name] = perceptual_error(video_BCTHW, output_BCTHW, distance)
+        return figures
 
     def config(self) -> dict[str, Any]:
         """The autoencoder's config with the latent statistics measured by the weights as they are now."""

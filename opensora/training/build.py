@@ -1,24 +1,26 @@
 """From a checked config to a `TrainState`: parts, engine, data, and the checkpoint to go on from."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from opensora import __version__
 from opensora.config import as_dict, digest
 from opensora.datasets.frame_masks import FrameConditions, FrameMasks
 from opensora.datasets.loader import build_loader
 from opensora.errors import ConfigError
+from opensora.evaluation.metrics.perceptual_distance import NAMES
 from opensora.interfaces import Autoencoder, Scheduler
 from opensora.log import logger
 from opensora.models.build import Components, assemble, build_autoencoder
 from opensora.models.frame_conditioning import conditioning_mode
 from opensora.models.frame_counts import require_frame_counts
-from opensora.models.weights import load_weights, require_kind
+from opensora.models.shape_checks import ShapeError
 from opensora.parallel.activation_checkpointing import checkpoint_activations
 from opensora.parallel.engine import EngineOptions
 from opensora.parallel.group_leader import broadcast_batches
@@ -26,24 +28,27 @@ from opensora.parallel.sequence_parallel import shard_sequence
 from opensora.parallel.tensor_parallel import sequence_subgroup
 from opensora.parallel.world import World
 from opensora.platforms import select
-from opensora.registry import DATASETS, LR_SCHEDULERS, MODELS, OPTIMIZERS, PERCEPTUAL, PLUGINS, SCHEDULERS, VAES, build
+from opensora.registry import DATASETS, LR_SCHEDULERS, OPTIMIZERS, PERCEPTUAL, PLUGINS, SCHEDULERS, build
 from opensora.rng import key_seed
 from opensora.run_paths import Origin
 from opensora.schema import TrainRun
 from opensora.training.anomalies import AnomalyDetector
+from opensora.training.autoencoder_losses import Distance
 from opensora.training.autoencoder_task import STATISTICS_CLIPS, AutoencoderTask
 from opensora.training.cached_features import stored_clips, stored_latents, stored_texts
 from opensora.training.caption_check import drop_empty_captions, warn_of_long_captions
-from opensora.training.checkpoint import has_checkpoint, resolve_part, resolve_weights
+from opensora.training.checkpoint import has_checkpoint, resolve_part
 from opensora.training.clip_plan import ClipPlan, check_latents, make_clip_plan, require_fixed_size, single_clip_batches
 from opensora.training.diffusion_task import DiffusionTask
 from opensora.training.discriminator_trainer import DiscriminatorTrainer, build_discriminator
 from opensora.training.distributed_codec import distributed_codec
 from opensora.training.ema import Ema
+from opensora.training.first_weights import check_load, set_first_weights
 from opensora.training.image_joint import check_joint, check_strides
 from opensora.training.loop import TrainState
 from opensora.training.memory_warmup import warm_up
 from opensora.training.metrics import Metrics
+from opensora.training.optimizer import parameter_groups
 from opensora.training.parallel_sizes import check_parallel_sizes, tensor_size
 from opensora.training.profiling import StepTrace
 from opensora.training.reconstruction_check import log_reconstruction
@@ -74,7 +79,7 @@ def build_training(run: TrainRun, world: World, where: str, replay_from: int | N
     masks = build_masks(run, where)
     trains = replay_from is None
     if run.load is not None:
-        _check_load(Path(run.load), run, where)
+        check_load(Path(run.load), run, where)
     lock = claim_folder(run, world) if trains else None  # first: a folder that cannot be written costs nothing yet
     stop = StopRequest(
         announces=world.is_main
@@ -84,17 +89,16 @@ def build_training(run: TrainRun, world: World, where: str, replay_from: int | N
         logger().info(line)
     clips = replace(clips, dataset=stored_clips(run, clips.dataset, clips.sizes, where))
     task = _build_task(run, world, clips, masks, where)
-    if run.load is not None and not (trains and has_checkpoint(run.run_dir)):  # which holds all weights
-        weights = resolve_weights(run.load, ema=True)
-        _check_load(weights, run, where)
-        load_weights(task.trained, weights)
+    if not (trains and has_checkpoint(run.run_dir)):  # which holds all weights
+        set_first_weights(task.trained, run, where)
     if run.grad_checkpoint:
         checkpoint_activations(task.trained.checkpoint_blocks())
     if world.sequence_size > tensor_size(run):
         shard_sequence(
             task.trained, sequence_subgroup(world.sequence_group, tensor_size(run), world.timeout), run.sp_mode
         )
-    engine = plugin.apply(task.trained.train(), _engine_options(run, run.optimizer, world))
+    _check_lr_groups(run, task.trained, where)
+    engine = plugin.apply(task.trained.train(), _engine_options(run, run.optimizer, world, task.trained))
     ema = None if run.ema_decay is None else Ema(engine, run.ema_decay)
     anomalies = AnomalyDetector(
         run.on_nan,
@@ -136,8 +140,15 @@ def build_training(run: TrainRun, world: World, where: str, replay_from: int | N
     )
 
 
-def _check_load(weights: Path, run: TrainRun, where: str) -> None:
-    require_kind(weights, VAES if run.task == "autoencoder" else MODELS, f"{where}: key 'load'")
+def _check_lr_groups(run: TrainRun, module: nn.Module, where: str) -> None:
+    """Raise ConfigError for a part of names that no trained weight has."""
+    names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+    for part in run.lr_groups:
+        if not any(part in name for name in names):
+            raise ConfigError(
+                f"{where}: key 'lr_groups': found {part!r}, which is in no name of a trained weight of "
+                f"{type(module).__name__}; allowed: a part of a name, such as {names[0]!r}; correct or remove it"
+            )
 
 
 def build_discriminator_trainer(
@@ -161,9 +172,19 @@ def build_discriminator_trainer(
     return DiscriminatorTrainer(engine, run.disc_loss, run.disc_weight, run.disc_start)
 
 
-def _engine_options(run: TrainRun, optimizer: dict[str, Any], world: World) -> EngineOptions:
+def _engine_options(
+    run: TrainRun, optimizer: dict[str, Any], world: World, grouped: nn.Module | None = None
+) -> EngineOptions:
+    """grouped: the module whose weights `lr_groups` divides; None: they all have the optimizer's learning rate."""
+
+    def make_optimizer(params: Sequence[nn.Parameter]) -> Optimizer:
+        if grouped is None or not run.lr_groups:
+            return build(OPTIMIZERS, optimizer, params=params)
+        groups = parameter_groups(grouped.named_parameters(), params, run.lr_groups)
+        return build(OPTIMIZERS, optimizer, params=groups)
+
     return EngineOptions(
-        make_optimizer=lambda params: build(OPTIMIZERS, optimizer, params=params),
+        make_optimizer=make_optimizer,
         dtype=run.dtype,  # type: ignore[arg-type]
         grad_clip=run.grad_clip,
         world=world,
@@ -264,9 +285,28 @@ def _autoencoder_task(run: TrainRun, world: World, clips: ClipPlan, where: str) 
         device=device,
         perceptual=None if run.perceptual is None else build(PERCEPTUAL, run.perceptual).load().to(device),
         perceptual_weight=run.perceptual_weight,
+        validation_distance=_validation_distance(run, device, where),
         statistics_clips=lambda: _statistics_clips(run, clips),
         discriminator=build_discriminator_trainer(run, world, vae, where),
     )
+
+
+def _validation_distance(run: TrainRun, device: torch.device, where: str) -> tuple[str, Distance] | None:
+    """The name of `validation_perceptual` in the metrics and the distance; None without one.
+
+    Raises ConfigError where validation clips are too small for it.
+    """
+    if run.validation_perceptual is None:
+        return None
+    kind = run.validation_perceptual["type"]
+    distance = build(PERCEPTUAL, run.validation_perceptual).load().to(device)
+    if "image_size" in (run.validation_dataset or {}):
+        frame = torch.zeros(1, 3, *run.validation_dataset["image_size"], device=device)  # type: ignore[index]
+        try:
+            distance(frame, frame)
+        except ShapeError as error:
+            raise ConfigError(f"{where}: key 'validation_perceptual': {error}") from None
+    return NAMES.get(kind, kind.lower()), distance
 
 
 def _statistics_clips(run: TrainRun, clips: ClipPlan) -> Iterator[Batch]:

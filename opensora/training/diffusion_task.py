@@ -36,6 +36,7 @@ class DiffusionTask:
     masks: FrameMasks | FrameConditions | None = None  # which frames of a clip are given in training
     validation_levels: int = BINS  # noise levels at which the loss of a validation clip is measured
     discriminator: ClassVar[None] = None
+    measures_weights: ClassVar[bool] = False
 
     @property
     def autoencoder(self) -> Autoencoder:

@@ -139,10 +139,17 @@ def seed_dropout(seed: int, step: int, sample_id: int) -> None:
 
 
 def validate(state: TrainState) -> dict[str, float]:
-    """The task's metrics on the validation clips, means over the samples of all ranks; training is left as it is."""
+    """The task's metrics on the validation clips, means over the samples of all ranks; training is left as it is.
+
+    Where the task measures weights, those of the average as well, with "ema_" before their names.
+    """
     assert state.validation is not None
     with evaluation_mode(state.task.trained, state.world.device):
         values = state.task.validate(state.engine.model, state.validation())
+        if state.ema is not None and state.task.measures_weights:
+            with state.ema.applied():
+                average = state.task.validate(state.engine.model, state.validation())
+            values |= {f"ema_{name}": value for name, value in average.items()}
     names = sorted(values)
     sums = sum_over_ranks(torch.tensor([values[name] for name in names], dtype=torch.float64).view(-1, 2))
     return {name: total / count for name, (total, count) in zip(names, sums.tolist(), strict=True) if count}

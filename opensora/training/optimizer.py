@@ -4,10 +4,10 @@ A schedule is a function of the step alone, so it needs no state in a checkpoint
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from opensora.registry import LR_SCHEDULERS, OPTIMIZERS
@@ -25,6 +25,22 @@ def adamw(
 ) -> Optimizer:
     """torch's fused AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), which CPU, CUDA and NPU implement."""
     return AdamW(params, lr=lr, betas=(betas[0], betas[1]), eps=eps, weight_decay=weight_decay, fused=True)
+
+
+def parameter_groups(
+    named: Iterable[tuple[str, nn.Parameter]], params: Sequence[nn.Parameter], lr_groups: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """The groups of an optimizer: first the weights without a rate of their own, then one for each entry of `lr_groups`.
+
+    named: the module's parameters. params: those that train. lr_groups: part of a name -> learning rate; of several parts
+    in one name the first counts. Groups without a weight are left out.
+    """
+    names = {id(parameter): name for name, parameter in named}
+    groups: dict[str | None, list[nn.Parameter]] = {part: [] for part in (None, *lr_groups)}
+    for parameter in params:
+        groups[next((part for part in lr_groups if part in names[id(parameter)]), None)].append(parameter)
+    rates = {part: {"lr": rate} for part, rate in lr_groups.items()}
+    return [{"params": members, **rates.get(part, {})} for part, members in groups.items() if members]  # type: ignore[arg-type]
 
 
 def _warm(step: int, warmup_steps: int) -> float:

@@ -121,8 +121,10 @@ class RunFolder:
         weights = {checkpoint.WEIGHTS: self.engine.gather_state_dict()}
         if self.ema is not None:
             weights[checkpoint.AVERAGE] = self.ema.weights()
-        config = self.task.config() if self.world.is_main else {}
-        configs = dict.fromkeys(weights, config)
+        configs = dict.fromkeys(weights, self._task_config())
+        if self.ema is not None and self.task.measures_weights:
+            with self.ema.applied():
+                configs[checkpoint.AVERAGE] = self._task_config()
         if (discriminator := self.task.discriminator) is not None:
             weights[DISCRIMINATOR], configs[DISCRIMINATOR] = discriminator.weights(), dict(discriminator.config)
         return partial(
@@ -137,6 +139,9 @@ class RunFolder:
             ),
             self.run.keep_last,
         )
+
+    def _task_config(self) -> dict[str, Any]:
+        return self.task.config() if self.world.is_main else {}
 
     def _report(self, step: int, folder: Path, waited: float, began: float) -> None:
         """Log the save: from this line on the checkpoint can be resumed."""

@@ -35,6 +35,10 @@ class Task(Protocol):
     def discriminator(self) -> DiscriminatorTrainer | None:
         """The network that `trained` is trained against; it learns in the same optimizer steps."""
 
+    @property
+    def measures_weights(self) -> bool:
+        """True if `config` holds measurements of the weights, so that their average needs measurements of its own."""
+
     def loss(self, model: Callable[..., Any], batch: Batch) -> MicroBatchLoss:
         """`model` is `trained` as the engine runs it."""
 

@@ -17,6 +17,7 @@ BASE = {
     "registry",
     "config",
     "schema",
+    "foreign_keys",
     "fields",
     "ranges",
     "types",

@@ -5,11 +5,14 @@ Source: Ghildyal and Liu 2022, arXiv:2207.13686: pooling at stride 1, then a blu
 Weights: the files `alex_shift_tolerant.pth` and `vgg_shift_tolerant.pth` of the PyPI package stlpips-pytorch 0.0.2.
 """
 
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
+from opensora.errors import WeightsError
 from opensora.models.read_weights import read_weights
 from opensora.models.shape_checks import ShapeError
 from opensora.models.vae.perceptual import InputScaling, LinHead, unit_normalize
@@ -17,6 +20,7 @@ from opensora.models.weights import load_state
 from opensora.registry import PERCEPTUAL
 
 Net = Literal["alex", "vgg"]
+PACKAGE = "stlpips-pytorch==0.0.2"
 SMALLEST = 24  # rows and columns, so that the deepest slice can be padded by reflection
 
 
@@ -101,14 +105,26 @@ class Slice(nn.Module):
         return x
 
 
+def packaged_weights() -> Path:
+    """The folder of the weights in the package stlpips-pytorch, which is not imported. Raises WeightsError without it."""
+    spec = find_spec("stlpips_pytorch")
+    if spec is None or not spec.submodule_search_locations:
+        raise WeightsError(
+            f"STLPIPS: weights is not given, and the package that holds them is missing; `pip install --no-deps {PACKAGE}`, or "
+            "set weights to one of its files"
+        )
+    return Path(spec.submodule_search_locations[0]) / "weights" / "vST0.0"
+
+
 @PERCEPTUAL.register_module()
 class STLPIPS(nn.Module):
-    """weights: one of the two files. net: which of them it is, "alex" (2.5 M parameters) or "vgg" (14.7 M). Only `load()`
-    reads it."""
+    """weights: one of the two files, or a folder that holds it; None: that of the installed package stlpips-pytorch. net:
+    which of them it is, "alex" (2.5 M parameters) or "vgg" (14.7 M). Only `load()` reads it."""
 
-    def __init__(self, weights: str, net: Net = "alex") -> None:
+    def __init__(self, weights: str | None = None, net: Net = "alex") -> None:
         super().__init__()
         self.weights = weights
+        self.file = f"{net}_shift_tolerant.pth"  # name of its weights in the package
         self.scaling_layer = InputScaling()
         self.net = nn.Module()
         for n, layers in enumerate(NETS[net]):
@@ -124,7 +140,9 @@ class STLPIPS(nn.Module):
 
     def load(self) -> Self:
         """Read the weights; WeightsError unless the file holds all of them and nothing else."""
-        load_state(self, read_weights(self.weights), self.weights)
+        path = packaged_weights() if self.weights is None else Path(self.weights)
+        path = path / self.file if path.is_dir() else path
+        load_state(self, read_weights(path), str(path))
         return self
 
     def features(self, x_NCHW: Tensor) -> list[Tensor]:

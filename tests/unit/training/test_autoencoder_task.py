@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from opensora.config import load
+from opensora.evaluation.ssim import ssim_frames
 from opensora.models.build import build_autoencoder
 from opensora.models.vae.gaussian import Gaussian
 from opensora.rng import Draw, generator
@@ -51,6 +52,24 @@ def test_autoencoder_loss_by_hand(reconstruction: str, errors: tuple[float, floa
     assert vae.rngs is not None
     for sample_id, rng in zip((4, 5), vae.rngs):
         assert torch.equal(torch.rand(3, generator=rng), torch.rand(3, generator=Draw(1, 3, sample_id).rng("latent")))
+
+
+def test_validation_measures_structure_and_a_distance_of_frames() -> None:
+    """SSIM of clips in [0, 1] where frames hold its window; the distance counts each frame, and each clip once."""
+    clip = 0.4 * torch.rand(2, 3, 2, 12, 11, generator=generator(0, "clips"))
+
+    def output(video: Tensor, rngs: object) -> tuple[Tensor, None]:
+        return video + torch.tensor([0.0, 0.5]).view(-1, 1, 1, 1, 1), None
+
+    task = autoencoder(None)
+    task.validation_distance = ("apart", lambda x, y: (y - x).flatten(1).mean(1))
+    figures = task.validate(output, [batch(0, [0, 1], clip)])
+    unit = (clip[1].transpose(0, 1) + 1) / 2
+    similar = ssim_frames(unit[None] + 0.25, unit[None]).mean().item()
+    assert 0.5 < similar < 0.99
+    assert figures["ssim"] == (pytest.approx(1 + similar), 2)
+    assert figures["apart"] == (pytest.approx(0.5), 2)
+    assert set(figures) == {"psnr", "ssim", "apart"}
 
 
 def test_autoencoder_validation_is_psnr_of_the_mode() -> None:

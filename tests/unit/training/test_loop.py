@@ -52,6 +52,8 @@ class Distance:
 
     autoencoder = discriminator = None
 
+    measures_weights = False
+
     def __init__(self, change: Change | None = None):
         self.trained = nn.Linear(1, 1, bias=False)
         nn.init.zeros_(self.trained.weight)
@@ -200,6 +202,17 @@ def test_log_save_and_validation_intervals() -> None:
     assert log.finished
     assert log.validations == [(4, {"count": 4.0}), (7, {"count": 4.0})]
     assert state.task.trained.training
+
+
+def test_an_average_that_is_measured_is_validated_as_well() -> None:
+    state, _ = training(VALUES)
+    state.task.trained.weight.data.fill_(3.0)  # the average began at 0
+    state.task.measures_weights = True
+    state.task.validate = lambda model, batches: {"weight": (2 * model(torch.ones(1, 1)).item(), len(list(batches)))}
+    state.validation = lambda: batches(VALUES[:1])
+    samples = len(VALUES[0])
+    assert validate(state) == {"weight": 6.0 / samples, "ema_weight": 0.0}
+    assert number(state) == 3.0
 
 
 def test_validation_restores_training_mode() -> None:

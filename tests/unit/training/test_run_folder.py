@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from opensora.config import load
 from opensora.errors import CheckpointError, WeightsError
+from opensora.models.weights import read_config
 from opensora.parallel import dcp, world
 from opensora.parallel.async_save import join_all
 from opensora.parallel.engine import EngineOptions
@@ -83,7 +84,7 @@ def open_folder(path: Path, value: float = 0.0, decay: float | None = 0.5, width
         model, EngineOptions(lambda params: torch.optim.AdamW(params, lr=0.1), "fp32", 0.0, world.current())
     )
     ema = None if decay is None else Ema(engine, decay)
-    task: Any = SimpleNamespace(config=lambda: {"type": "Two"}, discriminator=None)
+    task: Any = SimpleNamespace(config=lambda: {"type": "Two"}, discriminator=None, measures_weights=False)
     return RunFolder(run, world.current(), engine, ema, task, AnomalyDetector(), lock)
 
 
@@ -112,6 +113,20 @@ def test_resume_takes_over_weights_average_and_bad_rows(tmp_path: Path) -> None:
     assert again.describe_latest() == str(step)
     assert load_file(step / "weights/model/model.safetensors")["weight"][0, 0] == 3.0
     assert load_file(step / "weights/ema/model.safetensors")["weight"][0, 0] == 2.0
+
+
+def test_the_average_has_measurements_of_its_own(tmp_path: Path) -> None:
+    folder = open_folder(tmp_path, value=1.0)
+    with torch.no_grad():
+        next(folder.engine.master_shards())[1].fill_(3.0)
+    folder.ema.update()
+    folder.task.measures_weights = True
+    folder.task.config = lambda: {"measured": folder.engine.module.weight[0, 0].item()}
+    keep(folder, 1)
+    weights = tmp_path / "checkpoints/step-00000001/weights"
+    assert read_config(weights / "model") == {"measured": 3.0}
+    assert read_config(weights / "ema") == {"measured": 2.0}
+    assert weight(folder) == 3.0
 
 
 def test_last_good_before_any_save(tmp_path: Path) -> None:

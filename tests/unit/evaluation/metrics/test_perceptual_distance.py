@@ -43,8 +43,8 @@ def test_a_distance_that_is_none_is_a_sentence() -> None:
         ConfigError, match=r"metric PerceptualDistance: key 'distance.type': found 'DISTS'.*LPIPS, STLPIPS"
     ):
         PerceptualDistance({"type": "DISTS"})
-    with pytest.raises(ConfigError, match=r"'distance.weights': missing; STLPIPS needs it"):
-        PerceptualDistance({"type": "STLPIPS"})
+    with pytest.raises(ConfigError, match=r"'distance.weights': missing; LPIPS needs it"):
+        PerceptualDistance({"type": "LPIPS"})
     with pytest.raises(ConfigError, match=r"net.*'squeeze'"):
         PerceptualDistance({"type": "STLPIPS", "weights": "none", "net": "squeeze"})
     with pytest.raises(WeightsError, match=r"none\.pth: no such file"):

@@ -1,5 +1,6 @@
 """ST-LPIPS by random weights of the package's layout: the package's own answers to them are recorded here."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,21 @@ def test_it_is_frozen_but_teaches_the_frames(folder: Path) -> None:
     assert x.grad is not None
     assert x.grad.isfinite().all()
     assert x.grad.any()
+
+
+def test_weights_lie_in_a_folder_or_in_the_installed_package(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = tmp_path / "stlpips_pytorch/weights/vST0.0"
+    weights.mkdir(parents=True)
+    monkeypatch.setattr(sys, "path", [])
+    with pytest.raises(
+        WeightsError, match=r"STLPIPS: weights is not given.*pip install --no-deps stlpips-pytorch==0\.0\.2"
+    ):
+        STLPIPS().load()
+    (weights / "alex_shift_tolerant.pth").symlink_to(folder / "alex.pth")
+    (tmp_path / "stlpips_pytorch/__init__.py").write_text("raise ImportError", encoding="utf-8")  # it is not imported
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    expected = torch.load(folder / "alex.pth")["net.slice1.0.weight"]
+    for distance in (STLPIPS(str(weights)), STLPIPS()):
+        assert torch.equal(distance.load().state_dict()["net.slice1.0.weight"], expected)

@@ -1,0 +1,54 @@
+"""The weights that a run starts with: those of `load` or `tail_init`, and mixing factors that are reset."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from opensora.errors import ConfigError
+from opensora.log import logger
+from opensora.models.read_weights import read_weights
+from opensora.models.vae.hub_folder import fetch_folder
+from opensora.models.vae.tail_init import tail_init
+from opensora.models.weights import load_weights, require_kind
+from opensora.registry import MODELS, VAES
+from opensora.schema import TrainRun
+from opensora.training.checkpoint import resolve_part, resolve_weights
+
+_MIX_FACTOR = "mix_factor"  # name of the parameter whose sigmoid is the share of the fixed branch
+
+
+def set_first_weights(module: nn.Module, run: TrainRun, where: str) -> None:
+    """Load what `load` or `tail_init` names, then reset the mixing factors; without these keys nothing changes.
+
+    Raises ConfigError or WeightsError where the weights do not fit.
+    """
+    if run.load is not None:
+        weights = resolve_weights(run.load, ema=True)
+        check_load(weights, run, where)
+        load_weights(module, weights)
+    if run.tail_init is not None:
+        source = resolve_part({"from_pretrained": run.tail_init})["from_pretrained"]
+        module.load_state_dict(tail_init(read_weights(fetch_folder(source)), module), strict=True)
+        logger().info("tail initialization from %s", source)
+    if run.reset_mix_factor is not None:
+        reset_mix_factors(module, run.reset_mix_factor, where)
+
+
+def check_load(weights: Path, run: TrainRun, where: str) -> None:
+    """Raise ConfigError where a weights folder holds another kind of component than the run trains."""
+    require_kind(weights, VAES if run.task == "autoencoder" else MODELS, f"{where}: key 'load'")
+
+
+@torch.no_grad()
+def reset_mix_factors(module: nn.Module, value: float, where: str) -> None:
+    """Set every mixing factor; sigmoid(value) is then the share of the fixed branch. Raises ConfigError if there is none."""
+    factors = {name: each for name, each in module.named_parameters() if name.split(".")[-1] == _MIX_FACTOR}
+    if not factors:
+        raise ConfigError(
+            f"{where}: key 'reset_mix_factor': {type(module).__name__} as configured mixes no fixed and learned branches; "
+            "allowed: an autoencoder that does, such as CausalVAEModel with TimeDownsampleRes2x; remove the key"
+        )
+    for name, factor in factors.items():
+        logger().info("%s: %.4f -> %g", name, factor.item(), value)
+        factor.fill_(value)
