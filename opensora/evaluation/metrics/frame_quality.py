@@ -14,6 +14,16 @@ from opensora.evaluation.ssim import ssim_frames
 from opensora.registry import METRICS
 
 
+def require_equal_size(video: EvaluatedVideo, reference: EvaluatedVideo) -> None:
+    """DataError for clips of different size or length."""
+    sizes = [(each.num_frames, each.height, each.width) for each in (video, reference)]
+    if sizes[0] != sizes[1]:
+        raise DataError(
+            f"{video.path} and {reference.path}: {sizes[0]} and {sizes[1]} (frames, rows, columns); a reference of equal size "
+            "and length is needed; make both alike"
+        )
+
+
 def per_frame_mean(
     video: EvaluatedVideo,
     reference: EvaluatedVideo,
@@ -24,12 +34,7 @@ def per_frame_mean(
 
     Raises DataError for clips of different size or length.
     """
-    sizes = [(each.num_frames, each.height, each.width) for each in (video, reference)]
-    if sizes[0] != sizes[1]:
-        raise DataError(
-            f"{video.path} and {reference.path}: {sizes[0]} and {sizes[1]} (frames, rows, columns); a reference of equal size "
-            "and length is needed; make both alike"
-        )
+    require_equal_size(video, reference)
     pairs = zip(frame_blocks(video), frame_blocks(reference), strict=True)
     try:
         values = [compare(a.to(device), b.to(device)).double().cpu() for a, b in pairs]

@@ -60,7 +60,7 @@ class Motion:
     def _amounts(self, videos: Sequence[EvaluatedVideo]) -> list[MotionAmount]:
         amounts = []
         for each in videos:
-            _require_two_frames(each, "motion")
+            require_two_frames(each, "motion")
             with Video(str(each.path)) as video:
                 amounts.append(motion_of(video, each.first_frame, each.first_frame + each.num_frames, self.runs))
         return amounts
@@ -83,7 +83,7 @@ class Flicker:
         self, videos: Sequence[EvaluatedVideo], references: Sequence[EvaluatedVideo], device: torch.device
     ) -> Measurement:
         for video in videos:
-            _require_two_frames(video, "flicker")
+            require_two_frames(video, "flicker")
         changes = [change_of(video) for video in videos]
         stable = [(255 - change) / 255 for change in changes]
         return Measurement(
@@ -130,6 +130,7 @@ def flicker_of(each: EvaluatedVideo) -> float:
     return float(np.mean(flickers))
 
 
-def _require_two_frames(video: EvaluatedVideo, what: str) -> None:
+def require_two_frames(video: EvaluatedVideo, what: str) -> None:
+    """DataError for a video of one frame. what: the metric, in a word."""
     if video.num_frames < 2:
         raise DataError(f"{video.path}: has one frame; {what} needs at least two; remove the metric, or the file")
