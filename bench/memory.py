@@ -56,7 +56,18 @@ def decoding(frames: int, tiled: int, whole: int = 0) -> Callable[[], object]:
     return decode
 
 
-CASES: dict[str, Callable[..., Callable[[], object]]] = {"training": training, "decoding": decoding}
+def encoding(**case: int) -> Callable[[], object]:
+    """The encoder of `bench.encoder`."""
+    from bench.encoder import encoding
+
+    return encoding(**case)
+
+
+CASES: dict[str, Callable[..., Callable[[], object]]] = {
+    "training": training,
+    "decoding": decoding,
+    "encoding": encoding,
+}
 
 
 def activation_bytes(checkpointed: bool) -> int:

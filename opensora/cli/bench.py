@@ -18,6 +18,7 @@ from opensora.errors import ConfigError
 BENCHES = {
     "buckets": "ten million manifest rows to a plan of optimizer steps by buckets: seconds and memory",
     "data": "the data tools: scene cuts, seeks, workers, rows and tables of ten million rows, duplicates",
+    "encoder": "the causal autoencoder's encoder as in 1.0 and in 1.1, at 33 to 257 frames: memory and seconds",
     "engine": "training under each plugin on one rank and on two; the loop, the loader, a save",
     "faults": "kill -9 at random moments of training runs: what is lost, and what changes",
     "models": "training and sampling steps, kernels, memory",
