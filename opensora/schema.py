@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from opensora import registry
+from opensora.autoencoder_keys import check_autoencoder_keys
 from opensora.errors import ConfigError
 from opensora.fields import arguments_of, component, components, key
 from opensora.ranges import BELOW_1, NOT_NEGATIVE, POSITIVE, SECONDS, SHARE, Range
@@ -47,7 +48,7 @@ class TrainRun:
     )
     image_ratio: float | None = key(
         None,
-        "optimizer steps that take images (buckets of one frame); None: as the data falls",
+        "optimizer steps that take images: buckets of one frame, or of task autoencoder first frames; None: as the data falls",
         unit="share, 0 to 1",
         range=SHARE,
     )
@@ -151,7 +152,19 @@ class TrainRun:
     reset_mix_factor: float | None = key(
         None, "start with this mix_factor in every mixing of a fixed and a learned branch; None: as it is"
     )
-    reconstruction_loss: Literal["l1", "l2"] = key("l1", "distance of pixels")
+    reconstruct: Literal["pixels", "latents"] = key(
+        "pixels", "latents: those of the spatial part of OpenSoraVAE_V1_2, which then stays as it is"
+    )
+    reconstruction_loss: Literal["l1", "l2"] = key("l1", "distance of pixels, or of those latents")
+    identity_weight: float = key(
+        0.0, "weight of that distance between the latent of a single frame and its spatial latent", range=NOT_NEGATIVE
+    )
+    min_frames: int | None = key(
+        None,
+        "each step cuts its clips to a length drawn from this one to dataset.num_frames; None: whole clips",
+        unit="frames",
+        range=POSITIVE,
+    )
     kl_weight: float = key(
         1e-6,
         "weight of the KL divergence summed over a clip's latents, next to a sum over its pixels",
@@ -245,15 +258,11 @@ class TrainRun:
         other = "diffusion" if trains_autoencoder else "autoencoder"
         of_diffusion = ["preview_every", "text_encoder_parallel", "mask_ratios"]
         of_autoencoder = ["perceptual", "discriminator", "tail_init", "reset_mix_factor", "validation_perceptual"]
+        of_autoencoder += ["identity_weight", "min_frames"]
         for name in of_diffusion if trains_autoencoder else of_autoencoder:
             if getattr(self, name) not in (None, 0):
                 raise ConfigError(f"{where(name)}: key '{name}': belongs to task '{other}'; remove the key")
-        self._check_tail_init(where)
-        if self.validation_perceptual is not None and self.validation_dataset is None:
-            raise ConfigError(
-                f"{where('validation_perceptual')}: key 'validation_perceptual': found without validation_dataset; set that as "
-                "well, or remove the key"
-            )
+        check_autoencoder_keys(self, where)
         for name in ("model", "text_encoder", "scheduler") if self.task == "diffusion" else ():
             if getattr(self, name) is None:
                 raise ConfigError(
@@ -275,20 +284,6 @@ class TrainRun:
                 f"{refused[self.plugin]}; allowed: {allowed}; choose one of them"
             )
 
-    def _check_tail_init(self, where: Where) -> None:
-        if self.tail_init is None:
-            return
-        if self.vae.get("type") != "CausalVAEModel":
-            raise ConfigError(
-                f"{where('tail_init')}: key 'tail_init': found with vae.type {self.vae.get('type')!r}; allowed: "
-                "'CausalVAEModel', whose kernels hold those of an image autoencoder; change vae.type or remove the key"
-            )
-        if self.load is not None or self.vae.get("from_pretrained") is not None:
-            other = "load" if self.load is not None else "vae.from_pretrained"
-            raise ConfigError(
-                f"{where('tail_init')}: keys 'tail_init', '{other}': both name the weights to start from; remove one of the two"
-            )
-
     def _check_stored(self, where: Where) -> None:
         for name in ("load_video_features", "load_text_features"):
             if self.task == "autoencoder" and getattr(self, name):
@@ -308,6 +303,8 @@ class TrainRun:
 
     def _check_buckets(self, where: Where) -> None:
         for name in ("image_ratio", "warmup_buckets"):
+            if name == "image_ratio" and self.task == "autoencoder":
+                continue
             if getattr(self, name) not in (None, False) and self.bucket_config is None:
                 raise ConfigError(
                     f"{where(name)}: key '{name}': belongs to bucket_config; set that as well, or remove the key"

@@ -47,11 +47,12 @@ def autoencoder_step(run: TrainRun, size: ClipSize, layout: ParallelLayout) -> t
 
 def profile_autoencoder(run: TrainRun, size: ClipSize, layout: ParallelLayout) -> StepProfile:
     """One micro-batch of the autoencoder on one rank."""
+    latents = run.reconstruct == "latents"
     with torch.device("meta"):
         video = torch.empty(run.batch_size, 3, *size, dtype=layout.weight_dtype)
         return profile_step(
             build(VAES, run.vae).to(layout.weight_dtype),
-            lambda model: model(video, None),
+            lambda model: model(video, None, reconstruct_latents=True)[:2] if latents else model(video, None),
             checkpointed=layout.grad_checkpoint,
             autocast=layout.autocast,
         )

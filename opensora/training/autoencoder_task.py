@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from opensora.evaluation.psnr import psnr
 from opensora.evaluation.ssim import TAPS, ssim_frames
 from opensora.interfaces import Autoencoder
 from opensora.rng import Draw
 from opensora.training.autoencoder_losses import Distance, perceptual_error, reconstruction_error
+from opensora.training.clip_lengths import ClipLengths
 from opensora.training.discriminator_trainer import DiscriminatorTrainer
 from opensora.training.task import MicroBatchLoss
 from opensora.types import Batch
@@ -34,6 +35,9 @@ class AutoencoderTask:
     perceptual: Distance | None = None
     perceptual_weight: float = 1.0  # of the perceptual distance, next to a mean over pixels
     discriminator: DiscriminatorTrainer | None = None
+    reconstructs_latents: bool = False  # the loss is on spatial latents, see OpenSoraVAE_V1_2
+    identity_weight: float = 0.0  # of the distance of a single frame's latent from its spatial latent
+    lengths: ClipLengths | None = None  # None: every step takes whole clips
     validation_distance: tuple[str, Distance] | None = None  # its name in the metrics of validation
 
     measures_weights: ClassVar[bool] = True
@@ -43,8 +47,11 @@ class AutoencoderTask:
         return self.trained
 
     def loss(self, model: Callable[..., Any], batch: Batch) -> MicroBatchLoss:
-        video = batch.video_BCTHW.to(self.device)
+        frames = None if self.lengths is None else self.lengths.frames(batch.step)
+        video = batch.video_BCTHW[:, :, :frames].to(self.device)
         rngs = [Draw(self.seed, batch.step, sample_id).rng("latent") for sample_id in batch.sample_ids]
+        if self.reconstructs_latents:
+            return self._latent_loss(model, video, rngs)
         output, posterior = model(video, rngs)
         output = output.float()
         error_B = reconstruction_error(video, output, self.reconstruction)
@@ -60,6 +67,18 @@ class AutoencoderTask:
             gan_B, gan_metrics = self.discriminator.generator_loss(output, error_B, self.trained.last_layer)
             loss_B, metrics, pair = loss_B + gan_B, {**metrics, **gan_metrics}, (video, output.detach())
         return MicroBatchLoss(loss_B, None, posterior.mean[:, 0].numel(), metrics, pair)
+
+    def _latent_loss(self, model: Callable[..., Any], video: Tensor, rngs: list[Generator]) -> MicroBatchLoss:
+        output, posterior, target, latents = model(video, rngs, reconstruct_latents=True)
+        error_B = reconstruction_error(target, output, self.reconstruction)
+        metrics = {"latents": error_B.detach().mean()}
+        if self.identity_weight and video.shape[2] == 1:
+            identity_B = reconstruction_error(target, latents, self.reconstruction)
+            metrics["identity"] = identity_B.detach().mean()
+            error_B = error_B + self.identity_weight * identity_B
+        # next to a mean over the numbers that are reconstructed, as in `loss`
+        loss_B = error_B + self.kl_weight * posterior.kl().float() / target[0].numel()
+        return MicroBatchLoss(loss_B, None, posterior.mean[:, 0].numel(), metrics)
 
     @torch.no_grad()
     def validate(self, model: Callable[..., Any], batches: Iterable[Batch]) -> dict[str, tuple[float, int]]:

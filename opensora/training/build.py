@@ -1,5 +1,6 @@
 """From a checked config to a `TrainState`: parts, engine, data, and the checkpoint to go on from."""
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +39,7 @@ from opensora.training.autoencoder_task import STATISTICS_CLIPS, AutoencoderTask
 from opensora.training.cached_features import stored_clips, stored_latents, stored_texts
 from opensora.training.caption_check import drop_empty_captions, warn_of_long_captions
 from opensora.training.checkpoint import has_checkpoint, resolve_part
+from opensora.training.clip_lengths import clip_lengths
 from opensora.training.clip_plan import ClipPlan, check_latents, make_clip_plan, require_fixed_size, single_clip_batches
 from opensora.training.diffusion_task import DiffusionTask
 from opensora.training.discriminator_trainer import DiscriminatorTrainer, build_discriminator
@@ -285,10 +287,25 @@ def _autoencoder_task(run: TrainRun, world: World, clips: ClipPlan, where: str) 
         device=device,
         perceptual=None if run.perceptual is None else build(PERCEPTUAL, run.perceptual).load().to(device),
         perceptual_weight=run.perceptual_weight,
+        reconstructs_latents=_reconstructs_latents(run, vae, where),
+        identity_weight=run.identity_weight,
+        lengths=clip_lengths(run, vae, clips.num_frames, where),
         validation_distance=_validation_distance(run, device, where),
         statistics_clips=lambda: _statistics_clips(run, clips),
         discriminator=build_discriminator_trainer(run, world, vae, where),
     )
+
+
+def _reconstructs_latents(run: TrainRun, vae: Autoencoder, where: str) -> bool:
+    """Raises ConfigError where the autoencoder has no spatial latents to reconstruct."""
+    if run.reconstruct == "pixels":
+        return False
+    if "reconstruct_latents" not in inspect.signature(vae.forward).parameters:
+        raise ConfigError(
+            f"{where}: key 'reconstruct': found 'latents' for {run.vae['type']}, which has no spatial part with latents of its "
+            "own; allowed: 'pixels', or vae.type='OpenSoraVAE_V1_2'; change one of them"
+        )
+    return True
 
 
 def _validation_distance(run: TrainRun, device: torch.device, where: str) -> tuple[str, Distance] | None:

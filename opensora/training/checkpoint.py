@@ -178,7 +178,12 @@ def resolve_weights(path: str, ema: bool) -> Path:
 
 
 def resolve_part(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of a component, with a run or checkpoint of ours in `from_pretrained` replaced by its weights folder."""
+    """The config of a component, with a run or checkpoint of ours in `from_pretrained` replaced by its weights folder.
+
+    The parts of OpenSoraVAE_V1_2, `spatial` and `temporal`, are components as well.
+    """
+    parts = {key: resolve_part(config[key]) for key in ("spatial", "temporal") if isinstance(config.get(key), Mapping)}
+    config = {**config, **parts}
     path = config.get("from_pretrained")
     if isinstance(path, str) and any((Path(path) / inside).is_dir() for inside in ("checkpoints", "weights")):
         return {**config, "from_pretrained": str(resolve_weights(path, ema=True))}

@@ -8,9 +8,9 @@ from torch import nn
 from opensora.errors import ConfigError
 from opensora.log import logger
 from opensora.models.read_weights import read_weights
-from opensora.models.vae.hub_folder import fetch_folder
+from opensora.models.vae.hub_folder import as_list, fetch_folder
 from opensora.models.vae.tail_init import tail_init
-from opensora.models.weights import load_weights, require_kind
+from opensora.models.weights import CONFIG_FILE, load_weights, read_config, require_kind
 from opensora.registry import MODELS, VAES
 from opensora.schema import TrainRun
 from opensora.training.checkpoint import resolve_part, resolve_weights
@@ -26,6 +26,7 @@ def set_first_weights(module: nn.Module, run: TrainRun, where: str) -> None:
     if run.load is not None:
         weights = resolve_weights(run.load, ema=True)
         check_load(weights, run, where)
+        _check_latent_scale(weights, module, where)
         load_weights(module, weights)
     if run.tail_init is not None:
         source = resolve_part({"from_pretrained": run.tail_init})["from_pretrained"]
@@ -38,6 +39,20 @@ def set_first_weights(module: nn.Module, run: TrainRun, where: str) -> None:
 def check_load(weights: Path, run: TrainRun, where: str) -> None:
     """Raise ConfigError where a weights folder holds another kind of component than the run trains."""
     require_kind(weights, VAES if run.task == "autoencoder" else MODELS, f"{where}: key 'load'")
+
+
+def _check_latent_scale(weights: Path, module: nn.Module, where: str) -> None:
+    """Raise ConfigError where the temporal part learned spatial latents of another scale: it is no part of the weights."""
+    stored = read_config(weights).get("spatial") if (weights / CONFIG_FILE).is_file() else None
+    own = getattr(module, "config", {}).get("spatial")
+    if not isinstance(stored, dict) or not isinstance(own, dict):
+        return
+    for key in ("scaling_factor", "latent_shift", "latent_scale"):
+        if as_list(stored.get(key)) != as_list(own.get(key)):
+            raise ConfigError(
+                f"{where}: key 'load': {weights} was trained on spatial latents with {key}={stored.get(key)}, and vae.spatial "
+                f"has {own.get(key)}; allowed: the same; set vae.spatial as in that run, or vae.from_pretrained in place of load"
+            )
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ BASE = {
     "config",
     "schema",
     "foreign_keys",
+    "autoencoder_keys",
     "fields",
     "ranges",
     "types",

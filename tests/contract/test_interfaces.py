@@ -69,7 +69,9 @@ def test_autoencoder(name: str) -> None:
     assert isinstance(model, Autoencoder)
     assert_has(model, Autoencoder)
     assert_overrides(type(model), Autoencoder)
-    assert list(inspect.signature(model.forward).parameters) == ["x", "rngs"]
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    assert [each.name for each in parameters[:2]] == ["x", "rngs"]
+    assert all(each.default is not each.empty for each in parameters[2:])
 
 
 @pytest.mark.parametrize("name", names(TEXT_ENCODERS))

@@ -6,13 +6,14 @@ Shapes: B batch, C latent channels, T H W frames/rows/columns, lower case the la
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Generator, Tensor, nn
 
 from opensora.errors import ConfigError
 from opensora.interfaces import Size
+from opensora.models.layers.patch import at_least_float32
 from opensora.models.shape_checks import ShapeError
 from opensora.models.vae.autoencoder_kl import VideoAutoencoderKL
 from opensora.models.vae.base import VideoAutoencoder
@@ -38,6 +39,15 @@ SD_LAYOUT = {
 Part = TypeVar("Part", bound=VideoAutoencoder)
 _SPLITTING = ("micro_batch_size", "use_tiling")  # arguments of the spatial part that the whole has
 UNSCALED: dict[str, Any] = {"scaling_factor": 1.0, "latent_shift": None, "latent_scale": None}
+
+
+class LatentReconstruction(NamedTuple):
+    """Of a training step on spatial latents."""
+
+    output: Tensor  # reconstructed spatial latents [B, C, T, h, w], float32
+    posterior: Gaussian
+    target: Tensor  # spatial latents, without a graph
+    latents: Tensor  # drawn from the posterior
 
 
 @VAES.register_module()
@@ -164,6 +174,10 @@ class OpenSoraVAE_V1_2(VideoAutoencoder):
         return z * self.scale + self.shift if self.measured is None else self.measured.restore(z)
 
     def _decode(self, z: Tensor, num_frames: int | None) -> Tensor:
+        return self.spatial_vae.decode(self._decode_in_time(z, num_frames))
+
+    def _decode_in_time(self, z: Tensor, num_frames: int | None) -> Tensor:
+        """Spatial latents of `num_frames` frames from posterior latents."""
         self.require_loaded()
         most = self.micro_frame_size or self.compression[0] * z.shape[2]  # frames that one clip may have
         clips = z.split(self.temporal_vae.latent_size((most, 1, 1))[0], dim=2)
@@ -178,7 +192,7 @@ class OpenSoraVAE_V1_2(VideoAutoencoder):
         for clip in clips[: -(-left // most)]:
             x_z.append(self.temporal_vae.decode_latents(clip, min(most, left)))
             left -= most
-        return self.spatial_vae.decode(torch.cat(x_z, dim=2))
+        return torch.cat(x_z, dim=2)
 
     def encode(self, x_BCTHW: Tensor, rngs: Sequence[Generator] | None = None) -> Tensor:
         """Normalized latents, float32; rngs: one CPU generator per clip, None = the mode.
@@ -195,14 +209,23 @@ class OpenSoraVAE_V1_2(VideoAutoencoder):
         """
         return self._decode(self.restore(z), num_frames)
 
-    def forward(self, x: Tensor, rngs: Sequence[Generator] | None = None) -> tuple[Tensor, Gaussian]:
+    def forward(
+        self, x: Tensor, rngs: Sequence[Generator] | None = None, reconstruct_latents: bool = False
+    ) -> tuple[Tensor, Gaussian] | LatentReconstruction:
         """Reconstruction (float32) and posterior of unnormalized latents, for training both parts together.
 
-        The original also returns the spatial latents and their reconstruction, for a loss on them; here the loss is on
-        pixels, which trains both parts. The spatial posterior is sampled but, as in the original, not regularized.
+        The spatial posterior is sampled but, as in the original, not regularized.
+        reconstruct_latents: train the temporal part alone, to reconstruct the spatial latents.
         """
-        posterior = self.posterior(x, rngs)
-        return self._decode(posterior.draw(rngs), x.shape[2]), posterior
+        if not reconstruct_latents:
+            posterior = self.posterior(x, rngs)
+            return self._decode(posterior.draw(rngs), x.shape[2]), posterior
+        self.require_loaded()
+        with torch.no_grad():  # otherwise the spatial part would learn latents that are easy to reconstruct
+            x_z = self.spatial_vae.encode(x, rngs)
+        posterior = self.temporal_posterior(x_z)
+        z = posterior.draw(rngs)
+        return LatentReconstruction(at_least_float32(self._decode_in_time(z, x.shape[2])), posterior, x_z, z)
 
 
 def _chunk_lengths(frames: int, size: int | None) -> list[int]:

@@ -1,9 +1,11 @@
 """The stages of autoencoder recipes, a step each at the size of a test: every one begins with the weights before it."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -115,3 +117,36 @@ def test_what_would_fail_late_is_said_at_the_start(
     monkeypatch.setattr(STLPIPS, "load", lambda self: self)
     with pytest.raises(ConfigError, match=expected):
         stage("small_stage1", tmp_path, 5, *CAUSAL, "tail_init=none", override)
+
+
+def test_open_sora_1_2_stages(tmp_path: Path) -> None:
+    image, first, second, third = (tmp_path / name for name in ("image", "1", "2", "3"))
+    stage("small_image", image, 1, f"vae.config={IMAGE}", "ema_decay=0.5")
+    part = [f"vae.spatial={{'from_pretrained': {str(image)!r}, 'config': {IMAGE}}}", "vae.micro_frame_size=3"]
+    sizes = {"filters": 2, "num_groups": 2, "in_out_channels": 4, "latent_embed_dim": 4, "embed_dim": 4}
+    part += [f"vae.temporal={sizes}", "warmup_steps=0"]
+    stage("small_1_2_stage1", first, 4, *part, "image_ratio=1.0")
+    stage("small_1_2_stage2", second, 4, *part, f"load={first}", "image_ratio=0.0")
+    stage("small_1_2_stage3", third, 6, *part, f"load={second}", "image_ratio=0.0")
+    logged = [json.loads((run / "metrics.jsonl").read_text().splitlines()[0]) for run in (first, second, third)]
+    assert [set(each.get("figures", {})) for each in logged] == [{"latents", "identity"}, {"latents"}, set()]
+    name = "spatial_vae.module.decoder.conv_out.weight"
+    original = weights(image, "ema")[name.removeprefix("spatial_vae.")]
+    spatial = [weights(run_dir)[name] for run_dir in (first, second, third)]
+    assert [torch.equal(each, original) for each in spatial] == [True, True, False]
+    config = read_config(third / "checkpoints/step-00000001/weights/model")
+    assert (
+        config["spatial"]["latent_scale"]
+        == read_config(image / "checkpoints/step-00000001/weights/ema")["latent_scale"]
+    )
+
+
+@pytest.mark.parametrize("recipe", ["open_sora_1_2", "small_1_2"])
+def test_each_stage_of_open_sora_1_2_loads_the_one_before(recipe: str) -> None:
+    runs = [load(str(FOLDER / f"{recipe}_stage{number}.py"), [], TrainRun).run for number in (1, 2, 3)]
+    assert [run.load for run in runs] == [None, runs[0].run_dir, runs[1].run_dir]
+    assert [run.reconstruct for run in runs] == ["latents", "latents", "pixels"]
+    assert [run.identity_weight for run in runs] == [1.0, 0.0, 0.0]
+    assert [run.vae["freeze_spatial"] for run in runs] == [True, True, False]
+    assert [(run.dataset["num_frames"], run.min_frames) for run in runs] == [(17, None), (17, None), (34, 2)]
+    assert {run.image_ratio for run in runs} == {0.2}

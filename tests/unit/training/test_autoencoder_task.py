@@ -11,9 +11,11 @@ from opensora.config import load
 from opensora.evaluation.ssim import ssim_frames
 from opensora.models.build import build_autoencoder
 from opensora.models.vae.gaussian import Gaussian
+from opensora.models.vae.open_sora_1_2 import LatentReconstruction
 from opensora.rng import Draw, generator
 from opensora.schema import TrainRun
 from opensora.training.autoencoder_task import AutoencoderTask
+from opensora.training.clip_lengths import ClipLengths
 from tests.support.command import ROOT
 from tests.unit.training.test_diffusion_task import batch
 
@@ -52,6 +54,46 @@ def test_autoencoder_loss_by_hand(reconstruction: str, errors: tuple[float, floa
     assert vae.rngs is not None
     for sample_id, rng in zip((4, 5), vae.rngs):
         assert torch.equal(torch.rand(3, generator=rng), torch.rand(3, generator=Draw(1, 3, sample_id).rng("latent")))
+
+
+class Latents(nn.Module):
+    """Spatial latents of 0.5, reconstructed 0.25 too high, and latents of the posterior 1 too low."""
+
+    def forward(self, video: Tensor, rngs: object, reconstruct_latents: bool) -> LatentReconstruction:
+        assert reconstruct_latents
+        target = torch.full((len(video), 2, video.shape[2], 2, 2), 0.5)
+        moments = Gaussian(torch.full((len(video), 2, 1, 2, 2), 2.0), torch.zeros(len(video), 2, 1, 2, 2))
+        return LatentReconstruction(target + 0.25, moments, target, target[:, :, :1] - 1)
+
+
+@pytest.mark.parametrize("frames", [1, 5])
+def test_loss_on_spatial_latents_by_hand(frames: int) -> None:
+    """KL of N(2, 1) is 2 for each of 8 latents, over the 8 numbers of a frame's spatial latents; identity on single frames."""
+    task = autoencoder(None)
+    task.reconstructs_latents, task.identity_weight = True, 0.5
+    loss = task.loss(Latents(), batch(0, [0, 1], torch.zeros(2, 3, frames, 4, 4)))
+    identity = 0.5 * 1.0 if frames == 1 else 0.0
+    expected = 0.25 + identity + 0.1 * 16 / (8 * frames)
+    assert loss.loss_B.tolist() == pytest.approx([expected] * 2)
+    assert {name: value.item() for name, value in loss.metrics.items()} == (
+        {"latents": 0.25, "identity": 1.0} if frames == 1 else {"latents": 0.25}
+    )
+
+
+def test_a_step_cuts_clips_to_its_length() -> None:
+    clips = []
+
+    def model(video: Tensor, rngs: object) -> tuple[Tensor, Gaussian]:
+        clips.append(video)
+        return video, Gaussian(torch.zeros(1, 1, 1, 1, 1), torch.zeros(1, 1, 1, 1, 1))
+
+    task = autoencoder(None)
+    task.lengths = ClipLengths(seed=1, image_ratio=0.5, lengths=[3])
+    clip = torch.rand(1, 3, 5, 4, 4)
+    for step in range(8):
+        task.loss(model, batch(step, [0], clip))
+    assert {len(video[0, 0]) for video in clips} == {1, 3}
+    assert all(torch.equal(video, clip[:, :, : video.shape[2]]) for video in clips)
 
 
 def test_validation_measures_structure_and_a_distance_of_frames() -> None:

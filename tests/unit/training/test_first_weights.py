@@ -16,6 +16,7 @@ from opensora.models.weights import save_weights
 from opensora.schema import TrainRun
 from opensora.training.first_weights import set_first_weights
 from tests.support.command import ROOT
+from tests.unit.models.vae.test_open_sora_1_2 import SPATIAL, v1_2
 from tests.unit.models.vae.test_tail_init import WIDTHS, causal, image_autoencoder
 
 RUN = load(str(ROOT / "configs/vae/train/debug.py"), [], TrainRun).run
@@ -50,6 +51,16 @@ def test_mixing_factors_are_reset_after_loading(tmp_path: Path) -> None:
     assert all((each == 0.25).all() for name, each in state.items() if not name.endswith("mix_factor"))
 
 
+def test_spatial_latents_of_another_scale_are_refused(tmp_path: Path) -> None:
+    """The temporal part knows its input at one scale, which stands in the config and not in the weights."""
+    before = v1_2(spatial={"config": SPATIAL, "latent_scale": [1.0, 2.0, 3.0, 4.0]})
+    save_weights(tmp_path, before.state_dict(), before.config)
+    message = r"c\.py: key 'load': .* trained on spatial latents with latent_scale=\[1\.0.*, and vae\.spatial has None"
+    with pytest.raises(ConfigError, match=message):
+        start(v1_2(), load=str(tmp_path))
+    start(v1_2(spatial={"config": SPATIAL, "latent_scale": (1.0, 2.0, 3.0, 4.0)}), load=str(tmp_path))
+
+
 def test_without_mixing_there_is_nothing_to_reset() -> None:
     plain = CausalVAEModel(
         **WIDTHS,
@@ -73,6 +84,10 @@ def test_without_mixing_there_is_nothing_to_reset() -> None:
             ["validation_perceptual={'type': 'STLPIPS'}", "validation_dataset=none"],
             "key 'validation_perceptual': found without validation_dataset",
         ),
+        (["reconstruct=latents", "perceptual={'type': 'STLPIPS'}"], "found 'latents', and 'perceptual' judges pixels"),
+        (["identity_weight=1"], "found 1 with reconstruct='pixels'; allowed: with 'latents'"),
+        (["identity_weight=1", "reconstruct=latents"], "found 1, and no clip has one frame"),
+        (["min_frames=2", "bucket_config={'16x16': {1: (1.0, 1)}}"], "keys 'min_frames', 'bucket_config': both say"),
         (["lr_groups={'time': -1}"], "key 'lr_groups': found {'time': -1}; allowed: 0 or more, for each number"),
     ],
 )
@@ -81,7 +96,13 @@ def test_keys_that_do_not_go_together(overrides: list[str], expected: str) -> No
         load(str(ROOT / "configs/vae/train/debug.py"), overrides, TrainRun)
 
 
-@pytest.mark.parametrize("key", ["tail_init=a", "reset_mix_factor=0.5", "validation_perceptual={'type': 'STLPIPS'}"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("tail_init=a", "reset_mix_factor=0.5", "validation_perceptual={'type': 'STLPIPS'}"),
+        *("identity_weight=1.0", "min_frames=2"),
+    ],
+)
 def test_keys_of_autoencoders_alone(key: str) -> None:
     with pytest.raises(ConfigError, match=f"key '{key.partition('=')[0]}': belongs to task 'autoencoder'"):
         load(str(ROOT / "configs/stdit/train/debug.py"), [key], TrainRun)

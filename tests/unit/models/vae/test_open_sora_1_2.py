@@ -138,3 +138,17 @@ def test_v1_2_tiles_are_those_of_its_spatial_part(tmp_path: Path) -> None:
     assert not OpenSoraVAE_V1_2(from_pretrained=str(tmp_path)).spatial_vae.module.use_tiling
     with pytest.raises(ConfigError, match="spatial: unknown key 'use_tiling'"):
         v1_2(spatial={"config": SPATIAL, "use_tiling": True})
+
+
+def test_training_on_spatial_latents_leaves_the_spatial_part_alone() -> None:
+    model, x = v1_2(micro_frame_size=5), video(8)
+    output, posterior, target, latents = model(x, reconstruct_latents=True)
+    with torch.no_grad():
+        torch.testing.assert_close(target, model.spatial_vae.encode(x))
+        torch.testing.assert_close(posterior.mean, model.posterior(x).mean)
+        torch.testing.assert_close(model.spatial_vae.decode(output), model(x)[0])
+    assert torch.equal(latents, posterior.mode())
+    assert output.shape == target.shape
+    (output - target).square().mean().backward()
+    assert all(p.grad is None for p in model.spatial_vae.parameters())
+    assert all(p.grad is not None for p in model.temporal_vae.parameters())

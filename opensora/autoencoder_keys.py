@@ -1,0 +1,59 @@
+"""Keys of task autoencoder that do not make sense together."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from opensora.errors import ConfigError
+
+if TYPE_CHECKING:
+    from opensora.schema import TrainRun
+
+
+def check_autoencoder_keys(run: "TrainRun", where: Callable[[str], str]) -> None:
+    """Raise ConfigError, with the place of the key; imports no component. where: as in `TrainRun.check`."""
+    _check_start(run, where)
+    _check_reconstruct(run, where)
+    if run.validation_perceptual is not None and run.validation_dataset is None:
+        raise ConfigError(
+            f"{where('validation_perceptual')}: key 'validation_perceptual': found without validation_dataset; set that as "
+            "well, or remove the key"
+        )
+    if run.min_frames is not None and run.bucket_config is not None:
+        raise ConfigError(
+            f"{where('min_frames')}: keys 'min_frames', 'bucket_config': both say how long clips are; remove one of the two"
+        )
+
+
+def _check_start(run: "TrainRun", where: Callable[[str], str]) -> None:
+    if run.tail_init is None:
+        return
+    if run.vae.get("type") != "CausalVAEModel":
+        raise ConfigError(
+            f"{where('tail_init')}: key 'tail_init': found with vae.type {run.vae.get('type')!r}; allowed: "
+            "'CausalVAEModel', whose kernels hold those of an image autoencoder; change vae.type or remove the key"
+        )
+    if run.load is not None or run.vae.get("from_pretrained") is not None:
+        other = "load" if run.load is not None else "vae.from_pretrained"
+        raise ConfigError(
+            f"{where('tail_init')}: keys 'tail_init', '{other}': both name the weights to start from; remove one of the two"
+        )
+
+
+def _check_reconstruct(run: "TrainRun", where: Callable[[str], str]) -> None:
+    of_pixels = [name for name in ("perceptual", "discriminator") if getattr(run, name) is not None]
+    if run.reconstruct == "latents" and (run.task != "autoencoder" or of_pixels):
+        other = f"'{of_pixels[0]}' judges pixels" if of_pixels else "task 'diffusion' reconstructs nothing"
+        raise ConfigError(
+            f"{where('reconstruct')}: key 'reconstruct': found 'latents', and {other}; allowed: 'pixels'; change one of them"
+        )
+    if run.identity_weight and run.reconstruct != "latents":
+        raise ConfigError(
+            f"{where('identity_weight')}: key 'identity_weight': found {run.identity_weight} with reconstruct='pixels'; "
+            "allowed: with 'latents', which it compares; set that, or remove the key"
+        )
+    images = run.image_ratio or run.bucket_config or run.dataset.get("num_frames") == 1 or run.min_frames == 1
+    if run.identity_weight and not images:
+        raise ConfigError(
+            f"{where('identity_weight')}: key 'identity_weight': found {run.identity_weight}, and no clip has one frame, for "
+            "which it is; allowed: with image_ratio; set that, or remove the key"
+        )
