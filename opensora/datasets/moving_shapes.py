@@ -14,12 +14,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Generator
+from torch import Tensor
 
-from opensora.datasets.row_report import Report
+from opensora.datasets.drawn_clips import DrawnClips, uniform
 from opensora.registry import DATASETS
 from opensora.rng import Draw
-from opensora.types import Clip
 
 Array = np.ndarray
 
@@ -122,12 +121,8 @@ def coverage(shape: str, size_HW: tuple[int, int], x_T: Array, y_T: Array, radiu
     return np.clip(0.5 - distance, 0.0, 1.0)
 
 
-def _uniform(rng: Generator, low: float, high: float) -> float:
-    return low + (high - low) * float(torch.rand((), generator=rng, dtype=torch.float64))
-
-
 @DATASETS.register_module()
-class MovingShapes:
+class MovingShapes(DrawnClips):
     """Clips drawn on the fly: the row says which combination, the draw says size, place, speed and wording.
 
     clips: rows of one epoch; combinations take turns. image_size: (height, width) in pixels. fps: frames per second
@@ -135,6 +130,7 @@ class MovingShapes:
     """
 
     where = "MovingShapes"
+    random_properties = ("size", "place", "speed", "wording")
 
     def __init__(
         self,
@@ -144,54 +140,33 @@ class MovingShapes:
         split: Literal["train", "holdout"] = "train",
         fps: float = 8.0,
     ) -> None:
-        self.clips = clips
-        self.num_frames = num_frames
-        self.image_size = (image_size[0], image_size[1])
-        self.fps = fps
+        super().__init__(clips, num_frames, image_size, fps)
         self.combinations = combinations(split)
-
-    def __len__(self) -> int:
-        return self.clips
-
-    def report(self) -> Report:
-        """Nothing is ever dropped from a drawn data set."""
-        size = "x".join(map(str, (self.num_frames, *self.image_size)))
-        return Report.of(self.where, self.clips, [], {size: self.clips})
 
     def attributes(self, row: int) -> Attributes:
         """Attributes of this row's clip."""
         return self.combinations[row % len(self.combinations)]
 
-    def clip(self, row: int, draw: Draw) -> Clip:
-        """One clip in [-1, 1] that stays inside the picture and covers 0.2 to 0.28 of the shorter side."""
+    def video(self, row: int, draw: Draw) -> Tensor:
+        """Frames in which the shape stays inside the picture and covers 0.2 to 0.28 of the shorter side."""
         what = self.attributes(row)
         height, width = self.image_size
         short = min(height, width)
-        radius = short * _uniform(draw.rng("size"), *RADII)
-        way = short * _uniform(draw.rng("speed"), *WAYS)
+        radius = short * uniform(draw.rng("size"), *RADII)
+        way = short * uniform(draw.rng("speed"), *WAYS)
         step_x, step_y = DIRECTIONS[what.direction]
         start = draw.rng("start")
         edge = radius * _REACH + 0.5  # the antialiased rim
         margin_x = min(edge + way / 2 * abs(step_x), width / 2)
         margin_y = min(edge + way / 2 * abs(step_y), height / 2)
-        middle_x = _uniform(start, margin_x, width - margin_x)
-        middle_y = _uniform(start, margin_y, height - margin_y)
+        middle_x = uniform(start, margin_x, width - margin_x)
+        middle_y = uniform(start, margin_y, height - margin_y)
         along_T = np.linspace(-way / 2, way / 2, self.num_frames)
         inside_THW = coverage(
             what.shape, self.image_size, middle_x + step_x * along_T, middle_y + step_y * along_T, radius
         )
         video = np.array(COLORS[what.color])[:, None, None, None] * inside_THW[None] * 2 - 1
-        return Clip(
-            video_CTHW=torch.from_numpy(video.astype(np.float32)),
-            caption=self.caption(row, draw),
-            fps=self.fps,
-            row=row,
-        )
-
-    def caption(self, row: int, draw: Draw) -> str:
-        """The words of `clip`."""
-        choice = int(torch.randint(len(TEMPLATES), (), generator=draw.rng("caption")))
-        return self.attributes(row).caption(TEMPLATES[choice])
+        return torch.from_numpy(video.astype(np.float32))
 
     def captions(self, row: int) -> list[str]:
         """Every wording that `caption` can choose."""
@@ -200,17 +175,3 @@ class MovingShapes:
     def settings(self) -> dict[str, Any]:
         """Settings that make a clip of any size from any row; see datasets/feature_store.py."""
         return {"type": "MovingShapes", "fps": self.fps}
-
-    def random_settings(self) -> list[str]:
-        """The properties that differ from draw to draw."""
-        return ["size", "place", "speed", "wording"]
-
-    def row_fingerprint(self, row: int, file_hash: Callable[[str], str]) -> dict[str, Any]:
-        """The content of the row, with its number: rows that show the same are drawn apart."""
-        return {"row": row, "shows": self.attributes(row).caption()}
-
-    def row_label(self, row: int) -> str:
-        return f"{self.where}: clip {row}"
-
-    def manifest_index(self, row: int) -> int:
-        return row
