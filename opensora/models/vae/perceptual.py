@@ -14,7 +14,8 @@ from typing import Literal, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from opensora.errors import ConfigError
+from opensora.errors import ConfigError, WeightsError
+from opensora.files import expand_home
 from opensora.models.read_weights import read_weights
 from opensora.models.shape_checks import ShapeError
 from opensora.models.weights import load_state
@@ -61,6 +62,7 @@ TRUNKS: dict[str, Trunk] = {
     "vgg": Trunk(SLICES, pools=(2, 3, 4, 5), pool_size=2, smallest=16),
     "alex": Trunk(ALEX_SLICES, pools=(2, 3), pool_size=3, smallest=31),
 }
+_ENDINGS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 _IN_LIGHTNING = "loss.perceptual_loss."  # where checkpoints of Open-Sora-Plan's trainer keep it
 
 
@@ -126,8 +128,9 @@ class LinHead(nn.Module):
 @PERCEPTUAL.register_module()
 class LPIPS(nn.Module):
     """weights: one or several files that together hold everything: torchvision's VGG16 or AlexNet, the linear heads
-    (`lin<n>.model.1.weight`), an LPIPS module's state, a checkpoint of Open-Sora-Plan's trainer. Only `load()` reads
-    them. net: "vgg" or "alex", the network of these files."""
+    (`lin<n>.model.1.weight`), an LPIPS module's state, a checkpoint of Open-Sora-Plan's trainer; or a folder, of which the
+    files whose names begin with `net` are taken. Only `load()` reads them. net: "vgg" or "alex", the network of these
+    files."""
 
     def __init__(self, weights: str | Sequence[str], net: Net = "vgg"):
         super().__init__()
@@ -138,7 +141,7 @@ class LPIPS(nn.Module):
             )
         if net not in TRUNKS:
             raise ConfigError(f"LPIPS: net={net!r}; allowed: {', '.join(map(repr, TRUNKS))}; correct it")
-        self.trunk = TRUNKS[net]
+        self.trunk, self.trunk_name = TRUNKS[net], net
         self.scaling_layer = InputScaling()
         self.net = Features(self.trunk)
         for n, convolutions in enumerate(self.trunk.slices):
@@ -152,9 +155,10 @@ class LPIPS(nn.Module):
     def load(self) -> Self:
         """Read the weights; WeightsError unless the files hold all of them and nothing else."""
         state: dict[str, Tensor] = dict(self.scaling_layer.state_dict(prefix="scaling_layer."))
-        for file in self.files:
+        files = [file for path in self.files for file in _files_of(Path(expand_home(path)), self.trunk_name)]
+        for file in files:
             state.update(to_own_keys(read_weights(file), self.trunk))
-        load_state(self, state, ", ".join(str(Path(file)) for file in self.files))
+        load_state(self, state, ", ".join(map(str, files)))
         return self
 
     def forward(self, x_NCHW: Tensor, y_NCHW: Tensor) -> Tensor:
@@ -172,6 +176,19 @@ class LPIPS(nn.Module):
             weighted = self.get_submodule(f"lin{n}")((unit_normalize(x.float()) - unit_normalize(y.float())).square())
             total = total + weighted.float().mean(dim=(1, 2, 3))
         return total
+
+
+def _files_of(path: Path, net: str) -> list[Path]:
+    """The file, or the weights of `net` in the folder. Raises WeightsError where it has none."""
+    if not path.is_dir():
+        return [path]
+    files = sorted(file for file in path.iterdir() if file.name.startswith(net) and file.suffix in _ENDINGS)
+    if not files:
+        raise WeightsError(
+            f"LPIPS: {path}: holds no weights whose names begin with {net!r}; needed: the network and the linear heads, such as "
+            f"{'vgg16.pth and vgg.pth' if net == 'vgg' else 'alexnet.pth and alex.pth'}; rename them, or name the files"
+        )
+    return files
 
 
 def unit_normalize(x_NCHW: Tensor) -> Tensor:

@@ -180,3 +180,15 @@ def test_names_that_are_not_its_own_stay_to_be_refused() -> None:
         "net.slice2.7.bias",
     }
     assert [each.number for convolutions in SLICES for each in convolutions][-1] == 28
+
+
+def test_weights_of_a_folder(files: Path, state: dict[str, Tensor], tmp_path: Path) -> None:
+    """The files of the network: torchvision's, and the heads as the package lpips names them."""
+    (tmp_path / "vgg16-397923af.pth").symlink_to(files / "vgg16.pth")
+    (tmp_path / "vgg.pth").symlink_to(files / "heads.pth")
+    (tmp_path / "alex.pth").write_text("not read")
+    loaded = LPIPS(str(tmp_path)).load().state_dict()
+    assert all(torch.equal(loaded[name], each) for name, each in state.items())
+    (tmp_path / "none").mkdir()
+    with pytest.raises(WeightsError, match=rf"LPIPS: {tmp_path}/none: holds no weights whose names begin with 'vgg'"):
+        LPIPS(str(tmp_path / "none")).load()
