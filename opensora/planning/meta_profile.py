@@ -195,6 +195,9 @@ class _MetaPlatform:
     def pads_wrongly(self, x: Tensor, kernel_size: Sequence[int], padding: Sequence[int]) -> bool:
         return False
 
+    def misjudges_weights(self, x: Tensor) -> bool:
+        return False
+
 
 @contextmanager
 def _kernels(plain_softmax: bool) -> Iterator[None]:

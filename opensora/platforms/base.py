@@ -102,6 +102,10 @@ class Platform(ABC):
         """True if the device's convolution over `x` [B, C, ...] is wrong when it pads the input itself."""
         return False
 
+    def misjudges_weights(self, x: Tensor) -> bool:
+        """True if the device's gradient of the weights of a convolution over `x` [B, C, ...] is wrong."""
+        return False
+
     def autocast(self, dtype: torch.dtype) -> AbstractContextManager[None]:
         """Matrix products in `dtype`; float32 leaves everything as it is."""
         return torch.autocast(self.name, dtype=dtype, enabled=dtype is not torch.float32)

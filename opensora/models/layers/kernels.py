@@ -25,6 +25,8 @@ class Kernels:
     rms_norm: Callable[[Tensor, Tensor, float], Tensor] | None = None  # x, weight, eps
     # (input, kernel size, padding) -> whether the device's convolution is wrong when it pads this input itself
     pads_wrongly: Callable[[Tensor, Sequence[int], Sequence[int]], bool] | None = None
+    # (input) -> whether the device's gradient of the weights of a convolution over this input is wrong
+    misjudges_weights: Callable[[Tensor], bool] | None = None
     launches: bool = False  # each operation is a launch: few large operations are faster than many small ones
 
 
@@ -42,6 +44,8 @@ class Device(Protocol):
 
     def pads_wrongly(self, x: Tensor, kernel_size: Sequence[int], padding: Sequence[int]) -> bool: ...
 
+    def misjudges_weights(self, x: Tensor) -> bool: ...
+
 
 TORCH = Kernels()
 _by_device: dict[str, Kernels] = {}
@@ -50,7 +54,12 @@ _by_device: dict[str, Kernels] = {}
 def use_kernels(device: Device) -> None:
     """Use the kernels of `device` for tensors on devices of its type, in place of those of the registered platform."""
     _by_device[device.name] = Kernels(
-        device.attention, device.layer_norm(), device.rms_norm(), device.pads_wrongly, device.launches_kernels
+        device.attention,
+        device.layer_norm(),
+        device.rms_norm(),
+        device.pads_wrongly,
+        device.misjudges_weights,
+        device.launches_kernels,
     )
 
 

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from opensora.models.layers.conv import Conv3d
+
 
 def at_least_float32(x: Tensor) -> Tensor:
     """float32 instead of narrower floats; float32 and float64 unchanged."""
@@ -22,7 +24,7 @@ class PatchEmbed3D(nn.Module):
         super().__init__()
         pt, ph, pw = patch_size
         self.patch_size = (pt, ph, pw)
-        self.proj = nn.Conv3d(in_channels, hidden_size, kernel_size=self.patch_size, stride=self.patch_size)
+        self.proj = Conv3d(in_channels, hidden_size, kernel_size=self.patch_size, stride=self.patch_size)
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:
         missing = [-size % patch for size, patch in zip(x_BCTHW.shape[2:], self.patch_size, strict=True)]

@@ -95,3 +95,44 @@ def test_short_inputs_are_right(frames: int, rows: int, columns: int, channels: 
             poison()
             torch.testing.assert_close(conv(x).float(), output, rtol=0.02, atol=0.02)
         assert ((actual - expected).norm() / expected.norm()).item() < 0.02
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize(
+    ("channels", "outputs", "kernel", "stride", "padding", "size"),
+    [
+        (64, 64, (3, 3, 3), (1, 1, 1), (0, 1, 1), (3, 48, 48)),  # one frame out: 11 % off with AMX
+        (64, 32, (1, 3, 3), (1, 1, 1), (0, 1, 1), (1, 64, 64)),  # NaN with AMX
+        (3, 384, (1, 2, 2), (1, 2, 2), (0, 0, 0), (1, 128, 128)),  # patches: 50 % off with AMX
+        (16, 16, (3, 3, 3), (2, 1, 1), (1, 1, 1), (4, 12, 8)),  # halves frames
+        (4, 8, (2, 4, 4), (2, 2, 2), (1, 0, 1), (5, 12, 9)),
+    ],
+)
+def test_gradients_of_few_large_frames(
+    channels: int,
+    outputs: int,
+    kernel: tuple[int, int, int],
+    stride: tuple[int, int, int],
+    padding: tuple[int, int, int],
+    size: tuple[int, int, int],
+    autocast: bool,
+) -> None:
+    """Gradients of input, weights and bias, each next to those of torch in float32."""
+    torch.manual_seed(0)
+    conv, exact = (make(channels, outputs, kernel, stride, padding) for make in (Conv3d, torch.nn.Conv3d))
+    exact.load_state_dict(conv.state_dict())
+    x, exact_x = (torch.randn(2, channels, *size, generator=Generator().manual_seed(1)) for _ in range(2))
+    if not autocast:
+        conv, x = conv.bfloat16(), x.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        output = conv(x.requires_grad_())
+    expected = exact(exact_x.requires_grad_())
+    torch.testing.assert_close(output.float(), expected, rtol=0.02, atol=0.02)
+    weights = torch.randn(expected.shape, generator=Generator().manual_seed(2))
+    (output.float() * weights).sum().backward()
+    (expected * weights).sum().backward()
+    pairs = [(x, exact_x), (conv.weight, exact.weight), (conv.bias, exact.bias)]
+    for actual, right in pairs:
+        assert actual.grad is not None
+        assert right.grad is not None
+        assert ((actual.grad.float() - right.grad).norm() / right.grad.norm()).item() < 0.01

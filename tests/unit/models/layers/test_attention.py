@@ -53,6 +53,7 @@ def recording_device(monkeypatch: pytest.MonkeyPatch, name: str, kernel: Kernel)
         rms_norm=lambda: None,
         launches_kernels=True,
         pads_wrongly=lambda *_: False,
+        misjudges_weights=lambda *_: False,
     )
     monkeypatch.setattr(kernels, "_by_device", {})
     kernels.use_kernels(device)
