@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from opensora.datasets.moving_objects import MovingObjects, ObjectAttributes
 from opensora.datasets.moving_shapes import MovingShapes
 from opensora.errors import DataError
-from opensora.evaluation.metrics.adherence import ShapeAdherence
+from opensora.evaluation.metrics.adherence import ObjectAdherence, ShapeAdherence
 from opensora.rng import Draw
 from tests.support.evaluated_videos import evaluated, noise, values
 
@@ -42,3 +43,30 @@ def test_shares_of_right_and_of_swapped_prompts(tmp_path: Path) -> None:
 def test_a_prompt_without_the_three_attributes_is_a_sentence(prompt: str | None, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a\.mkv: prompt .*exactly one color"):
         ShapeAdherence().measure([evaluated(tmp_path / "a", noise(0), prompt=prompt)], [], CPU)
+
+
+def test_shares_of_right_and_of_swapped_objects(tmp_path: Path) -> None:
+    data = MovingObjects(num_frames=5)
+    row = data.combinations.index(ObjectAttributes("crab", "grow", "sea", "slowly"))
+    clip = data.clip(row, Draw(0, 0, 0))
+    frames = list(np.ascontiguousarray(((clip.video_CTHW + 1) * 127.5).round().byte().permute(1, 2, 3, 0).numpy()))
+    prompts = ["a crab grows slowly on the sea", "a crab grows quickly on the sea", "a crab rotates slowly at night"]
+    videos = [evaluated(tmp_path / str(n), frames, prompt=prompt) for n, prompt in enumerate(prompts)]
+    assert values(ObjectAdherence().measure(videos[:1], [], CPU)) == dict.fromkeys(
+        ("object", "motion", "background", "speed", "pair", "adherence"), 1
+    )
+    by_name = {figure.name: figure.per_video for figure in ObjectAdherence().measure(videos, [], CPU).figures}
+    assert by_name == {
+        "object": (1, 1, 1),
+        "motion": (1, 1, 0),
+        "background": (1, 1, 0),
+        "speed": (1, 0, 1),
+        "pair": (1, 1, 0),
+        "adherence": (1, 0, 0),
+    }
+
+
+@pytest.mark.parametrize("prompt", [None, "a red circle moves left"])
+def test_a_prompt_without_the_four_attributes_is_a_sentence(prompt: str | None, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a\.mkv: prompt .*exactly one object .*; remove the metric, or the file"):
+        ObjectAdherence().measure([evaluated(tmp_path / "a", noise(0), prompt=prompt)], [], CPU)
