@@ -6,6 +6,7 @@ frechet A.npy B.npy         Frechet distance of two arrays of features, [samples
                             distance of features of InceptionV3 and I3D, which do not come with this project
 adherence VIDEOS            share of sampled MovingShapes videos that show the color, shape and direction of their prompt
 prompts FILE                write the held-out prompts that `adherence` needs
+object-prompts FILE         write a prompt for each held-out pair of MovingObjects, for the metric ObjectAdherence of a config
 vbench VIDEOS PROMPTS OUT   give sampled videos the names that VBench reads: PROMPTS is its list, or its folder of lists
 """
 
@@ -19,7 +20,14 @@ from typing import Any
 from opensora.cli.run_main import run_main
 from opensora.errors import ConfigError, DataError
 
-METRICS = {"quality": 2, "frechet": 2, "adherence": 1, "prompts": 1, "vbench": 3}  # name -> number of paths
+METRICS = {
+    "quality": 2,
+    "frechet": 2,
+    "adherence": 1,
+    "prompts": 1,
+    "object-prompts": 1,
+    "vbench": 3,
+}  # name -> number of paths
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,6 +79,7 @@ def evaluate_command(metric: str, paths: Sequence[Path]) -> int:
         "frechet": _frechet,
         "adherence": _adherence,
         "prompts": _prompts,
+        "object-prompts": _object_prompts,
         "vbench": _vbench,
     }
     print(json.dumps(measure[metric](*paths)))
@@ -109,9 +118,16 @@ def _adherence(videos: Path) -> dict[str, Any]:
 
 
 def _prompts(path: Path) -> dict[str, Any]:
+    from opensora.evaluation.score_adherence import held_out_prompts, write_prompts
+
+    return {"prompts": write_prompts(path, held_out_prompts()), "file": str(path)}
+
+
+def _object_prompts(path: Path) -> dict[str, Any]:
+    from opensora.datasets.moving_objects import prompts_of_unseen_pairs
     from opensora.evaluation.score_adherence import write_prompts
 
-    return {"prompts": write_prompts(path), "file": str(path)}
+    return {"prompts": write_prompts(path, prompts_of_unseen_pairs()), "file": str(path)}
 
 
 def _vbench(videos: Path, prompts: Path, out: Path) -> dict[str, Any]:

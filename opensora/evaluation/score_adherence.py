@@ -23,12 +23,16 @@ from opensora.errors import DataError, OpenSoraError
 from opensora.evaluation.shape_adherence import Accuracy, accuracy
 
 
-def write_prompts(path: Path) -> int:
-    """One caption per combination that training never draws; returns how many."""
-    captions = [attributes.caption() for attributes in combinations("holdout")]
+def held_out_prompts() -> list[str]:
+    """One caption per combination that training never draws."""
+    return [attributes.caption() for attributes in combinations("holdout")]
+
+
+def write_prompts(path: Path, prompts: Sequence[str]) -> int:
+    """Write one prompt per line; returns the number of prompts."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{caption}\n" for caption in captions), encoding="utf-8")
-    return len(captions)
+    path.write_text("".join(f"{prompt}\n" for prompt in prompts), encoding="utf-8")
+    return len(prompts)
 
 
 def score(folder: Path) -> Accuracy:
@@ -54,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         if arguments.action == "prompts":
-            print(f"{arguments.path}: {write_prompts(arguments.path)} held-out prompts")
+            print(f"{arguments.path}: {write_prompts(arguments.path, held_out_prompts())} held-out prompts")
         else:
             print(json.dumps(asdict(score(arguments.path))))
     except OpenSoraError as error:

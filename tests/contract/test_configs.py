@@ -66,7 +66,12 @@ def test_sample_configs_are_valid() -> None:
 
 def test_evaluation_configs_are_valid() -> None:
     runs = [load(str(path), [], EvaluateRun).run for path in sorted((ROOT / "configs" / "evaluate").glob("*.py"))]
-    assert {config["type"] for run in runs for config in run.metrics.values()} >= {"PSNR", "Motion", "ShapeAdherence"}
+    assert {config["type"] for run in runs for config in run.metrics.values()} >= {
+        "PSNR",
+        "Motion",
+        "ShapeAdherence",
+        "ObjectAdherence",
+    }
     assert len({run.report_dir for run in runs}) == len(runs)
 
 

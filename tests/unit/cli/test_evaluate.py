@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from opensora.cli.evaluate import main
+from opensora.datasets.moving_objects import prompts_of_unseen_pairs
 from opensora.sampling.video_writer import write_video
 
 
@@ -50,6 +51,12 @@ def test_frechet_of_shifted_features(tmp_path: Path, capsys: pytest.CaptureFixtu
     for other in ("wide.npy", "missing.npy"):
         assert main(["frechet", str(tmp_path / "a.npy"), str(tmp_path / other)]) == 1
         assert other in capsys.readouterr().err
+
+
+def test_prompts_of_unseen_pairs_of_objects(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["object-prompts", str(tmp_path / "new" / "prompts.txt")]) == 0
+    assert json.loads(capsys.readouterr().out) == {"prompts": 160, "file": str(tmp_path / "new" / "prompts.txt")}
+    assert (tmp_path / "new" / "prompts.txt").read_text().splitlines() == prompts_of_unseen_pairs()
 
 
 def test_adherence_of_no_videos_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
