@@ -94,7 +94,7 @@ def require_cacheable(dataset: Dataset, where: str) -> CacheableDataset:
     if not _is_cacheable(dataset):
         raise ConfigError(
             f"{where}: key 'dataset': clips of {type(dataset).__name__} cannot be stored; allowed: VideoTextDataset, "
-            "MovingShapes; use one of them, or store the captions alone (only=text, and no load_video_features)"
+            "MovingShapes, MovingObjects; use one of them, or store the captions alone (only=text, and no load_video_features)"
         )
     return dataset
 
