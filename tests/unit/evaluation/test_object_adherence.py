@@ -1,12 +1,14 @@
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from opensora.datasets.moving_objects import MovingObjects, ObjectAttributes, draw_background
+from opensora.datasets.moving_objects import MovingObjects, ObjectAttributes, Path, draw_background, render
 from opensora.datasets.moving_shapes import UNCLEAR
+from opensora.datasets.object_drawings import object_drawings
 from opensora.evaluation.object_adherence import detect_object_attributes, object_attributes_in_prompt
 from opensora.rng import Draw, generator
 
@@ -43,7 +45,7 @@ def test_drawn_clips_are_read_right(split: str, frames: int) -> None:
 
 def test_soft_noisy_and_shifted_clips_are_still_read() -> None:
     assert min(shares("train", 64, soft_and_noisy)) >= 0.99
-    tint = torch.tensor([0.08, -0.06, 0.04])[:, None, None, None]
+    tint = torch.tensor([0.2, -0.16, 0.1])[:, None, None, None]
     assert min(shares("holdout", 16, lambda clip: clip * 0.95 + tint)) == 1
 
 
@@ -62,6 +64,14 @@ def test_each_attribute_is_read_by_itself() -> None:
         assert detect_object_attributes(unmoved) == ObjectAttributes("lobster", UNCLEAR, "sea", UNCLEAR)
     upside_down = detect_object_attributes(video.flip(2, 3))
     assert (upside_down.object, upside_down.motion, upside_down.speed) == ("lobster", "right", "quickly")
+
+
+def test_two_motions_at_once_are_none() -> None:
+    time_T = np.linspace(0, 1, 9)
+    both = Path(0.18 * time_T, 0 * time_T, 1.55**time_T, 0 * time_T)
+    what = ObjectAttributes("lobster", "right", "sea", "quickly")
+    video = render(object_drawings(), what, (64, 64), (26.0, 32.0), 14.0, both)
+    assert detect_object_attributes(video) == ObjectAttributes("lobster", UNCLEAR, "sea", UNCLEAR)
 
 
 def test_nothing_is_read_where_nothing_is() -> None:
