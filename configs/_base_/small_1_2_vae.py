@@ -1,4 +1,4 @@
-# OpenSoraVAE_V1_2 over the image autoencoder of small_image.py, 2.9 M parameters. The part in time works at the scale of
+# OpenSoraVAE_V1_2 over the image autoencoder of small_image.py, 6.8 M parameters. The part in time works at the scale of
 # latents that was measured there, so every stage names that run.
 _base_ = ["small_vae_stages.py"]
 vae = dict(

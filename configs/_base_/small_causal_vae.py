@@ -1,4 +1,4 @@
-# CausalVAEModel with the released kinds of blocks at an eighth of their width, 2.8 M parameters.
+# CausalVAEModel with the released kinds of blocks at an eighth of their width, 3.0 M parameters.
 _base_ = ["small_vae_stages.py"]
 vae = dict(
     type="CausalVAEModel",

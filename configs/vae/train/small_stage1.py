@@ -3,6 +3,7 @@
 Run:    torchrun --nproc_per_node 2 -m opensora.cli.train configs/vae/train/small_stage1.py
         With ST-LPIPS in loss and validation: pip install --no-deps stlpips-pytorch==0.0.2, then add
             perceptual="dict(type='STLPIPS')" validation_perceptual="dict(type='STLPIPS')"
+Expect: tried with steps=120 after 300 of small_image.py: 21.6 dB PSNR on 9 held-back frames.
 """
 
 _base_ = ["../../_base_/small_causal_vae.py"]

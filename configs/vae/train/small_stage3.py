@@ -1,6 +1,7 @@
 """Stage 3 of causal_stage3.py at a small size: mixing factors reset to 0.5, then a 3-D discriminator.
 
 Run:    torchrun --nproc_per_node 2 -m opensora.cli.train configs/vae/train/small_stage3.py
+Expect: tried with steps=50 disc_start=25 after that: 20.5 dB PSNR; so few steps do not make up for the reset.
 """
 
 _base_ = ["small_stage2.py"]
