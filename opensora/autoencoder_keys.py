@@ -25,17 +25,23 @@ def check_autoencoder_keys(run: "TrainRun", where: Callable[[str], str]) -> None
 
 
 def _check_start(run: "TrainRun", where: Callable[[str], str]) -> None:
-    if run.tail_init is None:
+    starts = {"tail_init": run.tail_init, "principal_start": run.principal_start or None, "load": run.load}
+    starts["vae.from_pretrained"] = run.vae.get("from_pretrained")
+    chosen = [name for name, value in starts.items() if value is not None]
+    if not chosen or chosen[0] in ("load", "vae.from_pretrained"):
         return
+    own = {
+        "tail_init": "whose kernels hold those of an image autoencoder",
+        "principal_start": "whose layouts have shuffles",
+    }
     if run.vae.get("type") != "CausalVAEModel":
         raise ConfigError(
-            f"{where('tail_init')}: key 'tail_init': found with vae.type {run.vae.get('type')!r}; allowed: "
-            "'CausalVAEModel', whose kernels hold those of an image autoencoder; change vae.type or remove the key"
+            f"{where(chosen[0])}: key '{chosen[0]}': found with vae.type {run.vae.get('type')!r}; allowed: "
+            f"'CausalVAEModel', {own[chosen[0]]}; change vae.type or remove the key"
         )
-    if run.load is not None or run.vae.get("from_pretrained") is not None:
-        other = "load" if run.load is not None else "vae.from_pretrained"
+    if len(chosen) > 1:
         raise ConfigError(
-            f"{where('tail_init')}: keys 'tail_init', '{other}': both name the weights to start from; remove one of the two"
+            f"{where(chosen[0])}: keys '{chosen[0]}', '{chosen[1]}': both name the weights to start from; remove one of the two"
         )
 
 

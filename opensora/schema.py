@@ -149,6 +149,9 @@ class TrainRun:
         "start CausalVAEModel from this image autoencoder: a run folder, a folder, a file or a hub id; docs/training.md",
         path=True,
     )
+    principal_start: bool = key(
+        False, "start CausalVAEModel, in a layout of shuffles, as principal components of the clips; docs/training.md"
+    )
     reset_mix_factor: float | None = key(
         None, "start with this mix_factor in every mixing of a fixed and a learned branch; None: as it is"
     )
@@ -258,7 +261,7 @@ class TrainRun:
         other = "diffusion" if trains_autoencoder else "autoencoder"
         of_diffusion = ["preview_every", "text_encoder_parallel", "mask_ratios"]
         of_autoencoder = ["perceptual", "discriminator", "tail_init", "reset_mix_factor", "validation_perceptual"]
-        of_autoencoder += ["identity_weight", "min_frames"]
+        of_autoencoder += ["identity_weight", "min_frames", "principal_start"]
         for name in of_diffusion if trains_autoencoder else of_autoencoder:
             if getattr(self, name) not in (None, 0):
                 raise ConfigError(f"{where(name)}: key '{name}': belongs to task '{other}'; remove the key")

@@ -92,7 +92,7 @@ def build_training(run: TrainRun, world: World, where: str, replay_from: int | N
     clips = replace(clips, dataset=stored_clips(run, clips.dataset, clips.sizes, where))
     task = _build_task(run, world, clips, masks, where)
     if not (trains and has_checkpoint(run.run_dir)):  # which holds all weights
-        set_first_weights(task.trained, run, where)
+        set_first_weights(task.trained, run, where, lambda: _statistics_clips(run, clips))
     if run.grad_checkpoint:
         checkpoint_activations(task.trained.checkpoint_blocks())
     if world.sequence_size > tensor_size(run):

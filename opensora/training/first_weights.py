@@ -1,27 +1,35 @@
-"""The weights that a run starts with: those of `load` or `tail_init`, and mixing factors that are reset."""
+"""The weights that a run starts with: of `load`, `tail_init` or `principal_start`; and mixing factors that are reset."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from opensora.errors import ConfigError
 from opensora.log import logger
 from opensora.models.read_weights import read_weights
+from opensora.models.vae.causal_vae import CausalVAEModel
 from opensora.models.vae.hub_folder import as_list, fetch_folder
+from opensora.models.vae.principal_start import principal_start
 from opensora.models.vae.tail_init import tail_init
 from opensora.models.weights import CONFIG_FILE, load_weights, read_config, require_kind
 from opensora.registry import MODELS, VAES
 from opensora.schema import TrainRun
 from opensora.training.checkpoint import resolve_part, resolve_weights
+from opensora.types import Batch
 
 _MIX_FACTOR = "mix_factor"  # name of the parameter whose sigmoid is the share of the fixed branch
 
 
-def set_first_weights(module: nn.Module, run: TrainRun, where: str) -> None:
-    """Load what `load` or `tail_init` names, then reset the mixing factors; without these keys nothing changes.
+_START_PIXELS = 2**22  # of all frames of the clips that principal components are taken of; their activations fill 2 GB
 
-    Raises ConfigError or WeightsError where the weights do not fit.
+
+def set_first_weights(module: nn.Module, run: TrainRun, where: str, clips: Callable[[], Iterator[Batch]]) -> None:
+    """Load or compute what `load`, `tail_init` or `principal_start` names, then reset the mixing factors; without these keys
+    nothing changes.
+
+    clips: the same on every rank. Raises ConfigError or WeightsError where the weights do not fit.
     """
     if run.load is not None:
         weights = resolve_weights(run.load, ema=True)
@@ -32,8 +40,25 @@ def set_first_weights(module: nn.Module, run: TrainRun, where: str) -> None:
         source = resolve_part({"from_pretrained": run.tail_init})["from_pretrained"]
         module.load_state_dict(tail_init(read_weights(fetch_folder(source)), module), strict=True)
         logger().info("tail initialization from %s", source)
+    if run.principal_start:
+        _start_from_components(module, where, clips)
     if run.reset_mix_factor is not None:
         reset_mix_factors(module, run.reset_mix_factor, where)
+
+
+def _start_from_components(module: nn.Module, where: str, clips: Callable[[], Iterator[Batch]]) -> None:
+    chosen: list[Tensor] = []
+    for batch in clips():
+        chosen.append(batch.video_BCTHW.float())
+        if sum(clip[:, 0].numel() for clip in chosen) >= _START_PIXELS:
+            break
+    assert isinstance(module, CausalVAEModel)  # the schema has checked the type
+    device = next(module.parameters()).device
+    try:
+        principal_start(module, torch.cat(chosen).to(device))
+    except ConfigError as error:
+        raise ConfigError(f"{where}: key 'principal_start': {error}") from None
+    logger().info("principal components of %d clips are the first weights", sum(map(len, chosen)))
 
 
 def check_load(weights: Path, run: TrainRun, where: str) -> None:

@@ -8,6 +8,8 @@ Expect: the PSNR on held-back frames that assets/vae-small/README.md states, or 
 
 _base_ = ["small.py"]
 vae = dict(_delete_=True, type="CausalVAEModel", from_pretrained="assets/vae-small")
+principal_start = False
+dataset = dict(data_path="outputs/demo/data/manifest.csv", time_range=(0.0, 0.7), cache_megabytes=256)
 optimizer = dict(type="AdamW", lr=2e-4)
 warmup_steps = 10
 steps, save_every, log_every, validate_every = 60, 20, 5, 0

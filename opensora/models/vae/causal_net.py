@@ -14,21 +14,28 @@ from torch import Tensor, nn
 from opensora.errors import ConfigError
 from opensora.models.vae import causal_blocks as blocks
 from opensora.models.vae import causal_temporal as time
+from opensora.models.vae import shuffle_blocks as shuffle
 
 CONVOLUTIONS = {"Conv2d": blocks.Conv2d, "CausalConv3d": blocks.CausalConv3d}
 RESNETS = {"ResnetBlock2D": blocks.ResnetBlock2D, "ResnetBlock3D": blocks.ResnetBlock3D}
 ATTENTIONS = {"AttnBlock3DFix": blocks.AttnBlock3DFix, "AttnBlock3D": blocks.AttnBlock3D}
-SPATIAL_DOWN = {"Downsample": blocks.Downsample, "SpatialDownsample2x": blocks.SpatialDownsample2x}
-SPATIAL_UP = {"SpatialUpsample2x": blocks.SpatialUpsample2x}
+SPATIAL_DOWN = {
+    "Downsample": blocks.Downsample,
+    "SpatialDownsample2x": blocks.SpatialDownsample2x,
+    "SpatialUnshuffle2x": shuffle.SpatialUnshuffle2x,
+}
+SPATIAL_UP = {"SpatialUpsample2x": blocks.SpatialUpsample2x, "SpatialShuffle2x": shuffle.SpatialShuffle2x}
 TIME_DOWN = {
     "TimeDownsample2x": time.TimeDownsample2x,
     "TimeDownsampleRes2x": time.TimeDownsampleRes2x,
     "TimeDownsampleResAdv2x": time.TimeDownsampleResAdv2x,
+    "TimeUnshuffle2x": shuffle.TimeUnshuffle2x,
 }
 TIME_UP = {
     "TimeUpsample2x": time.TimeUpsample2x,
     "TimeUpsampleRes2x": time.TimeUpsampleRes2x,
     "TimeUpsampleResAdv2x": time.TimeUpsampleResAdv2x,
+    "TimeShuffle2x": shuffle.TimeShuffle2x,
 }
 
 
@@ -61,6 +68,7 @@ class HalfConfig:
     resolution: int  # ... when the clip has this many
     dropout: float
     groups: int  # of every GroupNorm
+    norm_out: bool  # whether a norm and SiLU come before the last convolution
 
     def __post_init__(self) -> None:
         for key in ("resnet_blocks", "spatial", "temporal"):
@@ -159,14 +167,15 @@ class Encoder(nn.Module):
             self.down.append(make_level(config, i, widths[max(i - 1, 0)], resample, size))
             size //= 2 if spatial else 1
         self.mid = config.make_mid_block(widths[-1])
-        self.norm_out = blocks.group_norm(widths[-1], config.groups)
+        self.norm_out = blocks.group_norm(widths[-1], config.groups) if config.norm_out else None
         self.conv_out = config.make_conv("conv_out", widths[-1], config.z_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
         for level in self.down:
             x = level(x)
-        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+        x = self.mid(x)
+        return self.conv_out(x if self.norm_out is None else F.silu(self.norm_out(x)))
 
 
 class Decoder(nn.Module):
@@ -191,11 +200,11 @@ class Decoder(nn.Module):
             levels.insert(0, make_level(config, i, widths[min(i + 1, len(widths) - 1)], resample, size))
             size *= 2 if config.spatial[i] else 1
         self.up = nn.ModuleList(levels)
-        self.norm_out = blocks.group_norm(widths[0], config.groups)
+        self.norm_out = blocks.group_norm(widths[0], config.groups) if config.norm_out else None
         self.conv_out = config.make_conv("conv_out", widths[0], out_channels)
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             x = level(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return self.conv_out(x if self.norm_out is None else F.silu(self.norm_out(x)))

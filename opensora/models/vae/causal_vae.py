@@ -46,6 +46,7 @@ class CausalVAEModel(VideoAutoencoder):
         resolution: int = 256,  # ... when clips have this many
         dropout: float = 0.0,
         norm_groups: int = 32,  # of every GroupNorm
+        norm_out: bool = True,  # a norm and SiLU before the last convolution of encoder and decoder, as released weights have
         q_conv: str = "CausalConv3d",
         encoder_conv_in: str = "Conv2d",
         encoder_conv_out: str = "CausalConv3d",
@@ -95,7 +96,7 @@ class CausalVAEModel(VideoAutoencoder):
                 spatial=config[f"{half}_spatial_{spatial}"],
                 temporal=config[f"{half}_temporal_{temporal}"],
                 groups=config["norm_groups"],
-                **{key: config[key] for key in ("attn_resolutions", "resolution", "dropout")},
+                **{key: config[key] for key in ("attn_resolutions", "resolution", "dropout", "norm_out")},
                 **{
                     key: config[f"{half}_{key}"]
                     for key in ("conv_in", "conv_out", "attention", "resnet_blocks", "mid_resnet")

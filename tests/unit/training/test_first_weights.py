@@ -11,19 +11,23 @@ import torch
 from opensora.config import load
 from opensora.errors import ConfigError
 from opensora.models.vae.causal_vae import CausalVAEModel
+from opensora.models.vae.principal_start import principal_start
 from opensora.models.vae.tail_init import tail_init
 from opensora.models.weights import save_weights
 from opensora.schema import TrainRun
+from opensora.training import first_weights
 from opensora.training.first_weights import set_first_weights
+from opensora.types import Batch
 from tests.support.command import ROOT
 from tests.unit.models.vae.test_open_sora_1_2 import SPATIAL, v1_2
+from tests.unit.models.vae.test_principal_start import LAYOUT, smooth_clips
 from tests.unit.models.vae.test_tail_init import WIDTHS, causal, image_autoencoder
 
 RUN = load(str(ROOT / "configs/vae/train/debug.py"), [], TrainRun).run
 
 
 def start(model: Any, **keys: Any) -> dict[str, torch.Tensor]:
-    set_first_weights(model, replace(RUN, **keys), "c.py")
+    set_first_weights(model, replace(RUN, **keys), "c.py", lambda: iter(()))
     return model.state_dict()
 
 
@@ -61,6 +65,30 @@ def test_spatial_latents_of_another_scale_are_refused(tmp_path: Path) -> None:
     start(v1_2(spatial={"config": SPATIAL, "latent_scale": (1.0, 2.0, 3.0, 4.0)}), load=str(tmp_path))
 
 
+def batches(clips: torch.Tensor) -> list[Batch]:
+    return [
+        Batch(clip[None], captions=[""], fps_B=torch.ones(1), step=0, sample_ids=[row], rows=[row])
+        for row, clip in enumerate(clips)
+    ]
+
+
+def test_principal_components_of_the_first_clips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many clips are taken as reach the number of pixels, in order."""
+    clips = smooth_clips()
+    monkeypatch.setattr(first_weights, "_START_PIXELS", 3 * clips[0, 0].numel())
+    trained, expected = (CausalVAEModel(**LAYOUT, z_channels=4, embed_dim=4) for _ in range(2))
+    expected.load_state_dict(trained.state_dict())
+    principal_start(expected, clips[:3])
+    set_first_weights(trained, replace(RUN, principal_start=True), "c.py", lambda: iter(batches(clips)))
+    torch.testing.assert_close(trained.state_dict(), expected.state_dict(), rtol=0, atol=0)
+
+
+def test_principal_components_need_their_layout() -> None:
+    message = r"c\.py: key 'principal_start': vae: principal components need SpatialUnshuffle2x"
+    with pytest.raises(ConfigError, match=message):
+        set_first_weights(causal(), replace(RUN, principal_start=True), "c.py", lambda: iter(batches(smooth_clips())))
+
+
 def test_without_mixing_there_is_nothing_to_reset() -> None:
     plain = CausalVAEModel(
         **WIDTHS,
@@ -76,6 +104,12 @@ def test_without_mixing_there_is_nothing_to_reset() -> None:
     [
         (["tail_init=a", "load=b"], "keys 'tail_init', 'load': both name the weights to start from"),
         (["tail_init=a", "vae.from_pretrained=b"], "keys 'tail_init', 'vae.from_pretrained': both name"),
+        (["principal_start=True", "load=b"], "keys 'principal_start', 'load': both name the weights to start from"),
+        (["principal_start=True", "tail_init=b"], "keys 'tail_init', 'principal_start': both name the weights"),
+        (
+            ["principal_start=True", "vae={'_delete_': True, 'type': 'OpenSoraVAE_V1_3'}"],
+            "key 'principal_start': found with vae.type 'OpenSoraVAE_V1_3'; allowed: 'CausalVAEModel', whose layouts have",
+        ),
         (
             ["tail_init=a", "vae={'_delete_': True, 'type': 'OpenSoraVAE_V1_3'}"],
             "with vae.type 'OpenSoraVAE_V1_3'; allowed",
@@ -100,7 +134,7 @@ def test_keys_that_do_not_go_together(overrides: list[str], expected: str) -> No
     "key",
     [
         *("tail_init=a", "reset_mix_factor=0.5", "validation_perceptual={'type': 'STLPIPS'}"),
-        *("identity_weight=1.0", "min_frames=2"),
+        *("identity_weight=1.0", "min_frames=2", "principal_start=True"),
     ],
 )
 def test_keys_of_autoencoders_alone(key: str) -> None:
