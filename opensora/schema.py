@@ -424,6 +424,12 @@ class SampleRun:
         None, "folder of encoded captions: a run whose captions are all there loads no text encoder", path=True
     )
 
+    max_memory: str | int | None = key(
+        None,
+        'at most this much of the device: "12GB", "11.5GiB"; chooses model_cpu_offload and vae.use_tiling',
+        unit="bytes",
+    )
+
     # the run
     seed: int = key(42, "key of every random draw")
     sp_size: int = key(

@@ -59,6 +59,7 @@ FLAGS: dict[str, tuple[str, str]] = {
     "--loop": ("loop", "clips that are made one after the other and joined"),
     "--steps": ("scheduler.num_sampling_steps", "denoising steps"),
     "--guidance-scale": ("scheduler.cfg_scale", "how strongly the prompt steers; 1 = no guidance"),
+    "--max-memory": ("max_memory", "such as 12GB: what fits is estimated, and offload and tiles are chosen so"),
     "--caption-cache": ("caption_cache", "folder that keeps encoded captions from run to run"),
     "--save-dir": ("save_dir", "where the videos go"),
 }
@@ -79,6 +80,7 @@ TEXTS = (
     "prompt_path",
     "negative_prompt",
     "caption_cache",
+    "max_memory",
     "save_dir",
     "reference_path",
     "mask_strategy",

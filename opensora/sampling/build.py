@@ -11,7 +11,7 @@ import torch
 from opensora.config import check_component
 from opensora.datasets.decode import probe
 from opensora.errors import ConfigError
-from opensora.interfaces import Autoencoder, Denoiser, TextEncoder
+from opensora.interfaces import Autoencoder, Denoiser, Scheduler, TextEncoder
 from opensora.log import logger
 from opensora.models.build import (
     build_autoencoder,
@@ -27,6 +27,7 @@ from opensora.models.frame_conditioning import conditioning_mode
 from opensora.models.frame_counts import require_frame_counts
 from opensora.models.offload import HOST, Offload
 from opensora.models.weights import CONFIG_FILE, load_weights, read_config, require_kind
+from opensora.planning.sampling_memory import memory_size
 from opensora.platforms import select
 from opensora.registry import MODELS, SAFETY_FILTERS, SCHEDULERS, TEXT_ENCODERS, build, class_of
 from opensora.run_paths import Origin, change_paths, run_of_weights
@@ -34,6 +35,8 @@ from opensora.sampling.clip_size import clip_size, warn_of_cut_size
 from opensora.sampling.conditions import Conditions, references_of_prompts
 from opensora.sampling.generate import Sampler
 from opensora.sampling.mask_strategy import check_pastes, parse_strategy
+from opensora.sampling.memory_fit import KEY as MEMORY_KEY
+from opensora.sampling.memory_fit import MemoryFit
 from opensora.sampling.metadata import GenerationSettings, generation_settings, hash_config, weights_id
 from opensora.sampling.prompt_check import check_cleaning, warn_of_cut_prompts
 from opensora.sampling.prompt_syntax import add_scores
@@ -70,6 +73,8 @@ def plan_sampling(run: SampleRun, where: str) -> SamplePlan:
     """Fill the gaps from the checkpoint's record and read the prompts; ConfigError when something is still missing."""
     shortcuts = shortcuts_of(run)
     safety_filter = None if run.safety_filter is None else build(SAFETY_FILTERS, run.safety_filter)
+    if run.max_memory is not None:
+        memory_size(run.max_memory, f"{where}: {MEMORY_KEY}")
     weights = resolve_weights(run.load, ema=run.ema) if run.load is not None else None
     recorded: dict[str, Any] = {}
     absent: dict[str, str] = {}
@@ -246,6 +251,7 @@ class SamplerBuilder:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._networks: _Networks | None = None
+        self._fit = MemoryFit(device)
 
     def build(self, plan: SamplePlan) -> tuple[Sampler, GenerationSettings]:
         """Check that the sizes of the requests fit, and load what is not loaded yet. Raises WeightsError, ConfigError."""
@@ -262,7 +268,11 @@ class SamplerBuilder:
         for size in {(request.height, request.width) for request in plan.requests}:
             check_image_size("config: key 'image_size'", size, vae, config)
             warn_of_cut_size(size, pixel_steps(vae, config))
-        networks = self._load(plan, config, vae, text)
+        captions = _stored_captions(plan, text)
+        if plan.run.max_memory is not None:
+            plan = self._fitted(plan, config, text, scheduler, captions)
+            parts, vae = plan.parts, build_autoencoder(plan.parts["vae"])
+        networks = self._load(plan, config, vae, text, captions)
         networks.require_text(captions_of(plan.requests, networks.model, float(scheduler.cfg_scale)))
         warn_of_cut_prompts(plan.requests, networks.codec.text_encoder)
         config_hash = hash_config({**parts, "model": config, **chosen(plan.run)})
@@ -280,7 +290,34 @@ class SamplerBuilder:
         )
         return sampler, settings
 
-    def _load(self, plan: SamplePlan, config: dict[str, Any], vae: Autoencoder, text: TextEncoder) -> _Networks:
+    def _fitted(
+        self,
+        plan: SamplePlan,
+        config: dict[str, Any],
+        text: TextEncoder,
+        scheduler: Scheduler,
+        captions: StoredCaptions | None,
+    ) -> SamplePlan:
+        """The plan with what `max_memory` chooses. config: the model's, complete."""
+        unread = False
+        if captions is not None:
+            with torch.device("meta"):
+                model = build_denoiser(config)
+            unread = captions.has_all(captions_of(plan.requests, model, float(scheduler.cfg_scale)))
+        vae = plan.parts["vae"]
+        choice = self._fit.choose(plan.run, config, vae, None if unread else text, scheduler, plan.requests)
+        if choice.tiling and not vae.get("use_tiling"):
+            vae = {**vae, "use_tiling": True}
+        return replace(plan, run=replace(plan.run, model_cpu_offload=choice.offload), parts={**plan.parts, "vae": vae})
+
+    def _load(
+        self,
+        plan: SamplePlan,
+        config: dict[str, Any],
+        vae: Autoencoder,
+        text: TextEncoder,
+        captions: StoredCaptions | None,
+    ) -> _Networks:
         parts, run, dtype = plan.parts, plan.run, DTYPES[plan.run.dtype]
         placing = (run.model_cpu_offload, run.caption_cache)
         made_of = (config, parts["vae"], parts["text_encoder"], plan.weights, dtype, placing)
@@ -293,9 +330,7 @@ class SamplerBuilder:
             load_weights(model, plan.weights)
         offload = self._offload(run)
         model = model.to(self._device if offload is None else HOST, dtype)
-        captions, text = None, text.to(HOST, dtype)
-        if run.caption_cache is not None:
-            captions = StoredCaptions.open(run.caption_cache, parts["text_encoder"], text, run.dtype)
+        text = text.to(HOST, dtype)
         if captions is None:
             text = text.load()
         codec = Codec(
@@ -312,6 +347,12 @@ class SamplerBuilder:
             logger().warning("model_cpu_offload: the networks are computed on the host, so there is nothing to move")
             return None
         return Offload(self._device, select(self._device.type).release_memory)
+
+
+def _stored_captions(plan: SamplePlan, text: TextEncoder) -> StoredCaptions | None:
+    if plan.run.caption_cache is None:
+        return None
+    return StoredCaptions.open(plan.run.caption_cache, plan.parts["text_encoder"], text, plan.run.dtype)
 
 
 def _lengths(requests: Sequence[SampleRequest]) -> Iterator[tuple[str, int]]:

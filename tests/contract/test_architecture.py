@@ -47,7 +47,7 @@ ALLOWED = {
     "evaluation": BASE | PARTS,
     "planning": BASE | PARTS | {"training"},  # takes the step of a run that it does not train
     "training": BASE | PARTS | {"evaluation"},
-    "sampling": BASE | PARTS | {"evaluation", "training"},  # reads what training saved
+    "sampling": BASE | PARTS | {"evaluation", "training", "planning"},  # reads what training saved; plans its memory
     "web": BASE | PARTS | {"sampling", "training"},
     "cli": BASE | PARTS | JOBS | {"web"},
 }
