@@ -19,7 +19,7 @@ PROGRAMS = ("opensora", "torchrun", "python", "printf", "pip", "make")
 ELSEWHERE = ("make demo", "make test", "make lint", "pip install", "python -m venv")
 # the README's runs take minutes
 SHORTER = {
-    "steps=2000": "steps=1 batch_size=1 dataset.image_size=[32,48] validation_dataset.image_size=[32,48] validation_batches=1",
+    "steps=200": "steps=1 batch_size=1 dataset.image_size=[32,48] validation_dataset.image_size=[32,48] validation_batches=1",
     "steps=300": "steps=1 batch_size=1 dataset.image_size=[32,48] model.depth=2 scheduler.num_sampling_steps=2",
     "steps=10": "steps=10 dataset.clips=16",  # fewer captions to encode
     "run_dir=outputs/debug-vae": "run_dir=outputs/debug-vae steps=2 dataset.clips=4 validation_batches=1",

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="holds names.json; drawings.png is written there")
     arguments = parser.parse_args(argv)
     try:
-        sheet = render_sheet(_read(arguments.icons), _read(arguments.folder / NAMES_FILE))
+        sheet = render_sheet(read_json(arguments.icons), read_json(arguments.folder / NAMES_FILE))
         sheet.save(arguments.folder / SHEET_FILE, optimize=True)
     except OpenSoraError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -37,8 +37,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def render_sheet(icons: Mapping[str, Any], names: Mapping[str, str]) -> "Image":
     """The drawings side by side, RGBA. icons: of the package; names: of a drawing here -> in the package. Raises DataError."""
-    require_packages(["resvg_py"])
-    import resvg_py
     from PIL import Image
 
     missing = sorted(set(names.values()) - set(icons["icons"]))
@@ -47,15 +45,24 @@ def render_sheet(icons: Mapping[str, Any], names: Mapping[str, str]) -> "Image":
     rows = -(-len(names) // COLUMNS)
     sheet = Image.new("RGBA", (COLUMNS * SIDE, rows * SIDE))
     for number, icon in enumerate(names.values()):
-        box = f"0 0 {icons['width']} {icons['height']}"
-        svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box}" width="{SIDE}" height="{SIDE}">'
-        png = resvg_py.svg_to_bytes(svg_string=f"{svg}{icons['icons'][icon]['body']}</svg>")
         row, column = divmod(number, COLUMNS)
-        sheet.paste(Image.open(io.BytesIO(bytes(png))), (column * SIDE, row * SIDE))
+        sheet.paste(render(icons, icon, SIDE), (column * SIDE, row * SIDE))
     return sheet
 
 
-def _read(path: Path) -> dict[str, Any]:
+def render(icons: Mapping[str, Any], icon: str, side: int) -> "Image":
+    """One drawing of the package, RGBA, side x side pixels."""
+    require_packages(["resvg_py"])
+    import resvg_py
+    from PIL import Image
+
+    box = f"0 0 {icons['width']} {icons['height']}"
+    svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box}" width="{side}" height="{side}">'
+    png = resvg_py.svg_to_bytes(svg_string=f"{svg}{icons['icons'][icon]['body']}</svg>")
+    return Image.open(io.BytesIO(bytes(png)))
+
+
+def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

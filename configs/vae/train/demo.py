@@ -10,7 +10,8 @@ _base_ = ["small.py"]
 vae = dict(_delete_=True, type="CausalVAEModel", from_pretrained="assets/vae-small")
 principal_start = False
 dataset = dict(data_path="outputs/demo/data/manifest.csv", time_range=(0.0, 0.7), cache_megabytes=256)
-optimizer = dict(type="AdamW", lr=2e-4)
+optimizer = dict(type="AdamW", lr=5e-5, betas=(0.9, 0.99))
 warmup_steps = 10
 steps, save_every, log_every, validate_every = 60, 20, 5, 0
+ema_decay = None
 run_dir = "outputs/demo/autoencoder"

@@ -8,7 +8,7 @@ task = "autoencoder"
 vae = dict(type="CausalVAEModel", from_pretrained="assets/vae-small")
 dataset = dict(type="MovingShapes", clips=4096, num_frames=9, image_size=(32, 32))
 validation_dataset = dict(type="MovingShapes", clips=64, num_frames=9, image_size=(32, 32), split="holdout")
-optimizer = dict(type="AdamW", lr=5e-4)
+optimizer = dict(type="AdamW", lr=1e-4)
 lr_scheduler = dict(type="cosine", end_factor=0.05)
 warmup_steps = 20
 ema_decay = None
