@@ -91,7 +91,7 @@ class AutoencoderTask:
             video = batch.video_BCTHW.to(self.device)
             output = model(video, None)[0].float()
             for name, value_B in self._measure(video, output).items():
-                values.setdefault(name, []).append(value_B.double().cpu())
+                values.setdefault(name, []).append(value_B.cpu().double())
         return {name: (torch.cat(parts).sum().item(), sum(map(len, parts))) for name, parts in values.items()}
 
     def _measure(self, video_BCTHW: Tensor, output_BCTHW: Tensor) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """Ascend through a stand-in of torch_npu: every call's arguments, and the numbers against torch. No device was there."""
 
+import functools
 import importlib.metadata
 import os
 import re
@@ -259,9 +260,13 @@ def test_float64_stays_on_the_host() -> None:
     vae.posterior = lambda *_: Gaussian(*(x.as_subclass(ascend.OnDevice) for x in (there.mean, there.logvar)))  # type: ignore[method-assign]
     assert torch.equal(codec.encode_moments(video, []).cpu(), expected)
     batch = types.SimpleNamespace(video_BCTHW=video)
-    task = types.SimpleNamespace(device="cpu")
+    distance = lambda *frames: frames[0].flatten(1).mean(1).as_subclass(ascend.OnDevice)  # noqa: E731
+    task = types.SimpleNamespace(device="cpu", validation_distance=("distance", distance))
+    task._measure = functools.partial(AutoencoderTask._measure, task)
     model = lambda x, rngs: (x.as_subclass(ascend.OnDevice), None)  # noqa: E731
-    assert AutoencoderTask.validate(task, model, [batch])["psnr"] == (100.0, 1)  # type: ignore[arg-type]
+    figures = AutoencoderTask.validate(task, model, [batch])  # type: ignore[arg-type]
+    assert figures["psnr"] == (100.0, 1)
+    assert figures["distance"] == (pytest.approx(video.mean().item()), 1)
     assert replay._norm([torch.full((4,), 2.0).as_subclass(ascend.OnDevice)]) == 4.0
 
 
