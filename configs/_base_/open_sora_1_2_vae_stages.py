@@ -1,5 +1,5 @@
-# What the three stages of Open-Sora 1.2's autoencoder share, at its released layout. Steps, devices, frames and the share
-# of images are the published ones; learning rate and weights of the losses were not published and are ours.
+# What the three stages of Open-Sora 1.2's autoencoder share, at its released layout. Steps, devices and the share of images
+# are as we remember its report and were not checked against it; learning rate and weights of the losses are ours.
 task = "autoencoder"
 vae = dict(
     type="OpenSoraVAE_V1_2",

@@ -24,6 +24,7 @@ from opensora.evaluation.psnr import psnr
 from opensora.evaluation.ssim import ssim_frames
 from opensora.interfaces import Autoencoder
 from opensora.models.build import build_autoencoder
+from opensora.models.frame_counts import require_frame_counts
 from opensora.models.weights import CONFIG_FILE, read_config
 from opensora.rng import Draw
 
@@ -116,6 +117,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--sheet", type=Path, help="picture to write")
     options = parser.parse_args(argv)
     try:
+        if options.clips < 1:
+            raise ConfigError(f"--clips: found {options.clips}; allowed: 1 or more")
+        vae = load_autoencoder(options.vae)
+        require_frame_counts(vae, [("--num-frames", options.num_frames)], options.vae)
         dataset = VideoTextDataset(
             options.data_path,
             num_frames=options.num_frames,
@@ -124,7 +129,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             time_range=options.time_range,
             captions=False,
         )
-        rows = list(reconstruct(load_autoencoder(options.vae), dataset, options.clips))
+        rows = list(reconstruct(vae, dataset, options.clips))
+        if not rows:
+            raise ConfigError(f"{options.data_path}: no row holds {options.num_frames} frames; lower --num-frames")
     except OpenSoraError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

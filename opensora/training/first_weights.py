@@ -1,5 +1,6 @@
 """The weights that a run starts with: of `load`, `tail_init` or `principal_start`; and mixing factors that are reset."""
 
+import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,7 +23,9 @@ from opensora.types import Batch
 _MIX_FACTOR = "mix_factor"  # name of the parameter whose sigmoid is the share of the fixed branch
 
 
-_START_PIXELS = 2**22  # of all frames of the clips that principal components are taken of; their activations fill 2 GB
+_START_PIXELS = (
+    2**22
+)  # of all frames of the clips that principal components are taken of; those of configs/vae/train/small.py need 3.5 GB
 
 
 def set_first_weights(module: nn.Module, run: TrainRun, where: str, clips: Callable[[], Iterator[Batch]]) -> None:
@@ -53,11 +56,12 @@ def _start_from_components(module: nn.Module, where: str, clips: Callable[[], It
         if sum(clip[:, 0].numel() for clip in chosen) >= _START_PIXELS:
             break
     assert isinstance(module, CausalVAEModel)  # the schema has checked the type
-    device = next(module.parameters()).device
+    host = copy.deepcopy(module).cpu()  # eigenvectors in float64, which some devices lack
     try:
-        principal_start(module, torch.cat(chosen).to(device))
+        principal_start(host, torch.cat(chosen).cpu())
     except ConfigError as error:
         raise ConfigError(f"{where}: key 'principal_start': {error}") from None
+    module.load_state_dict(host.state_dict())
     logger().info("principal components of %d clips are the first weights", sum(map(len, chosen)))
 
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from opensora import files
 from opensora.datasets.manifest import ManifestRow, read_manifest
 from opensora.datasets.table_writer import write_rows
-from opensora.errors import ConfigError, OpenSoraError
+from opensora.errors import ConfigError, DataError, OpenSoraError
 
 Frames = NDArray[np.uint8]
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
@@ -197,14 +197,17 @@ def find_pictures(folders: Sequence[str]) -> list[Path]:
 
 
 def load_picture(path: Path, mode: str = "RGB") -> Frames:
-    """Pixels of a picture, shrunk to LONGEST; mode "RGBA" keeps what is transparent."""
+    """Pixels of a picture, shrunk to LONGEST; mode "RGBA" keeps what is transparent. DataError for a damaged file."""
     from PIL import Image
 
-    with Image.open(path) as image:
-        image.draft("RGB", (LONGEST, LONGEST))
-        picture = image.convert(mode)
-        picture.thumbnail((LONGEST, LONGEST))
-        return np.asarray(picture)
+    try:
+        with Image.open(path) as image:
+            image.draft("RGB", (LONGEST, LONGEST))
+            picture = image.convert(mode)
+            picture.thumbnail((LONGEST, LONGEST))
+            return np.asarray(picture)
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow's for damaged files
+        raise DataError(f"{path}: cannot be read as a picture ({error}); remove the file") from None
 
 
 def load_footage(path: str, share: float) -> Frames:

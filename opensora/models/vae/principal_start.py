@@ -27,7 +27,7 @@ _RIDGE = 1e-5  # of the mean energy of a channel
 def principal_start(vae: CausalVAEModel, clips_BCTHW: Tensor) -> None:
     """Set all weights of `vae`. Raises ConfigError when its layout has other resampling blocks or `norm_out`.
 
-    clips_BCTHW: float32 in [-1, 1]; some dozen of the footage to be trained on. All activations of these clips are kept.
+    vae: on the CPU. clips_BCTHW: float32 in [-1, 1]; some dozen of the footage to be trained on, whose activations are all kept.
     """
     encoder, decoder = vae.encoder, vae.decoder
     resamplers = [

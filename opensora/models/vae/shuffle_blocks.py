@@ -61,8 +61,9 @@ class TimeUnshuffle2x(nn.Module):
 
     @staticmethod
     def gather(x: Tensor) -> Tensor:
-        """[B, C, 1 + 2k, H, W] -> [B, 2C, 1 + k, H, W]."""
-        pairs = repeat_first_frame(x, 1).unflatten(2, (-1, 2))  # [B, C, 1 + k, 2, H, W]
+        """[B, C, 1 + 2k, H, W] -> [B, 2C, 1 + k, H, W]; a last frame without a partner is left out, as by a stride of 2."""
+        even = repeat_first_frame(x[:, :, : (x.shape[2] - 1) // 2 * 2 + 1], 1)
+        pairs = even.unflatten(2, (-1, 2))  # [B, C, 1 + k, 2, H, W]
         return pairs.transpose(2, 3).flatten(1, 2)
 
 

@@ -59,5 +59,8 @@ def test_mistakes_are_sentences(manifest: str, tmp_path: Path, capsys) -> None:
     (tmp_path / "config.json").write_text("{}")
     assert main([str(tmp_path), manifest]) == 2
     assert "names no 'type' of an autoencoder" in capsys.readouterr().err
+    for option, value in (("--clips", "0"), ("--num-frames", "8")):
+        assert main([VAE, manifest, option, value]) == 2
+        assert f"{option}: found {value}; allowed: " in capsys.readouterr().err
     assert main([VAE, str(tmp_path / "none.csv")]) != 0
     assert "none.csv" in capsys.readouterr().err

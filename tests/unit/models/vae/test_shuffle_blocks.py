@@ -34,6 +34,11 @@ def test_pairs_of_frames_come_back(frames: int) -> None:
     assert torch.equal(passing(TimeShuffle2x(3, 1))(pairs), x)
 
 
+def test_a_frame_without_a_partner_is_left_out() -> None:
+    x = clip(4)
+    assert torch.equal(TimeUnshuffle2x.gather(x), TimeUnshuffle2x.gather(x[:, :, :3]))
+
+
 def test_a_later_frame_does_not_change_an_earlier_latent() -> None:
     block, x = TimeUnshuffle2x(3, 1), clip(5)
     later = x.clone()

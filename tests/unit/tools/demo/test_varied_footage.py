@@ -8,7 +8,6 @@ import numpy as np
 from opensora.datasets.decode import Video
 from opensora.datasets.manifest import read_manifest
 from tests.support.media_files import write_video
-from tools.demo import varied_footage
 from tools.demo.varied_footage import Camera, camera_path, crop_footage, main, make_clip, put, view, write_clip
 
 
@@ -101,4 +100,9 @@ def test_the_command_writes_a_manifest_of_pictures_words_and_footage(tmp_path: P
 def test_a_folder_without_pictures_is_a_sentence(tmp_path: Path, capsys) -> None:
     assert main([str(tmp_path / "out"), "--pictures", str(tmp_path)]) == 2
     assert f"error: {tmp_path}: no picture; allowed endings: .jpg" in capsys.readouterr().err
-    assert varied_footage.ENDINGS == (".jpg", ".jpeg", ".png", ".webp")
+
+
+def test_a_damaged_picture_is_named(tmp_path: Path, capsys) -> None:
+    (tmp_path / "half.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    assert main([str(tmp_path / "out"), "--pictures", str(tmp_path)]) == 1
+    assert f"error: {tmp_path / 'half.png'}: cannot be read as a picture" in capsys.readouterr().err
